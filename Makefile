@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all a newcomer needs; each makes the virtual environment and installs first.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint types bench bench-metrics clean
+
+demo: .venv/installed
+	$(BIN)/clearmargin demo demo
+
+test: lint types
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+bench: bench-metrics
+
+bench-metrics: .venv/installed
+	$(BIN)/python benchmarks/bench_metrics.py
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,22 @@
+"""The few types everything speaks; numpy only, no file format, no torch."""
+
+from clearmargin.core.grid import Grid
+from clearmargin.core.image import Image, Source
+from clearmargin.core.instances import InstanceSet
+from clearmargin.core.labels import Code, LabelClass, LabelMap
+from clearmargin.core.mask import Mask
+from clearmargin.core.prediction import Prediction, Provenance, Segmenter
+
+__all__ = [
+    "Code",
+    "Grid",
+    "Image",
+    "InstanceSet",
+    "LabelClass",
+    "LabelMap",
+    "Mask",
+    "Prediction",
+    "Provenance",
+    "Segmenter",
+    "Source",
+]

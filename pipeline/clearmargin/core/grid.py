@@ -1,0 +1,126 @@
+"""Where pixels lie: an array's shape, its affine to the patient, and the unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Grid", "Unit"]
+
+Unit = Literal["mm", "px"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """A regular grid of pixels or voxels in the plane or in space.
+
+    Attributes:
+        shape: ``(Z, Y, X)`` of a volume or ``(Y, X)`` of an image.
+        affine: ``(4, 4)`` float64. Maps a homogeneous array index ``(z, y, x, 1)`` (``z = 0`` for an image)
+            to a world point ``(x, y, z, 1)`` in DICOM's LPS system, as highdicom's ``Volume.affine`` does.
+        unit: ``"mm"``, or ``"px"`` where no physical spacing is known; nothing may then be called millimetres.
+
+    Spacing is derived from the affine, so the two cannot disagree.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    unit: Unit
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise ValueError(f"a grid has 2 or 3 positive extents, not {shape}")
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ValueError(f"a grid's affine is 4 x 4 and finite, not of shape {affine.shape}")
+        if not np.array_equal(affine[3], (0, 0, 0, 1)):
+            raise ValueError(f"the last row of an affine is 0 0 0 1, not {affine[3]}")
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError("a grid's affine must be invertible; two of its axes are parallel or one is zero")
+        if self.unit not in ("mm", "px"):
+            raise ValueError(f"a grid's unit is 'mm' or 'px', not {self.unit!r}")
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @staticmethod
+    def from_spacing(shape: tuple[int, ...], spacing: ArrayLike | None = None) -> Grid:
+        """Return an axis-aligned grid at the world's origin.
+
+        Args:
+            shape: ``(Z, Y, X)`` or ``(Y, X)``.
+            spacing: Millimetres per axis in array order; None where unknown, and the unit is then px.
+
+        >>> Grid.from_spacing((4, 5, 6), (5.0, 0.8, 0.7)).spacing
+        (5.0, 0.8, 0.7)
+        """
+        steps = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=np.float64)
+        if steps.shape != (len(shape),) or not (steps > 0).all():
+            raise ValueError(f"spacing {spacing} does not give a positive step for each axis of {shape}")
+        along = np.ones(3)
+        along[3 - len(shape) :] = steps
+        affine = np.zeros((4, 4))
+        affine[0, 2], affine[1, 1], affine[2, 0] = along[2], along[1], along[0]
+        affine[3, 3] = 1
+        return Grid(shape=shape, affine=affine, unit="px" if spacing is None else "mm")
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return len(self.shape)
+
+    @cached_property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between neighbours along each array axis, in ``unit``."""
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return tuple(float(v) for v in np.round(lengths[3 - self.ndim :], 9))
+
+    @property
+    def voxel_size(self) -> float:
+        """Volume (area, in the plane) of one element, in ``unit`` cubed (squared); right for sheared grids too."""
+        if self.ndim == 3:
+            return float(abs(np.linalg.det(self.affine[:3, :3])))
+        return float(np.linalg.norm(np.cross(self.affine[:3, 1], self.affine[:3, 2])))
+
+    @property
+    def is_orthogonal(self) -> bool:
+        """Whether the axes are at right angles; false for a tilted gantry."""
+        axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        gram = axes.T @ axes
+        return bool(np.abs(gram - np.eye(3)).max() < 1e-4)
+
+    def to_world(self, index: ArrayLike) -> NDArray[np.float64]:
+        """Return world points ``(..., 3)`` for array indices ``(..., ndim)``; fractions are allowed."""
+        points = np.asarray(index, dtype=np.float64)
+        return points @ self.affine[:3, 3 - self.ndim : 3].T + self.affine[:3, 3]
+
+    def to_index(self, world: ArrayLike) -> NDArray[np.float64]:
+        """Return fractional array indices ``(..., ndim)`` for world points ``(..., 3)``."""
+        inverse = np.linalg.inv(self.affine)
+        points = np.asarray(world, dtype=np.float64)
+        return (points @ inverse[:3, :3].T + inverse[:3, 3])[..., 3 - self.ndim :]
+
+    def same_as(self, other: Grid, *, tolerance: float = 0.01) -> bool:
+        """Return whether both grids have one shape and unit and every corner within ``tolerance`` units."""
+        if self.shape != other.shape or self.unit != other.unit:
+            return False
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
+        return bool(np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance)
+
+    def plane(self, z: int) -> Grid:
+        """Return the grid of slice ``z`` of a volume, at its place in the world."""
+        if self.ndim != 3 or not 0 <= z < self.shape[0]:
+            raise ValueError(f"slice {z} of a grid of shape {self.shape}")
+        affine = self.affine.copy()
+        affine[:3, 3] += z * affine[:3, 0]
+        return Grid(shape=self.shape[1:], affine=affine, unit=self.unit)
+
+    def __str__(self) -> str:
+        size = " x ".join(str(n) for n in self.shape)
+        step = " x ".join(f"{s:g}" for s in self.spacing)
+        return f"{size} at {step} {self.unit}"

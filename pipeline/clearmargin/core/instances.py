@@ -1,0 +1,142 @@
+"""Instances on a grid, as columns of equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clearmargin.core.grid import Grid
+from clearmargin.core.mask import Mask
+
+__all__ = ["InstanceSet"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InstanceSet:
+    """N instances on one grid, as columns of equal length.
+
+    Attributes:
+        grid: The grid that all masks lie on.
+        masks: N masks of shape ``grid.shape``; they may overlap.
+        labels: ``(N,)`` int64, ids in the label map.
+        scores: ``(N,)`` float32 in [0, 1]; all 1 for reference annotations.
+        uncertainty: Further ``(N,)`` float32 columns by name, such as ``mean_entropy``.
+        ignore: Region in which nothing is measured (ambiguous tissue, an unlabelled crowd); None for none.
+    """
+
+    grid: Grid
+    masks: tuple[Mask, ...]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    uncertainty: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    ignore: Mask | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masks", tuple(self.masks))
+        object.__setattr__(self, "labels", np.asarray(self.labels, np.int64).copy())
+        object.__setattr__(self, "scores", np.asarray(self.scores, np.float32).copy())
+        columns = {name: np.asarray(v, np.float32).copy() for name, v in self.uncertainty.items()}
+        object.__setattr__(self, "uncertainty", MappingProxyType(columns))
+        n = len(self.masks)
+        for name, column in {"labels": self.labels, "scores": self.scores, **columns}.items():
+            if column.shape != (n,):
+                raise ValueError(f"{name} has shape {column.shape}; {n} masks need ({n},)")
+            column.flags.writeable = False
+        if n and not (np.isfinite(self.scores).all() and self.scores.min() >= 0 and self.scores.max() <= 1):
+            raise ValueError("scores lie in [0, 1]")
+        for mask in (*self.masks, *(() if self.ignore is None else (self.ignore,))):
+            if mask.shape != self.grid.shape:
+                raise ValueError(f"a mask of shape {mask.shape} does not lie on the grid {self.grid.shape}")
+
+    @staticmethod
+    def empty(grid: Grid) -> InstanceSet:
+        """Return the set of no instances on ``grid``."""
+        return InstanceSet(grid=grid, masks=(), labels=np.zeros(0, np.int64), scores=np.zeros(0, np.float32))
+
+    @staticmethod
+    def from_dense(
+        grid: Grid, masks: Sequence[ArrayLike], labels: ArrayLike | None = None, scores: ArrayLike | None = None
+    ) -> InstanceSet:
+        """Return instances from dense masks of ``grid.shape``; labels and scores default to 1."""
+        n = len(masks)
+        return InstanceSet(
+            grid=grid,
+            masks=tuple(Mask.from_dense(m) for m in masks),
+            labels=np.ones(n, np.int64) if labels is None else np.asarray(labels, np.int64),
+            scores=np.ones(n, np.float32) if scores is None else np.asarray(scores, np.float32),
+        )
+
+    @staticmethod
+    def from_label_image(grid: Grid, label_image: NDArray[np.integer], label: int = 1) -> InstanceSet:
+        """Return one instance for each positive value of ``label_image`` (shape ``grid.shape``), in value order.
+
+        A value is one instance even where occlusion splits it in pieces.
+        """
+        if label_image.shape != grid.shape:
+            raise ValueError(f"a label image of shape {label_image.shape} on a grid of shape {grid.shape}")
+        values, inverse = np.unique(label_image, return_inverse=True)
+        compact = inverse.reshape(label_image.shape).astype(np.int32)
+        starts, stops = _boxes(compact, len(values))
+        masks = []
+        for k, value in enumerate(values):
+            if value > 0:
+                box = tuple(slice(int(a), int(b)) for a, b in zip(starts[k], stops[k], strict=True))
+                masks.append(Mask.from_crop(compact[box] == k, tuple(int(a) for a in starts[k]), grid.shape))
+        n = len(masks)
+        return InstanceSet(
+            grid=grid, masks=tuple(masks), labels=np.full(n, label), scores=np.ones(n, np.float32)
+        )
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def select(self, index: ArrayLike) -> InstanceSet:
+        """Return the instances that ``index`` picks: a bool array ``(N,)`` or integer positions, in that order."""
+        picks = np.asarray(index)
+        picks = np.flatnonzero(picks) if picks.dtype == np.bool_ else picks.astype(np.int64)
+        return InstanceSet(
+            grid=self.grid,
+            masks=tuple(self.masks[int(i)] for i in picks),
+            labels=self.labels[picks],
+            scores=self.scores[picks],
+            uncertainty={name: column[picks] for name, column in self.uncertainty.items()},
+            ignore=self.ignore,
+        )
+
+    def plane(self, z: int) -> tuple[InstanceSet, NDArray[np.int64]]:
+        """Return the instances that slice ``z`` cuts, on the slice's grid, and their positions in this set."""
+        hit = np.array([i for i, m in enumerate(self.masks) if m.origin[0] <= z < m.box[1][0]], np.int64)
+        cuts = [self.masks[i].plane(z) for i in hit]
+        kept = np.array([i for i, cut in zip(hit, cuts, strict=True) if cut.area], np.int64)
+        chosen = self.select(kept)
+        flat = InstanceSet(
+            grid=self.grid.plane(z),
+            masks=tuple(cut for cut in cuts if cut.area),
+            labels=chosen.labels,
+            scores=chosen.scores,
+            uncertainty=chosen.uncertainty,
+            ignore=None if self.ignore is None else self.ignore.plane(z),
+        )
+        return flat, kept
+
+    def __repr__(self) -> str:
+        return f"InstanceSet({len(self)} instance(s), {self.grid})"
+
+
+def _boxes(compact: NDArray[np.int32], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ``(n, ndim)`` first and one-past-last indices of the values 0..n-1, in one pass per axis."""
+    starts = np.zeros((n, compact.ndim), np.int64)
+    stops = np.zeros((n, compact.ndim), np.int64)
+    for axis in range(compact.ndim):
+        size = compact.shape[axis]
+        lines = np.moveaxis(compact, axis, 0).reshape(size, -1)
+        seen = np.zeros((size, n), bool)
+        for i in range(size):
+            seen[i, lines[i]] = True
+        starts[:, axis] = seen.argmax(axis=0)
+        stops[:, axis] = size - seen[::-1].argmax(axis=0)
+    return starts, stops

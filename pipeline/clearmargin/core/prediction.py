@@ -1,0 +1,65 @@
+"""What a segmenter returns, and what a segmenter is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core.image import Image
+from clearmargin.core.instances import InstanceSet
+from clearmargin.core.labels import LabelMap
+
+__all__ = ["Prediction", "Provenance", "Segmenter"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made a prediction: enough to name the algorithm in DICOM and to make deterministic UIDs.
+
+    Attributes:
+        model: Name of the network, such as ``mask_rcnn``.
+        weights_sha256: Of the weights file.
+        config_sha256: Of the resolved configuration.
+        software: ``clearmargin`` and its version.
+    """
+
+    model: str
+    weights_sha256: str
+    config_sha256: str
+    software: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """Instances on the source's grid, with maps and provenance.
+
+    Attributes:
+        instances: On the grid of the image that was segmented.
+        label_map: What the labels mean.
+        provenance: What made it.
+        maps: float32 arrays of ``instances.grid.shape`` by name, such as ``foreground`` and ``entropy``.
+    """
+
+    instances: InstanceSet
+    label_map: LabelMap
+    provenance: Provenance
+    maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maps", MappingProxyType(dict(self.maps)))
+        for name, values in self.maps.items():
+            if values.shape != self.instances.grid.shape:
+                raise ValueError(f"map '{name}' of shape {values.shape} is not on {self.instances.grid.shape}")
+
+
+class Segmenter(Protocol):
+    """Image in, prediction out."""
+
+    def __call__(self, image: Image) -> Prediction:
+        """Segment one image or volume; the prediction lies on ``image.grid``."""
+        ...

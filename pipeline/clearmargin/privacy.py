@@ -1,0 +1,76 @@
+"""Case ids: how a case is named wherever a name could be read by others.
+
+A case id is a keyed hash; the key and the crosswalk from ids to paths lie in ``CLEARMARGIN_HOME`` (default
+``~/.clearmargin``), readable by their owner alone. Logs, errors, tables and MLflow name case ids only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["case_id", "home", "record_case", "recorded_cases"]
+
+
+def home() -> Path:
+    """Return the private folder, made with mode 0700 where it does not exist yet."""
+    folder = Path(os.environ.get("CLEARMARGIN_HOME", Path.home() / ".clearmargin"))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def case_id(*parts: str) -> str:
+    """Return ``case-`` and 12 hex digits: HMAC-SHA256 of ``parts`` under this user's key.
+
+    The same parts give the same id in every process of this user, and nothing to anyone without the key.
+    """
+    message = json.dumps(parts).encode()
+    return f"case-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
+
+
+def record_case(case: str, path: Path) -> None:
+    """Append ``case -> path`` to the private crosswalk (``crosswalk.jsonl``, mode 0600); once for each pair."""
+    entry = {"case": case, "path": str(path.resolve())}
+    if recorded_cases().get(case) == entry["path"]:
+        return
+    with _private(home() / "crosswalk.jsonl", os.O_APPEND) as descriptor:
+        os.write(descriptor, (json.dumps(entry) + "\n").encode())
+
+
+def recorded_cases() -> dict[str, str]:
+    """Return the crosswalk, case id to path; empty where nothing was recorded."""
+    crosswalk = home() / "crosswalk.jsonl"
+    if not crosswalk.exists():
+        return {}
+    rows = (json.loads(line) for line in crosswalk.read_text().splitlines() if line)
+    return {row["case"]: row["path"] for row in rows}
+
+
+def _key() -> bytes:
+    path = home() / "key"
+    if not path.exists():
+        # Written whole under another name and linked, so that two first processes agree on one key.
+        draft = path.with_name(f"key.{os.getpid()}")
+        with _private(draft, os.O_TRUNC) as descriptor:
+            os.write(descriptor, secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _private(path: Path, flags: int) -> Iterator[int]:
+    """Open ``path`` for writing with mode 0600, whatever the umask."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+        yield descriptor
+    finally:
+        os.close(descriptor)
