@@ -1,0 +1,1 @@
+"""Data sets: cards, the cases they describe, splits by unit, training samples, phantoms."""
