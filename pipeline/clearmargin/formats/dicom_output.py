@@ -116,6 +116,8 @@ def _cleaned(source: Any, image: Image) -> Any:
         header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
         header.PixelSpacing, header.SliceThickness = [1, 1], 1
         header.PositionReferenceIndicator = ""
+    else:
+        header.PatientOrientation = ""
     header.planes = _planes(source)
     # highdicom knows only some storage classes and treats them differently: it sees a stand-in, and
     # refer_to_sources puts the true class in place.
@@ -264,6 +266,8 @@ def write_dates(dataset: Any, headers: Sequence[Any]) -> None:
         setattr(dataset, name, date or "19700101")
     for name in ("ContentTime", "InstanceCreationTime"):
         setattr(dataset, name, time or "000000")
+    for item in dataset.get("ContributingEquipmentSequence") or []:
+        item.ContributionDateTime = f"{dataset.ContentDate}{dataset.ContentTime}"
 
 
 def save(dataset: Any, path: Path) -> None:

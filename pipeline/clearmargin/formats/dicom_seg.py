@@ -28,8 +28,9 @@ from clearmargin.formats.dicom_output import (
     write_dates,
 )
 from clearmargin.formats.dicom_pixels import quiet_pydicom
+from clearmargin.formats.dicom_seg_content import SegContent, Segment, read_dicom_seg, read_seg_content
 
-__all__ = ["SegWritten", "write_dicom_seg"]
+__all__ = ["SegContent", "SegWritten", "Segment", "read_dicom_seg", "read_seg_content", "write_dicom_seg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
     _set_frames(dataset, image, headers, frames)
     dataset.PixelData = _packed([instances.masks[i] for i in kept], image.grid, frames)
     dataset["PixelData"].VR = "OB"
+    if "PatientOrientation" in headers[0]:  # type 2C, required where there is no position in the patient
+        dataset.PatientOrientation = ""
     write_dates(dataset, headers)
     save(dataset, Path(path))
     return SegWritten(
