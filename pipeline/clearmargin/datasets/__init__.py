@@ -1,0 +1,1 @@
+"""Data sets: cards, splits, sampling, and phantoms made from a seed."""
