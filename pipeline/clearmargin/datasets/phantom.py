@@ -164,7 +164,7 @@ def make_clip(
     if frames < 1:
         raise ValueError(f"a clip has at least one frame, not {frames}")
     step = 120.0 / max(frames, 24)
-    phantom = make_phantom(seed, shape=(frames, *size), spacing=(step, pixel_mm, pixel_mm))
+    phantom = make_phantom(seed, shape=(frames, *size), spacing=(step, pixel_mm, pixel_mm), tumours=(8, 11))
     low, high = DISPLAY_WINDOW
     grey = np.clip((phantom.image.pixels[0].astype(np.float32) - low) * (255 / (high - low)), 0, 255)
     plane = Grid.from_spacing(size)
