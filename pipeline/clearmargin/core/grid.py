@@ -41,7 +41,9 @@ class Grid:
         if not np.array_equal(affine[3], (0, 0, 0, 1)):
             raise ValueError(f"the last row of an affine is 0 0 0 1, not {affine[3]}")
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-            raise ValueError("a grid's affine must be invertible; two of its axes are parallel or one is zero")
+            raise ValueError(
+                "a grid's affine must be invertible; two of its axes are parallel or one is zero"
+            )
         if self.unit not in ("mm", "px"):
             raise ValueError(f"a grid's unit is 'mm' or 'px', not {self.unit!r}")
         affine.flags.writeable = False

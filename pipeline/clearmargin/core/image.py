@@ -60,4 +60,6 @@ class Image:
             raise TypeError(f"pixels are numbers, not {self.pixels.dtype}")
 
     def __repr__(self) -> str:
-        return f"Image({self.pixels.shape[0]} channel(s) {self.pixels.dtype}, {self.grid}, {self.source.case})"
+        return (
+            f"Image({self.pixels.shape[0]} channel(s) {self.pixels.dtype}, {self.grid}, {self.source.case})"
+        )

@@ -59,7 +59,10 @@ class InstanceSet:
 
     @staticmethod
     def from_dense(
-        grid: Grid, masks: Sequence[ArrayLike], labels: ArrayLike | None = None, scores: ArrayLike | None = None
+        grid: Grid,
+        masks: Sequence[ArrayLike],
+        labels: ArrayLike | None = None,
+        scores: ArrayLike | None = None,
     ) -> InstanceSet:
         """Return instances from dense masks of ``grid.shape``; labels and scores default to 1."""
         n = len(masks)

@@ -31,7 +31,9 @@ class Mask:
         if self.crop.dtype != np.bool_:
             raise TypeError(f"a mask's crop is bool, not {self.crop.dtype}")
         if not len(self.shape) == len(self.origin) == self.crop.ndim:
-            raise ValueError(f"shape {self.shape}, origin {self.origin}, crop {self.crop.shape}: ranks differ")
+            raise ValueError(
+                f"shape {self.shape}, origin {self.origin}, crop {self.crop.shape}: ranks differ"
+            )
         for start, extent, size in zip(self.origin, self.crop.shape, self.shape, strict=True):
             if start < 0 or start + extent > size:
                 raise ValueError(f"crop {self.crop.shape} at {self.origin} leaves the grid {self.shape}")
@@ -63,7 +65,9 @@ class Mask:
             others = tuple(a for a in range(inside.ndim) if a != axis)
             (hits,) = np.nonzero(inside.any(axis=others))
             if hits.size == 0:
-                return Mask(shape=tuple(shape), origin=(0,) * len(shape), crop=np.zeros((0,) * len(shape), bool))
+                return Mask(
+                    shape=tuple(shape), origin=(0,) * len(shape), crop=np.zeros((0,) * len(shape), bool)
+                )
             inside = inside[(slice(None),) * axis + (slice(int(hits[0]), int(hits[-1]) + 1),)]
             start[axis] += int(hits[0])
         tight = np.array(inside, dtype=bool, order="C")

@@ -54,7 +54,9 @@ class Prediction:
         object.__setattr__(self, "maps", MappingProxyType(dict(self.maps)))
         for name, values in self.maps.items():
             if values.shape != self.instances.grid.shape:
-                raise ValueError(f"map '{name}' of shape {values.shape} is not on {self.instances.grid.shape}")
+                raise ValueError(
+                    f"map '{name}' of shape {values.shape} is not on {self.instances.grid.shape}"
+                )
 
 
 class Segmenter(Protocol):

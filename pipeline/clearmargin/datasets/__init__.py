@@ -1,1 +1,1 @@
-"""Data sets: cards, splits, sampling, and phantoms made from a seed."""
+"""Data sets: cards, the cases they describe, splits by unit, training samples, phantoms."""

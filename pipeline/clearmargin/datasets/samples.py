@@ -1,0 +1,138 @@
+"""Training samples: windows of a data set's images, drawn and augmented from (seed, position) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.datasets.cases import Case, Dataset
+from clearmargin.models.network import Targets
+from clearmargin.transforms.samples import Sample, make_sample, read_instances
+from clearmargin.transforms.spatial import augmentation_matrix, resample
+from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
+
+__all__ = ["Windows", "collate"]
+
+
+class Windows(TorchDataset[tuple[Tensor, Targets]]):
+    """An endless row of windows; window ``k`` is a function of (seed, k) and nothing else.
+
+    So a resumed run, any number of workers and any number of processes see the same samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        cases: Sequence[Case],
+        image: ImageSettings,
+        augment: AugmentSettings,
+        *,
+        seed: int,
+        cache_bytes: int,
+    ) -> None:
+        self.dataset, self.cases, self.image, self.augment = dataset, tuple(cases), image, augment
+        self.seed = seed
+        self._cache: dict[int, tuple[Image, InstanceSet]] = {}
+        self._cache_left = cache_bytes
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Targets]:
+        """Return window ``position`` (any whole number from 0 on), ``(3, H, W)`` in [0, 1], and its targets."""
+        generator = np.random.default_rng((self.seed, position))
+        image, instances = self._load(self._case_of(position))
+        sample, grid = _plane_sample(image, instances, self.image, self.augment, generator)
+        window = self._window(sample, grid, generator)
+        found = read_instances(window, grid)
+        pixels = augment_intensity(window["image"].as_tensor(), self.augment, generator)
+        return pixels, _targets(found)
+
+    def _case_of(self, position: int) -> int:
+        """Return a position's case: all cases are walked through, in a new random order each time."""
+        walk, step = divmod(position, len(self.cases))
+        return int(np.random.default_rng((self.seed, 2**32 + walk)).permutation(len(self.cases))[step])
+
+    def _load(self, index: int) -> tuple[Image, InstanceSet]:
+        if index not in self._cache:
+            image, instances = self.dataset.read(self.cases[index])
+            image = replace(image, pixels=prepare(image, self.image))
+            if image.pixels.nbytes > self._cache_left:
+                return image, instances
+            self._cache_left -= image.pixels.nbytes
+            self._cache[index] = (image, instances)
+        return self._cache[index]
+
+    def _window(self, sample: Sample, grid: Grid, generator: np.random.Generator) -> dict[str, Any]:
+        augment, size = self.augment, self.image.crop
+        scale = self.image.scale_for(grid)
+        scale *= float(np.exp(generator.uniform(-1, 1) * np.log(augment.scale)))
+        degrees = float(generator.uniform(-augment.rotate_degrees, augment.rotate_degrees))
+        if augment.rotate90:
+            degrees += 90.0 * int(generator.integers(4))
+        flips = generator.random(2) < 0.5
+        aim_at_instance = len(sample["anchors"]) and generator.random() < augment.foreground
+        anchor = sample["anchors"][generator.integers(len(sample["anchors"]))] if aim_at_instance else None
+        centre = [
+            _centre(extent, n / scale, None if anchor is None else float(anchor[axis]), generator)
+            for axis, (extent, n) in enumerate(zip(grid.shape, size, strict=True))
+        ]
+        matrix = augmentation_matrix(
+            centre=(centre[0], centre[1]),
+            size=size,
+            scale=scale,
+            degrees=degrees,
+            flip=(bool(flips[0]) and augment.flip_y, bool(flips[1]) and augment.flip_x),
+        )
+        return resample(sample, matrix, size)
+
+
+def collate(items: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, list[Targets]]:
+    """Return a batch ``(B, C, H, W)`` and its targets."""
+    return torch.stack([image for image, _ in items]), [targets for _, targets in items]
+
+
+def _centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
+    """Return where a window of ``window`` image pixels is centred along an axis of ``extent`` pixels.
+
+    Windows stay inside the image where they fit, and hold the anchor where there is one.
+    """
+    low, high = sorted((window / 2 - 0.5, extent - 0.5 - window / 2))
+    if anchor is not None:
+        low, high = max(low, anchor - window / 2 + 1), min(high, anchor + window / 2 - 1)
+        if low > high:
+            return anchor
+    return float(generator.uniform(low, high))
+
+
+def _plane_sample(
+    image: Image,
+    instances: InstanceSet,
+    settings: ImageSettings,
+    augment: AugmentSettings,
+    generator: np.random.Generator,
+) -> tuple[Sample, Grid]:
+    """Return an image, or one slice of a volume (with an instance as often as asked for), and its grid."""
+    if image.grid.ndim == 2:
+        return make_sample(image, instances), image.grid
+    depth = image.grid.shape[0]
+    z = int(generator.integers(depth))
+    if len(instances) and generator.random() < augment.foreground:
+        mask = instances.masks[int(generator.integers(len(instances)))]
+        z = int(generator.integers(mask.box[0][0], max(mask.box[1][0], mask.box[0][0] + 1)))
+    plane = planes(image, settings.neighbours, z)
+    return make_sample(plane, instances.plane(z)[0]), plane.grid
+
+
+def _targets(instances: InstanceSet) -> Targets:
+    """Return what is still in view as targets."""
+    seen = [i for i, mask in enumerate(instances.masks) if mask.area]
+    dense: NDArray[np.uint8] = np.zeros((len(seen), *instances.grid.shape), np.uint8)
+    for row, i in enumerate(seen):
+        dense[row][instances.masks[i].slices] = instances.masks[i].crop
+    return Targets.from_masks(torch.from_numpy(dense), torch.from_numpy(instances.labels[seen].copy()))

@@ -1,0 +1,161 @@
+"""PNG, JPEG, TIFF and BMP pictures in and out: 8 and 16 bits, grey and RGB; distances are in pixels."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Grid, Image, Source
+from clearmargin.errors import InputError
+from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.privacy import case_id
+
+__all__ = ["read_label_raster", "read_raster", "write_raster"]
+
+
+def read_raster(path: Path) -> Image:
+    """Return a picture ``(C, Y, X)``, one grey channel or RGB, or the pages of a TIFF as ``(C, Z, Y, X)``.
+
+    16 bits are kept, an alpha channel is dropped, a palette is applied, and a photograph is turned as its EXIF
+    orientation says, as every viewer shows it. The unit is px.
+
+    Raises:
+        InputError: Damaged, of an unknown layout, or larger than is read at once.
+    """
+    path = Path(path)
+    pixels = _channels(_load(path, palette=True), path)
+    return Image(
+        pixels=pixels,
+        grid=Grid.from_spacing(pixels.shape[1:]),
+        source=Source(case=case_id(str(path.resolve())), kind="raster", files=(path,)),
+    )
+
+
+def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
+    """Return a label picture ``(Y, X)`` (``(Z, Y, X)`` for a multi-page TIFF) in its stored integer dtype.
+
+    Palette pictures give their indices, 1-bit ones 0 and 1. Colours that are equal in all channels are one value.
+
+    Raises:
+        InputError: As :func:`read_raster`; colours, fractions or JPEG, whose losses blur labels.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(f"'{path.name}' is a JPEG, whose compression changes labels: use PNG or TIFF")
+    channels = _channels(_load(path, palette=False), path)
+    if len(channels) > 1 and not (channels == channels[:1]).all():
+        raise InputError(f"'{path.name}' is in colour: a label picture holds one value a pixel")
+    labels = channels[0]
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"'{path.name}' holds {labels.dtype} values: labels are whole numbers")
+    return labels
+
+
+def write_raster(path: Path, array: NDArray[np.generic]) -> None:
+    """Write ``(Y, X)``, ``(1, Y, X)`` or RGB ``(3, Y, X)`` of bool, uint8 or uint16 as PNG, TIFF or JPEG.
+
+    Raises:
+        InputError: A dtype or layout that the format would change (16-bit colour PNG, 16-bit JPEG).
+    """
+    from PIL import Image as Pillow
+
+    path = Path(path)
+    data = np.asarray(array)
+    data = data[0] if data.ndim == 3 and len(data) == 1 else data
+    data = data.astype(np.uint8) * np.uint8(255) if data.dtype == np.bool_ else data
+    colour = data.ndim == 3 and len(data) == 3
+    if data.dtype not in (np.uint8, np.uint16) or not (colour or data.ndim == 2):
+        raise InputError(
+            f"'{path.name}': {array.dtype} of shape {array.shape} is not a picture that can be written"
+        )
+    data = np.ascontiguousarray(np.moveaxis(data, 0, -1)) if colour else np.ascontiguousarray(data)
+    if path.suffix.lower() in (".tif", ".tiff"):
+        import tifffile
+
+        tifffile.imwrite(path, data, photometric="rgb" if colour else "minisblack", compression="zlib")
+        return
+    if data.dtype == np.uint16 and (colour or path.suffix.lower() != ".png"):
+        raise InputError(f"'{path.name}': 16-bit {'colour' if colour else 'grey'} is written as .tif")
+    Pillow.fromarray(data).save(path)
+
+
+def _channels(data: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Return ``(..., Y, X)`` or ``(..., Y, X, 2..4)`` as ``(C, ..., Y, X)`` without alpha."""
+    if data.ndim > 2 and data.shape[-1] in (2, 4) and data.ndim == 3:
+        data = data[..., :-1]
+    if data.dtype == np.bool_:
+        data = data.astype(np.uint8)
+    if data.ndim == 3 and data.shape[-1] in (1, 3):
+        return np.ascontiguousarray(np.moveaxis(data, -1, 0))
+    if data.ndim in (2, 3):
+        return data[None]
+    if data.ndim == 4 and data.shape[-1] in (3, 4):
+        return np.ascontiguousarray(np.moveaxis(data[..., :3], -1, 0))
+    raise InputError(f"'{path.name}' is of shape {data.shape}: not a picture or a stack of them")
+
+
+def _load(path: Path, *, palette: bool) -> NDArray[Any]:
+    if not path.exists():
+        raise InputError(f"there is no file '{path.name}'")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(PIL|tifffile)(\.|$)")
+            return (
+                _load_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _load_pillow(path, palette)
+            )
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - Pillow and tifffile raise many types on damaged files
+        raise InputError(f"'{path.name}' is not readable as a picture ({type(error).__name__})") from None
+
+
+def _load_pillow(path: Path, palette: bool) -> NDArray[Any]:
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    if _is_deep_colour_png(path):
+        import SimpleITK  # Pillow reduces 16-bit colour to 8
+
+        return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))))
+    with Pillow.open(path) as opened:
+        _refuse_size(opened.size[0] * opened.size[1] * 4, path)
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode == "P" and palette:
+            picture = picture.convert("RGB")
+        elif picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I", "F"):
+            picture = picture.convert("RGB")
+        data = np.asarray(picture)
+    if data.dtype == np.int32 and data.size and 0 <= data.min() and data.max() < 2**16:
+        data = data.astype(np.uint16)  # older Pillow gives 16-bit PNG as 32-bit integers
+    return data.astype(np.uint16) if data.dtype == ">u2" else data
+
+
+def _is_deep_colour_png(path: Path) -> bool:
+    """Return whether the PNG header states 16 bits a channel and more than one channel (PNG, 11.2.2)."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 and head[24] == 16 and head[25] in (2, 4, 6)
+
+
+def _load_tiff(path: Path) -> NDArray[Any]:
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        series = tiff.series[0]
+        _refuse_size(int(np.prod(series.shape, dtype=np.int64)) * series.dtype.itemsize, path)
+        data = np.asarray(series.asarray())
+        axes = series.axes
+        if axes.endswith("S"):
+            return data
+        if "C" in axes and data.shape[axes.index("C")] <= 4:
+            return np.moveaxis(data, axes.index("C"), -1)
+    return data.astype(data.dtype.newbyteorder("="), copy=False)
+
+
+def _refuse_size(size: int, path: Path) -> None:
+    if size > MAX_BYTES:
+        raise InputError(f"'{path.name}' claims {size / 2**30:.0f} GiB of pixels: not readable at once")

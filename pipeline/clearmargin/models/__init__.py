@@ -1,0 +1,68 @@
+"""Networks: torch lives here. A new one is a file with its config above it, and one line in ``NETWORKS``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clearmargin.config import Settings, validate
+from clearmargin.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from clearmargin.models.network import Network
+    from clearmargin.models.segmenter import NetworkSegmenter
+
+__all__ = ["NETWORKS", "NetworkEntry", "build_network", "load_segmenter", "network_config"]
+
+
+class NetworkEntry(NamedTuple):
+    """Where a network lies: its module is imported when it is wanted, since torch is heavy."""
+
+    module: str
+    config: str
+    network: str
+
+
+NETWORKS: dict[str, NetworkEntry] = {
+    "mask_rcnn": NetworkEntry("clearmargin.models.mask_rcnn", "MaskRCNNConfig", "MaskRCNN"),
+}
+
+
+def network_config(section: dict[str, Any], *, name: str = "model") -> Settings:
+    """Return the ``model`` section of a configuration as its network's own config class.
+
+    Raises:
+        ConfigError: ``network`` is missing or unknown, or the rest does not fit its class.
+    """
+    schema: type[Settings] = _load(section.get("network"), "config")
+    return validate(section, schema, name=name)
+
+
+def build_network(config: Settings, *, classes: int, pretrained: bool) -> Network:
+    """Return the network of a config for ``classes`` classes (background not counted).
+
+    Args:
+        config: As ``network_config`` returns it.
+        classes: Number of classes in the label map.
+        pretrained: Whether the backbone starts from its pretrained weights; a checkpoint needs none.
+    """
+    network: Network = _load(config.model_dump()["network"], "network")(
+        config, classes=classes, pretrained=pretrained
+    )
+    return network
+
+
+def load_segmenter(folder: str | Path, *, device: str | None = None) -> NetworkSegmenter:
+    """Return the segmenter saved in a model folder; on CUDA where there is one, unless ``device`` says else."""
+    from clearmargin.models.folder import load_segmenter as load
+
+    return load(Path(folder), device=device)
+
+
+def _load(name: Any, what: str) -> Any:
+    from importlib import import_module
+
+    if name not in NETWORKS:
+        raise ConfigError(f"no model '{name}': {nearest(str(name), NETWORKS)}")
+    entry = NETWORKS[name]
+    return getattr(import_module(entry.module), getattr(entry, what))

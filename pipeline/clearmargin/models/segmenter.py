@@ -1,0 +1,141 @@
+"""A network as a segmenter: image in, prediction on the image's own grid out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.models.linking import link_slices
+from clearmargin.models.network import Detections, Network
+from clearmargin.models.placing import foreground, place, threshold
+from clearmargin.transforms.samples import KEYS
+from clearmargin.transforms.spatial import fitting_view, resample
+from clearmargin.transforms.tensors import to_tensor
+from clearmargin.transforms.view import ImageSettings, planes, prepare, to_channels
+
+__all__ = ["NetworkSegmenter", "PlaneDetections", "View"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One way of showing an image to the network, undone exactly afterwards.
+
+    Attributes:
+        flip: Whether to mirror ``y`` and ``x``.
+        zoom: Factor on the scale that the network was trained at.
+    """
+
+    flip: tuple[bool, bool] = (False, False)
+    zoom: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneDetections:
+    """What the network found in one plane, and the way back.
+
+    Attributes:
+        found: In network pixels.
+        matrix: ``(3, 3)``, from network indices to the plane's.
+        plane: The image that was shown.
+    """
+
+    found: Detections
+    matrix: NDArray[np.float64]
+    plane: Image
+
+    def instances(self) -> InstanceSet:
+        """Return the instances on the plane's grid; what falls below one pixel there is left out and counted."""
+        grid = self.plane.grid
+        shape = (grid.shape[0], grid.shape[1])
+        masks = []
+        for mask, region in zip(self.found.masks, self.found.regions, strict=True):
+            crop, origin = place(mask, region, self.matrix, shape)
+            masks.append(threshold(crop, origin, shape))
+        every = InstanceSet(
+            grid=grid,
+            masks=tuple(masks),
+            labels=self.found.labels.cpu().numpy(),
+            scores=self.found.scores.cpu().numpy(),
+        )
+        kept = np.array([m.area > 0 for m in masks], bool)
+        if not kept.all():
+            log.info("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
+        return every.select(kept)
+
+    def foreground(self) -> NDArray[np.float32]:
+        """Return each pixel's probability that some instance covers it, on the plane's grid."""
+        return foreground(self.found, self.matrix, (self.plane.grid.shape[0], self.plane.grid.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSegmenter:
+    """A trained network with what it needs to be shown an image.
+
+    Attributes:
+        network: In no particular mode: ``detect`` does not depend on one.
+        image: How images are shown to it.
+        label_map: What its labels mean.
+        provenance: What it is.
+        device: Where it runs.
+        score_threshold: Instances below it are not returned.
+        min_iou: Least overlap at which instances of neighbouring slices are one.
+    """
+
+    network: Network
+    image: ImageSettings
+    label_map: LabelMap
+    provenance: Provenance
+    device: torch.device
+    score_threshold: float = 0.5
+    min_iou: float = 0.2
+
+    def __call__(self, image: Image) -> Prediction:
+        """Segment one image or volume.
+
+        Args:
+            image: One or three channels; a volume has one.
+
+        Raises:
+            InputError: Channels or spacing are not what the model needs.
+        """
+        parts = [plane.instances() for plane in self.detect(image, View())]
+        return self.predicted(self.merge(parts, image))
+
+    def predicted(self, instances: InstanceSet, **maps: NDArray[np.float32]) -> Prediction:
+        """Return instances and maps as this segmenter's prediction."""
+        return Prediction(
+            instances=instances, label_map=self.label_map, provenance=self.provenance, maps=maps
+        )
+
+    def merge(self, parts: list[InstanceSet], image: Image) -> InstanceSet:
+        """Return the planes' instances as the image's: linked, in a volume; those above the score threshold."""
+        whole = parts[0] if image.grid.ndim == 2 else link_slices(parts, image.grid, min_iou=self.min_iou)
+        return whole.select(whole.scores >= self.score_threshold)
+
+    def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
+        """Yield what the network finds in each plane of the image (an image is its own plane), in slice order."""
+        if image.grid.ndim == 2:
+            yield self._detect_plane(image, view)
+            return
+        for z in range(image.grid.shape[0]):
+            yield self._detect_plane(planes(image, self.image.neighbours, z), view)
+
+    def _detect_plane(self, plane: Image, view: View) -> PlaneDetections:
+        pixels = to_channels(prepare(plane, self.image))
+        scale = self.image.scale_for(plane.grid) * view.zoom
+        matrix, size = fitting_view((plane.grid.shape[0], plane.grid.shape[1]), scale, flip=view.flip)
+        shown = resample({"image": to_tensor(pixels, plane.grid)}, matrix, size, keys=KEYS[:1])["image"]
+        batch: Tensor = shown.as_tensor()[None].to(self.device)
+        with torch.inference_mode():
+            (found,) = self.network.detect(batch)
+        return PlaneDetections(found=found, matrix=matrix, plane=plane)
+

@@ -1,0 +1,524 @@
+"""Train a network: a plain loop, from top to bottom.
+
+Everything random in step ``s`` comes from (seed, s) alone: windows, augmentation, the samplers inside the
+network. So the whole state of a run is its step, its weights, their average and the optimiser's moments, and a
+run that was stopped and resumed gives the same weights as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+import yaml
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from clearmargin import __version__
+from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
+from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.samples import Windows, collate
+from clearmargin.errors import ConfigError, InputError, TrainingError
+from clearmargin.evaluate import VALIDATION_METRICS, score
+from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+from clearmargin.models.network import Network, Targets
+from clearmargin.report.progress import progress
+from clearmargin.tracking.run import TrackedRun
+from clearmargin.transforms.view import AugmentSettings, ImageSettings
+
+__all__ = ["EarlyStopping", "Experiment", "TrainingResult", "TrainingSettings", "train"]
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT, MODEL, CONFIG, RUN = "checkpoint.pt", "model", "config.yaml", "run.yaml"
+
+
+class EarlyStopping(Settings):
+    """Stop when a metric of the validation split has not improved, and keep the best model."""
+
+    metric: str = Field("ap50", description="a validation metric; 'loss' is better lower, the others higher")
+    patience: int = Field(10, ge=1, description="validations without improvement before the end")
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in VALIDATION_METRICS:
+            raise ValueError(f"no metric '{metric}': there are {', '.join(VALIDATION_METRICS)}")
+        return metric
+
+
+class TrainingSettings(Settings):
+    """How the weights are found."""
+
+    epochs: int = Field(20, ge=1)
+    steps_per_epoch: int = Field(50, ge=1, description="an epoch is this many steps: a checkpoint follows each")
+    batch_size: int = Field(2, ge=1, description="windows a step, on each process")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(50, ge=0)
+    clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
+    early_stopping: EarlyStopping | None = Field(None, description="none: all epochs are run, the last one kept")
+    workers: int = Field(1, ge=0, description="processes that prepare windows")
+    threads: int = Field(0, ge=0, description="threads of torch; 0 leaves its default")
+    cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in each worker")
+    max_minutes: float | None = Field(None, gt=0, description="no epoch is started after this time")
+
+
+class Experiment(Settings):
+    """A training configuration, complete."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    card: str = Field(description="path of the data card, from the working directory")
+    seed: int = Field(0, ge=0)
+    model: dict[str, Any] = Field(description="the section of the network's own config class")
+    image: ImageSettings = ImageSettings()
+    augment: AugmentSettings = AugmentSettings()
+    training: TrainingSettings = TrainingSettings()
+    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not predicted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """Where a run's outputs lie, and how it ended."""
+
+    folder: Path
+    run_id: str
+    epochs: int
+    best: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Path:
+        """The model folder."""
+        return self.folder / MODEL
+
+
+@dataclass(kw_only=True)
+class _State:
+    """All that changes while a run goes on."""
+
+    network: nn.Module
+    average: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0
+    seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+    since_best: int = 0
+
+    def as_dict(self, config_digest: str) -> dict[str, Any]:
+        return {
+            "config": config_digest,
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "best": self.best,
+            "since_best": self.since_best,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.network.load_state_dict(saved["network"])
+        self.average = saved["average"]
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.epoch, self.seconds = saved["epoch"], saved["seconds"]
+        self.best, self.since_best = saved["best"], saved["since_best"]
+
+
+def train(
+    config: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    resume: Path | None = None,
+    runs: Path = Path("runs"),
+) -> TrainingResult:
+    """Train a network as a configuration says.
+
+    Args:
+        config: An experiment's YAML; may be left out when resuming.
+        overrides: ``a.b=value`` items over it.
+        resume: A run's folder; training goes on behind its last whole epoch.
+        runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
+
+    Returns:
+        The run's folder, which holds ``config.yaml``, ``checkpoint.pt`` and ``model/``.
+
+    Raises:
+        ConfigError: The configuration does not fit. TrainingError: the loss is not finite, the disk is full, ...;
+            the last good checkpoint is kept. KeyboardInterrupt: on Ctrl-C or SIGTERM, likewise.
+    """
+    experiment, folder = _open(config, overrides, resume, runs)
+    settings, group = experiment.training, _process_group()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    dataset = open_dataset(Path(experiment.card))
+    cases = dataset.split("train")
+    validation = _validation_cases(experiment, dataset)
+    device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
+    model_config = network_config(experiment.model)
+    torch.manual_seed(experiment.seed)
+    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(device)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{type(network).__name__} is no nn.Module")
+    state = _State(
+        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        average={k: v.detach().clone() for k, v in network.state_dict().items()},
+        optimiser=torch.optim.AdamW(
+            _parameter_groups(network, settings.weight_decay), lr=settings.learning_rate, fused=device.type == "cuda"
+        ),
+    )
+    run_id = _restore(state, folder, experiment) if resume is not None else None
+    card = ModelCard(
+        software=f"clearmargin {__version__}",
+        model=model_config.model_dump(mode="json"),
+        image=experiment.image,
+        classes=label_map_entries(dataset.card.label_map),
+        score_threshold=experiment.score_threshold,
+        show_in_tracking=dataset.card.show_in_tracking,
+    )
+    with _interruptible(), _tracked(experiment, dataset, folder, run_id, group) as run:
+        _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group)
+        if group.rank == 0:
+            run.log_model(folder / MODEL)
+            run.log_artifact(folder / CHECKPOINT, "checkpoint")
+        return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)
+
+
+def _loop(
+    state: _State,
+    experiment: Experiment,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    validation: Sequence[Case],
+    card: ModelCard,
+    folder: Path,
+    run: TrackedRun,
+    device: torch.device,
+    group: _Group,
+) -> None:
+    settings = experiment.training
+    total = settings.epochs * settings.steps_per_epoch
+    batches = iter(_loader(experiment, dataset, cases, state.epoch * settings.steps_per_epoch, total, group))
+    compute_losses = _loss_module(state.network, device, group)
+    autocast = torch.autocast("cuda", torch.bfloat16) if _has_amp(device) else nullcontext()
+    before, started = state.seconds, time.monotonic()
+    for epoch in range(state.epoch, settings.epochs):
+        sums: dict[str, float] = {}
+        with progress(f"epoch {epoch + 1}/{settings.epochs}", settings.steps_per_epoch) as bar:
+            for step in range(epoch * settings.steps_per_epoch, (epoch + 1) * settings.steps_per_epoch):
+                images, targets = next(batches)
+                images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+                torch.manual_seed(_step_seed(experiment.seed, step, group.rank))
+                rate = settings.learning_rate * _rate(step, total, settings.warmup_steps)
+                for parameters in state.optimiser.param_groups:
+                    parameters["lr"] = rate
+                with autocast:
+                    losses = compute_losses(images, [t.to(device) for t in targets])
+                    loss = torch.stack(list(losses.values())).sum()
+                if not torch.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is {float(loss)} in step {step + 1} "
+                        f"({', '.join(f'{k} {float(v):.3g}' for k, v in losses.items())}); the checkpoint of epoch "
+                        f"{state.epoch} is kept: resume with a lower training.learning_rate or training.clip_norm"
+                    )
+                state.optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
+                state.optimiser.step()
+                _average(state, settings.ema, step)
+                for name, value in {"loss": loss, **losses}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach())
+                bar.advance(loss=f"{float(loss.detach()):.3f}")
+        state.epoch, state.seconds = epoch + 1, before + time.monotonic() - started
+        metrics = {f"train/{name}": value / settings.steps_per_epoch for name, value in sums.items()}
+        stop = False
+        if group.rank == 0:
+            metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
+            stop = _finish_epoch(state, experiment, dataset, validation, card, folder, run, metrics)
+            # Written last: a resumed run repeats an epoch that was not seen to its end.
+            _save_checkpoint(state, folder, digest(experiment))
+        if group.agree(stop):
+            break
+
+
+def _finish_epoch(
+    state: _State,
+    experiment: Experiment,
+    dataset: Dataset,
+    validation: Sequence[Case],
+    card: ModelCard,
+    folder: Path,
+    run: TrackedRun,
+    metrics: dict[str, float],
+) -> bool:
+    """Validate where it is time, keep the best model, log; return whether training should stop."""
+    settings, stopping = experiment.training, experiment.training.early_stopping
+    weights = state.average if settings.ema else state.network.state_dict()
+    last = state.epoch == settings.epochs
+    out_of_time = settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes
+    stop = out_of_time
+    found: dict[str, float] = {}
+    if validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
+        draft = folder / ".candidate"
+        _guard_disk(lambda: save_model(draft, card, weights))
+        found = score(load_segmenter(draft), dataset, validation)
+        metrics |= {f"validation/{name}": value for name, value in found.items()}
+    if stopping is None:
+        _guard_disk(lambda: save_model(folder / MODEL, card, weights))
+        state.best = found or state.best
+    elif found:
+        sign = -1 if stopping.metric == "loss" else 1
+        best = state.best.get(stopping.metric)
+        if best is None or sign * found[stopping.metric] > sign * best:
+            state.best, state.since_best = {**found, "epoch": float(state.epoch)}, 0
+            _guard_disk(lambda: save_model(folder / MODEL, card, weights))
+        else:
+            state.since_best += 1
+            stop = stop or state.since_best >= stopping.patience
+    run.log_metrics(metrics, step=state.epoch)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate")
+    log.info("epoch %d: %s", state.epoch, shown)
+    if stop and not last:
+        log.info("stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement")
+    return stop
+
+
+def _open(
+    config: Path | None, overrides: Sequence[str], resume: Path | None, runs: Path
+) -> tuple[Experiment, Path]:
+    """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
+    if resume is not None:
+        source = resume / CONFIG
+        if not source.is_file():
+            raise InputError(f"'{resume.name}' is no run's folder: it has no {CONFIG}; runs lie under '{runs}'")
+        experiment = validate(apply_overrides(read_yaml(source), overrides), Experiment, name=CONFIG)
+        return experiment, resume
+    if config is None:
+        raise ConfigError("give a configuration, or --resume and a run's folder")
+    experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
+    experiment = experiment.model_copy(
+        update={"model": network_config(experiment.model).model_dump(mode="json")}
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        folder = _new_folder(runs, experiment.name)
+        (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
+        return experiment, folder
+    return experiment, runs / experiment.name
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    for count in range(1, 10_000):
+        folder = runs / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"'{runs}' holds 10,000 runs called '{name}': choose another name")
+
+
+def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, ...]:
+    """Return the cases that are validated on; none where the card has none and nothing is decided by them."""
+    if experiment.training.early_stopping is None and not any(c.split == "validation" for c in dataset.cases):
+        return ()
+    cases = dataset.split("validation")
+    most = experiment.training.validation_cases
+    return cases[:: math.ceil(len(cases) / most)]
+
+
+def _loader(
+    experiment: Experiment, dataset: Dataset, cases: Sequence[Case], first: int, total: int, group: _Group
+) -> DataLoader[tuple[Tensor, list[Targets]]]:
+    """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
+    settings = experiment.training
+    size = settings.batch_size
+    windows = Windows(
+        dataset,
+        cases,
+        experiment.image,
+        experiment.augment,
+        seed=experiment.seed,
+        cache_bytes=settings.cache_mb * 2**20,
+    )
+    batches = [
+        list(range((step * group.size + group.rank) * size, (step * group.size + group.rank + 1) * size))
+        for step in range(first, total)
+    ]
+    return DataLoader(
+        windows,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=settings.workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers
+
+
+class _Losses(nn.Module):
+    """``losses`` as ``forward``, which is what DistributedDataParallel synchronises."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
+        network: Network = self.network  # type: ignore[assignment]
+        return network.losses(images, targets)
+
+
+def _loss_module(network: nn.Module, device: torch.device, group: _Group) -> nn.Module:
+    if group.size == 1:
+        return _Losses(network)
+    # A batch without instances leaves the mask head unused.
+    return nn.parallel.DistributedDataParallel(
+        _Losses(network), device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
+    )
+
+
+def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return weights with decay, and norms and biases without."""
+    learned = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _rate(step: int, total: int, warmup: int) -> float:
+    """Return the share of the learning rate: linear up, then half a cosine down to 1 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _average(state: _State, decay: float, step: int) -> None:
+    """Move the averaged weights towards the current ones; faster at first, so that a short run forgets its start."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in state.network.state_dict().items():
+            if value.is_floating_point():
+                state.average[name].lerp_(value, weight)
+            else:
+                state.average[name].copy_(value)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+def _has_amp(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _save_checkpoint(state: _State, folder: Path, config_digest: str) -> None:
+    draft = folder / f".{CHECKPOINT}"
+
+    def write() -> None:
+        torch.save(state.as_dict(config_digest), draft)
+        os.replace(draft, folder / CHECKPOINT)
+
+    _guard_disk(write)
+
+
+def _guard_disk(write: Any) -> None:
+    try:
+        write()
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError without errno
+        if getattr(error, "errno", None) == errno.ENOSPC or "file write failed" in str(error):
+            raise TrainingError(
+                "the disk is full: the last checkpoint is whole; free some space and go on with --resume"
+            ) from None
+        raise
+
+
+def _restore(state: _State, folder: Path, experiment: Experiment) -> str | None:
+    """Load the checkpoint of a run's folder; return the run's id."""
+    try:
+        saved = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did") from None
+    if saved["config"] != digest(experiment):
+        log.info("run '%s' goes on with a changed configuration", folder.name)
+        (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
+    state.restore(saved)
+    known = folder / RUN
+    return yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
+
+
+def _tracked(
+    experiment: Experiment, dataset: Dataset, folder: Path, run_id: str | None, group: _Group
+) -> TrackedRun:
+    """Return the run in the tracking store: resumed where there is an id."""
+    run = TrackedRun(name=folder.name, experiment="clearmargin", run_id=run_id, enabled=group.rank == 0)
+    run.on_start(
+        params=experiment.model_dump(mode="json", exclude={"card"}) | {"card": dataset.card.name},
+        texts={"config.yaml": dump_yaml(experiment), "card.yaml": dump_yaml(dataset.card)},
+        tags={"data_sha256": dataset.digest(), "verb": "train"},
+    )
+    return run
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The processes that train together; one where torchrun is not used."""
+
+    rank: int = 0
+    local: int = 0
+    size: int = 1
+
+    def agree(self, stop: bool) -> bool:
+        """Return what process 0 decided."""
+        if self.size == 1:
+            return stop
+        flag = [stop]
+        distributed.broadcast_object_list(flag, src=0)
+        return flag[0]
+
+
+def _process_group() -> _Group:
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        return _Group()
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return _Group(distributed.get_rank(), int(os.environ["LOCAL_RANK"]), distributed.get_world_size())
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: the store is told, the last epoch's checkpoint stays."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: the caller handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

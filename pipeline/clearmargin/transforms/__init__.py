@@ -1,0 +1,1 @@
+"""MONAI in, MONAI out: tensors with geometry, label layers, intensity, one spatial resampling."""

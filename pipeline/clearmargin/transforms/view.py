@@ -1,0 +1,103 @@
+"""How an image is shown to a 2-D network: channels, intensity, scale, and the settings that say so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from clearmargin.config import Settings
+from clearmargin.core import Grid, Image
+from clearmargin.errors import InputError
+from clearmargin.transforms.intensity import Intensity, Percentiles, normalise
+
+__all__ = ["AugmentSettings", "ImageSettings", "augment_intensity", "planes", "prepare", "to_channels"]
+
+
+class ImageSettings(Settings):
+    """What of an image reaches the network. Saved with the model: prediction sees what training saw."""
+
+    intensity: Intensity = Percentiles()
+    scale: float = Field(1.0, gt=0, le=8, description="network pixels per image pixel")
+    spacing_mm: float | None = Field(None, gt=0, description="in-plane size of a network pixel; replaces scale")
+    crop: tuple[int, int] = Field((256, 256), description="training window (Y, X) in network pixels")
+    neighbours: int = Field(1, ge=0, le=1, description="slices on each side that a volume's slice is seen with")
+
+    @model_validator(mode="after")
+    def _fits_strides(self) -> ImageSettings:
+        if any(n < 64 or n % 32 for n in self.crop):
+            raise ValueError(f"crop extents are multiples of 32 from 64 on, not {self.crop}")
+        if self.spacing_mm is not None and self.scale != 1.0:
+            raise ValueError("give spacing_mm or scale, not both")
+        return self
+
+    def scale_for(self, plane: Grid) -> float:
+        """Return network pixels per image pixel for a 2-D grid.
+
+        Raises:
+            InputError: ``spacing_mm`` is set and the image's spacing is not known.
+        """
+        if self.spacing_mm is None:
+            return self.scale
+        if plane.unit != "mm":
+            raise InputError(
+                "the model works at a spacing in mm, and the image has none: give it one, or train with image.scale"
+            )
+        return float(np.sqrt(plane.spacing[0] * plane.spacing[1]) / self.spacing_mm)
+
+
+class AugmentSettings(Settings):
+    """Random changes in training; every draw comes from (seed, epoch, position)."""
+
+    flip_x: bool = True
+    flip_y: bool = True
+    rotate90: bool = True
+    rotate_degrees: float = Field(15.0, ge=0, le=180)
+    scale: float = Field(1.25, ge=1, le=3, description="zoom between 1/scale and scale")
+    brightness: float = Field(0.1, ge=0, le=1)
+    contrast: float = Field(0.2, ge=0, le=1)
+    gamma: float = Field(0.2, ge=0, le=1)
+    noise: float = Field(0.02, ge=0, le=1, description="largest standard deviation of added noise")
+    foreground: float = Field(0.8, ge=0, le=1, description="share of windows that aim at an instance")
+
+
+def prepare(image: Image, settings: ImageSettings) -> NDArray[np.float32]:
+    """Return the pixels in [0, 1], ``(C, *shape)`` with C = 1 or 3."""
+    if image.pixels.shape[0] not in (1, 3):
+        raise InputError(f"{image.source.case} has {image.pixels.shape[0]} channels; the network takes 1 or 3")
+    return normalise(image.pixels, settings.intensity)
+
+
+def planes(image: Image, neighbours: int, z: int) -> Image:
+    """Return slice ``z`` of a one-channel volume with its neighbours as channels: 2.5-D.
+
+    At the ends the last slice stands in for the one that is not there.
+    """
+    if image.pixels.shape[0] != 1:
+        raise InputError(f"{image.source.case} is a volume of {image.pixels.shape[0]} channels; expected 1")
+    around = np.clip(np.arange(z - neighbours, z + neighbours + 1), 0, image.grid.shape[0] - 1)
+    return replace(image, pixels=to_channels(image.pixels[0, around]), grid=image.grid.plane(z))
+
+
+def to_channels(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return three channels: a single one is repeated."""
+    return np.repeat(pixels, 3, axis=0) if pixels.shape[0] == 1 else pixels
+
+
+def augment_intensity(pixels: Tensor, settings: AugmentSettings, generator: np.random.Generator) -> Tensor:
+    """Return ``pixels`` (``(C, H, W)`` in [0, 1], C = 1 or 3) with contrast, brightness, gamma and noise changed.
+
+    One channel comes back as three.
+    """
+    gain, shift, power, sigma = generator.uniform(-1, 1, 4)
+    values = (pixels - 0.5) * (1 + gain * settings.contrast) + 0.5 + shift * settings.brightness
+    values = values.clamp(0, 1) ** float(np.exp(power * settings.gamma))
+    if settings.noise:
+        noise = generator.standard_normal(tuple(values.shape), dtype=np.float32)
+        values = values + torch.from_numpy(noise) * float(abs(sigma) * settings.noise)
+    values = values.clamp(0, 1)
+    return values.expand(3, -1, -1).contiguous() if len(values) == 1 else values.contiguous()
