@@ -111,12 +111,12 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
             modality=str(dataset.get("Modality") or ""),
             files=(file,),
             frame=frame,
-            time_s=None if frame is None else _frame_time(dataset, frame),
+            time_s=None if frame is None else frame_time(dataset, frame),
         ),
     )
 
 
-def _frame_time(dataset: Any, frame: int) -> float | None:
+def frame_time(dataset: Any, frame: int) -> float | None:
     """Return seconds from the first frame by FrameTime or FrameTimeVector (PS3.3, C.7.6.5), None without either."""
     try:
         vector = dataset.get("FrameTimeVector")
