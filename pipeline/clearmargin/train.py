@@ -50,7 +50,7 @@ CHECKPOINT, MODEL, CONFIG, RUN = "checkpoint.pt", "model", "config.yaml", "run.y
 class EarlyStopping(Settings):
     """Stop when a metric of the validation split has not improved, and keep the best model."""
 
-    metric: str = Field("ap50", description="a validation metric; 'loss' is better lower, the others higher")
+    metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or dice")
     patience: int = Field(10, ge=1, description="validations without improvement before the end")
 
     @field_validator("metric")
@@ -283,9 +283,7 @@ def _finish_epoch(
         _guard_disk(lambda: save_model(folder / MODEL, card, weights))
         state.best = found or state.best
     elif found:
-        sign = -1 if stopping.metric == "loss" else 1
-        best = state.best.get(stopping.metric)
-        if best is None or sign * found[stopping.metric] > sign * best:
+        if found[stopping.metric] > state.best.get(stopping.metric, -1.0):
             state.best, state.since_best = {**found, "epoch": float(state.epoch)}, 0
             _guard_disk(lambda: save_model(folder / MODEL, card, weights))
         else:

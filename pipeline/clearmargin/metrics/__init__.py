@@ -12,7 +12,14 @@ from clearmargin.metrics.detection import (
 )
 from clearmargin.metrics.instances import InstanceRow, evaluate_instances
 from clearmargin.metrics.matching import Matches, iou_matrix, match_instances, match_optimally
-from clearmargin.metrics.measurement import METRICS, Measurement, Metric, Protocol, measure, measure_pair
+from clearmargin.metrics.measurement import (
+    METRICS,
+    Measurement,
+    Metric,
+    Protocol,
+    measure_mask_pair,
+    measure_pair,
+)
 from clearmargin.metrics.pair import MaskPair, Status
 from clearmargin.metrics.panoptic import PanopticQuality, panoptic_quality, semantic_dice
 
@@ -34,7 +41,7 @@ __all__ = [
     "mask_average_precision",
     "match_instances",
     "match_optimally",
-    "measure",
+    "measure_mask_pair",
     "measure_pair",
     "panoptic_quality",
     "semantic_dice",

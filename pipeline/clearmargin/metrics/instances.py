@@ -11,7 +11,7 @@ from clearmargin.core import InstanceSet, Mask
 from clearmargin.core.grid import Unit
 from clearmargin.errors import GeometryError
 from clearmargin.metrics.matching import Matches, match_instances
-from clearmargin.metrics.measurement import Protocol, measure
+from clearmargin.metrics.measurement import Protocol, measure_mask_pair
 from clearmargin.metrics.pair import MaskPair, Status
 
 __all__ = ["InstanceRow", "evaluate_instances"]
@@ -114,7 +114,7 @@ def evaluate_instances(
             iou=iou,
             size=(theirs if j is not None else ours).area * reference.grid.voxel_size,
             unit=reference.grid.unit,
-            values=measure(pair, chosen).values,
+            values=measure_mask_pair(pair, chosen).values,
         )
 
     rows = [

@@ -14,7 +14,7 @@ from clearmargin.errors import ConfigError, nearest
 from clearmargin.metrics import boundary, overlap, surface
 from clearmargin.metrics.pair import MaskPair, Status
 
-__all__ = ["METRICS", "Measurement", "Metric", "Protocol", "measure", "measure_pair"]
+__all__ = ["METRICS", "Measurement", "Metric", "Protocol", "measure_mask_pair", "measure_pair"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Measurement:
         return self.values[name]
 
 
-def measure(pair: MaskPair, protocol: Protocol | None = None) -> Measurement:
+def measure_mask_pair(pair: MaskPair, protocol: Protocol | None = None) -> Measurement:
     """Measure one pair by ``protocol`` (None for the default one); distances are computed once for all
     metrics.
     """
@@ -160,4 +160,4 @@ def measure_pair(
         distance_cap=distance_cap,
     )
     pair = MaskPair.from_arrays(predicted, reference, spacing, ignore=ignore, distance_cap=distance_cap)
-    return measure(pair, protocol)
+    return measure_mask_pair(pair, protocol)
