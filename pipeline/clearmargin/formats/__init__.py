@@ -35,7 +35,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".m4v", ".web
 
 
 def read_image(path: Path, *, series: str | None = None) -> Image:
-    """Return the image or volume in ``path``, by what it is: a DICOM file or folder, a volume file, a picture.
+    """Return the image or volume in ``path``, by what it is: a DICOM file or folder, a volume file, a
+    picture.
 
     Args:
         path: A file, or a folder with DICOM in it.
@@ -58,7 +59,8 @@ def read_image(path: Path, *, series: str | None = None) -> Image:
 
 
 def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
-    """Yield every image in ``path``: the pictures of a folder in name order, the frames of a clip, or the one image.
+    """Yield every image in ``path``: the pictures of a folder in name order, the frames of a clip, or the one
+    image.
 
     Raises:
         InputError: As :func:`read_image`; a folder in which nothing is readable.
@@ -85,7 +87,7 @@ def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
 
 
 def is_video(path: Path) -> bool:
-    """Return whether ``path`` is a clip for :func:`clearmargin.formats.video.open_video`: by suffix, or DICOM cine."""
+    """Return whether ``path`` is a clip, which ``video.open_video`` reads: by suffix, or a DICOM cine."""
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return True
@@ -107,17 +109,15 @@ def open_video(path: Path) -> Any:
 
 
 def _is_dicom(path: Path) -> bool:
-    """Return whether a file begins as DICOM does, or whether any file at the top two levels of a folder does."""
+    """Return whether a file begins as DICOM does, or any file in a folder and below."""
     from clearmargin.formats.dicom_index import looks_like_dicom
 
     if path.is_file():
         return _suffix(path) in (".dcm", ".dicom", ".ima") or (
             _suffix(path) not in READERS and looks_like_dicom(path)
         )
-    candidates = (
-        p for p in path.rglob("*") if p.is_file() and _suffix(p) not in READERS or _suffix(p) == ".dcm"
-    )
-    return any(looks_like_dicom(p) for p in candidates)
+    files = (p for p in path.rglob("*") if p.is_file())
+    return any(looks_like_dicom(p) for p in files if _suffix(p) not in READERS or _suffix(p) == ".dcm")
 
 
 def _suffix(path: Path) -> str:

@@ -56,8 +56,8 @@ class SegWritten:
 def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWritten:
     """Write a prediction as a binary DICOM SEG with one segment for each instance, so that overlap survives.
 
-    Frames are packed from each instance's own crop; no dense stack of masks is made. UIDs and dates are functions
-    of the source, the provenance and the masks: the same prediction gives the same bytes.
+    Frames are packed from each instance's own crop; no dense stack of masks is made. UIDs and dates are
+    functions of the source, the provenance and the masks: the same prediction gives the same bytes.
 
     Args:
         path: The file to write.
@@ -73,7 +73,9 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
     """
     instances = prediction.instances
     if not instances.grid.same_as(image.grid):
-        raise GeometryError(f"the prediction lies on {instances.grid}, the image on {image.grid}: resample it first")
+        raise GeometryError(
+            f"the prediction lies on {instances.grid}, the image on {image.grid}: resample it first"
+        )
     kept = [i for i, mask in enumerate(instances.masks) if mask.area]
     if not kept:
         return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=len(instances))
@@ -202,7 +204,7 @@ def _pixel_measures(grid: Grid) -> Any:
 
 
 def _set_frames(dataset: Any, image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> None:
-    """Put one functional group item for each ``(segment, slice)`` in place of highdicom's one-pixel frames."""
+    """Put one item for each ``(segment, slice)`` in place of highdicom's one-pixel frames."""
     grid = image.grid
     spatial = grid.ndim == 3 and grid.unit == "mm"
     places = origins(grid, image, headers)
@@ -260,7 +262,11 @@ def _item(code: Any) -> Any:
     from pydicom.dataset import Dataset
 
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = (
+        code.value,
+        code.scheme_designator,
+        code.meaning,
+    )
     return item
 
 

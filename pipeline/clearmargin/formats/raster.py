@@ -20,8 +20,8 @@ __all__ = ["read_label_raster", "read_raster", "write_raster"]
 def read_raster(path: Path) -> Image:
     """Return a picture ``(C, Y, X)``, one grey channel or RGB, or the pages of a TIFF as ``(C, Z, Y, X)``.
 
-    16 bits are kept, an alpha channel is dropped, a palette is applied, and a photograph is turned as its EXIF
-    orientation says, as every viewer shows it. The unit is px.
+    16 bits are kept, an alpha channel is dropped, a palette is applied, and a photograph is turned as its
+    EXIF orientation says, as every viewer shows it. The unit is px.
 
     Raises:
         InputError: Damaged, of an unknown layout, or larger than is read at once.
@@ -38,7 +38,8 @@ def read_raster(path: Path) -> Image:
 def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
     """Return a label picture ``(Y, X)`` (``(Z, Y, X)`` for a multi-page TIFF) in its stored integer dtype.
 
-    Palette pictures give their indices, 1-bit ones 0 and 1. Colours that are equal in all channels are one value.
+    Palette pictures give their indices, 1-bit ones 0 and 1. Colours that are equal in all channels are one
+    value.
 
     Raises:
         InputError: As :func:`read_raster`; colours, fractions or JPEG, whose losses blur labels.
@@ -49,7 +50,7 @@ def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
     channels = _channels(_load(path, palette=False), path)
     if len(channels) > 1 and not (channels == channels[:1]).all():
         raise InputError(f"'{path.name}' is in colour: a label picture holds one value a pixel")
-    labels = channels[0]
+    labels: NDArray[Any] = channels[0]
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"'{path.name}' holds {labels.dtype} values: labels are whole numbers")
     return labels
@@ -124,12 +125,11 @@ def _load_pillow(path: Path, palette: bool) -> NDArray[Any]:
     with Pillow.open(path) as opened:
         _refuse_size(opened.size[0] * opened.size[1] * 4, path)
         picture = ImageOps.exif_transpose(opened)
-        if picture.mode == "P" and palette:
-            picture = picture.convert("RGB")
-        elif picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I", "F"):
+        kept = ("1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I", "F", *(() if palette else ("P",)))
+        if picture.mode not in kept:
             picture = picture.convert("RGB")
         data = np.asarray(picture)
-    if data.dtype == np.int32 and data.size and 0 <= data.min() and data.max() < 2**16:
+    if data.dtype == np.int32 and data.size and data.min() >= 0 and data.max() < 2**16:
         data = data.astype(np.uint16)  # older Pillow gives 16-bit PNG as 32-bit integers
     return data.astype(np.uint16) if data.dtype == ">u2" else data
 

@@ -24,8 +24,8 @@ _TO_MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 def read_volume(path: Path) -> Image:
     """Return the volume of a NIfTI, NRRD, MHA or MHD file, ``(C, Z, Y, X)``.
 
-    A fourth dimension (or vector pixels) becomes channels. Stored integers stay integers; a NIfTI scale that is
-    not the identity gives float32. The unit is px where the file states neither a space nor a spacing.
+    A fourth dimension (or vector pixels) becomes channels. Stored integers stay integers; a NIfTI scale that
+    is not the identity gives float32. The unit is px where the file states neither a space nor a spacing.
 
     Raises:
         InputError: Unreadable, more than four dimensions, or larger than is read at once.
@@ -162,10 +162,8 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], Grid]:
     finally:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(shown)
     array = SimpleITK.GetArrayFromImage(volume)
-    if volume.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    else:
-        array = array[None]
+    vector = volume.GetNumberOfComponentsPerPixel() > 1
+    array = np.moveaxis(array, -1, 0) if vector else array[None]
     if len(size) not in (2, 3):
         raise InputError(f"'{path.name}' has {len(size)} dimensions: 2 or 3 are read")
     n = len(size)

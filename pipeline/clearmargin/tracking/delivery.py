@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Delivery:
     """Makes calls to the store, warns at the first that fails, and counts what was not delivered.
 
-    After a failure nothing is tried for ``pause_s`` seconds, so that a server that hangs does not slow every step.
+    After a failure nothing is tried for ``pause_s`` seconds: a server that hangs must not slow every step.
 
     Attributes:
         lost: How many of which kind of thing (``"metrics"``, ``"images"``, ...) were not delivered.
@@ -78,7 +78,7 @@ class Delivery:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "the tracking store failed (%s, at %s): the work goes on, and what is not logged is said at the end",
+                "the tracking store failed (%s, at %s): the work goes on; the end tells what is not logged",
                 type(error).__name__,
                 kind,
             )

@@ -1,8 +1,8 @@
 """Which of this user's runs still have a living process: an operating-system lock per run.
 
-A lock of the kind ``flock`` goes when its process does, however that ends. So a run that its store calls RUNNING
-and whose lock file lies here unlocked has no process any more; a run without a lock file here is another machine's
-or another user's, and is left alone.
+A lock of the kind ``flock`` goes when its process does, however that ends. So a run that its store calls
+RUNNING and whose lock file lies here unlocked has no process any more; a run without a lock file here is
+another machine's or another user's, and is left alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RunLock:
 
 
 def last_words(run_id: str) -> EndStatus | None:
-    """Return how a run whose process is gone ended, and forget it; None where it may be alive or is unknown here.
+    """Return how a run whose process is gone ended, and forget it; None where it may be alive or is unknown.
 
     FAILED where the process left no word, as after ``kill -9`` or a power cut.
     """

@@ -41,8 +41,8 @@ def safe_key(name: str) -> str:
 def without_path(value: Any) -> Any:
     """Return ``value``, or ``<path>`` where it names a file or folder: such names hold record numbers.
 
-    A path is a ``Path``, a text that begins as an absolute path, a home or a ``file:`` URI does, or one with a
-    separator and a file's ending. Units such as ``mm/px`` and references such as ``models:/x@champion`` stay.
+    A path is a ``Path``, a text that begins as an absolute path, a home or a ``file:`` URI does, or one with
+    a separator and a file's ending. Units such as ``mm/px`` and references such as ``models:/x@y`` stay.
     """
     if isinstance(value, PurePath):
         return "<path>"

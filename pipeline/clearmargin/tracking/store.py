@@ -31,7 +31,7 @@ _DEFAULTS = {
 
 
 def tracking_uri() -> str:
-    """Return ``MLFLOW_TRACKING_URI`` where it is set, else SQLite at ``mlflow/mlflow.db`` in the working folder."""
+    """Return ``MLFLOW_TRACKING_URI`` where set, else SQLite at ``mlflow/mlflow.db`` in the working folder."""
     named = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     return named or f"sqlite:///{(Path.cwd() / 'mlflow' / 'mlflow.db').as_posix()}"
 
@@ -45,7 +45,7 @@ def artifact_folder(uri: str) -> Path | None:
 
 
 def set_quiet() -> None:
-    """Have MLflow send no telemetry, log warnings only and give up early; what the user has set stays as it is.
+    """Have MLflow send no telemetry, log warnings only and give up early; what the user has set stays.
 
     Called before the first import of mlflow, which reads some of this only then.
     """
@@ -56,7 +56,7 @@ def set_quiet() -> None:
 
 
 def open_client(uri: str | None = None) -> MlflowClient:
-    """Return a client of the store at ``uri``, by default :func:`tracking_uri`; an SQLite store is made at need."""
+    """Return a client of the store at ``uri``, by default :func:`tracking_uri`; SQLite is made at need."""
     set_quiet()
     from mlflow import MlflowClient
 
@@ -72,7 +72,7 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
     """Return the id of the experiment called ``name``, which is made where it does not exist.
 
     Raises:
-        InputError: If the experiment was deleted, which MLflow keeps under its name until it is removed for good.
+        InputError: If the experiment was deleted: MLflow keeps its name until it is removed for good.
     """
     from mlflow.exceptions import MlflowException
 

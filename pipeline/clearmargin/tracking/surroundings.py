@@ -12,10 +12,9 @@ __all__ = ["environment_text", "git_tags", "software"]
 
 def software() -> str:
     """Return ``clearmargin`` and its version, as provenance names it."""
-    try:
-        return f"clearmargin {importlib.metadata.version('clearmargin')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "clearmargin (not installed)"
+    from clearmargin import __version__
+
+    return f"clearmargin {__version__}"
 
 
 def git_tags() -> dict[str, str]:
