@@ -1,0 +1,128 @@
+"""Two sets of instances on one grid, measured instance by instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from clearmargin.core import InstanceSet, Mask
+from clearmargin.core.grid import Unit
+from clearmargin.errors import GeometryError
+from clearmargin.metrics.matching import Matches, match_instances
+from clearmargin.metrics.measurement import Protocol, measure_mask_pair
+from clearmargin.metrics.pair import MaskPair, Status
+
+__all__ = ["InstanceRow", "evaluate_instances"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceRow:
+    """One line of the per-instance table.
+
+    Attributes:
+        status: ``tp`` for a matched pair, ``fn`` for a miss, ``fp`` for a spurious prediction, ``tn`` for the
+            one row of an image in which nothing is, and nothing was found.
+        label: Class id; 0 in a ``tn`` row.
+        score: Of the prediction; None for a miss and a true negative.
+        predicted: Position in the predicted set, None where there is none.
+        reference: Position in the reference set, None where there is none.
+        iou: Of the matched pair; 0 for a miss or a spurious prediction, 1 for a true negative.
+        size: Volume (area) of the reference, of the prediction where it is spurious, in cubed (squared)
+            units.
+        unit: Of the distances.
+        values: By name, all finite (`measure_pair`).
+    """
+
+    status: Status
+    label: int
+    score: float | None
+    predicted: int | None
+    reference: int | None
+    iou: float
+    size: float
+    unit: Unit
+    values: Mapping[str, float]
+
+
+def evaluate_instances(
+    predicted: InstanceSet,
+    reference: InstanceSet,
+    *,
+    protocol: Protocol | None = None,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.0,
+    matches: Matches | None = None,
+) -> list[InstanceRow]:
+    """Return one row for each matched pair, each miss and each spurious prediction, in this order.
+
+    Args:
+        predicted: Instances with scores; may be empty.
+        reference: Instances on the same grid; its ignored region is honoured: predictions that lie in it by
+            half or more give no row, and what lies in it counts for no number.
+        protocol: What to measure; None for the default metrics.
+        iou_threshold: IoU from which a pair counts as the same object.
+        score_threshold: Predictions below it are left out.
+        matches: A matching made elsewhere, such as by `match_optimally`; None for COCO's greedy one. It
+            refers to positions in ``predicted``, whose scores are then not looked at.
+
+    Returns:
+        Rows whose values are all finite. A miss has NSD and overlaps 0, and every distance is the cap. An
+        image without any instance, found or there, gives one row of status ``tn``.
+
+    Raises:
+        GeometryError: The two sets lie on different grids.
+
+    >>> import numpy as np
+    >>> from clearmargin.core import Grid
+    >>> grid = Grid.from_spacing((8, 8), (1.0, 1.0))
+    >>> square = np.zeros((8, 8), bool); square[2:6, 2:6] = True
+    >>> rows = evaluate_instances(InstanceSet.empty(grid), InstanceSet.from_dense(grid, [square]))
+    >>> [(row.status, row.values["dice"], round(row.values["hd95"], 3)) for row in rows]
+    [('fn', 0.0, 11.314)]
+    """
+    if not predicted.grid.same_as(reference.grid):
+        raise GeometryError(
+            f"the prediction lies on {predicted.grid}, the reference on {reference.grid}, or elsewhere "
+            "in the world: resample one of them to the other's grid first"
+        )
+    kept = (
+        np.flatnonzero(predicted.scores >= score_threshold) if matches is None else np.arange(len(predicted))
+    )
+    found = matches or match_instances(predicted.select(kept), reference, iou_threshold=iou_threshold)
+    chosen = protocol or Protocol()
+    nothing = Mask(
+        shape=reference.grid.shape,
+        origin=(0,) * reference.grid.ndim,
+        crop=np.zeros((0,) * reference.grid.ndim, bool),
+    )
+
+    def row(i: int | None, j: int | None, status: Status, iou: float) -> InstanceRow:
+        ours = nothing if i is None else predicted.masks[i]
+        theirs = nothing if j is None else reference.masks[j]
+        pair = MaskPair.from_masks(
+            ours, theirs, reference.grid, ignore=reference.ignore, distance_cap=chosen.distance_cap
+        )
+        label = reference.labels[j] if j is not None else predicted.labels[i] if i is not None else 0
+        return InstanceRow(
+            status=status,
+            label=int(label),
+            score=None if i is None else float(predicted.scores[i]),
+            predicted=i,
+            reference=j,
+            iou=iou,
+            size=(theirs if j is not None else ours).area * reference.grid.voxel_size,
+            unit=reference.grid.unit,
+            values=measure_mask_pair(pair, chosen).values,
+        )
+
+    rows = [
+        row(int(kept[i]), int(j), "tp", float(iou))
+        for (i, j), iou in zip(found.pairs, found.ious, strict=True)
+    ]
+    rows += [row(None, int(j), "fn", 0.0) for j in found.missed]
+    rows += [row(int(kept[i]), None, "fp", 0.0) for i in found.spurious]
+    if not rows and not len(reference):
+        rows.append(row(None, None, "tn", 1.0))
+    return rows

@@ -1,0 +1,143 @@
+"""Which predicted instance is which reference instance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import InstanceSet, Mask
+
+__all__ = ["Matches", "ignored_share", "iou_matrix", "match_greedily", "match_instances", "match_optimally"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Matches:
+    """A one-to-one matching of two sets of instances.
+
+    Attributes:
+        pairs: ``(k, 2)`` int64, positions of the predicted and the reference instance.
+        ious: ``(k,)`` float64, each pair's IoU.
+        spurious: Positions of the predictions without a partner, int64.
+        missed: Positions of the references without a partner, int64.
+        ignored: Positions of the predictions without a partner that lie in the reference's ignored region, by
+            half of their area or more: neither right nor wrong.
+    """
+
+    pairs: NDArray[np.int64]
+    ious: NDArray[np.float64]
+    spurious: NDArray[np.int64]
+    missed: NDArray[np.int64]
+    ignored: NDArray[np.int64]
+
+
+def match_instances(predicted: InstanceSet, reference: InstanceSet, *, iou_threshold: float = 0.5) -> Matches:
+    """Match as COCO does: predictions in order of score, each to the best free reference of its label.
+
+    A pair needs an IoU of at least ``iou_threshold``. Ties in score keep the order of the set.
+    Either set may be empty.
+
+    Raises:
+        ValueError: The sets lie on grids of different shape, or the threshold is not in (0, 1].
+
+    Source: Lin et al., "Microsoft COCO", ECCV 2014, and pycocotools' evaluation.
+    """
+    ious = _comparable_ious(predicted, reference, iou_threshold)
+    order = np.argsort(-predicted.scores, kind="stable")
+    partners = match_greedily(ious[order], iou_threshold)
+    chosen = [(int(i), int(j)) for i, j in zip(order, partners, strict=True) if j >= 0]
+    return _matches(predicted, reference, chosen, ious)
+
+
+def match_optimally(
+    predicted: InstanceSet, reference: InstanceSet, *, iou_threshold: float = 0.5, strict: bool = False
+) -> Matches:
+    """Match so that the sum of IoU over pairs at or above ``iou_threshold`` is the largest possible.
+
+    Scores play no part. ``strict`` asks for an IoU above the threshold, as panoptic quality does at 0.5.
+    Either set may be empty.
+
+    Raises:
+        ValueError: The sets lie on grids of different shape, or the threshold is not in (0, 1].
+
+    Source: Kuhn, "The Hungarian method", 1955, by ``scipy.optimize.linear_sum_assignment``.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    ious = _comparable_ious(predicted, reference, iou_threshold)
+    allowed = ious > iou_threshold if strict else ious >= iou_threshold
+    rows, columns = linear_sum_assignment(np.where(allowed, ious, 0.0), maximize=True)
+    chosen = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j]]
+    return _matches(predicted, reference, chosen, ious)
+
+
+def match_greedily(ious: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
+    """Return each row's column by COCO's rule, -1 for none; rows are ``(P, R)`` predictions in order of
+    score.
+
+    Of equal IoU the later reference wins, as in pycocotools.
+    """
+    partners = np.full(len(ious), -1, np.int64)
+    free = np.ones(ious.shape[1], bool)
+    for i, row in enumerate(ious):
+        usable = np.where(free, row, -1.0)
+        if usable.size and usable.max() >= min(threshold, 1 - 1e-10):
+            j = usable.size - 1 - int(usable[::-1].argmax())
+            partners[i] = j
+            free[j] = False
+    return partners
+
+
+def iou_matrix(predicted: Sequence[Mask], reference: Sequence[Mask]) -> NDArray[np.float64]:
+    """Return the IoU of every predicted with every reference mask, ``(P, R)`` float64; two empty masks have
+    0.
+
+    Boxes are compared first, so that only masks that can meet are looked at.
+    """
+    ious = np.zeros((len(predicted), len(reference)))
+    if not ious.size:
+        return ious
+    low_p, high_p = (np.array([m.box[k] for m in predicted]) for k in (0, 1))
+    low_r, high_r = (np.array([m.box[k] for m in reference]) for k in (0, 1))
+    meet = np.all((low_p[:, None] < high_r) & (low_r < high_p[:, None]), axis=-1)
+    for i, j in np.argwhere(meet):
+        common = predicted[i].intersection(reference[j])
+        if common:
+            ious[i, j] = common / (predicted[i].area + reference[j].area - common)
+    return ious
+
+
+def ignored_share(mask: Mask, ignore: Mask | None) -> float:
+    """Return the share of ``mask`` that lies in ``ignore``; 0 for an empty mask or no ignored region."""
+    if ignore is None or not mask.area:
+        return 0.0
+    return mask.intersection(ignore) / mask.area
+
+
+def _comparable_ious(predicted: InstanceSet, reference: InstanceSet, threshold: float) -> NDArray[np.float64]:
+    """Return the IoU matrix with 0 where labels differ, and refuse what cannot be compared."""
+    if predicted.grid.shape != reference.grid.shape:
+        raise ValueError(
+            f"predicted instances lie on {predicted.grid}, reference instances on {reference.grid}"
+        )
+    if not 0 < threshold <= 1:
+        raise ValueError(f"an IoU threshold lies in (0, 1], not {threshold}")
+    ious = iou_matrix(predicted.masks, reference.masks)
+    return np.where(predicted.labels[:, None] == reference.labels[None, :], ious, 0.0)
+
+
+def _matches(
+    predicted: InstanceSet, reference: InstanceSet, chosen: list[tuple[int, int]], ious: NDArray[np.float64]
+) -> Matches:
+    pairs = np.array(sorted(chosen), np.int64).reshape(-1, 2)
+    left = np.setdiff1d(np.arange(len(predicted)), pairs[:, 0])
+    shares = np.array([ignored_share(predicted.masks[i], reference.ignore) for i in left])
+    return Matches(
+        pairs=pairs,
+        ious=ious[pairs[:, 0], pairs[:, 1]],
+        spurious=left[shares < 0.5] if left.size else left,
+        missed=np.setdiff1d(np.arange(len(reference)), pairs[:, 1]),
+        ignored=left[shares >= 0.5] if left.size else left,
+    )

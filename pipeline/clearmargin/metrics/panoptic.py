@@ -1,0 +1,177 @@
+"""Panoptic quality and semantic Dice of data sets of instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from clearmargin.core import InstanceSet, Mask
+from clearmargin.metrics.matching import match_optimally
+
+__all__ = ["PanopticQuality", "panoptic_quality", "resolve_overlap", "semantic_dice", "union"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanopticQuality:
+    """Panoptic quality of one class or, as means, of several; each ratio in [0, 1].
+
+    Attributes:
+        pq: Segmentation times recognition quality. No reference and no prediction: 1.
+        sq: Mean IoU of the matched pairs; 1 without references and predictions, 0 without a match otherwise.
+        rq: F1 of the matching.
+        tp: Matched pairs.
+        fp: Predictions without a partner.
+        fn: References without a partner.
+        by_class: The same for each label; empty in the entries themselves.
+    """
+
+    pq: float
+    sq: float
+    rq: float
+    tp: int
+    fp: int
+    fn: int
+    by_class: Mapping[int, PanopticQuality]
+
+
+def panoptic_quality(
+    pairs: Iterable[tuple[InstanceSet, InstanceSet]], *, stuff: frozenset[int] = frozenset()
+) -> PanopticQuality:
+    """Return panoptic quality of (predicted, reference) pairs, one pair an image or a volume.
+
+    Overlap is resolved first (`resolve_overlap`), as a panoptic map has one instance at each element;
+    instances of a label in ``stuff`` are one region. A pair matches at an IoU above 0.5, strictly, so that
+    matches are unique. Predictions that lie in the ignored region by half or more do not count.
+
+    Returns:
+        Counts over all images; ratios as means over the labels that occur. Nothing at all: 1.
+
+    Source: Kirillov et al., "Panoptic segmentation", CVPR 2019.
+    """
+    counts: dict[int, list[float]] = {}
+    for predicted, reference in pairs:
+        ours, theirs = (resolve_overlap(_joined(side, stuff)) for side in (predicted, reference))
+        found = match_optimally(ours, theirs, iou_threshold=0.5, strict=True)
+        for (i, _), iou in zip(found.pairs, found.ious, strict=True):
+            tally = counts.setdefault(int(ours.labels[i]), [0.0, 0, 0, 0])
+            tally[0] += float(iou)
+            tally[1] += 1
+        for i in found.spurious:
+            counts.setdefault(int(ours.labels[i]), [0.0, 0, 0, 0])[2] += 1
+        for j in found.missed:
+            counts.setdefault(int(theirs.labels[j]), [0.0, 0, 0, 0])[3] += 1
+    by_class = {label: _quality(*tally) for label, tally in sorted(counts.items())}
+    if not by_class:
+        return _quality(0.0, 0, 0, 0)
+    every = list(by_class.values())
+    return PanopticQuality(
+        pq=float(np.mean([q.pq for q in every])),
+        sq=float(np.mean([q.sq for q in every])),
+        rq=float(np.mean([q.rq for q in every])),
+        tp=sum(q.tp for q in every),
+        fp=sum(q.fp for q in every),
+        fn=sum(q.fn for q in every),
+        by_class=MappingProxyType(by_class),
+    )
+
+
+def semantic_dice(predicted: InstanceSet, reference: InstanceSet, label: int) -> float:
+    """Return the Dice coefficient of one class's region, all its instances together, outside the ignored
+    region.
+
+    Both empty: 1. One empty: 0.
+
+    Raises:
+        ValueError: The sets lie on grids of different shape.
+
+    Source: see `clearmargin.metrics.overlap.dice`.
+    """
+    from clearmargin.metrics.overlap import dice
+    from clearmargin.metrics.pair import MaskPair
+
+    regions = [
+        union([m for m, v in zip(s.masks, s.labels, strict=True) if v == label], s)
+        for s in (predicted, reference)
+    ]
+    return dice(MaskPair.from_masks(regions[0], regions[1], reference.grid, ignore=reference.ignore))
+
+
+def union(masks: list[Mask], of: InstanceSet) -> Mask:
+    """Return the union of ``masks`` on the grid of ``of``; empty for none."""
+    held = [m for m in masks if m.crop.size]
+    if not held:
+        return Mask(shape=of.grid.shape, origin=(0,) * of.grid.ndim, crop=np.zeros((0,) * of.grid.ndim, bool))
+    low = np.min([m.box[0] for m in held], axis=0)
+    high = np.max([m.box[1] for m in held], axis=0)
+    crop = np.zeros(high - low, bool)
+    for m in held:
+        place = tuple(
+            slice(int(o - a), int(o - a + n)) for o, a, n in zip(m.origin, low, m.crop.shape, strict=True)
+        )
+        crop[place] |= m.crop
+    return Mask(shape=of.grid.shape, origin=tuple(int(v) for v in low), crop=crop)
+
+
+def resolve_overlap(instances: InstanceSet) -> InstanceSet:
+    """Return the instances without overlap: each element goes to the highest score, then to the smaller
+    instance.
+
+    The order of the set stays; an instance that keeps nothing has an empty mask and is left out.
+    """
+    areas = np.array([m.area for m in instances.masks], np.int64)
+    order = np.lexsort((areas, -instances.scores))
+    kept: dict[int, Mask] = {}
+    for i in order:
+        mask = instances.masks[int(i)]
+        crop = mask.crop.copy()
+        for other in kept.values():
+            if mask.overlaps(other):
+                crop &= ~other.within(mask.slices)
+        rest = Mask.from_crop(crop, mask.origin, mask.shape)
+        if rest.area:
+            kept[int(i)] = rest
+    chosen = instances.select(np.array(sorted(kept), np.int64))
+    return InstanceSet(
+        grid=chosen.grid,
+        masks=tuple(kept[i] for i in sorted(kept)),
+        labels=chosen.labels,
+        scores=chosen.scores,
+        uncertainty=chosen.uncertainty,
+        ignore=chosen.ignore,
+    )
+
+
+def _joined(instances: InstanceSet, stuff: frozenset[int]) -> InstanceSet:
+    """Return the set with all instances of each stuff label as one, at their highest score."""
+    loose = [i for i, label in enumerate(instances.labels) if int(label) not in stuff]
+    groups = [
+        np.flatnonzero(instances.labels == label) for label in sorted(stuff) if label in instances.labels
+    ]
+    if not groups:
+        return instances
+    masks = [instances.masks[i] for i in loose] + [
+        union([instances.masks[i] for i in g], instances) for g in groups
+    ]
+    firsts = loose + [int(g[0]) for g in groups]
+    scores = [instances.scores[i] for i in loose] + [instances.scores[g].max() for g in groups]
+    return InstanceSet(
+        grid=instances.grid,
+        masks=tuple(masks),
+        labels=instances.labels[firsts],
+        scores=np.array(scores, np.float32),
+        ignore=instances.ignore,
+    )
+
+
+def _quality(total_iou: float, tp: float, fp: float, fn: float) -> PanopticQuality:
+    if not tp + fp + fn:
+        sq = rq = 1.0
+    else:
+        sq = total_iou / tp if tp else 0.0
+        rq = tp / (tp + fp / 2 + fn / 2)
+    return PanopticQuality(
+        pq=sq * rq, sq=sq, rq=rq, tp=int(tp), fp=int(fp), fn=int(fn), by_class=MappingProxyType({})
+    )

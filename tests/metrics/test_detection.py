@@ -1,0 +1,213 @@
+"""Matching, average precision and panoptic quality."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clearmargin.core import Grid, InstanceSet, Mask
+from clearmargin.errors import GeometryError
+from clearmargin.metrics import (
+    boundary_average_precision,
+    box_average_precision,
+    evaluate_instances,
+    mask_average_precision,
+    match_instances,
+    match_optimally,
+    panoptic_quality,
+    semantic_dice,
+)
+from clearmargin.metrics.detection import flat_runs
+from clearmargin.metrics.panoptic import resolve_overlap
+
+from .shapes import block, squares
+
+
+def scene(seed: int, n: int = 160, k: int = 8) -> tuple[InstanceSet, InstanceSet]:
+    """Return discs, moved and resized discs for them, some missed, some of another class; half with ignored
+    tissue.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = np.ogrid[:n, :n]
+
+    def disc(cy, cx, a, b):
+        return ((y - cy) / a) ** 2 + ((x - cx) / b) ** 2 <= 1
+
+    reference, predicted, labels, found, scores = [], [], [], [], []
+    for _ in range(k):
+        cy, cx = rng.uniform(20, n - 20, 2)
+        a, b = rng.uniform(3, 60 if rng.random() < 0.3 else 25, 2)
+        label = int(rng.integers(1, 4))
+        reference.append(disc(cy, cx, a, b))
+        labels.append(label)
+        if rng.random() < 0.85:
+            predicted.append(disc(*(np.array([cy, cx]) + rng.normal(0, 2, 2)), a * rng.uniform(0.85, 1.2), b))
+            found.append(label if rng.random() < 0.9 else 1)
+            scores.append(float(np.round(rng.random(), 2)))
+    grid = Grid.from_spacing((n, n))
+    truth = InstanceSet.from_dense(grid, reference, labels)
+    if rng.random() < 0.5:
+        truth = InstanceSet(
+            grid=grid, masks=truth.masks, labels=truth.labels, scores=truth.scores,
+            ignore=Mask.from_dense(block((n, n), (0, 0), (n // 3, n // 2))),
+        )  # fmt: skip
+    return InstanceSet.from_dense(grid, predicted, found, scores), truth
+
+
+def test_average_precision_by_hand():
+    reference = squares(64, (0, 0, 10), (30, 30, 10))
+    predicted = squares(64, (0, 0, 10), (50, 0, 10), scores=[0.9, 0.8])
+    found = mask_average_precision([(predicted, reference)])
+    # one of two found, at the highest score: precision 1 up to recall 0.5, so 51 of the 101 recall points
+    assert found.ap == found.ap50 == found.ap75 == pytest.approx(51 / 101)
+    assert found.ar == 0.5
+    assert found.ap_large is None
+    assert (found.references, found.predictions) == (2, 2)
+
+
+def test_average_precision_without_references():
+    grid = squares(8)
+    assert mask_average_precision([(squares(8), grid)]).ap == 1
+    assert mask_average_precision([(squares(8, (1, 1, 3)), grid)]).ap == 0
+    assert boundary_average_precision([(squares(8, (1, 1, 3)), grid)]).ap == 0
+    assert mask_average_precision([(squares(8), squares(8, (1, 1, 3)))]).ap == 0
+
+
+def test_a_band_that_holds_everything_gives_mask_ap_exactly():
+    pairs = [scene(seed) for seed in range(12)]
+    by_hotcoco, by_matching = mask_average_precision(pairs), boundary_average_precision(pairs, band=1e4)
+    for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ar"):
+        assert getattr(by_matching, name) == pytest.approx(getattr(by_hotcoco, name), abs=1e-12)
+    assert by_matching.by_class == pytest.approx(by_hotcoco.by_class)
+
+
+def test_boundary_ap_is_at_most_mask_ap():
+    pairs = [scene(seed) for seed in range(6)]
+    assert 0 < boundary_average_precision(pairs, band=2.0).ap < mask_average_precision(pairs).ap
+
+
+def test_average_precision_of_volumes_equals_that_of_their_flat_images():
+    predicted, reference = scene(5)
+    volume = Grid.from_spacing((4, 40, 160))
+
+    def deep(instances):
+        return InstanceSet.from_dense(
+            volume,
+            [m.dense().reshape(volume.shape) for m in instances.masks],
+            instances.labels,
+            instances.scores,
+        )
+
+    flat = InstanceSet(
+        grid=reference.grid, masks=reference.masks, labels=reference.labels, scores=reference.scores
+    )
+    assert mask_average_precision([(deep(predicted), deep(reference))]).ap == pytest.approx(
+        mask_average_precision([(predicted, flat)]).ap
+    )
+    with pytest.raises(ValueError, match="defined for images"):
+        box_average_precision([(deep(predicted), deep(reference))])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_runs_of_crops_are_the_runs_of_the_dense_mask(z, y, x, seed):
+    dense = np.random.default_rng(seed).random((z, y, x)) < 0.4
+    flat = np.concatenate([np.full(n, k % 2, bool) for k, n in enumerate(flat_runs(Mask.from_dense(dense)))])
+    flat = np.pad(flat, (0, dense.size - flat.size))  # a last run of zeros may be left out
+    np.testing.assert_array_equal(flat, dense.ravel())
+
+
+def test_greedy_takes_the_best_score_first_and_optimal_the_best_sum():
+    # the first prediction overlaps both references, the second only the first
+    reference = squares(40, (0, 0, 10), (0, 12, 10))
+    masks = [block((40, 40), (0, 2), (10, 13)), block((40, 40), (0, 0), (10, 8))]
+    predicted = InstanceSet.from_dense(reference.grid, masks, scores=[0.9, 0.8])
+    greedy = match_instances(predicted, reference, iou_threshold=0.05)
+    assert greedy.pairs.tolist() == [[0, 0]]
+    assert greedy.spurious.tolist() == [1]
+    best = match_optimally(predicted, reference, iou_threshold=0.05)
+    assert best.pairs.tolist() == [[0, 1], [1, 0]]
+    assert not best.missed.size
+
+
+def test_labels_must_agree_and_sets_may_be_empty():
+    reference = squares(20, (0, 0, 5), labels=[1])
+    assert not match_instances(squares(20, (0, 0, 5), labels=[2]), reference).pairs.size
+    assert match_instances(squares(20), reference).missed.tolist() == [0]
+    assert match_instances(reference, squares(20)).spurious.tolist() == [0]
+    with pytest.raises(ValueError, match="threshold"):
+        match_instances(reference, reference, iou_threshold=0.0)
+
+
+def test_evaluate_instances_counts_every_outcome():
+    reference = squares(64, (0, 0, 10), (30, 30, 10), spacing=(0.5, 0.5))
+    predicted = squares(64, (0, 1, 10), (50, 0, 10), (0, 0, 3), scores=[0.9, 0.8, 0.1], spacing=(0.5, 0.5))
+    rows = evaluate_instances(predicted, reference, score_threshold=0.5)
+    assert [(r.status, r.predicted, r.reference) for r in rows] == [
+        ("tp", 0, 0),
+        ("fn", None, 1),
+        ("fp", 1, None),
+    ]
+    assert rows[0].values["hausdorff"] == 0.5
+    assert rows[1].values["nsd_1mm"] == 0
+    assert rows[1].values["hd95"] == pytest.approx(32 * np.sqrt(2))
+    assert rows[0].size == 25
+    assert all(np.isfinite(list(r.values.values())).all() for r in rows)
+    assert [r.status for r in evaluate_instances(squares(8), squares(8))] == ["tn"]
+
+
+def test_a_prediction_in_the_ignored_region_gives_no_row():
+    reference = squares(20, (0, 0, 5))
+    reference = InstanceSet(
+        grid=reference.grid, masks=reference.masks, labels=reference.labels, scores=reference.scores,
+        ignore=Mask.from_dense(block((20, 20), (10, 10), (20, 20))),
+    )  # fmt: skip
+    predicted = squares(20, (0, 0, 5), (12, 12, 5), (6, 6, 2))
+    assert [r.status for r in evaluate_instances(predicted, reference)] == ["tp", "fp"]
+    assert panoptic_quality([(predicted, reference)]).fp == 1
+    assert mask_average_precision([(predicted, reference)]).ap == pytest.approx(1)
+
+
+def test_different_grids_are_refused_with_both_named():
+    with pytest.raises(GeometryError, match=r"8 x 8 at 1 x 1 mm.* 9 x 9"):
+        evaluate_instances(squares(8), squares(9))
+
+
+def test_panoptic_quality_by_hand():
+    reference = squares(40, (0, 0, 10), (20, 20, 10))
+    predicted = squares(40, (0, 0, 9), (30, 0, 4), scores=[0.9, 0.9])
+    found = panoptic_quality([(predicted, reference)])
+    assert (found.tp, found.fp, found.fn) == (1, 1, 1)
+    assert found.sq == pytest.approx(0.81)
+    assert found.rq == 0.5
+    assert found.pq == pytest.approx(0.405)
+    assert panoptic_quality([(squares(8), squares(8))]).pq == 1
+
+
+def test_an_iou_of_one_half_is_no_match_in_panoptic_quality():
+    reference = InstanceSet.from_dense(Grid.from_spacing((10, 10)), [block((10, 10), (0, 0), (2, 4))])
+    predicted = InstanceSet.from_dense(reference.grid, [block((10, 10), (0, 0), (2, 2))])
+    assert panoptic_quality([(predicted, reference)]).tp == 0
+    assert match_instances(predicted, reference).ious.tolist() == [0.5]
+
+
+def test_overlap_goes_to_the_higher_score_then_to_the_smaller():
+    clear = resolve_overlap(squares(20, (0, 0, 10), (5, 5, 10), scores=[0.5, 0.9]))
+    assert [m.area for m in clear.masks] == [75, 100]
+    nested = resolve_overlap(squares(20, (0, 0, 10), (2, 2, 3)))
+    assert [m.area for m in nested.masks] == [91, 9]
+
+
+def test_stuff_is_one_region():
+    reference = squares(20, (0, 0, 4), (10, 10, 4), labels=[2, 2])
+    predicted = squares(20, (0, 0, 4), (10, 10, 4), labels=[2, 2], scores=[0.4, 0.6])
+    assert panoptic_quality([(predicted, reference)], stuff=frozenset({2})).tp == 1
+    assert panoptic_quality([(predicted, reference)]).tp == 2
+
+
+def test_semantic_dice_joins_the_instances_of_a_class():
+    reference = squares(20, (0, 0, 4), (10, 10, 4), labels=[2, 1])
+    predicted = squares(20, (0, 0, 4), (0, 2, 4), labels=[2, 2])
+    assert semantic_dice(predicted, reference, 2) == pytest.approx(2 * 16 / (16 + 24))
+    assert semantic_dice(predicted, reference, 3) == 1
+    assert semantic_dice(predicted, reference, 1) == 0
