@@ -168,7 +168,7 @@ def provenance() -> Provenance:
 
 @pytest.fixture
 def predict(label_map: LabelMap, provenance: Provenance) -> Callable[[Image], Prediction]:
-    """A function that gives an image a prediction: a liver, a tumour inside it, one pixel, and one across its edge."""
+    """A function that predicts a liver, a tumour inside it, one pixel, and a tumour across its edge."""
 
     def predicted(image: Image) -> Prediction:
         shape = image.grid.shape

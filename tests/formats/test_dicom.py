@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
@@ -34,10 +34,10 @@ def test_every_voxel_keeps_its_value_at_its_place(any_grid, write_series, tmp_pa
 def test_agrees_with_simpleitk(any_grid, write_series, tmp_path):
     write_series(tmp_path, any_grid)
     image = read_dicom(tmp_path)
-    reader = sitk.ImageSeriesReader()
+    reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
     oracle = reader.Execute()
-    assert_array_equal(image.pixels[0], sitk.GetArrayFromImage(oracle))
+    assert_array_equal(image.pixels[0], SimpleITK.GetArrayFromImage(oracle))
     for z, y, x in [(0, 0, 0), (5, 14, 12), (3, 0, 7)]:
         assert_allclose(
             image.grid.to_world((z, y, x)), oracle.TransformIndexToPhysicalPoint((x, y, z)), atol=1e-3

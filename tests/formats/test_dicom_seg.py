@@ -9,7 +9,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 from numpy.testing import assert_allclose, assert_array_equal
 
 from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Mask, Source
@@ -56,8 +56,8 @@ def test_dcmqi_reads_the_same_world_positions(image, predict, tmp_path, dcmqi_re
     volumes = dcmqi_read(tmp_path / "seg.dcm", tmp_path / "dcmqi")
     assert len(volumes) == 4
     for ours, file in zip(prediction.instances.masks, volumes, strict=True):
-        theirs = sitk.ReadImage(str(file))
-        index = np.argwhere(sitk.GetArrayFromImage(theirs))
+        theirs = SimpleITK.ReadImage(str(file))
+        index = np.argwhere(SimpleITK.GetArrayFromImage(theirs))
         points = np.array([theirs.TransformIndexToPhysicalPoint([int(v) for v in i[::-1]]) for i in index])
         points = points.round(3)
         assert_allclose(points[np.lexsort(points.T)], _world(image.grid, ours), atol=0.01)
@@ -115,11 +115,12 @@ def test_what_a_segment_says(axial, write_series, predict, tmp_path):
 
 
 def test_the_same_prediction_is_the_same_file_and_another_is_another_uid(
-    axial, write_series, predict, provenance, tmp_path
+    axial, write_series, predict, tmp_path
 ):
     write_series(tmp_path / "series", axial)
     image = read_dicom(tmp_path / "series")
     prediction = predict(image)
+    provenance = prediction.provenance
     first = write_dicom_seg(tmp_path / "a.dcm", prediction, image)
     second = write_dicom_seg(tmp_path / "b.dcm", prediction, image)
     assert first.sop_instance_uid == second.sop_instance_uid
@@ -164,7 +165,7 @@ def test_an_empty_mask_is_skipped_and_counted(axial, write_series, predict, tmp_
         ["FrameOfReferenceUID", "SliceThickness", "PositionReferenceIndicator", "Modality"],
     ],
 )
-def test_missing_source_attributes_never_abort_a_write(
+def test_missing_source_attributes_never_abort_a_write(  # noqa: PLR0917
     missing, axial, write_series, predict, tmp_path, dciodvfy
 ):
     def lose(ds, _):
@@ -211,7 +212,7 @@ def test_a_frame_beside_the_grid_is_refused(axial, write_series, predict, tmp_pa
     write_dicom_seg(tmp_path / "seg.dcm", predict(image), image)
     half = axial.affine.copy()
     half[0, 3] += 0.4
-    with pytest.raises(GeometryError, match="0.50 of a pixel beside"):
+    with pytest.raises(GeometryError, match=r"0\.50 of a pixel beside"):
         read_dicom_seg(tmp_path / "seg.dcm", grid=Grid(shape=axial.shape, affine=half, unit="mm"))
     short = Grid(shape=(2, 15, 13), affine=axial.affine, unit="mm")
     with pytest.raises(GeometryError, match="outside"):
@@ -245,8 +246,8 @@ def test_the_real_liver_is_read_in_place(data_root):
     folder = data_root / "dicom_ct_seg_rtstruct_small" / "dcmqi_liver"
     image = read_dicom(folder)
     (liver,) = read_dicom_seg(folder / "seg_liver.dcm", grid=image.grid).masks
-    oracle = sitk.ReadImage(str(folder / "liver_seg.nrrd"))
-    index = np.argwhere(sitk.GetArrayFromImage(oracle))
+    oracle = SimpleITK.ReadImage(str(folder / "liver_seg.nrrd"))
+    index = np.argwhere(SimpleITK.GetArrayFromImage(oracle))
     world = np.array([oracle.TransformIndexToPhysicalPoint([int(v) for v in i[::-1]]) for i in index[::97]])
     found = np.round(image.grid.to_index(world)).astype(int)
     assert liver.area == len(index)

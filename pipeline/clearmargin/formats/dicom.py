@@ -144,7 +144,11 @@ def _read_one(entry: SeriesEntry, dataset: Any, *, allow_gaps: bool, allow_tilt:
     layout = pixel_layout(dataset)
     if entry.kind == "image":
         return read_picture(dataset, entry.files[0])
-    planes = [_plane(dataset, entry)] if layout.frames == 1 else [p for p in frame_planes(dataset) if p is not None]
+    planes = (
+        [_plane(dataset, entry)]
+        if layout.frames == 1
+        else [p for p in frame_planes(dataset) if p is not None]
+    )
     stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     scales = frame_scales(dataset, layout.frames)
     stored = _decoded(dataset)
