@@ -221,7 +221,7 @@ class VideoClip:
 
 
 def _demux(container: Any) -> Iterator[Any]:
-    """Yield packets, past damaged stretches that the demuxer can leave behind, to the end of what is there."""
+    """Yield packets, past damaged stretches that the demuxer can leave behind, to the end."""
     failures = 0
     while failures < 8:
         try:
@@ -237,7 +237,7 @@ def _demux(container: Any) -> Iterator[Any]:
 def _decode(container: Any) -> Iterator[tuple[Any, bool]]:
     """Yield decoded frames, and whether each is whole.
 
-    A packet that the decoder rejects yields nothing; what follows is drawn upon wrong pictures up to the next key
+    A packet that the decoder rejects yields nothing; what follows is drawn upon wrong ones up to the next key
     frame, and the decoder does not say so.
     """
     whole = True
