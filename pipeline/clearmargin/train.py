@@ -30,8 +30,8 @@ from clearmargin import __version__
 from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.samples import Windows, collate
-from clearmargin.errors import ConfigError, InputError, TrainingError
-from clearmargin.evaluate import VALIDATION_METRICS, score
+from clearmargin.errors import ConfigError, InputError, TrainingError, nearest
+from clearmargin.evaluate import VALIDATION_METRICS, compare, score
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Network, Targets
@@ -145,7 +145,7 @@ def train(
     config: Path | None = None,
     *,
     overrides: Sequence[str] = (),
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     runs: Path = Path("runs"),
 ) -> TrainingResult:
     """Train a network as a configuration says.
@@ -153,7 +153,7 @@ def train(
     Args:
         config: An experiment's YAML; may be left out when resuming.
         overrides: ``a.b=value`` items over it.
-        resume: A run's folder; training goes on behind its last whole epoch.
+        resume: A run's folder, its name under ``runs``, or its id; training goes on behind its last whole epoch.
         runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
 
     Returns:
@@ -281,8 +281,12 @@ def _finish_epoch(
     if validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
         draft = folder / ".candidate"
         _guard_disk(lambda: save_model(draft, card, weights))
-        found = score(load_segmenter(draft), dataset, validation)
+        candidate = load_segmenter(draft)
+        found = score(candidate, dataset, validation)
         metrics |= {f"validation/{name}": value for name, value in found.items()}
+        if dataset.card.show_in_tracking:
+            for number, picture in enumerate(compare(candidate, dataset, validation[:2])):
+                run.log_image(f"validation {number + 1}", picture, state.epoch)
     if stopping is None:
         _guard_disk(lambda: save_model(folder / MODEL, card, weights))
         state.best = found or state.best
@@ -302,15 +306,14 @@ def _finish_epoch(
 
 
 def _open(
-    config: Path | None, overrides: Sequence[str], resume: Path | None, runs: Path
+    config: Path | None, overrides: Sequence[str], resume: Path | str | None, runs: Path
 ) -> tuple[Experiment, Path]:
     """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
     if resume is not None:
-        source = resume / CONFIG
-        if not source.is_file():
-            raise InputError(f"'{resume.name}' is no run's folder: it has no {CONFIG}; runs lie under '{runs}'")
-        experiment = validate(apply_overrides(read_yaml(source), overrides), Experiment, name=CONFIG)
-        return experiment, resume
+        if config is not None:
+            raise ConfigError("give a configuration or --resume, not both: a run resumes with its own, and --set")
+        folder = _find_run(str(resume), runs)
+        return validate(apply_overrides(read_yaml(folder / CONFIG), overrides), Experiment, name=CONFIG), folder
     if config is None:
         raise ConfigError("give a configuration, or --resume and a run's folder")
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
@@ -322,6 +325,18 @@ def _open(
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
         return experiment, folder
     return experiment, runs / experiment.name
+
+
+def _find_run(run: str, runs: Path) -> Path:
+    """Return the folder of a run, given as that folder, as its name, or as its id in the tracking store."""
+    for folder in (Path(run), runs / run):
+        if (folder / CONFIG).is_file():
+            return folder
+    for known in runs.glob(f"*/{RUN}"):
+        if yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] == run:
+            return known.parent
+    names = [known.parent.name for known in runs.glob(f"*/{CONFIG}")]
+    raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
 
 
 def _new_folder(runs: Path, name: str) -> Path:
