@@ -21,35 +21,30 @@ from clearmargin.tracking.run import TrackedRun
 from clearmargin.tracking.store import experiment_id, open_client
 
 CHILD = """
-import sys, time, os
+import contextlib, sys, time
 from clearmargin.tracking.run import TrackedRun
-with TrackedRun(name="child", uri=sys.argv[1]) as run:
-    run.log_metrics({"loss": 1.0}, step=1)
-    print(run.run_id, flush=True)
-    time.sleep(60)
+with contextlib.ExitStack() as stack:
+    for name in sys.argv[2:]:
+        run = stack.enter_context(TrackedRun(name=name, uri=sys.argv[1], experiment=name))
+        run.log_metrics({"loss": 1.0}, step=1)
+        print(run.run_id, flush=True)
+    time.sleep(100)
 """
 
 
-def _child(store: str) -> tuple[subprocess.Popen[str], str]:
-    """Return a process in the middle of a run, and the run's id."""
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", CHILD, store],
+def _child(store: str, *names: str, number: signal.Signals) -> tuple[int, list[str]]:
+    """Stop a process in the middle of a run of each name; return its exit code and the runs' ids."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", CHILD, store, *names],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(root / "pipeline")},
-    )
-    if process.stdout is None:
-        raise RuntimeError("no pipe")
-    return process, process.stdout.readline().strip()
-
-
-def _finish(process: subprocess.Popen[str], number: signal.Signals) -> int:
-    process.send_signal(number)
-    code = process.wait(30)
-    if process.stdout is not None:
-        process.stdout.close()
-    return code
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "pipeline")},
+    ) as process:
+        if process.stdout is None:
+            pytest.fail("no pipe")
+        ids = [process.stdout.readline().strip() for _ in names]
+        process.send_signal(number)
+        return process.wait(30), ids
 
 
 def test_a_run_holds_what_was_logged(store: str, folder_of_model: Path) -> None:
@@ -143,38 +138,37 @@ def test_ctrl_c_ends_a_run_as_killed(store: str) -> None:
 
 
 def test_sigterm_ends_a_run_as_killed(store: str) -> None:
-    process, run_id = _child(store)
-    assert open_client(store).get_run(run_id).info.status == "RUNNING"
-    assert _finish(process, signal.SIGTERM) == 143
+    code, (run_id,) = _child(store, "a", number=signal.SIGTERM)
+    assert code == 143
     assert open_client(store).get_run(run_id).info.status == "KILLED"
 
 
-def test_a_process_that_was_killed_is_closed_by_the_next_run_and_others_are_not(store: str) -> None:
-    process, dead = _child(store)
+def test_a_process_that_was_killed_leaves_runs_that_are_closed_or_go_on(store: str) -> None:
+    code, (dead, resumed) = _child(store, "a", "b", number=signal.SIGKILL)
+    assert code == -9
     client = open_client(store)
-    elsewhere = client.create_run(experiment_id(client), run_name="another machine's").info.run_id
-    with TrackedRun(name="first", uri=store):
-        assert client.get_run(dead).info.status == "RUNNING", "its process lives"
-        with pytest.raises(InputError, match="another process"), TrackedRun(name="x", run_id=dead, uri=store):
-            pass
-        assert _finish(process, signal.SIGKILL) == -9
-        assert client.get_run(dead).info.status == "RUNNING"
-        with TrackedRun(name="next", uri=store) as run:
-            assert client.get_run(dead).info.status == "FAILED"
-            assert client.get_run(elsewhere).info.status == "RUNNING", "nothing is known about it here"
-            assert client.get_run(run.run_id).info.status == "RUNNING"
-
-
-def test_a_killed_run_goes_on_by_its_id(store: str) -> None:
-    process, dead = _child(store)
-    _finish(process, signal.SIGKILL)
-    with TrackedRun(name="ignored", run_id=dead, uri=store) as run:
-        assert run.run_id == dead
-        assert open_client(store).get_run(dead).info.status == "RUNNING"
+    assert [client.get_run(r).info.status for r in (dead, resumed)] == ["RUNNING", "RUNNING"]
+    elsewhere = client.create_run(experiment_id(client, "a"), run_name="another machine's").info.run_id
+    with TrackedRun(name="next", experiment="a", uri=store) as run:
+        assert client.get_run(dead).info.status == "FAILED"
+        assert client.get_run(elsewhere).info.status == "RUNNING", "nothing is known about it here"
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+    with TrackedRun(name="ignored", run_id=resumed, uri=store) as run:
+        assert run.run_id == resumed and client.get_run(resumed).info.status == "RUNNING"
         run.log_metrics({"loss": 0.5}, step=2)
+    assert client.get_run(resumed).info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(resumed, "loss")] == [1, 2]
+
+
+def test_a_living_run_is_neither_closed_nor_taken_over(store: str) -> None:
     client = open_client(store)
-    assert client.get_run(dead).info.status == "FINISHED"
-    assert [m.step for m in client.get_metric_history(dead, "loss")] == [1, 2]
+    with TrackedRun(name="first", uri=store) as first:
+        with TrackedRun(name="second", uri=store):
+            assert client.get_run(first.run_id).info.status == "RUNNING"
+        thief = TrackedRun(name="thief", run_id=first.run_id, uri=store)
+        with pytest.raises(InputError, match="another process"):
+            thief.__enter__()
+    assert client.get_run(first.run_id).info.status == "FINISHED"
 
 
 def test_a_resumed_run_keeps_its_parameters_and_notes_what_changed(store: str) -> None:

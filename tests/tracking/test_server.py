@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,41 +41,41 @@ def test_an_unknown_run_over_http_is_the_users_fault(server: str) -> None:
 
 
 def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
-    made_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: str, relay: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    shutil.copy(made_store, tmp_path / "mlflow.db")
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
+    direct = open_client(server)
+    run = TrackedRun(name="outage", experiment="outage", uri=f"http://127.0.0.1:{relay.port}", pause_s=0.0)
     with caplog.at_level(logging.WARNING, logger="clearmargin"):
-        run = TrackedRun(name="outage", uri=url, pause_s=0.0)
-        with serving(port, uri=store):
-            run.__enter__()
+        relay.open()
+        with run:
             run.log_metrics({"loss": 3.0}, step=1)
-        run.log_metrics({"loss": 2.0}, step=2)
-        run.log_image("lost", np.zeros((4, 4, 3), np.uint8), step=2)
-        with serving(port, uri=store):
+            relay.close()
+            run.log_metrics({"loss": 2.0}, step=2)
+            run.log_image("lost", np.zeros((4, 4, 3), np.uint8), step=2)
+            relay.open()
             run.log_metrics({"loss": 1.0}, step=3)
-        run.__exit__(None, None, None)
-    steps = [m.step for m in open_client(store).get_metric_history(run.run_id, "loss")]
+            relay.close()
+    steps = [m.step for m in direct.get_metric_history(run.run_id, "loss")]
     assert steps == [1, 2, 3], "what was pending came with the next batch"
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("clearmargin")]
     assert len(messages) == 2, "one at the first failure, one at the end"
     assert "the work goes on" in messages[0]
     assert "not logged: 1 images, 1 end status" in messages[1]
-    assert open_client(store).get_run(run.run_id).info.status == "RUNNING"
-    with TrackedRun(name="next", uri=store):
-        status = open_client(store).get_run(run.run_id).info.status
+    assert direct.get_run(run.run_id).info.status == "RUNNING"
+    with TrackedRun(name="next", experiment="outage", uri=server):
+        status = direct.get_run(run.run_id).info.status
     assert status == "FINISHED", "the end that the server could not be told is told by the next run"
 
 
-def test_the_server_is_gone_after_the_block(server: str) -> None:
+def test_a_port_that_is_taken_is_named(server: str) -> None:
     port = int(server.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match="is taken"), serving(port):
         pass
+
+
+@pytest.mark.slow
+def test_a_store_without_a_driver_is_the_users_fault() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
