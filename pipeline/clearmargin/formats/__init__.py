@@ -10,7 +10,7 @@ from typing import Any
 from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
 
-__all__ = ["READERS", "VIDEO_SUFFIXES", "is_video", "read_image", "read_images"]
+__all__ = ["READERS", "VIDEO_SUFFIXES", "is_dicom", "is_video", "open_video", "read_image", "read_images"]
 
 READERS: dict[str, str] = {
     ".dcm": "dicom:read_dicom",
@@ -48,7 +48,7 @@ def read_image(path: Path, *, series: str | None = None) -> Image:
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no file or folder '{path.name}'")
-    if _is_dicom(path):
+    if is_dicom(path):
         from clearmargin.formats.dicom import read_dicom
 
         return read_dicom(path, series=series)
@@ -68,13 +68,13 @@ def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
     path = Path(path)
     if is_video(path):
         yield from open_video(path).frames()
-    elif path.is_dir() and not _is_dicom(path):
+    elif path.is_dir() and not is_dicom(path):
         files = sorted(p for p in path.iterdir() if p.is_file() and _suffix(p) in READERS)
         if not files:
             raise InputError(f"no readable picture or volume in '{path.name}'")
         for file in files:
             yield read_image(file)
-    elif _is_dicom(path):
+    elif is_dicom(path):
         from clearmargin.formats.dicom import read_dicom, read_dicom_pictures
         from clearmargin.formats.dicom_index import index_dicom, select_series
 
@@ -91,7 +91,7 @@ def is_video(path: Path) -> bool:
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return True
-    if not path.is_file() or not _is_dicom(path):
+    if not path.is_file() or not is_dicom(path):
         return False
     from clearmargin.formats.dicom_index import index_dicom
 
@@ -108,7 +108,7 @@ def open_video(path: Path) -> Any:
     return opened(path)
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
     """Return whether a file begins as DICOM does, or any file in a folder and below."""
     from clearmargin.formats.dicom_index import looks_like_dicom
 

@@ -62,7 +62,7 @@ def read_dicom(
     datasets = _read_all(entry.files)
     if len(datasets) == 1:
         return _read_one(entry, datasets[0], allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    planes = [_plane(dataset) for dataset in datasets]
+    planes = [_plane(dataset, entry) for dataset in datasets]
     stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     ordered = [datasets[i] for i in stack.order]
     files = tuple(entry.files[i] for i in stack.order)
@@ -133,10 +133,10 @@ def _read_all(files: Sequence[Path]) -> list[Any]:
     return [read_header(file, pixels=True) for file in files]
 
 
-def _plane(dataset: Any) -> Plane:
+def _plane(dataset: Any, entry: SeriesEntry) -> Plane:
     plane = plane_of(dataset, dataset, dataset, (int(dataset.Rows), int(dataset.Columns)))
     if plane is None:
-        raise GeometryError("an image of the series has no position, orientation or spacing")
+        raise GeometryError(entry.reason or f"{entry.name} has an image without a position")
     return plane
 
 
@@ -144,7 +144,11 @@ def _read_one(entry: SeriesEntry, dataset: Any, *, allow_gaps: bool, allow_tilt:
     layout = pixel_layout(dataset)
     if entry.kind == "image":
         return read_picture(dataset, entry.files[0])
-    planes = [_plane(dataset)] if layout.frames == 1 else [p for p in frame_planes(dataset) if p is not None]
+    planes = (
+        [_plane(dataset, entry)]
+        if layout.frames == 1
+        else [p for p in frame_planes(dataset) if p is not None]
+    )
     stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     scales = frame_scales(dataset, layout.frames)
     stored = _decoded(dataset)

@@ -189,7 +189,7 @@ def _same_planes(planes: Sequence[Plane], name: str) -> None:
     if off.any():
         raise GeometryError(
             f"{name} has mixed orientations: {int(off.sum())} of {len(planes)} slices lie in another "
-            "direction than the first (a localizer, or several acquisitions in one series); leave those files out"
+            "direction than the first (a localizer, or several acquisitions in one series); leave them out"
         )
     spacings = np.array([p.spacing for p in planes])
     if np.abs(spacings - first.spacing).max() > 1e-3 * max(first.spacing):
@@ -231,7 +231,8 @@ def _is_regular(offsets: NDArray[np.float64]) -> bool:
 def _irregularity(offsets: NDArray[np.float64]) -> str:
     """Return what is irregular about sorted offsets: gaps of whole slices, or varying distances."""
     steps = np.diff(offsets)
-    step = float(np.median(steps))
+    smallest = float(steps.min())
+    step = float(np.mean(steps[steps < 1.5 * smallest]))
     multiples = np.round(steps / step)
     if (np.abs(steps - multiples * step) <= 0.05 * step).all() and (multiples >= 1).all():
         (at,) = np.nonzero(multiples > 1)

@@ -17,7 +17,7 @@ from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
 from clearmargin.formats.dicom_pixels import decode_frames, dicom_boundary, pixel_layout, read_header
 
-__all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content"]
+__all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content", "spanned_grid"]
 
 _SEG_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
 _TOLERANCE = 0.05  # of a pixel or of a slice distance: how far a frame may lie from the grid's own elements
@@ -102,7 +102,7 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     segments, scores = _segments(dataset)
     planes = frame_planes(dataset)
     if grid is None:
-        grid = _spanned_grid(planes, (layout.rows, layout.columns))
+        grid = spanned_grid(planes, (layout.rows, layout.columns))
     pieces: dict[int, list[tuple[NDArray[Any], Plane | None]]] = {s.number: [] for s in segments}
     for number, frame, plane in _segment_frames(dataset, planes, [s.number for s in segments]):
         if frame.any():
@@ -210,7 +210,7 @@ def _frames(dataset: Any) -> Iterator[NDArray[Any]]:
         yield bits[lead : lead + size].reshape(layout.rows, layout.columns)
 
 
-def _spanned_grid(planes: Sequence[Plane | None], size: tuple[int, int]) -> Grid:
+def spanned_grid(planes: Sequence[Plane | None], size: tuple[int, int]) -> Grid:
     """Return the grid that the frames span, with the slices in between that hold nothing."""
     placed = [p for p in planes if p is not None]
     if not placed:

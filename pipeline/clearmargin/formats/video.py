@@ -241,7 +241,7 @@ def write_video(
     Args:
         path: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi``.
         frames: All of one size; grey ``(1, Y, X)`` is repeated.
-        fps: Frames a second.
+        fps: Frames a second; 0, of a clip that states no time, plays at 25.
         quality: x264's constant rate factor: 0 is lossless in its colour space, 18 looks so, 28 is small.
 
     Raises:
@@ -252,7 +252,7 @@ def write_video(
     count = 0
     size: tuple[int, ...] = ()
     with av.open(os.fspath(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps or 25).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(quality)}
         for frame in frames:

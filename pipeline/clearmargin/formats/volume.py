@@ -32,6 +32,8 @@ def read_volume(path: Path) -> Image:
         GeometryError: The stated geometry is not an invertible affine.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file '{path.name}'")
     pixels, grid = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
     source = Source(case=case_id(str(path.resolve())), kind="volume", files=(path,))
     return Image(pixels=pixels, grid=grid, source=source)
@@ -92,7 +94,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], Grid]:
                 shape, 8 if volume.dataobj.slope not in (1, None) else volume.get_data_dtype().itemsize, path
             )
             data = np.asanyarray(volume.dataobj)
-    except (OSError, MemoryError, InputError):
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # noqa: BLE001 - nibabel raises many types on damaged files
         raise InputError(f"'{path.name}' is not readable as NIfTI ({type(error).__name__})") from None
