@@ -1,4 +1,4 @@
-"""The interpolated surface against closed forms; it was tuned on capsules and L-shaped blocks, not on these."""
+"""The interpolated surface against closed forms; it was tuned on capsules and L-shaped blocks, not these."""
 
 import numpy as np
 import pytest
