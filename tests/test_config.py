@@ -1,4 +1,5 @@
 import pytest
+
 from clearmargin.config import Settings, apply_overrides, digest, load_settings, validate
 from clearmargin.errors import ConfigError
 from clearmargin.models import network_config

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from clearmargin.errors import ConfigError, InputError, TrainingError
-from clearmargin.models import load_segmenter
-from clearmargin.train import _rate, train, TrainingSettings
 from safetensors.torch import load_file
 from toy import write_toy_experiment, write_toy_set
+
+from clearmargin.errors import ConfigError, InputError, TrainingError
+from clearmargin.models import load_segmenter
+from clearmargin.train import TrainingSettings, _rate, train
 
 
 @pytest.fixture
@@ -187,7 +188,9 @@ def test_the_rate_warms_up_falls_and_ends_with_the_time():
 
 
 def run_in_background(place, config):
-    code = "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
+    code = (
+        "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
+    )
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code, str(config)],
         cwd=place,

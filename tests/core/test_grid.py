@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from clearmargin.core import Grid
 
 TILTED = np.array([[0, 0, 0.7, -10], [0, 0.7, 0, 20], [5, 1.4, 0, 30], [0, 0, 0, 1]])
