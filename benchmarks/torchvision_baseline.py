@@ -49,7 +49,7 @@ class Backbone(nn.Module):
 
 
 def build(classes, anchor_sizes, anchor_ratios, side, detections):
-    model = MaskRCNN(
+    return MaskRCNN(
         Backbone(96),
         num_classes=None,
         min_size=side[0],
@@ -68,7 +68,6 @@ def build(classes, anchor_sizes, anchor_ratios, side, detections):
         box_batch_size_per_image=128,
         box_detections_per_img=detections,
     )
-    return model
 
 
 @dataclass

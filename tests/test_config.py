@@ -29,7 +29,7 @@ def test_overrides_pass_the_same_check(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("name: x\n")
     assert load_settings(path, Outer, ["inner.depth=5"]).inner.depth == 5
-    with pytest.raises(ConfigError, match="inner.dept: unknown"):
+    with pytest.raises(ConfigError, match=r"inner\.dept: unknown"):
         load_settings(path, Outer, ["inner.dept=5"])
     with pytest.raises(ConfigError, match=r"expected a\.b=value"):
         apply_overrides({}, ["inner.depth"])

@@ -1,5 +1,6 @@
 """Training: what it leaves behind, how it stops, and that a resumed run is the run that never stopped."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -180,7 +181,7 @@ def test_the_rate_warms_up_falls_and_ends_with_the_time():
     settings = TrainingSettings(warmup_steps=10)
     rates = [_rate(s, 100, settings, 0.0) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.02
     timed = TrainingSettings(warmup_steps=10, max_minutes=5)
     assert _rate(20, 1000, timed, 5.0) == pytest.approx(0.01)

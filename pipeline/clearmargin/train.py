@@ -185,7 +185,7 @@ def train(
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
     state = _State(
-        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=network.to(memory_format=torch.channels_last),
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
         optimiser=torch.optim.AdamW(
             _parameter_groups(network, settings.weight_decay),
@@ -378,7 +378,7 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
 
 def _loader(
     experiment: Experiment, dataset: Dataset, cases: Sequence[Case], first: int, total: int, group: _Group
-) -> DataLoader[tuple[Tensor, list[Targets]]]:
+) -> DataLoader[Any]:
     """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
     settings = experiment.training
     size = settings.batch_size

@@ -58,7 +58,7 @@ def test_same_as_compares_corners():
     ],
 )
 def test_impossible_grids_are_refused(change):
-    with pytest.raises(ValueError, match="grid|affine"):
+    with pytest.raises(ValueError, match=r"grid|affine"):
         Grid(**{"shape": (3, 4, 5), "affine": np.eye(4), "unit": "mm"} | change)
 
 

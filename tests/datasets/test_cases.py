@@ -90,7 +90,7 @@ def test_a_unit_keeps_its_place_when_others_are_added(tmp_path):
 
 def test_the_shipped_split_is_kept_and_its_leak_refused(tmp_path):
     splits = {"column": "set", "values": {"a": "train", "b": "test"}, "carve": {"validation": 0.2}}
-    shipped = rows(5, 1, set="a") + [{"id": "q", "patient": "q", "set": "b"}]
+    shipped = [*rows(5, 1, set="a"), {"id": "q", "patient": "q", "set": "b"}]
     dataset = open_dataset(write_set(tmp_path, shipped, card_dict(splits=splits)))
     assert [c.split for c in dataset.cases].count("test") == 1 and dataset.cases[-1].split == "test"
     leak = [*shipped, {"id": "again", "patient": "q", "set": "a"}]

@@ -39,7 +39,7 @@ class Grid:
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError(f"a grid's affine is 4 x 4 and finite, not of shape {affine.shape}")
         if not np.array_equal(affine[3], (0, 0, 0, 1)):
-            raise ValueError(f"the last row of an affine is 0 0 0 1, not {affine[3].tolist()}")
+            raise ValueError(f"the last row of an affine is 0 0 0 1, not {list(affine[3])}")
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
             raise ValueError(
                 "a grid's affine must be invertible; two of its axes are parallel or one is zero"
