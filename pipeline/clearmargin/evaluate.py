@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, LabelMap, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.errors import ConfigError
 from clearmargin.metrics import (
     InstanceRow,
     Protocol,
@@ -21,15 +25,30 @@ from clearmargin.metrics import (
     panoptic_quality,
     semantic_dice,
 )
+from clearmargin.models import load_segmenter
+from clearmargin.report.overlay import overlay
 from clearmargin.report.progress import progress
+from clearmargin.report.tables import write_rows
+from clearmargin.tracking.run import TrackedRun
 
-__all__ = ["VALIDATION_METRICS", "CaseResult", "Evaluation", "evaluate", "evaluate_cases", "score"]
+__all__ = [
+    "VALIDATION_METRICS",
+    "CaseResult",
+    "Evaluation",
+    "compare",
+    "evaluate",
+    "evaluate_cases",
+    "render",
+    "score",
+    "write_tables",
+]
 
 log = logging.getLogger(__name__)
 
 VALIDATION_METRICS = ("ap", "ap50", "pq", "dice")
 """What ``score`` returns; each is better higher."""
 
+_PICTURES = 8  # in the tracking store
 _PROTOCOL = Protocol(metrics=("dice", "iou", "hd95", "assd", "volume_error"), tolerances=(1.0, 2.0, 3.0))
 
 
@@ -58,25 +77,29 @@ class Evaluation:
     counts: dict[str, int]
     cases: tuple[CaseResult, ...]
     length_unit: str
+    run_id: str = ""
 
 
 def evaluate(
-    model: Path, card: Path, *, split: Split = "test", score_threshold: float | None = None
+    model: Path,
+    card: Path,
+    *,
+    split: Split = "test",
+    score_threshold: float | None = None,
+    out: Path | None = None,
 ) -> Evaluation:
-    """Evaluate a model folder on a card's split.
+    """Evaluate a model folder on a card's split, and log it as a run of its own.
 
     Args:
         model: A model folder.
         card: A data card.
-        split: Which split; calibration and validation data are not test data, and the split is named in the log.
+        split: Which split; the run and its name carry it.
         score_threshold: For everything but average precision; None takes the model's own.
+        out: A folder for ``summary.json`` and ``instances.csv``; None writes no files.
 
     Raises:
         ConfigError: The card does not fit, has no such split, or other classes than the model.
     """
-    from clearmargin.errors import ConfigError
-    from clearmargin.models import load_segmenter
-
     segmenter = load_segmenter(model)
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
@@ -85,13 +108,84 @@ def evaluate(
             f"{', '.join(dataset.card.label_map.names)}: evaluate on a card with the model's classes"
         )
     threshold = segmenter.score_threshold if score_threshold is None else score_threshold
-    return evaluate_cases(
+    cases = dataset.split(split)
+    with TrackedRun.start(f"evaluate-{dataset.card.name}-{split}", tags={"verb": "evaluate"}) as run:
+        run.log_params(
+            {
+                "card": dataset.card.name,
+                "split": split,
+                "score_threshold": threshold,
+                "weights_sha256": segmenter.provenance.weights_sha256,
+                "config_sha256": segmenter.provenance.config_sha256,
+            }
+        )
+        run.log_data(dataset.card.name, dataset.digest(), context=split)
         # average precision ranks all instances, also those that predict() would not return
-        replace(segmenter, score_threshold=0.0),
-        dataset,
-        dataset.split(split),
-        score_threshold=threshold,
-    )
+        ranked = replace(segmenter, score_threshold=0.0)
+        found = evaluate_cases(ranked, dataset, cases, score_threshold=threshold)
+        found = replace(found, run_id=run.run_id)
+        run.log_metrics(found.summary | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
+        if dataset.card.show_in_tracking:
+            for step, picture in enumerate(compare(segmenter, dataset, cases[:_PICTURES])):
+                run.log_image("prediction over truth", picture, step)
+        with TemporaryDirectory() as folder:
+            write_tables(found, Path(folder), dataset.card.label_map)
+            run.log_artifact(Path(folder), "evaluation")
+            if out is not None:
+                write_tables(found, out, dataset.card.label_map)
+    return found
+
+
+def render(found: Evaluation) -> str:
+    """Return the numbers as the lines a console shows."""
+    numbers, unit = found.summary, found.length_unit
+    lines = [", ".join(f"{value} {name}" for name, value in found.counts.items())]
+    for name, value in numbers.items():
+        if not name.startswith(("matched/", "all/")):
+            lines.append(f"  {name:<24} {value:.4f}")
+    names = [name.removeprefix("all/") for name in numbers if name.startswith("all/")]
+    if names:
+        lines.append(f"  {'per instance':<24} {'matched':>10} {'with misses':>12}")
+    for name in names:
+        in_unit = f" ({unit})" if name in ("hd95", "assd") else ""
+        matched = numbers.get(f"matched/{name}")
+        shown = "-" if matched is None else f"{matched:.4f}"
+        lines.append(f"  {name + in_unit:<24} {shown:>10} {numbers['all/' + name]:>12.4f}")
+    return "\n".join(lines)
+
+
+def write_tables(found: Evaluation, folder: Path, label_map: LabelMap) -> None:
+    """Write ``summary.json`` (numbers, counts, unit) and ``instances.csv`` (a row for each instance)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {"summary": found.summary, "counts": found.counts, "length_unit": found.length_unit}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    rows = [
+        {
+            "case": result.case,
+            "unit": result.unit,
+            **result.strata,
+            "status": row.status,
+            "label": label_map.by_id(row.label).name if row.label else "",
+            "score": row.score,
+            "size": row.size,
+            "length_unit": row.unit,
+            **row.values,
+        }
+        for result in found.cases
+        for row in result.rows
+    ]
+    write_rows(rows, folder / "instances.csv", folder / "instances.json")
+
+
+def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
+    """Yield a picture of the prediction over the truth for each case: of a volume, the slice with most instances."""
+    for case in cases:
+        image, reference = dataset.read(case)
+        predicted = segmenter(image).instances
+        z = None
+        if image.grid.ndim == 3:
+            z = int(np.argmax([len(reference.plane(k)[0]) for k in range(image.grid.shape[0])]))
+        yield overlay(image, predicted, z=z, label_map=dataset.card.label_map, reference=reference)
 
 
 def evaluate_cases(

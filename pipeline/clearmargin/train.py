@@ -13,11 +13,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,12 +30,13 @@ from clearmargin import __version__
 from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.samples import Windows, collate
-from clearmargin.errors import ConfigError, InputError, TrainingError
-from clearmargin.evaluate import VALIDATION_METRICS, score
+from clearmargin.errors import ConfigError, InputError, TrainingError, nearest
+from clearmargin.evaluate import VALIDATION_METRICS, compare, score
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Network, Targets
 from clearmargin.report.progress import progress
+from clearmargin.tracking.flavour import log_model
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
@@ -78,7 +78,7 @@ class TrainingSettings(Settings):
     workers: int = Field(1, ge=0, description="processes that prepare windows")
     threads: int = Field(0, ge=0, description="threads of torch; 0 leaves its default")
     cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in each worker")
-    max_minutes: float | None = Field(None, gt=0, description="no epoch is started after this time")
+    max_minutes: float | None = Field(None, gt=0, description="time for all epochs; the learning rate falls with it, and no epoch is started after it")
 
 
 class Experiment(Settings):
@@ -145,7 +145,7 @@ def train(
     config: Path | None = None,
     *,
     overrides: Sequence[str] = (),
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     runs: Path = Path("runs"),
 ) -> TrainingResult:
     """Train a network as a configuration says.
@@ -153,7 +153,7 @@ def train(
     Args:
         config: An experiment's YAML; may be left out when resuming.
         overrides: ``a.b=value`` items over it.
-        resume: A run's folder; training goes on behind its last whole epoch.
+        resume: A run's folder, its name under ``runs``, or its id; training goes on behind its last whole epoch.
         runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
 
     Returns:
@@ -161,7 +161,7 @@ def train(
 
     Raises:
         ConfigError: The configuration does not fit. TrainingError: the loss is not finite, the disk is full, ...;
-            the last good checkpoint is kept. KeyboardInterrupt: on Ctrl-C or SIGTERM, likewise.
+            the last good checkpoint is kept, as it is on Ctrl-C and SIGTERM, which are passed on.
     """
     experiment, folder = _open(config, overrides, resume, runs)
     settings, group = experiment.training, _process_group()
@@ -183,7 +183,8 @@ def train(
             _parameter_groups(network, settings.weight_decay), lr=settings.learning_rate, fused=device.type == "cuda"
         ),
     )
-    run_id = _restore(state, folder, experiment) if resume is not None else None
+    if resume is not None:
+        _restore(state, folder, experiment)
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=model_config.model_dump(mode="json"),
@@ -192,12 +193,14 @@ def train(
         score_threshold=experiment.score_threshold,
         show_in_tracking=dataset.card.show_in_tracking,
     )
-    with _interruptible(), _tracked(experiment, dataset, folder, run_id, group) as run:
+    if group.rank != 0:
+        _loop(state, experiment, dataset, cases, validation, card, folder, None, device, group)
+        return TrainingResult(folder=folder, run_id="", epochs=state.epoch, best=state.best)
+    with _open_run(experiment, dataset, folder) as run:
         _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group)
-        if group.rank == 0:
-            run.log_model(folder / MODEL)
-            run.log_artifact(folder / CHECKPOINT, "checkpoint")
-        return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)
+        log_model(run, folder / MODEL)
+        run.log_artifact(folder / CHECKPOINT, "checkpoint")
+    return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)
 
 
 def _loop(
@@ -208,7 +211,7 @@ def _loop(
     validation: Sequence[Case],
     card: ModelCard,
     folder: Path,
-    run: TrackedRun,
+    run: TrackedRun | None,
     device: torch.device,
     group: _Group,
 ) -> None:
@@ -225,7 +228,8 @@ def _loop(
                 images, targets = next(batches)
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 torch.manual_seed(_step_seed(experiment.seed, step, group.rank))
-                rate = settings.learning_rate * _rate(step, total, settings.warmup_steps)
+                spent = (before + time.monotonic() - started) / 60
+                rate = settings.learning_rate * _rate(step, total, settings, spent)
                 for parameters in state.optimiser.param_groups:
                     parameters["lr"] = rate
                 with autocast:
@@ -248,7 +252,7 @@ def _loop(
         state.epoch, state.seconds = epoch + 1, before + time.monotonic() - started
         metrics = {f"train/{name}": value / settings.steps_per_epoch for name, value in sums.items()}
         stop = False
-        if group.rank == 0:
+        if run is not None:
             metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
             stop = _finish_epoch(state, experiment, dataset, validation, card, folder, run, metrics)
             # Written last: a resumed run repeats an epoch that was not seen to its end.
@@ -277,8 +281,12 @@ def _finish_epoch(
     if validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
         draft = folder / ".candidate"
         _guard_disk(lambda: save_model(draft, card, weights))
-        found = score(load_segmenter(draft), dataset, validation)
+        candidate = load_segmenter(draft)
+        found = score(candidate, dataset, validation)
         metrics |= {f"validation/{name}": value for name, value in found.items()}
+        if dataset.card.show_in_tracking:
+            for number, picture in enumerate(compare(candidate, dataset, validation[:2])):
+                run.log_image(f"validation {number + 1}", picture, state.epoch)
     if stopping is None:
         _guard_disk(lambda: save_model(folder / MODEL, card, weights))
         state.best = found or state.best
@@ -298,15 +306,14 @@ def _finish_epoch(
 
 
 def _open(
-    config: Path | None, overrides: Sequence[str], resume: Path | None, runs: Path
+    config: Path | None, overrides: Sequence[str], resume: Path | str | None, runs: Path
 ) -> tuple[Experiment, Path]:
     """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
     if resume is not None:
-        source = resume / CONFIG
-        if not source.is_file():
-            raise InputError(f"'{resume.name}' is no run's folder: it has no {CONFIG}; runs lie under '{runs}'")
-        experiment = validate(apply_overrides(read_yaml(source), overrides), Experiment, name=CONFIG)
-        return experiment, resume
+        if config is not None:
+            raise ConfigError("give a configuration or --resume, not both: a run resumes with its own, and --set")
+        folder = _find_run(str(resume), runs)
+        return validate(apply_overrides(read_yaml(folder / CONFIG), overrides), Experiment, name=CONFIG), folder
     if config is None:
         raise ConfigError("give a configuration, or --resume and a run's folder")
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
@@ -318,6 +325,18 @@ def _open(
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
         return experiment, folder
     return experiment, runs / experiment.name
+
+
+def _find_run(run: str, runs: Path) -> Path:
+    """Return the folder of a run, given as that folder, as its name, or as its id in the tracking store."""
+    for folder in (Path(run), runs / run):
+        if (folder / CONFIG).is_file():
+            return folder
+    for known in runs.glob(f"*/{RUN}"):
+        if yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] == run:
+            return known.parent
+    names = [known.parent.name for known in runs.glob(f"*/{CONFIG}")]
+    raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
 
 
 def _new_folder(runs: Path, name: str) -> Path:
@@ -403,12 +422,17 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
     ]
 
 
-def _rate(step: int, total: int, warmup: int) -> float:
-    """Return the share of the learning rate: linear up, then half a cosine down to 1 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+def _rate(step: int, total: int, settings: TrainingSettings, minutes: float) -> float:
+    """Return the share of the learning rate: linear up, then half a cosine down to 1 %.
+
+    With ``max_minutes`` the cosine ends when the time does, where that comes before the last step.
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+    if settings.max_minutes is not None:
+        done = max(done, minutes / settings.max_minutes)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def _average(state: _State, decay: float, step: int) -> None:
@@ -452,8 +476,8 @@ def _guard_disk(write: Any) -> None:
         raise
 
 
-def _restore(state: _State, folder: Path, experiment: Experiment) -> str | None:
-    """Load the checkpoint of a run's folder; return the run's id."""
+def _restore(state: _State, folder: Path, experiment: Experiment) -> None:
+    """Load the checkpoint of a run's folder."""
     try:
         saved = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -462,20 +486,21 @@ def _restore(state: _State, folder: Path, experiment: Experiment) -> str | None:
         log.info("run '%s' goes on with a changed configuration", folder.name)
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
     state.restore(saved)
+
+
+def _open_run(experiment: Experiment, dataset: Dataset, folder: Path) -> TrackedRun:
+    """Return the run in the tracking store: resumed where the folder knows its id, new otherwise."""
     known = folder / RUN
-    return yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
-
-
-def _tracked(
-    experiment: Experiment, dataset: Dataset, folder: Path, run_id: str | None, group: _Group
-) -> TrackedRun:
-    """Return the run in the tracking store: resumed where there is an id."""
-    run = TrackedRun(name=folder.name, experiment="clearmargin", run_id=run_id, enabled=group.rank == 0)
-    run.on_start(
-        params=experiment.model_dump(mode="json", exclude={"card"}) | {"card": dataset.card.name},
-        texts={"config.yaml": dump_yaml(experiment), "card.yaml": dump_yaml(dataset.card)},
-        tags={"data_sha256": dataset.digest(), "verb": "train"},
-    )
+    if known.is_file():
+        run = TrackedRun.resume(yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"])
+    else:
+        run = TrackedRun.start(folder.name, tags={"verb": "train"})
+        if run.run_id:
+            known.write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
+    run.log_params(experiment.model_dump(mode="json") | {"card": dataset.card.name})
+    run.log_text(dump_yaml(experiment), CONFIG)
+    run.log_text(dump_yaml(dataset.card), "card.yaml")
+    run.log_data(dataset.card.name, dataset.digest())
     return run
 
 
@@ -502,21 +527,3 @@ def _process_group() -> _Group:
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return _Group(distributed.get_rank(), int(os.environ["LOCAL_RANK"]), distributed.get_world_size())
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: the store is told, the last epoch's checkpoint stays."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

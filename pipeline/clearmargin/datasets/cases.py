@@ -257,7 +257,7 @@ def _coco(card: Card, case: Case, grid: Grid) -> InstanceSet:
 
 
 def _dicom_seg(card: Card, case: Case, grid: Grid) -> InstanceSet:
-    from clearmargin.formats.dicom_seg import read_dicom_seg
+    from clearmargin.formats.dicom_seg_content import read_dicom_seg
 
     return read_dicom_seg(case.reference, grid=grid, label_map=card.label_map)
 

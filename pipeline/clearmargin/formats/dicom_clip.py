@@ -1,4 +1,4 @@
-"""DICOM cine: frames of a multi-frame object, or of the video stream that one encapsulates (PS3.5, 8.2.5 on)."""
+"""DICOM cine: the frames of a multi-frame object, or of the video stream inside one (PS3.5, 8.2.5 on)."""
 
 from __future__ import annotations
 

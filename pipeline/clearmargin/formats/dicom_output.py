@@ -41,7 +41,14 @@ RESEARCH_USE = "Research use only, not for diagnosis"
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-_TEXTS = ("PatientID", "PatientName", "AccessionNumber", "StudyID", "ReferringPhysicianName", "StudyDescription")
+_TEXTS = (
+    "PatientID",
+    "PatientName",
+    "AccessionNumber",
+    "StudyID",
+    "ReferringPhysicianName",
+    "StudyDescription",
+)
 _DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
 _TIMES = ("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime")
 
@@ -65,14 +72,17 @@ class Origin:
 def source_headers(image: Image) -> list[Any]:
     """Return cleaned headers of an image's DICOM files: what derived objects copy, with odd values emptied.
 
-    Type 2 attributes that are absent become empty; a derived object then needs no special case, and a source that
-    lacks an optional attribute never keeps a result from being written.
+    Type 2 attributes that are absent become empty; a derived object then needs no special case, and a source
+    that lacks an optional attribute never keeps a result from being written.
 
     Raises:
-        InputError: The image does not come from DICOM, or its files lack the UIDs that a result must refer to.
+        InputError: The image does not come from DICOM, or its files lack the UIDs that a result must refer
+            to.
     """
     if image.source.kind != "dicom" or not image.source.files:
-        raise InputError(f"{image.source.case} does not come from DICOM: a DICOM result has nothing to refer to")
+        raise InputError(
+            f"{image.source.case} does not come from DICOM: a DICOM result has nothing to refer to"
+        )
     return [_cleaned(read_header(file), image) for file in image.source.files]
 
 
@@ -83,7 +93,9 @@ def _cleaned(source: Any, image: Image) -> Any:
     for name in _UIDS:
         value = str(source.get(name) or "")
         if not re.fullmatch(r"[0-9.]{1,64}", value):
-            raise InputError(f"{image.source.case}: a source file has no valid {name}, which results refer to")
+            raise InputError(
+                f"{image.source.case}: a source file has no valid {name}, which results refer to"
+            )
         setattr(header, name, value)
     for name in _TEXTS:
         value = re.sub(r"[\x00-\x1f\\]", " ", str(source.get(name) or ""))
@@ -156,12 +168,14 @@ def _planes(source: Any) -> list[Plane | None]:
 def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | None]:
     """Return for each plane of ``grid`` the source frame that lies in it, None where no source does.
 
-    Planes are matched in the world, to a hundredth of a millimetre along the normal (or a hundredth of the slice
-    distance): an output need not have the source's number of slices.
+    Planes are matched in the world, to a hundredth of a millimetre along the normal (or a hundredth of the
+    slice distance): an output need not have the source's number of slices.
     """
     if grid.ndim == 2 or grid.unit == "px":
         frame = None if image.source.frame is None else image.source.frame + 1
-        return [Origin(header=headers[0], frame=frame, preserved=True)] * (1 if grid.ndim == 2 else grid.shape[0])
+        return [Origin(header=headers[0], frame=frame, preserved=True)] * (
+            1 if grid.ndim == 2 else grid.shape[0]
+        )
     found: list[tuple[Plane, Origin]] = []
     for header in headers:
         many = len(header.planes) > 1
@@ -202,7 +216,8 @@ def _same_pixels(grid: Grid, corner: NDArray[np.float64], plane: Plane) -> bool:
 
 
 def derived_uid(*parts: object) -> str:
-    """Return a ``2.25.`` UID that is a function of ``parts`` alone (PS3.5, B.2): the same parts, the same UID.
+    """Return a ``2.25.`` UID that is a function of ``parts`` alone (PS3.5, B.2): the same parts, the same
+    UID.
 
     >>> derived_uid("seg", 1) == derived_uid("seg", 1), derived_uid("seg", 1) == derived_uid("seg", 2)
     (True, False)
@@ -256,12 +271,18 @@ def coded(code: Code) -> Any:
 def write_dates(dataset: Any, headers: Sequence[Any]) -> None:
     """Set the dates of a derived object to those of its source's content.
 
-    The clock does not enter the file, so that the same input, weights and software give the same bytes under the
-    same UID, and storing a re-run is idempotent.
+    The clock does not enter the file, so that the same input, weights and software give the same bytes under
+    the same UID, and storing a re-run is idempotent.
     """
     first = headers[0]
-    date = next((first.get(n) for n in ("ContentDate", "AcquisitionDate", "SeriesDate", "StudyDate") if first.get(n)), "")
-    time = next((first.get(n) for n in ("ContentTime", "AcquisitionTime", "SeriesTime", "StudyTime") if first.get(n)), "")
+    date = next(
+        (first.get(n) for n in ("ContentDate", "AcquisitionDate", "SeriesDate", "StudyDate") if first.get(n)),
+        "",
+    )
+    time = next(
+        (first.get(n) for n in ("ContentTime", "AcquisitionTime", "SeriesTime", "StudyTime") if first.get(n)),
+        "",
+    )
     for name in ("ContentDate", "InstanceCreationDate"):
         setattr(dataset, name, date or "19700101")
     for name in ("ContentTime", "InstanceCreationTime"):

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Grid, Image, Mask, Prediction
+from clearmargin.core import Code, Grid, Image, Mask, Prediction
 from clearmargin.errors import GeometryError
+from clearmargin.formats.dicom_frames import frame_item, head_geometry, set_frames
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
-    Origin,
     algorithm_identification,
     coded,
     derived_uid,
@@ -29,6 +29,8 @@ from clearmargin.formats.dicom_output import (
 )
 from clearmargin.formats.dicom_pixels import quiet_pydicom
 from clearmargin.formats.dicom_seg_content import SegContent, Segment, read_dicom_seg, read_seg_content
+
+_SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
 
 __all__ = ["SegContent", "SegWritten", "Segment", "read_dicom_seg", "read_seg_content", "write_dicom_seg"]
 
@@ -56,8 +58,8 @@ class SegWritten:
 def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWritten:
     """Write a prediction as a binary DICOM SEG with one segment for each instance, so that overlap survives.
 
-    Frames are packed from each instance's own crop; no dense stack of masks is made. UIDs and dates are functions
-    of the source, the provenance and the masks: the same prediction gives the same bytes.
+    Frames are packed from each instance's own crop; no dense stack of masks is made. UIDs and dates are
+    functions of the source, the provenance and the masks: the same prediction gives the same bytes.
 
     Args:
         path: The file to write.
@@ -73,7 +75,9 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
     """
     instances = prediction.instances
     if not instances.grid.same_as(image.grid):
-        raise GeometryError(f"the prediction lies on {instances.grid}, the image on {image.grid}: resample it first")
+        raise GeometryError(
+            f"the prediction lies on {instances.grid}, the image on {image.grid}: resample it first"
+        )
     kept = [i for i, mask in enumerate(instances.masks) if mask.area]
     if not kept:
         return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=len(instances))
@@ -81,7 +85,7 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
     dataset = _head(prediction, image, headers, kept)
     frames = [(s + 1, z) for s, i in enumerate(kept) for z in _planes_of(instances.masks[i])]
     refer_to_sources(dataset, headers)
-    _set_frames(dataset, image, headers, frames)
+    set_frames(dataset, image.grid, _frame_items(image, headers, frames))
     dataset.PixelData = _packed([instances.masks[i] for i in kept], image.grid, frames)
     dataset["PixelData"].VR = "OB"
     if "PatientOrientation" in headers[0]:  # type 2C, required where there is no position in the patient
@@ -102,14 +106,6 @@ def _head(prediction: Prediction, image: Image, headers: list[Any], kept: list[i
     import highdicom
 
     identity = _identity(prediction, headers, kept)
-    spatial = image.grid.ndim == 3 and image.grid.unit == "mm"
-    places: dict[str, Any] = {}
-    if spatial:
-        places = {
-            "plane_positions": [_plane_position(image.grid, 0)],
-            "plane_orientation": highdicom.PlaneOrientationSequence("PATIENT", _orientation(image.grid)),
-            "pixel_measures": _pixel_measures(image.grid),
-        }
     return highdicom.seg.Segmentation(
         source_images=headers,
         pixel_array=np.ones((1, 1, 1, len(kept)), np.uint8),
@@ -123,7 +119,7 @@ def _head(prediction: Prediction, image: Image, headers: list[Any], kept: list[i
         content_description=RESEARCH_USE,
         series_description=f"Clear Margin instances ({RESEARCH_USE})"[:64],
         omit_empty_frames=False,
-        **places,
+        **head_geometry(image.grid),
         **equipment(prediction.provenance),
     )
 
@@ -177,91 +173,20 @@ def _planes_of(mask: Mask) -> Iterator[int]:
         yield mask.origin[0] + int(k)
 
 
-def _orientation(grid: Grid) -> list[float]:
-    right = grid.affine[:3, 2] / np.linalg.norm(grid.affine[:3, 2])
-    down = grid.affine[:3, 1] / np.linalg.norm(grid.affine[:3, 1])
-    return [float(v) for v in np.concatenate((right, down))]
+def _frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> list[Any]:
+    """Return one functional group item for each ``(segment, slice)``."""
+    from pydicom.dataset import Dataset
 
-
-def _plane_position(grid: Grid, z: int) -> Any:
-    import highdicom
-
-    return highdicom.PlanePositionSequence("PATIENT", [float(v) for v in grid.to_world((z, 0, 0))])
-
-
-def _pixel_measures(grid: Grid) -> Any:
-    import highdicom
-
-    normal = np.cross(grid.affine[:3, 2], grid.affine[:3, 1])
-    distance = abs(float(grid.affine[:3, 0] @ normal / np.linalg.norm(normal)))
-    return highdicom.PixelMeasuresSequence(
-        pixel_spacing=[grid.spacing[1], grid.spacing[2]],
-        slice_thickness=distance,
-        spacing_between_slices=distance,
-    )
-
-
-def _set_frames(dataset: Any, image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> None:
-    """Put one functional group item for each ``(segment, slice)`` in place of highdicom's one-pixel frames."""
-    grid = image.grid
-    spatial = grid.ndim == 3 and grid.unit == "mm"
-    places = origins(grid, image, headers)
+    places = origins(image.grid, image, headers)
     rank = {z: r + 1 for r, z in enumerate(sorted({z for _, z in frames}))}
-    pointers = [str(item.DimensionIndexPointer) for item in dataset.DimensionIndexSequence]
-    organization = derived_uid("dimensions", dataset.SOPInstanceUID)
-    for item in (*dataset.DimensionIndexSequence, *dataset.DimensionOrganizationSequence):
-        item.DimensionOrganizationUID = organization
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    if "SegmentIdentificationSequence" in shared:
-        del shared.SegmentIdentificationSequence
     items = []
     for segment, z in frames:
-        index = [segment, rank[z]][: len(pointers)]
-        items.append(_frame_item(segment, index, places[z], _plane_position(grid, z) if spatial else None))
-    dataset.PerFrameFunctionalGroupsSequence = items
-    dataset.NumberOfFrames = len(frames)
-    dataset.Rows, dataset.Columns = grid.shape[-2:]
-
-
-def _frame_item(segment: int, index: list[int], origin: Origin | None, position: Any) -> Any:
-    from pydicom.dataset import Dataset
-
-    item = Dataset()
-    content = Dataset()
-    content.DimensionIndexValues = index
-    item.FrameContentSequence = [content]
-    if position is not None:
-        item.PlanePositionSequence = position
-    identification = Dataset()
-    identification.ReferencedSegmentNumber = segment
-    item.SegmentIdentificationSequence = [identification]
-    item.DerivationImageSequence = [] if origin is None else [_derivation(origin)]
-    return item
-
-
-def _derivation(origin: Origin) -> Any:
-    from pydicom.dataset import Dataset
-    from pydicom.sr.codedict import codes
-
-    source = Dataset()
-    source.ReferencedSOPClassUID = origin.header.true_class
-    source.ReferencedSOPInstanceUID = origin.header.SOPInstanceUID
-    if origin.frame is not None:
-        source.ReferencedFrameNumber = origin.frame
-    source.SpatialLocationsPreserved = "YES" if origin.preserved else "NO"
-    source.PurposeOfReferenceCodeSequence = [_item(codes.DCM.SourceImageForImageProcessingOperation)]
-    derivation = Dataset()
-    derivation.SourceImageSequence = [source]
-    derivation.DerivationCodeSequence = [_item(codes.DCM.Segmentation)]
-    return derivation
-
-
-def _item(code: Any) -> Any:
-    from pydicom.dataset import Dataset
-
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
-    return item
+        item = frame_item(image.grid, z, [segment, rank[z]], places[z], _SEGMENTATION)
+        identification = Dataset()
+        identification.ReferencedSegmentNumber = segment
+        item.SegmentIdentificationSequence = [identification]
+        items.append(item)
+    return items
 
 
 def _packed(masks: list[Mask], grid: Grid, frames: list[tuple[int, int]]) -> bytes:

@@ -17,7 +17,7 @@ from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
 from clearmargin.formats.dicom_pixels import decode_frames, dicom_boundary, pixel_layout, read_header
 
-__all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content"]
+__all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content", "spanned_grid"]
 
 _SEG_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
 _TOLERANCE = 0.05  # of a pixel or of a slice distance: how far a frame may lie from the grid's own elements
@@ -43,8 +43,10 @@ class SegContent:
     Attributes:
         instances: One for each segment, in segment order; a segment without pixels has an empty mask.
         segments: What each one is, in the same order.
-        label_map: One class for each distinct property type, in order of appearance; what ``labels`` refer to.
-        fractions: Of a fractional SEG, float32 arrays in [0, 1] of ``grid.shape``, one for each segment; else empty.
+        label_map: One class for each distinct property type, in order of appearance; what ``labels`` refer
+            to.
+        fractions: Of a fractional SEG, float32 arrays in [0, 1] of ``grid.shape``, one for each segment; else
+            empty.
     """
 
     instances: InstanceSet
@@ -58,8 +60,8 @@ def read_dicom_seg(path: Path, *, grid: Grid | None = None, label_map: LabelMap 
 
     Args:
         path: The file.
-        grid: Where to put them; every frame must lie on it. None for the grid that the frames themselves span,
-            with the empty slices between them restored.
+        grid: Where to put them; every frame must lie on it. None for the grid that the frames themselves
+            span, with the empty slices between them restored.
         label_map: Classes by coded type; None numbers the types in order of appearance.
 
     Raises:
@@ -75,7 +77,9 @@ def read_dicom_seg(path: Path, *, grid: Grid | None = None, label_map: LabelMap 
         key = (segment.type.value, segment.type.scheme)
         if key not in ids:
             known = ", ".join(f"{value} {scheme}" for value, scheme in ids)
-            raise InputError(f"segment {segment.number} is of type {key[0]} {key[1]}, which is none of: {known}")
+            raise InputError(
+                f"segment {segment.number} is of type {key[0]} {key[1]}, which is none of: {known}"
+            )
         labels.append(ids[key])
     return replace(content.instances, labels=np.array(labels, np.int64))
 
@@ -98,7 +102,7 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     segments, scores = _segments(dataset)
     planes = frame_planes(dataset)
     if grid is None:
-        grid = _spanned_grid(planes, (layout.rows, layout.columns))
+        grid = spanned_grid(planes, (layout.rows, layout.columns))
     pieces: dict[int, list[tuple[NDArray[Any], Plane | None]]] = {s.number: [] for s in segments}
     for number, frame, plane in _segment_frames(dataset, planes, [s.number for s in segments]):
         if frame.any():
@@ -140,7 +144,9 @@ def _code(item: Any, keyword: str) -> Code:
     sequence = item.get(keyword)
     if not sequence:
         return Code(value="unknown", scheme="99CLEARMARGIN", meaning="not coded")
-    value = sequence[0].get("CodeValue") or sequence[0].get("LongCodeValue") or sequence[0].get("URNCodeValue")
+    value = (
+        sequence[0].get("CodeValue") or sequence[0].get("LongCodeValue") or sequence[0].get("URNCodeValue")
+    )
     return Code(
         value=str(value or "unknown"),
         scheme=str(sequence[0].get("CodingSchemeDesignator") or ""),
@@ -168,7 +174,7 @@ def _classes(segments: Sequence[Segment]) -> tuple[LabelMap, NDArray[np.int64]]:
 def _segment_frames(
     dataset: Any, planes: Sequence[Plane | None], numbers: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[Any], Plane | None]]:
-    """Yield ``(segment number, values, plane)`` for each frame; a label-map frame once for each of its values."""
+    """Yield ``(segment number, values, plane)`` a frame; a label-map frame once for each of its values."""
     if dataset.get("SegmentationType") == "LABELMAP":
         for frame, plane in zip(decode_frames(dataset), planes, strict=True):
             for value in np.unique(frame):
@@ -178,7 +184,9 @@ def _segment_frames(
     shared_items = dataset.get("SharedFunctionalGroupsSequence") or []
     each = dataset.get("PerFrameFunctionalGroupsSequence") or []
     for k, (frame, plane) in enumerate(zip(_frames(dataset), planes, strict=True)):
-        holders = [item for item in (each[k] if k < len(each) else None, *shared_items[:1]) if item is not None]
+        holders = [
+            item for item in (each[k] if k < len(each) else None, *shared_items[:1]) if item is not None
+        ]
         found = next((h for h in holders if h.get("SegmentIdentificationSequence")), None)
         if found is None:
             raise InputError(f"frame {k + 1} of the SEG does not say which segment it belongs to")
@@ -186,7 +194,7 @@ def _segment_frames(
 
 
 def _frames(dataset: Any) -> Iterator[NDArray[Any]]:
-    """Yield the frames one by one; bits are unpacked frame by frame, since all at once take eight times the file."""
+    """Yield the frames, unpacking bits one frame at a time: all at once take eight times the file."""
     layout = pixel_layout(dataset)
     syntax = dataset.file_meta.TransferSyntaxUID
     if layout.allocated != 1 or syntax.is_encapsulated or not syntax.is_little_endian:
@@ -202,7 +210,7 @@ def _frames(dataset: Any) -> Iterator[NDArray[Any]]:
         yield bits[lead : lead + size].reshape(layout.rows, layout.columns)
 
 
-def _spanned_grid(planes: Sequence[Plane | None], size: tuple[int, int]) -> Grid:
+def spanned_grid(planes: Sequence[Plane | None], size: tuple[int, int]) -> Grid:
     """Return the grid that the frames span, with the slices in between that hold nothing."""
     placed = [p for p in planes if p is not None]
     if not placed:
@@ -212,7 +220,9 @@ def _spanned_grid(planes: Sequence[Plane | None], size: tuple[int, int]) -> Grid
     first = placed[0]
     for plane in placed:
         if max(np.abs(plane.right - first.right).max(), np.abs(plane.down - first.down).max()) > 1e-3:
-            raise GeometryError("the frames of the SEG lie in several orientations: no single grid holds them")
+            raise GeometryError(
+                "the frames of the SEG lie in several orientations: no single grid holds them"
+            )
     heights = np.array([p.position @ first.normal for p in placed])
     order = np.argsort(heights, kind="stable")
     low, high = placed[order[0]], placed[order[-1]]
@@ -229,7 +239,9 @@ def _common_step(offsets: NDArray[np.float64], stated: float) -> float:
     for step in (stated, float(np.diff(offsets).min())):
         if step > 0 and np.abs(offsets / step - np.round(offsets / step)).max() < _TOLERANCE:
             return step
-    raise GeometryError("the frames of the SEG lie at irregular distances: give the grid of its source images")
+    raise GeometryError(
+        "the frames of the SEG lie at irregular distances: give the grid of its source images"
+    )
 
 
 def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
@@ -244,7 +256,9 @@ def _indices(frame: NDArray[Any], plane: Plane | None, grid: Grid) -> NDArray[np
     pixels = np.argwhere(frame)
     if plane is None or grid.unit == "px":
         if frame.shape != grid.shape[-2:] or grid.shape[:-2] not in ((), (1,)):
-            raise GeometryError(f"a frame of {frame.shape} without a position does not lie on a grid {grid.shape}")
+            raise GeometryError(
+                f"a frame of {frame.shape} without a position does not lie on a grid {grid.shape}"
+            )
         return pixels if grid.ndim == 2 else np.insert(pixels, 0, 0, axis=1)
     corners = np.array([pixels.min(axis=0), pixels.max(axis=0)])
     steps = np.stack((plane.down * plane.spacing[0], plane.right * plane.spacing[1]))
@@ -254,7 +268,9 @@ def _indices(frame: NDArray[Any], plane: Plane | None, grid: Grid) -> NDArray[np
         inside = (np.round(index) >= 0).all() and (np.round(index) < grid.shape).all()
         if off > _TOLERANCE or not inside:
             state = f"{off:.2f} of a pixel beside its elements" if inside else "outside it"
-            raise GeometryError(f"a frame of the SEG does not lie on the grid {grid}: {state}; resample one of them")
+            raise GeometryError(
+                f"a frame of the SEG does not lie on the grid {grid}: {state}; resample one of them"
+            )
     return np.round(grid.to_index(plane.position + pixels @ steps)).astype(np.int64)
 
 

@@ -66,15 +66,18 @@ def open_video(path: Path) -> Clip:
 class VideoClip:
     """A video read with FFmpeg through PyAV.
 
-    The presentation times of all packets are listed once, without decoding; a frame's number is the rank of its
-    time. A seek is verified: decoding starts at a key frame before the wanted time and ends at exactly that time.
+    The presentation times of all packets are listed once, without decoding; a frame's number is the rank of
+    its time. A seek is verified: decoding starts at a key frame before the wanted time and ends at exactly
+    that time.
 
-    AVI and raw streams carry no presentation times. With reordered (B) frames the decoder's order alone is then
-    right: numbers count what it puts out, and the first random access decodes the clip once to learn that order.
+    AVI and raw streams carry no presentation times. With reordered (B) frames the decoder's order alone is
+    then
+    right: numbers count what it puts out, and the first random access decodes the clip once to learn that
+        order.
     """
 
     def __init__(self, file: Path | Any, *, name: str, case: str) -> None:
-        """Index ``file`` (a path, or an open binary file that can seek); ``name`` is what errors call it."""
+        """Index ``file``, a path or an open binary file that can seek; errors call it ``name``."""
         self._file, self._name, self.case = file, name, case
         self._path = file if isinstance(file, Path) else None
         self.corrupt: list[int] = []
@@ -82,14 +85,10 @@ class VideoClip:
         self._number = {pts: k for k, pts in enumerate(self._pts)}
         self._zero = self._pts[0]
         self._ordered = self._clocked
-
-    @property
-    def frame_count(self) -> int:
-        """Number of frames that the container holds."""
-        return len(self._pts)
+        self.frame_count = len(self._pts)
 
     def frames(self) -> Iterator[Image]:
-        """Yield frames ``(3, Y, X)`` uint8 RGB in order; damaged ones are counted in ``corrupt`` and left out."""
+        """Yield frames ``(3, Y, X)`` uint8 RGB in order; damaged ones are counted and left out."""
         seen: set[int] = set()
         shown = 0
         with self._open() as container:
@@ -134,8 +133,8 @@ class VideoClip:
         """Return the frame at ``wanted``, starting ``back`` seconds earlier (None: at the start), or None."""
         stream = container.streams.video[0]
         target = min(self._zero, 0) if back is None else wanted - round(back / self._time_base)
-        # An AVI may state its decoder's parameters in the first packet only: seeking in a fresh container without
-        # having decoded it gives wrong pictures with no error.
+        # An AVI may state its decoder's parameters in the first packet only: seeking in a fresh container
+        # without having decoded it gives wrong pictures with no error.
         for packet in _demux(container):
             with contextlib.suppress(OSError, ValueError):
                 packet.decode()
@@ -234,13 +233,15 @@ def _decode(container: Any) -> Iterator[Any]:
         yield from decoded
 
 
-def write_video(path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: float, *, quality: int = 18) -> int:
+def write_video(
+    path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: float, *, quality: int = 18
+) -> int:
     """Write RGB frames ``(3, Y, X)`` uint8 as H.264 and return how many; odd sizes are padded by one pixel.
 
     Args:
         path: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi``.
         frames: All of one size; grey ``(1, Y, X)`` is repeated.
-        fps: Frames a second.
+        fps: Frames a second; 0, of a clip that states no time, plays at 25.
         quality: x264's constant rate factor: 0 is lossless in its colour space, 18 looks so, 28 is small.
 
     Raises:
@@ -251,7 +252,7 @@ def write_video(path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: fl
     count = 0
     size: tuple[int, ...] = ()
     with av.open(os.fspath(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps or 25).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(quality)}
         for frame in frames:
@@ -260,7 +261,9 @@ def write_video(path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: fl
                 size = pixels.shape[1:]
                 stream.height, stream.width = (n + n % 2 for n in size)
             if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
-                raise InputError(f"frame {count} is {pixels.dtype} of {pixels.shape}; video holds uint8 of one size")
+                raise InputError(
+                    f"frame {count} is {pixels.dtype} of {pixels.shape}; video holds uint8 of one size"
+                )
             for packet in stream.encode(_video_frame(np.asarray(pixels, np.uint8))):
                 container.mux(packet)
             count += 1

@@ -45,7 +45,7 @@ class MaskRCNNConfig(Settings):
     box_samples: int = Field(128, ge=8, description="proposals an image that the box head learns from")
     mask_layers: int = Field(2, ge=1)
     mask_channels: int = Field(96, ge=16)
-    mask_samples: int = Field(48, ge=1, description="positive proposals an image that the mask head learns from")
+    mask_samples: int = Field(20, ge=1, description="positive proposals an image that the mask head learns from")
     box_nms: float = Field(0.5, gt=0, le=1, description="box IoU above which the lower score is dropped")
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -200,19 +200,16 @@ class MaskRCNN(nn.Module):
         """Return ``(R, C, size, size)`` features of all boxes, each from the level that fits its size."""
         rois = torch.cat(
             [torch.cat([b.new_full((len(b), 1), float(i)), b], dim=1) for i, b in enumerate(boxes)]
-        )
+        ).to(features["0"].dtype)
         levels = self.levels(boxes)
-        width = features["0"].shape[1]
-        pooled = features["0"].new_zeros((len(rois), width, size, size))
+        parts, places = [], []
         for level, stride in enumerate(_STRIDES):
             chosen = torch.where(levels == level)[0]
-            part = roi_align(
-                features[str(level)],
-                rois[chosen].to(features["0"].dtype),
-                (size, size),
-                1 / stride,
-                2,
-                aligned=True,
-            )
-            pooled = pooled.index_copy(0, chosen, part.to(pooled.dtype))
-        return pooled
+            if len(chosen):
+                parts.append(
+                    roi_align(features[str(level)], rois[chosen], (size, size), 1 / stride, 2, aligned=True)
+                )
+                places.append(chosen)
+        if not parts:
+            return features["0"].new_zeros((0, features["0"].shape[1], size, size))
+        return torch.cat(parts)[torch.cat(places).argsort()]
