@@ -25,13 +25,13 @@ _START_LIMIT_S = 120.0  # a first start makes or migrates the store's tables: up
 _STOP_LIMIT_S = 10.0
 
 
-def review(port: int | None = None, *, uri: str | None = None, browser: bool = True) -> None:
+def review(port: int = 0, *, uri: str | None = None, browser: bool = True) -> None:
     """Show the tracking UI until Ctrl-C; the URL is logged, and opened in a browser where there is one.
 
     A store that is a server already (``http...``) has its own UI: its URL is opened, and nothing is started.
 
     Args:
-        port: On 127.0.0.1; by default a free one.
+        port: On 127.0.0.1; 0 for a free one.
         uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
         browser: Whether to open one.
 
@@ -53,7 +53,7 @@ def review(port: int | None = None, *, uri: str | None = None, browser: bool = T
 
 
 @contextlib.contextmanager
-def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]:
+def serving(port: int = 0, *, uri: str | None = None) -> Iterator[str]:
     """Serve a database store on 127.0.0.1 while the block runs; yield the URL.
 
     The server and all its workers are gone when the block is left, however it is left.
@@ -62,9 +62,9 @@ def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]
         ConfigError: If the port is taken or the server does not start.
     """
     store = uri or tracking_uri()
-    chosen = _free_port() if port is None else port
+    chosen = port or _free_port()
     if not _is_free(chosen):
-        raise ConfigError(f"port {chosen} is taken: name another, or none for a free one")
+        raise ConfigError(f"port {chosen} is taken: name another, or 0 for a free one")
     url = f"http://127.0.0.1:{chosen}"
     process = _start_server(store, chosen)
     try:
