@@ -20,13 +20,18 @@ from clearmargin.tracking.store import open_client
 
 
 def test_a_run_over_http_and_its_model_fetched_back(
-    server: str, folder_of_model: Path, monkeypatch: pytest.MonkeyPatch, private_home: Path
+    server: str,
+    folder_of_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    private_home: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     with TrackedRun.start("over-http") as run:
         run.log_metrics({"loss": 1.0}, step=1)
         run.log_image("a/b", np.zeros((4, 4, 3), np.uint8), step=1)
         uri = log_model(run, folder_of_model)
+    assert capfd.readouterr() == ("", ""), "MLflow announces nothing"
     found = open_client().get_run(run.run_id)
     assert found.info.status == "FINISHED" and found.data.metrics == {"loss": 1.0}
     assert register(run.run_id, "over-http", "champion") == "models:/over-http/1"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clearmargin.errors import ConfigError
+from clearmargin.privacy import home
 from clearmargin.tracking.store import artifact_folder, set_quiet, tracking_uri
 
 __all__ = ["review", "serving"]
@@ -85,15 +86,20 @@ def _start_server(store: str, port: int) -> subprocess.Popen[bytes]:
     # No job workers: nothing here uses them, and each is a process.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=folder.parent if folder is not None else Path.home(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the whole group
-    )
+    with _log_file().open("wb") as output:  # private: it can hold the store's address and paths
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder.parent if folder is not None else home(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the whole group
+        )
+
+
+def _log_file() -> Path:
+    return home() / "review.log"
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
@@ -101,8 +107,8 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ConfigError(
-                f"the tracking server ended at once (exit code {process.returncode}): "
-                "is the store's address right, and its database driver installed?"
+                f"the tracking server ended at once (exit code {process.returncode}): is the store's address "
+                f"right, and its database driver installed? See {_log_file().name} in CLEARMARGIN_HOME"
             )
         if _answers(url):
             return
