@@ -189,7 +189,7 @@ def demo(
 
 @app.command()
 def review(
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 5000,
+    port: Annotated[int | None, typer.Option(help="Port on this machine; default: 5000, or a free one.")] = None,
 ) -> None:
     """Open MLflow on the store that the runs lie in; Ctrl-C ends it."""
     from clearmargin.tracking.review import review as call

@@ -28,7 +28,7 @@ from clearmargin.metrics import (
 from clearmargin.models import load_segmenter
 from clearmargin.report.overlay import overlay
 from clearmargin.report.progress import progress
-from clearmargin.report.tables import write_rows
+from clearmargin.report.tables import write_rows_csv, write_rows_json
 from clearmargin.tracking.run import TrackedRun
 
 __all__ = [
@@ -109,16 +109,18 @@ def evaluate(
         )
     threshold = segmenter.score_threshold if score_threshold is None else score_threshold
     cases = dataset.split(split)
-    with TrackedRun.start(f"evaluate-{dataset.card.name}-{split}", tags={"verb": "evaluate"}) as run:
-        run.log_params(
-            {
-                "card": dataset.card.name,
-                "split": split,
-                "score_threshold": threshold,
-                "weights_sha256": segmenter.provenance.weights_sha256,
-                "config_sha256": segmenter.provenance.config_sha256,
-            }
-        )
+    run = TrackedRun(name=f"evaluate-{dataset.card.name}-{split}")
+    run.on_start(
+        params={
+            "card": dataset.card.name,
+            "split": split,
+            "score_threshold": threshold,
+            "weights_sha256": segmenter.provenance.weights_sha256,
+            "config_sha256": segmenter.provenance.config_sha256,
+        },
+        tags={"verb": "evaluate"},
+    )
+    with run:
         run.log_data(dataset.card.name, dataset.digest(), context=split)
         # average precision ranks all instances, also those that predict() would not return
         ranked = replace(segmenter, score_threshold=0.0)
@@ -174,7 +176,8 @@ def write_tables(found: Evaluation, folder: Path, label_map: LabelMap) -> None:
         for result in found.cases
         for row in result.rows
     ]
-    write_rows(rows, folder / "instances.csv", folder / "instances.json")
+    write_rows_csv(folder / "instances.csv", rows, columns=("case", "unit", "status"))
+    write_rows_json(folder / "instances.json", rows)
 
 
 def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:

@@ -36,7 +36,6 @@ from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Network, Targets
 from clearmargin.report.progress import progress
-from clearmargin.tracking.flavour import log_model
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
@@ -193,13 +192,14 @@ def train(
         score_threshold=experiment.score_threshold,
         show_in_tracking=dataset.card.show_in_tracking,
     )
-    if group.rank != 0:
-        _loop(state, experiment, dataset, cases, validation, card, folder, None, device, group)
-        return TrainingResult(folder=folder, run_id="", epochs=state.epoch, best=state.best)
-    with _open_run(experiment, dataset, folder) as run:
+    with _open_run(experiment, dataset, folder, group) as run:
+        if run.run_id:
+            (folder / RUN).write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
+        run.log_data(dataset.card.name, dataset.digest())
         _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group)
-        log_model(run, folder / MODEL)
-        run.log_artifact(folder / CHECKPOINT, "checkpoint")
+        if group.rank == 0:
+            run.log_model(folder / MODEL)
+            run.log_artifact(folder / CHECKPOINT, "checkpoint")
     return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)
 
 
@@ -211,7 +211,7 @@ def _loop(
     validation: Sequence[Case],
     card: ModelCard,
     folder: Path,
-    run: TrackedRun | None,
+    run: TrackedRun,
     device: torch.device,
     group: _Group,
 ) -> None:
@@ -252,7 +252,7 @@ def _loop(
         state.epoch, state.seconds = epoch + 1, before + time.monotonic() - started
         metrics = {f"train/{name}": value / settings.steps_per_epoch for name, value in sums.items()}
         stop = False
-        if run is not None:
+        if group.rank == 0:
             metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
             stop = _finish_epoch(state, experiment, dataset, validation, card, folder, run, metrics)
             # Written last: a resumed run repeats an epoch that was not seen to its end.
@@ -488,19 +488,16 @@ def _restore(state: _State, folder: Path, experiment: Experiment) -> None:
     state.restore(saved)
 
 
-def _open_run(experiment: Experiment, dataset: Dataset, folder: Path) -> TrackedRun:
-    """Return the run in the tracking store: resumed where the folder knows its id, new otherwise."""
+def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: _Group) -> TrackedRun:
+    """Return the run in the tracking store: the one the folder knows, or a new one."""
     known = folder / RUN
-    if known.is_file():
-        run = TrackedRun.resume(yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"])
-    else:
-        run = TrackedRun.start(folder.name, tags={"verb": "train"})
-        if run.run_id:
-            known.write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
-    run.log_params(experiment.model_dump(mode="json") | {"card": dataset.card.name})
-    run.log_text(dump_yaml(experiment), CONFIG)
-    run.log_text(dump_yaml(dataset.card), "card.yaml")
-    run.log_data(dataset.card.name, dataset.digest())
+    before = yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
+    run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0)
+    run.on_start(
+        params=experiment.model_dump(mode="json") | {"card": dataset.card.name},
+        texts={CONFIG: dump_yaml(experiment), "card.yaml": dump_yaml(dataset.card)},
+        tags={"verb": "train"},
+    )
     return run
 
 

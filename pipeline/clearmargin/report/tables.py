@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,9 @@ from clearmargin.core import Grid, Mask, Prediction, Source
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Entry", "instance_rows", "number_table", "write_instances_csv", "write_instances_json"]
+__all__ = ["instance_rows", "number_table", "write_rows_csv", "write_rows_json"]
 
-Entry = tuple[Source, Prediction]
-"""Where an image came from, and what was found in it."""
+FIRST_COLUMNS = ("case", "instance", "label", "name", "code", "score")
 
 
 def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]]:
@@ -55,30 +54,28 @@ def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]
     return rows
 
 
-def write_instances_csv(path: Path, entries: Iterable[Entry]) -> int:
-    """Write all entries' instances as one CSV (UTF-8, comma, header); return the number of rows.
+def write_rows_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = FIRST_COLUMNS) -> None:
+    """Write rows as CSV (UTF-8, comma, header); a column that some rows lack is empty in them.
 
-    A column that some rows lack is empty in them. With no instance at all, the file is a header.
+    Args:
+        path: The file; a reader never sees half of it.
+        rows: Any number; without one, the file is a header.
+        columns: Those that come first, and are there without any row.
     """
-    rows, columns = _all_rows(entries)
-    draft = Path(path).with_name(f".{Path(path).name}")
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    known = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    draft = _draft(path)
     with draft.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(stream, list(known), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     draft.replace(path)
-    return len(rows)
 
 
-def write_instances_json(path: Path, entries: Iterable[Entry]) -> int:
-    """Write all entries' instances as a JSON list of objects; return their number."""
-    rows, _ = _all_rows(entries)
-    draft = Path(path).with_name(f".{Path(path).name}")
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def write_rows_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a JSON list of objects; a reader never sees half of the file."""
+    draft = _draft(path)
+    draft.write_text(json.dumps(list(rows), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draft.replace(path)
-    return len(rows)
 
 
 def number_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -99,17 +96,9 @@ def number_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _all_rows(entries: Iterable[Entry]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return every entry's rows, and the columns in order: the fixed ones even where there is no row."""
-    rows: list[dict[str, Any]] = []
-    columns = dict.fromkeys(("case", "instance", "label", "name", "code", "score"))
-    for source, prediction in entries:
-        found = instance_rows(source, prediction)
-        rows += found
-        for row in found:
-            columns.update(dict.fromkeys(row))
-    order = ["case", "frame", "time_s"]
-    return rows, [c for c in order if c in columns] + [c for c in columns if c not in order]
+def _draft(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}")
 
 
 def _size(mask: Mask, grid: Grid) -> dict[str, Any]:
