@@ -21,7 +21,7 @@ from clearmargin.core import (
     Provenance,
     Source,
 )
-from clearmargin.report.tables import instance_rows, number_table, write_instances_csv, write_instances_json
+from clearmargin.report.tables import instance_rows, number_table, write_rows_csv, write_rows_json
 
 TUMOUR = Code(value="108369006", scheme="SCT", meaning="Neoplasm")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=TUMOUR, category=TUMOUR),))
@@ -100,23 +100,23 @@ def test_an_empty_mask_has_no_place() -> None:
 def test_files_read_back_and_mixed_grids_leave_cells_empty(tmp_path: Path) -> None:
     volume = _prediction(_volume_grid(), (slice(0, 1),) * 3, (slice(1, 2),) * 3)
     picture = _prediction(Grid.from_spacing((4, 5)), (slice(0, 1),) * 2)
-    entries = [(Source(case="a"), volume), (Source(case="b", frame=0), picture)]
-    assert write_instances_csv(tmp_path / "new" / "i.csv", entries) == 3
+    written = instance_rows(Source(case="a"), volume) + instance_rows(Source(case="b", frame=0), picture)
+    write_rows_csv(tmp_path / "new" / "i.csv", written)
     with (tmp_path / "new" / "i.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [r["case"] for r in rows] == ["a", "a", "b"]
-    assert list(rows[0])[:2] == ["case", "frame"]
+    assert list(rows[0])[:3] == ["case", "instance", "label"]
     assert rows[2]["volume_mm3"] == "" and rows[2]["frame"] == "0" and rows[0]["volume_mm3"] == "10.0"
-    assert write_instances_json(tmp_path / "i.json", entries) == 3
-    assert json.loads((tmp_path / "i.json").read_text())[1]["instance"] == 2
+    write_rows_json(tmp_path / "i.json", written)
+    assert json.loads((tmp_path / "i.json").read_text()) == written
     assert not list(tmp_path.glob("**/.*"))
 
 
 def test_nothing_found_is_a_header_and_an_empty_list(tmp_path: Path) -> None:
-    entries = [(Source(), _prediction(_volume_grid()))]
-    assert write_instances_csv(tmp_path / "i.csv", entries) == 0
+    rows = instance_rows(Source(), _prediction(_volume_grid()))
+    write_rows_csv(tmp_path / "i.csv", rows)
     assert (tmp_path / "i.csv").read_text() == "case,instance,label,name,code,score\n"
-    assert write_instances_json(tmp_path / "i.json", entries) == 0
+    write_rows_json(tmp_path / "i.json", rows)
     assert json.loads((tmp_path / "i.json").read_text()) == []
 
 

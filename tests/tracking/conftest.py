@@ -40,7 +40,7 @@ REVIEW = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 from clearmargin.tracking.review import review
-review(browser=False)
+review(port=0, browser=False)
 print("left", flush=True)
 """
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Image, InstanceSet, LabelClass, LabelMap, Prediction, Provenance
 from clearmargin.errors import InputError
-from clearmargin.tracking.flavour import log_model, register
+from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.tracking.store import open_client
@@ -38,8 +38,8 @@ class Bright:
 def logged(store: str, folder_of_model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, Path]:
     """The store, the run's id and the logged pyfunc's folder."""
     monkeypatch.setattr("clearmargin.models.load_segmenter", Bright)
-    with TrackedRun.start("m", uri=store) as run:
-        uri = log_model(run, folder_of_model)
+    with TrackedRun(name="m", uri=store) as run:
+        uri = run.log_model(folder_of_model)
     return store, run.run_id, model_folder(str(uri), uri=store).parents[1]
 
 
@@ -100,8 +100,8 @@ def test_the_model_is_among_the_runs_outputs(logged: tuple[str, str, Path]) -> N
 def test_an_alias_moves_to_the_newer_version(logged: tuple[str, str, Path], folder_of_model: Path) -> None:
     store, first, _ = logged
     (folder_of_model / "model.yaml").write_text("threshold: 150\n")
-    with TrackedRun.start("better", uri=store) as run:
-        log_model(run, folder_of_model)
+    with TrackedRun(name="better", uri=store) as run:
+        run.log_model(folder_of_model)
     assert register(first, "bright", "champion", uri=store) == "models:/bright/1"
     before = (model_folder("models:/bright@champion", uri=store) / "model.yaml").read_text()
     assert register(run.run_id, "bright", "champion", uri=store) == "models:/bright/2"
@@ -111,16 +111,16 @@ def test_an_alias_moves_to_the_newer_version(logged: tuple[str, str, Path], fold
 
 
 def test_a_folder_that_is_no_model_is_refused(store: str, tmp_path: Path) -> None:
-    run = TrackedRun.start("none", uri=store)
+    run = TrackedRun(name="none", uri=store)
     with pytest.raises(InputError, match="is no model folder"), run:
-        log_model(run, tmp_path)
+        run.log_model(tmp_path)
     with pytest.raises(InputError, match="logged no model"):
         register(run.run_id, "none", uri=store)
 
 
 def test_logging_a_model_is_quiet(store: str, folder_of_model: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught, TrackedRun.start("quiet", uri=store) as run:
+    with warnings.catch_warnings(record=True) as caught, TrackedRun(name="quiet", uri=store) as run:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        log_model(run, folder_of_model)
+        run.log_model(folder_of_model)
     assert [str(w.message) for w in caught if w.category is UserWarning] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clearmargin.errors import InputError
-from clearmargin.tracking.flavour import log_model, register
+from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
 from clearmargin.tracking.run import TrackedRun
 
@@ -18,8 +18,8 @@ def test_a_local_folder_is_itself_and_a_trainings_folder_has_it_inside(folder_of
 
 
 def test_every_name_of_one_model_gives_one_folder(store: str, folder_of_model: Path) -> None:
-    with TrackedRun.start("m", uri=store) as run:
-        logged = log_model(run, folder_of_model)
+    with TrackedRun(name="m", uri=store) as run:
+        logged = run.log_model(folder_of_model)
     register(run.run_id, "liver", "champion", uri=store)
     names = (run.run_id, f"runs:/{run.run_id}", f"runs:/{run.run_id}/model", str(logged))
     names += ("models:/liver@champion", "models:/liver/1")
@@ -43,8 +43,8 @@ def test_every_name_of_one_model_gives_one_folder(store: str, folder_of_model: P
 def test_what_is_missing_is_named_with_the_way_out(
     store: str, folder_of_model: Path, reference: str, message: str
 ) -> None:
-    with TrackedRun.start("m", uri=store) as run:
-        log_model(run, folder_of_model)
+    with TrackedRun(name="m", uri=store) as run:
+        run.log_model(folder_of_model)
     register(run.run_id, "liver", "champion", uri=store)
     with pytest.raises(InputError, match=message):
         model_folder(reference, uri=store)

@@ -25,7 +25,7 @@ import contextlib, sys, time
 from clearmargin.tracking.run import TrackedRun
 with contextlib.ExitStack() as stack:
     for name in sys.argv[2:]:
-        run = stack.enter_context(TrackedRun.start(name, uri=sys.argv[1], experiment=name))
+        run = stack.enter_context(TrackedRun(name=name, uri=sys.argv[1], experiment=name))
         run.log_metrics({"loss": 1.0}, step=1)
         print(run.run_id, flush=True)
     time.sleep(100)
@@ -48,10 +48,14 @@ def _child(store: str, *names: str, number: signal.Signals) -> tuple[int, list[s
 
 
 def test_a_run_holds_what_was_logged(store: str, folder_of_model: Path) -> None:
-    with TrackedRun.start("ct-phantom", tags={"verb": "train"}, uri=store) as run:
-        assert open_client(store).get_run(run.run_id).info.status == "RUNNING"
-        run.log_params({"model": {"network": "mask_rcnn", "sizes": [8, 16]}, "seed": 7})
-        run.log_text("seed: 7\n", "config.yaml")
+    run = TrackedRun(name="ct-phantom", uri=store)
+    run.on_start(
+        params={"model": {"network": "mask_rcnn", "sizes": [8, 16]}, "seed": 7},
+        texts={"config.yaml": "seed: 7\n"},
+        tags={"verb": "train"},
+    )
+    assert run.run_id == ""
+    with run:
         for step in (1, 2):
             run.log_metrics({"train/loss": 1.0 / step, "ap50 (tumour)": 0.5}, step=step)
             run.log_image("validation/case-1", np.full((6, 8, 3), 40 * step, np.uint8), step=step)
@@ -74,7 +78,7 @@ def test_a_run_holds_what_was_logged(store: str, folder_of_model: Path) -> None:
 
 
 def test_the_environment_is_in_the_run(store: str) -> None:
-    with TrackedRun.start("e", uri=store) as run:
+    with TrackedRun(name="e", uri=store) as run:
         pass
     client = open_client(store)
     path = Path(client.download_artifacts(run.run_id, "environment.txt"))
@@ -90,7 +94,7 @@ def test_the_git_commit_is_a_tag(store: str) -> None:
     )
     if head.returncode:
         pytest.skip("not a git checkout")
-    with TrackedRun.start("g", uri=store) as run:
+    with TrackedRun(name="g", uri=store) as run:
         pass
     tags = open_client(store).get_run(run.run_id).data.tags
     assert tags["mlflow.source.git.commit"] == head.stdout.strip()
@@ -99,8 +103,9 @@ def test_the_git_commit_is_a_tag(store: str) -> None:
 
 def test_no_user_host_or_path_reaches_the_store(store: str, folder_of_model: Path) -> None:
     secret = folder_of_model / "record-4711.dcm"
-    with TrackedRun.start("private", tags={"file": str(secret)}, uri=store) as run:
-        run.log_params({"input": secret, "more": {"in": [str(secret)]}})
+    run = TrackedRun(name="private", uri=store)
+    run.on_start(params={"input": secret, "more": {"in": [str(secret)]}}, tags={"file": str(secret)})
+    with run:
         run.set_tag("again", str(secret))
         run.log_data("card", "ab" * 32)
     database = sqlite3.connect(store.removeprefix("sqlite:///"))
@@ -119,14 +124,14 @@ def test_no_user_host_or_path_reaches_the_store(store: str, folder_of_model: Pat
 
 
 def test_an_exception_ends_a_run_as_failed(store: str) -> None:
-    run = TrackedRun.start("bad", uri=store)
+    run = TrackedRun(name="bad", uri=store)
     with pytest.raises(ZeroDivisionError), run:
         raise ZeroDivisionError
     assert open_client(store).get_run(run.run_id).info.status == "FAILED"
 
 
 def test_ctrl_c_ends_a_run_as_killed(store: str) -> None:
-    run = TrackedRun.start("stopped", uri=store)
+    run = TrackedRun(name="stopped", uri=store)
     with pytest.raises(KeyboardInterrupt), run:
         raise KeyboardInterrupt
     assert open_client(store).get_run(run.run_id).info.status == "KILLED"
@@ -144,11 +149,11 @@ def test_a_process_that_was_killed_leaves_runs_that_are_closed_or_go_on(store: s
     client = open_client(store)
     assert [client.get_run(r).info.status for r in (dead, resumed)] == ["RUNNING", "RUNNING"]
     elsewhere = client.create_run(experiment_id(client, "a"), run_name="another machine's").info.run_id
-    with TrackedRun.start("next", experiment="a", uri=store) as run:
+    with TrackedRun(name="next", experiment="a", uri=store) as run:
         assert client.get_run(dead).info.status == "FAILED"
         assert client.get_run(elsewhere).info.status == "RUNNING", "nothing is known about it here"
         assert client.get_run(run.run_id).info.status == "RUNNING"
-    with TrackedRun.resume(resumed, uri=store) as run:
+    with TrackedRun(name="ignored", run_id=resumed, uri=store) as run:
         assert run.run_id == resumed and client.get_run(resumed).info.status == "RUNNING"
         run.log_metrics({"loss": 0.5}, step=2)
     assert client.get_run(resumed).info.status == "FINISHED"
@@ -157,20 +162,24 @@ def test_a_process_that_was_killed_leaves_runs_that_are_closed_or_go_on(store: s
 
 def test_a_living_run_is_neither_closed_nor_taken_over(store: str) -> None:
     client = open_client(store)
-    with TrackedRun.start("first", uri=store) as first:
-        with TrackedRun.start("second", uri=store):
+    with TrackedRun(name="first", uri=store) as first:
+        with TrackedRun(name="second", uri=store):
             assert client.get_run(first.run_id).info.status == "RUNNING"
+        thief = TrackedRun(name="thief", run_id=first.run_id, uri=store)
         with pytest.raises(InputError, match="another process"):
-            TrackedRun.resume(first.run_id, uri=store)
+            thief.__enter__()
     assert client.get_run(first.run_id).info.status == "FINISHED"
 
 
 def test_a_resumed_run_keeps_its_parameters_and_notes_what_changed(store: str) -> None:
-    with TrackedRun.start("r", uri=store) as first:
-        first.log_params({"epochs": 10, "seed": 1})
-    with TrackedRun.resume(first.run_id, uri=store) as again:
-        again.log_params({"epochs": 20, "seed": 1, "new": True})
-    assert again.name == "r"
+    first = TrackedRun(name="r", uri=store)
+    first.on_start(params={"epochs": 10, "seed": 1})
+    with first:
+        pass
+    again = TrackedRun(name="r", run_id=first.run_id, uri=store)
+    again.on_start(params={"epochs": 20, "seed": 1, "new": True})
+    with again:
+        pass
     data = open_client(store).get_run(first.run_id).data
     assert data.params == {"epochs": "10", "seed": "1", "new": "True"}
     assert data.tags["resumed.epochs"] == "20" and "resumed.seed" not in data.tags
@@ -179,23 +188,31 @@ def test_a_resumed_run_keeps_its_parameters_and_notes_what_changed(store: str) -
 def test_a_run_that_the_store_does_not_know_is_made_anew(
     store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with TrackedRun.resume("0" * 32, uri=store) as run:
+    with TrackedRun(name="moved", run_id="0" * 32, uri=store) as run:
         assert run.run_id not in ("", "0" * 32)
     assert "not in this tracking store" in caplog.text
 
 
 def test_a_fold_lies_under_its_parent(store: str) -> None:
     with (
-        TrackedRun.start("folds", uri=store) as parent,
-        TrackedRun.start("fold-0", uri=store, parent=parent) as fold,
+        TrackedRun(name="folds", uri=store) as parent,
+        TrackedRun(name="fold-0", uri=store, parent=parent) as fold,
     ):
         pass
     assert open_client(store).get_run(fold.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
 
 
+def test_a_second_process_of_a_training_logs_nothing(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/none/mlflow.db"
+    with TrackedRun(name="rank 1", uri=store, enabled=False) as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+        run.log_image("a", np.zeros((2, 2), np.uint8), step=1)
+    assert run.run_id == "" and not (tmp_path / "none").exists()
+
+
 def test_sigterm_handling_is_as_before(store: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with TrackedRun.start("s", uri=store):
+    with TrackedRun(name="s", uri=store):
         pass
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -208,7 +225,7 @@ def test_a_store_that_does_not_answer_costs_a_warning(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     began = time.monotonic()
-    with caplog.at_level(logging.WARNING), TrackedRun.start("t", uri=f"http://127.0.0.1:{port}") as run:
+    with caplog.at_level(logging.WARNING), TrackedRun(name="t", uri=f"http://127.0.0.1:{port}") as run:
         for step in range(50):
             run.log_metrics({"loss": 1.0}, step=step)
     assert run.run_id == ""

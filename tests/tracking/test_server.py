@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.tracking.flavour import log_model, register
+from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
 from clearmargin.tracking.review import review, serving
 from clearmargin.tracking.run import TrackedRun
@@ -27,10 +27,10 @@ def test_a_run_over_http_and_its_model_fetched_back(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    with TrackedRun.start("over-http") as run:
+    with TrackedRun(name="over-http") as run:
         run.log_metrics({"loss": 1.0}, step=1)
         run.log_image("a/b", np.zeros((4, 4, 3), np.uint8), step=1)
-        uri = log_model(run, folder_of_model)
+        uri = run.log_model(folder_of_model)
     assert capfd.readouterr() == ("", ""), "MLflow announces nothing"
     found = open_client().get_run(run.run_id)
     assert found.info.status == "FINISHED" and found.data.metrics == {"loss": 1.0}
@@ -59,7 +59,7 @@ def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
     address = f"http://127.0.0.1:{relay.port}"
     with caplog.at_level(logging.WARNING, logger="clearmargin"):
         relay.open()
-        with TrackedRun.start("outage", experiment="outage", uri=address, pause_s=0.0) as run:
+        with TrackedRun(name="outage", experiment="outage", uri=address, pause_s=0.0) as run:
             run.log_metrics({"loss": 3.0}, step=1)
             relay.close()
             run.log_metrics({"loss": 2.0}, step=2)
@@ -74,7 +74,7 @@ def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
     assert "the work goes on" in messages[0]
     assert "not logged: 1 images, 1 end status" in messages[1]
     assert direct.get_run(run.run_id).info.status == "RUNNING"
-    with TrackedRun.start("next", experiment="outage", uri=server):
+    with TrackedRun(name="next", experiment="outage", uri=server):
         status = direct.get_run(run.run_id).info.status
     assert status == "FINISHED", "the end that the server could not be told is told by the next run"
 

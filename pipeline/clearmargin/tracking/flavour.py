@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,33 +16,46 @@ from clearmargin.tracking.surroundings import software
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from clearmargin.tracking.run import TrackedRun
-
 __all__ = ["ARTIFACT", "log_model", "logged_model_id", "model_signature", "register"]
 
 ARTIFACT = "model_folder"
 
 
-def log_model(run: TrackedRun, folder: Path, *, name: str = "model") -> str | None:
-    """Log a model folder as a pyfunc for ``mlflow.pyfunc.load_model``.
+def log_model(client: MlflowClient, run_id: str, folder: Path, *, name: str = "model") -> str:
+    """Log a model folder as a pyfunc for ``mlflow.pyfunc.load_model``; return ``models:/ID``.
 
     The code is logged as a file (models from code) and the weights as safetensors: no pickle, and loading
     runs nothing but the installed package.
 
     Args:
-        run: The run that made the model.
+        client: Of the store that holds the run.
+        run_id: The run that made the model.
         folder: With ``model.yaml`` and ``weights.safetensors``.
         name: As the UI shows it among the run's models.
-
-    Returns:
-        ``models:/ID``; None where the store did not take it, of which the run tells at its end.
 
     Raises:
         InputError: If ``folder`` is no model folder.
     """
     if not (folder / "model.yaml").is_file():
         raise InputError(f"'{folder.name}' is no model folder: it has no model.yaml")
-    return run.deliver("models", lambda client: _log(client, run.run_id, folder, name))
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id, name=name, source_run_id=run_id, model_type="segmenter"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(scratch) / "model"
+            _save(target, folder, run_id=run_id, model_id=logged.model_id, artifact_path=name)
+            _forget_paths(target / "MLmodel")
+            client.log_model_artifacts(logged.model_id, str(target))
+        client.finalize_logged_model(logged.model_id, "READY")
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+    return f"models:/{logged.model_id}"
 
 
 def register(run_id: str, name: str, alias: str | None = None, *, uri: str | None = None) -> str:
@@ -118,25 +131,6 @@ def model_signature() -> Any:
             ]
         ),
     )
-
-
-def _log(client: MlflowClient, run_id: str, folder: Path, name: str) -> str:
-    from mlflow.entities import LoggedModelOutput
-
-    experiment = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id, model_type="segmenter")
-    status: Literal["READY", "FAILED"] = "FAILED"
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "model"
-            _save(target, folder, run_id=run_id, model_id=logged.model_id, artifact_path=name)
-            _forget_paths(target / "MLmodel")
-            client.log_model_artifacts(logged.model_id, str(target))
-        status = "READY"
-    finally:
-        client.finalize_logged_model(logged.model_id, status)
-    client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
-    return f"models:/{logged.model_id}"
 
 
 def _save(target: Path, folder: Path, **described: str) -> None:

@@ -30,8 +30,8 @@ def create_run(client: MlflowClient, experiment: str, name: str, tags: Mapping[s
     return str(client.create_run(key, run_name=name, tags=all_tags).info.run_id)
 
 
-def reopen_run(client: MlflowClient, run_id: str) -> str:
-    """Set a run RUNNING again and return its name; empty where the store has no such run.
+def reopen_run(client: MlflowClient, run_id: str) -> bool:
+    """Set a run RUNNING again; return False where the store has no such run.
 
     Raises:
         MlflowException: If the store fails.
@@ -42,9 +42,9 @@ def reopen_run(client: MlflowClient, run_id: str) -> str:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return ""
+            return False
         raise
-    return str(client.get_run(run_id).info.run_name or run_id)
+    return True
 
 
 def lock_run(run_id: str) -> RunLock | None:

@@ -24,15 +24,16 @@ __all__ = ["review", "serving"]
 _log = logging.getLogger(__name__)
 _START_LIMIT_S = 120.0  # a first start makes or migrates the store's tables: up to 30 s
 _STOP_LIMIT_S = 10.0
+_USUAL_PORT = 5000  # MLflow's own
 
 
-def review(port: int = 0, *, uri: str | None = None, browser: bool = True) -> None:
+def review(port: int | None = None, *, uri: str | None = None, browser: bool = True) -> None:
     """Show the tracking UI until Ctrl-C; the URL is logged, and opened in a browser where there is one.
 
     A store that is a server already (``http...``) has its own UI: its URL is opened, and nothing is started.
 
     Args:
-        port: On 127.0.0.1; 0 for a free one.
+        port: On 127.0.0.1; 0 for any free one; by default 5000, or any where that is taken.
         uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
         browser: Whether to open one.
 
@@ -54,7 +55,7 @@ def review(port: int = 0, *, uri: str | None = None, browser: bool = True) -> No
 
 
 @contextlib.contextmanager
-def serving(port: int = 0, *, uri: str | None = None) -> Iterator[str]:
+def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]:
     """Serve a database store on 127.0.0.1 while the block runs; yield the URL.
 
     The server and all its workers are gone when the block is left, however it is left.
@@ -63,6 +64,8 @@ def serving(port: int = 0, *, uri: str | None = None) -> Iterator[str]:
         ConfigError: If the port is taken or the server does not start.
     """
     store = uri or tracking_uri()
+    if port is None:
+        port = _USUAL_PORT if _is_free(_USUAL_PORT) else 0
     chosen = port or _free_port()
     if not _is_free(chosen):
         raise ConfigError(f"port {chosen} is taken: name another, or 0 for a free one")
