@@ -49,7 +49,7 @@ class Backbone(nn.Module):
 
 
 def build(classes, anchor_sizes, anchor_ratios, side, detections):
-    model = MaskRCNN(
+    return MaskRCNN(
         Backbone(96),
         num_classes=None,
         min_size=side[0],
@@ -68,7 +68,6 @@ def build(classes, anchor_sizes, anchor_ratios, side, detections):
         box_batch_size_per_image=128,
         box_detections_per_img=detections,
     )
-    return model
 
 
 @dataclass
@@ -88,7 +87,9 @@ class Plain:
             grid=image.grid, masks=masks, labels=found["labels"].numpy(), scores=found["scores"].numpy()
         )
         instances = instances.select(np.array([m.area > 0 for m in masks], bool))
-        provenance = Provenance(model="torchvision", weights_sha256="", config_sha256="", software="torchvision")
+        provenance = Provenance(
+            model="torchvision", weights_sha256="", config_sha256="", software="torchvision"
+        )
         return Prediction(instances=instances, label_map=self.label_map, provenance=provenance)
 
 
@@ -102,7 +103,6 @@ def main():
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-
 
     config = yaml.safe_load(arguments.config.read_text())
     settings = ImageSettings(**config["image"])
@@ -130,7 +130,9 @@ def main():
         targets = Targets.from_masks(masks, torch.from_numpy(instances.labels.copy()))
         if torch.rand(()) < 0.5:
             width = pixels.shape[-1]
-            boxes = targets.boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([width, 0, width, 0])
+            boxes = targets.boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor(
+                [width, 0, width, 0]
+            )
             return pixels.flip(-1), {"boxes": boxes, "labels": targets.labels, "masks": masks.flip(-1)}
         return pixels, {"boxes": targets.boxes, "labels": targets.labels, "masks": masks}
 

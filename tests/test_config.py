@@ -1,4 +1,5 @@
 import pytest
+
 from clearmargin.config import Settings, apply_overrides, digest, load_settings, validate
 from clearmargin.errors import ConfigError
 from clearmargin.models import network_config
@@ -28,7 +29,7 @@ def test_overrides_pass_the_same_check(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("name: x\n")
     assert load_settings(path, Outer, ["inner.depth=5"]).inner.depth == 5
-    with pytest.raises(ConfigError, match="inner.dept: unknown"):
+    with pytest.raises(ConfigError, match=r"inner\.dept: unknown"):
         load_settings(path, Outer, ["inner.dept=5"])
     with pytest.raises(ConfigError, match=r"expected a\.b=value"):
         apply_overrides({}, ["inner.depth"])

@@ -1,5 +1,6 @@
 """Training: what it leaves behind, how it stops, and that a resumed run is the run that never stopped."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from clearmargin.errors import ConfigError, InputError, TrainingError
-from clearmargin.models import load_segmenter
-from clearmargin.train import _rate, train, TrainingSettings
 from safetensors.torch import load_file
 from toy import write_toy_experiment, write_toy_set
+
+from clearmargin.errors import ConfigError, InputError, TrainingError
+from clearmargin.models import load_segmenter
+from clearmargin.train import TrainingSettings, _rate, train
 
 
 @pytest.fixture
@@ -179,7 +181,7 @@ def test_the_rate_warms_up_falls_and_ends_with_the_time():
     settings = TrainingSettings(warmup_steps=10)
     rates = [_rate(s, 100, settings, 0.0) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.02
     timed = TrainingSettings(warmup_steps=10, max_minutes=5)
     assert _rate(20, 1000, timed, 5.0) == pytest.approx(0.01)
@@ -187,7 +189,9 @@ def test_the_rate_warms_up_falls_and_ends_with_the_time():
 
 
 def run_in_background(place, config):
-    code = "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
+    code = (
+        "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
+    )
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code, str(config)],
         cwd=place,

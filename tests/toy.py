@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import yaml
+
 from clearmargin.formats.raster import write_raster
 
 CLASSES = [
@@ -56,7 +57,10 @@ def write_toy_set(folder, *, cases=8, empty_train=False, shape=(96, 128), seed=0
         "encoding": {"kind": "label_image", "label": "disc"},
         "spacing": {"source": "unknown"},
         "unit": "image",
-        "splits": {"column": "split", "values": {s: s for s in ("train", "validation", "calibration", "test")}},
+        "splits": {
+            "column": "split",
+            "values": {s: s for s in ("train", "validation", "calibration", "test")},
+        },
         "show_in_tracking": True,
     }
     path = folder / "card.yaml"

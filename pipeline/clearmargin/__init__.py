@@ -27,7 +27,10 @@ _PUBLIC = {
     "write_dicom_seg": "formats.dicom_seg",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [  # noqa: PLE0604 - the names of the table above
+    "__version__",
+    *_PUBLIC,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: a verb parses, makes one call, prints what came of it, and ends with an exit code.
+"""The command line: a verb parses, makes one call, prints what came of it, and ends with a code.
 
 Nothing heavy is imported here at the top, so that ``--help`` answers at once. Exit codes: 0 done, 1 a bug of ours,
 2 usage or configuration, 3 part of a batch failed, 4 input refused, 130 interrupted.
@@ -34,9 +34,7 @@ Overrides = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", help="A model folder, a run's folder, a run id, or models:/NAME@champion."
-    ),
+    typer.Option("--model", "-m", help="A model folder, a run's folder, a run id, or models:/NAME@champion."),
 ]
 
 
@@ -58,7 +56,9 @@ class Uncertainty(StrEnum):
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done, step by step.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what is done, step by step.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
 ) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
@@ -87,7 +87,8 @@ def train(
     config: Annotated[Path | None, typer.Argument(help="An experiment (YAML); see configs/.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where runs' folders lie.")] = Path("runs"),
 ) -> None:
@@ -104,7 +105,9 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
+    ],
     card: Annotated[Path, typer.Option("--card", help="A data card.")],
     split: Annotated[Split, typer.Option(help="Which split of it.")] = Split.test,
     out: Annotated[
@@ -119,9 +122,7 @@ def evaluate(
     from clearmargin.evaluate import render
     from clearmargin.tracking.resolve import model_folder
 
-    found = call(
-        model_folder(model), card, split=split.value, score_threshold=score_threshold, out=out
-    )
+    found = call(model_folder(model), card, split=split.value, score_threshold=score_threshold, out=out)
     _say(render(found))
     if found.run_id:
         _say(f"run: {found.run_id} (clearmargin review shows it)")
@@ -135,7 +136,9 @@ def predict(
             metavar="INPUT", help="DICOM file or folder, volume, picture, folder of pictures, or clip."
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
+    ],
     model: Model,
     uncertainty: Annotated[
         Uncertainty, typer.Option(help="tta: entropy maps from mirrored and scaled views.")
@@ -149,7 +152,9 @@ def predict(
     ] = None,
     display_window: Annotated[
         bool,
-        typer.Option("--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."),
+        typer.Option(
+            "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
+        ),
     ] = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
@@ -171,7 +176,8 @@ def predict(
         _say(f"{done.case}: {classes} -> {done.folder}")
     if report.failed:
         raise BatchError(
-            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; the others are done:\n"
+            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; "
+            "the others are done:\n"
             + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
         )
 
@@ -189,7 +195,9 @@ def demo(
 
 @app.command()
 def review(
-    port: Annotated[int | None, typer.Option(help="Port on this machine; default: 5000, or a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port on this machine; default: 5000, or a free one.")
+    ] = None,
 ) -> None:
     """Open MLflow on the store that the runs lie in; Ctrl-C ends it."""
     from clearmargin.tracking.review import review as call
@@ -207,7 +215,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; what was finished is kept")
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last stop: whatever comes here is reported as a bug
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()
             sys.exit(error.exit_code)
@@ -232,7 +240,9 @@ def _report_bug(error: Exception) -> None:
         return
     frames = traceback.extract_tb(error.__traceback__)
     where = " <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
-    _complain(f"this is a bug: {type(error).__name__} at {where}; -v shows the whole traceback, which may name files")
+    _complain(
+        f"this is a bug: {type(error).__name__} at {where}; -v shows the whole traceback, which may name files"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from clearmargin.metrics import (
     semantic_dice,
 )
 from clearmargin.models import load_segmenter
+from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.report.overlay import overlay
 from clearmargin.report.progress import progress
 from clearmargin.report.tables import write_rows_csv, write_rows_json
@@ -222,15 +222,13 @@ def evaluate_cases(
     counts = {"cases": len(cases), "references": sum(len(r) for _, r in pairs)}
     counts |= {status: sum(row.status == status for row in rows) for status in ("tp", "fn", "fp", "tn")}
     summary |= _instance_numbers(rows)
-    return Evaluation(
-        summary=summary, counts=counts, cases=tuple(results), length_unit=pairs[0][1].grid.unit
-    )
+    return Evaluation(summary=summary, counts=counts, cases=tuple(results), length_unit=pairs[0][1].grid.unit)
 
 
-def score(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
+def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
     """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, cheaply: no distances are computed."""
-    threshold = float(getattr(segmenter, "score_threshold", 0.5))
-    ranked: Any = replace(segmenter, score_threshold=0.0) if hasattr(segmenter, "score_threshold") else segmenter
+    threshold = segmenter.score_threshold
+    ranked = replace(segmenter, score_threshold=0.0)
     pairs = []
     for case in cases:
         image, reference = dataset.read(case)

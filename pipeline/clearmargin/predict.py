@@ -112,7 +112,9 @@ def predict(
 
 def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
     if not isinstance(segmenter.image.intensity, Window):
-        raise ConfigError("--display-window is for models with an intensity window; this one takes percentiles")
+        raise ConfigError(
+            "--display-window is for models with an intensity window; this one takes percentiles"
+        )
     shown = segmenter.image.model_copy(update={"intensity": Window(low=0, high=255)})
     return replace(segmenter, image=shown)
 
@@ -141,7 +143,9 @@ def _predict_folder(
             bar.advance()
     if not done:
         first = next(iter(failed.values()))
-        raise InputError(f"none of the {len(files)} files in '{folder}' could be segmented; the first: {first}")
+        raise InputError(
+            f"none of the {len(files)} files in '{folder}' could be segmented; the first: {first}"
+        )
     return PredictionReport(done=tuple(done), failed=failed)
 
 
@@ -157,7 +161,10 @@ def _predict_image(
 
         written = write_dicom_seg(folder / "seg.dcm", prediction, image)
         if written.path is None:
-            log.info("%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written", image.source.case)
+            log.info(
+                "%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written",
+                image.source.case,
+            )
     _write_maps(prediction, image, folder)
     _write_pictures(prediction, image, folder)
     _write_summary(folder, prediction, image, len(prediction.instances))

@@ -39,7 +39,9 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
         ClearMarginError: The card, or a case, does not fit.
     """
     dataset = open_dataset(card)
-    shown = set(np.linspace(0, len(dataset.cases) - 1, min(cases, len(dataset.cases))).round().astype(int).tolist())
+    shown = set(
+        np.linspace(0, len(dataset.cases) - 1, min(cases, len(dataset.cases))).round().astype(int).tolist()
+    )
     pictures = []
     counted: list[tuple[Case, Image, InstanceSet]] = []
     with progress("read", len(dataset.cases)) as bar:
@@ -48,7 +50,9 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
             if index in shown:
                 z = _fullest_slice(reference)
                 picture = overlay(image, reference, z=z, label_map=dataset.card.label_map)
-                pictures.append((picture, f"{case.split} {case.case.removeprefix('case-')}: {len(reference)}"))
+                pictures.append(
+                    (picture, f"{case.split} {case.case.removeprefix('case-')}: {len(reference)}")
+                )
             counted.append((case, image, reference))
             bar.advance()
     sheet = out or Path(f"{dataset.card.name}.png")
@@ -66,7 +70,9 @@ def _fullest_slice(reference: InstanceSet) -> int | None:
 def _describe(dataset: Dataset, counted: list[tuple[Case, Image, InstanceSet]]) -> str:
     card = dataset.card
     lines = [f"{card.title} ({card.name}, version {card.version}; {card.licence})"]
-    lines.append(f"{'split':<12} {'cases':>6} {card.unit + 's':>9} {'instances':>10} {'per case':>16} {'empty':>6}")
+    lines.append(
+        f"{'split':<12} {'cases':>6} {card.unit + 's':>9} {'instances':>10} {'per case':>16} {'empty':>6}"
+    )
     for split in SPLITS:
         here = [(case, reference) for case, _, reference in counted if case.split == split]
         if not here:
@@ -90,7 +96,9 @@ def _describe(dataset: Dataset, counted: list[tuple[Case, Image, InstanceSet]]) 
             if label == c.id
         ]
         spread = f"{min(sizes):.3g} / {np.median(sizes):.3g} / {max(sizes):.3g} {power}" if sizes else "-"
-        lines.append(f"{c.name} ({c.kind}; {c.type.value} {c.type.scheme}): {labels[c.id]} instances, {spread}")
+        lines.append(
+            f"{c.name} ({c.kind}; {c.type.value} {c.type.scheme}): {labels[c.id]} instances, {spread}"
+        )
     sizes_seen = Counter(str(image.grid) for _, image, _ in counted)
     lines += [f"{count} x {grid}" for grid, count in sizes_seen.most_common(4)]
     if len(sizes_seen) > 4:

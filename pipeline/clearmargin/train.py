@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 import yaml
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from clearmargin import __version__
@@ -64,7 +63,9 @@ class TrainingSettings(Settings):
     """How the weights are found."""
 
     epochs: int = Field(20, ge=1)
-    steps_per_epoch: int = Field(50, ge=1, description="an epoch is this many steps: a checkpoint follows each")
+    steps_per_epoch: int = Field(
+        50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
+    )
     batch_size: int = Field(2, ge=1, description="windows a step, on each process")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -73,11 +74,17 @@ class TrainingSettings(Settings):
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
-    early_stopping: EarlyStopping | None = Field(None, description="none: all epochs are run, the last one kept")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="none: all epochs are run, the last one kept"
+    )
     workers: int = Field(1, ge=0, description="processes that prepare windows")
     threads: int = Field(0, ge=0, description="threads of torch; 0 leaves its default")
     cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in each worker")
-    max_minutes: float | None = Field(None, gt=0, description="time for all epochs; the learning rate falls with it, and no epoch is started after it")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time for all epochs; the learning rate falls with it, and no epoch is started after it",
+    )
 
 
 class Experiment(Settings):
@@ -172,14 +179,18 @@ def train(
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     model_config = network_config(experiment.model)
     torch.manual_seed(experiment.seed)
-    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(device)
+    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(
+        device
+    )
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
     state = _State(
-        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=network.to(memory_format=torch.channels_last),
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
         optimiser=torch.optim.AdamW(
-            _parameter_groups(network, settings.weight_decay), lr=settings.learning_rate, fused=device.type == "cuda"
+            _parameter_groups(network, settings.weight_decay),
+            lr=settings.learning_rate,
+            fused=device.type == "cuda",
         ),
     )
     if resume is not None:
@@ -301,7 +312,9 @@ def _finish_epoch(
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate")
     log.info("epoch %d: %s", state.epoch, shown)
     if stop and not last:
-        log.info("stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement")
+        log.info(
+            "stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement"
+        )
     return stop
 
 
@@ -311,9 +324,13 @@ def _open(
     """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
     if resume is not None:
         if config is not None:
-            raise ConfigError("give a configuration or --resume, not both: a run resumes with its own, and --set")
+            raise ConfigError(
+                "give a configuration or --resume, not both: a run resumes with its own, and --set"
+            )
         folder = _find_run(str(resume), runs)
-        return validate(apply_overrides(read_yaml(folder / CONFIG), overrides), Experiment, name=CONFIG), folder
+        return validate(
+            apply_overrides(read_yaml(folder / CONFIG), overrides), Experiment, name=CONFIG
+        ), folder
     if config is None:
         raise ConfigError("give a configuration, or --resume and a run's folder")
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
@@ -361,7 +378,7 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
 
 def _loader(
     experiment: Experiment, dataset: Dataset, cases: Sequence[Case], first: int, total: int, group: _Group
-) -> DataLoader[tuple[Tensor, list[Targets]]]:
+) -> DataLoader[Any]:
     """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
     settings = experiment.training
     size = settings.batch_size
@@ -409,7 +426,9 @@ def _loss_module(network: nn.Module, device: torch.device, group: _Group) -> nn.
         return _Losses(network)
     # A batch without instances leaves the mask head unused.
     return nn.parallel.DistributedDataParallel(
-        _Losses(network), device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
+        _Losses(network),
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=True,
     )
 
 
@@ -459,7 +478,7 @@ def _save_checkpoint(state: _State, folder: Path, config_digest: str) -> None:
 
     def write() -> None:
         torch.save(state.as_dict(config_digest), draft)
-        os.replace(draft, folder / CHECKPOINT)
+        draft.replace(folder / CHECKPOINT)
 
     _guard_disk(write)
 
@@ -481,7 +500,9 @@ def _restore(state: _State, folder: Path, experiment: Experiment) -> None:
     try:
         saved = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did") from None
+        raise InputError(
+            f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did"
+        ) from None
     if saved["config"] != digest(experiment):
         log.info("run '%s' goes on with a changed configuration", folder.name)
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")

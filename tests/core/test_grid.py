@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from clearmargin.core import Grid
 
 TILTED = np.array([[0, 0, 0.7, -10], [0, 0.7, 0, 20], [5, 1.4, 0, 30], [0, 0, 0, 1]])
@@ -57,7 +58,7 @@ def test_same_as_compares_corners():
     ],
 )
 def test_impossible_grids_are_refused(change):
-    with pytest.raises(ValueError, match="grid|affine"):
+    with pytest.raises(ValueError, match=r"grid|affine"):
         Grid(**{"shape": (3, 4, 5), "affine": np.eye(4), "unit": "mm"} | change)
 
 

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from clearmargin.core import Grid, InstanceSet, Mask
-from clearmargin.core.layers import pack_layers, unpack_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+
+from clearmargin.core import Grid, InstanceSet, Mask
+from clearmargin.core.layers import pack_layers, unpack_layers
 
 DENSE = arrays(bool, array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9))
 
@@ -54,9 +55,13 @@ def test_label_image_gives_one_instance_a_value_even_in_pieces():
 def test_columns_must_be_equal():
     grid = Grid.from_spacing((4, 4))
     with pytest.raises(ValueError, match="labels"):
-        InstanceSet(grid=grid, masks=(Mask.from_dense(np.ones((4, 4))),), labels=np.ones(2), scores=np.ones(1))
+        InstanceSet(
+            grid=grid, masks=(Mask.from_dense(np.ones((4, 4))),), labels=np.ones(2), scores=np.ones(1)
+        )
     with pytest.raises(ValueError, match="does not lie on the grid"):
-        InstanceSet(grid=grid, masks=(Mask.from_dense(np.ones((4, 5))),), labels=np.ones(1), scores=np.ones(1))
+        InstanceSet(
+            grid=grid, masks=(Mask.from_dense(np.ones((4, 5))),), labels=np.ones(1), scores=np.ones(1)
+        )
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         InstanceSet.from_dense(grid, [np.ones((4, 4))], scores=[1.5])
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+
 from clearmargin.core import Grid
 from clearmargin.datasets.card import read_card
 from clearmargin.datasets.cases import open_dataset
@@ -66,8 +67,16 @@ def rows(patients=10, each=2, **more):
 
 def test_splits_are_disjoint_by_unit_and_of_the_asked_size(tmp_path):
     dataset = open_dataset(write_set(tmp_path, rows(), card_dict()))
-    units = {split: {c.unit for c in dataset.split(split)} for split in ("train", "validation", "calibration", "test")}
-    assert {split: len(u) for split, u in units.items()} == {"train": 4, "validation": 2, "calibration": 2, "test": 2}
+    units = {
+        split: {c.unit for c in dataset.split(split)}
+        for split in ("train", "validation", "calibration", "test")
+    }
+    assert {split: len(u) for split, u in units.items()} == {
+        "train": 4,
+        "validation": 2,
+        "calibration": 2,
+        "test": 2,
+    }
     assert len(set.union(*units.values())) == 10
     assert all(len(dataset.split(s)) == 2 * len(u) for s, u in units.items())
 
@@ -81,7 +90,7 @@ def test_a_unit_keeps_its_place_when_others_are_added(tmp_path):
 
 def test_the_shipped_split_is_kept_and_its_leak_refused(tmp_path):
     splits = {"column": "set", "values": {"a": "train", "b": "test"}, "carve": {"validation": 0.2}}
-    shipped = rows(5, 1, set="a") + [{"id": "q", "patient": "q", "set": "b"}]
+    shipped = [*rows(5, 1, set="a"), {"id": "q", "patient": "q", "set": "b"}]
     dataset = open_dataset(write_set(tmp_path, shipped, card_dict(splits=splits)))
     assert [c.split for c in dataset.cases].count("test") == 1 and dataset.cases[-1].split == "test"
     leak = [*shipped, {"id": "again", "patient": "q", "set": "a"}]
@@ -119,7 +128,10 @@ def test_value_table_names_each_value_and_refuses_others(tmp_path):
     card = card_dict(encoding=encoding, classes=classes)
     dataset = open_dataset(write_set(tmp_path, rows(), card, labels))
     _, reference = dataset.read(dataset.cases[0])
-    assert [(int(k), m.area) for k, m in zip(reference.labels, reference.masks, strict=True)] == [(1, 22), (2, 100)]
+    assert [(int(k), m.area) for k, m in zip(reference.labels, reference.masks, strict=True)] == [
+        (1, 22),
+        (2, 100),
+    ]
     labels[0, 0] = 60
     dataset = open_dataset(write_set(tmp_path, rows(), card, labels))
     with pytest.raises(InputError, match=r"values \[60\]"):
@@ -163,13 +175,23 @@ def test_coco_overlap_is_kept(tmp_path):
         "images": [{"id": 1, "file_name": "p0_0.png", "height": 32, "width": 48}],
         "categories": [{"id": 9, "name": "blob"}],
         "annotations": [
-            {"id": k, "image_id": 1, "category_id": 9, "segmentation": [p], "iscrowd": 0, "area": 1, "bbox": [0, 0, 1, 1]}
+            {
+                "id": k,
+                "image_id": 1,
+                "category_id": 9,
+                "segmentation": [p],
+                "iscrowd": 0,
+                "area": 1,
+                "bbox": [0, 0, 1, 1],
+            }
             for k, p in enumerate([square, inner], start=1)
         ],
     }
     card = card_dict(encoding={"kind": "coco"})
     card["cases"] = card["cases"] | {"reference": "annotations.json"}
-    path = write_set(tmp_path, rows(1, 1), card_dict(splits={}) | {"encoding": card["encoding"], "cases": card["cases"]})
+    path = write_set(
+        tmp_path, rows(1, 1), card_dict(splits={}) | {"encoding": card["encoding"], "cases": card["cases"]}
+    )
     (tmp_path / "annotations.json").write_text(json.dumps(coco))
     dataset = open_dataset(path)
     _, reference = dataset.read(dataset.cases[0])
@@ -228,7 +250,12 @@ def test_missing_files_and_columns_are_counted_and_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "cases", "test_cases"),
-    [("dsb2018_nuclei", 453, 79), ("endovis2015_rigid", 120, 40), ("busi_subset", 84, 21), ("mr_tumour_volumes", 3, 1)],
+    [
+        ("dsb2018_nuclei", 453, 79),
+        ("endovis2015_rigid", 120, 40),
+        ("busi_subset", 84, 21),
+        ("mr_tumour_volumes", 3, 1),
+    ],
 )
 def test_the_shipped_cards_fit_the_real_data(data_root, name, cases, test_cases):
     from pathlib import Path

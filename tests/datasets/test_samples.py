@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.samples import Windows, _centre, collate
 from clearmargin.transforms.intensity import Window

@@ -1,18 +1,25 @@
 import numpy as np
 import pytest
 import torch
+
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.backbones import build_backbone
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Targets
-from clearmargin.transforms.view import ImageSettings
 from clearmargin.transforms.intensity import Window
+from clearmargin.transforms.view import ImageSettings
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
-SMALL = {"network": "mask_rcnn", "fpn_channels": 32, "box_features": 64, "mask_channels": 32, "rpn_proposals": 50}
+SMALL = {
+    "network": "mask_rcnn",
+    "fpn_channels": 32,
+    "box_features": 64,
+    "mask_channels": 32,
+    "rpn_proposals": 50,
+}
 
 
 def small_network(seed=0, **options):
@@ -61,7 +68,7 @@ def test_loss_falls_and_the_masks_are_found(overfitted):
         iou = max(_box_iou(box, other) for other in found.boxes[:4])
         assert iou > 0.7
     assert found.masks.shape[1:] == (28, 28)
-    assert 0 <= float(found.masks.min()) and float(found.masks.max()) <= 1
+    assert float(found.masks.min()) >= 0 and float(found.masks.max()) <= 1
 
 
 def _box_iou(a, b):
@@ -114,7 +121,9 @@ def test_mask_targets_are_not_shifted():
 
         torch.nn.functional.binary_cross_entropy_with_logits = catch
         try:
-            network._mask_loss(features, [targets.boxes], [torch.arange(2)], [torch.ones(2, dtype=torch.int64)], [targets])
+            network._mask_loss(
+                features, [targets.boxes], [torch.arange(2)], [torch.ones(2, dtype=torch.int64)], [targets]
+            )
         finally:
             torch.nn.functional.binary_cross_entropy_with_logits = original
     torch.testing.assert_close(wanted[0], torch.ones(2, 28, 28))
@@ -147,7 +156,9 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     with pytest.raises(InputError, match="another architecture"):
         build_backbone("efficientnet_lite0", weights=str(path), pretrained=True, freeze_norm=True)
     with pytest.raises(InputError, match=r"no weights file 'none.pth'"):
-        build_backbone("efficientnet_lite0", weights=str(tmp_path / "none.pth"), pretrained=True, freeze_norm=True)
+        build_backbone(
+            "efficientnet_lite0", weights=str(tmp_path / "none.pth"), pretrained=True, freeze_norm=True
+        )
 
 
 @pytest.fixture
@@ -187,7 +198,10 @@ def test_a_prediction_does_not_move_with_the_size_it_is_seen_at(model_folder):
     half = replace(segmenter, image=segmenter.image.model_copy(update={"scale": 0.5}))
     found = half(Image(pixels=fine, grid=grid)).instances
     assert found.grid.same_as(grid) and len(found) == 2
-    truth = [grid.to_world(np.argwhere(np.repeat(np.repeat(t, 2, 0), 2, 1)).mean(axis=0)) for t in targets.masks.numpy()]
+    truth = [
+        grid.to_world(np.argwhere(np.repeat(np.repeat(t, 2, 0), 2, 1)).mean(axis=0))
+        for t in targets.masks.numpy()
+    ]
     for mask in found.masks:
         centre = grid.to_world(np.argwhere(mask.dense()).mean(axis=0))
         assert min(np.linalg.norm(centre - t) for t in truth) < 1.0  # mm; half a network pixel is 0.25

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from clearmargin.core import Grid, InstanceSet
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Targets
 from clearmargin.models.placing import foreground, place, threshold
 from clearmargin.transforms.spatial import fitting_view
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SHAPE = (100, 120)
 
@@ -32,7 +33,9 @@ def test_a_ramp_is_reproduced_at_every_source_pixel(scale, flip, edge):
 
     region = torch.tensor([x1, y1, x1 + 28 * step, y1 + 28 * step], dtype=torch.float64)
     crop, origin = place(torch.from_numpy(ramp(ys[:, None], xs[None])), region, matrix, SHAPE)
-    index = np.stack(np.meshgrid(*[np.arange(n) + o for n, o in zip(crop.shape, origin, strict=True)], indexing="ij"))
+    index = np.stack(
+        np.meshgrid(*[np.arange(n) + o for n, o in zip(crop.shape, origin, strict=True)], indexing="ij")
+    )
     back = np.linalg.inv(matrix)
     y = back[0, 0] * index[0] + back[0, 2] + 0.5
     x = back[1, 1] * index[1] + back[1, 2] + 0.5
@@ -53,7 +56,9 @@ def test_a_certain_box_covers_just_its_pixels(scale):
 
 def test_what_lies_beyond_the_edge_is_cut_and_what_lies_outside_is_empty():
     matrix, _ = fitting_view(SHAPE, 1.0)
-    half_out = threshold(*place(torch.ones(8, 8), torch.tensor([-10.0, -10.0, 10.0, 10.0]), matrix, SHAPE), SHAPE)
+    half_out = threshold(
+        *place(torch.ones(8, 8), torch.tensor([-10.0, -10.0, 10.0, 10.0]), matrix, SHAPE), SHAPE
+    )
     assert half_out.area == 100
     for region in ([200.0, 200.0, 220.0, 220.0], [5.0, 5.0, 5.0, 5.0]):
         crop, origin = place(torch.ones(8, 8), torch.tensor(region), matrix, SHAPE)

@@ -2,10 +2,6 @@
 
 import numpy as np
 import pytest
-from clearmargin.core import Grid, Image, InstanceSet
-from clearmargin.transforms.samples import KEYS, MODES, make_sample, read_instances
-from clearmargin.transforms.spatial import augmentation_matrix, fitting_view, resample
-from clearmargin.transforms.tensors import grid_of, to_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import (
@@ -24,6 +20,11 @@ from monai.transforms import (
     SpatialPadd,
     Zoomd,
 )
+
+from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.transforms.samples import KEYS, MODES, make_sample, read_instances
+from clearmargin.transforms.spatial import augmentation_matrix, fitting_view, resample
+from clearmargin.transforms.tensors import grid_of, to_tensor
 
 PLANE = Grid.from_spacing((40, 56), (0.7, 0.5))
 VOLUME = Grid(
@@ -60,17 +61,24 @@ def coordinates(grid):
     return np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in grid.shape], indexing="ij"))
 
 
-
 LOSSLESS = {
     "flip": lambda d: Flipd(KEYS, spatial_axis=list(range(d))),
     "rotate90": lambda d: Rotate90d(KEYS, k=1, spatial_axes=(d - 2, d - 1)),
     "pad": lambda d: SpatialPadd(KEYS, spatial_size=[60] * d if d == 2 else [12, 26, 30]),
 }
 LOSSY = {
-    "zoom out": lambda d: Zoomd(KEYS, zoom=0.4, mode=MODES if d == 2 else ("trilinear", "nearest"), keep_size=False),
-    "zoom in": lambda d: Zoomd(KEYS, zoom=1.7, mode=MODES if d == 2 else ("trilinear", "nearest"), keep_size=False),
-    "resize": lambda d: Resized(KEYS, spatial_size=[17] * d, mode=MODES if d == 2 else ("trilinear", "nearest")),
-    "rotate": lambda d: Rotated(KEYS, angle=[0.4] if d == 2 else [0.4, 0.1, 0.0], mode=MODES, keep_size=False),
+    "zoom out": lambda d: Zoomd(
+        KEYS, zoom=0.4, mode=MODES if d == 2 else ("trilinear", "nearest"), keep_size=False
+    ),
+    "zoom in": lambda d: Zoomd(
+        KEYS, zoom=1.7, mode=MODES if d == 2 else ("trilinear", "nearest"), keep_size=False
+    ),
+    "resize": lambda d: Resized(
+        KEYS, spatial_size=[17] * d, mode=MODES if d == 2 else ("trilinear", "nearest")
+    ),
+    "rotate": lambda d: Rotated(
+        KEYS, angle=[0.4] if d == 2 else [0.4, 0.1, 0.0], mode=MODES, keep_size=False
+    ),
     "spacing": lambda d: Spacingd(KEYS, pixdim=[2.3] * d, mode=MODES),
     "affine": lambda d: Affined(KEYS, scale_params=[1.5] * d, mode=MODES, padding_mode="zeros"),
 }
@@ -156,10 +164,14 @@ def test_what_leaves_the_view_is_empty_not_moved():
 def test_orientation_of_a_volume_is_followed():
     image = Image(pixels=np.zeros((1, *VOLUME.shape), np.float32), grid=VOLUME)
     instances = scene(VOLUME, 1)
-    moved = read_instances(Orientationd(KEYS, axcodes="RAS", labels=None)(make_sample(image, instances)), VOLUME)
+    moved = read_instances(
+        Orientationd(KEYS, axcodes="RAS", labels=None)(make_sample(image, instances)), VOLUME
+    )
     for ours, theirs in zip(moved.masks, instances.masks, strict=True):
         centre = moved.grid.to_world(np.argwhere(ours.dense()).mean(axis=0))
-        np.testing.assert_allclose(centre, VOLUME.to_world(np.argwhere(theirs.dense()).mean(axis=0)), atol=1e-6)
+        np.testing.assert_allclose(
+            centre, VOLUME.to_world(np.argwhere(theirs.dense()).mean(axis=0)), atol=1e-6
+        )
 
 
 VIEWS = {
@@ -176,7 +188,10 @@ VIEWS = {
 @pytest.mark.parametrize("name", VIEWS)
 def test_our_own_resampling_is_where_its_matrix_says(name):
     matrix, size = VIEWS[name]
-    sample = {"image": to_tensor(coordinates(PLANE), PLANE), "layers": to_tensor(coordinates(PLANE)[:1], PLANE)}
+    sample = {
+        "image": to_tensor(coordinates(PLANE), PLANE),
+        "layers": to_tensor(coordinates(PLANE)[:1], PLANE),
+    }
     moved = resample(sample, matrix, size)["image"]
     new, found = grid_of(moved, PLANE)
     np.testing.assert_allclose(found, matrix, atol=1e-5)  # MONAI keeps it in float32

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
 from clearmargin.transforms.intensity import Percentiles, Window, normalise
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
-from pydantic import ValidationError
 
 
 def test_window_maps_hounsfield_and_clips():

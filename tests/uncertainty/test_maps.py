@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from clearmargin.uncertainty.maps import MAPS, Moments, entropy
 
 HIGHEST = {"foreground": 0.5, "entropy": 1.0, "mutual_information": 1.0, "variance": 0.25}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
 from clearmargin.models.network import Detections
 from clearmargin.models.segmenter import NetworkSegmenter

@@ -5,8 +5,6 @@ first box is opened: the cost per point hardly depends on how far the sets are a
 image is.
 """
 
-# ruff: noqa: PLR0917 -- what is compiled is written flat
-
 from __future__ import annotations
 
 import os

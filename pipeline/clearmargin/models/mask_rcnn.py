@@ -33,7 +33,9 @@ class MaskRCNNConfig(Settings):
     """Options of Mask R-CNN; the defaults train on two CPU cores."""
 
     network: Literal["mask_rcnn"] = "mask_rcnn"
-    backbone: str = Field("efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name")
+    backbone: str = Field(
+        "efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name"
+    )
     weights: str | None = Field(None, description="path of a state dict for the backbone")
     freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
     fpn_channels: int = Field(96, ge=16, multiple_of=16)
@@ -45,7 +47,9 @@ class MaskRCNNConfig(Settings):
     box_samples: int = Field(128, ge=8, description="proposals an image that the box head learns from")
     mask_layers: int = Field(2, ge=1)
     mask_channels: int = Field(96, ge=16)
-    mask_samples: int = Field(20, ge=1, description="positive proposals an image that the mask head learns from")
+    mask_samples: int = Field(
+        20, ge=1, description="positive proposals an image that the mask head learns from"
+    )
     box_nms: float = Field(0.5, gt=0, le=1, description="box IoU above which the lower score is dropped")
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -189,7 +193,9 @@ class MaskRCNN(nn.Module):
             classes.append(label[positive])
             rois = torch.cat([picked[:, None].to(proposal.dtype), proposal[positive]], dim=1)
             wanted.append(
-                roi_align(target.masks[:, None].to(proposal.dtype), rois, (28, 28), 1.0, -1, aligned=True)[:, 0]
+                roi_align(target.masks[:, None].to(proposal.dtype), rois, (28, 28), 1.0, -1, aligned=True)[
+                    :, 0
+                ]
             )
         chosen = torch.cat(classes)
         if len(chosen) == 0:

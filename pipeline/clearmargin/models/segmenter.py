@@ -140,4 +140,3 @@ class NetworkSegmenter:
         with torch.inference_mode():
             (found,) = self.network.detect(batch)
         return PlaneDetections(found=found, matrix=matrix, plane=plane)
-

@@ -54,7 +54,9 @@ def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]
     return rows
 
 
-def write_rows_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = FIRST_COLUMNS) -> None:
+def write_rows_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = FIRST_COLUMNS
+) -> None:
     """Write rows as CSV (UTF-8, comma, header); a column that some rows lack is empty in them.
 
     Args:
