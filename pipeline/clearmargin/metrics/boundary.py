@@ -101,7 +101,8 @@ def check_band(grid: Grid, band: float | None) -> None:
     if band is None:
         if grid.ndim != 2:
             raise ValueError(
-                f"the published boundary IoU is defined for images, not for {grid}: give a band in {grid.unit}"
+                f"the published boundary IoU is defined for images, not for {grid}: "
+                f"give a band in {grid.unit}"
             )
     elif not band >= min(grid.spacing) * (1 - 1e-9):
         raise ValueError(

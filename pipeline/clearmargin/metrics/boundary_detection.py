@@ -72,7 +72,9 @@ def boundary_average_precision(
 
 
 def _boundary_ious(predicted: InstanceSet, reference: InstanceSet, band: float | None) -> NDArray[np.float64]:
-    """Return the smaller of mask and boundary IoU where labels agree, ``(P, R)``; bands are made when needed."""
+    """Return the smaller of mask and boundary IoU where labels agree, ``(P, R)``; bands are made when
+    needed.
+    """
     ious = iou_matrix(predicted.masks, reference.masks, predicted.labels[:, None] == reference.labels)
     ours, theirs = (
         cache(lambda k, side=side: boundary_mask(side.masks[k], side.grid, band))
