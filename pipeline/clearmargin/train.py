@@ -13,26 +13,24 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 import yaml
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from clearmargin import __version__
 from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.samples import Windows, collate
-from clearmargin.errors import ConfigError, InputError, TrainingError
-from clearmargin.evaluate import VALIDATION_METRICS, score
+from clearmargin.errors import ConfigError, InputError, TrainingError, nearest
+from clearmargin.evaluate import VALIDATION_METRICS, compare, score
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Network, Targets
@@ -50,7 +48,7 @@ CHECKPOINT, MODEL, CONFIG, RUN = "checkpoint.pt", "model", "config.yaml", "run.y
 class EarlyStopping(Settings):
     """Stop when a metric of the validation split has not improved, and keep the best model."""
 
-    metric: str = Field("ap50", description="a validation metric; 'loss' is better lower, the others higher")
+    metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or dice")
     patience: int = Field(10, ge=1, description="validations without improvement before the end")
 
     @field_validator("metric")
@@ -65,7 +63,9 @@ class TrainingSettings(Settings):
     """How the weights are found."""
 
     epochs: int = Field(20, ge=1)
-    steps_per_epoch: int = Field(50, ge=1, description="an epoch is this many steps: a checkpoint follows each")
+    steps_per_epoch: int = Field(
+        50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
+    )
     batch_size: int = Field(2, ge=1, description="windows a step, on each process")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -74,11 +74,17 @@ class TrainingSettings(Settings):
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
-    early_stopping: EarlyStopping | None = Field(None, description="none: all epochs are run, the last one kept")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="none: all epochs are run, the last one kept"
+    )
     workers: int = Field(1, ge=0, description="processes that prepare windows")
     threads: int = Field(0, ge=0, description="threads of torch; 0 leaves its default")
     cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in each worker")
-    max_minutes: float | None = Field(None, gt=0, description="no epoch is started after this time")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time for all epochs; the learning rate falls with it, and no epoch is started after it",
+    )
 
 
 class Experiment(Settings):
@@ -145,7 +151,7 @@ def train(
     config: Path | None = None,
     *,
     overrides: Sequence[str] = (),
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     runs: Path = Path("runs"),
 ) -> TrainingResult:
     """Train a network as a configuration says.
@@ -153,7 +159,7 @@ def train(
     Args:
         config: An experiment's YAML; may be left out when resuming.
         overrides: ``a.b=value`` items over it.
-        resume: A run's folder; training goes on behind its last whole epoch.
+        resume: A run's folder, its name under ``runs``, or its id; training goes on behind its last whole epoch.
         runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
 
     Returns:
@@ -161,7 +167,7 @@ def train(
 
     Raises:
         ConfigError: The configuration does not fit. TrainingError: the loss is not finite, the disk is full, ...;
-            the last good checkpoint is kept. KeyboardInterrupt: on Ctrl-C or SIGTERM, likewise.
+            the last good checkpoint is kept, as it is on Ctrl-C and SIGTERM, which are passed on.
     """
     experiment, folder = _open(config, overrides, resume, runs)
     settings, group = experiment.training, _process_group()
@@ -173,17 +179,22 @@ def train(
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     model_config = network_config(experiment.model)
     torch.manual_seed(experiment.seed)
-    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(device)
+    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(
+        device
+    )
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
     state = _State(
-        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=network.to(memory_format=torch.channels_last),
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
         optimiser=torch.optim.AdamW(
-            _parameter_groups(network, settings.weight_decay), lr=settings.learning_rate, fused=device.type == "cuda"
+            _parameter_groups(network, settings.weight_decay),
+            lr=settings.learning_rate,
+            fused=device.type == "cuda",
         ),
     )
-    run_id = _restore(state, folder, experiment) if resume is not None else None
+    if resume is not None:
+        _restore(state, folder, experiment)
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=model_config.model_dump(mode="json"),
@@ -192,12 +203,15 @@ def train(
         score_threshold=experiment.score_threshold,
         show_in_tracking=dataset.card.show_in_tracking,
     )
-    with _interruptible(), _tracked(experiment, dataset, folder, run_id, group) as run:
+    with _open_run(experiment, dataset, folder, group) as run:
+        if run.run_id:
+            (folder / RUN).write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
+        run.log_data(dataset.card.name, dataset.digest())
         _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group)
         if group.rank == 0:
             run.log_model(folder / MODEL)
             run.log_artifact(folder / CHECKPOINT, "checkpoint")
-        return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)
+    return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)
 
 
 def _loop(
@@ -225,7 +239,8 @@ def _loop(
                 images, targets = next(batches)
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 torch.manual_seed(_step_seed(experiment.seed, step, group.rank))
-                rate = settings.learning_rate * _rate(step, total, settings.warmup_steps)
+                spent = (before + time.monotonic() - started) / 60
+                rate = settings.learning_rate * _rate(step, total, settings, spent)
                 for parameters in state.optimiser.param_groups:
                     parameters["lr"] = rate
                 with autocast:
@@ -277,15 +292,17 @@ def _finish_epoch(
     if validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
         draft = folder / ".candidate"
         _guard_disk(lambda: save_model(draft, card, weights))
-        found = score(load_segmenter(draft), dataset, validation)
+        candidate = load_segmenter(draft)
+        found = score(candidate, dataset, validation)
         metrics |= {f"validation/{name}": value for name, value in found.items()}
+        if dataset.card.show_in_tracking:
+            for number, picture in enumerate(compare(candidate, dataset, validation[:2])):
+                run.log_image(f"validation {number + 1}", picture, state.epoch)
     if stopping is None:
         _guard_disk(lambda: save_model(folder / MODEL, card, weights))
         state.best = found or state.best
     elif found:
-        sign = -1 if stopping.metric == "loss" else 1
-        best = state.best.get(stopping.metric)
-        if best is None or sign * found[stopping.metric] > sign * best:
+        if found[stopping.metric] > state.best.get(stopping.metric, -1.0):
             state.best, state.since_best = {**found, "epoch": float(state.epoch)}, 0
             _guard_disk(lambda: save_model(folder / MODEL, card, weights))
         else:
@@ -295,20 +312,25 @@ def _finish_epoch(
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate")
     log.info("epoch %d: %s", state.epoch, shown)
     if stop and not last:
-        log.info("stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement")
+        log.info(
+            "stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement"
+        )
     return stop
 
 
 def _open(
-    config: Path | None, overrides: Sequence[str], resume: Path | None, runs: Path
+    config: Path | None, overrides: Sequence[str], resume: Path | str | None, runs: Path
 ) -> tuple[Experiment, Path]:
     """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
     if resume is not None:
-        source = resume / CONFIG
-        if not source.is_file():
-            raise InputError(f"'{resume.name}' is no run's folder: it has no {CONFIG}; runs lie under '{runs}'")
-        experiment = validate(apply_overrides(read_yaml(source), overrides), Experiment, name=CONFIG)
-        return experiment, resume
+        if config is not None:
+            raise ConfigError(
+                "give a configuration or --resume, not both: a run resumes with its own, and --set"
+            )
+        folder = _find_run(str(resume), runs)
+        return validate(
+            apply_overrides(read_yaml(folder / CONFIG), overrides), Experiment, name=CONFIG
+        ), folder
     if config is None:
         raise ConfigError("give a configuration, or --resume and a run's folder")
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
@@ -320,6 +342,18 @@ def _open(
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
         return experiment, folder
     return experiment, runs / experiment.name
+
+
+def _find_run(run: str, runs: Path) -> Path:
+    """Return the folder of a run, given as that folder, as its name, or as its id in the tracking store."""
+    for folder in (Path(run), runs / run):
+        if (folder / CONFIG).is_file():
+            return folder
+    for known in runs.glob(f"*/{RUN}"):
+        if yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] == run:
+            return known.parent
+    names = [known.parent.name for known in runs.glob(f"*/{CONFIG}")]
+    raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
 
 
 def _new_folder(runs: Path, name: str) -> Path:
@@ -344,7 +378,7 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
 
 def _loader(
     experiment: Experiment, dataset: Dataset, cases: Sequence[Case], first: int, total: int, group: _Group
-) -> DataLoader[tuple[Tensor, list[Targets]]]:
+) -> DataLoader[Any]:
     """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
     settings = experiment.training
     size = settings.batch_size
@@ -392,7 +426,9 @@ def _loss_module(network: nn.Module, device: torch.device, group: _Group) -> nn.
         return _Losses(network)
     # A batch without instances leaves the mask head unused.
     return nn.parallel.DistributedDataParallel(
-        _Losses(network), device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
+        _Losses(network),
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=True,
     )
 
 
@@ -405,12 +441,17 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
     ]
 
 
-def _rate(step: int, total: int, warmup: int) -> float:
-    """Return the share of the learning rate: linear up, then half a cosine down to 1 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+def _rate(step: int, total: int, settings: TrainingSettings, minutes: float) -> float:
+    """Return the share of the learning rate: linear up, then half a cosine down to 1 %.
+
+    With ``max_minutes`` the cosine ends when the time does, where that comes before the last step.
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+    if settings.max_minutes is not None:
+        done = max(done, minutes / settings.max_minutes)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def _average(state: _State, decay: float, step: int) -> None:
@@ -437,7 +478,7 @@ def _save_checkpoint(state: _State, folder: Path, config_digest: str) -> None:
 
     def write() -> None:
         torch.save(state.as_dict(config_digest), draft)
-        os.replace(draft, folder / CHECKPOINT)
+        draft.replace(folder / CHECKPOINT)
 
     _guard_disk(write)
 
@@ -454,29 +495,29 @@ def _guard_disk(write: Any) -> None:
         raise
 
 
-def _restore(state: _State, folder: Path, experiment: Experiment) -> str | None:
-    """Load the checkpoint of a run's folder; return the run's id."""
+def _restore(state: _State, folder: Path, experiment: Experiment) -> None:
+    """Load the checkpoint of a run's folder."""
     try:
         saved = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did") from None
+        raise InputError(
+            f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did"
+        ) from None
     if saved["config"] != digest(experiment):
         log.info("run '%s' goes on with a changed configuration", folder.name)
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
     state.restore(saved)
+
+
+def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: _Group) -> TrackedRun:
+    """Return the run in the tracking store: the one the folder knows, or a new one."""
     known = folder / RUN
-    return yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
-
-
-def _tracked(
-    experiment: Experiment, dataset: Dataset, folder: Path, run_id: str | None, group: _Group
-) -> TrackedRun:
-    """Return the run in the tracking store: resumed where there is an id."""
-    run = TrackedRun(name=folder.name, experiment="clearmargin", run_id=run_id, enabled=group.rank == 0)
+    before = yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
+    run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0)
     run.on_start(
-        params=experiment.model_dump(mode="json", exclude={"card"}) | {"card": dataset.card.name},
-        texts={"config.yaml": dump_yaml(experiment), "card.yaml": dump_yaml(dataset.card)},
-        tags={"data_sha256": dataset.digest(), "verb": "train"},
+        params=experiment.model_dump(mode="json") | {"card": dataset.card.name},
+        texts={CONFIG: dump_yaml(experiment), "card.yaml": dump_yaml(dataset.card)},
+        tags={"verb": "train"},
     )
     return run
 
@@ -504,21 +545,3 @@ def _process_group() -> _Group:
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return _Group(distributed.get_rank(), int(os.environ["LOCAL_RANK"]), distributed.get_world_size())
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: the store is told, the last epoch's checkpoint stays."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

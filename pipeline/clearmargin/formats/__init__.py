@@ -10,7 +10,7 @@ from typing import Any
 from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
 
-__all__ = ["READERS", "VIDEO_SUFFIXES", "is_video", "read_image", "read_images"]
+__all__ = ["READERS", "VIDEO_SUFFIXES", "is_dicom", "is_video", "open_video", "read_image", "read_images"]
 
 READERS: dict[str, str] = {
     ".dcm": "dicom:read_dicom",
@@ -35,7 +35,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".m4v", ".web
 
 
 def read_image(path: Path, *, series: str | None = None) -> Image:
-    """Return the image or volume in ``path``, by what it is: a DICOM file or folder, a volume file, a picture.
+    """Return the image or volume in ``path``, by what it is: a DICOM file or folder, a volume file, a
+    picture.
 
     Args:
         path: A file, or a folder with DICOM in it.
@@ -47,7 +48,7 @@ def read_image(path: Path, *, series: str | None = None) -> Image:
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no file or folder '{path.name}'")
-    if _is_dicom(path):
+    if is_dicom(path):
         from clearmargin.formats.dicom import read_dicom
 
         return read_dicom(path, series=series)
@@ -58,7 +59,8 @@ def read_image(path: Path, *, series: str | None = None) -> Image:
 
 
 def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
-    """Yield every image in ``path``: the pictures of a folder in name order, the frames of a clip, or the one image.
+    """Yield every image in ``path``: the pictures of a folder in name order, the frames of a clip, or the one
+    image.
 
     Raises:
         InputError: As :func:`read_image`; a folder in which nothing is readable.
@@ -66,13 +68,13 @@ def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
     path = Path(path)
     if is_video(path):
         yield from open_video(path).frames()
-    elif path.is_dir() and not _is_dicom(path):
+    elif path.is_dir() and not is_dicom(path):
         files = sorted(p for p in path.iterdir() if p.is_file() and _suffix(p) in READERS)
         if not files:
             raise InputError(f"no readable picture or volume in '{path.name}'")
         for file in files:
             yield read_image(file)
-    elif _is_dicom(path):
+    elif is_dicom(path):
         from clearmargin.formats.dicom import read_dicom, read_dicom_pictures
         from clearmargin.formats.dicom_index import index_dicom, select_series
 
@@ -85,11 +87,11 @@ def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
 
 
 def is_video(path: Path) -> bool:
-    """Return whether ``path`` is a clip for :func:`clearmargin.formats.video.open_video`: by suffix, or DICOM cine."""
+    """Return whether ``path`` is a clip, which ``video.open_video`` reads: by suffix, or a DICOM cine."""
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return True
-    if not path.is_file() or not _is_dicom(path):
+    if not path.is_file() or not is_dicom(path):
         return False
     from clearmargin.formats.dicom_index import index_dicom
 
@@ -106,18 +108,16 @@ def open_video(path: Path) -> Any:
     return opened(path)
 
 
-def _is_dicom(path: Path) -> bool:
-    """Return whether a file begins as DICOM does, or whether any file at the top two levels of a folder does."""
+def is_dicom(path: Path) -> bool:
+    """Return whether a file begins as DICOM does, or any file in a folder and below."""
     from clearmargin.formats.dicom_index import looks_like_dicom
 
     if path.is_file():
         return _suffix(path) in (".dcm", ".dicom", ".ima") or (
             _suffix(path) not in READERS and looks_like_dicom(path)
         )
-    candidates = (
-        p for p in path.rglob("*") if p.is_file() and _suffix(p) not in READERS or _suffix(p) == ".dcm"
-    )
-    return any(looks_like_dicom(p) for p in candidates)
+    files = (p for p in path.rglob("*") if p.is_file())
+    return any(looks_like_dicom(p) for p in files if _suffix(p) not in READERS or _suffix(p) == ".dcm")
 
 
 def _suffix(path: Path) -> str:

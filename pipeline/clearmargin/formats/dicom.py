@@ -1,4 +1,4 @@
-"""DICOM images in: a series as a volume, a multi-frame object, or one picture; right geometry or a refusal."""
+"""DICOM images in: a series as a volume, a multi-frame object, one picture; right geometry or a refusal."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def read_dicom(
 
     Single-frame slices and enhanced multi-frame objects with positions become a ``(1, Z, Y, X)`` volume in
     millimetres, slices along the growing normal; a lone picture without a position becomes ``(C, Y, X)``, in
-    millimetres only where its spacing is that of the patient. Values are after the modality rescale, as integers
-    where the rescale is integral and as float32 otherwise.
+    millimetres only where its spacing is that of the patient. Values are after the modality rescale, as
+    integers where the rescale is integral and as float32 otherwise.
 
     Args:
         path: A file, a folder with all below it, or the files of one series.
@@ -62,7 +62,7 @@ def read_dicom(
     datasets = _read_all(entry.files)
     if len(datasets) == 1:
         return _read_one(entry, datasets[0], allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    planes = [_plane(dataset) for dataset in datasets]
+    planes = [_plane(dataset, entry) for dataset in datasets]
     stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     ordered = [datasets[i] for i in stack.order]
     files = tuple(entry.files[i] for i in stack.order)
@@ -70,7 +70,8 @@ def read_dicom(
 
 
 def read_dicom_pictures(path: Path | Iterable[Path], *, series: str | None = None) -> Iterator[Image]:
-    """Yield the pictures of a series that is no volume one by one, ``(C, Y, X)``: stills, or the frames of clips.
+    """Yield the pictures of a series that is no volume one by one, ``(C, Y, X)``: stills, or the frames of
+    clips.
 
     Raises:
         InputError: As :func:`read_dicom`.
@@ -111,13 +112,13 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
             modality=str(dataset.get("Modality") or ""),
             files=(file,),
             frame=frame,
-            time_s=None if frame is None else _frame_time(dataset, frame),
+            time_s=None if frame is None else frame_time(dataset, frame),
         ),
     )
 
 
-def _frame_time(dataset: Any, frame: int) -> float | None:
-    """Return seconds from the first frame by FrameTime or FrameTimeVector (PS3.3, C.7.6.5), None without either."""
+def frame_time(dataset: Any, frame: int) -> float | None:
+    """Return seconds from the first frame by FrameTime or FrameTimeVector (PS3.3, C.7.6.5), else None."""
     try:
         vector = dataset.get("FrameTimeVector")
         if vector:
@@ -132,10 +133,10 @@ def _read_all(files: Sequence[Path]) -> list[Any]:
     return [read_header(file, pixels=True) for file in files]
 
 
-def _plane(dataset: Any) -> Plane:
+def _plane(dataset: Any, entry: SeriesEntry) -> Plane:
     plane = plane_of(dataset, dataset, dataset, (int(dataset.Rows), int(dataset.Columns)))
     if plane is None:
-        raise GeometryError("an image of the series has no position, orientation or spacing")
+        raise GeometryError(entry.reason or f"{entry.name} has an image without a position")
     return plane
 
 
@@ -143,7 +144,11 @@ def _read_one(entry: SeriesEntry, dataset: Any, *, allow_gaps: bool, allow_tilt:
     layout = pixel_layout(dataset)
     if entry.kind == "image":
         return read_picture(dataset, entry.files[0])
-    planes = [_plane(dataset)] if layout.frames == 1 else [p for p in frame_planes(dataset) if p is not None]
+    planes = (
+        [_plane(dataset, entry)]
+        if layout.frames == 1
+        else [p for p in frame_planes(dataset) if p is not None]
+    )
     stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     scales = frame_scales(dataset, layout.frames)
     stored = _decoded(dataset)
@@ -154,7 +159,7 @@ def _read_one(entry: SeriesEntry, dataset: Any, *, allow_gaps: bool, allow_tilt:
 
 
 def _slices(datasets: Sequence[Any]) -> NDArray[Any]:
-    """Return ``(Z, Y, X)`` real values of single-frame slices, decoded in threads where they are compressed."""
+    """Return ``(Z, Y, X)`` real values of single-frame slices, decoded in threads where compressed."""
     compressed = any(
         d.file_meta.TransferSyntaxUID.is_encapsulated for d in datasets if hasattr(d, "file_meta")
     )
@@ -180,7 +185,7 @@ def _decoded(dataset: Any) -> list[NDArray[Any]]:
 def _in_units(
     stored: Sequence[NDArray[Any]], datasets: Sequence[Any], scales: Sequence[FrameScale]
 ) -> NDArray[Any]:
-    """Return stored frames as real values ``(Z, Y, X)`` in one dtype, padding set to the lowest value beside it."""
+    """Return stored frames as real values ``(Z, Y, X)`` in one dtype, padding set to the lowest value."""
     extremes = [(int(frame.min()), int(frame.max())) for frame in stored]
     kind = np.result_type(*[frame.dtype for frame in stored])
     dtype = rescaled_dtype(kind, extremes, scales)

@@ -1,4 +1,4 @@
-"""Where DICOM slices lie: the gate that turns plane positions into one regular volume, or says why they are none."""
+"""Where DICOM slices lie: the gate that makes one regular volume of them, or says why they are none."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def stack_planes(
         allow_tilt: Accept a sheared stack; the caller resamples.
 
     Raises:
-        GeometryError: Mixed sizes, spacings or orientations, duplicate positions; gaps or tilt where not allowed.
+        GeometryError: Mixed sizes, spacings or orientations, duplicate positions; gaps or tilt where not
+            allowed.
     """
     first = planes[0]
     _same_planes(planes, name)
@@ -158,8 +159,8 @@ def stack_planes(
     regular = _is_volume(positions, first) or (tilted and _is_regular(offsets))
     if tilted and not allow_tilt:
         raise GeometryError(
-            f"{name} has a gantry tilt: its slices are displaced by {tilt:.1f} degrees from their normal; refusing "
-            "to treat them as a straight volume; --allow-tilt resamples"
+            f"{name} has a gantry tilt: its slices are displaced by {tilt:.1f} degrees from their normal; "
+            "refusing to treat them as a straight volume; --allow-tilt resamples"
         )
     if not regular and not allow_gaps:
         raise GeometryError(
@@ -187,8 +188,8 @@ def _same_planes(planes: Sequence[Plane], name: str) -> None:
     off = np.abs(cosines - cosines[0]).max(axis=1) > _ORIENTATION_TOLERANCE
     if off.any():
         raise GeometryError(
-            f"{name} has mixed orientations: {int(off.sum())} of {len(planes)} slices lie in another direction than "
-            "the first (a localizer, or several acquisitions in one series); leave those files out"
+            f"{name} has mixed orientations: {int(off.sum())} of {len(planes)} slices lie in another "
+            "direction than the first (a localizer, or several acquisitions in one series); leave them out"
         )
     spacings = np.array([p.spacing for p in planes])
     if np.abs(spacings - first.spacing).max() > 1e-3 * max(first.spacing):
@@ -205,8 +206,8 @@ def _no_duplicates(positions: NDArray[np.float64], offsets: NDArray[np.float64],
         apart = np.linalg.norm(np.diff(positions, axis=0), axis=1)[steps <= max(1e-3, 1e-3 * typical)].max()
         kind = "duplicate positions" if apart < 0.01 else "slices side by side in one plane"
         raise GeometryError(
-            f"{name} has {kind}: {same} of {len(offsets)} slices repeat the place of another (several phases, "
-            "echoes or reconstructions in one series); give the files of one of them"
+            f"{name} has {kind}: {same} of {len(offsets)} slices repeat the place of another "
+            "(several phases, echoes or reconstructions in one series); give the files of one of them"
         )
 
 
@@ -230,7 +231,8 @@ def _is_regular(offsets: NDArray[np.float64]) -> bool:
 def _irregularity(offsets: NDArray[np.float64]) -> str:
     """Return what is irregular about sorted offsets: gaps of whole slices, or varying distances."""
     steps = np.diff(offsets)
-    step = float(np.median(steps))
+    smallest = float(steps.min())
+    step = float(np.mean(steps[steps < 1.5 * smallest]))
     multiples = np.round(steps / step)
     if (np.abs(steps - multiples * step) <= 0.05 * step).all() and (multiples >= 1).all():
         (at,) = np.nonzero(multiples > 1)
@@ -255,9 +257,9 @@ def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
 def pixel_spacing(header: Any) -> tuple[float, float] | None:
     """Return millimetres in the patient between rows and between columns of a lone image; None where unknown.
 
-    An ultrasound region's calibration counts (PS3.3, C.8.5.5) when all of its two-dimensional tissue regions agree;
-    a projection's spacing counts only when it was corrected to the patient (PS3.3, 10.7.1.3): ImagerPixelSpacing
-    is that of the detector, in front of which the anatomy is magnified.
+    An ultrasound region's calibration counts (PS3.3, C.8.5.5) when all of its two-dimensional tissue regions
+    agree; a projection's spacing counts only when it was corrected to the patient (PS3.3, 10.7.1.3):
+    ImagerPixelSpacing is that of the detector, in front of which the anatomy is magnified.
     """
     modality = str(header.get("Modality") or "")
     if header.get("SequenceOfUltrasoundRegions"):

@@ -16,10 +16,22 @@ __all__ = ["SeriesEntry", "frame_planes", "index_dicom", "looks_like_dicom", "se
 SeriesKind = Literal["volume", "image", "images", "clip", "object"]
 
 _TAGS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality SeriesDescription ImageType Rows Columns "
-    "NumberOfFrames SamplesPerPixel BitsAllocated ImagePositionPatient ImageOrientationPatient PixelSpacing "
-    "SpacingBetweenSlices SliceThickness SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "SeriesDescription",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SpacingBetweenSlices",
+    "SliceThickness",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)
 
 _NOT_IMAGES = {
     "SEG": "a DICOM SEG, which holds masks: read_dicom_seg reads it",
@@ -46,9 +58,11 @@ class SeriesEntry:
         uid: SeriesInstanceUID. Private: never shown, logged or put in an error.
         modality: ``CT``, ``MR``, ...; ``""`` where the files do not say.
         description: SeriesDescription, for selection only. Private: it is free text.
-        kind: A ``volume``, one ``image``, several separate ``images``, a ``clip``, or an ``object`` without pixels.
+        kind: A ``volume``, one ``image``, several separate ``images``, a ``clip``, or an ``object`` without
+            pixels.
         files: In the order found. Private: paths may hold record numbers.
-        shape: ``(Z, Y, X)`` of a volume, ``(T, Y, X)`` of a clip or of images, ``(Y, X)`` of an image; () if unknown.
+        shape: ``(Z, Y, X)`` of a volume, ``(T, Y, X)`` of a clip or of images, ``(Y, X)`` of an image; () if
+            unknown.
         readable: Whether :func:`clearmargin.formats.dicom.read_dicom` reads it as it is.
         reason: Why not, and the way out; ``""`` where readable.
     """
@@ -71,11 +85,12 @@ class SeriesEntry:
     def __str__(self) -> str:
         size = " x ".join(str(n) for n in self.shape)
         state = "" if self.readable else ", not readable as it is"
-        return f"{self.number}: {self.modality or '?'} {self.kind}, {size or 'no size'}, {len(self.files)} file(s){state}"
+        what = f"{self.number}: {self.modality or '?'} {self.kind}, {size or 'no size'}"
+        return f"{what}, {len(self.files)} file(s){state}"
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Return whether a file begins as DICOM does: the preamble, or an element of group 0002 or 0008 without it."""
+    """Return whether a file begins as DICOM does: a preamble, or an element of group 0002 or 0008."""
     with path.open("rb") as file:
         start = file.read(132)
     if start[128:132] == b"DICM":
@@ -92,8 +107,8 @@ def looks_like_dicom(path: Path) -> bool:
 def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
     """Return the series in a file, a folder and all below it, or a list of files; numbered from 1.
 
-    Files that are not DICOM are left out. The order is that of modality, then size (largest first), then UID, so
-    that it is the same on every machine.
+    Files that are not DICOM are left out. The order is that of modality, then size (largest first), then UID,
+    so that it is the same on every machine.
 
     Raises:
         InputError: There is no DICOM file at all.
@@ -128,7 +143,7 @@ def _series_uid(header: Any, file: Path) -> str:
 
 def _files(path: Path | Iterable[Path]) -> list[Path]:
     if not isinstance(path, Path):
-        return [Path(p) for p in path]
+        return [file for p in path for file in _files(Path(p))]
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file())
     if not path.exists():
@@ -184,17 +199,12 @@ def _claimed_shape(headers: Sequence[Any]) -> tuple[int, ...]:
 
 @dicom_boundary()
 def _describe(headers: Sequence[Any], modality: str, name: str) -> tuple[SeriesKind, tuple[int, ...], str]:
+    """Return the kind, the shape and, where it is not readable, the reason."""
     first = headers[0]
-    if modality in _NOT_IMAGES:
-        return "object", (), f"{name} is {_NOT_IMAGES[modality]}"
-    if str(first.get("SOPClassUID") or "") == _PARAMETRIC_MAP:
-        return "object", (), f"{name} is a parametric map: read_parametric_map reads it"
     size, frames = _size(first)
-    if size is None:
-        return "object", (), f"{name} holds no picture: it has no Rows and Columns"
-    if size[0] * size[1] * frames > MAX_BYTES:
-        claimed = f"{size[0]} x {size[1]} x {frames}"
-        return "object", (), f"{name} claims {claimed} pixels: more than is read at once"
+    reason = _without_picture(first, modality, size, frames)
+    if size is None or reason:
+        return "object", (), f"{name} {reason}"
     if len(headers) > 1 and any(_size(h)[1] > 1 for h in headers):
         return (
             "images",
@@ -204,21 +214,35 @@ def _describe(headers: Sequence[Any], modality: str, name: str) -> tuple[SeriesK
     planes = frame_planes(first) if frames > 1 else [_plane(h) for h in headers]
     placed = [p for p in planes if p is not None]
     if len(placed) == len(planes):
-        stack = stack_planes(placed, name)
-        return "volume", stack.grid.shape, ""
+        return "volume", stack_planes(placed, name).grid.shape, ""
     if placed and len(headers) > 1:
         raise GeometryError(
-            f"{name} has {len(planes) - len(placed)} of {len(planes)} images without a position: give the others"
+            f"{name} has {len(planes) - len(placed)} of {len(planes)} images without a position: "
+            "give the others"
         )
+    return _unplaced(size, frames, len(headers), name)
+
+
+def _without_picture(header: Any, modality: str, size: tuple[int, int] | None, frames: int) -> str:
+    if modality in _NOT_IMAGES:
+        return f"is {_NOT_IMAGES[modality]}"
+    if str(header.get("SOPClassUID") or "") == _PARAMETRIC_MAP:
+        return "is a parametric map: read_parametric_map reads it"
+    if size is None:
+        return "holds no picture: it has no Rows and Columns"
+    if size[0] * size[1] * frames > MAX_BYTES:
+        return f"claims {size[0]} x {size[1]} x {frames} pixels: more than is read at once"
+    return ""
+
+
+def _unplaced(
+    size: tuple[int, int], frames: int, n: int, name: str
+) -> tuple[SeriesKind, tuple[int, ...], str]:
     if frames > 1:
-        return (
-            "clip",
-            (frames, *size),
-            f"{name} is a clip of {frames} frames: open_video reads it frame by frame",
-        )
-    if len(headers) > 1:
-        reason = f"{name} holds {len(headers)} separate images without a position: give one file, or use read_images"
-        return "images", (len(headers), *size), reason
+        return "clip", (frames, *size), f"{name} is a clip of {frames} frames: open_video reads it"
+    if n > 1:
+        reason = f"{name} holds {n} separate images without a position: give one file, or use read_images"
+        return "images", (n, *size), reason
     return "image", size, ""
 
 
@@ -237,7 +261,7 @@ def _plane(header: Any) -> Plane | None:
 
 
 def frame_planes(header: Any) -> list[Plane | None]:
-    """Return the plane of every frame of a multi-frame object from its functional groups (PS3.3, C.7.6.16)."""
+    """Return the plane of every frame of a multi-frame object by its functional groups (PS3.3, C.7.6.16)."""
     size, frames = _size(header)
     shared_items = header.get("SharedFunctionalGroupsSequence") or []
     shared = shared_items[0] if len(shared_items) else None
@@ -267,8 +291,8 @@ def select_series(entries: Sequence[SeriesEntry], rule: str | None) -> SeriesEnt
 
     Args:
         entries: From :func:`index_dicom`.
-        rule: A number of the listing, a SeriesInstanceUID, a modality, ``largest``, or words of the description.
-            None where there must be only one image series.
+        rule: A number of the listing, a SeriesInstanceUID, a modality, ``largest``, or words of the
+            description. None where there must be only one image series.
 
     Raises:
         InputError: No series or several fit; the message lists what is there and the way out.

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 MAX_BYTES = 4 * 2**30
-"""Largest decoded size that is read at once; a header that claims more is refused before anything is allocated."""
+"""Largest decoded size read at once; a header that claims more is refused before anything is allocated."""
 
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
@@ -41,7 +41,7 @@ _SIGNED = {8: np.int8, 16: np.int16, 32: np.int32}
 
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom's and highdicom's remarks on odd values: they quote the values, which may name a patient."""
+    """Silence pydicom's and highdicom's remarks on odd values: they quote values that may name a patient."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -118,7 +118,8 @@ def pixel_layout(header: Any) -> PixelLayout:
     """Return the pixel layout of an object.
 
     Raises:
-        InputError: It has no pixels, or the description of them is incomplete, contradictory or absurdly large.
+        InputError: It has no pixels, or the description of them is incomplete, contradictory or absurdly
+            large.
     """
     values: dict[str, int] = {}
     defaults = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "BitsStored": None, "PixelRepresentation": 0}
@@ -153,7 +154,8 @@ def pixel_layout(header: Any) -> PixelLayout:
     if layout.n_bytes > MAX_BYTES:
         raise InputError(
             f"the header claims {layout.rows} x {layout.columns} x {layout.frames} pixels, "
-            f"{layout.n_bytes / 2**30:.0f} GiB decoded: more than the {MAX_BYTES / 2**30:.0f} GiB read at once"
+            f"{layout.n_bytes / 2**30:.0f} GiB decoded: more than the {MAX_BYTES / 2**30:.0f} GiB "
+            "read at once"
         )
     if photometric not in _GREY | _COLOUR | {"PALETTE COLOR"}:
         raise InputError("the photometric interpretation is none that is read here (grey, RGB, YBR, palette)")
@@ -174,8 +176,8 @@ def _value(header: Any, name: str) -> Any:
 def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator[NDArray[np.generic]]:
     """Yield stored pixel values frame by frame, ``(Y, X)`` or ``(Y, X, 3)`` RGB, before any rescale.
 
-    Integers come in the narrowest of 8, 16 and 32 bits that the object allocates. YBR comes as RGB; a palette's
-    indices come as stored (see :func:`to_channels`).
+    Integers come in the narrowest of 8, 16 and 32 bits that the object allocates. YBR comes as RGB; a
+    palette's indices come as stored (see :func:`to_channels`).
 
     Args:
         dataset: A ``pydicom.Dataset`` read with its pixels.
@@ -207,7 +209,7 @@ def _float_hint(dataset: Any) -> str:
 def _native_grey(
     dataset: Any, layout: PixelLayout, picks: Sequence[int], *, big_endian: bool
 ) -> Iterator[NDArray[np.generic]]:
-    """Read uncompressed grey frames as a view of the bytes: pydicom's general path costs more than the decoding."""
+    """Read uncompressed grey frames straight from the bytes: pydicom's general path costs much more."""
     stored: bytes = dataset["PixelData"].value
     kind = np.dtype(_SIGNED[layout.allocated] if layout.signed else _UNSIGNED[layout.allocated])
     size = layout.rows * layout.columns
@@ -270,7 +272,8 @@ class FrameScale:
 
 
 def frame_scales(header: Any, frames: int) -> list[FrameScale]:
-    """Return the rescale of every frame: from the functional groups of an enhanced object, else from its head.
+    """Return the rescale of every frame: from the functional groups of an enhanced object, else from its
+    head.
 
     Raises:
         InputError: A slope of zero, or values that are not finite numbers.
@@ -335,8 +338,9 @@ def to_units(
 ) -> NDArray[Any]:
     """Return the real values of one grey frame in ``dtype``.
 
-    A modality look-up table is applied where there is one. MONOCHROME1 is turned over, so that larger is always
-    brighter, where values are mere grey levels; values with a rescale have a unit that display does not change.
+    A modality look-up table is applied where there is one. MONOCHROME1 is turned over, so that larger is
+    always brighter, where values are mere grey levels; values with a rescale have a unit that display does
+    not change.
     """
     if header.get("ModalityLUTSequence"):
         from pydicom.pixels import apply_modality_lut

@@ -15,16 +15,17 @@ __all__ = ["fill_gaps", "straighten"]
 def straighten(pixels: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Grid]:
     """Shift every slice within its own plane so that the stack stands upright.
 
-    The tilt of a gantry displaces slices sideways, never out of their planes, so each new slice is one old slice
-    interpolated linearly in its plane; nothing is mixed across slices. The field of view grows to hold all of them
-    and is filled with the lowest value.
+    The tilt of a gantry displaces slices sideways, never out of their planes, so each new slice is one old
+    slice interpolated linearly in its plane; nothing is mixed across slices. The field of view grows to hold
+    all of them and is filled with the lowest value.
 
     Args:
         pixels: ``(Z, Y, X)``.
         grid: The sheared grid.
 
     Returns:
-        Pixels in the same dtype (integers rounded) and their orthogonal grid; the slices' planes are unchanged.
+        Pixels in the same dtype (integers rounded) and their orthogonal grid; the slices' planes are
+        unchanged.
     """
     down, right = grid.affine[:3, 1], grid.affine[:3, 2]
     step = grid.affine[:3, 0]
@@ -46,12 +47,13 @@ def straighten(pixels: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Grid]:
 
 
 def _shifted(plane: NDArray[Any], shift: NDArray[np.float64], background: NDArray[Any]) -> NDArray[Any]:
-    """Return ``plane`` with its first pixel at ``shift`` (fractional, not negative) of a larger ``background``."""
+    """Return ``plane`` with its first pixel at ``shift`` (a fraction, not negative) of a ``background``."""
     whole = np.floor(shift).astype(int)
     part = shift - whole
     fill = float(background.flat[0])
-    target = np.full(background.shape, fill, np.float64)
+    target: NDArray[Any] = np.full(background.shape, fill, np.float64)
     rows, columns = plane.shape
+    tall, broad = background.shape
     wide = np.full((rows + 1, columns + 1), fill)
     padded = np.pad(plane.astype(np.float64), 1, constant_values=fill)
     fy, fx = part
@@ -61,8 +63,8 @@ def _shifted(plane: NDArray[Any], shift: NDArray[np.float64], background: NDArra
         + (1 - fy) * fx * padded[1:, :-1]
         + fy * fx * padded[:-1, :-1]
     )
-    height = min(rows + 1, target.shape[0] - whole[0])
-    width = min(columns + 1, target.shape[1] - whole[1])
+    height = min(rows + 1, tall - int(whole[0]))
+    width = min(columns + 1, broad - int(whole[1]))
     target[whole[0] : whole[0] + height, whole[1] : whole[1] + width] = wide[:height, :width]
     return _as(target, plane.dtype)
 

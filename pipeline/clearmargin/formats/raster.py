@@ -20,14 +20,14 @@ __all__ = ["read_label_raster", "read_raster", "write_raster"]
 def read_raster(path: Path) -> Image:
     """Return a picture ``(C, Y, X)``, one grey channel or RGB, or the pages of a TIFF as ``(C, Z, Y, X)``.
 
-    16 bits are kept, an alpha channel is dropped, a palette is applied, and a photograph is turned as its EXIF
-    orientation says, as every viewer shows it. The unit is px.
+    16 bits are kept, an alpha channel is dropped, a palette is applied, and a photograph is turned as its
+    EXIF orientation says, as every viewer shows it. The unit is px.
 
     Raises:
         InputError: Damaged, of an unknown layout, or larger than is read at once.
     """
     path = Path(path)
-    pixels = _channels(_load(path, palette=True), path)
+    pixels = _channels(*_load(path, palette=True), path)
     return Image(
         pixels=pixels,
         grid=Grid.from_spacing(pixels.shape[1:]),
@@ -38,7 +38,8 @@ def read_raster(path: Path) -> Image:
 def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
     """Return a label picture ``(Y, X)`` (``(Z, Y, X)`` for a multi-page TIFF) in its stored integer dtype.
 
-    Palette pictures give their indices, 1-bit ones 0 and 1. Colours that are equal in all channels are one value.
+    Palette pictures give their indices, 1-bit ones 0 and 1. Colours that are equal in all channels are one
+    value.
 
     Raises:
         InputError: As :func:`read_raster`; colours, fractions or JPEG, whose losses blur labels.
@@ -46,10 +47,10 @@ def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise InputError(f"'{path.name}' is a JPEG, whose compression changes labels: use PNG or TIFF")
-    channels = _channels(_load(path, palette=False), path)
+    channels = _channels(*_load(path, palette=False), path)
     if len(channels) > 1 and not (channels == channels[:1]).all():
         raise InputError(f"'{path.name}' is in colour: a label picture holds one value a pixel")
-    labels = channels[0]
+    labels: NDArray[Any] = channels[0]
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"'{path.name}' holds {labels.dtype} values: labels are whole numbers")
     return labels
@@ -57,6 +58,8 @@ def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
 
 def write_raster(path: Path, array: NDArray[np.generic]) -> None:
     """Write ``(Y, X)``, ``(1, Y, X)`` or RGB ``(3, Y, X)`` of bool, uint8 or uint16 as PNG, TIFF or JPEG.
+
+    Maps of float32, ``(Y, X)``, are written as TIFF.
 
     Raises:
         InputError: A dtype or layout that the format would change (16-bit colour PNG, 16-bit JPEG).
@@ -68,12 +71,14 @@ def write_raster(path: Path, array: NDArray[np.generic]) -> None:
     data = data[0] if data.ndim == 3 and len(data) == 1 else data
     data = data.astype(np.uint8) * np.uint8(255) if data.dtype == np.bool_ else data
     colour = data.ndim == 3 and len(data) == 3
-    if data.dtype not in (np.uint8, np.uint16) or not (colour or data.ndim == 2):
+    tiff = path.suffix.lower() in (".tif", ".tiff")
+    fits = data.dtype in (np.uint8, np.uint16) or (tiff and not colour and data.dtype == np.float32)
+    if not fits or not (colour or data.ndim == 2):
         raise InputError(
             f"'{path.name}': {array.dtype} of shape {array.shape} is not a picture that can be written"
         )
     data = np.ascontiguousarray(np.moveaxis(data, 0, -1)) if colour else np.ascontiguousarray(data)
-    if path.suffix.lower() in (".tif", ".tiff"):
+    if tiff:
         import tifffile
 
         tifffile.imwrite(path, data, photometric="rgb" if colour else "minisblack", compression="zlib")
@@ -83,22 +88,20 @@ def write_raster(path: Path, array: NDArray[np.generic]) -> None:
     Pillow.fromarray(data).save(path)
 
 
-def _channels(data: NDArray[Any], path: Path) -> NDArray[Any]:
-    """Return ``(..., Y, X)`` or ``(..., Y, X, 2..4)`` as ``(C, ..., Y, X)`` without alpha."""
-    if data.ndim > 2 and data.shape[-1] in (2, 4) and data.ndim == 3:
-        data = data[..., :-1]
+def _channels(data: NDArray[Any], coloured: bool, path: Path) -> NDArray[Any]:
+    """Return ``(..., Y, X)``, or ``(..., Y, X, 1..4)`` if coloured, as ``(C, ..., Y, X)`` without alpha."""
     if data.dtype == np.bool_:
         data = data.astype(np.uint8)
-    if data.ndim == 3 and data.shape[-1] in (1, 3):
-        return np.ascontiguousarray(np.moveaxis(data, -1, 0))
-    if data.ndim in (2, 3):
+    if not 2 <= data.ndim - coloured <= 3 or (coloured and data.shape[-1] > 4):
+        raise InputError(f"'{path.name}' is of shape {data.shape}: not a picture or a stack of them")
+    if not coloured:
         return data[None]
-    if data.ndim == 4 and data.shape[-1] in (3, 4):
-        return np.ascontiguousarray(np.moveaxis(data[..., :3], -1, 0))
-    raise InputError(f"'{path.name}' is of shape {data.shape}: not a picture or a stack of them")
+    kept = data[..., :3] if data.shape[-1] >= 3 else data[..., :1]
+    return np.ascontiguousarray(np.moveaxis(kept, -1, 0))
 
 
-def _load(path: Path, *, palette: bool) -> NDArray[Any]:
+def _load(path: Path, *, palette: bool) -> tuple[NDArray[Any], bool]:
+    """Return the values, and whether their last axis is colour."""
     if not path.exists():
         raise InputError(f"there is no file '{path.name}'")
     try:
@@ -113,25 +116,24 @@ def _load(path: Path, *, palette: bool) -> NDArray[Any]:
         raise InputError(f"'{path.name}' is not readable as a picture ({type(error).__name__})") from None
 
 
-def _load_pillow(path: Path, palette: bool) -> NDArray[Any]:
+def _load_pillow(path: Path, palette: bool) -> tuple[NDArray[Any], bool]:
     from PIL import Image as Pillow
     from PIL import ImageOps
 
     if _is_deep_colour_png(path):
         import SimpleITK  # Pillow reduces 16-bit colour to 8
 
-        return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))))
+        return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))), True
     with Pillow.open(path) as opened:
         _refuse_size(opened.size[0] * opened.size[1] * 4, path)
         picture = ImageOps.exif_transpose(opened)
-        if picture.mode == "P" and palette:
-            picture = picture.convert("RGB")
-        elif picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I", "F"):
+        kept = ("1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I", "F", *(() if palette else ("P",)))
+        if picture.mode not in kept:
             picture = picture.convert("RGB")
         data = np.asarray(picture)
-    if data.dtype == np.int32 and data.size and 0 <= data.min() and data.max() < 2**16:
+    if data.dtype == np.int32 and data.size and data.min() >= 0 and data.max() < 2**16:
         data = data.astype(np.uint16)  # older Pillow gives 16-bit PNG as 32-bit integers
-    return data.astype(np.uint16) if data.dtype == ">u2" else data
+    return (data.astype(np.uint16) if data.dtype == ">u2" else data), data.ndim == 3
 
 
 def _is_deep_colour_png(path: Path) -> bool:
@@ -141,7 +143,7 @@ def _is_deep_colour_png(path: Path) -> bool:
     return head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 and head[24] == 16 and head[25] in (2, 4, 6)
 
 
-def _load_tiff(path: Path) -> NDArray[Any]:
+def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
@@ -149,11 +151,10 @@ def _load_tiff(path: Path) -> NDArray[Any]:
         _refuse_size(int(np.prod(series.shape, dtype=np.int64)) * series.dtype.itemsize, path)
         data = np.asarray(series.asarray())
         axes = series.axes
-        if axes.endswith("S"):
-            return data
-        if "C" in axes and data.shape[axes.index("C")] <= 4:
-            return np.moveaxis(data, axes.index("C"), -1)
-    return data.astype(data.dtype.newbyteorder("="), copy=False)
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    if "C" in axes and "S" not in axes:
+        return np.moveaxis(data, axes.index("C"), -1), True
+    return data, axes.endswith("S")
 
 
 def _refuse_size(size: int, path: Path) -> None:

@@ -24,14 +24,16 @@ _TO_MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 def read_volume(path: Path) -> Image:
     """Return the volume of a NIfTI, NRRD, MHA or MHD file, ``(C, Z, Y, X)``.
 
-    A fourth dimension (or vector pixels) becomes channels. Stored integers stay integers; a NIfTI scale that is
-    not the identity gives float32. The unit is px where the file states neither a space nor a spacing.
+    A fourth dimension (or vector pixels) becomes channels. Stored integers stay integers; a NIfTI scale that
+    is not the identity gives float32. The unit is px where the file states neither a space nor a spacing.
 
     Raises:
         InputError: Unreadable, more than four dimensions, or larger than is read at once.
         GeometryError: The stated geometry is not an invertible affine.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file '{path.name}'")
     pixels, grid = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
     source = Source(case=case_id(str(path.resolve())), kind="volume", files=(path,))
     return Image(pixels=pixels, grid=grid, source=source)
@@ -92,7 +94,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], Grid]:
                 shape, 8 if volume.dataobj.slope not in (1, None) else volume.get_data_dtype().itemsize, path
             )
             data = np.asanyarray(volume.dataobj)
-    except (OSError, MemoryError, InputError):
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # noqa: BLE001 - nibabel raises many types on damaged files
         raise InputError(f"'{path.name}' is not readable as NIfTI ({type(error).__name__})") from None
@@ -162,10 +164,8 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], Grid]:
     finally:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(shown)
     array = SimpleITK.GetArrayFromImage(volume)
-    if volume.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    else:
-        array = array[None]
+    vector = volume.GetNumberOfComponentsPerPixel() > 1
+    array = np.moveaxis(array, -1, 0) if vector else array[None]
     if len(size) not in (2, 3):
         raise InputError(f"'{path.name}' has {len(size)} dimensions: 2 or 3 are read")
     n = len(size)

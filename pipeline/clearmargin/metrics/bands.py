@@ -1,6 +1,6 @@
 """Bands along the inside of a mask's edge: compiled."""
 
-# ruff: noqa: PLR0912, PLR0917 -- what is compiled is written flat
+# ruff: noqa: PLR0912 -- what is compiled is written flat
 
 from __future__ import annotations
 

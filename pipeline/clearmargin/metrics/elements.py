@@ -1,6 +1,6 @@
 """Where two masks' surface elements lie: compiled scans over the joint box."""
 
-# ruff: noqa: PLR0917, PLR1714 -- what is compiled is written flat
+# ruff: noqa: PLR1714 -- what is compiled is written flat
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ what was found. What is not settled after some hundred rows, where surfaces are 
 bound to a tree of boxes over the targets in Morton order. Both are exact, and both give the same numbers.
 """
 
-# ruff: noqa: PLR0917 -- what is compiled is written flat
-
 from __future__ import annotations
 
 import os

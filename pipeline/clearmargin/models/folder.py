@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,10 +87,10 @@ def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> No
     plain = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     draft = folder / f".{WEIGHTS_FILE}"
     save_file(plain, draft)
-    os.replace(draft, folder / WEIGHTS_FILE)
+    draft.replace(folder / WEIGHTS_FILE)
     draft = folder / f".{CONFIG_FILE}"
     draft.write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    os.replace(draft, folder / CONFIG_FILE)
+    draft.replace(folder / CONFIG_FILE)
 
 
 def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegmenter:

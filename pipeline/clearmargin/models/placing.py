@@ -14,7 +14,6 @@ from clearmargin.models.network import Detections
 __all__ = ["foreground", "place", "threshold"]
 
 
-
 def place(
     mask: Tensor, region: Tensor, matrix: NDArray[np.float64], shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], tuple[int, int]]:
@@ -65,14 +64,18 @@ def threshold(crop: NDArray[np.float32], origin: tuple[int, int], shape: tuple[i
     return Mask.from_crop(crop >= 0.5, origin, shape)
 
 
-def foreground(detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float32]:
+def foreground(
+    detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int]
+) -> NDArray[np.float32]:
     """Return each source pixel's probability that some instance covers it, ``(Y, X)``.
 
-    One minus the product of the instances' absences, an instance counting with score times mask probability.
+    An instance counts with score times mask probability, and the strongest one at a pixel counts there:
+    detections that overlap are mostly second looks at one object, which independence would count twice.
     0 where nothing was found.
     """
-    absent = np.ones(shape, np.float32)
+    found = np.zeros(shape, np.float32)
     for mask, region, score in zip(detections.masks, detections.regions, detections.scores, strict=True):
         crop, (y, x) = place(mask, region, matrix, shape)
-        absent[y : y + crop.shape[0], x : x + crop.shape[1]] *= 1 - crop * float(score)
-    return 1 - absent
+        part = found[y : y + crop.shape[0], x : x + crop.shape[1]]
+        np.maximum(part, crop * float(score), out=part)
+    return found

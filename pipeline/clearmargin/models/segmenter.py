@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class PlaneDetections:
     Attributes:
         found: In network pixels.
         matrix: ``(3, 3)``, from network indices to the plane's.
-        plane: The image that was shown.
+        plane: The image that was shown, in [0, 1].
     """
 
     found: Detections
@@ -123,14 +123,16 @@ class NetworkSegmenter:
 
     def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
         """Yield what the network finds in each plane of the image (an image is its own plane), in slice order."""
+        # Intensity is a matter of the whole image, as in training: a slice's own percentiles would be others.
+        ready = replace(image, pixels=prepare(image, self.image))
         if image.grid.ndim == 2:
-            yield self._detect_plane(image, view)
+            yield self._detect_plane(ready, view)
             return
         for z in range(image.grid.shape[0]):
-            yield self._detect_plane(planes(image, self.image.neighbours, z), view)
+            yield self._detect_plane(planes(ready, self.image.neighbours, z), view)
 
     def _detect_plane(self, plane: Image, view: View) -> PlaneDetections:
-        pixels = to_channels(prepare(plane, self.image))
+        pixels = to_channels(plane.pixels)
         scale = self.image.scale_for(plane.grid) * view.zoom
         matrix, size = fitting_view((plane.grid.shape[0], plane.grid.shape[1]), scale, flip=view.flip)
         shown = resample({"image": to_tensor(pixels, plane.grid)}, matrix, size, keys=KEYS[:1])["image"]
@@ -138,4 +140,3 @@ class NetworkSegmenter:
         with torch.inference_mode():
             (found,) = self.network.detect(batch)
         return PlaneDetections(found=found, matrix=matrix, plane=plane)
-

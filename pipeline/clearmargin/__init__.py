@@ -1,0 +1,43 @@
+"""Clear Margin: instance segmentation of medical and surgical images, and how far the true edge may lie.
+
+Research software; not a medical device. Names are imported when they are first used, so that
+``import clearmargin`` and ``clearmargin --help`` stay light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Grid": "core",
+    "Image": "core",
+    "InstanceSet": "core",
+    "Mask": "core",
+    "Prediction": "core",
+    "Segmenter": "core",
+    "evaluate": "evaluate",
+    "load_segmenter": "models",
+    "open_dataset": "datasets.cases",
+    "predict": "predict",
+    "read_image": "formats",
+    "train": "train",
+    "write_dicom_seg": "formats.dicom_seg",
+}
+
+__all__ = [  # noqa: PLE0604 - the names of the table above
+    "__version__",
+    *_PUBLIC,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'clearmargin' has no attribute '{name}'")
+    return getattr(import_module(f"clearmargin.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

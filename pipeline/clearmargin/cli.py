@@ -1,0 +1,249 @@
+"""The command line: a verb parses, makes one call, prints what came of it, and ends with a code.
+
+Nothing heavy is imported here at the top, so that ``--help`` answers at once. Exit codes: 0 done, 1 a bug of ours,
+2 usage or configuration, 3 part of a batch failed, 4 input refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clearmargin.errors import BatchError, ClearMarginError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="clearmargin",
+    help="Instance segmentation of medical and surgical images, with boundary metrics in millimetres and "
+    "uncertainty maps. Research software: not for diagnosis or treatment.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at the data sets that cards describe.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; repeatable.")
+]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A model folder, a run's folder, a run id, or models:/NAME@champion."),
+]
+
+
+class Split(StrEnum):
+    """Splits of a card."""
+
+    train = "train"
+    validation = "validation"
+    calibration = "calibration"
+    test = "test"
+
+
+class Uncertainty(StrEnum):
+    """Ways to estimate uncertainty."""
+
+    none = "none"
+    tta = "tta"
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what is done, step by step.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
+) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("clearmargin").setLevel(level)
+
+
+@data_app.command("show")
+def data_show(
+    card: Annotated[Path, typer.Argument(help="A data card (YAML).")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the contact sheet goes; default: ./NAME.png")
+    ] = None,
+    cases: Annotated[int, typer.Option(min=1, help="How many cases the sheet shows.")] = 24,
+) -> None:
+    """Count the cases and instances of a data set and draw a contact sheet."""
+    from clearmargin.show import show_dataset
+
+    shown = show_dataset(card, out=out, cases=cases)
+    _say(shown.text)
+    _say(f"contact sheet: {shown.sheet}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="An experiment (YAML); see configs/.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs' folders lie.")] = Path("runs"),
+) -> None:
+    """Train a network; Ctrl-C keeps the last whole epoch, and --resume goes on from there."""
+    from clearmargin.train import train as call
+
+    result = call(config, overrides=overrides or [], resume=resume, runs=runs)
+    best = ", ".join(f"{name} {value:.4g}" for name, value in result.best.items())
+    _say(f"{result.epochs} epochs; best on validation: {best or 'not validated'}")
+    _say(f"model: {result.model}")
+    if result.run_id:
+        _say(f"run: {result.run_id} (clearmargin review shows it)")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
+    ],
+    card: Annotated[Path, typer.Option("--card", help="A data card.")],
+    split: Annotated[Split, typer.Option(help="Which split of it.")] = Split.test,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables; none are written without.")
+    ] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score, but for AP; default: the model's.")
+    ] = None,
+) -> None:
+    """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
+    from clearmargin.evaluate import evaluate as call
+    from clearmargin.evaluate import render
+    from clearmargin.tracking.resolve import model_folder
+
+    found = call(model_folder(model), card, split=split.value, score_threshold=score_threshold, out=out)
+    _say(render(found))
+    if found.run_id:
+        _say(f"run: {found.run_id} (clearmargin review shows it)")
+
+
+@app.command()
+def predict(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="DICOM file or folder, volume, picture, folder of pictures, or clip."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
+    ],
+    model: Model,
+    uncertainty: Annotated[
+        Uncertainty, typer.Option(help="tta: entropy maps from mirrored and scaled views.")
+    ] = Uncertainty.none,
+    series: Annotated[
+        str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
+    ] = None,
+    display_window: Annotated[
+        bool,
+        typer.Option(
+            "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
+        ),
+    ] = False,
+) -> None:
+    """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
+    from clearmargin.predict import predict as call
+    from clearmargin.tracking.resolve import model_folder
+
+    report = call(
+        source,
+        out,
+        model=model_folder(model),
+        uncertainty=uncertainty.value,
+        series=series,
+        device=device,
+        score_threshold=score_threshold,
+        display_window=display_window,
+    )
+    for done in report.done:
+        classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())
+        _say(f"{done.case}: {classes} -> {done.folder}")
+    if report.failed:
+        raise BatchError(
+            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; "
+            "the others are done:\n"
+            + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
+        )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder for the phantoms and the results.")] = Path("demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 0,
+) -> None:
+    """Run the main job on phantoms: make, train, evaluate, predict, track. About six minutes on two cores."""
+    from clearmargin.demo import demo as call
+
+    _say(call(out, steps=steps or None))
+
+
+@app.command()
+def review(
+    port: Annotated[
+        int | None, typer.Option(help="Port on this machine; default: 5000, or a free one.")
+    ] = None,
+) -> None:
+    """Open MLflow on the store that the runs lie in; Ctrl-C ends it."""
+    from clearmargin.tracking.review import review as call
+
+    call(port=port)
+
+
+def main() -> None:
+    """Run the command line and exit with a documented code."""
+    try:
+        app(standalone_mode=False)
+    except ClearMarginError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; what was finished is kept")
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last stop: whatever comes here is reported as a bug
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
+            error.show()
+            sys.exit(error.exit_code)
+        _report_bug(error)
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"clearmargin: {message}", err=True)
+
+
+def _report_bug(error: Exception) -> None:
+    """Say where it broke without the values: a traceback's message may hold a header or a path."""
+    import traceback
+
+    if logging.getLogger("clearmargin").level <= logging.DEBUG:
+        traceback.print_exception(error)
+        return
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
+    _complain(
+        f"this is a bug: {type(error).__name__} at {where}; -v shows the whole traceback, which may name files"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Evaluate a segmenter on one split of a data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import InstanceSet, LabelMap, Segmenter
+from clearmargin.datasets.card import Split
+from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.errors import ConfigError
+from clearmargin.metrics import (
+    InstanceRow,
+    Protocol,
+    evaluate_instances,
+    mask_average_precision,
+    panoptic_quality,
+    semantic_dice,
+)
+from clearmargin.models import load_segmenter
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.report.overlay import overlay
+from clearmargin.report.progress import progress
+from clearmargin.report.tables import write_rows_csv, write_rows_json
+from clearmargin.tracking.run import TrackedRun
+
+__all__ = [
+    "VALIDATION_METRICS",
+    "CaseResult",
+    "Evaluation",
+    "compare",
+    "evaluate",
+    "evaluate_cases",
+    "render",
+    "score",
+    "write_tables",
+]
+
+log = logging.getLogger(__name__)
+
+VALIDATION_METRICS = ("ap", "ap50", "pq", "dice")
+"""What ``score`` returns; each is better higher."""
+
+_PICTURES = 8  # in the tracking store
+_PROTOCOL = Protocol(metrics=("dice", "iou", "hd95", "assd", "volume_error"), tolerances=(1.0, 2.0, 3.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseResult:
+    """One case: its rows, instance by instance, and its strata."""
+
+    case: str
+    unit: str
+    strata: dict[str, str]
+    rows: tuple[InstanceRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A split, evaluated.
+
+    Attributes:
+        summary: Every number by name; docs/metrics.md defines each.
+        counts: Of cases, references, and rows by status (tp, fn, fp, tn).
+        cases: The rows behind the numbers.
+        length_unit: ``mm`` or ``px``, of the distances.
+    """
+
+    summary: dict[str, float]
+    counts: dict[str, int]
+    cases: tuple[CaseResult, ...]
+    length_unit: str
+    run_id: str = ""
+
+
+def evaluate(
+    model: Path,
+    card: Path,
+    *,
+    split: Split = "test",
+    score_threshold: float | None = None,
+    out: Path | None = None,
+) -> Evaluation:
+    """Evaluate a model folder on a card's split, and log it as a run of its own.
+
+    Args:
+        model: A model folder.
+        card: A data card.
+        split: Which split; the run and its name carry it.
+        score_threshold: For everything but average precision; None takes the model's own.
+        out: A folder for ``summary.json`` and ``instances.csv``; None writes no files.
+
+    Raises:
+        ConfigError: The card does not fit, has no such split, or other classes than the model.
+    """
+    segmenter = load_segmenter(model)
+    dataset = open_dataset(card)
+    if segmenter.label_map.names != dataset.card.label_map.names:
+        raise ConfigError(
+            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
+            f"{', '.join(dataset.card.label_map.names)}: evaluate on a card with the model's classes"
+        )
+    threshold = segmenter.score_threshold if score_threshold is None else score_threshold
+    cases = dataset.split(split)
+    run = TrackedRun(name=f"evaluate-{dataset.card.name}-{split}")
+    run.on_start(
+        params={
+            "card": dataset.card.name,
+            "split": split,
+            "score_threshold": threshold,
+            "weights_sha256": segmenter.provenance.weights_sha256,
+            "config_sha256": segmenter.provenance.config_sha256,
+        },
+        tags={"verb": "evaluate"},
+    )
+    with run:
+        run.log_data(dataset.card.name, dataset.digest(), context=split)
+        # average precision ranks all instances, also those that predict() would not return
+        ranked = replace(segmenter, score_threshold=0.0)
+        found = evaluate_cases(ranked, dataset, cases, score_threshold=threshold)
+        found = replace(found, run_id=run.run_id)
+        run.log_metrics(found.summary | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
+        if dataset.card.show_in_tracking:
+            for step, picture in enumerate(compare(segmenter, dataset, cases[:_PICTURES])):
+                run.log_image("prediction over truth", picture, step)
+        with TemporaryDirectory() as folder:
+            write_tables(found, Path(folder), dataset.card.label_map)
+            run.log_artifact(Path(folder), "evaluation")
+            if out is not None:
+                write_tables(found, out, dataset.card.label_map)
+    return found
+
+
+def render(found: Evaluation) -> str:
+    """Return the numbers as the lines a console shows."""
+    numbers, unit = found.summary, found.length_unit
+    lines = [", ".join(f"{value} {name}" for name, value in found.counts.items())]
+    for name, value in numbers.items():
+        if not name.startswith(("matched/", "all/")):
+            lines.append(f"  {name:<24} {value:.4f}")
+    names = [name.removeprefix("all/") for name in numbers if name.startswith("all/")]
+    if names:
+        lines.append(f"  {'per instance':<24} {'matched':>10} {'with misses':>12}")
+    for name in names:
+        in_unit = f" ({unit})" if name in ("hd95", "assd") else ""
+        matched = numbers.get(f"matched/{name}")
+        shown = "-" if matched is None else f"{matched:.4f}"
+        lines.append(f"  {name + in_unit:<24} {shown:>10} {numbers['all/' + name]:>12.4f}")
+    return "\n".join(lines)
+
+
+def write_tables(found: Evaluation, folder: Path, label_map: LabelMap) -> None:
+    """Write ``summary.json`` (numbers, counts, unit) and ``instances.csv`` (a row for each instance)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {"summary": found.summary, "counts": found.counts, "length_unit": found.length_unit}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    rows = [
+        {
+            "case": result.case,
+            "unit": result.unit,
+            **result.strata,
+            "status": row.status,
+            "label": label_map.by_id(row.label).name if row.label else "",
+            "score": row.score,
+            "size": row.size,
+            "length_unit": row.unit,
+            **row.values,
+        }
+        for result in found.cases
+        for row in result.rows
+    ]
+    write_rows_csv(folder / "instances.csv", rows, columns=("case", "unit", "status"))
+    write_rows_json(folder / "instances.json", rows)
+
+
+def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
+    """Yield a picture of the prediction over the truth for each case: of a volume, the slice with most instances."""
+    for case in cases:
+        image, reference = dataset.read(case)
+        predicted = segmenter(image).instances
+        z = None
+        if image.grid.ndim == 3:
+            z = int(np.argmax([len(reference.plane(k)[0]) for k in range(image.grid.shape[0])]))
+        yield overlay(image, predicted, z=z, label_map=dataset.card.label_map, reference=reference)
+
+
+def evaluate_cases(
+    segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case], *, score_threshold: float
+) -> Evaluation:
+    """Segment and measure ``cases``.
+
+    Args:
+        segmenter: Should return instances down to low scores: average precision ranks them all.
+        dataset: Where the cases are read from.
+        cases: At least one.
+        score_threshold: Instances below it count for average precision only.
+    """
+    pairs: list[tuple[InstanceSet, InstanceSet]] = []
+    results = []
+    with progress("evaluate", len(cases)) as bar:
+        for case in cases:
+            image, reference = dataset.read(case)
+            predicted = segmenter(image).instances
+            pairs.append((predicted, reference))
+            rows = evaluate_instances(
+                predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
+            )
+            results.append(CaseResult(case=case.case, unit=case.unit, strata=case.strata, rows=tuple(rows)))
+            bar.advance()
+    summary = _image_numbers(pairs, dataset.card.label_map, score_threshold)
+    if pairs[0][1].grid.ndim == 3:
+        in_slices = _image_numbers(_slices(pairs), dataset.card.label_map, score_threshold)
+        summary |= {f"slices/{name}": value for name, value in in_slices.items() if name.startswith("ap")}
+    rows = [row for result in results for row in result.rows]
+    counts = {"cases": len(cases), "references": sum(len(r) for _, r in pairs)}
+    counts |= {status: sum(row.status == status for row in rows) for status in ("tp", "fn", "fp", "tn")}
+    summary |= _instance_numbers(rows)
+    return Evaluation(summary=summary, counts=counts, cases=tuple(results), length_unit=pairs[0][1].grid.unit)
+
+
+def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
+    """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, cheaply: no distances are computed."""
+    threshold = segmenter.score_threshold
+    ranked = replace(segmenter, score_threshold=0.0)
+    pairs = []
+    for case in cases:
+        image, reference = dataset.read(case)
+        pairs.append((ranked(image).instances, reference))
+    if pairs[0][1].grid.ndim == 3:
+        pairs = _slices(pairs)
+    numbers = _image_numbers(pairs, dataset.card.label_map, threshold)
+    return {name: numbers[name] for name in VALIDATION_METRICS}
+
+
+def _image_numbers(
+    pairs: Sequence[tuple[InstanceSet, InstanceSet]], label_map: LabelMap, threshold: float
+) -> dict[str, float]:
+    """Return average precision, panoptic quality and semantic Dice."""
+    # COCO's limit of 100 an image would cap the recall of crowded images; it is raised to the largest count.
+    most = max(100, *(len(reference) for _, reference in pairs))
+    kept = [(p.select(p.scores >= threshold), r) for p, r in pairs]
+    average = mask_average_precision(pairs, max_detections=most)
+    numbers = {"ap": average.ap, "ap50": average.ap50, "ap75": average.ap75}
+    stuff = frozenset(c.id for c in label_map.classes if c.kind == "stuff")
+    numbers["pq"] = panoptic_quality(kept, stuff=stuff).pq
+    dices = {c.name: float(np.mean([semantic_dice(p, r, c.id) for p, r in kept])) for c in label_map.classes}
+    numbers["dice"] = float(np.mean(list(dices.values())))
+    if len(label_map) > 1:
+        numbers |= {f"dice/{name}": value for name, value in dices.items()}
+        for c in label_map.classes:
+            of_class = [(p.select(p.labels == c.id), r.select(r.labels == c.id)) for p, r in pairs]
+            found = mask_average_precision(of_class, max_detections=most)
+            numbers |= {f"ap/{c.name}": found.ap, f"ap50/{c.name}": found.ap50}
+    return numbers
+
+
+def _instance_numbers(rows: Sequence[InstanceRow]) -> dict[str, float]:
+    """Return means over matched instances, and over matched and missed ones (misses at NSD 0 and the cap)."""
+    matched = [row for row in rows if row.status == "tp"]
+    wanted = [row for row in rows if row.status in ("tp", "fn")]
+    numbers = {"miss_rate": 1 - len(matched) / len(wanted) if wanted else 0.0}
+    for name in rows[0].values if rows else ():
+        if matched:
+            numbers[f"matched/{name}"] = float(np.mean([row.values[name] for row in matched]))
+        if wanted:
+            numbers[f"all/{name}"] = float(np.mean([row.values[name] for row in wanted]))
+    return numbers
+
+
+def _slices(pairs: Sequence[tuple[InstanceSet, InstanceSet]]) -> list[tuple[InstanceSet, InstanceSet]]:
+    """Return the pairs of all slices of volumes."""
+    return [
+        (predicted.plane(z)[0], reference.plane(z)[0])
+        for predicted, reference in pairs
+        for z in range(reference.grid.shape[0])
+    ]

@@ -1,0 +1,255 @@
+"""COCO JSON in and out: polygons, run lengths, crowds as ignore regions (cocodataset.org/#format-data)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
+from clearmargin.errors import GeometryError, InputError, nearest
+
+__all__ = ["CocoImage", "read_coco", "read_coco_images", "write_coco"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CocoImage:
+    """One image of a COCO file.
+
+    Attributes:
+        file_name: As the file says.
+        instances: Its annotations; ``ignore`` is the union of its crowds. Labels are 1..K in the order of
+            ``classes``, whatever the category ids are.
+        classes: Category names in order of their ids.
+    """
+
+    file_name: str
+    instances: InstanceSet
+    classes: tuple[str, ...]
+
+
+def read_coco_images(path: Path) -> list[CocoImage]:
+    """Return every image of a COCO file with its instances, on grids in px; images without annotations are
+    empty.
+
+    Raises:
+        InputError: Not a COCO file, or an annotation that does not fit its image.
+    """
+    content = _content(Path(path))
+    names = [str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    return [_image(content, entry, names) for entry in content["images"]]
+
+
+def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> InstanceSet:
+    """Return the instances of one image.
+
+    Args:
+        path: The JSON file.
+        image: ``file_name``; its last part alone also fits, where only one image has it.
+        grid: The image's grid, of the size that the file states.
+        label_map: Its names are the file's category names.
+
+    Raises:
+        InputError: No such image, or a category that the label map does not name.
+        GeometryError: The file states another size.
+    """
+    content = _content(Path(path))
+    entries = [e for e in content["images"] if str(e["file_name"]) == image]
+    entries = entries or [e for e in content["images"] if str(e["file_name"]).rsplit("/", 1)[-1] == image]
+    if len(entries) != 1:
+        raise InputError(
+            f"the COCO file lists {len(entries)} images of that name; it has {len(content['images'])}"
+        )
+    size = (int(entries[0]["height"]), int(entries[0]["width"]))
+    if size != grid.shape:
+        raise GeometryError(f"the COCO file says {size[0]} x {size[1]}, the image is {grid}")
+    names = [str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    found = _image(content, entries[0], names).instances
+    unknown = sorted({names[int(k) - 1] for k in found.labels} - set(label_map.names))
+    if unknown:
+        raise InputError(f"no class '{unknown[0]}': {nearest(unknown[0], label_map.names)}")
+    labels = [label_map.by_name(names[int(k) - 1]).id for k in found.labels]
+    return InstanceSet(
+        grid=grid,
+        masks=found.masks,
+        labels=np.array(labels, np.int64),
+        scores=found.scores,
+        ignore=found.ignore,
+    )
+
+
+def write_coco(
+    path: Path, images: Iterable[tuple[str, InstanceSet]], label_map: LabelMap, *, polygons: bool = False
+) -> None:
+    """Write instances of pictures as one COCO file, run lengths by default, scores included.
+
+    Args:
+        path: The JSON file.
+        images: ``(file_name, instances)`` with masks ``(Y, X)``.
+        label_map: Becomes the categories.
+        polygons: Outlines without holes, for tools that read no run lengths; masks without holes come back
+            exactly where a polygon holds the pixels whose centres lie inside.
+    """
+    content: dict[str, Any] = {"info": {"description": "Clear Margin; research use only"}}
+    content["categories"] = [
+        {"id": c.id, "name": c.name, "isthing": int(c.kind == "thing")} for c in label_map.classes
+    ]
+    content["images"], content["annotations"] = [], []
+    for number, (name, instances) in enumerate(images, start=1):
+        height, width = instances.grid.shape
+        content["images"].append({"id": number, "file_name": name, "height": height, "width": width})
+        for i, mask in enumerate(instances.masks):
+            entry = _annotation(mask, polygons=polygons)
+            entry |= {"image_id": number, "category_id": int(instances.labels[i]), "iscrowd": 0}
+            content["annotations"].append(entry | {"score": round(float(instances.scores[i]), 6)})
+        if instances.ignore is not None:
+            crowd = _annotation(instances.ignore, polygons=False)
+            content["annotations"].append(crowd | {"image_id": number, "category_id": 1, "iscrowd": 1})
+    for k, entry in enumerate(content["annotations"], start=1):
+        entry["id"] = k
+    draft = Path(path).with_name(f".{Path(path).name}.part")
+    draft.write_text(json.dumps(content))
+    draft.replace(path)
+
+
+def _annotation(mask: Mask, *, polygons: bool) -> dict[str, Any]:
+    (top, left), (bottom, right) = mask.box
+    segmentation: Any = {"size": list(mask.shape), "counts": mask.run_lengths()}
+    if polygons:
+        segmentation = _outlines(mask)
+    return {
+        "segmentation": segmentation,
+        "bbox": [left, top, right - left, bottom - top],
+        "area": mask.area,
+    }
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"there is no file '{path.name}'")
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _parsed(path: Path, _modified: int) -> dict[str, Any]:
+    """Parse a file once for all its images: they are read one by one."""
+    try:
+        content = json.loads(path.read_text())
+        by_image: dict[int, list[dict[str, Any]]] = {}
+        for annotation in content["annotations"]:
+            by_image.setdefault(annotation["image_id"], []).append(annotation)
+        content["by_image"] = by_image
+        _ = [(e["id"], e["file_name"], e["height"], e["width"]) for e in content["images"]]
+        _ = [(c["id"], c["name"]) for c in content["categories"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"'{path.name}' is not a COCO file ({type(error).__name__})") from None
+    return dict(content)
+
+
+def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
+    size = (int(entry["height"]), int(entry["width"]))
+    order = {c["id"]: k + 1 for k, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
+    masks, labels, scores = [], [], []
+    crowd: NDArray[np.bool_] | None = None
+    for annotation in content["by_image"].get(entry["id"], []):
+        try:
+            mask = _mask(annotation["segmentation"], size)
+            label = order[annotation["category_id"]]
+            score = float(annotation.get("score", 1.0))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"annotation {annotation.get('id')} is damaged ({type(error).__name__})"
+            ) from None
+        if annotation.get("iscrowd"):
+            crowd = mask.dense() if crowd is None else crowd | mask.dense()
+            continue
+        masks.append(mask)
+        labels.append(label)
+        scores.append(score)
+    instances = InstanceSet(
+        grid=Grid.from_spacing(size),
+        masks=tuple(masks),
+        labels=np.array(labels, np.int64),
+        scores=np.array(scores, np.float32),
+        ignore=None if crowd is None else Mask.from_dense(crowd),
+    )
+    return CocoImage(file_name=str(entry["file_name"]), instances=instances, classes=tuple(names))
+
+
+def _mask(segmentation: Any, size: tuple[int, int]) -> Mask:
+    if isinstance(segmentation, list):
+        return _from_polygons(segmentation, size)
+    if tuple(segmentation["size"]) != size:
+        raise ValueError("a mask of another size than its image")
+    counts = segmentation["counts"]
+    return _from_run_lengths(_uncompressed(counts) if isinstance(counts, str) else counts, size)
+
+
+def _from_run_lengths(counts: Sequence[int], size: tuple[int, int]) -> Mask:
+    """Return the mask of column-major run lengths that start with zeros."""
+    runs = np.asarray(counts, np.int64)
+    if runs.sum() != size[0] * size[1] or (runs < 0).any():
+        raise ValueError("run lengths do not add up to the image")
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return Mask.from_dense(flat.reshape(size[1], size[0]).T)
+
+
+def _uncompressed(text: str) -> list[int]:
+    """Return the counts of COCO's compressed run lengths: 5 bits a character, from the third on as
+    differences.
+
+    Source: pycocotools, ``common/maskApi.c``, ``rleFrString``.
+
+    >>> _uncompressed("22")
+    [2, 2]
+    """
+    counts: list[int] = []
+    position = 0
+    while position < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            digit = ord(text[position]) - 48
+            value |= (digit & 0x1F) << shift
+            more = bool(digit & 0x20)
+            position, shift = position + 1, shift + 5
+            if not more and digit & 0x10:
+                value |= -1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+    return counts
+
+
+def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
+    """Return the pixels whose centres the polygons hold; x and y count from the picture's corner."""
+    from skimage.draw import polygon2mask
+
+    dense = np.zeros(size, bool)
+    for flat in polygons:
+        points = np.asarray(flat, np.float64).reshape(-1, 2)
+        if len(points) < 3 or not np.isfinite(points).all():
+            raise ValueError("a polygon has at least three finite points")
+        low = np.floor(points.min(axis=0)).astype(int).clip(0, (size[1], size[0]))
+        high = np.ceil(points.max(axis=0)).astype(int).clip(0, (size[1], size[0]))
+        shape = (int(high[1] - low[1]), int(high[0] - low[0]))
+        if min(shape) > 0:
+            inside = polygon2mask(shape, (points - low)[:, ::-1] - 0.5)
+            dense[low[1] : high[1], low[0] : high[0]] |= inside
+    return Mask.from_dense(dense)
+
+
+def _outlines(mask: Mask) -> list[list[float]]:
+    """Return the outer outlines of a mask, half way between the centres of inner and outer pixels."""
+    from scipy import ndimage
+    from skimage.measure import find_contours
+
+    filled = np.pad(ndimage.binary_fill_holes(mask.crop), 1)
+    corner = np.array(mask.origin) - 1 + 0.5
+    return [
+        [float(v) for v in (contour[:-1] + corner)[:, ::-1].ravel()]
+        for contour in find_contours(filled.astype(np.float32), 0.5)
+    ]

@@ -1,0 +1,113 @@
+"""DICOM cine: the frames of a multi-frame object, or of the video stream inside one (PS3.5, 8.2.5 on)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clearmargin.core import Image, Source
+from clearmargin.errors import InputError
+from clearmargin.formats.dicom import read_picture
+from clearmargin.formats.dicom_index import index_dicom
+from clearmargin.formats.dicom_pixels import dicom_boundary, pixel_layout, read_header
+from clearmargin.formats.video import Clip, VideoClip
+
+__all__ = ["DicomClip", "open_dicom_clip"]
+
+# MPEG-2, MPEG-4 AVC/H.264 and HEVC/H.265, with their fragmentable variants.
+_VIDEO_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (100, 101, 102, 103, 104, 105, 106, 107, 108))
+
+
+@dicom_boundary()
+def open_dicom_clip(path: Path) -> Clip:
+    """Return the clip in a DICOM object.
+
+    Raises:
+        InputError: The object is no clip (a volume, a single picture, no picture), or is damaged.
+    """
+    header = read_header(path)
+    syntax = str(header.file_meta.get("TransferSyntaxUID") or "")
+    if any(syntax == known or syntax.startswith(known + ".") for known in _VIDEO_SYNTAXES):
+        return _EncapsulatedVideo(path)
+    entry = index_dicom(path)[0]
+    if entry.kind != "clip":
+        raise InputError(f"'{path.name}' is no clip but one {entry.kind}: read_image reads it")
+    return DicomClip(path)
+
+
+class DicomClip:
+    """A multi-frame object without positions: ultrasound cine, multi-frame secondary capture, endoscopy.
+
+    Frames are ``(C, Y, X)`` in their own dtype: RGB for colour and palettes, one channel for grey.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the object; frames are decoded when asked for."""
+        self._dataset = read_header(path, pixels=True)
+        self._path = path
+        layout = pixel_layout(self._dataset)
+        self.frame_count = layout.frames
+        self.size = (layout.rows, layout.columns)
+        self.corrupt: list[int] = []
+        last = self._time(layout.frames - 1)
+        self.fps = (layout.frames - 1) / last if last else 0.0
+        self.case = self.frame(0).source.case
+
+    def frame(self, number: int) -> Image:
+        """Return frame ``number`` from 0.
+
+        Raises:
+            InputError: No such frame, or it is damaged.
+        """
+        if not 0 <= number < self.frame_count:
+            raise InputError(f"'{self._path.name}' has frames 0 to {self.frame_count - 1}, not {number}")
+        return read_picture(self._dataset, self._path, frame=number)
+
+    def frames(self) -> Iterator[Image]:
+        """Yield the frames in order; damaged ones are counted in ``corrupt`` and left out."""
+        corrupt = []
+        for number in range(self.frame_count):
+            try:
+                image = self.frame(number)
+            except InputError:
+                corrupt.append(number)
+                continue
+            yield image
+        self.corrupt = corrupt
+
+    def _time(self, number: int) -> float:
+        from clearmargin.formats.dicom import frame_time
+
+        return frame_time(self._dataset, number) or 0.0
+
+
+class _EncapsulatedVideo(VideoClip):
+    """A video stream inside a DICOM object: the fragments joined are the stream."""
+
+    def __init__(self, path: Path) -> None:
+        from pydicom.encaps import generate_fragments
+
+        dataset = read_header(path, pixels=True)
+        if "PixelData" not in dataset:
+            raise InputError(f"'{path.name}' holds no pixel data")
+        fragments = list(generate_fragments(dataset.PixelData))
+        stream = io.BytesIO(b"".join(fragments[1:] if len(fragments) > 1 else fragments))
+        self._dicom_path, self._modality = path, str(dataset.get("Modality") or "")
+        from clearmargin.privacy import case_id
+
+        identity = [str(dataset.get(k) or "") for k in ("SeriesInstanceUID", "SOPInstanceUID")]
+        super().__init__(stream, name=path.name, case=case_id(*identity))
+
+    def _image(self, decoded: Any, number: int) -> Image:
+        image = super()._image(decoded, number)
+        source = Source(
+            case=self.case,
+            kind="dicom",
+            modality=self._modality,
+            files=(self._dicom_path,),
+            frame=number,
+            time_s=image.source.time_s,
+        )
+        return Image(pixels=image.pixels, grid=image.grid, source=source)

@@ -1,0 +1,117 @@
+"""Frames of a derived object: where each lies, which source frame it comes from (PS3.3, C.7.6.16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clearmargin.core import Code, Grid
+from clearmargin.formats.dicom_output import Origin, derived_uid
+
+__all__ = ["frame_item", "head_geometry", "is_placed", "set_frames"]
+
+_FOR_PROCESSING = Code(value="121322", scheme="DCM", meaning="Source image for image processing operation")
+
+
+def is_placed(grid: Grid) -> bool:
+    """Return whether the grid lies in the patient: a volume in millimetres."""
+    return grid.ndim == 3 and grid.unit == "mm"
+
+
+def head_geometry(grid: Grid) -> dict[str, Any]:
+    """Return highdicom's geometry arguments for one plane; none for a picture without a place."""
+    import highdicom
+
+    if not is_placed(grid):
+        return {}
+    return {
+        "plane_positions": [_plane_position(grid, 0)],
+        "plane_orientation": highdicom.PlaneOrientationSequence("PATIENT", _orientation(grid)),
+        "pixel_measures": _pixel_measures(grid),
+    }
+
+
+def _orientation(grid: Grid) -> list[float]:
+    right = grid.affine[:3, 2] / np.linalg.norm(grid.affine[:3, 2])
+    down = grid.affine[:3, 1] / np.linalg.norm(grid.affine[:3, 1])
+    return [float(v) for v in np.concatenate((right, down))]
+
+
+def _plane_position(grid: Grid, z: int) -> Any:
+    import highdicom
+
+    return highdicom.PlanePositionSequence("PATIENT", [float(v) for v in grid.to_world((z, 0, 0))])
+
+
+def _pixel_measures(grid: Grid) -> Any:
+    import highdicom
+
+    normal = np.cross(grid.affine[:3, 2], grid.affine[:3, 1])
+    distance = abs(float(grid.affine[:3, 0] @ normal / np.linalg.norm(normal)))
+    return highdicom.PixelMeasuresSequence(
+        pixel_spacing=[grid.spacing[1], grid.spacing[2]],
+        slice_thickness=distance,
+        spacing_between_slices=distance,
+    )
+
+
+def frame_item(grid: Grid, z: int, index: Sequence[int], origin: Origin | None, derivation: Code) -> Any:
+    """Return the functional group item of a frame in slice ``z``.
+
+    Args:
+        grid: The object's grid.
+        z: The slice.
+        index: Dimension index values, the slice's rank last; left out where there is no place in the patient.
+        origin: The source frame.
+        derivation: How the frame was made from it.
+    """
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    content = Dataset()
+    placed = is_placed(grid)
+    content.DimensionIndexValues = list(index) if placed or len(index) == 1 else list(index[:-1])
+    item.FrameContentSequence = [content]
+    if placed:
+        item.PlanePositionSequence = _plane_position(grid, z)
+    item.DerivationImageSequence = [] if origin is None else [_derivation(origin, derivation)]
+    return item
+
+
+def set_frames(dataset: Any, grid: Grid, items: list[Any]) -> None:
+    """Put frames of the grid's size in place of highdicom's one-pixel frames."""
+    organization = derived_uid("dimensions", dataset.SOPInstanceUID)
+    for item in (*dataset.DimensionIndexSequence, *dataset.DimensionOrganizationSequence):
+        item.DimensionOrganizationUID = organization
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    if "SegmentIdentificationSequence" in shared:
+        del shared.SegmentIdentificationSequence
+    dataset.PerFrameFunctionalGroupsSequence = items
+    dataset.NumberOfFrames = len(items)
+    dataset.Rows, dataset.Columns = grid.shape[-2:]
+
+
+def _derivation(origin: Origin, derivation: Code) -> Any:
+    from pydicom.dataset import Dataset
+
+    source = Dataset()
+    source.ReferencedSOPClassUID = origin.header.true_class
+    source.ReferencedSOPInstanceUID = origin.header.SOPInstanceUID
+    if origin.frame is not None:
+        source.ReferencedFrameNumber = origin.frame
+    source.SpatialLocationsPreserved = "YES" if origin.preserved else "NO"
+    source.PurposeOfReferenceCodeSequence = [_code_item(_FOR_PROCESSING)]
+    item = Dataset()
+    item.SourceImageSequence = [source]
+    item.DerivationCodeSequence = [_code_item(derivation)]
+    return item
+
+
+def _code_item(code: Code) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme, code.meaning
+    return item

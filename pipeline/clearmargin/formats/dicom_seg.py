@@ -1,0 +1,208 @@
+"""DICOM Segmentation: predictions out as one binary segment an instance, any SEG back in (PS3.3, A.51)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Code, Grid, Image, Mask, Prediction
+from clearmargin.errors import GeometryError
+from clearmargin.formats.dicom_frames import frame_item, head_geometry, set_frames
+from clearmargin.formats.dicom_output import (
+    RESEARCH_USE,
+    algorithm_identification,
+    coded,
+    derived_uid,
+    equipment,
+    origins,
+    provenance_parts,
+    refer_to_sources,
+    save,
+    source_headers,
+    write_dates,
+)
+from clearmargin.formats.dicom_pixels import quiet_pydicom
+from clearmargin.formats.dicom_seg_content import SegContent, Segment, read_dicom_seg, read_seg_content
+
+_SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
+
+__all__ = ["SegContent", "SegWritten", "Segment", "read_dicom_seg", "read_seg_content", "write_dicom_seg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegWritten:
+    """What :func:`write_dicom_seg` did.
+
+    Attributes:
+        path: The file; None where there was no instance, since a SEG cannot hold nothing.
+        segments: Number of segments, one for each instance that is not empty.
+        frames: Number of frames: slices that an instance touches.
+        sop_instance_uid: ``""`` where nothing was written.
+        skipped: Instances without a single pixel, which no segment can show.
+    """
+
+    path: Path | None
+    segments: int
+    frames: int
+    sop_instance_uid: str
+    skipped: int
+
+
+@quiet_pydicom()
+def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWritten:
+    """Write a prediction as a binary DICOM SEG with one segment for each instance, so that overlap survives.
+
+    Frames are packed from each instance's own crop; no dense stack of masks is made. UIDs and dates are
+    functions of the source, the provenance and the masks: the same prediction gives the same bytes.
+
+    Args:
+        path: The file to write.
+        prediction: Its instances lie on ``image.grid``.
+        image: Read from DICOM; its headers are read again for patient, study and references.
+
+    Returns:
+        What was written; ``path`` is None where there is no instance, and no file is then made.
+
+    Raises:
+        InputError: The image does not come from DICOM.
+        GeometryError: The prediction does not lie on the image's grid.
+    """
+    instances = prediction.instances
+    if not instances.grid.same_as(image.grid):
+        raise GeometryError(
+            f"the prediction lies on {instances.grid}, the image on {image.grid}: resample it first"
+        )
+    kept = [i for i, mask in enumerate(instances.masks) if mask.area]
+    if not kept:
+        return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=len(instances))
+    headers = source_headers(image)
+    dataset = _head(prediction, image, headers, kept)
+    frames = [(s + 1, z) for s, i in enumerate(kept) for z in _planes_of(instances.masks[i])]
+    refer_to_sources(dataset, headers)
+    set_frames(dataset, image.grid, _frame_items(image, headers, frames))
+    dataset.PixelData = _packed([instances.masks[i] for i in kept], image.grid, frames)
+    dataset["PixelData"].VR = "OB"
+    if "PatientOrientation" in headers[0]:  # type 2C, required where there is no position in the patient
+        dataset.PatientOrientation = ""
+    write_dates(dataset, headers)
+    save(dataset, Path(path))
+    return SegWritten(
+        path=Path(path),
+        segments=len(kept),
+        frames=len(frames),
+        sop_instance_uid=str(dataset.SOPInstanceUID),
+        skipped=len(instances) - len(kept),
+    )
+
+
+def _head(prediction: Prediction, image: Image, headers: list[Any], kept: list[int]) -> Any:
+    """Return the SEG without its frames: highdicom builds it from one pixel a segment."""
+    import highdicom
+
+    identity = _identity(prediction, headers, kept)
+    return highdicom.seg.Segmentation(
+        source_images=headers,
+        pixel_array=np.ones((1, 1, 1, len(kept)), np.uint8),
+        segmentation_type="BINARY",
+        segment_descriptions=_segments(prediction, kept, identity),
+        series_instance_uid=derived_uid("seg series", *identity),
+        series_number=900,
+        sop_instance_uid=derived_uid("seg", *identity),
+        instance_number=1,
+        content_label="CLEARMARGIN",
+        content_description=RESEARCH_USE,
+        series_description=f"Clear Margin instances ({RESEARCH_USE})"[:64],
+        omit_empty_frames=False,
+        **head_geometry(image.grid),
+        **equipment(prediction.provenance),
+    )
+
+
+def _identity(prediction: Prediction, headers: list[Any], kept: list[int]) -> tuple[str, ...]:
+    """Return what the object is a function of: sources, algorithm, classes and the masks themselves."""
+    digest = hashlib.sha256(repr(prediction.label_map).encode())
+    for i in kept:
+        mask = prediction.instances.masks[i]
+        digest.update(repr((mask.origin, mask.crop.shape, int(prediction.instances.labels[i]))).encode())
+        digest.update(np.packbits(mask.crop).tobytes())
+        digest.update(_description(prediction, i).encode())
+    sources = sorted(str(h.SOPInstanceUID) for h in headers)
+    return (*sources, *provenance_parts(prediction.provenance), digest.hexdigest())
+
+
+def _segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...]) -> list[Any]:
+    import highdicom
+
+    algorithm = algorithm_identification(prediction.provenance)
+    segments = []
+    for k, i in enumerate(kept):
+        kind = prediction.label_map.by_id(int(prediction.instances.labels[i]))
+        segment = highdicom.seg.SegmentDescription(
+            segment_number=k + 1,
+            segment_label=f"{kind.name[:50]} {k + 1}",
+            segmented_property_category=coded(kind.category),
+            segmented_property_type=coded(kind.type),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            tracking_id=f"{kind.name[:50]} {k + 1}",
+            tracking_uid=derived_uid("tracking", k, *identity),
+        )
+        segment.SegmentDescription = _description(prediction, i)
+        segments.append(segment)
+    return segments
+
+
+def _description(prediction: Prediction, i: int) -> str:
+    """Return the instance's score and uncertainty as text, which the reader takes the score from again."""
+    columns = {"score": prediction.instances.scores, **prediction.instances.uncertainty}
+    return "; ".join(f"{name} {float(values[i]):.4f}" for name, values in columns.items())
+
+
+def _planes_of(mask: Mask) -> Iterator[int]:
+    """Yield the slices that the mask touches; 0 for a mask in the plane."""
+    if len(mask.shape) == 2:
+        yield 0
+        return
+    for k in np.flatnonzero(mask.crop.any(axis=(1, 2))):
+        yield mask.origin[0] + int(k)
+
+
+def _frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> list[Any]:
+    """Return one functional group item for each ``(segment, slice)``."""
+    from pydicom.dataset import Dataset
+
+    places = origins(image.grid, image, headers)
+    rank = {z: r + 1 for r, z in enumerate(sorted({z for _, z in frames}))}
+    items = []
+    for segment, z in frames:
+        item = frame_item(image.grid, z, [segment, rank[z]], places[z], _SEGMENTATION)
+        identification = Dataset()
+        identification.ReferencedSegmentNumber = segment
+        item.SegmentIdentificationSequence = [identification]
+        items.append(item)
+    return items
+
+
+def _packed(masks: list[Mask], grid: Grid, frames: list[tuple[int, int]]) -> bytes:
+    """Return the frames as one stream of bits, the first in the lowest bit (PS3.5, 8.1.1 and D)."""
+    size = grid.shape[-2] * grid.shape[-1]
+    stream = np.zeros((len(frames) * size + 7) // 8, np.uint8)
+    for k, (segment, z) in enumerate(frames):
+        first, lead = divmod(k * size, 8)
+        bits = np.zeros(lead + size, np.uint8)
+        bits[lead:] = _dense_plane(masks[segment - 1], z).ravel()
+        packed = np.packbits(bits, bitorder="little")
+        stream[first : first + len(packed)] |= packed
+    if len(stream) % 2:
+        stream = np.append(stream, np.uint8(0))
+    return stream.tobytes()
+
+
+def _dense_plane(mask: Mask, z: int) -> NDArray[np.bool_]:
+    return mask.dense() if len(mask.shape) == 2 else mask.plane(z).dense()

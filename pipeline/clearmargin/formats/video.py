@@ -1,0 +1,282 @@
+"""Video in and out: every frame by its exact index, whatever the container's clock does; constant memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Grid, Image, Source
+from clearmargin.errors import InputError
+from clearmargin.privacy import case_id
+
+__all__ = ["Clip", "VideoClip", "open_video", "write_video"]
+
+
+class Clip(Protocol):
+    """Frames in order, from a video file or a DICOM cine.
+
+    Attributes:
+        case: Case id of the whole clip.
+        frame_count: Number of frames that the container holds, damaged ones included.
+        fps: Mean frames a second; 0 where the file states no time.
+        size: ``(Y, X)``.
+        corrupt: Numbers of frames found damaged so far; they are left out of :meth:`frames`.
+    """
+
+    case: str
+    frame_count: int
+    fps: float
+    size: tuple[int, int]
+    corrupt: list[int]
+
+    def frames(self) -> Iterator[Image]:
+        """Yield the frames from the first to the last; ``source.frame`` is each one's number."""
+        ...
+
+    def frame(self, number: int) -> Image:
+        """Return one frame by its number from 0."""
+        ...
+
+
+def open_video(path: Path) -> Clip:
+    """Return the clip in a video file or a multi-frame DICOM object.
+
+    Raises:
+        InputError: Not a video, no frame in it, or a DICOM object that is no clip.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file '{path.name}'")
+    from clearmargin.formats.dicom_index import looks_like_dicom
+
+    if looks_like_dicom(path):
+        from clearmargin.formats.dicom_clip import open_dicom_clip
+
+        return open_dicom_clip(path)
+    return VideoClip(path, name=path.name, case=case_id(str(path.resolve())))
+
+
+class VideoClip:
+    """A video read with FFmpeg through PyAV.
+
+    The presentation times of all packets are listed once, without decoding; a frame's number is the rank of
+    its time. A seek is verified: decoding starts at a key frame before the wanted time and ends at exactly
+    that time.
+
+    AVI and raw streams carry no presentation times. With reordered (B) frames the decoder's order alone is
+    then
+    right: numbers count what it puts out, and the first random access decodes the clip once to learn that
+        order.
+    """
+
+    def __init__(self, file: Path | Any, *, name: str, case: str) -> None:
+        """Index ``file``, a path or an open binary file that can seek; errors call it ``name``."""
+        self._file, self._name, self.case = file, name, case
+        self._path = file if isinstance(file, Path) else None
+        self.corrupt: list[int] = []
+        self._pts, self._time_base, self.fps, self.size, self._clocked = self._index()
+        self._number = {pts: k for k, pts in enumerate(self._pts)}
+        self._zero = self._pts[0]
+        self._ordered = self._clocked
+        self.frame_count = len(self._pts)
+
+    def frames(self) -> Iterator[Image]:
+        """Yield frames ``(3, Y, X)`` uint8 RGB in order; damaged ones are counted and left out."""
+        seen: set[int] = set()
+        shown = 0
+        with self._open() as container:
+            for decoded in _decode(container):
+                number = self._number.get(decoded.pts) if self._clocked else shown
+                shown += 1
+                if number is None or number in seen or decoded.is_corrupt:
+                    continue
+                seen.add(number)
+                yield self._image(decoded, number)
+        self.corrupt = sorted(set(range(self.frame_count)) - seen)
+
+    def frame(self, number: int) -> Image:
+        """Return frame ``number`` from 0; negative numbers are an error.
+
+        Raises:
+            InputError: No such frame, or it is damaged.
+        """
+        if not 0 <= number < self.frame_count:
+            raise InputError(f"'{self._name}' has frames 0 to {self.frame_count - 1}, not {number}")
+        if not self._ordered:
+            self._pts, self._ordered = self._times_by_decoding(), True
+        if number >= len(self._pts):
+            raise InputError(f"frame {number} of '{self._name}' is damaged")
+        wanted = self._pts[number]
+        with self._open() as container:
+            for back in (0, 1, 4, 16, None):
+                found = self._seek(container, wanted, back)
+                if found is not None:
+                    return self._image(found, number)
+        if number not in self.corrupt:
+            self.corrupt = sorted([*self.corrupt, number])
+        raise InputError(f"frame {number} of '{self._name}' is damaged")
+
+    def frame_at(self, time_s: float) -> Image:
+        """Return the frame that is on screen ``time_s`` seconds after the first one."""
+        times = np.array([self._time(k) for k in range(self.frame_count)])
+        number = int(np.searchsorted(times, time_s + 1e-9, side="right")) - 1
+        return self.frame(min(max(number, 0), self.frame_count - 1))
+
+    def _seek(self, container: Any, wanted: int, back: int | None) -> Any:
+        """Return the frame at ``wanted``, starting ``back`` seconds earlier (None: at the start), or None."""
+        stream = container.streams.video[0]
+        target = min(self._zero, 0) if back is None else wanted - round(back / self._time_base)
+        # An AVI may state its decoder's parameters in the first packet only: seeking in a fresh container
+        # without having decoded it gives wrong pictures with no error.
+        for packet in _demux(container):
+            with contextlib.suppress(OSError, ValueError):
+                packet.decode()
+            break
+        try:
+            container.seek(max(target, min(self._zero, 0)), stream=stream, backward=True)
+        except OSError:
+            return None
+        for decoded in _decode(container):
+            if decoded.pts is None:
+                continue
+            if decoded.pts == wanted:
+                return None if decoded.is_corrupt else decoded
+            if self._clocked and decoded.pts > wanted:
+                return None
+        return None
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        import av
+
+        source = self._file
+        if isinstance(source, Path):
+            source = os.fspath(source)
+        else:
+            source.seek(0)
+        try:
+            container = av.open(source, metadata_errors="replace")
+        except (OSError, ValueError):
+            raise InputError(f"'{self._name}' is not readable as a video") from None
+        try:
+            if not container.streams.video:
+                raise InputError(f"'{self._name}' holds no video")
+            container.streams.video[0].thread_type = "AUTO"
+            yield container
+        finally:
+            container.close()
+
+    def _index(self) -> tuple[list[int], Fraction, float, tuple[int, int], bool]:
+        with self._open() as container:
+            stream = container.streams.video[0]
+            size = (int(stream.height), int(stream.width))
+            base = cast(Fraction, stream.time_base)
+            times = [p.pts for p in _demux(container) if p.size and not p.is_discard]
+            rate = float(stream.average_rate or 0)
+            reordered = bool(stream.codec_context.has_b_frames)
+            clocked = not (container.format.name == "avi" and reordered) and None not in times
+        kept = sorted(set(times)) if clocked else list(range(len(times)))
+        if clocked and len(kept) < len(times):
+            clocked, kept = False, list(range(len(times)))
+        if not kept or min(size) < 1:
+            raise InputError(f"'{self._name}' holds no video frame")
+        span = (kept[-1] - kept[0]) * float(base) if clocked else 0.0
+        return kept, base, (len(kept) - 1) / span if span > 0 else rate, size, clocked
+
+    def _times_by_decoding(self) -> list[int]:
+        """Return the labels that the decoder gives the frames, in the order in which it puts them out."""
+        with self._open() as container:
+            return [f.pts for f in _decode(container) if f.pts is not None]
+
+    def _time(self, number: int) -> float:
+        if self._clocked:
+            return float((self._pts[number] - self._zero) * self._time_base)
+        return number / self.fps if self.fps else 0.0
+
+    def _image(self, decoded: Any, number: int) -> Image:
+        pixels = np.ascontiguousarray(np.moveaxis(decoded.to_ndarray(format="rgb24"), -1, 0))
+        return Image(
+            pixels=pixels,
+            grid=Grid.from_spacing(pixels.shape[1:]),
+            source=Source(
+                case=self.case,
+                kind="video",
+                files=() if self._path is None else (self._path,),
+                frame=number,
+                time_s=self._time(number),
+            ),
+        )
+
+
+def _demux(container: Any) -> Iterator[Any]:
+    """Yield packets to the end or to the first byte that cannot be demuxed."""
+    try:
+        yield from container.demux(container.streams.video[0])
+    except (OSError, ValueError):  # av.error.FFmpegError derives from these: a cut-off file ends here
+        return
+
+
+def _decode(container: Any) -> Iterator[Any]:
+    """Yield decoded frames; a packet that the decoder rejects is passed over."""
+    for packet in _demux(container):
+        try:
+            decoded = packet.decode()
+        except (OSError, ValueError):
+            continue
+        yield from decoded
+
+
+def write_video(
+    path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: float, *, quality: int = 18
+) -> int:
+    """Write RGB frames ``(3, Y, X)`` uint8 as H.264 and return how many; odd sizes are padded by one pixel.
+
+    Args:
+        path: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi``.
+        frames: All of one size; grey ``(1, Y, X)`` is repeated.
+        fps: Frames a second; 0, of a clip that states no time, plays at 25.
+        quality: x264's constant rate factor: 0 is lossless in its colour space, 18 looks so, 28 is small.
+
+    Raises:
+        InputError: No frame, or frames of several sizes.
+    """
+    import av
+
+    count = 0
+    size: tuple[int, ...] = ()
+    with av.open(os.fspath(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps or 25).limit_denominator(1001))
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": str(quality)}
+        for frame in frames:
+            pixels = frame.pixels if isinstance(frame, Image) else frame
+            if count == 0:
+                size = pixels.shape[1:]
+                stream.height, stream.width = (n + n % 2 for n in size)
+            if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
+                raise InputError(
+                    f"frame {count} is {pixels.dtype} of {pixels.shape}; video holds uint8 of one size"
+                )
+            for packet in stream.encode(_video_frame(np.asarray(pixels, np.uint8))):
+                container.mux(packet)
+            count += 1
+        if count == 0:
+            raise InputError("a video needs at least one frame")
+        for packet in stream.encode():
+            container.mux(packet)
+    return count
+
+
+def _video_frame(pixels: NDArray[np.uint8]) -> Any:
+    import av
+
+    colour = np.repeat(pixels, 3, axis=0) if len(pixels) == 1 else pixels
+    padded = np.pad(colour, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2)), mode="edge")
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(np.moveaxis(padded, 0, -1)), format="rgb24")

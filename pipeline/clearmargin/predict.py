@@ -1,0 +1,291 @@
+"""Segment DICOM, volumes, pictures, folders of pictures, or a clip, and write what was found."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Image, Prediction
+from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
+from clearmargin.models import load_segmenter
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.privacy import record_case
+from clearmargin.report.overlay import heat_overlay, overlay
+from clearmargin.report.progress import progress
+from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
+from clearmargin.transforms.intensity import Window
+
+__all__ = ["Predicted", "PredictionReport", "predict"]
+
+log = logging.getLogger(__name__)
+
+Uncertainty = Literal["none", "tta"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """One input that was segmented.
+
+    Attributes:
+        case: Its case id, which is the name of its folder.
+        folder: What was written lies here.
+        instances: How many were found, over all slices or frames.
+        by_class: The same for each class name.
+    """
+
+    case: str
+    folder: Path
+    instances: int
+    by_class: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionReport:
+    """What a prediction did.
+
+    Attributes:
+        done: The inputs that were segmented, in order.
+        failed: Case id and message of those that were refused.
+    """
+
+    done: tuple[Predicted, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def predict(
+    source: Path,
+    out: Path,
+    *,
+    model: Path,
+    uncertainty: Uncertainty = "none",
+    series: str | None = None,
+    device: str | None = None,
+    score_threshold: float | None = None,
+    display_window: bool = False,
+) -> PredictionReport:
+    """Segment what lies at ``source`` and write the results under ``out``.
+
+    Args:
+        source: A DICOM file or folder, a volume file, a picture, a folder of pictures or volumes, or a clip.
+        out: A folder; each input gets its own in it, named by its case id (the private crosswalk says which
+            file that is).
+        model: A model folder.
+        uncertainty: ``tta`` adds maps of foreground probability and entropy from mirrored and scaled views.
+        series: Which DICOM series, where there are several.
+        device: ``cpu`` or ``cuda``; None takes CUDA where it is.
+        score_threshold: Instances below it are not returned; None takes the model's own.
+        display_window: The input's values 0..255 are what a screen shows of the model's intensity window, as in
+            captures and clips of CT.
+
+    Returns:
+        What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
+
+    Raises:
+        InputError: ``source`` is refused, or nothing in it could be read.
+    """
+    segmenter = load_segmenter(model, device=device)
+    if score_threshold is not None:
+        if not 0 <= score_threshold <= 1:
+            raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
+        segmenter = replace(segmenter, score_threshold=score_threshold)
+    if display_window:
+        segmenter = _for_display(segmenter)
+    if not source.exists():
+        raise InputError(f"there is no file or folder '{source}'")
+    out.mkdir(parents=True, exist_ok=True)
+    if is_video(source):
+        return PredictionReport(done=(_predict_clip(source, out, segmenter, uncertainty),))
+    if source.is_dir() and not is_dicom(source):
+        return _predict_folder(source, out, segmenter, uncertainty)
+    image = read_image(source, series=series)
+    record_case(image.source.case, source)
+    return PredictionReport(done=(_predict_image(image, out, segmenter, uncertainty),))
+
+
+def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
+    if not isinstance(segmenter.image.intensity, Window):
+        raise ConfigError(
+            "--display-window is for models with an intensity window; this one takes percentiles"
+        )
+    shown = segmenter.image.model_copy(update={"intensity": Window(low=0, high=255)})
+    return replace(segmenter, image=shown)
+
+
+def _predict_folder(
+    folder: Path, out: Path, segmenter: NetworkSegmenter, uncertainty: Uncertainty
+) -> PredictionReport:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(tuple(READERS)))
+    if not files:
+        raise InputError(
+            f"'{folder}' holds nothing that can be segmented: expected DICOM, or files ending in {', '.join(READERS)}"
+        )
+    done, failed = [], {}
+    with progress("predict", len(files)) as bar:
+        for number, path in enumerate(files, start=1):
+            try:
+                image = read_image(path)
+                record_case(image.source.case, path)
+                done.append(_predict_image(image, out, segmenter, uncertainty))
+            except ClearMarginError as error:
+                name = f"input-{number:05d}"
+                record_case(name, path)
+                # The message may name the file, which was not typed by the user: the crosswalk knows it.
+                failed[name] = str(error).replace(path.name, name)
+                log.warning("%s was refused: %s", name, failed[name])
+            bar.advance()
+    if not done:
+        first = next(iter(failed.values()))
+        raise InputError(
+            f"none of the {len(files)} files in '{folder}' could be segmented; the first: {first}"
+        )
+    return PredictionReport(done=tuple(done), failed=failed)
+
+
+def _predict_image(
+    image: Image, out: Path, segmenter: NetworkSegmenter, uncertainty: Uncertainty
+) -> Predicted:
+    prediction = _segment(image, segmenter, uncertainty)
+    folder = out / image.source.case
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_rows(instance_rows(image.source, prediction), folder)
+    if image.source.kind == "dicom":
+        from clearmargin.formats.dicom_seg import write_dicom_seg
+
+        written = write_dicom_seg(folder / "seg.dcm", prediction, image)
+        if written.path is None:
+            log.info(
+                "%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written",
+                image.source.case,
+            )
+    _write_maps(prediction, image, folder)
+    _write_pictures(prediction, image, folder)
+    _write_summary(folder, prediction, image, len(prediction.instances))
+    return Predicted(
+        case=image.source.case,
+        folder=folder,
+        instances=len(prediction.instances),
+        by_class=_by_class(prediction),
+    )
+
+
+def _predict_clip(path: Path, out: Path, segmenter: NetworkSegmenter, uncertainty: Uncertainty) -> Predicted:
+    """Segment every frame on its own; tables carry frame and time."""
+    from clearmargin.formats.video import write_video
+
+    clip = open_video(path)
+    rows: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    last: list[tuple[Image, Prediction]] = []
+    with progress("predict", clip.frame_count) as bar:
+        frames = clip.frames()
+        first = next(frames, None)
+        if first is None:
+            raise InputError(f"'{path.name}' holds no frame that can be decoded")
+        case = first.source.case
+        record_case(case, path)
+        folder = out / case
+        (folder / "overlay").mkdir(parents=True, exist_ok=True)
+
+        def pictures() -> Iterator[NDArray[np.uint8]]:
+            image: Image | None = first
+            while image is not None:
+                prediction = _segment(image, segmenter, uncertainty)
+                number = image.source.frame or 0
+                rows.extend(instance_rows(image.source, prediction))
+                for name, count in _by_class(prediction).items():
+                    counts[name] = counts.get(name, 0) + count
+                picture = _picture(prediction, image)
+                # One picture a second lies beside the clip, for those who cannot play it.
+                if number % max(1, round(clip.fps)) == 0:
+                    _write_picture(folder / "overlay" / f"frame-{number:06d}.png", picture)
+                last[:] = [(image, prediction)]
+                bar.advance(instances=str(len(prediction.instances)))
+                yield np.moveaxis(picture, -1, 0)
+                image = next(frames, None)
+
+        write_video(folder / "overlay.mp4", pictures(), clip.fps)
+    _write_rows(rows, folder)
+    image, prediction = last[0]
+    _write_summary(folder, prediction, image, len(rows))
+    return Predicted(case=case, folder=folder, instances=len(rows), by_class=counts)
+
+
+def _segment(image: Image, segmenter: NetworkSegmenter, uncertainty: Uncertainty) -> Prediction:
+    if uncertainty == "tta":
+        from clearmargin.uncertainty.sampling import predict_with_tta
+
+        return predict_with_tta(segmenter, image)
+    return segmenter(image)
+
+
+def _write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
+    write_rows_csv(folder / "instances.csv", rows)
+    write_rows_json(folder / "instances.json", rows)
+
+
+def _write_maps(prediction: Prediction, image: Image, folder: Path) -> None:
+    """Write each map with its geometry: NIfTI for a volume, 32-bit TIFF for a picture."""
+    for name, values in prediction.maps.items():
+        if image.grid.ndim == 3:
+            from clearmargin.formats.volume import write_volume
+
+            write_volume(folder / f"{name}.nii.gz", values, image.grid)
+        else:
+            from clearmargin.formats.raster import write_raster
+
+            write_raster(folder / f"{name}.tif", values)
+
+
+def _write_pictures(prediction: Prediction, image: Image, folder: Path) -> None:
+    """Write an overlay for a picture; for a volume one for each slice in which something was found."""
+    if image.grid.ndim == 2:
+        _write_picture(folder / "overlay.png", _picture(prediction, image))
+        return
+    (folder / "overlay").mkdir(exist_ok=True)
+    for z in range(image.grid.shape[0]):
+        if len(prediction.instances.plane(z)[0]):
+            _write_picture(folder / "overlay" / f"slice-{z:04d}.png", _picture(prediction, image, z))
+
+
+def _picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:
+    """Return the overlay, with the entropy map on its right where there is one."""
+    drawn = overlay(image, prediction.instances, z=z, label_map=prediction.label_map)
+    if "entropy" not in prediction.maps:
+        return drawn
+    return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z, limit=1.0)], axis=1)
+
+
+def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    from clearmargin.formats.raster import write_raster
+
+    write_raster(path, np.moveaxis(picture, -1, 0))
+
+
+def _write_summary(folder: Path, prediction: Prediction, image: Image, instances: int) -> None:
+    made_by = prediction.provenance
+    summary = {
+        "case": image.source.case,
+        "instances": instances,
+        "shape": list(image.grid.shape),
+        "spacing": list(image.grid.spacing),
+        "unit": image.grid.unit,
+        "model": made_by.model,
+        "weights_sha256": made_by.weights_sha256,
+        "config_sha256": made_by.config_sha256,
+        "software": made_by.software,
+        "use": "research only; not for diagnosis or treatment",
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _by_class(prediction: Prediction) -> dict[str, int]:
+    labels = prediction.instances.labels
+    return {c.name: int((labels == c.id).sum()) for c in prediction.label_map.classes}

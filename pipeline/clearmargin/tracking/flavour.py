@@ -1,0 +1,163 @@
+"""A model folder as a logged MLflow model, and its names in the registry."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from clearmargin.errors import InputError
+from clearmargin.tracking.store import open_client
+from clearmargin.tracking.surroundings import software
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["ARTIFACT", "log_model", "logged_model_id", "model_signature", "register"]
+
+ARTIFACT = "model_folder"
+
+
+def log_model(client: MlflowClient, run_id: str, folder: Path, *, name: str = "model") -> str:
+    """Log a model folder as a pyfunc for ``mlflow.pyfunc.load_model``; return ``models:/ID``.
+
+    The code is logged as a file (models from code) and the weights as safetensors: no pickle, and loading
+    runs nothing but the installed package.
+
+    Args:
+        client: Of the store that holds the run.
+        run_id: The run that made the model.
+        folder: With ``model.yaml`` and ``weights.safetensors``.
+        name: As the UI shows it among the run's models.
+
+    Raises:
+        InputError: If ``folder`` is no model folder.
+    """
+    if not (folder / "model.yaml").is_file():
+        raise InputError(f"'{folder.name}' is no model folder: it has no model.yaml")
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id, name=name, source_run_id=run_id, model_type="segmenter"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(scratch) / "model"
+            _save(target, folder, run_id=run_id, model_id=logged.model_id, artifact_path=name)
+            _forget_paths(target / "MLmodel")
+            client.log_model_artifacts(logged.model_id, str(target))
+        client.finalize_logged_model(logged.model_id, "READY")
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+    return f"models:/{logged.model_id}"
+
+
+def register(run_id: str, name: str, alias: str | None = None, *, uri: str | None = None) -> str:
+    """Register a run's last model as the next version of ``name``; return ``models:/name/VERSION``.
+
+    Args:
+        run_id: The run that logged the model.
+        name: In the registry; made where it does not exist.
+        alias: Such as ``champion``; it moves here from the version that had it.
+        uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
+
+    Raises:
+        InputError: If there is no such run, or it logged no model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = open_client(uri)
+    model_id = logged_model_id(client, run_id)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = client.get_logged_model(model_id).artifact_location
+    version = client.create_model_version(name, source=source, run_id=run_id, model_id=model_id)
+    if alias is not None:
+        client.set_registered_model_alias(name, alias, version.version)
+    return f"models:/{name}/{version.version}"
+
+
+def logged_model_id(client: MlflowClient, run_id: str) -> str:
+    """Return the id of the last model that a run logged.
+
+    Raises:
+        InputError: If there is no such run, or it logged no model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise InputError(
+            f"no run '{run_id}' in the tracking store ({error.error_code}): `clearmargin review` lists them; "
+            "MLFLOW_TRACKING_URI names another store"
+        ) from None
+    outputs = run.outputs.model_outputs if run.outputs is not None else []
+    if not outputs:
+        raise InputError(
+            f"run '{run_id}' ({run.info.status}) logged no model: only a finished training has one"
+        )
+    return str(outputs[-1].model_id)
+
+
+def model_signature() -> Any:
+    """Return what goes in and comes out, as MLflow's signature.
+
+    In: float32 ``(N, Y, X, C)``, values as read (Hounsfield units, grey levels), never normalised; uint8 and
+    int16 pixels go in as ``astype("float32")``, which holds them exactly. With ``volume`` the N pictures are
+    the slices of one volume. ``spacing_mm`` is one number an axis of the image, slices first; empty is
+    unknown, and the grid's unit is then px. Out: a list of records, see ``clearmargin.tracking.records``.
+    """
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import DataType
+
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))]),
+        params=ParamSchema(
+            [
+                ParamSpec("volume", DataType.boolean, False),
+                ParamSpec("spacing_mm", DataType.double, [], shape=(-1,)),
+            ]
+        ),
+    )
+
+
+def _save(target: Path, folder: Path, **described: str) -> None:
+    """Write the pyfunc; ``described`` goes into its description."""
+    with warnings.catch_warnings():
+        # MLflow's own type hints, on import, and an example input, which nobody has at hand here
+        warnings.filterwarnings(
+            "ignore", "(?s).*(Any type hint is inferred|An input example was not provided)"
+        )
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={ARTIFACT: str(folder)},
+            signature=model_signature(),
+            mlflow_model=Model(**described),
+            pip_requirements=[software().replace(" ", "==")],
+        )
+
+
+def _forget_paths(mlmodel: Path) -> None:
+    """Take out of the model's description where its parts lay on this machine."""
+    described = yaml.safe_load(mlmodel.read_text(encoding="utf-8"))
+    flavour = described["flavors"]["python_function"]
+    flavour["model_code_path"] = Path(flavour["model_code_path"]).name
+    for artifact in flavour["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    mlmodel.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,150 @@
+"""The tracking UI on the right store."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+
+from clearmargin.errors import ConfigError
+from clearmargin.tracking.store import artifact_folder, set_quiet, tracking_uri
+
+__all__ = ["review", "serving"]
+
+_log = logging.getLogger(__name__)
+_START_LIMIT_S = 120.0  # a first start makes or migrates the store's tables: up to 30 s
+_STOP_LIMIT_S = 10.0
+
+
+def review(port: int | None = None, *, uri: str | None = None, browser: bool = True) -> None:
+    """Show the tracking UI until Ctrl-C; the URL is logged, and opened in a browser where there is one.
+
+    A store that is a server already (``http...``) has its own UI: its URL is opened, and nothing is started.
+
+    Args:
+        port: On 127.0.0.1; by default a free one.
+        uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
+        browser: Whether to open one.
+
+    Raises:
+        ConfigError: If the port is taken or the server does not start.
+    """
+    store = uri or tracking_uri()
+    if store.startswith(("http://", "https://")):
+        _log.info("the tracking server shows its own pages")
+        if browser:
+            webbrowser.open(store)
+        return
+    with serving(port, uri=store) as url, contextlib.suppress(KeyboardInterrupt):
+        _log.info("runs and models: %s (Ctrl-C ends it)", url)
+        if browser and _has_display():
+            webbrowser.open(url)
+        while True:
+            time.sleep(3600)
+
+
+@contextlib.contextmanager
+def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]:
+    """Serve a database store on 127.0.0.1 while the block runs; yield the URL.
+
+    The server and all its workers are gone when the block is left, however it is left.
+
+    Raises:
+        ConfigError: If the port is taken or the server does not start.
+    """
+    store = uri or tracking_uri()
+    chosen = _free_port() if port is None else port
+    if not _is_free(chosen):
+        raise ConfigError(f"port {chosen} is taken: name another, or none for a free one")
+    url = f"http://127.0.0.1:{chosen}"
+    process = _start_server(store, chosen)
+    try:
+        _wait_until_it_answers(process, url)
+        yield url
+    finally:
+        _stop(process)
+
+
+def _start_server(store: str, port: int) -> subprocess.Popen[bytes]:
+    set_quiet()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", store]
+    folder = artifact_folder(store)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        command += ["--artifacts-destination", str(folder)]
+    # No job workers: nothing here uses them, and each is a process.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder.parent if folder is not None else Path.home(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the whole group
+    )
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + _START_LIMIT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ConfigError(
+                f"the tracking server ended at once (exit code {process.returncode}): "
+                "is the store's address right, and its database driver installed?"
+            )
+        if _answers(url):
+            return
+        time.sleep(0.2)
+    raise ConfigError(f"the tracking server did not answer within {_START_LIMIT_S:.0f} s")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # URLError is one
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server's whole process group: asked first, killed after a while."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_LIMIT_S)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _has_display() -> bool:
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,93 @@
+"""Which MLflow store runs lie in, and a client for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clearmargin.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["EXPERIMENT", "artifact_folder", "experiment_id", "open_client", "set_quiet", "tracking_uri"]
+
+EXPERIMENT = "clearmargin"
+"""The experiment that runs lie in unless another is named."""
+
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens in its GenAI mode
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # MLflow's own seven retries with back-off hold a training for minutes when the server is down.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def tracking_uri() -> str:
+    """Return ``MLFLOW_TRACKING_URI`` where set, else SQLite at ``mlflow/mlflow.db`` in the working folder."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return named or f"sqlite:///{(Path.cwd() / 'mlflow' / 'mlflow.db').as_posix()}"
+
+
+def artifact_folder(uri: str) -> Path | None:
+    """Return the folder beside an SQLite store that holds its artifacts; None for any other store."""
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix) or uri == f"{prefix}:memory:":
+        return None
+    return Path(uri.removeprefix(prefix)).absolute().parent / "artifacts"
+
+
+def set_quiet() -> None:
+    """Have MLflow send no telemetry, log warnings only and give up early; what the user has set stays.
+
+    Called before the first import of mlflow, which reads some of this only then.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def open_client(uri: str | None = None) -> MlflowClient:
+    """Return a client of the store at ``uri``, by default :func:`tracking_uri`; SQLite is made at need."""
+    set_quiet()
+    from mlflow import MlflowClient
+
+    set_quiet()  # importing mlflow resets its loggers
+    uri = uri or tracking_uri()
+    folder = artifact_folder(uri)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
+    """Return the id of the experiment called ``name``, which is made where it does not exist.
+
+    Raises:
+        InputError: If the experiment was deleted: MLflow keeps its name until it is removed for good.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = artifact_folder(client.tracking_uri)
+        location = None if folder is None else str(folder)
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
+        except MlflowException as error:  # another process was first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+    if found.lifecycle_stage == "deleted":
+        raise InputError(
+            f"experiment '{name}' was deleted: restore it in the tracking UI, or name another experiment"
+        )
+    return str(found.experiment_id)

@@ -1,0 +1,1 @@
+"""Uncertainty: samples of a prediction, and the maps they give."""

@@ -1,0 +1,33 @@
+"""What all tests share: the real data, where they are, and a private home that is not the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets; tests that need it are skipped where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("CLEARMARGIN_DATA", default)).resolve()
+    if not root.is_dir():
+        pytest.skip("no real data here: set CLEARMARGIN_DATA to the folder that holds them")
+    os.environ["CLEARMARGIN_DATA"] = str(root)
+    return root
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep case ids and the crosswalk of tests out of the user's home."""
+    home = tmp_path_factory.mktemp("home")
+    before = os.environ.get("CLEARMARGIN_HOME")
+    os.environ["CLEARMARGIN_HOME"] = str(home)
+    yield home
+    if before is None:
+        del os.environ["CLEARMARGIN_HOME"]
+    else:
+        os.environ["CLEARMARGIN_HOME"] = before

@@ -1,0 +1,128 @@
+"""Pictures keep their bits and their channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK
+import tifffile
+from numpy.testing import assert_array_equal
+from PIL import Image as Pillow
+
+from clearmargin.errors import InputError
+from clearmargin.formats import read_image, read_images
+from clearmargin.formats.raster import read_label_raster, read_raster, write_raster
+
+RNG = np.random.default_rng(3)
+GREY8 = RNG.integers(0, 256, (5, 7)).astype(np.uint8)
+GREY16 = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
+RGB8 = RNG.integers(0, 256, (3, 5, 7)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("pixels", [GREY8, GREY16, RGB8], ids=["grey8", "grey16", "rgb8"])
+def test_round_trip(name, pixels, tmp_path):
+    write_raster(tmp_path / name, pixels)
+    image = read_image(tmp_path / name)
+    assert image.pixels.dtype == pixels.dtype
+    assert_array_equal(image.pixels, pixels.reshape(-1, 5, 7))
+    assert image.grid.unit == "px" and image.grid.shape == (5, 7)
+
+
+def test_alpha_is_dropped(tmp_path):
+    alpha = np.full((5, 7, 1), 9, np.uint8)
+    Pillow.fromarray(np.concatenate([RGB8.transpose(1, 2, 0), alpha], -1)).save(tmp_path / "a.png")
+    assert_array_equal(read_raster(tmp_path / "a.png").pixels, RGB8)
+    Pillow.fromarray(np.stack([GREY8, GREY8 // 2], -1), "LA").save(tmp_path / "b.png")
+    assert_array_equal(read_raster(tmp_path / "b.png").pixels[0], GREY8)
+
+
+def test_16_bit_colour_keeps_16_bits(tmp_path):
+    colour = RNG.integers(0, 65536, (5, 7, 3)).astype(np.uint16)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(colour, isVector=True), str(tmp_path / "a.png"))
+    assert_array_equal(read_raster(tmp_path / "a.png").pixels, colour.transpose(2, 0, 1))
+
+
+def test_a_palette_is_colours_in_a_picture_and_indices_in_labels(tmp_path):
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+    picture = Pillow.fromarray(indices, "P")
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0] + [0] * 759)
+    picture.save(tmp_path / "a.png")
+    assert_array_equal(read_raster(tmp_path / "a.png").pixels[:, 0, 1], [255, 0, 0])
+    assert_array_equal(read_label_raster(tmp_path / "a.png"), indices)
+
+
+def test_labels_keep_16_bits_and_refuse_what_blurs_them(tmp_path):
+    write_raster(tmp_path / "a.png", GREY16)
+    labels = read_label_raster(tmp_path / "a.png")
+    assert labels.dtype == np.uint16
+    assert_array_equal(labels, GREY16)
+    write_raster(tmp_path / "a.jpg", GREY8)
+    with pytest.raises(InputError, match="JPEG, whose compression changes labels"):
+        read_label_raster(tmp_path / "a.jpg")
+    write_raster(tmp_path / "b.png", RGB8)
+    with pytest.raises(InputError, match="in colour"):
+        read_label_raster(tmp_path / "b.png")
+    write_raster(tmp_path / "c.png", np.stack([GREY8] * 3))
+    assert_array_equal(read_label_raster(tmp_path / "c.png"), GREY8)
+
+
+def test_pages_of_a_tiff_are_a_stack(tmp_path):
+    stack = RNG.integers(0, 65536, (4, 5, 7)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    image = read_raster(tmp_path / "a.tif")
+    assert image.grid.shape == (4, 5, 7) and image.grid.unit == "px"
+    assert_array_equal(image.pixels[0], stack)
+
+
+def test_a_stack_as_wide_as_a_pixel_has_channels_is_no_colour(tmp_path):
+    stack = RNG.integers(0, 255, (4, 5, 3)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    assert read_raster(tmp_path / "a.tif").pixels.shape == (1, 4, 5, 3)
+
+
+def test_big_endian_tiff(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY16, byteorder=">")
+    assert_array_equal(read_raster(tmp_path / "a.tif").pixels[0], GREY16)
+
+
+def test_a_photograph_is_turned_as_viewers_show_it(tmp_path):
+    picture = Pillow.fromarray(RGB8.transpose(1, 2, 0))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    assert read_raster(tmp_path / "a.jpg").grid.shape == (7, 5)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.bmp"])
+def test_damaged_files_are_refused(name, tmp_path):
+    write_raster(tmp_path / name, GREY8)
+    whole = (tmp_path / name).read_bytes()
+    for size in (0, 20, len(whole) // 2):
+        (tmp_path / name).write_bytes(whole[:size])
+        with pytest.raises(InputError, match=f"'{name}' is not readable"):
+            read_raster(tmp_path / name)
+
+
+def test_what_a_format_would_change_is_not_written(tmp_path):
+    for name, pixels in {
+        "a.jpg": GREY16,
+        "a.png": RGB8.astype(np.uint16),
+        "b.png": GREY8.astype(float),
+    }.items():
+        with pytest.raises(InputError):
+            write_raster(tmp_path / name, pixels)
+    heat = GREY8.astype(np.float32) / 7
+    write_raster(tmp_path / "map.tif", heat)
+    assert_array_equal(read_raster(tmp_path / "map.tif").pixels[0], heat)
+
+
+def test_a_folder_of_pictures_in_name_order(tmp_path):
+    for k, name in enumerate(["b.png", "a.png", "c.tif"]):
+        write_raster(tmp_path / name, np.full((2, 3), k, np.uint8))
+    assert [int(i.pixels[0, 0, 0]) for i in read_images(tmp_path)] == [1, 0, 2]
+
+
+def test_real_labels(data_root):
+    labels = read_label_raster(sorted((data_root / "dsb2018_nuclei" / "labels").iterdir())[0])
+    assert labels.dtype == np.uint16 and labels.max() == len(np.unique(labels)) - 1
