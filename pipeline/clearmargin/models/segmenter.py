@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class NetworkSegmenter:
     label_map: LabelMap
     provenance: Provenance
     device: torch.device
-    choice: PredictionSettings = PredictionSettings()
+    choice: PredictionSettings = field(default_factory=PredictionSettings)
 
     def __call__(self, image: Image) -> Prediction:
         """Segment one image or volume.
