@@ -55,7 +55,7 @@ def read_dicom(
     integers where the rescale is integral and as float32 otherwise.
 
     Args:
-        path: A file, a folder with all below it, or the files of one series.
+        path: A file, a folder with all below it, a zip, a DICOMDIR, or the files of one series.
         series: Which series, where there are several (:func:`clearmargin.formats.dicom_index.select_series`).
         allow_gaps: Interpolate missing or unevenly spaced slices instead of refusing them.
         allow_tilt: Shift the slices of a tilted gantry upright instead of refusing them.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_geometry import Plane, plane_of, stack_planes
+from clearmargin.formats.dicom_media import is_zip, listed_files, unpacked_files
 from clearmargin.formats.dicom_pixels import MAX_BYTES, dicom_boundary, read_header
 from clearmargin.formats.dicom_scan import quick_header
 
@@ -127,7 +128,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 @dicom_boundary()
 def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
-    """Return the series in a file, a folder and all below it, or a list of files; numbered from 1.
+    """Return the series in a file, a folder and all below it, a zip, a DICOMDIR, or a list; numbered from 1.
 
     Files that are not DICOM are left out. The order is that of modality, then size (largest first), then UID,
     so that it is the same on every machine.
@@ -198,7 +199,9 @@ def _files(path: Path | Iterable[Path]) -> list[Path]:
         return sorted(p for p in path.rglob("*") if p.is_file())
     if not path.exists():
         raise InputError(f"there is no file or folder '{path.name}'")
-    return [path]
+    if path.name.upper() == "DICOMDIR":
+        return listed_files(path)
+    return unpacked_files(path) if is_zip(path) else [path]
 
 
 def _without_copies(members: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
