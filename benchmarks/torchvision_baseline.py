@@ -26,7 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask, Prediction, Provenance
 from clearmargin.datasets.cases import open_dataset
-from clearmargin.evaluate import evaluate_cases
+from clearmargin.evaluate import evaluate_cases, render
 from clearmargin.models.backbones import build_backbone
 from clearmargin.models.network import Targets
 from clearmargin.transforms.view import ImageSettings, prepare, to_channels
@@ -162,7 +162,8 @@ def main():
     found = evaluate_cases(
         Plain(model, settings, dataset.card.label_map), dataset, dataset.split("test"), score_threshold=0.5
     )
-    print(f"{step} steps", found.counts, {k: round(v, 4) for k, v in found.summary.items()})
+    print(f"{step} steps")
+    print(render(found))
 
 
 if __name__ == "__main__":
