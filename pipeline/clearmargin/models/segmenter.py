@@ -85,7 +85,7 @@ class PlaneDetections:
         )
         kept = np.array([m.area > 0 for m in masks], bool)
         if not kept.all():
-            log.info("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
+            log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
         return without_repeats(every.select(kept), mask_nms)
 
     def foreground(self) -> NDArray[np.float32]:
