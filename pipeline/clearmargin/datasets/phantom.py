@@ -126,10 +126,8 @@ def make_phantom(
     grid = _centred_grid(shape, spacing)
     masks = [_voxels(lesion, where, fold, shape) for where, lesion in lesions]
     masks = [mask for mask in masks if mask.area >= 4]
-    whole = _voxels(canvas.occupancy(organ), fine, fold, shape).dense()
-    for mask in masks:
-        whole[mask.slices] |= mask.crop
-    columns = [(1, Mask.from_dense(whole)), *((2, mask) for mask in masks)]
+    # A tumour never fills more of a voxel than the organ does, so its mask lies within the organ's.
+    columns = [(1, _voxels(canvas.occupancy(organ), fine, fold, shape)), *((2, mask) for mask in masks)]
     if vessel:
         for where, lesion in lesions:  # a tumour displaces the vessels that ran there
             tree[where.window] *= 1 - lesion
