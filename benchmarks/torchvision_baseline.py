@@ -49,11 +49,11 @@ class Backbone(nn.Module):
 
 
 def build(classes, anchor_sizes, anchor_ratios, side, detections):
+    resize = {"_skip_resize": True} if side is None else {"min_size": side[0], "max_size": side[1]}
     return MaskRCNN(
         Backbone(96),
         num_classes=None,
-        min_size=side[0],
-        max_size=side[1],
+        **resize,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
         rpn_anchor_generator=AnchorGenerator(
@@ -109,7 +109,7 @@ def main():
     dataset = open_dataset(arguments.card)
     cases = dataset.split("train")
     torch.manual_seed(0)
-    side = tuple(sorted(settings.crop)) if settings.scale != 1 else (64, 4096)
+    side = tuple(sorted(settings.crop)) if settings.scale != 1 else None  # None: images as they are
     model = build(
         len(dataset.card.classes),
         config["model"]["anchor_sizes"],

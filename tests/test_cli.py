@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("cli")
     card = write_toy_set(place / "data", cases=10)
     config = write_toy_experiment(place, card, epochs=4, steps_per_epoch=25, learning_rate=0.003)
-    done = clearmargin("train", config, "--set", "score_threshold=0.3", cwd=place)
+    done = clearmargin("train", config, "--set", "prediction.score_threshold=0.3", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "model: runs/toy/model" in done.stdout
     return place

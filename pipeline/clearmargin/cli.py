@@ -185,12 +185,14 @@ def predict(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder for the phantoms and the results.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; default: about four minutes.")
+    ] = None,
 ) -> None:
     """Run the main job on phantoms: make, train, evaluate, predict, track. About six minutes on two cores."""
     from clearmargin.demo import demo as call
 
-    _say(call(out, steps=steps or None))
+    _say(call(out, steps=steps))
 
 
 @app.command()

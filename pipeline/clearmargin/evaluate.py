@@ -107,7 +107,7 @@ def evaluate(
             f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
             f"{', '.join(dataset.card.label_map.names)}: evaluate on a card with the model's classes"
         )
-    threshold = segmenter.score_threshold if score_threshold is None else score_threshold
+    threshold = segmenter.choice.score_threshold if score_threshold is None else score_threshold
     cases = dataset.split(split)
     run = TrackedRun(name=f"evaluate-{dataset.card.name}-{split}")
     run.on_start(
@@ -123,7 +123,7 @@ def evaluate(
     with run:
         run.log_data(dataset.card.name, dataset.digest(), context=split)
         # average precision ranks all instances, also those that predict() would not return
-        ranked = replace(segmenter, score_threshold=0.0)
+        ranked = segmenter.with_threshold(0.0)
         found = evaluate_cases(ranked, dataset, cases, score_threshold=threshold)
         found = replace(found, run_id=run.run_id)
         run.log_metrics(found.summary | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
@@ -227,8 +227,8 @@ def evaluate_cases(
 
 def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
     """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, cheaply: no distances are computed."""
-    threshold = segmenter.score_threshold
-    ranked = replace(segmenter, score_threshold=0.0)
+    threshold = segmenter.choice.score_threshold
+    ranked = segmenter.with_threshold(0.0)
     pairs = []
     for case in cases:
         image, reference = dataset.read(case)

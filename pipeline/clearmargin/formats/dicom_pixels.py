@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ __all__ = [
     "decode_frames",
     "dicom_boundary",
     "frame_scales",
+    "load_pixels",
     "pixel_layout",
     "quiet_pydicom",
     "read_header",
@@ -39,20 +41,39 @@ _UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 _SIGNED = {8: np.int8, 16: np.int16, 32: np.int32}
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_LOUD = ("pydicom", "pydicom.pixels.utils", "highdicom", "highdicom.base", "highdicom.sr.sop")
+
+
+class _Hush(logging.Filter):
+    """Drops a library's records while our own calls are under way; other callers of it keep theirs."""
+
+    active = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.active == 0
+
+
+_hush = _Hush()
+
+
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Silence pydicom's and highdicom's remarks on odd values: they quote values that may name a patient."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
+    if _quiet.get():
+        yield
+        return
+    token = _quiet.set(True)
+    for name in _LOUD:
+        logging.getLogger(name).addFilter(_hush)
+    _hush.active += 1
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        _hush.active -= 1
+        _quiet.reset(token)
 
 
 @contextlib.contextmanager
@@ -90,9 +111,34 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
     """
     import pydicom
 
-    return pydicom.dcmread(
-        file, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None, force=True
-    )
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        dataset = pydicom.dcmread(
+            opened, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None, force=True
+        )
+        if not pixels:
+            dataset.pixels_at = (
+                opened.tell()
+            )  # where load_pixels finds them, without reading the header again
+    return dataset
+
+
+@dicom_boundary()
+def load_pixels(header: Any, file: Path) -> Any:
+    """Return the dataset of a header read before, with its pixels."""
+    from pydicom.dataelem import DataElement
+
+    syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
+    if syntax is not None and not syntax.is_compressed and syntax.is_little_endian:
+        with file.open("rb") as opened:
+            opened.seek(header.pixels_at)
+            head = opened.read(8 if syntax.is_implicit_VR else 12)
+            if head[:4] == b"\xe0\x7f\x10\x00":
+                length = int.from_bytes(head[-4:], "little")
+                if length != 0xFFFFFFFF:
+                    header["PixelData"] = DataElement(0x7FE00010, "OW", opened.read(length))
+                    return header
+    return read_header(file, pixels=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +213,7 @@ def pixel_layout(header: Any) -> PixelLayout:
 def _value(header: Any, name: str) -> Any:
     """Return an element's value, None where absent or where converting it fails."""
     try:
-        with quiet_pydicom():
-            return header.get(name)
+        return header.get(name)
     except Exception:  # noqa: BLE001 - a malformed element may raise anything on conversion
         return None
 
@@ -186,7 +231,7 @@ def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator
     Raises:
         InputError: No decoder, or bytes that do not hold what the header claims.
     """
-    layout = pixel_layout(dataset)
+    layout = getattr(dataset, "layout", None) or pixel_layout(dataset)
     syntax = _value(getattr(dataset, "file_meta", None) or {}, "TransferSyntaxUID")
     if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise InputError("the object holds no pixel data" + _float_hint(dataset))
@@ -225,7 +270,8 @@ def _native_grey(
     if swapped and kind.itemsize == 1:
         yield from _by_pydicom(dataset, list(picks))
         return
-    high = _value(dataset, "HighBit")
+    unused = layout.allocated - layout.stored
+    high = layout.stored - 1 if not unused else _value(dataset, "HighBit")
     for k in picks:
         frame = np.frombuffer(
             stored, kind.newbyteorder(">" if swapped else "<"), size, k * size * kind.itemsize

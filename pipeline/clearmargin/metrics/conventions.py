@@ -44,22 +44,20 @@ class VoxelPair(MaskPair):
     @cached_property
     def surfaces(self) -> tuple[DirectedDistances, DirectedDistances]:
         """Edge elements of each mask with their distances to the other's; sides are all 0."""
-        from clearmargin.metrics.nearest import PointTree, distances, morton_order
+        from clearmargin.metrics.nearest import nearest_distances
 
         if self.either_empty:
             raise ValueError(f"a pair with status {self.status} has no distances: ask its status first")
-        steps = (1.0, *self.spacing) if len(self.spacing) == 2 else self.spacing
-        sets = [_edge_elements(mask) for mask in (self.predicted, self.reference)]
-        ordered = [points[morton_order(points)] for points in sets]
-        trees = [PointTree.of(points) for points in ordered]
-        found = [
-            distances(points, np.zeros(len(points), bool), tree, (steps[0], steps[1], steps[2]))
-            for points, tree in zip(ordered, trees[::-1], strict=True)
-        ]
-        directed = [
-            DirectedDistances(distances=d, areas=np.ones(len(d)), sides=np.zeros(len(d), np.int8))
-            for d in found
-        ]
+        spatial = len(self.spacing) == 3
+        depth, height, width = self.predicted.shape if spatial else (1, *self.predicted.shape)
+        z, y, x = self.spacing if spatial else (1e9, *self.spacing)
+        edges = [_edge_elements(mask) for mask in (self.predicted, self.reference)]
+        directed = []
+        for own, other in (edges, edges[::-1]):
+            apart = nearest_distances(own, other, (depth, height, width), (z, y, x))
+            directed.append(
+                DirectedDistances(distances=apart, areas=np.ones(len(own)), sides=np.zeros(len(own), np.int8))
+            )
         return directed[0], directed[1]
 
 
