@@ -39,12 +39,17 @@ def test_zips_that_are_refused(tmp_path):
     assert not list(tmp_path.parent.glob("**/evil.dcm"))
 
 
-def test_a_dicomdir_lists_what_is_read(axial, write_series, tmp_path):
-    files = write_series(tmp_path / "series", axial)
+def _media(files, folder):
     media = FileSet()
     for file in files:
         media.add(file)
-    media.write(tmp_path / "media")
+    media.write(folder)
+    media._stage["t"].cleanup()  # pydicom leaves it to the garbage collector, which warns
+
+
+def test_a_dicomdir_lists_what_is_read(axial, write_series, tmp_path):
+    files = write_series(tmp_path / "series", axial)
+    _media(files, tmp_path / "media")
     image = read_image(tmp_path / "media" / "DICOMDIR")
     assert image.grid.same_as(axial)
     assert_array_equal(image.pixels, read_dicom(files).pixels)
@@ -53,9 +58,7 @@ def test_a_dicomdir_lists_what_is_read(axial, write_series, tmp_path):
 
 def test_a_dicomdir_does_not_lead_out_of_its_folder(axial, write_series, tmp_path):
     files = write_series(tmp_path / "series", axial)
-    media = FileSet()
-    media.add(files[0])
-    media.write(tmp_path / "media")
+    _media(files[:1], tmp_path / "media")
     ds = pydicom.dcmread(tmp_path / "media" / "DICOMDIR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such a name is no valid one

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, load_pixels, read_header
 from clearmargin.formats.dicom_geometry import Plane, Stack, pixel_spacing, stack_planes
 from clearmargin.formats.dicom_index import (
     SeriesEntry,
@@ -21,19 +22,9 @@ from clearmargin.formats.dicom_index import (
     select_series,
     single_plane,
 )
-from clearmargin.formats.dicom_pixels import (
-    FrameScale,
-    decode_frames,
-    dicom_boundary,
-    frame_scales,
-    load_pixels,
-    pixel_layout,
-    read_header,
-    rescaled_dtype,
-    to_channels,
-    to_units,
-)
+from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom_resample import fill_gaps, straighten
+from clearmargin.formats.dicom_values import FrameScale, frame_scales, rescaled_dtype, to_channels, to_units
 from clearmargin.privacy import case_id
 
 __all__ = ["SeriesEntry", "index_dicom", "read_dicom", "read_dicom_pictures"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid
 from clearmargin.errors import GeometryError
-from clearmargin.formats.dicom_pixels import quiet_pydicom
+from clearmargin.formats.dicom_boundary import quiet_pydicom
 
 __all__ = ["Plane", "Stack", "pixel_spacing", "plane_of", "stack_planes"]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane, plane_of, stack_planes
 from clearmargin.formats.dicom_media import is_zip, listed_files, unpacked_files
-from clearmargin.formats.dicom_pixels import MAX_BYTES, dicom_boundary, read_header
+from clearmargin.formats.dicom_pixels import MAX_BYTES
 from clearmargin.formats.dicom_scan import quick_header
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 import zipfile
@@ -9,15 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom_pixels import dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 
 __all__ = ["is_zip", "listed_files", "unpacked_files"]
 
 _MAX_UNPACKED = 32 * 2**30
 _MAX_FILES = 200_000
-
-_unpacked: list[tempfile.TemporaryDirectory[str]] = []
-"""Folders that live as long as the process: writers read the headers of an image's files again."""
 
 
 def is_zip(path: Path) -> bool:
@@ -62,7 +60,9 @@ def unpacked_files(path: Path) -> list[Path]:
 
 @lru_cache(maxsize=8)
 def _unpack(path: Path, _modified: int) -> tuple[Path, ...]:
-    folder = tempfile.TemporaryDirectory(prefix="clearmargin-")
+    # It lives as long as the process: writers read the headers of an image's files again.
+    folder = Path(tempfile.mkdtemp(prefix="clearmargin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     files = []
     try:
         with zipfile.ZipFile(path) as archive:
@@ -75,15 +75,10 @@ def _unpack(path: Path, _modified: int) -> tuple[Path, ...]:
                 )
             for k, member in enumerate(members):
                 # New names: those inside may lead elsewhere, and may name a patient.
-                file = Path(folder.name) / f"{k:06d}{Path(member.filename).suffix.lower()[:5]}"
+                file = folder / f"{k:06d}{Path(member.filename).suffix.lower()[:5]}"
                 with archive.open(member) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
                 files.append(file)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-        folder.cleanup()
         raise InputError(f"'{path.name}' is not readable as a zip ({type(error).__name__})") from None
-    except InputError:
-        folder.cleanup()
-        raise
-    _unpacked.append(folder)
     return tuple(files)

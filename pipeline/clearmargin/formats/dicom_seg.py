@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Mask, Prediction
 from clearmargin.errors import GeometryError
+from clearmargin.formats.dicom_boundary import quiet_pydicom
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
@@ -27,7 +28,6 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_pixels import quiet_pydicom
 from clearmargin.formats.dicom_seg_content import SegContent, Segment, read_dicom_seg, read_seg_content
 
 _SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
-from clearmargin.formats.dicom_pixels import decode_frames, dicom_boundary, pixel_layout, read_header
+from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 
 __all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content", "spanned_grid"]
 

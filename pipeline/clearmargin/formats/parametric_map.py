@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Prediction
 from clearmargin.errors import GeometryError, InputError, nearest
+from clearmargin.formats.dicom_boundary import dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
@@ -25,7 +26,7 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_pixels import MAX_BYTES, dicom_boundary, quiet_pydicom, read_header
+from clearmargin.formats.dicom_pixels import MAX_BYTES
 from clearmargin.formats.dicom_seg_content import spanned_grid
 
 __all__ = ["read_parametric_map", "write_parametric_map"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask, Prediction
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_output import (
     MANUFACTURER,
     RESEARCH_USE,
@@ -24,7 +25,6 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_pixels import dicom_boundary, quiet_pydicom, read_header
 
 __all__ = ["RtStructure", "read_rtstruct", "write_rtstruct"]
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Image, Prediction
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import quiet_pydicom, read_header
 from clearmargin.formats.dicom_output import (
     MANUFACTURER,
     RESEARCH_USE,
@@ -22,7 +23,6 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_pixels import quiet_pydicom, read_header
 
 __all__ = ["Quantity", "own_quantities", "write_structured_report"]
 
