@@ -25,6 +25,7 @@ _LEAF = 8  # points in a leaf of the tree
 _ROWS = 512  # rows looked at before the tree is asked
 _FAR = 255  # a gap of this many elements or more
 _WORTH_A_THREAD = 20_000  # queries; a thread's start costs about 50 microseconds
+_CORES = min(os.cpu_count() or 1, 8)
 
 Steps = tuple[float, float, float]
 
@@ -70,7 +71,7 @@ def nearest_distances(
 
 def run_parts(work: Callable[[slice], None], n: int) -> None:
     """Call ``work`` on slices that make up ``range(n)``, in threads where there is enough to do."""
-    threads = min(os.cpu_count() or 1, 8, max(1, n // _WORTH_A_THREAD))
+    threads = min(_CORES, max(1, n // _WORTH_A_THREAD))
     cuts = [n * k // threads for k in range(threads + 1)]
     parts = [slice(a, b) for a, b in pairwise(cuts)]
     if threads == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -123,7 +123,7 @@ class MaskPair:
                 raise ValueError(
                     f"the {name} mask of shape {mask.shape} does not lie on the grid {grid.shape}"
                 )
-        if not grid.is_orthogonal:
+        if not _is_orthogonal(grid):
             raise GeometryError(
                 f"surfaces are measured on grids with axes at right angles, and this one ({grid}) is sheared "
                 "as by a tilted gantry; resample both masks to a regular grid first"
@@ -260,6 +260,12 @@ class MaskPair:
 def diagonal(grid: Grid) -> float:
     """Return the length of the grid's diagonal, outer edge to outer edge, in its unit."""
     return math.hypot(*(n * s for n, s in zip(grid.shape, grid.spacing, strict=True)))
+
+
+@lru_cache(maxsize=64)
+def _is_orthogonal(grid: Grid) -> bool:
+    """Return ``grid.is_orthogonal``, asked once for the many pairs of one grid."""
+    return grid.is_orthogonal
 
 
 def _count(mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None) -> int:
