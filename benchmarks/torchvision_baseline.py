@@ -26,7 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask, Prediction, Provenance
 from clearmargin.datasets.cases import open_dataset
-from clearmargin.evaluate import evaluate_cases
+from clearmargin.evaluate import evaluate_cases, render
 from clearmargin.models.backbones import build_backbone
 from clearmargin.models.network import Targets
 from clearmargin.transforms.view import ImageSettings, prepare, to_channels
@@ -49,11 +49,11 @@ class Backbone(nn.Module):
 
 
 def build(classes, anchor_sizes, anchor_ratios, side, detections):
-    model = MaskRCNN(
+    resize = {"_skip_resize": True} if side is None else {"min_size": side[0], "max_size": side[1]}
+    return MaskRCNN(
         Backbone(96),
         num_classes=None,
-        min_size=side[0],
-        max_size=side[1],
+        **resize,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
         rpn_anchor_generator=AnchorGenerator(
@@ -68,7 +68,6 @@ def build(classes, anchor_sizes, anchor_ratios, side, detections):
         box_batch_size_per_image=128,
         box_detections_per_img=detections,
     )
-    return model
 
 
 @dataclass
@@ -88,7 +87,9 @@ class Plain:
             grid=image.grid, masks=masks, labels=found["labels"].numpy(), scores=found["scores"].numpy()
         )
         instances = instances.select(np.array([m.area > 0 for m in masks], bool))
-        provenance = Provenance(model="torchvision", weights_sha256="", config_sha256="", software="torchvision")
+        provenance = Provenance(
+            model="torchvision", weights_sha256="", config_sha256="", software="torchvision"
+        )
         return Prediction(instances=instances, label_map=self.label_map, provenance=provenance)
 
 
@@ -103,13 +104,12 @@ def main():
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
 
-
     config = yaml.safe_load(arguments.config.read_text())
     settings = ImageSettings(**config["image"])
     dataset = open_dataset(arguments.card)
     cases = dataset.split("train")
     torch.manual_seed(0)
-    side = tuple(sorted(settings.crop)) if settings.scale != 1 else (64, 4096)
+    side = tuple(sorted(settings.crop)) if settings.scale != 1 else None  # None: images as they are
     model = build(
         len(dataset.card.classes),
         config["model"]["anchor_sizes"],
@@ -130,7 +130,9 @@ def main():
         targets = Targets.from_masks(masks, torch.from_numpy(instances.labels.copy()))
         if torch.rand(()) < 0.5:
             width = pixels.shape[-1]
-            boxes = targets.boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([width, 0, width, 0])
+            boxes = targets.boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor(
+                [width, 0, width, 0]
+            )
             return pixels.flip(-1), {"boxes": boxes, "labels": targets.labels, "masks": masks.flip(-1)}
         return pixels, {"boxes": targets.boxes, "labels": targets.labels, "masks": masks}
 
@@ -160,7 +162,8 @@ def main():
     found = evaluate_cases(
         Plain(model, settings, dataset.card.label_map), dataset, dataset.split("test"), score_threshold=0.5
     )
-    print(f"{step} steps", found.counts, {k: round(v, 4) for k, v in found.summary.items()})
+    print(f"{step} steps")
+    print(render(found))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,21 @@ import pytest
 def data_root() -> Path:
     """The folder of real data sets; tests that need it are skipped where it is absent."""
     default = Path(__file__).parents[2] / "shared" / "data"
-    root = Path(os.environ.get("CLEARMARGIN_DATA", default))
+    root = Path(os.environ.get("CLEARMARGIN_DATA", default)).resolve()
     if not root.is_dir():
         pytest.skip("no real data here: set CLEARMARGIN_DATA to the folder that holds them")
+    os.environ["CLEARMARGIN_DATA"] = str(root)
     return root
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _private_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+def private_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep case ids and the crosswalk of tests out of the user's home."""
-    os.environ["CLEARMARGIN_HOME"] = str(tmp_path_factory.mktemp("home"))
+    home = tmp_path_factory.mktemp("home")
+    before = os.environ.get("CLEARMARGIN_HOME")
+    os.environ["CLEARMARGIN_HOME"] = str(home)
+    yield home
+    if before is None:
+        del os.environ["CLEARMARGIN_HOME"]
+    else:
+        os.environ["CLEARMARGIN_HOME"] = before

@@ -19,7 +19,10 @@ _PUBLIC = {
     "Prediction": "core",
     "Segmenter": "core",
     "evaluate": "evaluate",
+    "evaluate_instances": "metrics",
     "load_segmenter": "models",
+    "match_instances": "metrics",
+    "measure_pair": "metrics",
     "open_dataset": "datasets.cases",
     "predict": "predict",
     "read_image": "formats",
@@ -27,7 +30,10 @@ _PUBLIC = {
     "write_dicom_seg": "formats.dicom_seg",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [  # noqa: PLE0604 - the names of the table above
+    "__version__",
+    *_PUBLIC,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: a verb parses, makes one call, prints what came of it, and ends with an exit code.
+"""The command line: a verb parses, makes one call, prints what came of it, and ends with a code.
 
 Nothing heavy is imported here at the top, so that ``--help`` answers at once. Exit codes: 0 done, 1 a bug of ours,
 2 usage or configuration, 3 part of a batch failed, 4 input refused, 130 interrupted.
@@ -34,9 +34,7 @@ Overrides = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", help="A model folder, a run's folder, a run id, or models:/NAME@champion."
-    ),
+    typer.Option("--model", "-m", help="A model folder, a run's folder, a run id, or models:/NAME@champion."),
 ]
 
 
@@ -56,9 +54,19 @@ class Uncertainty(StrEnum):
     tta = "tta"
 
 
+class Objects(StrEnum):
+    """What one object is in a label file."""
+
+    classes = "classes"
+    components = "components"
+    instances = "instances"
+
+
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done, step by step.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what is done, step by step.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
 ) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
@@ -87,7 +95,8 @@ def train(
     config: Annotated[Path | None, typer.Argument(help="An experiment (YAML); see configs/.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where runs' folders lie.")] = Path("runs"),
 ) -> None:
@@ -104,7 +113,9 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
+    ],
     card: Annotated[Path, typer.Option("--card", help="A data card.")],
     split: Annotated[Split, typer.Option(help="Which split of it.")] = Split.test,
     out: Annotated[
@@ -119,9 +130,7 @@ def evaluate(
     from clearmargin.evaluate import render
     from clearmargin.tracking.resolve import model_folder
 
-    found = call(
-        model_folder(model), card, split=split.value, score_threshold=score_threshold, out=out
-    )
+    found = call(model_folder(model), card, split=split.value, score_threshold=score_threshold, out=out)
     _say(render(found))
     if found.run_id:
         _say(f"run: {found.run_id} (clearmargin review shows it)")
@@ -135,7 +144,9 @@ def predict(
             metavar="INPUT", help="DICOM file or folder, volume, picture, folder of pictures, or clip."
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
+    ],
     model: Model,
     uncertainty: Annotated[
         Uncertainty, typer.Option(help="tta: entropy maps from mirrored and scaled views.")
@@ -149,7 +160,9 @@ def predict(
     ] = None,
     display_window: Annotated[
         bool,
-        typer.Option("--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."),
+        typer.Option(
+            "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
+        ),
     ] = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
@@ -171,25 +184,99 @@ def predict(
         _say(f"{done.case}: {classes} -> {done.folder}")
     if report.failed:
         raise BatchError(
-            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; the others are done:\n"
+            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; "
+            "the others are done:\n"
             + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
         )
 
 
 @app.command()
+def measure(
+    predicted: Annotated[
+        Path, typer.Argument(help="Folder or file of label volumes, label images, SEG or COCO.")
+    ],
+    reference: Annotated[Path, typer.Argument(help="The same of the truth; files belong together by name.")],
+    objects: Annotated[
+        Objects,
+        typer.Option(help="What one object is in a label file: a class, a connected part, or a value."),
+    ] = Objects.classes,
+    tolerances: Annotated[
+        list[float] | None,
+        typer.Option("--tolerance", help="Of NSD, in mm (px without spacing); repeatable."),
+    ] = None,
+    bands: Annotated[
+        list[float] | None, typer.Option("--band", help="Of boundary IoU, in the same unit; repeatable.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="What to measure; repeatable.")
+    ] = None,
+    subvoxel: Annotated[
+        bool, typer.Option("--subvoxel", help="Interpolate the surface (docs/metrics.md).")
+    ] = False,
+    iou_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="From which two objects are the same.")
+    ] = 0.5,
+    distance_cap: Annotated[
+        float | None, typer.Option(help="What each distance of a miss counts; default: the grid's diagonal.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Put predictions on the reference's grid where grids differ.")
+    ] = False,
+    missing_as_empty: Annotated[
+        bool,
+        typer.Option("--missing-as-empty", help="A missing prediction file means that nothing was found."),
+    ] = False,
+    cases: Annotated[
+        Path | None, typer.Option(help="CSV with the columns case, patient, and any others to split by.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Split by class, size, or a column; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
+) -> None:
+    """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
+    from clearmargin.measure import DEFAULT_METRICS, render
+    from clearmargin.measure import measure as call
+
+    found = call(
+        predicted,
+        reference,
+        objects=objects.value,
+        tolerances=tolerances or (1.0, 2.0, 3.0),
+        bands=bands or (),
+        metrics=metrics or DEFAULT_METRICS,
+        surface="subvoxel" if subvoxel else "surface",
+        iou_threshold=iou_threshold,
+        distance_cap=distance_cap,
+        resample_predictions=resample,
+        missing_as_empty=missing_as_empty,
+        cases=cases,
+        by=by or (),
+        seed=seed,
+        out=out,
+    )
+    _say(render(found))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder for the phantoms and the results.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; default: about four minutes.")
+    ] = None,
 ) -> None:
     """Run the main job on phantoms: make, train, evaluate, predict, track. About six minutes on two cores."""
     from clearmargin.demo import demo as call
 
-    _say(call(out, steps=steps or None))
+    _say(call(out, steps=steps))
 
 
 @app.command()
 def review(
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.")] = 5000,
+    port: Annotated[
+        int | None, typer.Option(help="Port on this machine; default: 5000, or a free one.")
+    ] = None,
 ) -> None:
     """Open MLflow on the store that the runs lie in; Ctrl-C ends it."""
     from clearmargin.tracking.review import review as call
@@ -207,7 +294,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; what was finished is kept")
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last stop: whatever comes here is reported as a bug
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()
             sys.exit(error.exit_code)
@@ -232,7 +319,9 @@ def _report_bug(error: Exception) -> None:
         return
     frames = traceback.extract_tb(error.__traceback__)
     where = " <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
-    _complain(f"this is a bug: {type(error).__name__} at {where}; -v shows the whole traceback, which may name files")
+    _complain(
+        f"this is a bug: {type(error).__name__} at {where}; -v shows the whole traceback, which may name files"
+    )
 
 
 if __name__ == "__main__":

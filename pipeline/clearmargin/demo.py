@@ -50,9 +50,13 @@ def demo(out: Path, *, steps: int | None = None) -> str:
     study = sorted((out / "data").glob("phantom-*"))[-1] / "ct"
     volume = predict(study, out / "predictions", model=trained.model, uncertainty="tta").done[0]
     clip = predict(
-        out / "data" / "clip.mp4", out / "predictions", model=trained.model, uncertainty="tta", display_window=True
+        out / "data" / "clip.mp4",
+        out / "predictions",
+        model=trained.model,
+        uncertainty="tta",
+        display_window=True,
     ).done[0]
-    numbers = found.summary
+    numbers = found.flat()
     return "\n".join(
         [
             "",
@@ -88,7 +92,11 @@ def make_demo_data(folder: Path) -> Path:
 
 def _make_study(folder: Path, number: int) -> None:
     phantom = make_phantom(seed=number)
-    wanted = [i for i, label in enumerate(phantom.reference.labels) if PHANTOM_LABELS.by_id(int(label)).name in _CLASSES]
+    wanted = [
+        i
+        for i, label in enumerate(phantom.reference.labels)
+        if PHANTOM_LABELS.by_id(int(label)).name in _CLASSES
+    ]
     reference: InstanceSet = phantom.reference.select(wanted)
     write_phantom_study(folder, replace(phantom, reference=reference), number)
 

@@ -20,7 +20,7 @@ from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.privacy import record_case
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.progress import progress
-from clearmargin.report.tables import instance_rows, write_rows
+from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 from clearmargin.transforms.intensity import Window
 
 __all__ = ["Predicted", "PredictionReport", "predict"]
@@ -95,7 +95,7 @@ def predict(
     if score_threshold is not None:
         if not 0 <= score_threshold <= 1:
             raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
-        segmenter = replace(segmenter, score_threshold=score_threshold)
+        segmenter = segmenter.with_threshold(score_threshold)
     if display_window:
         segmenter = _for_display(segmenter)
     if not source.exists():
@@ -112,7 +112,9 @@ def predict(
 
 def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
     if not isinstance(segmenter.image.intensity, Window):
-        raise ConfigError("--display-window is for models with an intensity window; this one takes percentiles")
+        raise ConfigError(
+            "--display-window is for models with an intensity window; this one takes percentiles"
+        )
     shown = segmenter.image.model_copy(update={"intensity": Window(low=0, high=255)})
     return replace(segmenter, image=shown)
 
@@ -141,7 +143,9 @@ def _predict_folder(
             bar.advance()
     if not done:
         first = next(iter(failed.values()))
-        raise InputError(f"none of the {len(files)} files in '{folder}' could be segmented; the first: {first}")
+        raise InputError(
+            f"none of the {len(files)} files in '{folder}' could be segmented; the first: {first}"
+        )
     return PredictionReport(done=tuple(done), failed=failed)
 
 
@@ -151,14 +155,16 @@ def _predict_image(
     prediction = _segment(image, segmenter, uncertainty)
     folder = out / image.source.case
     folder.mkdir(parents=True, exist_ok=True)
-    rows = instance_rows(prediction, case=image.source.case)
-    write_rows(rows, folder / "instances.csv", folder / "instances.json")
+    _write_rows(instance_rows(image.source, prediction), folder)
     if image.source.kind == "dicom":
         from clearmargin.formats.dicom_seg import write_dicom_seg
 
         written = write_dicom_seg(folder / "seg.dcm", prediction, image)
         if written.path is None:
-            log.info("%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written", image.source.case)
+            log.info(
+                "%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written",
+                image.source.case,
+            )
     _write_maps(prediction, image, folder)
     _write_pictures(prediction, image, folder)
     _write_summary(folder, prediction, image, len(prediction.instances))
@@ -193,10 +199,7 @@ def _predict_clip(path: Path, out: Path, segmenter: NetworkSegmenter, uncertaint
             while image is not None:
                 prediction = _segment(image, segmenter, uncertainty)
                 number = image.source.frame or 0
-                rows.extend(
-                    {"frame": number, "time_s": image.source.time_s, **row}
-                    for row in instance_rows(prediction, case=case)
-                )
+                rows.extend(instance_rows(image.source, prediction))
                 for name, count in _by_class(prediction).items():
                     counts[name] = counts.get(name, 0) + count
                 picture = _picture(prediction, image)
@@ -205,11 +208,11 @@ def _predict_clip(path: Path, out: Path, segmenter: NetworkSegmenter, uncertaint
                     _write_picture(folder / "overlay" / f"frame-{number:06d}.png", picture)
                 last[:] = [(image, prediction)]
                 bar.advance(instances=str(len(prediction.instances)))
-                yield picture
+                yield np.moveaxis(picture, -1, 0)
                 image = next(frames, None)
 
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
-    write_rows(rows, folder / "instances.csv", folder / "instances.json")
+    _write_rows(rows, folder)
     image, prediction = last[0]
     _write_summary(folder, prediction, image, len(rows))
     return Predicted(case=case, folder=folder, instances=len(rows), by_class=counts)
@@ -221,6 +224,11 @@ def _segment(image: Image, segmenter: NetworkSegmenter, uncertainty: Uncertainty
 
         return predict_with_tta(segmenter, image)
     return segmenter(image)
+
+
+def _write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
+    write_rows_csv(folder / "instances.csv", rows)
+    write_rows_json(folder / "instances.json", rows)
 
 
 def _write_maps(prediction: Prediction, image: Image, folder: Path) -> None:
@@ -252,13 +260,13 @@ def _picture(prediction: Prediction, image: Image, z: int | None = None) -> NDAr
     drawn = overlay(image, prediction.instances, z=z, label_map=prediction.label_map)
     if "entropy" not in prediction.maps:
         return drawn
-    return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z)], axis=1)
+    return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z, limit=1.0)], axis=1)
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     from clearmargin.formats.raster import write_raster
 
-    write_raster(path, picture)
+    write_raster(path, np.moveaxis(picture, -1, 0))
 
 
 def _write_summary(folder: Path, prediction: Prediction, image: Image, instances: int) -> None:

@@ -20,23 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 import yaml
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from clearmargin import __version__
 from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.samples import Windows, collate
-from clearmargin.errors import ConfigError, InputError, TrainingError
-from clearmargin.evaluate import VALIDATION_METRICS, score
+from clearmargin.errors import ConfigError, InputError, TrainingError, nearest
+from clearmargin.evaluate import VALIDATION_METRICS, compare, score
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Network, Targets
+from clearmargin.models.segmenter import PredictionSettings
 from clearmargin.report.progress import progress
-from clearmargin.tracking.flavour import log_model
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
@@ -65,7 +64,9 @@ class TrainingSettings(Settings):
     """How the weights are found."""
 
     epochs: int = Field(20, ge=1)
-    steps_per_epoch: int = Field(50, ge=1, description="an epoch is this many steps: a checkpoint follows each")
+    steps_per_epoch: int = Field(
+        50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
+    )
     batch_size: int = Field(2, ge=1, description="windows a step, on each process")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -74,11 +75,17 @@ class TrainingSettings(Settings):
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
-    early_stopping: EarlyStopping | None = Field(None, description="none: all epochs are run, the last one kept")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="none: all epochs are run, the last one kept"
+    )
     workers: int = Field(1, ge=0, description="processes that prepare windows")
     threads: int = Field(0, ge=0, description="threads of torch; 0 leaves its default")
     cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in each worker")
-    max_minutes: float | None = Field(None, gt=0, description="time for all epochs; the learning rate falls with it, and no epoch is started after it")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time for all epochs; the learning rate falls with it, and no epoch is started after it",
+    )
 
 
 class Experiment(Settings):
@@ -91,7 +98,7 @@ class Experiment(Settings):
     image: ImageSettings = ImageSettings()
     augment: AugmentSettings = AugmentSettings()
     training: TrainingSettings = TrainingSettings()
-    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not predicted")
+    prediction: PredictionSettings = PredictionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +152,7 @@ def train(
     config: Path | None = None,
     *,
     overrides: Sequence[str] = (),
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     runs: Path = Path("runs"),
 ) -> TrainingResult:
     """Train a network as a configuration says.
@@ -153,7 +160,7 @@ def train(
     Args:
         config: An experiment's YAML; may be left out when resuming.
         overrides: ``a.b=value`` items over it.
-        resume: A run's folder; training goes on behind its last whole epoch.
+        resume: A run's folder, its name under ``runs``, or its id; training goes on behind its last whole epoch.
         runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
 
     Returns:
@@ -173,14 +180,18 @@ def train(
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     model_config = network_config(experiment.model)
     torch.manual_seed(experiment.seed)
-    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(device)
+    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(
+        device
+    )
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
     state = _State(
-        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=network.to(memory_format=torch.channels_last),
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
         optimiser=torch.optim.AdamW(
-            _parameter_groups(network, settings.weight_decay), lr=settings.learning_rate, fused=device.type == "cuda"
+            _parameter_groups(network, settings.weight_decay),
+            lr=settings.learning_rate,
+            fused=device.type == "cuda",
         ),
     )
     if resume is not None:
@@ -190,16 +201,17 @@ def train(
         model=model_config.model_dump(mode="json"),
         image=experiment.image,
         classes=label_map_entries(dataset.card.label_map),
-        score_threshold=experiment.score_threshold,
+        prediction=experiment.prediction,
         show_in_tracking=dataset.card.show_in_tracking,
     )
-    if group.rank != 0:
-        _loop(state, experiment, dataset, cases, validation, card, folder, None, device, group)
-        return TrainingResult(folder=folder, run_id="", epochs=state.epoch, best=state.best)
-    with _open_run(experiment, dataset, folder) as run:
+    with _open_run(experiment, dataset, folder, group) as run:
+        if run.run_id:
+            (folder / RUN).write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
+        run.log_data(dataset.card.name, dataset.digest())
         _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group)
-        log_model(run, folder / MODEL)
-        run.log_artifact(folder / CHECKPOINT, "checkpoint")
+        if group.rank == 0:
+            run.log_model(folder / MODEL)
+            run.log_artifact(folder / CHECKPOINT, "checkpoint")
     return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)
 
 
@@ -211,7 +223,7 @@ def _loop(
     validation: Sequence[Case],
     card: ModelCard,
     folder: Path,
-    run: TrackedRun | None,
+    run: TrackedRun,
     device: torch.device,
     group: _Group,
 ) -> None:
@@ -252,7 +264,7 @@ def _loop(
         state.epoch, state.seconds = epoch + 1, before + time.monotonic() - started
         metrics = {f"train/{name}": value / settings.steps_per_epoch for name, value in sums.items()}
         stop = False
-        if run is not None:
+        if group.rank == 0:
             metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
             stop = _finish_epoch(state, experiment, dataset, validation, card, folder, run, metrics)
             # Written last: a resumed run repeats an epoch that was not seen to its end.
@@ -281,8 +293,12 @@ def _finish_epoch(
     if validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
         draft = folder / ".candidate"
         _guard_disk(lambda: save_model(draft, card, weights))
-        found = score(load_segmenter(draft), dataset, validation)
+        candidate = load_segmenter(draft)
+        found = score(candidate, dataset, validation)
         metrics |= {f"validation/{name}": value for name, value in found.items()}
+        if dataset.card.show_in_tracking:
+            for number, picture in enumerate(compare(candidate, dataset, validation[:2])):
+                run.log_image(f"validation {number + 1}", picture, state.epoch)
     if stopping is None:
         _guard_disk(lambda: save_model(folder / MODEL, card, weights))
         state.best = found or state.best
@@ -297,20 +313,25 @@ def _finish_epoch(
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate")
     log.info("epoch %d: %s", state.epoch, shown)
     if stop and not last:
-        log.info("stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement")
+        log.info(
+            "stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement"
+        )
     return stop
 
 
 def _open(
-    config: Path | None, overrides: Sequence[str], resume: Path | None, runs: Path
+    config: Path | None, overrides: Sequence[str], resume: Path | str | None, runs: Path
 ) -> tuple[Experiment, Path]:
     """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
     if resume is not None:
-        source = resume / CONFIG
-        if not source.is_file():
-            raise InputError(f"'{resume.name}' is no run's folder: it has no {CONFIG}; runs lie under '{runs}'")
-        experiment = validate(apply_overrides(read_yaml(source), overrides), Experiment, name=CONFIG)
-        return experiment, resume
+        if config is not None:
+            raise ConfigError(
+                "give a configuration or --resume, not both: a run resumes with its own, and --set"
+            )
+        folder = _find_run(str(resume), runs)
+        return validate(
+            apply_overrides(read_yaml(folder / CONFIG), overrides), Experiment, name=CONFIG
+        ), folder
     if config is None:
         raise ConfigError("give a configuration, or --resume and a run's folder")
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
@@ -322,6 +343,18 @@ def _open(
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
         return experiment, folder
     return experiment, runs / experiment.name
+
+
+def _find_run(run: str, runs: Path) -> Path:
+    """Return the folder of a run, given as that folder, as its name, or as its id in the tracking store."""
+    for folder in (Path(run), runs / run):
+        if (folder / CONFIG).is_file():
+            return folder
+    for known in runs.glob(f"*/{RUN}"):
+        if yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] == run:
+            return known.parent
+    names = [known.parent.name for known in runs.glob(f"*/{CONFIG}")]
+    raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
 
 
 def _new_folder(runs: Path, name: str) -> Path:
@@ -346,7 +379,7 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
 
 def _loader(
     experiment: Experiment, dataset: Dataset, cases: Sequence[Case], first: int, total: int, group: _Group
-) -> DataLoader[tuple[Tensor, list[Targets]]]:
+) -> DataLoader[Any]:
     """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
     settings = experiment.training
     size = settings.batch_size
@@ -394,7 +427,9 @@ def _loss_module(network: nn.Module, device: torch.device, group: _Group) -> nn.
         return _Losses(network)
     # A batch without instances leaves the mask head unused.
     return nn.parallel.DistributedDataParallel(
-        _Losses(network), device_ids=[device.index] if device.type == "cuda" else None, find_unused_parameters=True
+        _Losses(network),
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=True,
     )
 
 
@@ -444,7 +479,7 @@ def _save_checkpoint(state: _State, folder: Path, config_digest: str) -> None:
 
     def write() -> None:
         torch.save(state.as_dict(config_digest), draft)
-        os.replace(draft, folder / CHECKPOINT)
+        draft.replace(folder / CHECKPOINT)
 
     _guard_disk(write)
 
@@ -466,26 +501,25 @@ def _restore(state: _State, folder: Path, experiment: Experiment) -> None:
     try:
         saved = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did") from None
+        raise InputError(
+            f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did"
+        ) from None
     if saved["config"] != digest(experiment):
         log.info("run '%s' goes on with a changed configuration", folder.name)
         (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
     state.restore(saved)
 
 
-def _open_run(experiment: Experiment, dataset: Dataset, folder: Path) -> TrackedRun:
-    """Return the run in the tracking store: resumed where the folder knows its id, new otherwise."""
+def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: _Group) -> TrackedRun:
+    """Return the run in the tracking store: the one the folder knows, or a new one."""
     known = folder / RUN
-    if known.is_file():
-        run = TrackedRun.resume(yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"])
-    else:
-        run = TrackedRun.start(folder.name, tags={"verb": "train"})
-        if run.run_id:
-            known.write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
-    run.log_params(experiment.model_dump(mode="json") | {"card": dataset.card.name})
-    run.log_text(dump_yaml(experiment), CONFIG)
-    run.log_text(dump_yaml(dataset.card), "card.yaml")
-    run.log_data(dataset.card.name, dataset.digest())
+    before = yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
+    run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0)
+    run.on_start(
+        params=experiment.model_dump(mode="json") | {"card": dataset.card.name},
+        texts={CONFIG: dump_yaml(experiment), "card.yaml": dump_yaml(dataset.card)},
+        tags={"verb": "train"},
+    )
     return run
 
 

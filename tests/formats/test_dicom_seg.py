@@ -165,7 +165,7 @@ def test_an_empty_mask_is_skipped_and_counted(axial, write_series, predict, tmp_
         ["FrameOfReferenceUID", "SliceThickness", "PositionReferenceIndicator", "Modality"],
     ],
 )
-def test_missing_source_attributes_never_abort_a_write(  # noqa: PLR0917
+def test_missing_source_attributes_never_abort_a_write(
     missing, axial, write_series, predict, tmp_path, dciodvfy
 ):
     def lose(ds, _):

@@ -26,8 +26,13 @@ def block(shape: tuple[int, ...], start: tuple[int, ...], stop: tuple[int, ...])
     return out
 
 
-def squares(n: int, *places: tuple[int, int, int], labels: list[int] | None = None, scores: list[float] | None = None,
-            spacing: tuple[float, float] | None = (1.0, 1.0)) -> InstanceSet:  # fmt: skip
+def squares(
+    n: int,
+    *places: tuple[int, int, int],
+    labels: list[int] | None = None,
+    scores: list[float] | None = None,
+    spacing: tuple[float, float] | None = (1.0, 1.0),
+) -> InstanceSet:
     """Return squares given as (y, x, side) on an n x n grid."""
     masks = [block((n, n), (y, x), (y + side, x + side)) for y, x, side in places]
     return InstanceSet.from_dense(Grid.from_spacing((n, n), spacing), masks, labels, scores)

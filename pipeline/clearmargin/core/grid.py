@@ -39,7 +39,7 @@ class Grid:
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError(f"a grid's affine is 4 x 4 and finite, not of shape {affine.shape}")
         if not np.array_equal(affine[3], (0, 0, 0, 1)):
-            raise ValueError(f"the last row of an affine is 0 0 0 1, not {affine[3]}")
+            raise ValueError(f"the last row of an affine is 0 0 0 1, not {list(affine[3])}")
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
             raise ValueError(
                 "a grid's affine must be invertible; two of its axes are parallel or one is zero"
@@ -63,7 +63,7 @@ class Grid:
         """
         steps = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=np.float64)
         if steps.shape != (len(shape),) or not (steps > 0).all():
-            raise ValueError(f"spacing {spacing} does not give a positive step for each axis of {shape}")
+            raise ValueError(f"spacing {spacing!r} does not give a positive step for each axis of {shape}")
         along = np.ones(3)
         along[3 - len(shape) :] = steps
         affine = np.zeros((4, 4))
@@ -99,13 +99,15 @@ class Grid:
     def to_world(self, index: ArrayLike) -> NDArray[np.float64]:
         """Return world points ``(..., 3)`` for array indices ``(..., ndim)``; fractions are allowed."""
         points = np.asarray(index, dtype=np.float64)
-        return points @ self.affine[:3, 3 - self.ndim : 3].T + self.affine[:3, 3]
+        world: NDArray[np.float64] = points @ self.affine[:3, 3 - self.ndim : 3].T + self.affine[:3, 3]
+        return world
 
     def to_index(self, world: ArrayLike) -> NDArray[np.float64]:
         """Return fractional array indices ``(..., ndim)`` for world points ``(..., 3)``."""
         inverse = np.linalg.inv(self.affine)
         points = np.asarray(world, dtype=np.float64)
-        return (points @ inverse[:3, :3].T + inverse[:3, 3])[..., 3 - self.ndim :]
+        index: NDArray[np.float64] = (points @ inverse[:3, :3].T + inverse[:3, 3])[..., 3 - self.ndim :]
+        return index
 
     def same_as(self, other: Grid, *, tolerance: float = 0.01) -> bool:
         """Return whether both grids have one shape and unit and every corner within ``tolerance`` units."""

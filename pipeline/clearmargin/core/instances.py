@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,7 +43,8 @@ class InstanceSet:
         columns = {name: np.asarray(v, np.float32).copy() for name, v in self.uncertainty.items()}
         object.__setattr__(self, "uncertainty", MappingProxyType(columns))
         n = len(self.masks)
-        for name, column in {"labels": self.labels, "scores": self.scores, **columns}.items():
+        every: dict[str, NDArray[Any]] = {"labels": self.labels, "scores": self.scores, **columns}
+        for name, column in every.items():
             if column.shape != (n,):
                 raise ValueError(f"{name} has shape {column.shape}; {n} masks need ({n},)")
             column.flags.writeable = False

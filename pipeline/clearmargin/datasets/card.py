@@ -55,7 +55,9 @@ class LabelVolume(Settings):
 
     kind: Literal["label_volume"]
     values: dict[int, str]
-    split_components: bool = Field(False, description="each face-connected component is an instance of its own")
+    split_components: bool = Field(
+        False, description="each face-connected component is an instance of its own"
+    )
 
 
 class Coco(Settings):
@@ -119,7 +121,9 @@ class Splits(Settings):
     @classmethod
     def _shares(cls, carve: dict[Split, float]) -> dict[Split, float]:
         if "train" in carve or any(not 0 < share < 1 for share in carve.values()) or sum(carve.values()) >= 1:
-            raise ValueError("carve takes shares between 0 and 1 for validation, calibration, test; below 1 in all")
+            raise ValueError(
+                "carve takes shares between 0 and 1 for validation, calibration, test; below 1 in all"
+            )
         return carve
 
 

@@ -69,7 +69,9 @@ class Dataset:
         image = replace(
             image,
             grid=_with_spacing(image.grid, self.card),
-            source=replace(image.source, case=case.case, modality=image.source.modality or self.card.modality),
+            source=replace(
+                image.source, case=case.case, modality=image.source.modality or self.card.modality
+            ),
         )
         reference = _REFERENCE_READERS[self.card.encoding.kind](self.card, case, image.grid)
         if case.ignore is not None:
@@ -174,7 +176,9 @@ def _assign_splits(card: Card, rows: Sequence[dict[str, str]], units: Sequence[s
             assigned[unit] = split
         taken += count
     if taken >= len(train):
-        raise ConfigError(f"card '{card.name}': carving leaves no {card.unit} to train on ({len(train)} in all)")
+        raise ConfigError(
+            f"card '{card.name}': carving leaves no {card.unit} to train on ({len(train)} in all)"
+        )
     return assigned
 
 

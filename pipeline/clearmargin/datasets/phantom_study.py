@@ -41,10 +41,12 @@ def write_phantom_study(folder: Path, phantom: Phantom, number: int) -> StudyFil
         The paths written: ``phantom-NNN/ct/NNNN.dcm`` and ``phantom-NNN/truth.dcm``.
 
     Raises:
-        ValueError: If the phantom has values that 12 bits from -1024 HU up cannot hold.
+        ValueError: If the phantom has no instance, of which a SEG has at least one.
     """
     from clearmargin.formats.dicom_seg import write_dicom_seg
 
+    if not len(phantom.reference):
+        raise ValueError("a phantom study has a truth: this phantom shows no instance")
     study = Path(folder) / f"phantom-{number:03d}"
     files = write_ct_series(study / "ct", phantom.image, phantom.seed, number)
     source = Source(case=case_id("phantom", str(phantom.seed)), kind="dicom", modality="CT", files=files)
@@ -159,6 +161,6 @@ def _slice(shared: Any, image: Image, stored: Any, z: int, key: tuple[int, int])
 
 
 def _uid(kind: str, *numbers: int) -> str:
-    from pydicom.uid import generate_uid
+    from clearmargin.formats.dicom_output import derived_uid
 
-    return str(generate_uid(prefix=None, entropy_srcs=["clearmargin phantom", kind, *map(str, numbers)]))
+    return derived_uid("clearmargin phantom", kind, *map(str, numbers))

@@ -22,7 +22,7 @@ from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_
 __all__ = ["Windows", "collate"]
 
 
-class Windows(TorchDataset[tuple[Tensor, Targets]]):
+class Windows(TorchDataset[Any]):
     """An endless row of windows; window ``k`` is a function of (seed, k) and nothing else.
 
     So a resumed run, any number of workers and any number of processes see the same samples.

@@ -4,12 +4,8 @@
 `evaluate_instances` two sets of instances.
 """
 
-from clearmargin.metrics.detection import (
-    AveragePrecision,
-    boundary_average_precision,
-    box_average_precision,
-    mask_average_precision,
-)
+from clearmargin.metrics.boundary_detection import boundary_average_precision
+from clearmargin.metrics.detection import AveragePrecision, box_average_precision, mask_average_precision
 from clearmargin.metrics.instances import InstanceRow, evaluate_instances
 from clearmargin.metrics.matching import Matches, iou_matrix, match_instances, match_optimally
 from clearmargin.metrics.measurement import (

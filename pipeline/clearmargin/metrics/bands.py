@@ -1,8 +1,10 @@
 """Bands along the inside of a mask's edge: compiled."""
 
-# ruff: noqa: PLR0912, PLR0917 -- what is compiled is written flat
+# ruff: noqa: PLR0912 -- what is compiled is written flat
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 from clearmargin.metrics.compiled import compiled
 
 __all__ = ["round_band", "square_band"]
+
+_MOST_ROWS = 400  # rows in a ball from which measuring distances is cheaper than comparing rows
 
 
 def round_band(
@@ -24,9 +28,24 @@ def round_band(
         edge: Whether what lies outside the array counts as not held.
     """
     volume = np.ascontiguousarray(mask if mask.ndim == 3 else mask[None])
-    steps = np.array(spacing if mask.ndim == 3 else (np.inf, *spacing), np.float64)
+    steps = spacing if mask.ndim == 3 else (2 * width, *spacing)  # one plane: the next would be out of reach
     reach = width * (1 + 1e-9)
-    return _round_band(volume, steps, reach, edge, mask.ndim == 2).reshape(mask.shape)
+    most = [min(int(reach / step), n) for step, n in zip(steps, volume.shape, strict=True)]
+    if (2 * most[0] + 1) * (2 * most[1] + 1) <= _MOST_ROWS and reach / steps[-1] < 254:
+        band = _row_band(volume, _half_widths(steps, reach, most[0], most[1]), edge)
+    else:
+        band = _measured_band(volume, np.array(steps, np.float64), reach, edge, mask.ndim == 2)
+    return band.reshape(mask.shape)
+
+
+@lru_cache(maxsize=64)
+def _half_widths(steps: tuple[float, ...], reach: float, most_z: int, most_y: int) -> NDArray[np.int64]:
+    """Return ``(2 most_z + 1, 2 most_y + 1)`` how far along x the ball reaches in each row; -1 for not at
+    all.
+    """
+    z, y = np.ogrid[-most_z : most_z + 1, -most_y : most_y + 1]
+    left = reach**2 - (z * steps[0]) ** 2 - (y * steps[1]) ** 2
+    return np.where(left < 0, -1, np.sqrt(np.maximum(left, 0)) / steps[2]).astype(np.int64)
 
 
 def square_band(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
@@ -38,7 +57,45 @@ def square_band(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 
 @compiled
-def _round_band(
+def _row_band(mask: NDArray[np.bool_], widths: NDArray[np.int64], edge: bool) -> NDArray[np.bool_]:
+    """Compare each row around an element with how far along it the ball reaches: sixteen and more at a
+    time.
+    """
+    depth, height, width = mask.shape
+    most_z, most_y = widths.shape[0] // 2, widths.shape[1] // 2
+    gaps = np.empty((depth, height, width), np.uint8)
+    for z in range(depth):
+        for y in range(height):
+            row = gaps[z, y]
+            gap = 0 if edge else 255
+            for x in range(width):
+                gap = min(gap + 1, 255) if mask[z, y, x] else 0
+                row[x] = gap
+            gap = 0 if edge else 255
+            for x in range(width - 1, -1, -1):
+                gap = min(gap + 1, 255) if mask[z, y, x] else 0
+                row[x] = min(row[x], gap)
+    near = np.zeros((depth, height, width), np.bool_)
+    for z in range(depth):
+        for y in range(height):
+            out = near[z, y]
+            for k in range(-most_z, most_z + 1):
+                for j in range(-most_y, most_y + 1):
+                    if widths[k + most_z, j + most_y] < 0:
+                        continue
+                    if z + k < 0 or z + k >= depth or y + j < 0 or y + j >= height:
+                        if edge:
+                            out[:] = True
+                        continue
+                    half = np.uint8(widths[k + most_z, j + most_y])
+                    row = gaps[z + k, y + j]
+                    for x in range(width):
+                        out[x] |= row[x] <= half
+    return near & mask
+
+
+@compiled
+def _measured_band(
     mask: NDArray[np.bool_], steps: NDArray[np.float64], reach: float, edge: bool, planar: bool
 ) -> NDArray[np.bool_]:
     """Exact by passes along x, y and z over squared distances, each cut off at ``reach``."""

@@ -12,10 +12,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Grid, InstanceSet, Mask
+from clearmargin.core import Grid, Mask
 from clearmargin.metrics.pair import MaskPair
 
-__all__ = ["boundary_iou", "boundary_iou_published", "boundary_masks", "published_band_px", "trimap_iou"]
+__all__ = [
+    "boundary_iou",
+    "boundary_iou_published",
+    "boundary_mask",
+    "check_band",
+    "published_band_px",
+    "trimap_iou",
+]
 
 
 def boundary_iou(pair: MaskPair, band: float) -> float:
@@ -29,7 +36,7 @@ def boundary_iou(pair: MaskPair, band: float) -> float:
     Source: Cheng et al., "Boundary IoU", CVPR 2021, with Euclidean distance in millimetres where the paper
     has 3 x 3 erosions in pixels (`boundary_iou_published`).
     """
-    _check_band(pair.grid, band)
+    check_band(pair.grid, band)
     if pair.either_empty:
         return float(pair.status == "tn")
     return _iou(
@@ -49,8 +56,7 @@ def boundary_iou_published(pair: MaskPair, ratio: float = 0.02) -> float:
 
     Source: Cheng et al., "Boundary IoU", CVPR 2021, and its published code.
     """
-    if pair.predicted.ndim != 2:
-        raise ValueError(f"the published boundary IoU is defined for images, not for {pair.grid}")
+    check_band(pair.grid, None)
     if pair.either_empty:
         return float(pair.status == "tn")
     from clearmargin.metrics.bands import square_band
@@ -79,7 +85,7 @@ def trimap_iou(pair: MaskPair, band: float) -> float:
 
     Source: Kohli et al., IJCV 2009, restricted to one object and measured in the grid's unit.
     """
-    _check_band(pair.grid, band)
+    check_band(pair.grid, band)
     if pair.either_empty:
         return float(pair.status == "tn")
     margin = [int(band / s) + 1 for s in pair.spacing]
@@ -90,8 +96,15 @@ def trimap_iou(pair: MaskPair, band: float) -> float:
     return _iou(pair, pair.predicted & trimap, pair.reference & trimap)
 
 
-def _check_band(grid: Grid, band: float) -> None:
-    if not band >= min(grid.spacing) * (1 - 1e-9):
+def check_band(grid: Grid, band: float | None) -> None:
+    """Raise ValueError for a band that would hold nothing, or the published one (None) on a volume."""
+    if band is None:
+        if grid.ndim != 2:
+            raise ValueError(
+                f"the published boundary IoU is defined for images, not for {grid}: "
+                f"give a band in {grid.unit}"
+            )
+    elif not band >= min(grid.spacing) * (1 - 1e-9):
         raise ValueError(
             f"a band of {band:g} {grid.unit} is thinner than one element of {grid}: take a wider one"
         )
@@ -113,28 +126,18 @@ def _iou(pair: MaskPair, predicted: NDArray[np.bool_], reference: NDArray[np.boo
     return int(np.count_nonzero(both)) / int(union) if union else 1.0
 
 
-def boundary_masks(instances: InstanceSet, band: float | None) -> list[Mask]:
-    """Return the inner band of each instance, as a mask; ``band`` None for the published width in pixels.
+def boundary_mask(mask: Mask, grid: Grid, band: float | None) -> Mask:
+    """Return the inner band of ``mask`` as a mask; ``band`` None for the published width in pixels.
 
     Raises:
         ValueError: The band is below the smallest spacing, or the published one is asked of a volume.
     """
     from clearmargin.metrics.bands import round_band, square_band
 
-    grid = instances.grid
-    if band is not None:
-        _check_band(grid, band)
-    elif grid.ndim != 2:
-        raise ValueError(
-            f"the published boundary IoU is defined for images, not for {grid}: give a band in {grid.unit}"
-        )
-    width = published_band_px(grid.shape)
-    crops = [
-        square_band(m.crop, width) if band is None else round_band(m.crop, grid.spacing, band)
-        for m in instances.masks
-    ]
+    check_band(grid, band)
+    if band is None:
+        crop = square_band(mask.crop, published_band_px(grid.shape))
+    else:
+        crop = round_band(mask.crop, grid.spacing, band)
     # The crop stays tight: an element on each side of the box is always next to what the mask does not hold.
-    return [
-        Mask(shape=m.shape, origin=m.origin, crop=crop)
-        for m, crop in zip(instances.masks, crops, strict=True)
-    ]
+    return Mask(shape=mask.shape, origin=mask.origin, crop=crop)

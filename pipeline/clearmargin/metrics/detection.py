@@ -1,4 +1,4 @@
-"""COCO average precision of masks, boxes and boundaries, accumulated by hotcoco."""
+"""COCO average precision of masks and boxes, by hotcoco."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, Mask
-from clearmargin.metrics.matching import iou_matrix, match_greedily
 
 __all__ = [
     "COCO_AREAS",
     "AveragePrecision",
-    "boundary_average_precision",
     "box_average_precision",
     "mask_average_precision",
 ]
@@ -25,8 +23,6 @@ Pairs = Iterable[tuple[InstanceSet, InstanceSet]]
 
 COCO_AREAS = (32.0**2, 96.0**2)
 """COCO's limits between small, medium and large objects, in elements."""
-
-_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,154 +95,6 @@ def box_average_precision(
     return _evaluate(cases, "bbox", areas, max_detections)
 
 
-def boundary_average_precision(
-    pairs: Pairs,
-    *,
-    band: float | None = None,
-    areas: tuple[float, float] = COCO_AREAS,
-    max_detections: int = 100,
-) -> AveragePrecision:
-    """Return COCO's AP with the smaller of mask IoU and boundary IoU in place of mask IoU.
-
-    Args:
-        pairs: Two sets on one grid for each image; either may be empty.
-        band: Width of the boundary in the grid's unit, Euclidean. None for the published one, 2 % of the
-            image's diagonal in pixels by 3 x 3 erosions: at 1080p objects thinner than 88 px then score as by
-            mask AP.
-        areas: See `mask_average_precision`.
-        max_detections: See `mask_average_precision`.
-
-    Raises:
-        ValueError: Two grids of a pair differ, or the published band is asked of a volume.
-
-    Source: Cheng et al., "Boundary IoU", CVPR 2021. Matching is COCO's rule on these IoU values, the
-    precision-recall integration is hotcoco's.
-    """
-    from clearmargin.metrics.boundary import boundary_masks
-
-    cases = _checked(pairs)
-    limits = _area_ranges(areas)
-    tallies: dict[tuple[int, str], _Tally] = {}
-    predictions = 0
-    for predicted, reference in cases:
-        predictions += len(predicted)
-        edges = [boundary_masks(instances, band) for instances in (predicted, reference)]
-        for label in np.union1d(predicted.labels, reference.labels):
-            ours = np.flatnonzero(predicted.labels == label)
-            ours = ours[np.argsort(-predicted.scores[ours], kind="stable")][:max_detections]
-            theirs = np.flatnonzero(reference.labels == label)
-            masks = [predicted.masks[i] for i in ours], [reference.masks[j] for j in theirs]
-            ious = np.minimum(
-                iou_matrix(*masks), iou_matrix([edges[0][i] for i in ours], [edges[1][j] for j in theirs])
-            )
-            sizes = [np.array([m.area for m in side], np.float64) for side in masks]
-            crowd = np.array([_share(m, reference.ignore) for m in masks[0]])
-            for name, (low, high) in limits.items():
-                tally = tallies.setdefault((int(label), name), _Tally())
-                outside = [(size < low) | (size > high) for size in sizes]
-                tally.add(predicted.scores[ours], ious, crowd, outside[0], outside[1])
-    return _from_tallies(tallies, predictions)
-
-
-class _Tally:
-    """Scores, matches and ignored flags of one class and size over the images, in image order."""
-
-    def __init__(self) -> None:
-        self.scores: list[NDArray[np.float32]] = []
-        self.matched: list[NDArray[np.bool_]] = []
-        self.ignored: list[NDArray[np.bool_]] = []
-        self.references = 0
-
-    def add(
-        self,
-        scores: NDArray[np.float32],
-        ious: NDArray[np.float64],
-        crowd: NDArray[np.float64],
-        small: NDArray[np.bool_],
-        other: NDArray[np.bool_],
-    ) -> None:
-        """Match one image at every threshold; references in ``other`` and predictions in ``small`` do not
-        count.
-        """
-        self.references += int(np.count_nonzero(~other))
-        matched = np.zeros((len(_THRESHOLDS), len(scores)), bool)
-        ignored = np.zeros_like(matched)
-        for t, threshold in enumerate(_THRESHOLDS):
-            partners, unwanted = _coco_match(ious, crowd, other, float(threshold))
-            matched[t] = partners
-            ignored[t] = unwanted | (~partners & small)
-        self.scores.append(scores)
-        self.matched.append(matched)
-        self.ignored.append(ignored)
-
-    def curve(self, t: int) -> tuple[float, float]:
-        """Return average precision and recall at threshold number ``t``."""
-        from hotcoco import metrics
-
-        scores = np.concatenate(self.scores).astype(np.float64)
-        order = np.argsort(-scores, kind="mergesort")
-        matched = np.concatenate([m[t] for m in self.matched])[order]
-        ignored = np.concatenate([i[t] for i in self.ignored])[order]
-        hits = int(np.count_nonzero(matched & ~ignored))
-        if not len(scores):
-            return 0.0, 0.0
-        value = metrics.average_precision(scores[order], matched, num_gt=self.references, ignored=ignored)
-        return max(float(value), 0.0), hits / self.references
-
-
-def _coco_match(
-    ious: NDArray[np.float64], crowd: NDArray[np.float64], other: NDArray[np.bool_], threshold: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which predictions match anything, and which of them match only what does not count.
-
-    References that count are taken first, then those of other sizes, then the ignored region.
-    """
-    counted = np.where(other, -1.0, ious)
-    partners = match_greedily(counted, threshold)
-    matched = partners >= 0
-    unwanted = np.zeros(len(ious), bool)
-    free = np.ones(ious.shape[1], bool)
-    for i in np.flatnonzero(~matched):
-        usable = np.where(other & free, ious[i], -1.0)
-        if usable.size and usable.max() >= min(threshold, 1 - 1e-10):
-            free[usable.size - 1 - int(usable[::-1].argmax())] = False
-            matched[i] = unwanted[i] = True
-        elif crowd[i] >= threshold:
-            matched[i] = unwanted[i] = True
-    return matched, unwanted
-
-
-def _from_tallies(tallies: Mapping[tuple[int, str], _Tally], predictions: int) -> AveragePrecision:
-    curves = {
-        key: [tally.curve(t) for t in range(len(_THRESHOLDS))]
-        for key, tally in tallies.items()
-        if tally.references
-    }
-    precision = {key: np.array([c[0] for c in curve]) for key, curve in curves.items()}
-    classes = sorted({label for label, name in precision if name == "all"})
-    references = sum(t.references for (_, name), t in tallies.items() if name == "all")
-    if not classes:
-        return _without_references(predictions)
-
-    def mean(name: str) -> float | None:
-        rows = [precision[key] for key in precision if key[1] == name]
-        return float(np.mean(rows)) if rows else None
-
-    whole = np.array([precision[label, "all"] for label in classes])
-    return AveragePrecision(
-        ap=float(whole.mean()),
-        ap50=float(whole[:, 0].mean()),
-        ap75=float(whole[:, 5].mean()),
-        ap_small=mean("small"),
-        ap_medium=mean("medium"),
-        ap_large=mean("large"),
-        ar=float(np.mean([[c[1] for c in curves[label, "all"]] for label in classes])),
-        by_class=MappingProxyType({label: float(precision[label, "all"].mean()) for label in classes}),
-        references=references,
-        predictions=predictions,
-    )
-
-
 def _evaluate(
     pairs: Sequence[tuple[InstanceSet, InstanceSet]],
     kind: Literal["segm", "bbox"],
@@ -255,12 +103,12 @@ def _evaluate(
 ) -> AveragePrecision:
     from hotcoco import COCO, COCOeval
 
-    cases = _checked(pairs)
+    cases = checked(pairs)
     labels = sorted({int(v) for pair in cases for instances in pair for v in instances.labels})
     references = sum(len(reference) for _, reference in cases)
     predictions = sum(len(predicted) for predicted, _ in cases)
     if not references:
-        return _without_references(predictions)
+        return without_references(predictions)
     images: list[dict[str, Any]] = []
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -282,7 +130,7 @@ def _evaluate(
     evaluation = COCOeval(COCO(base | {"annotations": truth}), COCO(base | {"annotations": found}), kind)
     params = evaluation.params
     params.max_dets = [max_detections]
-    ranges = _area_ranges(areas)
+    ranges = area_ranges(areas)
     params.area_rng = [list(limits) for limits in ranges.values()]
     params.area_rng_lbl = list(ranges)
     evaluation.evaluate()
@@ -317,7 +165,7 @@ def _from_accumulated(
     )
 
 
-def _without_references(predictions: int) -> AveragePrecision:
+def without_references(predictions: int) -> AveragePrecision:
     value = float(predictions == 0)
     return AveragePrecision(
         ap=value, ap50=value, ap75=value, ap_small=None, ap_medium=None, ap_large=None, ar=value,
@@ -325,7 +173,7 @@ def _without_references(predictions: int) -> AveragePrecision:
     )  # fmt: skip
 
 
-def _checked(pairs: Pairs) -> list[tuple[InstanceSet, InstanceSet]]:
+def checked(pairs: Pairs) -> list[tuple[InstanceSet, InstanceSet]]:
     cases = list(pairs)
     for predicted, reference in cases:
         if predicted.grid.shape != reference.grid.shape:
@@ -335,14 +183,8 @@ def _checked(pairs: Pairs) -> list[tuple[InstanceSet, InstanceSet]]:
     return cases
 
 
-def _area_ranges(areas: tuple[float, float]) -> dict[str, tuple[float, float]]:
+def area_ranges(areas: tuple[float, float]) -> dict[str, tuple[float, float]]:
     return {"all": (0.0, 1e15), "small": (0.0, areas[0]), "medium": areas, "large": (areas[1], 1e15)}
-
-
-def _share(mask: Mask, ignore: Mask | None) -> float:
-    from clearmargin.metrics.matching import ignored_share
-
-    return ignored_share(mask, ignore)
 
 
 def _flat_size(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -366,26 +208,15 @@ def _annotation(mask: Mask, label: int, image: int, number: int) -> dict[str, An
     return entry
 
 
-def flat_runs(mask: Mask) -> list[int]:
-    """Return the run lengths of the flattened dense mask, zeros first, from the crop alone.
+def flat_runs(mask: Mask) -> bytes:
+    """Return COCO's compressed run lengths of the flattened dense mask, from the crop alone.
 
-    >>> flat_runs(Mask.from_dense([[0, 1, 1], [1, 0, 0]]))
-    [1, 3, 2]
+    >>> flat_runs(Mask.from_dense([[0, 1, 1], [1, 0, 0]]))  # 1 zero, 3 ones, 2 zeros
+    b'132'
     """
-    size = int(np.prod(mask.shape))
-    if not mask.area:
-        return [size]
-    lines = mask.crop.reshape(-1, mask.crop.shape[-1])
-    walls = np.diff(np.pad(lines, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    line, start = np.nonzero(walls == 1)
-    stop = np.nonzero(walls == -1)[1]
-    lead = np.unravel_index(line, mask.crop.shape[:-1])
-    base = np.ravel_multi_index(
-        (*(i + o for i, o in zip(lead, mask.origin[:-1], strict=True)), np.full(len(line), mask.origin[-1])),
-        mask.shape,
-    )
-    starts, stops = base + start, base + stop
-    apart = np.flatnonzero(starts[1:] != stops[:-1])
-    edges = np.stack([starts[np.r_[0, apart + 1]], stops[np.r_[apart, len(stops) - 1]]], axis=1).ravel()
-    runs = np.diff(np.concatenate([[0], edges, [size]]))
-    return [int(n) for n in (runs[:-1] if runs[-1] == 0 else runs)]
+    from clearmargin.metrics.coco_kernels import run_length_bytes
+
+    volume = mask.crop if mask.crop.ndim == 3 else mask.crop[None]
+    z, y, x = mask.origin if mask.crop.ndim == 3 else (0, *mask.origin)
+    depth, height, width = mask.shape if mask.crop.ndim == 3 else (1, *mask.shape)
+    return run_length_bytes(volume, (z, y, x), (depth, height, width)).tobytes()

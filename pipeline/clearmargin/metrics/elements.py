@@ -1,8 +1,10 @@
 """Where two masks' surface elements lie: compiled scans over the joint box."""
 
-# ruff: noqa: PLR0917, PLR1714 -- what is compiled is written flat
+# ruff: noqa: PLR1714 -- what is compiled is written flat
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from clearmargin.metrics.compiled import compiled
 __all__ = ["bounding_box", "find_elements", "padded"]
 
 _ONES = np.uint64(0x0101010101010101)
+_WORTH_A_THREAD = 1_000_000  # elements of the joint box
 
 
 @compiled
@@ -59,21 +62,28 @@ def padded(crop: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return out
 
 
-def find_elements(
-    own: NDArray[np.uint8], other: NDArray[np.uint8]
-) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int8]]:
-    """Return the surface elements of ``own``, both given by `padded`.
+Elements = tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int8]]
+
+
+def find_elements(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[Elements, Elements]:
+    """Return the surface elements of two masks, both given by `padded`, in raster order.
 
     Returns:
-        ``(n, 3)`` int32 places on the grid of voxel corners, where place ``(z, y, x)`` is the corner before
-        voxel ``(z, y, x)`` of the crop; ``(n,)`` uint8 codes; and ``(n,)`` int8 sides: +1 where the element
-        lies outside ``other``, -1 inside it, 0 on its surface.
+        For each mask ``(n, 3)`` int32 places on the grid of voxel corners, where place ``(z, y, x)`` is the
+        corner before voxel ``(z, y, x)`` of the crop; ``(n,)`` uint8 codes; and ``(n,)`` int8 sides: +1 where
+        the element lies outside the other mask, -1 inside it, 0 on its surface.
     """
-    planar = own.shape[0] == 1
-    scan = _scan_plane if planar else _scan_volume
-    none = np.zeros((0, 3), np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int8)
+    if first.size < _WORTH_A_THREAD:
+        return _elements_of(first, second), _elements_of(second, first)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(_elements_of, first, second), pool.submit(_elements_of, second, first)
+        return one.result(), two.result()
+
+
+def _elements_of(own: NDArray[np.uint8], other: NDArray[np.uint8]) -> Elements:
+    scan = _scan_plane if own.shape[0] == 1 else _scan_volume
     words = own.view(np.uint64)
-    n = scan(own, words, other, *none)
+    n = scan(own, words, other, np.zeros((0, 3), np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int8))
     places, codes, sides = np.empty((n, 3), np.int32), np.empty(n, np.uint8), np.empty(n, np.int8)
     scan(own, words, other, places, codes, sides)
     return places, codes, sides

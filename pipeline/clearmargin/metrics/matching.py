@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, Mask
 
-__all__ = ["Matches", "ignored_share", "iou_matrix", "match_greedily", "match_instances", "match_optimally"]
+__all__ = [
+    "Matches",
+    "ignored_share",
+    "iou_matrix",
+    "mask_iou",
+    "match_greedily",
+    "match_instances",
+    "match_optimally",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,23 +98,39 @@ def match_greedily(ious: NDArray[np.float64], threshold: float) -> NDArray[np.in
     return partners
 
 
-def iou_matrix(predicted: Sequence[Mask], reference: Sequence[Mask]) -> NDArray[np.float64]:
-    """Return the IoU of every predicted with every reference mask, ``(P, R)`` float64; two empty masks have
-    0.
+def iou_matrix(
+    predicted: Sequence[Mask], reference: Sequence[Mask], wanted: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Return the IoU of every predicted with every reference mask, ``(P, R)`` float64.
 
-    Boxes are compared first, so that only masks that can meet are looked at.
+    Two empty masks have 0, as has what ``wanted`` (``(P, R)`` bool) leaves out. Boxes are compared first, so
+    that only masks that can meet are looked at.
     """
     ious = np.zeros((len(predicted), len(reference)))
     if not ious.size:
         return ious
-    low_p, high_p = (np.array([m.box[k] for m in predicted]) for k in (0, 1))
-    low_r, high_r = (np.array([m.box[k] for m in reference]) for k in (0, 1))
-    meet = np.all((low_p[:, None] < high_r) & (low_r < high_p[:, None]), axis=-1)
-    for i, j in np.argwhere(meet):
-        common = predicted[i].intersection(reference[j])
-        if common:
-            ious[i, j] = common / (predicted[i].area + reference[j].area - common)
+    ours, theirs = (np.array([m.box for m in masks]) for masks in (predicted, reference))
+    meet = np.all((ours[:, None, 0] < theirs[:, 1]) & (theirs[:, 0] < ours[:, None, 1]), axis=-1)
+    for i, j in zip(*np.nonzero(meet if wanted is None else meet & wanted), strict=True):
+        ious[i, j] = mask_iou(predicted[i], reference[j])
     return ious
+
+
+def mask_iou(predicted: Mask, reference: Mask) -> float:
+    """Return intersection over union of two masks of one grid; 0 where they do not meet, both empty
+    included.
+    """
+    from clearmargin.metrics.coco_kernels import common_count
+
+    common = common_count(*_spatial(predicted), *_spatial(reference))
+    return common / (predicted.area + reference.area - common) if common else 0.0
+
+
+def _spatial(mask: Mask) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
+    """Return crop and origin with three axes."""
+    if mask.crop.ndim == 2:
+        return mask.crop[None], (0, mask.origin[0], mask.origin[1])
+    return mask.crop, (mask.origin[0], mask.origin[1], mask.origin[2])
 
 
 def ignored_share(mask: Mask, ignore: Mask | None) -> float:
@@ -124,8 +148,7 @@ def _comparable_ious(predicted: InstanceSet, reference: InstanceSet, threshold: 
         )
     if not 0 < threshold <= 1:
         raise ValueError(f"an IoU threshold lies in (0, 1], not {threshold}")
-    ious = iou_matrix(predicted.masks, reference.masks)
-    return np.where(predicted.labels[:, None] == reference.labels[None, :], ious, 0.0)
+    return iou_matrix(predicted.masks, reference.masks, predicted.labels[:, None] == reference.labels)
 
 
 def _matches(

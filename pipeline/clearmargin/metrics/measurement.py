@@ -13,8 +13,18 @@ from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.metrics import boundary, overlap, surface
 from clearmargin.metrics.pair import MaskPair, Status
+from clearmargin.metrics.subvoxel import SubvoxelPair
 
 __all__ = ["METRICS", "Measurement", "Metric", "Protocol", "measure_mask_pair", "measure_pair"]
+
+
+SurfaceModel = Literal["surface", "subvoxel"]
+
+SURFACES: dict[str, Callable[[MaskPair], MaskPair]] = {
+    "surface": lambda pair: pair,
+    "subvoxel": SubvoxelPair.of,
+}
+"""From a pair to the pair whose distances are measured on the named surface model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,8 @@ class Protocol:
         trimaps: Trimap IoU is given at each band width, in the grid's unit.
         distance_cap: What every distance of a miss or a spurious object counts, in the grid's unit; None for
             the grid's diagonal.
+        surface: The surface model: ``surface`` equals surface-distance, ``subvoxel`` interpolates curved
+            shapes.
     """
 
     metrics: tuple[str, ...] = tuple(METRICS)
@@ -67,11 +79,14 @@ class Protocol:
     bands: tuple[float, ...] = ()
     trimaps: tuple[float, ...] = ()
     distance_cap: float | None = None
+    surface: SurfaceModel = "surface"
 
     def __post_init__(self) -> None:
         for name in self.metrics:
             if name not in METRICS:
                 raise ConfigError(f"no metric '{name}': {nearest(name, METRICS)}")
+        if self.surface not in SURFACES:
+            raise ConfigError(f"no surface model '{self.surface}': {nearest(self.surface, SURFACES)}")
         for name in ("metrics", "tolerances", "bands", "trimaps"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -100,6 +115,7 @@ def measure_mask_pair(pair: MaskPair, protocol: Protocol | None = None) -> Measu
     metrics.
     """
     chosen = protocol or Protocol()
+    pair = SURFACES[chosen.surface](pair)
     values = {name: float(METRICS[name].function(pair)) for name in chosen.metrics}
     for tolerance in chosen.tolerances:
         values[f"nsd_{tolerance:g}{pair.unit}"] = surface.nsd(pair, tolerance)
@@ -121,6 +137,7 @@ def measure_pair(
     metrics: Sequence[str] = tuple(METRICS),
     ignore: ArrayLike | None = None,
     distance_cap: float | None = None,
+    surface_model: SurfaceModel = "surface",
 ) -> Measurement:
     """Measure a predicted against a reference mask of one object.
 
@@ -135,6 +152,7 @@ def measure_pair(
         metrics: Names in ``METRICS``.
         ignore: bool array of the same shape: where nothing is measured.
         distance_cap: What each distance counts where one mask is empty; None for the diagonal of the array.
+        surface_model: ``surface`` equals surface-distance; ``subvoxel`` interpolates curved shapes.
 
     Returns:
         A finite value for every name. Both empty: perfect values, status ``tn``. One empty: 0 for overlaps
@@ -158,6 +176,7 @@ def measure_pair(
         bands=tuple(bands),
         trimaps=tuple(trimaps),
         distance_cap=distance_cap,
+        surface=surface_model,
     )
     pair = MaskPair.from_arrays(predicted, reference, spacing, ignore=ignore, distance_cap=distance_cap)
     return measure_mask_pair(pair, protocol)

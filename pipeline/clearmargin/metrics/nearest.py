@@ -1,85 +1,166 @@
-"""Exact distances between two sets of lattice points, by a tree of boxes over the points in Morton order.
+"""Exact distances between two sets of lattice points.
 
-Every query starts from the answer of its neighbour in the same order, so that the bound is tight before the
-first box is opened: the cost per point hardly depends on how far the sets are apart, or on how large the
-image is.
+Most surfaces lie close together, so the rows around a query are looked at first, nearest row first; each row
+knows how far its next target is (`row_gaps`), and the search ends at the first row that is farther away than
+what was found. What is not settled after some hundred rows, where surfaces are far apart, is handed with its
+bound to a tree of boxes over the targets in Morton order. Both are exact, and both give the same numbers.
 """
-
-# ruff: noqa: PLR0917 -- what is compiled is written flat
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.metrics.compiled import compiled
 
-__all__ = ["PointTree", "distances", "morton_order"]
+__all__ = ["nearest_distances", "run_parts"]
 
-_LEAF = 8  # points in a leaf
+_LEAF = 8  # points in a leaf of the tree
+_ROWS = 512  # rows looked at before the tree is asked
+_FAR = 255  # a gap of this many elements or more
 _WORTH_A_THREAD = 20_000  # queries; a thread's start costs about 50 microseconds
+_CORES = min(os.cpu_count() or 1, 8)
+
+Steps = tuple[float, float, float]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PointTree:
-    """Lattice points and the boxes over them.
-
-    Attributes:
-        points: ``(n, 3)`` int32, n at least 1, in an order in which neighbours lie close (`morton_order`).
-        boxes: ``(2 * leaves, 6)`` int32: low and high corners. Box ``i`` holds boxes ``2i`` and ``2i + 1``;
-            the second half are the leaves, of eight points each.
-    """
-
-    points: NDArray[np.int32]
-    boxes: NDArray[np.int32]
-
-    @staticmethod
-    def of(points: NDArray[np.int32]) -> PointTree:
-        """Build the tree over ``points``, ``(n, 3)`` int32 with n at least 1, already in Morton order."""
-        leaves = 1 << max(0, (len(points) + _LEAF - 1) // _LEAF - 1).bit_length()
-        return PointTree(points=points, boxes=_boxes(points, leaves))
-
-
-def morton_order(points: NDArray[np.int32]) -> NDArray[np.intp]:
-    """Return the permutation that sorts ``(n, 3)`` lattice points of up to 21 bits along the Morton curve."""
-    return np.argsort(_morton_keys(points), kind="stable")
-
-
-def distances(
-    queries: NDArray[np.int32], skip: NDArray[np.bool_], tree: PointTree, spacing: tuple[float, float, float]
+def nearest_distances(
+    queries: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    shape: tuple[int, int, int],
+    spacing: Steps,
+    skip: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
-    """Return each query's Euclidean distance to the nearest point of ``tree``, ``(m,)`` in units of
-    ``spacing``.
+    """Return each query's Euclidean distance to the nearest target, ``(m,)`` float64 in units of ``spacing``.
 
     Args:
-        queries: ``(m, 3)`` int32 lattice points in Morton order.
-        skip: ``(m,)`` bool, queries whose distance is known to be 0.
-        tree: The other set.
+        queries: ``(m, 3)`` int32 lattice points within ``shape``.
+        targets: ``(n, 3)`` int32, n at least 1, in raster order.
+        shape: Extent of the lattice.
         spacing: Length of a step along each axis.
+        skip: ``(m,)`` bool, queries known to lie on a target; None for none.
     """
-    out = np.zeros(len(queries))
+    known = np.zeros(len(queries), bool) if skip is None else skip
     steps = np.array(spacing, np.float64)
-    threads = min(os.cpu_count() or 1, 8, max(1, len(queries) // _WORTH_A_THREAD))
-    cuts = np.linspace(0, len(queries), threads + 1).astype(int)
+    gaps = _row_gaps(targets, shape)
+    rows, squares = _row_offsets(spacing)
+    squared = np.zeros(len(queries))
+    open_ended = np.zeros(len(queries), bool)
+    run_parts(
+        lambda part: _search_rows(
+            queries[part], known[part], gaps, rows, squares, steps, squared[part], open_ended[part]
+        ),
+        len(queries),
+    )
+    left = np.flatnonzero(open_ended)
+    if left.size:
+        left = left[np.argsort(_morton_keys(queries[left]), kind="stable")]
+        ordered = targets[np.argsort(_morton_keys(targets), kind="stable")]
+        boxes = _boxes(ordered, 1 << max(0, (len(ordered) + _LEAF - 1) // _LEAF - 1).bit_length())
+        bounds, points = squared[left], queries[left]
+        run_parts(lambda part: _search_tree(points[part], ordered, boxes, steps, bounds[part]), len(left))
+        squared[left] = bounds
+    return np.sqrt(squared)
 
-    def part(k: int) -> None:
-        a, b = int(cuts[k]), int(cuts[k + 1])
-        _query(queries[a:b], skip[a:b], tree.points, tree.boxes, steps, out[a:b])
 
+def run_parts(work: Callable[[slice], None], n: int) -> None:
+    """Call ``work`` on slices that make up ``range(n)``, in threads where there is enough to do."""
+    threads = min(_CORES, max(1, n // _WORTH_A_THREAD))
+    cuts = [n * k // threads for k in range(threads + 1)]
+    parts = [slice(a, b) for a, b in pairwise(cuts)]
     if threads == 1:
-        part(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(part, range(threads)))
-    return out
+        work(parts[0])
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, parts))
+
+
+@lru_cache(maxsize=64)
+def _row_offsets(spacing: Steps) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return ``(K, 2)`` row offsets (z, y), nearest first, and their squared distances, complete up to the
+    last.
+    """
+    reach = 40
+    z, y = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1), indexing="ij")
+    squares = (z * spacing[0]) ** 2 + (y * spacing[1]) ** 2
+    whole = min((reach * spacing[0]) ** 2, (reach * spacing[1]) ** 2)  # beyond it the square leaves rows out
+    order = np.argsort(squares, axis=None, kind="stable")[:_ROWS]
+    order = order[squares.ravel()[order] <= whole]
+    return np.column_stack([z.ravel()[order], y.ravel()[order]]).astype(np.int32), squares.ravel()[order]
+
+
+def _row_gaps(targets: NDArray[np.int32], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return for every lattice point how far the nearest target in its row is, in elements, at most 255."""
+    gaps = np.full(shape, _FAR, np.uint8)
+    _fill_gaps(targets, gaps)
+    return gaps
+
+
+@compiled
+def _fill_gaps(targets: NDArray[np.int32], gaps: NDArray[np.uint8]) -> None:
+    width = gaps.shape[2]
+    for i in range(len(targets)):
+        z, y, x = targets[i, 0], targets[i, 1], targets[i, 2]
+        row = gaps[z, y]
+        first = i == 0 or targets[i - 1, 1] != y or targets[i - 1, 0] != z
+        last = i + 1 == len(targets) or targets[i + 1, 1] != y or targets[i + 1, 0] != z
+        row[x] = 0
+        if first:
+            for k in range(1, min(x, 254) + 1):
+                row[x - k] = k
+        stop = width - 1 if last else targets[i + 1, 2]
+        half = stop - x if last else (stop - x) // 2
+        for k in range(1, min(half, 254) + 1):
+            row[x + k] = k
+        if not last:
+            for k in range(1, min(stop - x - half - 1, 254) + 1):
+                row[stop - k] = k
+
+
+@compiled
+def _search_rows(
+    queries: NDArray[np.int32],
+    skip: NDArray[np.bool_],
+    gaps: NDArray[np.uint8],
+    rows: NDArray[np.int32],
+    squares: NDArray[np.float64],
+    steps: NDArray[np.float64],
+    squared: NDArray[np.float64],
+    open_ended: NDArray[np.bool_],
+) -> None:
+    """Write each query's squared distance, and whether a nearer target may lie beyond the rows looked at."""
+    depth, height = gaps.shape[0], gaps.shape[1]
+    sure = (255 * steps[2]) ** 2
+    along = steps[2] * steps[2]
+    for q in range(len(queries)):
+        if skip[q]:
+            continue
+        z, y, x = queries[q, 0], queries[q, 1], queries[q, 2]
+        best = np.inf
+        settled = False
+        for k in range(len(rows)):
+            if squares[k] >= best:
+                settled = True
+                break
+            to_z, to_y = z + rows[k, 0], y + rows[k, 1]
+            if to_z < 0 or to_z >= depth or to_y < 0 or to_y >= height:
+                continue
+            gap = np.float64(gaps[to_z, to_y, x])
+            if gap < 255:
+                best = min(best, squares[k] + gap * gap * along)
+        squared[q] = best
+        open_ended[q] = not settled or best > sure
 
 
 @compiled
 def _morton_keys(points: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """Return the place of each lattice point of up to 21 bits along the Morton curve."""
     keys = np.empty(len(points), np.uint64)
     for i in range(len(points)):
         key = np.uint64(0)
@@ -97,21 +178,19 @@ def _morton_keys(points: NDArray[np.int32]) -> NDArray[np.uint64]:
 
 @compiled
 def _boxes(points: NDArray[np.int32], leaves: int) -> NDArray[np.int32]:
+    """Return ``(2 * leaves, 6)`` low and high corners; box ``i`` holds boxes ``2i`` and ``2i + 1``, leaves
+    last.
+    """
     far = np.int32(1 << 28)
     boxes = np.empty((2 * leaves, 6), np.int32)
     for leaf in range(leaves):
         box = boxes[leaves + leaf]
-        box[:3] = far  # an empty leaf is far from everything
-        box[3:] = far
+        box[:] = far  # an empty leaf is far from everything
         for i in range(leaf * _LEAF, min(len(points), leaf * _LEAF + _LEAF)):
             for axis in range(3):
                 v = points[i, axis]
-                if i == leaf * _LEAF:
-                    box[axis] = v
-                    box[3 + axis] = v
-                else:
-                    box[axis] = min(box[axis], v)
-                    box[3 + axis] = max(box[3 + axis], v)
+                box[axis] = v if i == leaf * _LEAF else min(box[axis], v)
+                box[3 + axis] = v if i == leaf * _LEAF else max(box[3 + axis], v)
     for node in range(leaves - 1, 0, -1):
         left, right = boxes[2 * node], boxes[2 * node + 1]
         for axis in range(3):
@@ -132,25 +211,25 @@ def _to_box(z: int, y: int, x: int, boxes: NDArray[np.int32], node: int, steps: 
 
 
 @compiled
-def _query(
+def _search_tree(
     queries: NDArray[np.int32],
-    skip: NDArray[np.bool_],
     points: NDArray[np.int32],
     boxes: NDArray[np.int32],
     steps: NDArray[np.float64],
-    out: NDArray[np.float64],
+    squared: NDArray[np.float64],
 ) -> None:
+    """Lower each query's squared distance to the exact one; every query starts from its neighbour's
+    answer.
+    """
     leaves = len(boxes) // 2
     stack = np.empty(64, np.int64)
     bounds = np.empty(64, np.float64)
     nearest = 0
     for q in range(len(queries)):
-        if skip[q]:
-            continue
         z, y, x = queries[q, 0], queries[q, 1], queries[q, 2]
-        dz, dy, dx = (points[nearest, 0] - z) * steps[0], (points[nearest, 1] - y) * steps[1], 0.0
+        dz, dy = (points[nearest, 0] - z) * steps[0], (points[nearest, 1] - y) * steps[1]
         dx = (points[nearest, 2] - x) * steps[2]
-        best = dz * dz + dy * dy + dx * dx
+        best = min(squared[q], dz * dz + dy * dy + dx * dx)
         top = 1
         stack[0] = 1
         bounds[0] = 0.0
@@ -183,4 +262,4 @@ def _query(
                     if d < best:
                         best = d
                         nearest = i
-        out[q] = np.sqrt(best)
+        squared[q] = best

@@ -131,14 +131,15 @@ def _centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def _diameter(pair: MaskPair, mask: NDArray[np.bool_]) -> float:
     from scipy.spatial import ConvexHull
-    from scipy.spatial.distance import pdist
+    from scipy.spatial.distance import cdist
 
     measured = _measured(pair, mask)
     if not measured.any():
         return 0.0
     corners = _line_ends(measured) * pair.spacing
     hull = corners[ConvexHull(corners).vertices]
-    return float(pdist(hull).max())
+    blocks = np.array_split(hull, len(hull) // 500 + 1)  # bounds the memory on large balls
+    return max(float(cdist(block, hull).max()) for block in blocks)
 
 
 def _line_ends(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

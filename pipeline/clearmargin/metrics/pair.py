@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from clearmargin.errors import GeometryError, InputError
 __all__ = ["DirectedDistances", "MaskPair", "Status"]
 
 Status = Literal["tp", "fn", "fp", "tn"]
+
+_ONE_PLANE = 1e9  # the step between planes where there is only one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +123,7 @@ class MaskPair:
                 raise ValueError(
                     f"the {name} mask of shape {mask.shape} does not lie on the grid {grid.shape}"
                 )
-        if not grid.is_orthogonal:
+        if not _is_orthogonal(grid):
             raise GeometryError(
                 f"surfaces are measured on grids with axes at right angles, and this one ({grid}) is sheared "
                 "as by a tilted gantry; resample both masks to a regular grid first"
@@ -231,7 +233,7 @@ class MaskPair:
         """
         from clearmargin.metrics.elements import find_elements, padded
         from clearmargin.metrics.marching import element_areas, element_lengths
-        from clearmargin.metrics.nearest import PointTree, distances, morton_order
+        from clearmargin.metrics.nearest import nearest_distances
 
         if self.either_empty:
             raise ValueError(f"a pair with status {self.status} has no distances: ask its status first")
@@ -242,27 +244,28 @@ class MaskPair:
                 (spacing[0], spacing[1], spacing[2]),
             )
         else:
-            table, steps = element_lengths((spacing[0], spacing[1])), (1.0, spacing[0], spacing[1])
+            table, steps = element_lengths((spacing[0], spacing[1])), (_ONE_PLANE, spacing[0], spacing[1])
         grids = padded(self.predicted), padded(self.reference)
-        found = []
-        for own, other in (grids, grids[::-1]):
-            places, codes, sides = find_elements(own, other)
-            order = morton_order(places)
-            areas = table[codes[order]]
+        found = find_elements(*grids)
+        directed = []
+        for (places, codes, sides), (targets, _, _) in (found, found[::-1]):
+            areas = table[codes]
             if self.ignored is not None:
-                areas = np.where(_touches(places[order], self.ignored), 0.0, areas)
-            found.append((places[order], areas, sides[order]))
-        trees = [PointTree.of(places) for places, _, _ in found]
-        directed = [
-            DirectedDistances(distances=distances(places, sides == 0, tree, steps), areas=areas, sides=sides)
-            for (places, areas, sides), tree in zip(found, trees[::-1], strict=True)
-        ]
+                areas = np.where(_touches(places, self.ignored), 0.0, areas)
+            apart = nearest_distances(places, targets, grids[0].shape, steps, sides == 0)
+            directed.append(DirectedDistances(distances=apart, areas=areas, sides=sides))
         return directed[0], directed[1]
 
 
 def diagonal(grid: Grid) -> float:
     """Return the length of the grid's diagonal, outer edge to outer edge, in its unit."""
     return math.hypot(*(n * s for n, s in zip(grid.shape, grid.spacing, strict=True)))
+
+
+@lru_cache(maxsize=64)
+def _is_orthogonal(grid: Grid) -> bool:
+    """Return ``grid.is_orthogonal``, asked once for the many pairs of one grid."""
+    return grid.is_orthogonal
 
 
 def _count(mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None) -> int:

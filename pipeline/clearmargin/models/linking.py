@@ -77,7 +77,9 @@ def _join(chains: list[list[tuple[int, int]]], slices: Sequence[InstanceSet], gr
         labels.append(int(slices[chain[0][0]].labels[chain[0][1]]))
         scores.append(float(np.average([slices[z].scores[i] for z, i in chain], weights=weights)))
         for name, column in columns.items():
-            column.append(float(np.average([slices[z].uncertainty[name][i] for z, i in chain], weights=weights)))
+            column.append(
+                float(np.average([slices[z].uncertainty[name][i] for z, i in chain], weights=weights))
+            )
     joined = InstanceSet(
         grid=grid,
         masks=tuple(masks),

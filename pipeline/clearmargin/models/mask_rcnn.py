@@ -33,7 +33,9 @@ class MaskRCNNConfig(Settings):
     """Options of Mask R-CNN; the defaults train on two CPU cores."""
 
     network: Literal["mask_rcnn"] = "mask_rcnn"
-    backbone: str = Field("efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name")
+    backbone: str = Field(
+        "efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name"
+    )
     weights: str | None = Field(None, description="path of a state dict for the backbone")
     freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
     fpn_channels: int = Field(96, ge=16, multiple_of=16)
@@ -45,7 +47,9 @@ class MaskRCNNConfig(Settings):
     box_samples: int = Field(128, ge=8, description="proposals an image that the box head learns from")
     mask_layers: int = Field(2, ge=1)
     mask_channels: int = Field(96, ge=16)
-    mask_samples: int = Field(48, ge=1, description="positive proposals an image that the mask head learns from")
+    mask_samples: int = Field(
+        20, ge=1, description="positive proposals an image that the mask head learns from"
+    )
     box_nms: float = Field(0.5, gt=0, le=1, description="box IoU above which the lower score is dropped")
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -189,7 +193,9 @@ class MaskRCNN(nn.Module):
             classes.append(label[positive])
             rois = torch.cat([picked[:, None].to(proposal.dtype), proposal[positive]], dim=1)
             wanted.append(
-                roi_align(target.masks[:, None].to(proposal.dtype), rois, (28, 28), 1.0, -1, aligned=True)[:, 0]
+                roi_align(target.masks[:, None].to(proposal.dtype), rois, (28, 28), 1.0, -1, aligned=True)[
+                    :, 0
+                ]
             )
         chosen = torch.cat(classes)
         if len(chosen) == 0:
@@ -200,19 +206,16 @@ class MaskRCNN(nn.Module):
         """Return ``(R, C, size, size)`` features of all boxes, each from the level that fits its size."""
         rois = torch.cat(
             [torch.cat([b.new_full((len(b), 1), float(i)), b], dim=1) for i, b in enumerate(boxes)]
-        )
+        ).to(features["0"].dtype)
         levels = self.levels(boxes)
-        width = features["0"].shape[1]
-        pooled = features["0"].new_zeros((len(rois), width, size, size))
+        parts, places = [], []
         for level, stride in enumerate(_STRIDES):
             chosen = torch.where(levels == level)[0]
-            part = roi_align(
-                features[str(level)],
-                rois[chosen].to(features["0"].dtype),
-                (size, size),
-                1 / stride,
-                2,
-                aligned=True,
-            )
-            pooled = pooled.index_copy(0, chosen, part.to(pooled.dtype))
-        return pooled
+            if len(chosen):
+                parts.append(
+                    roi_align(features[str(level)], rois[chosen], (size, size), 1 / stride, 2, aligned=True)
+                )
+                places.append(chosen)
+        if not parts:
+            return features["0"].new_zeros((0, features["0"].shape[1], size, size))
+        return torch.cat(parts)[torch.cat(places).argsort()]

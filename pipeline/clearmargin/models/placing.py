@@ -14,7 +14,6 @@ from clearmargin.models.network import Detections
 __all__ = ["foreground", "place", "threshold"]
 
 
-
 def place(
     mask: Tensor, region: Tensor, matrix: NDArray[np.float64], shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], tuple[int, int]]:
@@ -65,7 +64,9 @@ def threshold(crop: NDArray[np.float32], origin: tuple[int, int], shape: tuple[i
     return Mask.from_crop(crop >= 0.5, origin, shape)
 
 
-def foreground(detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float32]:
+def foreground(
+    detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int]
+) -> NDArray[np.float32]:
     """Return each source pixel's probability that some instance covers it, ``(Y, X)``.
 
     An instance counts with score times mask probability, and the strongest one at a pixel counts there:

@@ -30,7 +30,7 @@ class SegmenterModel(PythonModel):  # type: ignore[misc]  # mlflow ships no type
     def predict(
         self,
         context: Any,
-        model_input: np.ndarray,  # type: ignore[type-arg]  # MLflow reads the hint: no other is quiet
+        model_input: np.ndarray,  # MLflow reads the hint, and no other is quiet
         params: dict[str, Any] | None = None,
     ) -> Any:
         """Return one record an image, or one record for the volume (docs/tracking.md, "Serving")."""

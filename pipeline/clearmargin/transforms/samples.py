@@ -74,7 +74,9 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     for i in lost:
         index = np.rint(inverse[:-1, :-1] @ sample["anchors"][i] + inverse[:-1, -1]).astype(int)
         if (index >= 0).all() and (index < grid.shape).all():
-            masks[i] = Mask.from_crop(np.ones((1,) * grid.ndim, bool), tuple(int(k) for k in index), grid.shape)
+            masks[i] = Mask.from_crop(
+                np.ones((1,) * grid.ndim, bool), tuple(int(k) for k in index), grid.shape
+            )
     return replace(found, masks=tuple(masks))
 
 

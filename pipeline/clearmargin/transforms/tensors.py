@@ -47,7 +47,7 @@ def grid_of(tensor: MetaTensor, source: Grid) -> tuple[Grid, NDArray[np.float64]
     n = source.ndim
     before = _square(tensor_affine(source), n)
     after = _square(np.asarray(tensor.affine, dtype=np.float64), n)
-    matrix = np.linalg.solve(before, after)
+    matrix = np.asarray(np.linalg.solve(before, after), np.float64)
     full = np.eye(4)
     rows = np.array([*range(3 - n, 3), 3])
     full[np.ix_(rows, rows)] = matrix

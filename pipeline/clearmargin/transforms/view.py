@@ -23,9 +23,13 @@ class ImageSettings(Settings):
 
     intensity: Intensity = Percentiles()
     scale: float = Field(1.0, gt=0, le=8, description="network pixels per image pixel")
-    spacing_mm: float | None = Field(None, gt=0, description="in-plane size of a network pixel; replaces scale")
+    spacing_mm: float | None = Field(
+        None, gt=0, description="in-plane size of a network pixel; replaces scale"
+    )
     crop: tuple[int, int] = Field((256, 256), description="training window (Y, X) in network pixels")
-    neighbours: int = Field(1, ge=0, le=1, description="slices on each side that a volume's slice is seen with")
+    neighbours: int = Field(
+        1, ge=0, le=1, description="slices on each side that a volume's slice is seen with"
+    )
 
     @model_validator(mode="after")
     def _fits_strides(self) -> ImageSettings:
@@ -68,7 +72,9 @@ class AugmentSettings(Settings):
 def prepare(image: Image, settings: ImageSettings) -> NDArray[np.float32]:
     """Return the pixels in [0, 1], ``(C, *shape)`` with C = 1 or 3."""
     if image.pixels.shape[0] not in (1, 3):
-        raise InputError(f"{image.source.case} has {image.pixels.shape[0]} channels; the network takes 1 or 3")
+        raise InputError(
+            f"{image.source.case} has {image.pixels.shape[0]} channels; the network takes 1 or 3"
+        )
     return normalise(image.pixels, settings.intensity)
 
 
@@ -100,4 +106,5 @@ def augment_intensity(pixels: Tensor, settings: AugmentSettings, generator: np.r
         noise = generator.standard_normal(tuple(values.shape), dtype=np.float32)
         values = values + torch.from_numpy(noise) * float(abs(sigma) * settings.noise)
     values = values.clamp(0, 1)
-    return values.expand(3, -1, -1).contiguous() if len(values) == 1 else values.contiguous()
+    changed: Tensor = values.expand(3, -1, -1) if len(values) == 1 else values
+    return changed.contiguous()

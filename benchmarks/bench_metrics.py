@@ -1,0 +1,488 @@
+"""Time the metrics against other tools in one run, and print the ratios: `make bench-metrics`.
+
+The tools are installed into `.venv-bench`, beside the packages of the environment this is started from. Times
+are medians of interleaved rounds, so that a busy machine slows all sides alike; every first call is left out,
+and the first call of ours is reported apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BENCH = ROOT / ".venv-bench"
+# Without their own dependencies: NumPy, SciPy, torch and MONAI come from the environment this is started
+# from.
+PEERS = (
+    "surface-distance==0.1",
+    "medpy==0.5.2",
+    "faster-coco-eval==1.8.0",
+    "pycocotools==2.0.11",
+    "opencv-python-headless>=4.10",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--measure", action="store_true", help="measure now, with the packages of this interpreter"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="print the peak memory of the 512 x 512 x 600 case"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    if chosen.memory:
+        print(f"{peak_memory():.2f}")
+    elif chosen.measure:
+        warnings.simplefilter("ignore")
+        measure_all(chosen.rounds)
+    else:
+        python = prepare()
+        subprocess.run([python, __file__, "--measure", "--rounds", str(chosen.rounds)], check=True)
+
+
+def prepare() -> str:
+    """Make `.venv-bench` with the peers, seeing this environment's packages; return its Python."""
+    python = BENCH / "bin" / "python"
+    stamp = BENCH / "peers.txt"
+    if not stamp.exists() or stamp.read_text() != "\n".join(PEERS):
+        venv.create(BENCH, with_pip=True, clear=True)
+        paths = [sysconfig.get_paths()["purelib"], str(ROOT / "pipeline")]
+        inside = next(BENCH.glob("lib/python*/site-packages"))
+        (inside / "base.pth").write_text("\n".join(paths) + "\n")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *PEERS], check=True)
+        stamp.write_text("\n".join(PEERS))
+    return str(python)
+
+
+def interleaved(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
+    """Return the median time of each side in seconds, run in turns after one call each that is not
+    counted.
+    """
+    for side in sides.values():
+        side()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(title: str, times: dict[str, float], limits: dict[str, float]) -> None:
+    """Print one table: each tool's time and how many times ours goes into it, with what was aimed at."""
+    ours = times["clearmargin"]
+    print(f"\n### {title}\n\n| tool | seconds | ratio | asked for |\n|---|---:|---:|---:|")
+    for name, value in times.items():
+        limit = f"{limits[name]:g}" if name in limits else ""
+        print(f"| {name.replace('_', ' ')} | {value:.4f} | {value / ours:.1f} | {limit} |")
+
+
+def measure_all(rounds: int) -> None:
+    logging.disable(logging.WARNING)
+    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, medians of {rounds} interleaved rounds")
+    first_call()
+    volumes(rounds)
+    images(rounds)
+    boundary_ap(rounds)
+    coco_ap(rounds)
+    bootstrap(rounds)
+    growth()
+    memory = subprocess.run(
+        [sys.executable, __file__, "--memory"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    print(
+        f"\n### Memory\n\n512 x 512 x 600, 60 instances, all metrics: peak {memory} GB (asked for: under 1.5)"
+    )
+
+
+def first_call() -> None:
+    code = (
+        "import time; a = time.perf_counter(); import clearmargin.metrics as m;"
+        "b = time.perf_counter(); import numpy as n; x = n.ones((9, 9, 9), bool); m.measure_pair(x, x, spacing=(1, 1, 1));"
+        "c = time.perf_counter(); print(f'{b - a:.2f} {c - b:.2f}')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    print(
+        f"\nimport of clearmargin.metrics {found[0]} s; first measurement, with the cache on disk, {found[1]} s"
+    )
+
+
+def blobs(shape, seed, widths):
+    """Return two masks of smooth random blobs that differ by a little."""
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    base, change = (gaussian_filter(rng.standard_normal(shape).astype(np.float32), widths) for _ in range(2))
+    base, change = base / base.std(), change / change.std()
+    return base + 0.15 * change > 0.9, base > 0.9
+
+
+def volumes(rounds: int) -> None:
+    import numpy as np
+    import surface_distance as tool
+    import torch
+    from monai.metrics import (
+        compute_average_surface_distance,
+        compute_hausdorff_distance,
+        compute_surface_dice,
+    )
+
+    from clearmargin.metrics import measure_pair
+
+    spacing = (2.5, 0.8, 0.8)
+    predicted, reference = blobs((128, 256, 256), 0, (8, 24, 24))
+    a, b = (torch.as_tensor(m[None, None].astype(np.float32)) for m in (predicted, reference))
+
+    def ours():
+        return measure_pair(
+            predicted, reference, spacing=spacing, metrics=("hd95", "assd"), tolerances=(2.0,)
+        )
+
+    def deepmind():
+        found = tool.compute_surface_distances(reference, predicted, spacing)
+        return (
+            tool.compute_surface_dice_at_tolerance(found, 2.0),
+            tool.compute_robust_hausdorff(found, 95),
+            tool.compute_average_surface_distance(found),
+        )
+
+    def monai():
+        step = {"include_background": True, "spacing": list(spacing)}
+        return (
+            compute_surface_dice(a, b, [2.0], **step),
+            compute_hausdorff_distance(a, b, percentile=95, **step),
+            compute_average_surface_distance(a, b, symmetric=True, **step),
+        )
+
+    found, golden = ours(), deepmind()
+    difference = max(abs(found["nsd_2mm"] - golden[0]), abs(found["hd95"] - golden[1]))
+    times = interleaved(rounds, clearmargin=ours, surface_distance=deepmind, monai=monai)
+    report(
+        "Volume: 256 x 256 x 128 blobs at 0.8 x 0.8 x 2.5 mm, NSD + HD95 + ASSD", times,
+        {"surface_distance": 5, "monai": 10},
+    )  # fmt: skip
+    print(f"\nlargest difference from surface-distance (NSD, HD95): {difference:.1e}")
+
+
+def discs(count: int, size: tuple[int, int], seed: int, low: float, high: float):
+    """Return ``count`` pairs of an ellipse and a slightly moved and resized one, as dense masks."""
+    import numpy as np
+
+    height, width = size
+    rng = np.random.default_rng(seed)
+    y, x = np.ogrid[:height, :width]
+
+    def ellipse(cy, cx, a, b):
+        return ((y - cy) / a) ** 2 + ((x - cx) / b) ** 2 <= 1
+
+    for _ in range(count):
+        cy, cx = rng.uniform(high, height - high), rng.uniform(high, width - high)
+        a, b = rng.uniform(low, high, 2)
+        moved = (
+            cy + rng.normal(0, 2),
+            cx + rng.normal(0, 2),
+            a * rng.uniform(0.92, 1.08),
+            b * rng.uniform(0.92, 1.08),
+        )
+        yield ellipse(*moved), ellipse(cy, cx, a, b)
+
+
+def images(rounds: int) -> None:
+    import surface_distance as tool
+
+    from clearmargin.core import Grid, Mask
+    from clearmargin.metrics import MaskPair, Protocol, measure_mask_pair
+
+    grid = Grid.from_spacing((1024, 1024), (0.3, 0.3))
+    dense = list(discs(30, (1024, 1024), 1, 25, 70))
+    crops = [(Mask.from_dense(p), Mask.from_dense(r)) for p, r in dense]
+    plain = Protocol(metrics=("hausdorff", "hd95", "assd", "masd", "surface_bias"), tolerances=(0.6, 1.5))
+    banded = Protocol(metrics=plain.metrics, tolerances=plain.tolerances, bands=(2.0,))
+
+    def ours(protocol):
+        return [measure_mask_pair(MaskPair.from_masks(p, r, grid), protocol) for p, r in crops]
+
+    def from_dense():
+        return [measure_mask_pair(MaskPair.from_arrays(p, r, (0.3, 0.3)), banded) for p, r in dense]
+
+    def deepmind():
+        out = []
+        for predicted, reference in dense:
+            found = tool.compute_surface_distances(reference, predicted, (0.3, 0.3))
+            out.append((
+                tool.compute_robust_hausdorff(found, 100), tool.compute_robust_hausdorff(found, 95),
+                tool.compute_average_surface_distance(found),
+                tool.compute_surface_dice_at_tolerance(found, 0.6), tool.compute_surface_dice_at_tolerance(found, 1.5),
+            ))  # fmt: skip
+        return out
+
+    times = interleaved(
+        rounds,
+        clearmargin=lambda: ours(banded),
+        clearmargin_without_boundary_IoU=lambda: ours(plain),
+        clearmargin_from_dense_arrays=from_dense,
+        surface_distance=deepmind,
+    )
+    report(
+        "Image: 30 instances in 1024 x 1024, all distances and boundary IoU (2 mm)",
+        times,
+        {"surface_distance": 2.5},
+    )
+
+
+def coco_pairs():
+    """Return 500 images of 480 x 640 with 10 objects of 3 classes as pairs of instance sets."""
+    import numpy as np
+
+    from clearmargin.core import Grid, InstanceSet
+
+    grid = Grid.from_spacing((480, 640))
+    rng = np.random.default_rng(3)
+    pairs = []
+    for seed in range(500):
+        masks = list(discs(10, (480, 640), seed, 8, 60))
+        labels = rng.integers(1, 4, 10)
+        scores = np.round(rng.random(10), 3)
+        pairs.append((
+            InstanceSet.from_dense(grid, [p for p, _ in masks], labels, scores),
+            InstanceSet.from_dense(grid, [r for _, r in masks], labels),
+        ))  # fmt: skip
+    return pairs
+
+
+def coco_json(pairs):
+    """Return the pairs as a COCO data set and results, with compressed run lengths, as the other tools read
+    them.
+    """
+    import numpy as np
+    from pycocotools import mask as coco
+
+    truth, found = [], []
+    for image, pair in enumerate(pairs, start=1):
+        for instances, entries in zip(pair, (found, truth), strict=True):
+            for mask, label, score in zip(instances.masks, instances.labels, instances.scores, strict=True):
+                runs = coco.encode(np.asfortranarray(mask.dense(), np.uint8))
+                entry = {"id": len(entries) + 1, "image_id": image, "category_id": int(label), "iscrowd": 0,
+                         "segmentation": {"size": runs["size"], "counts": runs["counts"].decode()},
+                         "area": float(mask.area), "bbox": [float(v) for v in coco.toBbox(runs)]}  # fmt: skip
+                if entries is found:
+                    entry["score"] = float(score)
+                entries.append(entry)
+    base = {
+        "info": {},
+        "images": [{"id": k + 1, "height": 480, "width": 640} for k in range(len(pairs))],
+        "categories": [{"id": k, "name": str(k)} for k in (1, 2, 3)],
+    }
+    return base | {"annotations": truth}, found
+
+
+def quiet(function: Callable[[], float]) -> Callable[[], float]:
+    """Return ``function`` with its prints thrown away."""
+    import contextlib
+    import io
+
+    def run() -> float:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return function()
+
+    return run
+
+
+def boundary_ap(rounds: int) -> None:
+    import copy
+
+    import cv2
+    import faster_coco_eval
+    import numpy as np
+    from pycocotools import mask as coco
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    from clearmargin.metrics import boundary_average_precision
+
+    pairs = coco_pairs()
+    truth, found = coco_json(pairs)
+
+    class BoundaryEval(COCOeval):
+        """The published method: decode, erode the padded mask by 3 x 3 squares, encode; the smaller of both
+        IoUs.
+        """
+
+        def edges(self, entries):
+            for entry in entries:
+                mask = coco.decode(entry["segmentation"])
+                width = max(1, round(0.02 * np.hypot(*mask.shape)))
+                padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+                inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+                entry["edge"] = coco.encode(np.asfortranarray(mask - inner))
+
+        def _prepare(self):
+            super()._prepare()
+            for group in (self._gts, self._dts):
+                for entries in group.values():
+                    self.edges(entries)
+
+        def computeIoU(self, image, category):  # noqa: N802
+            whole = super().computeIoU(image, category)
+            truth, found = self._gts[image, category], self._dts[image, category]
+            if not len(truth) or not len(found):
+                return whole
+            order = np.argsort([-d["score"] for d in found], kind="mergesort")
+            edge = coco.iou([found[i]["edge"] for i in order], [g["edge"] for g in truth], [0] * len(truth))
+            return np.minimum(whole, edge)
+
+    def load(kind):
+        data = kind()
+        data.dataset = copy.deepcopy(truth)
+        data.createIndex()
+        return data, data.loadRes(copy.deepcopy(found))
+
+    def published():
+        evaluation = BoundaryEval(*load(COCO), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation.stats[0]
+
+    def faster():
+        evaluation = faster_coco_eval.COCOeval_faster(*load(faster_coco_eval.COCO), "boundary")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation.stats[0]
+
+    values = [boundary_average_precision(pairs).ap, quiet(published)(), quiet(faster)()]
+    times = interleaved(
+        max(1, rounds // 2),
+        clearmargin=lambda: boundary_average_precision(pairs),
+        published_method=quiet(published),
+        faster_coco_eval=quiet(faster),
+    )
+    report(
+        "Boundary AP: 500 images x 10, band 2 % of the diagonal",
+        times,
+        {"published_method": 10, "faster_coco_eval": 1},
+    )
+    print("\nvalues: " + ", ".join(f"{v:.12f}" for v in values))
+
+
+def coco_ap(rounds: int) -> None:
+    import copy
+
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    from clearmargin.metrics import mask_average_precision
+
+    pairs = coco_pairs()
+    truth, found = coco_json(pairs)
+
+    def pycocotools():
+        data = COCO()
+        data.dataset = copy.deepcopy(truth)
+        data.createIndex()
+        evaluation = COCOeval(data, data.loadRes(copy.deepcopy(found)), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation.stats[0]
+
+    values = [mask_average_precision(pairs).ap, quiet(pycocotools)()]
+    times = interleaved(
+        max(1, rounds // 2), clearmargin=lambda: mask_average_precision(pairs), pycocotools=quiet(pycocotools)
+    )
+    report("Mask AP: 500 images x 10, from crops (ours) and from run lengths", times, {})
+    print("\nvalues: " + ", ".join(f"{v:.12f}" for v in values))
+
+
+def bootstrap(rounds: int) -> None:
+    import numpy as np
+
+    from clearmargin.metrics.statistics import bootstrap_means
+
+    values = {str(k): np.random.default_rng(k).random(1000) for k in range(10)}
+    patients = [str(i) for i in range(1000)]
+    times = interleaved(
+        rounds,
+        clearmargin=lambda: bootstrap_means(values, patients, rng=np.random.default_rng(0), resamples=10_000),
+    )
+    print(f"\n### Bootstrap\n\n1,000 cases x 10 metrics x 10,000 resamples (BCa): {times['clearmargin']:.2f} s "
+          "(asked for: under 2)")  # fmt: skip
+
+
+def growth() -> None:
+    """Show that time grows with the surface, and not with the image around it."""
+    import numpy as np
+
+    from clearmargin.core import Grid, Mask
+    from clearmargin.metrics import MaskPair, Protocol, measure_mask_pair
+
+    protocol = Protocol(metrics=("hd95", "assd"), tolerances=(2.0,))
+    axes = np.meshgrid(*[np.arange(160)] * 3, indexing="ij", sparse=True)
+    print("\n### Growth\n\n| radius | surface elements | image | milliseconds | microseconds an element |")
+    print("|---:|---:|---|---:|---:|")
+    for radius, image in ((16, 160), (16, 320), (16, 640), (32, 640), (64, 640)):
+        masks = [
+            Mask.from_crop(sum((a - 80 - shift) ** 2 for a in axes) <= radius**2, (0, 0, 0), (image,) * 3)
+            for shift in (0, 1)
+        ]
+        grid = Grid.from_spacing((image,) * 3, (1, 1, 1))
+        measure_mask_pair(MaskPair.from_masks(masks[0], masks[1], grid), protocol)
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            pair = MaskPair.from_masks(masks[0], masks[1], grid)
+            measure_mask_pair(pair, protocol)
+            times.append(time.perf_counter() - start)
+        spent = statistics.median(times)
+        elements = sum(len(side.distances) for side in pair.surfaces)
+        print(f"| {radius} | {elements} | {image}^3 | {1e3 * spent:.1f} | {1e6 * spent / elements:.2f} |")
+
+
+def peak_memory() -> float:
+    """Return the peak resident memory in GB of measuring 60 instances on 512 x 512 x 600 by all metrics."""
+    import numpy as np
+
+    from clearmargin.core import Grid, InstanceSet, Mask
+    from clearmargin.metrics import METRICS, Protocol, evaluate_instances
+
+    rng = np.random.default_rng(0)
+    shape = (600, 512, 512)
+    sides: list[list[Mask]] = [[], []]
+    for k in range(60):
+        radius = 110 if k == 0 else int(rng.integers(8, 40))
+        centre = rng.integers(radius + 2, np.array(shape) - radius - 2)
+        axis = np.arange(-radius, radius + 1)
+        crop = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2 <= radius**2
+        for side, shift in zip(sides, (0, 1), strict=True):
+            side.append(Mask.from_crop(crop, tuple(int(c) - radius + shift for c in centre), shape))
+    grid = Grid.from_spacing(shape, (1.0, 0.8, 0.8))
+    labels, scores = np.ones(60, np.int64), np.linspace(0.5, 1, 60).astype(np.float32)
+    sets = [InstanceSet(grid=grid, masks=tuple(side), labels=labels, scores=scores) for side in sides]
+    rows = evaluate_instances(sets[0], sets[1], protocol=Protocol(metrics=tuple(METRICS), bands=(2.0,)))
+    if sum(row.status == "tp" for row in rows) != 60:
+        raise RuntimeError("the memory case did not match its instances")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""Intervals and comparisons that count patients, not cases.
+
+Cases of one patient are alike, so that counting them as independent makes intervals too narrow. Everything
+here first takes the mean over each patient's cases and then treats patients as the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clearmargin.errors import InputError
+
+__all__ = [
+    "Comparison",
+    "Interval",
+    "bootstrap_means",
+    "bootstrap_statistic",
+    "compare",
+    "holm",
+    "inter_rater_ceiling",
+    "patient_means",
+    "size_strata",
+]
+
+_CHUNK = 2_000_000  # drawn indices held at once: 16 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its bootstrap interval.
+
+    Attributes:
+        estimate: Mean over patients of each patient's mean.
+        low: Lower end; None with fewer than two patients, as nothing is then known of the spread.
+        high: Upper end, likewise.
+        level: Coverage asked for, such as 0.95.
+        patients: Number of patients.
+        cases: Number of cases.
+    """
+
+    estimate: float
+    low: float | None
+    high: float | None
+    level: float
+    patients: int
+    cases: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two models on the same cases.
+
+    Attributes:
+        difference: First minus second, with its interval.
+        p_value: Two-sided Wilcoxon signed-rank test over patients; 1 where no patient differs.
+        p_adjusted: After Holm's correction over the metrics compared together.
+    """
+
+    difference: Interval
+    p_value: float
+    p_adjusted: float
+
+
+def patient_means(values: ArrayLike, patients: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the patients in sorted order and the mean over each one's cases.
+
+    Args:
+        values: ``(n,)`` or ``(n, m)`` finite numbers, one row a case.
+        patients: The patient of each case.
+
+    Returns:
+        ``(p,)`` names and ``(p,)`` or ``(p, m)`` means.
+
+    Raises:
+        InputError: A value is not finite, the lengths differ, or there is no case.
+    """
+    table = np.asarray(values, np.float64)
+    if table.ndim not in (1, 2) or len(table) != len(patients) or not len(table):
+        raise InputError(
+            f"values of shape {table.shape} for {len(patients)} cases: give one row a case, and some case"
+        )
+    if not np.isfinite(table).all():
+        raise InputError(
+            f"{np.count_nonzero(~np.isfinite(table))} values are not finite: a miss counts its written value "
+            "(docs/metrics.md, 'Empty cases') and is not left out"
+        )
+    names, inverse, counts = np.unique(np.asarray(patients, str), return_inverse=True, return_counts=True)
+    sums = np.zeros((len(names), *table.shape[1:]))
+    np.add.at(sums, inverse, table)
+    return [str(n) for n in names], sums / counts.reshape(-1, *[1] * (table.ndim - 1))
+
+
+def bootstrap_means(
+    values: Mapping[str, ArrayLike],
+    patients: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 10_000,
+) -> dict[str, Interval]:
+    """Return the mean over patients of each metric, with its bias-corrected and accelerated interval.
+
+    Args:
+        values: ``(n,)`` finite numbers for each metric, one a case.
+        patients: The patient of each case; whole patients are drawn.
+        rng: Where randomness comes from: the same seed gives the same interval. All metrics share their
+            draws.
+        level: Coverage.
+        resamples: Number of bootstrap samples.
+
+    Returns:
+        An interval for each metric. Where all patients agree, it is one point; with one patient, it has no
+        ends.
+
+    Raises:
+        InputError: See `patient_means`.
+
+    Source: Efron, "Better bootstrap confidence intervals", JASA 1987; clusters as in Davison and Hinkley,
+    1997.
+    """
+    table = (
+        np.column_stack([np.asarray(v, np.float64) for v in values.values()]) if values else np.zeros((0, 0))
+    )
+    _, means = patient_means(table, patients)
+    estimates = means.mean(axis=0)
+    ends = np.full((2, len(estimates)), np.nan)
+    if len(means) > 1:
+        n = len(means)
+        left_out = (means.sum(axis=0) - means) / (n - 1)
+        ends = _bca(_resampled_means(means, rng, resamples), estimates, left_out, level)
+    return {
+        name: Interval(
+            estimate=float(estimates[k]),
+            low=None if len(means) < 2 else float(ends[0, k]),
+            high=None if len(means) < 2 else float(ends[1, k]),
+            level=level,
+            patients=len(means),
+            cases=len(table),
+        )
+        for k, name in enumerate(values)
+    }
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Sequence[Any]], float],
+    cases: Sequence[Any],
+    patients: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 1_000,
+) -> Interval:
+    """Return any statistic of a list of cases, such as average precision, with its clustered BCa interval.
+
+    Whole patients are drawn with all their cases; ``statistic`` is called once for each resample and each
+    patient.
+
+    Raises:
+        InputError: The lengths differ or there is no case.
+
+    Source: see `bootstrap_means`.
+    """
+    if len(cases) != len(patients) or not len(cases):
+        raise InputError(
+            f"{len(cases)} cases with {len(patients)} patients: give one patient a case, and some case"
+        )
+    groups: dict[str, list[Any]] = {}
+    for case, patient in zip(cases, patients, strict=True):
+        groups.setdefault(str(patient), []).append(case)
+    clusters = [groups[name] for name in sorted(groups)]
+    n = len(clusters)
+    estimate = float(statistic(list(cases)))
+    found = Interval(estimate=estimate, low=None, high=None, level=level, patients=n, cases=len(cases))
+    if n < 2:
+        return found
+    drawn = np.array(
+        [[statistic([c for i in rng.integers(0, n, n) for c in clusters[i]])] for _ in range(resamples)],
+        np.float64,
+    )
+    left_out = np.array([[statistic([c for i in range(n) if i != k for c in clusters[i]])] for k in range(n)])
+    low, high = _bca(drawn, np.array([estimate]), left_out, level)[:, 0]
+    return replace(found, low=float(low), high=float(high))
+
+
+def compare(
+    first: Mapping[str, ArrayLike],
+    second: Mapping[str, ArrayLike],
+    patients: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 10_000,
+) -> dict[str, Comparison]:
+    """Compare two models measured on the same cases, metric by metric.
+
+    Args:
+        first: ``(n,)`` numbers for each metric, one a case.
+        second: The same metrics of the same cases in the same order.
+        patients: The patient of each case.
+        rng: Where randomness comes from.
+        level: Coverage of the intervals.
+        resamples: Number of bootstrap samples.
+
+    Raises:
+        InputError: The metrics differ, or see `patient_means`.
+
+    Source: paired bootstrap as in `bootstrap_means`; Wilcoxon, Biometrics Bulletin 1945; Holm, Scandinavian
+    Journal of Statistics 1979.
+    """
+    from scipy.stats import wilcoxon
+
+    if set(first) != set(second):
+        odd = ", ".join(sorted(set(first) ^ set(second)))
+        raise InputError(f"two models are compared on the same metrics; only one of them has: {odd}")
+    gaps = {
+        name: np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64) for name in first
+    }
+    intervals = bootstrap_means(gaps, patients, rng=rng, level=level, resamples=resamples)
+    p_values = {}
+    for name, gap in gaps.items():
+        _, means = patient_means(gap, patients)
+        p_values[name] = float(wilcoxon(means[means != 0]).pvalue) if np.any(means != 0) else 1.0
+    adjusted = holm(p_values)
+    return {
+        name: Comparison(difference=intervals[name], p_value=p_values[name], p_adjusted=adjusted[name])
+        for name in first
+    }
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return Holm's step-down adjusted p-values, by name; they hold the family-wise error at any level.
+
+    Source: Holm, Scandinavian Journal of Statistics 1979.
+
+    >>> holm({"dice": 0.01, "hd95": 0.04, "nsd": 0.03})
+    {'dice': 0.03, 'hd95': 0.06, 'nsd': 0.06}
+    """
+    names = sorted(p_values, key=lambda name: p_values[name])
+    running, out = 0.0, {}
+    for rank, name in enumerate(names):
+        running = max(running, min(1.0, (len(names) - rank) * p_values[name]))
+        out[name] = running
+    return {name: out[name] for name in p_values}
+
+
+def inter_rater_ceiling(
+    model: Mapping[str, ArrayLike],
+    readers: Mapping[str, ArrayLike],
+    patients: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+) -> dict[str, Comparison]:
+    """Return how far a model is from the agreement between two readers, metric by metric.
+
+    Args:
+        model: ``(n, 2)`` numbers for each metric: the model against each reader, one row a case.
+        readers: ``(n,)`` numbers for each metric: one reader against the other.
+        patients: The patient of each case.
+        rng: Where randomness comes from.
+        level: Coverage of the intervals.
+
+    Returns:
+        Comparisons of the model's mean over both readers with the readers' agreement: a difference around 0
+        says that the model agrees with readers as they do with each other, and no metric can show more.
+
+    Raises:
+        InputError: See `compare`.
+
+    Source: by definition.
+    """
+    against_both = {name: np.asarray(v, np.float64).mean(axis=1) for name, v in model.items()}
+    return compare(against_both, readers, patients, rng=rng, level=level)
+
+
+def size_strata(sizes: ArrayLike, unit: str, limits: Sequence[float] | None = None) -> list[str]:
+    """Return each case's size stratum, such as ``"small (under 12 mm^3)"``.
+
+    Args:
+        sizes: ``(n,)`` sizes of the references.
+        unit: Of the sizes, as the table shall call it.
+        limits: Two limits; None for the tertiles of ``sizes``.
+    """
+    array = np.asarray(sizes, np.float64)
+    if not array.size:
+        return []
+    low, high = np.quantile(array, [1 / 3, 2 / 3]) if limits is None else limits
+    names = (f"small (under {low:.3g} {unit})", "medium", f"large (over {high:.3g} {unit})")
+    return [names[0] if v < low else names[2] if v > high else names[1] for v in array]
+
+
+def _resampled_means(
+    means: NDArray[np.float64], rng: np.random.Generator, resamples: int
+) -> NDArray[np.float64]:
+    """Return ``(resamples, m)`` means of patients drawn with replacement: how often each was drawn, times its
+    row.
+    """
+    n = len(means)
+    out = np.empty((resamples, means.shape[1]))
+    step = max(1, _CHUNK // n)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(0, n, (rows, n), dtype=np.uint32) + n * np.arange(rows, dtype=np.uint32)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        out[start : start + rows] = counts @ means / n
+    return out
+
+
+def _bca(
+    drawn: NDArray[np.float64], estimates: NDArray[np.float64], left_out: NDArray[np.float64], level: float
+) -> NDArray[np.float64]:
+    """Return ``(2, m)`` ends from ``(B, m)`` resamples, ``(m,)`` estimates and ``(p, m)`` leave-one-out
+    values.
+    """
+    from scipy.special import ndtr, ndtri
+
+    size = len(drawn)
+    slack = 1e-12 * np.maximum(1.0, np.abs(estimates))
+    below = np.count_nonzero(drawn < estimates - slack, axis=0)
+    level_with = np.count_nonzero(np.abs(drawn - estimates) <= slack, axis=0)
+    share = np.clip((below + level_with / 2) / size, 0.5 / size, 1 - 0.5 / size)
+    bias = ndtri(share)
+    off = left_out.mean(axis=0) - left_out
+    spread = (off**2).sum(axis=0)
+    acceleration = np.where(spread > 0, (off**3).sum(axis=0) / np.maximum(6 * spread**1.5, 1e-300), 0.0)
+    ends = np.empty((2, len(estimates)))
+    for side, tail in enumerate(((1 - level) / 2, (1 + level) / 2)):
+        z = bias + ndtri(tail)
+        at = ndtr(bias + z / (1 - acceleration * z))
+        for k in range(len(estimates)):
+            ends[side, k] = np.quantile(drawn[:, k], at[k])
+    return ends

@@ -1,0 +1,237 @@
+"""Tables of results: what is summarised, with what counts, and as CSV, JSON, Markdown or a flat mapping for
+MLflow.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clearmargin.core.grid import Unit
+from clearmargin.errors import InputError, nearest
+from clearmargin.metrics.pair import Status
+from clearmargin.metrics.statistics import Comparison, Interval, bootstrap_means
+
+__all__ = [
+    "CaseRow",
+    "SummaryRow",
+    "comparison_markdown",
+    "flat_numbers",
+    "rows_csv",
+    "summarise",
+    "summary_csv",
+    "summary_json",
+    "summary_markdown",
+]
+
+_STATUSES: tuple[Status, ...] = ("tp", "fn", "fp", "tn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseRow:
+    """One measured object or image, with what a table can be split by.
+
+    Attributes:
+        patient: Patient's id; patients are the unit of all statistics.
+        case: Case id.
+        status: ``tp``, ``fn``, ``fp`` or ``tn``.
+        unit: Of the distances.
+        values: Metric by name; all finite.
+        strata: Columns to split by, such as the class, the size stratum or any column of the data card.
+    """
+
+    patient: str
+    case: str
+    status: Status
+    unit: Unit
+    values: Mapping[str, float]
+    strata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryRow:
+    """One metric in one stratum.
+
+    Attributes:
+        stratum: ``all``, or ``column = value``.
+        metric: Name.
+        interval: Mean over patients with its interval.
+        median: Median over cases.
+        counts: Cases by status, all four.
+        miss_rate: Missed references as a share of all references in the stratum; 0 without references.
+    """
+
+    stratum: str
+    metric: str
+    interval: Interval
+    median: float
+    counts: Mapping[Status, int]
+    miss_rate: float
+
+
+def summarise(
+    rows: Sequence[CaseRow],
+    *,
+    rng: np.random.Generator,
+    by: Sequence[str] = (),
+    resamples: int = 10_000,
+    level: float = 0.95,
+) -> list[SummaryRow]:
+    """Summarise cases, all together and for each value of each column in ``by``.
+
+    Misses and spurious objects are in every mean with their written values; the counts and the miss rate
+    stand beside it. Intervals are of means over patients (`bootstrap_means`).
+
+    Raises:
+        InputError: No case, a column that no row has, cases in mm and px together, or metrics that differ.
+    """
+    if not rows:
+        raise InputError("nothing to summarise: there is no case")
+    units = {row.unit for row in rows}
+    if len(units) > 1:
+        raise InputError("cases in mm and in px cannot share a table: summarise them apart")
+    known = sorted({name for row in rows for name in row.strata})
+    for column in by:
+        if column not in known:
+            raise InputError(f"no column '{column}' to split by: {nearest(column, known)}")
+    out = _stratum("all", rows, rng, resamples, level)
+    for column in by:
+        for value in sorted({row.strata.get(column, "unknown") for row in rows}):
+            chosen = [row for row in rows if row.strata.get(column, "unknown") == value]
+            out += _stratum(f"{column} = {value}", chosen, rng, resamples, level)
+    return out
+
+
+def summary_csv(summary: Sequence[SummaryRow]) -> str:
+    """Return the summary as CSV with full precision; missing interval ends are empty fields."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(_fields(summary[0])) if summary else [], lineterminator="\n")
+    writer.writeheader()
+    for row in summary:
+        writer.writerow({k: "" if v is None else v for k, v in _fields(row).items()})
+    return out.getvalue()
+
+
+def summary_json(summary: Sequence[SummaryRow]) -> str:
+    """Return the summary as a JSON list of objects; missing interval ends are null, and nothing is NaN."""
+    return json.dumps([_fields(row) for row in summary], indent=1, allow_nan=False) + "\n"
+
+
+def summary_markdown(summary: Sequence[SummaryRow]) -> str:
+    """Return the summary as a Markdown table, three decimals."""
+    lines = [
+        "| stratum | metric | mean | interval | median | patients | cases | tp | fn | fp | tn | miss rate |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in summary:
+        found = row.interval
+        counts = " | ".join(str(row.counts[s]) for s in _STATUSES)
+        lines.append(
+            f"| {row.stratum} | {row.metric} | {found.estimate:.3f} | {_ends(found)} | {row.median:.3f} "
+            f"| {found.patients} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def comparison_markdown(comparisons: Mapping[str, Comparison]) -> str:
+    """Return a comparison of two models as a Markdown table, three decimals."""
+    lines = [
+        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | patients | cases |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for name, found in comparisons.items():
+        gap = found.difference
+        lines.append(
+            f"| {name} | {gap.estimate:+.3f} | {_ends(gap)} | {found.p_value:.3g} | {found.p_adjusted:.3g} "
+            f"| {gap.patients} | {gap.cases} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
+    """Return the summary as numbers by name, as MLflow's ``log_metrics`` takes them.
+
+    Names are ``stratum/metric``, with ``/low`` and ``/high`` for interval ends; characters that MLflow
+    refuses are replaced by ``_``. Counts and the miss rate are given once a stratum.
+    """
+    out: dict[str, float] = {}
+    for row in summary:
+        place = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in row.stratum.replace("/", "_"))
+        out[f"{place}/{row.metric}"] = row.interval.estimate
+        if row.interval.low is not None and row.interval.high is not None:
+            out[f"{place}/{row.metric}/low"] = row.interval.low
+            out[f"{place}/{row.metric}/high"] = row.interval.high
+        out |= {f"{place}/{status}": float(row.counts[status]) for status in _STATUSES}
+        out[f"{place}/miss_rate"] = row.miss_rate
+    return out
+
+
+def rows_csv(rows: Sequence[CaseRow]) -> str:
+    """Return the cases themselves as CSV: patient, case, status, unit, strata, then values, with full
+    precision.
+    """
+    strata = sorted({name for row in rows for name in row.strata})
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["patient", "case", "status", "unit", *strata, *names])
+    for row in rows:
+        writer.writerow([
+            row.patient, row.case, row.status, row.unit,
+            *(row.strata.get(s, "") for s in strata),
+            *(row.values.get(n, "") for n in names),
+        ])  # fmt: skip
+    return out.getvalue()
+
+
+def _stratum(
+    name: str, rows: Sequence[CaseRow], rng: np.random.Generator, resamples: int, level: float
+) -> list[SummaryRow]:
+    metrics = list(rows[0].values)
+    if any(list(row.values) != metrics for row in rows):
+        raise InputError("all cases of a table are measured by one protocol; these have different metrics")
+    values = {metric: [row.values[metric] for row in rows] for metric in metrics}
+    intervals = bootstrap_means(
+        values, [row.patient for row in rows], rng=rng, level=level, resamples=resamples
+    )
+    counts: dict[Status, int] = {status: sum(row.status == status for row in rows) for status in _STATUSES}
+    existing = counts["tp"] + counts["fn"]
+    return [
+        SummaryRow(
+            stratum=name,
+            metric=metric,
+            interval=intervals[metric],
+            median=float(np.median(values[metric])),
+            counts=counts,
+            miss_rate=counts["fn"] / existing if existing else 0.0,
+        )
+        for metric in metrics
+    ]
+
+
+def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
+    found = row.interval
+    return {
+        "stratum": row.stratum,
+        "metric": row.metric,
+        "mean": found.estimate,
+        "low": found.low,
+        "high": found.high,
+        "level": found.level,
+        "median": row.median,
+        "patients": found.patients,
+        "cases": found.cases,
+        **{status: row.counts[status] for status in _STATUSES},
+        "miss_rate": row.miss_rate,
+    }
+
+
+def _ends(found: Interval) -> str:
+    if found.low is None or found.high is None:
+        return f"none ({found.patients} patient)"
+    return f"[{found.low:.3f}, {found.high:.3f}]"

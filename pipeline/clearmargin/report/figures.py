@@ -1,0 +1,116 @@
+"""Figures of a training and an evaluation; matplotlib is imported when one is drawn, and shows no window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Series", "precision_recall", "reliability", "training_curves"]
+
+Series = Sequence[tuple[float, float]]
+"""``(step, value)`` pairs in step order."""
+
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+)  # Okabe and Ito, 2008
+_STYLES = ("-", "--", ":", "-.")
+
+
+def training_curves(history: Mapping[str, Series]) -> Figure:
+    """Return one panel for each metric: ``train/loss`` and ``validation/loss`` share the panel ``loss``.
+
+    Args:
+        history: Values by name. NaN leaves a gap. None at all gives an empty figure.
+    """
+    panels: dict[str, dict[str, Series]] = {}
+    for name, values in history.items():
+        group, _, metric = name.rpartition("/")
+        panels.setdefault(metric, {})[group or metric] = values
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    figure = _figure(4.2 * columns, 3.0 * rows)
+    for k, (metric, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        for i, (group, values) in enumerate(lines.items()):
+            points = np.array(values, np.float64).reshape(-1, 2)
+            mark = "o" if len(points) < 3 else None
+            axes.plot(points[:, 0], points[:, 1], label=group, marker=mark, **_look(i))
+        _finish(axes, title=metric, x="epoch", legend=len(lines) > 1)
+    return figure
+
+
+def precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
+    """Return precision over recall, one line for each name.
+
+    Args:
+        curves: Recall and precision, arrays of one length in [0, 1], by class or model.
+    """
+    figure = _figure(4.6, 4.2)
+    axes = figure.add_subplot()
+    for i, (name, (recall, precision)) in enumerate(curves.items()):
+        axes.plot(np.asarray(recall), np.asarray(precision), label=name, drawstyle="steps-post", **_look(i))
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    _finish(axes, title="precision and recall", x="recall", y="precision", legend=bool(curves))
+    return figure
+
+
+def reliability(confidence: ArrayLike, accuracy: ArrayLike, count: ArrayLike) -> Figure:
+    """Return how often what was said with a confidence was right, with the number of cases behind each bar.
+
+    Args:
+        confidence: ``(B,)``, mean confidence of each bin.
+        accuracy: ``(B,)``, share that was right; NaN where the bin is empty.
+        count: ``(B,)``, cases in each bin.
+    """
+    said, right, cases = (np.asarray(v, np.float64) for v in (confidence, accuracy, count))
+    figure = _figure(4.6, 5.2)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle="--")
+    top.plot(said, right, marker="o", **_look(0))
+    top.set_ylim(0, 1.02)
+    _finish(top, title="reliability", y="share that is right", legend=False)
+    bottom.bar(said, cases, width=0.8 / max(1, len(said)), color=_COLOURS[0])
+    bottom.set_xlim(0, 1)
+    _finish(bottom, x="confidence", y="cases", legend=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return a figure outside pyplot: no window, no global state, nothing to close."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _look(i: int) -> dict[str, Any]:
+    """Return colour and dashes of line ``i``: told apart without colour, too."""
+    return {
+        "color": _COLOURS[i % len(_COLOURS)],
+        "linestyle": _STYLES[i % len(_STYLES)],
+        "linewidth": 1.6,
+    }
+
+
+def _finish(axes: Axes, *, title: str = "", x: str = "", y: str = "", legend: bool) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(fontsize=8, frameon=False)

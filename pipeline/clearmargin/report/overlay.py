@@ -1,0 +1,194 @@
+"""Instances and maps drawn over the image they belong to."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from clearmargin.core import Image, InstanceSet, LabelMap, Mask
+from clearmargin.report.lettering import write_labels, write_text
+from clearmargin.report.picture import Picture, display, enlarge, enlargement
+
+__all__ = ["colour", "heat_overlay", "overlay"]
+
+_HEAT = np.array(
+    [(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)], np.float32
+)
+
+
+def overlay(
+    image: Image,
+    instances: InstanceSet,
+    z: int | None = None,
+    *,
+    window: tuple[float, float] | None = None,
+    label_map: LabelMap | None = None,
+    reference: InstanceSet | None = None,
+) -> Picture:
+    """Return the image with each instance's outline and a translucent fill, one colour an instance.
+
+    An instance keeps its colour from slice to slice. A reference's outlines are white dashes.
+
+    Args:
+        image: What was segmented.
+        instances: On the image's grid; none gives the bare picture.
+        z: The slice of a volume; by default the one in which instances (of the reference, where there are
+            none) fill most; the middle one where there are none at all.
+        window: As for :func:`~clearmargin.report.picture.display`.
+        label_map: Where given, each instance is named, with its score where that is not 1.
+        reference: The truth, on the same grid.
+
+    Returns:
+        ``(k Y, k X, 3)`` uint8, enlarged by a whole factor ``k`` where the image is small.
+
+    Raises:
+        ValueError: If instances do not lie on the image's grid.
+    """
+    for drawn in (instances, *(() if reference is None else (reference,))):
+        if drawn.grid.shape != image.grid.shape:
+            raise ValueError(f"instances on a grid {drawn.grid.shape} over an image of {image.grid.shape}")
+    if image.grid.ndim == 3 and z is None:
+        z = _fullest_slice(instances, reference)
+    plain = display(image, z, window)
+    factor = enlargement((plain.shape[0], plain.shape[1]))
+    picture = enlarge(plain, factor).astype(np.float32)
+    flat, positions = _plane(instances, z)
+    order = sorted(range(len(flat)), key=lambda i: -flat.masks[i].area)  # small ones lie on top
+    total = plain.shape[0] * plain.shape[1]
+    for i in order:
+        share = flat.masks[i].area / total
+        _draw(picture, flat.masks[i], colour(int(positions[i])), factor, fill=0.06 if share > 0.08 else 0.22)
+    if reference is not None:
+        for mask in _plane(reference, z)[0].masks:
+            _draw(picture, mask, (255, 255, 255), factor, fill=0.0, dash=4)
+    result = np.clip(np.round(picture), 0, 255).astype(np.uint8)
+    if label_map is not None:
+        names = [label_map.by_id(int(label)).name for label in flat.labels]
+        labels = [
+            (
+                names[i] if flat.scores[i] == 1 else f"{names[i]} {flat.scores[i]:.2f}",
+                _scaled_box(flat.masks[i], factor),
+                colour(int(positions[i])),
+            )
+            for i in reversed(order)
+        ]
+        result = write_labels(result, labels)
+    return result
+
+
+def heat_overlay(
+    image: Image,
+    values: NDArray[np.float32],
+    z: int | None = None,
+    *,
+    window: tuple[float, float] | None = None,
+    limit: float | None = None,
+) -> Picture:
+    """Return the image with a map such as the predictive entropy glowing over it, and a colour bar.
+
+    What is 0 leaves the image as it is; ``limit`` and above is brightest and most opaque.
+
+    Args:
+        image: What was segmented.
+        values: Of ``image.grid.shape``, not negative; NaN shows as 0.
+        z: The slice of a volume; by default the one whose values sum to most.
+        window: As for :func:`~clearmargin.report.picture.display`.
+        limit: The value at the bar's top, by default the map's largest; 1 for a map of zeros.
+
+    Raises:
+        ValueError: If the map is not of the image's shape.
+    """
+    if values.shape != image.grid.shape:
+        raise ValueError(f"a map of shape {values.shape} over an image of {image.grid.shape}")
+    finite = np.nan_to_num(np.asarray(values, np.float32))
+    top = float(finite.max()) if limit is None else float(limit)
+    top = top if top > 0 else 1.0
+    if image.grid.ndim == 3:
+        z = int(finite.sum(axis=(1, 2)).argmax()) if z is None else z
+        finite = finite[z]
+    plain = display(image, z, window)
+    factor = enlargement((plain.shape[0], plain.shape[1]))
+    level = np.clip(enlarge(finite, factor).astype(np.float32) / top, 0, 1)
+    opacity = (0.85 * np.sqrt(level))[..., None]
+    glowing = enlarge(plain, factor) * (1 - opacity) + _heat(level) * opacity
+    return _with_bar(np.round(glowing).astype(np.uint8), top)
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """Return the RGB of instance ``number``: hues a golden angle apart, so that neighbours differ.
+
+    >>> colour(0) != colour(1)
+    True
+    """
+    hue = (0.09 + 0.618034 * number) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if number % 2 else 0.9, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _plane(instances: InstanceSet, z: int | None) -> tuple[InstanceSet, NDArray[np.int64]]:
+    if instances.grid.ndim == 3:
+        return instances.plane(0 if z is None else z)
+    kept = np.array([i for i, mask in enumerate(instances.masks) if mask.area], np.int64)
+    return instances.select(kept), kept
+
+
+def _fullest_slice(*sets: InstanceSet | None) -> int | None:
+    """Return the slice that the masks of the first set with any fill most, small ones counting as large."""
+    for drawn in sets:
+        if drawn is None or not any(mask.area for mask in drawn.masks):
+            continue
+        filled = np.zeros(drawn.grid.shape[0])
+        for mask in drawn.masks:
+            if mask.area:
+                filled[mask.slices[0]] += mask.crop.sum(axis=(1, 2)) / mask.area
+        return int(filled.argmax())
+    return None
+
+
+def _draw(
+    picture: NDArray[np.float32],
+    mask: Mask,
+    rgb: tuple[int, int, int],
+    factor: int,
+    *,
+    fill: float,
+    dash: int = 0,
+) -> None:
+    """Draw one mask of the plane into the enlarged picture, in place; ``dash`` is a dash's length."""
+    (y0, x0), (y1, x1) = mask.box
+    inside = np.asarray(enlarge(mask.crop, factor), bool)
+    thick = 1 if factor == 1 else 2
+    line = inside & ~ndimage.binary_erosion(inside, iterations=thick)
+    if dash:
+        y, x = np.ogrid[: inside.shape[0], : inside.shape[1]]
+        line &= ((y + x) // (dash * thick)) % 2 == 0
+    region = picture[y0 * factor : y1 * factor, x0 * factor : x1 * factor]
+    tint = np.array(rgb, np.float32)
+    region[inside] += fill * (tint - region[inside])
+    region[line] = tint
+
+
+def _scaled_box(mask: Mask, factor: int) -> tuple[int, int, int, int]:
+    (y0, x0), (y1, x1) = mask.box
+    return y0 * factor, x0 * factor, y1 * factor, x1 * factor
+
+
+def _heat(level: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``(..., 3)`` colours from black over red to light yellow for levels from 0 to 1."""
+    stops = np.linspace(0, 1, len(_HEAT))
+    channels = [np.interp(level, stops, _HEAT[:, c]) for c in range(3)]
+    return np.stack(channels, -1).astype(np.float32)
+
+
+def _with_bar(picture: Picture, top: float) -> Picture:
+    """Return the picture with a colour bar at its right, from 0 at the bottom to ``top``."""
+    height = picture.shape[0]
+    bar = np.zeros((height, 64, 3), np.uint8)
+    rows = np.linspace(1, 0, height - 32).astype(np.float32)
+    bar[16 : height - 16, 8:20] = _heat(rows)[:, None]
+    bar = write_text(bar, f"{top:.2g}", (10, 24), (235, 235, 235), backed=False)
+    bar = write_text(bar, "0", (height - 24, 24), (235, 235, 235), backed=False)
+    return np.concatenate([picture, bar], axis=1)

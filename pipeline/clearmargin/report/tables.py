@@ -1,0 +1,144 @@
+"""Instances as tables: CSV and JSON for programs, rich tables for a person.
+
+A column's name carries its unit. Where the grid's unit is px there is no column in mm, mm2 or mm3.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clearmargin.core import Grid, Mask, Prediction, Source
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["instance_rows", "number_table", "write_rows_csv", "write_rows_json"]
+
+FIRST_COLUMNS = ("case", "instance", "label", "name", "code", "score")
+
+
+def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]]:
+    """Return one row an instance, in order; no rows where nothing was found.
+
+    Columns: ``case``; ``frame`` and ``time_s`` where the source is a frame; ``instance``, counted from 1;
+    ``label``, ``name``, ``code`` (value and scheme); ``score``; ``area_px`` of an image or ``volume_voxels``;
+    ``area_mm2`` or ``volume_mm3`` where the unit is mm; the bounding box as first and last index of each
+    axis, both inside (``x_first`` ... ``z_last``); the centroid in mm in DICOM's LPS (``centroid_x_mm`` ...)
+    or in pixels (``centroid_x_px``, ``centroid_y_px``); and each uncertainty column under its own name. An
+    empty mask has size 0 and neither box nor centroid (None).
+    """
+    instances, grid = prediction.instances, prediction.instances.grid
+    rows = []
+    for i, mask in enumerate(instances.masks):
+        kind = prediction.label_map.by_id(int(instances.labels[i]))
+        row: dict[str, Any] = {"case": source.case}
+        row |= {} if source.frame is None else {"frame": source.frame}
+        row |= {} if source.time_s is None else {"time_s": round(source.time_s, 6)}
+        row |= {
+            "instance": i + 1,
+            "label": kind.id,
+            "name": kind.name,
+            "code": f"{kind.type.value} {kind.type.scheme}",
+            "score": _number(instances.scores[i]),
+        }
+        row |= _size(mask, grid) | _box(mask, grid) | _centroid(mask, grid)
+        row |= {name: _number(column[i]) for name, column in instances.uncertainty.items()}
+        rows.append(row)
+    return rows
+
+
+def write_rows_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = FIRST_COLUMNS
+) -> None:
+    """Write rows as CSV (UTF-8, comma, header); a column that some rows lack is empty in them.
+
+    Args:
+        path: The file; a reader never sees half of it.
+        rows: Any number; without one, the file is a header.
+        columns: Those that come first, and are there without any row.
+    """
+    known = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    draft = _draft(path)
+    with draft.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(known), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)
+
+
+def write_rows_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a JSON list of objects; a reader never sees half of the file."""
+    draft = _draft(path)
+    draft.write_text(json.dumps(list(rows), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def number_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return rows as a table for the console: texts to the left, numbers to the right with three decimals.
+
+    Columns come in the order in which they first appear; what a row lacks, and NaN, shows as a dash.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title) or None, title_justify="left", header_style="bold")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name in columns:
+        numbers = all(isinstance(row.get(name, 0.0), int | float | None) for row in rows)
+        table.add_column(escape(name), justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*(escape(_shown(row.get(name))) for name in columns))
+    return table
+
+
+def _draft(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}")
+
+
+def _size(mask: Mask, grid: Grid) -> dict[str, Any]:
+    if grid.ndim == 3:
+        counted, measured = "volume_voxels", "volume_mm3"
+    else:
+        counted, measured = "area_px", "area_mm2"
+    row: dict[str, Any] = {counted: mask.area}
+    if grid.unit == "mm":
+        row[measured] = _number(mask.area * grid.voxel_size)
+    return row
+
+
+def _box(mask: Mask, grid: Grid) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for axis, first, stop in zip("zyx"[3 - grid.ndim :], *mask.box, strict=True):
+        row[f"{axis}_first"] = first if mask.area else None
+        row[f"{axis}_last"] = stop - 1 if mask.area else None
+    return row
+
+
+def _centroid(mask: Mask, grid: Grid) -> dict[str, Any]:
+    """Return the mean position of the mask's elements, in mm in the patient or in pixels of the image."""
+    inside = np.argwhere(mask.crop).mean(axis=0) + mask.origin if mask.area else np.full(grid.ndim, np.nan)
+    if grid.unit == "mm":
+        point = grid.to_world(inside)
+        return {f"centroid_{axis}_mm": _number(v) for axis, v in zip("xyz", point, strict=True)}
+    axes = "zyx"[3 - grid.ndim :]
+    return {f"centroid_{axis}_px": _number(v) for axis, v in zip(axes, inside, strict=True)}
+
+
+def _number(value: Any) -> float | None:
+    """Return a float with six significant digits, None for what is no finite number."""
+    number = float(value)
+    return float(f"{number:.6g}") if math.isfinite(number) else None
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

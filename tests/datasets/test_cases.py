@@ -1,0 +1,275 @@
+"""Cards, splits by unit, and the encodings of references."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from clearmargin.core import Grid
+from clearmargin.datasets.card import read_card
+from clearmargin.datasets.cases import open_dataset
+from clearmargin.errors import ConfigError, GeometryError, InputError
+from clearmargin.formats.raster import write_raster
+from clearmargin.formats.volume import write_volume
+
+TUMOUR = {"value": "108369006", "meaning": "Tumor"}
+CATEGORY = {"value": "49755003", "meaning": "Morphologically Altered Structure"}
+
+
+def card_dict(**changes):
+    card = {
+        "schema": 1,
+        "name": "toy",
+        "version": "1",
+        "title": "Toy",
+        "origin": "made here",
+        "licence": "CC0-1.0",
+        "citation": "none",
+        "modality": "OT",
+        "classes": [{"id": 1, "name": "blob", "type": TUMOUR, "category": CATEGORY}],
+        "root": ".",
+        "cases": {
+            "index": "index.csv",
+            "id": "{id}",
+            "image": "{id}.png",
+            "reference": "{id}_labels.png",
+            "unit": "{patient}",
+        },
+        "encoding": {"kind": "label_image", "label": "blob"},
+        "spacing": {"source": "unknown"},
+        "unit": "patient",
+        "splits": {"carve": {"validation": 0.2, "calibration": 0.2, "test": 0.2}},
+        "show_in_tracking": True,
+    }
+    return card | changes
+
+
+def write_set(folder, rows, card, labels=None):
+    folder.mkdir(exist_ok=True)
+    labels = np.zeros((32, 48), np.uint16) if labels is None else labels
+    with (folder / "index.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        write_raster(folder / f"{row['id']}.png", np.zeros((32, 48), np.uint8))
+        write_raster(folder / f"{row['id']}_labels.png", labels)
+    path = folder / "card.yaml"
+    path.write_text(yaml.safe_dump(card))
+    return path
+
+
+def rows(patients=10, each=2, **more):
+    return [{"id": f"p{p}_{k}", "patient": f"p{p}", **more} for p in range(patients) for k in range(each)]
+
+
+def test_splits_are_disjoint_by_unit_and_of_the_asked_size(tmp_path):
+    dataset = open_dataset(write_set(tmp_path, rows(), card_dict()))
+    units = {
+        split: {c.unit for c in dataset.split(split)}
+        for split in ("train", "validation", "calibration", "test")
+    }
+    assert {split: len(u) for split, u in units.items()} == {
+        "train": 4,
+        "validation": 2,
+        "calibration": 2,
+        "test": 2,
+    }
+    assert len(set.union(*units.values())) == 10
+    assert all(len(dataset.split(s)) == 2 * len(u) for s, u in units.items())
+
+
+def test_a_unit_keeps_its_place_when_others_are_added(tmp_path):
+    few = open_dataset(write_set(tmp_path / "a", rows(10), card_dict()))
+    many = open_dataset(write_set(tmp_path / "b", rows(11), card_dict()))
+    moved = [c.case for c, d in zip(few.cases, many.cases, strict=False) if c.split != d.split]
+    assert len(moved) <= 6  # a border unit or two, not a new shuffle
+
+
+def test_the_shipped_split_is_kept_and_its_leak_refused(tmp_path):
+    splits = {"column": "set", "values": {"a": "train", "b": "test"}, "carve": {"validation": 0.2}}
+    shipped = [*rows(5, 1, set="a"), {"id": "q", "patient": "q", "set": "b"}]
+    dataset = open_dataset(write_set(tmp_path, shipped, card_dict(splits=splits)))
+    assert [c.split for c in dataset.cases].count("test") == 1 and dataset.cases[-1].split == "test"
+    leak = [*shipped, {"id": "again", "patient": "q", "set": "a"}]
+    with pytest.raises(ConfigError, match="one patient lies in two splits"):
+        open_dataset(write_set(tmp_path, leak, card_dict(splits=splits)))
+
+
+def test_an_empty_split_says_what_there_is(tmp_path):
+    dataset = open_dataset(write_set(tmp_path, rows(), card_dict(splits={"carve": {"validation": 0.2}})))
+    with pytest.raises(ConfigError, match="no case in split 'test'"):
+        dataset.split("test")
+
+
+def test_ids_and_paths_are_not_shown(tmp_path):
+    dataset = open_dataset(write_set(tmp_path, rows(), card_dict()))
+    assert "p0_0" not in repr(dataset.cases[0]) and str(tmp_path) not in repr(dataset.cases[0])
+    assert dataset.cases[0].case.startswith("case-")
+
+
+def test_label_values_are_instances(tmp_path):
+    labels = np.zeros((32, 48), np.uint16)
+    labels[2:5, 3:9], labels[20:30, 10:20], labels[0, 47] = 7, 300, 65535
+    dataset = open_dataset(write_set(tmp_path, rows(), card_dict(), labels))
+    image, reference = dataset.read(dataset.cases[0])
+    assert image.grid.unit == "px" and image.source.modality == "OT"
+    assert [m.area for m in reference.masks] == [18, 100, 1]
+    assert list(reference.labels) == [1, 1, 1]
+
+
+def test_value_table_names_each_value_and_refuses_others(tmp_path):
+    labels = np.zeros((32, 48), np.uint8)
+    labels[2:5, 3:9], labels[20:30, 10:20], labels[25, 40:44] = 20, 40, 20
+    encoding = {"kind": "value_masks", "values": {20: "blob", 40: "tool"}}
+    classes = [*card_dict()["classes"], {"id": 2, "name": "tool", "type": TUMOUR, "category": CATEGORY}]
+    card = card_dict(encoding=encoding, classes=classes)
+    dataset = open_dataset(write_set(tmp_path, rows(), card, labels))
+    _, reference = dataset.read(dataset.cases[0])
+    assert [(int(k), m.area) for k, m in zip(reference.labels, reference.masks, strict=True)] == [
+        (1, 22),
+        (2, 100),
+    ]
+    labels[0, 0] = 60
+    dataset = open_dataset(write_set(tmp_path, rows(), card, labels))
+    with pytest.raises(InputError, match=r"values \[60\]"):
+        dataset.read(dataset.cases[0])
+
+
+def test_label_volume_keeps_geometry_and_splits_components(tmp_path):
+    grid = Grid.from_spacing((6, 20, 24), (3.0, 0.5, 0.5))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[1:3, 4:8, 4:8], labels[4, 12, 12] = 1, 1
+    write_volume(tmp_path / "x.nii.gz", np.zeros(grid.shape, np.int16), grid)
+    write_volume(tmp_path / "x_labels.nii.gz", labels, grid)
+    cases = {
+        "rows": [{"id": "x"}],
+        "id": "{id}",
+        "image": "{id}.nii.gz",
+        "reference": "{id}_labels.nii.gz",
+        "unit": "{id}",
+    }
+    card = card_dict(
+        cases=cases,
+        spacing={"source": "file"},
+        encoding={"kind": "label_volume", "values": {1: "blob"}, "split_components": True},
+        splits={},
+    )
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(card))
+    dataset = open_dataset(path)
+    image, reference = dataset.read(dataset.cases[0])
+    assert image.grid.same_as(grid) and reference.grid.same_as(grid)
+    assert [m.area for m in reference.masks] == [32, 1]
+    write_volume(tmp_path / "x_labels.nii.gz", labels, Grid.from_spacing(grid.shape, (3.0, 0.5, 0.6)))
+    with pytest.raises(GeometryError, match="another grid"):
+        dataset.read(dataset.cases[0])
+
+
+def test_coco_overlap_is_kept(tmp_path):
+    square = [2, 2, 12, 2, 12, 12, 2, 12]
+    inner = [4, 4, 8, 4, 8, 8, 4, 8]
+    coco = {
+        "images": [{"id": 1, "file_name": "p0_0.png", "height": 32, "width": 48}],
+        "categories": [{"id": 9, "name": "blob"}],
+        "annotations": [
+            {
+                "id": k,
+                "image_id": 1,
+                "category_id": 9,
+                "segmentation": [p],
+                "iscrowd": 0,
+                "area": 1,
+                "bbox": [0, 0, 1, 1],
+            }
+            for k, p in enumerate([square, inner], start=1)
+        ],
+    }
+    card = card_dict(encoding={"kind": "coco"})
+    card["cases"] = card["cases"] | {"reference": "annotations.json"}
+    path = write_set(
+        tmp_path, rows(1, 1), card_dict(splits={}) | {"encoding": card["encoding"], "cases": card["cases"]}
+    )
+    (tmp_path / "annotations.json").write_text(json.dumps(coco))
+    dataset = open_dataset(path)
+    _, reference = dataset.read(dataset.cases[0])
+    assert [m.area for m in reference.masks] == [100, 16]
+    assert reference.masks[0].overlaps(reference.masks[1])
+
+
+def test_ignore_regions_travel_with_the_reference(tmp_path):
+    card = card_dict()
+    card["cases"] = card["cases"] | {"ignore": "{id}_ignore.png"}
+    path = write_set(tmp_path, rows(), card)
+    ignore = np.zeros((32, 48), np.uint8)
+    ignore[10:20] = 255
+    for row in rows():
+        write_raster(tmp_path / f"{row['id']}_ignore.png", ignore)
+    dataset = open_dataset(path)
+    assert dataset.read(dataset.cases[0])[1].ignore.area == 480
+
+
+def test_the_digest_follows_the_bytes(tmp_path):
+    path = write_set(tmp_path, rows(), card_dict())
+    before = open_dataset(path).digest()
+    assert open_dataset(path).digest() == before
+    write_raster(tmp_path / "p3_1.png", np.ones((32, 48), np.uint8))
+    assert open_dataset(path).digest() != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clases": []}, "clases: unknown .did you mean classes"),
+        ({"spacing": {"source": "constant"}}, "mm goes with source: constant"),
+        ({"splits": {"carve": {"test": 1.5}}}, "shares between 0 and 1"),
+        ({"classes": [{"id": 2, "name": "a", "type": TUMOUR, "category": CATEGORY}]}, "class ids are 1..1"),
+        ({"encoding": {"kind": "magic"}}, "encoding"),
+        ({"root": "nowhere"}, "no folder 'nowhere' under the data root"),
+    ],
+)
+def test_a_card_that_does_not_fit_says_why(tmp_path, change, message):
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(card_dict(**change)))
+    with pytest.raises(ConfigError, match=message):
+        read_card(path)
+
+
+def test_missing_files_and_columns_are_counted_and_named(tmp_path):
+    path = write_set(tmp_path, rows(), card_dict())
+    (tmp_path / "p3_1.png").unlink()
+    with pytest.raises(InputError, match="1 of 20 cases lack a file"):
+        open_dataset(path)
+    card = card_dict()
+    card["cases"] = card["cases"] | {"unit": "{surgery}"}
+    with pytest.raises(ConfigError, match="surgery"):
+        open_dataset(write_set(tmp_path, rows(), card))
+
+
+@pytest.mark.parametrize(
+    ("name", "cases", "test_cases"),
+    [
+        ("dsb2018_nuclei", 453, 79),
+        ("endovis2015_rigid", 120, 40),
+        ("busi_subset", 84, 21),
+        ("mr_tumour_volumes", 3, 1),
+    ],
+)
+def test_the_shipped_cards_fit_the_real_data(data_root, name, cases, test_cases):
+    from pathlib import Path
+
+    dataset = open_dataset(Path(__file__).parents[2] / "data_cards" / f"{name}.yaml")
+    assert (len(dataset.cases), len(dataset.split("test"))) == (cases, test_cases)
+    image, reference = dataset.read(dataset.split("test")[0])
+    assert len(reference) and reference.grid.same_as(image.grid)
+
+
+def test_endovis_instruments_split_by_occlusion_stay_one(data_root):
+    from pathlib import Path
+
+    dataset = open_dataset(Path(__file__).parents[2] / "data_cards" / "endovis2015_rigid.yaml")
+    total = sum(len(dataset.read(c)[1]) for c in dataset.cases)
+    assert total == 164
+    assert {c.strata["surgery"] for c in dataset.split("test")} == {"OP3"}

@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import torch
+
+from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models.backbones import build_backbone
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+from clearmargin.models.network import Targets
+from clearmargin.transforms.intensity import Window
+from clearmargin.transforms.view import ImageSettings
+
+CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
+LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
+SMALL = {
+    "network": "mask_rcnn",
+    "fpn_channels": 32,
+    "box_features": 64,
+    "mask_channels": 32,
+    "rpn_proposals": 50,
+}
+
+
+def small_network(seed=0, **options):
+    torch.manual_seed(seed)
+    return build_network(network_config(SMALL | options), classes=1, pretrained=True)
+
+
+def scene():
+    masks = torch.zeros(2, 128, 128, dtype=torch.uint8)
+    masks[0, 20:60, 30:80] = 1
+    masks[1, 70:110, 60:110] = 1
+    image = (masks.amax(0) * 0.7 + 0.15)[None].repeat(3, 1, 1).float()
+    return image, Targets.from_masks(masks, torch.ones(2, dtype=torch.int64))
+
+
+def empty_targets():
+    return Targets.from_masks(torch.zeros(0, 128, 128, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.fixture(scope="module")
+def overfitted():
+    """A small network after 40 steps on one picture of two boxes."""
+    torch.manual_seed(0)
+    network = small_network()
+    image, targets = scene()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    losses = []
+    for step in range(40):
+        torch.manual_seed(step)
+        loss = sum(network.losses(image[None], [targets]).values())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return network, losses
+
+
+def test_loss_falls_and_the_masks_are_found(overfitted):
+    network, losses = overfitted
+    assert losses[-1] < 0.25 * losses[0]
+    image, targets = scene()
+    with torch.no_grad():
+        (found,) = network.detect(image[None])
+    assert len(found.labels) >= 2
+    for box in targets.boxes:
+        iou = max(_box_iou(box, other) for other in found.boxes[:4])
+        assert iou > 0.7
+    assert found.masks.shape[1:] == (28, 28)
+    assert float(found.masks.min()) >= 0 and float(found.masks.max()) <= 1
+
+
+def _box_iou(a, b):
+    low, high = torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])
+    common = float((high - low).clamp(0).prod())
+    return common / (float((a[2:] - a[:2]).prod()) + float((b[2:] - b[:2]).prod()) - common)
+
+
+def test_what_a_call_returns_does_not_depend_on_the_mode(overfitted):
+    network, _ = overfitted
+    image, targets = scene()
+    results = []
+    for training in (True, False):
+        network.train(training)
+        torch.manual_seed(0)
+        losses = network.losses(image[None], [targets])
+        with torch.no_grad():
+            (found,) = network.detect(image[None])
+        results.append((losses, found))
+    (first, found), (second, again) = results
+    assert first.keys() == second.keys() == {"objectness", "proposals", "classes", "boxes", "masks"}
+    for name in first:
+        torch.testing.assert_close(first[name], second[name])
+    torch.testing.assert_close(found.boxes, again.boxes)
+
+
+def test_images_without_instances_teach_the_background():
+    network = small_network()
+    image, targets = scene()
+    losses = network.losses(image[None].repeat(2, 1, 1, 1), [empty_targets(), empty_targets()])
+    assert losses["masks"].item() == 0 and losses["boxes"].item() == 0
+    assert all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    mixed = network.losses(image[None].repeat(2, 1, 1, 1), [empty_targets(), targets])
+    assert mixed["masks"].item() > 0
+
+
+def test_mask_targets_are_not_shifted():
+    """A mask that fills its box exactly has a target of ones, which a half-pixel shift would not give."""
+    network = small_network()
+    _, targets = scene()
+    features = network._features(torch.zeros(1, 3, 128, 128))
+    with torch.no_grad():
+        wanted = []
+        original = torch.nn.functional.binary_cross_entropy_with_logits
+
+        def catch(logits, target):
+            wanted.append(target)
+            return original(logits, target)
+
+        torch.nn.functional.binary_cross_entropy_with_logits = catch
+        try:
+            network._mask_loss(
+                features, [targets.boxes], [torch.arange(2)], [torch.ones(2, dtype=torch.int64)], [targets]
+            )
+        finally:
+            torch.nn.functional.binary_cross_entropy_with_logits = original
+    torch.testing.assert_close(wanted[0], torch.ones(2, 28, 28))
+
+
+def test_wrong_class_counts_and_backbones_are_refused():
+    with pytest.raises(ConfigError, match="at least one class"):
+        build_network(network_config(SMALL), classes=0, pretrained=False)
+    with pytest.raises(ConfigError, match="no backbone 'resnet5'"):
+        build_backbone("resnet5", weights=None, pretrained=False, freeze_norm=True)
+    with pytest.raises(ConfigError, match="num_proposals: unknown"):
+        network_config(SMALL | {"num_proposals": 3})
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+def test_packaged_weights_are_in_place(name):
+    """The packaged weights, run as the originals are, put a strong response on real features, not on noise."""
+    model = build_backbone(name, weights=None, pretrained=True, freeze_norm=True)
+    fresh = build_backbone(name, weights=None, pretrained=False, freeze_norm=True)
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert [f.shape[-1] for f in model(image)] == [16, 8, 4, 2]
+    changed = [k for k, v in model.state_dict().items() if not torch.equal(v, fresh.state_dict()[k])]
+    assert len(changed) == len(model.state_dict())
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"conv.weight": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match="another architecture"):
+        build_backbone("efficientnet_lite0", weights=str(path), pretrained=True, freeze_norm=True)
+    with pytest.raises(InputError, match=r"no weights file 'none.pth'"):
+        build_backbone(
+            "efficientnet_lite0", weights=str(tmp_path / "none.pth"), pretrained=True, freeze_norm=True
+        )
+
+
+@pytest.fixture
+def model_folder(tmp_path, overfitted):
+    card = ModelCard(
+        software="clearmargin test",
+        model=network_config(SMALL).model_dump(mode="json"),
+        image=ImageSettings(intensity=Window(low=0, high=1), crop=(128, 128)),
+        classes=label_map_entries(LABELS),
+        show_in_tracking=True,
+    )
+    save_model(tmp_path / "model", card, overfitted[0].state_dict())
+    return tmp_path / "model"
+
+
+def test_a_saved_model_predicts_the_same(model_folder, overfitted):
+    segmenter = load_segmenter(model_folder, device="cpu")
+    image, targets = scene()
+    prediction = segmenter(Image(pixels=image.numpy(), grid=Grid.from_spacing((128, 128), (0.5, 0.5))))
+    assert len(prediction.instances) == 2
+    assert prediction.label_map == LABELS
+    for mask in prediction.instances.masks:
+        dense = mask.dense()
+        best = max((dense & t).sum() / (dense | t).sum() for t in targets.masks.bool().numpy())
+        assert best > 0.7
+    assert load_segmenter(model_folder, device="cpu").provenance == segmenter.provenance
+
+
+def test_a_prediction_does_not_move_with_the_size_it_is_seen_at(model_folder):
+    """Instances lie on the source's own grid whatever the network's scale; here twice the pixels, same scene."""
+    from dataclasses import replace
+
+    segmenter = load_segmenter(model_folder, device="cpu")
+    image, targets = scene()
+    fine = np.repeat(np.repeat(image.numpy(), 2, axis=1), 2, axis=2)
+    grid = Grid.from_spacing((256, 256), (0.25, 0.25))
+    half = replace(segmenter, image=segmenter.image.model_copy(update={"scale": 0.5}))
+    found = half(Image(pixels=fine, grid=grid)).instances
+    assert found.grid.same_as(grid) and len(found) == 2
+    truth = [
+        grid.to_world(np.argwhere(np.repeat(np.repeat(t, 2, 0), 2, 1)).mean(axis=0))
+        for t in targets.masks.numpy()
+    ]
+    for mask in found.masks:
+        centre = grid.to_world(np.argwhere(mask.dense()).mean(axis=0))
+        assert min(np.linalg.norm(centre - t) for t in truth) < 1.0  # mm; half a network pixel is 0.25
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path, model_folder):
+    with pytest.raises(InputError, match="is no model folder"):
+        load_segmenter(tmp_path / "nothing")
+    text = (model_folder / "model.yaml").read_text()
+    (model_folder / "model.yaml").write_text(text.replace("fpn_channels: 32", "fpn_channels: 48"))
+    with pytest.raises(InputError, match="do not fit its configuration"):
+        load_segmenter(model_folder)

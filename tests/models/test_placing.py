@@ -1,0 +1,131 @@
+"""Probability masks land where the network saw them, for any scale and mirroring."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clearmargin.core import Grid, InstanceSet
+from clearmargin.models.linking import link_slices
+from clearmargin.models.network import Detections, Targets
+from clearmargin.models.placing import foreground, place, threshold
+from clearmargin.transforms.spatial import fitting_view
+
+SHAPE = (100, 120)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scale=st.floats(0.4, 2.5),
+    flip=st.tuples(st.booleans(), st.booleans()),
+    edge=st.tuples(st.floats(5, 20), st.floats(5, 20)),
+)
+def test_a_ramp_is_reproduced_at_every_source_pixel(scale, flip, edge):
+    """Bilinear sampling reproduces a linear function, so a half-pixel error anywhere would show."""
+    matrix, _ = fitting_view(SHAPE, scale, flip=flip)
+    y1, x1 = edge[0] * scale, edge[1] * scale
+    step = 2.0 * scale
+    ys, xs = (np.arange(28) + 0.5) * step + y1, (np.arange(28) + 0.5) * step + x1
+
+    def ramp(y, x):
+        return 0.5 + 0.3 * (y - ys.mean()) / (28 * step) + 0.2 * (x - xs.mean()) / (28 * step)
+
+    region = torch.tensor([x1, y1, x1 + 28 * step, y1 + 28 * step], dtype=torch.float64)
+    crop, origin = place(torch.from_numpy(ramp(ys[:, None], xs[None])), region, matrix, SHAPE)
+    index = np.stack(
+        np.meshgrid(*[np.arange(n) + o for n, o in zip(crop.shape, origin, strict=True)], indexing="ij")
+    )
+    back = np.linalg.inv(matrix)
+    y = back[0, 0] * index[0] + back[0, 2] + 0.5
+    x = back[1, 1] * index[1] + back[1, 2] + 0.5
+    inside = (y > ys[0]) & (y < ys[-1]) & (x > xs[0]) & (x < xs[-1])
+    assert inside.sum() > 100
+    np.testing.assert_allclose(crop[inside], ramp(y, x)[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_a_certain_box_covers_just_its_pixels(scale):
+    matrix, _ = fitting_view(SHAPE, scale)
+    region = torch.tensor([20.0, 10.0, 60.0, 40.0]) * scale
+    mask = threshold(*place(torch.ones(28, 28), region, matrix, SHAPE), SHAPE)
+    expected = np.zeros(SHAPE, bool)
+    expected[10:40, 20:60] = True
+    np.testing.assert_array_equal(mask.dense(), expected)
+
+
+def test_what_lies_beyond_the_edge_is_cut_and_what_lies_outside_is_empty():
+    matrix, _ = fitting_view(SHAPE, 1.0)
+    half_out = threshold(
+        *place(torch.ones(40, 40), torch.tensor([-10.0, -10.0, 10.0, 10.0]), matrix, SHAPE), SHAPE
+    )
+    assert half_out.area == 100
+    for region in ([200.0, 200.0, 220.0, 220.0], [5.0, 5.0, 5.0, 5.0]):
+        crop, origin = place(torch.ones(8, 8), torch.tensor(region), matrix, SHAPE)
+        assert threshold(crop, origin, SHAPE).area == 0
+
+
+def test_foreground_is_the_strongest_instance_at_each_pixel():
+    boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [20.0, 20.0, 60.0, 60.0]])
+    found = Detections(
+        boxes=boxes,
+        labels=torch.ones(2, dtype=torch.int64),
+        scores=torch.tensor([0.9, 0.4]),
+        masks=torch.ones(2, 8, 8),
+        regions=boxes,
+    )
+    values = foreground(found, np.eye(3), SHAPE)
+    assert values[10, 10] == pytest.approx(0.9)
+    assert values[30, 30] == pytest.approx(0.9)
+    assert values[50, 50] == pytest.approx(0.4)
+    assert values[90, 90] == 0
+
+
+def test_target_boxes_hold_their_masks_edge_to_edge():
+    masks = torch.zeros(2, 20, 30, dtype=torch.uint8)
+    masks[0, 3:7, 10:25] = 1
+    masks[1, 19, 29] = 1
+    targets = Targets.from_masks(masks, torch.ones(2, dtype=torch.int64))
+    assert targets.boxes.tolist() == [[10, 3, 25, 7], [29, 19, 30, 20]]
+    assert Targets.from_masks(masks[:0], torch.zeros(0, dtype=torch.int64)).boxes.shape == (0, 4)
+
+
+def disc(centre, radius):
+    y, x = np.mgrid[:40, :40]
+    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2
+
+
+def plane_set(masks, labels=None, scores=None):
+    return InstanceSet.from_dense(Grid.from_spacing((40, 40), (1, 1)), masks, labels, scores)
+
+
+def test_cuts_of_one_object_become_one_instance():
+    grid = Grid.from_spacing((4, 40, 40), (3, 1, 1))
+    slices = [
+        plane_set([disc((10, 10), 5), disc((28, 28), 6)], scores=[0.9, 0.8]),
+        plane_set([disc((28, 28), 6), disc((10, 11), 5)], scores=[0.6, 0.7]),  # in another order
+        plane_set([disc((10, 12), 5)], scores=[0.5]),
+        plane_set([]),
+    ]
+    found = link_slices(slices, grid)
+    assert len(found) == 2
+    sizes = {int(m.dense()[:, 10, 10].sum()) for m in found.masks}
+    assert sizes == {0, 3}
+    areas = [disc((10, 10), 5).sum(), disc((10, 11), 5).sum(), disc((10, 12), 5).sum()]
+    chain = next(i for i, m in enumerate(found.masks) if m.dense()[0, 10, 10])
+    assert found.scores[chain] == pytest.approx(np.average([0.9, 0.7, 0.5], weights=areas))
+
+
+def test_a_gap_another_label_and_a_small_overlap_are_not_linked():
+    grid = Grid.from_spacing((3, 40, 40), (3, 1, 1))
+    here = disc((10, 10), 5)
+    assert len(link_slices([plane_set([here]), plane_set([]), plane_set([here])], grid)) == 2
+    assert len(link_slices([plane_set([here], [1]), plane_set([here], [2]), plane_set([])], grid)) == 2
+    assert len(link_slices([plane_set([here]), plane_set([disc((10, 18), 5)]), plane_set([])], grid)) == 2
+
+
+def test_overlapping_objects_stay_apart_through_the_slices():
+    grid = Grid.from_spacing((3, 40, 40), (3, 1, 1))
+    outer, inner = disc((20, 20), 12), disc((20, 22), 4)
+    found = link_slices([plane_set([outer, inner], [1, 2])] * 3, grid)
+    assert sorted(m.area for m in found.masks) == sorted([3 * outer.sum(), 3 * inner.sum()])

@@ -1,0 +1,168 @@
+"""The command line as a user meets it: help, exit codes, messages."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from toy import write_toy_experiment, write_toy_set
+
+from clearmargin.formats.raster import write_raster
+
+
+def clearmargin(*arguments, cwd, env=None):
+    return subprocess.run(
+        [sys.executable, "-m", "clearmargin.cli", *map(str, arguments)],
+        cwd=cwd,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+    )
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys\n"
+        "from clearmargin.cli import app\n"
+        "from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        "heavy = {'torch', 'numpy', 'monai', 'mlflow', 'scipy', 'pydicom', 'highdicom', 'matplotlib', 'av'}\n"
+        "sys.stdout.write(result.output + '|' + ','.join(sorted(heavy & sys.modules.keys())))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    text, heavy = done.stdout.rsplit("|", 1)
+    assert heavy == ""
+    for verb in ("train", "evaluate", "predict", "data", "review", "demo"):
+        assert verb in text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A toy model trained through the command line."""
+    place = tmp_path_factory.mktemp("cli")
+    card = write_toy_set(place / "data", cases=10)
+    config = write_toy_experiment(place, card, epochs=4, steps_per_epoch=25, learning_rate=0.003)
+    done = clearmargin("train", config, "--set", "prediction.score_threshold=0.3", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "model: runs/toy/model" in done.stdout
+    return place
+
+
+def test_evaluate_prints_and_writes_the_numbers(trained):
+    done = clearmargin(
+        "evaluate",
+        "runs/toy/model",
+        "--card",
+        "data/card.yaml",
+        "--split",
+        "test",
+        "--out",
+        "tables",
+        cwd=trained,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("ap50", "pq", "dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
+        assert name in done.stdout
+    found = json.loads((trained / "tables" / "numbers.json").read_text())
+    assert found["length_unit"] == "px"
+    assert found["numbers"]["ap50"] > 0.5  # it has learnt bright discs
+    with (trained / "tables" / "instances.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len([r for r in rows if r["status"] in ("tp", "fn")]) == found["counts"]["references"]
+
+
+def test_predict_writes_tables_pictures_and_maps(trained):
+    done = clearmargin(
+        "predict", "data/t9.png", "out", "--model", "runs/toy/model", "--uncertainty", "tta", cwd=trained
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (trained / "out").iterdir()
+    assert folder.name.startswith("case-") and "t9" not in str(list(folder.rglob("*")))
+    assert {p.name for p in folder.iterdir()} == {
+        "instances.csv",
+        "instances.json",
+        "summary.json",
+        "overlay.png",
+        "entropy.tif",
+        "foreground.tif",
+    }
+    rows = json.loads((folder / "instances.json").read_text())
+    assert rows and all("mean_entropy" in r and "volume_mm3" not in r for r in rows)
+    import tifffile
+
+    entropy = tifffile.imread(folder / "entropy.tif")
+    assert (
+        entropy.dtype == np.float32
+        and entropy.shape == (96, 128)
+        and 0 <= entropy.min() <= entropy.max() <= 1
+    )
+
+
+def test_a_folder_goes_on_past_what_it_cannot_read(trained, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    write_raster(tmp_path / "pictures" / "good.png", np.full((64, 64), 60, np.uint8))
+    (tmp_path / "pictures" / "Miller^Anna.png").write_bytes(b"not a picture")
+    done = clearmargin(
+        "predict", tmp_path / "pictures", tmp_path / "out", "-m", "runs/toy/model", cwd=trained
+    )
+    assert done.returncode == 3
+    assert "1 of 2 inputs were refused; the others are done" in done.stderr
+    assert "Miller" not in done.stderr + done.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["predict", "nothing.png", "out", "-m", "runs/toy/model"], 4, "no file or folder 'nothing.png'"),
+        (["predict", "data/t9.png", "out", "-m", "nowhere"], 4, "nowhere"),
+        (["predict", "data/card.yaml", "out", "-m", "runs/toy/model"], 4, "card.yaml"),
+        (["predict", "data/t9.png", "out", "-m", "runs/toy/model", "--uncertainty", "magic"], 2, "magic"),
+        (["train", "toy.yaml", "--set", "training.epoch=3"], 2, "did you mean epochs"),
+        (["train"], 2, "give a configuration"),
+        (["train", "--resume", "nothing"], 4, "no run 'nothing'"),
+        (["evaluate", "runs/toy/model", "--card", "nothing.yaml"], 2, "no file 'nothing.yaml'"),
+        (["evaluate", "runs/toy/model", "--card", "data/card.yaml", "--split", "exam"], 2, "exam"),
+        (["data", "show", "nothing.yaml"], 2, "no file 'nothing.yaml'"),
+        (["fly"], 2, "fly"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_its_code_and_a_reason(trained, arguments, code, message):
+    done = clearmargin(*arguments, cwd=trained)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_data_show_counts_and_draws(trained):
+    done = clearmargin("data", "show", "data/card.yaml", "--out", "sheet.png", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "train             7" in done.stdout
+    from PIL import Image
+
+    with Image.open(trained / "sheet.png") as sheet:
+        assert sheet.width > 600 and len(set(sheet.convert("L").getdata())) > 50
+
+
+def test_ctrl_c_ends_with_130(trained):
+    import signal
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clearmargin.cli", "train", "toy.yaml", "--set", "training.epochs=1000"],
+        cwd=trained,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors and "Traceback" not in errors

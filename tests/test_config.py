@@ -1,0 +1,60 @@
+import pytest
+
+from clearmargin.config import Settings, apply_overrides, digest, load_settings, validate
+from clearmargin.errors import ConfigError
+from clearmargin.models import network_config
+
+
+class Inner(Settings):
+    depth: int = 2
+    num_classes: int = 1
+
+
+class Outer(Settings):
+    name: str
+    inner: Inner = Inner()
+
+
+def test_all_problems_are_listed_at_once_with_the_nearest_name():
+    with pytest.raises(ConfigError) as caught:
+        validate({"inner": {"depth": "x", "num_clases": 2}}, Outer, name="ct.yaml")
+    message = str(caught.value)
+    assert message.startswith("ct.yaml does not fit Outer:")
+    assert "name: Field required" in message
+    assert "inner.depth: Input should be a valid integer" in message
+    assert "inner.num_clases: unknown (did you mean num_classes?)" in message
+
+
+def test_overrides_pass_the_same_check(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("name: x\n")
+    assert load_settings(path, Outer, ["inner.depth=5"]).inner.depth == 5
+    with pytest.raises(ConfigError, match=r"inner\.dept: unknown"):
+        load_settings(path, Outer, ["inner.dept=5"])
+    with pytest.raises(ConfigError, match=r"expected a\.b=value"):
+        apply_overrides({}, ["inner.depth"])
+
+
+@pytest.mark.parametrize(("text", "message"), [("- 1", "key: value"), ("a: [", "is not YAML")])
+def test_what_is_no_mapping_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_settings(path, Outer)
+
+
+def test_a_missing_file_names_what_was_typed():
+    with pytest.raises(ConfigError, match=r"no file 'nowhere.yaml'"):
+        from pathlib import Path
+
+        load_settings(Path("nowhere.yaml"), Outer)
+
+
+def test_digest_tells_settings_apart():
+    assert digest(Outer(name="a")) == digest(Outer(name="a", inner=Inner(depth=2)))
+    assert digest(Outer(name="a")) != digest(Outer(name="a", inner=Inner(depth=3)))
+
+
+def test_unknown_network_gets_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"no model 'maskrcnn': did you mean 'mask_rcnn'\?"):
+        network_config({"network": "maskrcnn"})

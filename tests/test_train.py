@@ -1,0 +1,225 @@
+"""Training: what it leaves behind, how it stops, and that a resumed run is the run that never stopped."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from toy import write_toy_experiment, write_toy_set
+
+from clearmargin.errors import ConfigError, InputError, TrainingError
+from clearmargin.models import load_segmenter
+from clearmargin.train import TrainingSettings, _rate, train
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to train in, with a tracking store of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def client(place):
+    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow' / 'mlflow.db'}")
+
+
+def weights(result):
+    return load_file(result.model / "weights.safetensors")
+
+
+def test_a_run_leaves_a_model_and_a_full_record(place):
+    card = write_toy_set(place / "data")
+    result = train(write_toy_experiment(place, card, early_stopping={"metric": "dice", "patience": 5}))
+    assert {p.name for p in result.folder.iterdir()} >= {"config.yaml", "checkpoint.pt", "model", "run.yaml"}
+    assert load_segmenter(result.model).label_map.names == ("disc",)
+    resolved = yaml.safe_load((result.folder / "config.yaml").read_text())
+    assert resolved["model"]["box_nms"] == 0.5  # defaults are written out
+    run = client(place).get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.batch_size"] == "2"
+    assert run.data.params["card"] == "toy"
+    assert len(client(place).get_metric_history(result.run_id, "train/loss")) == 2
+    assert {"validation/ap50", "validation/dice", "learning_rate"} <= run.data.metrics.keys()
+    files = {f.path for f in client(place).list_artifacts(result.run_id)}
+    assert {"config.yaml", "card.yaml", "checkpoint", "environment.txt", "images"} <= files
+    text = str(run.to_dictionary())
+    assert str(place) not in text and os.environ.get("USER", "root@") not in run.info.user_id
+
+
+def test_the_logged_model_loads_as_pyfunc(place):
+    card = write_toy_set(place / "data")
+    result = train(write_toy_experiment(place, card))
+    mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow' / 'mlflow.db'}")
+    from clearmargin.tracking.resolve import model_folder
+
+    segmenter = load_segmenter(model_folder(result.run_id))
+    assert segmenter.provenance == load_segmenter(result.model).provenance
+
+
+def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place):
+    card = write_toy_set(place / "data")
+    config = write_toy_experiment(place, card, epochs=4)
+    whole = train(config, runs=place / "whole")
+    # The same schedule, ended after two epochs by an error in the third.
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > 6:
+            raise KeyboardInterrupt
+
+    from clearmargin import train as module
+
+    original = module._average
+    module._average = lambda *a: (stop(), original(*a))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, runs=place / "parts")
+    finally:
+        module._average = original
+    saved = torch.load(place / "parts" / "toy" / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] == 2
+    resumed = train(resume=place / "parts" / "toy")
+    assert resumed.epochs == 4
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], value, rtol=0, atol=0)
+    run = client(place).get_run(resumed.run_id)
+    assert run.info.status == "FINISHED"
+    steps = sorted({m.step for m in client(place).get_metric_history(resumed.run_id, "train/loss")})
+    assert steps == [1, 2, 3, 4]
+
+
+def test_workers_do_not_change_the_weights(place):
+    card = write_toy_set(place / "data")
+    config = write_toy_experiment(place, card, epochs=1)
+    alone = train(config, runs=place / "a")
+    helped = train(config, runs=place / "b", overrides=["training.workers=1"])
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(weights(helped)[name], value, rtol=0, atol=0)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(place):
+    card = write_toy_set(place / "data")
+    config = write_toy_experiment(place, card, epochs=3)
+    from clearmargin.models.mask_rcnn import MaskRCNN
+
+    original, calls = MaskRCNN.losses, []
+
+    def poisoned(self, images, targets):
+        calls.append(1)
+        losses = original(self, images, targets)
+        return losses | {"boxes": losses["boxes"] * float("nan")} if len(calls) == 5 else losses
+
+    MaskRCNN.losses = poisoned
+    try:
+        with pytest.raises(TrainingError, match=r"nan in step 5 .*checkpoint of epoch 1 is kept"):
+            train(config)
+    finally:
+        MaskRCNN.losses = original
+    saved = torch.load(place / "runs" / "toy" / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert all(torch.isfinite(v).all() for v in saved["network"].values())
+    run_id = yaml.safe_load((place / "runs" / "toy" / "run.yaml").read_text())["run_id"]
+    assert client(place).get_run(run_id).info.status == "FAILED"
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays_whole(place, monkeypatch):
+    card = write_toy_set(place / "data")
+    config = write_toy_experiment(place, card, epochs=3)
+    original, calls = torch.save, []
+
+    def full(state, path):
+        calls.append(1)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        original(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="disk is full"):
+        train(config)
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert torch.load(place / "runs" / "toy" / "checkpoint.pt", weights_only=True)["epoch"] == 1
+
+
+def test_an_empty_split_is_refused_before_anything_starts(place):
+    card = write_toy_set(place / "data", empty_train=True)
+    with pytest.raises(ConfigError, match="no case in split 'train'"):
+        train(write_toy_experiment(place, card))
+
+
+def test_early_stopping_needs_a_validation_split_and_a_known_metric(place):
+    card = write_toy_set(place / "data")
+    text = card.read_text().replace("validation: validation", "validation: test")
+    card.write_text(text)
+    with pytest.raises(ConfigError, match="no case in split 'validation'"):
+        train(write_toy_experiment(place, card, early_stopping={"metric": "ap"}))
+    with pytest.raises(ConfigError, match="no metric 'ap51'"):
+        train(write_toy_experiment(place, card, early_stopping={"metric": "ap51"}))
+    # without early stopping nothing is decided by it, so none is needed
+    assert train(write_toy_experiment(place, card, epochs=1)).epochs == 1
+
+
+def test_resuming_what_is_no_run_lists_the_runs(place):
+    with pytest.raises(InputError, match="no run 'toi' under"):
+        train(resume="toi")
+    with pytest.raises(ConfigError, match="not both"):
+        train(place / "x.yaml", resume="toy")
+
+
+def test_the_rate_warms_up_falls_and_ends_with_the_time():
+    settings = TrainingSettings(warmup_steps=10)
+    rates = [_rate(s, 100, settings, 0.0) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[-1] < 0.02
+    timed = TrainingSettings(warmup_steps=10, max_minutes=5)
+    assert _rate(20, 1000, timed, 5.0) == pytest.approx(0.01)
+    assert _rate(20, 1000, timed, 2.5) == pytest.approx(0.505)
+
+
+def run_in_background(place, config):
+    code = (
+        "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, str(config)],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_process_loses_at_most_one_epoch(place, sign):
+    card = write_toy_set(place / "data")
+    config = write_toy_experiment(place, card, epochs=200)
+    process = run_in_background(place, config)
+    checkpoint = place / "runs" / "toy" / "checkpoint.pt"
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint.exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(sign)
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["epoch"] >= 1
+    assert all(np.isfinite(v.numpy()).all() for v in saved["network"].values())
+    result = train(resume="toy", overrides=[f"training.epochs={saved['epoch'] + 1}"])
+    assert result.epochs == saved["epoch"] + 1
+    statuses = {r.info.status for r in client(place).search_runs(["1"])}
+    assert statuses == {"FINISHED"}

@@ -1,0 +1,105 @@
+"""The same over HTTP: a real server on 127.0.0.1, and what happens when it goes away."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.tracking.flavour import register
+from clearmargin.tracking.resolve import model_folder
+from clearmargin.tracking.review import review, serving
+from clearmargin.tracking.run import TrackedRun
+from clearmargin.tracking.store import open_client
+
+
+def test_a_run_over_http_and_its_model_fetched_back(
+    server: str,
+    folder_of_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    private_home: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    with TrackedRun(name="over-http") as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+        run.log_image("a/b", np.zeros((4, 4, 3), np.uint8), step=1)
+        uri = run.log_model(folder_of_model)
+    assert capfd.readouterr() == ("", ""), "MLflow announces nothing"
+    found = open_client().get_run(run.run_id)
+    assert found.info.status == "FINISHED" and found.data.metrics == {"loss": 1.0}
+    assert register(run.run_id, "over-http", "champion") == "models:/over-http/1"
+    for reference in (run.run_id, str(uri), "models:/over-http@champion"):
+        fetched = model_folder(reference)
+        assert (fetched / "model.yaml").read_text() == "threshold: 0.5\n"
+        assert private_home in fetched.parents, "a copy under CLEARMARGIN_HOME"
+
+
+def test_review_shows_the_pages(server: str) -> None:
+    with urllib.request.urlopen(server, timeout=20) as answer:
+        assert b"MLflow" in answer.read()
+
+
+def test_an_unknown_run_over_http_is_the_users_fault(server: str) -> None:
+    with pytest.raises(InputError, match="no run"):
+        model_folder("0" * 32, uri=server)
+
+
+def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
+    server: str, relay: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    direct = open_client(server)
+    address = f"http://127.0.0.1:{relay.port}"
+    with caplog.at_level(logging.WARNING, logger="clearmargin"):
+        relay.open()
+        with TrackedRun(name="outage", experiment="outage", uri=address, pause_s=0.0) as run:
+            run.log_metrics({"loss": 3.0}, step=1)
+            relay.close()
+            run.log_metrics({"loss": 2.0}, step=2)
+            run.log_image("lost", np.zeros((4, 4, 3), np.uint8), step=2)
+            relay.open()
+            run.log_metrics({"loss": 1.0}, step=3)
+            relay.close()
+    steps = [m.step for m in direct.get_metric_history(run.run_id, "loss")]
+    assert steps == [1, 2, 3], "what was pending came with the next batch"
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("clearmargin")]
+    assert len(messages) == 2, "one at the first failure, one at the end"
+    assert "the work goes on" in messages[0]
+    assert "not logged: 1 images, 1 end status" in messages[1]
+    assert direct.get_run(run.run_id).info.status == "RUNNING"
+    with TrackedRun(name="next", experiment="outage", uri=server):
+        status = direct.get_run(run.run_id).info.status
+    assert status == "FINISHED", "the end that the server could not be told is told by the next run"
+
+
+def test_a_port_that_is_taken_is_named(server: str) -> None:
+    port = int(server.rsplit(":", 1)[1])
+    with pytest.raises(ConfigError, match="is taken"), serving(port):
+        pass
+
+
+@pytest.mark.slow
+def test_a_store_without_a_driver_is_the_users_fault() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    with pytest.raises(ConfigError, match="ended at once"), serving(free, uri="nodatabase://x"):
+        pass
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", free))
+
+
+def test_the_review_of_a_server_starts_none(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    review(uri=server)
+    assert opened == [server]
+    review(uri=server, browser=False)
+    assert opened == [server]
