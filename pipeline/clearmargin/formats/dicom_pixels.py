@@ -230,7 +230,7 @@ def _check_jpeg_frames(dataset: Any) -> None:
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-            raise InputError("a compressed frame is damaged, or of another size than the header has it")
+    """Return rows and columns of the first frame header (ISO/IEC 10918-1, B.2.2), None without one."""
     position = 2
     while frame[:2] == b"\xff\xd8" and position + 9 < len(frame) and frame[position] == 0xFF:
         marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
