@@ -128,7 +128,7 @@ def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator
         InputError: No decoder, or bytes that do not hold what the header claims.
     """
     layout = getattr(dataset, "layout", None) or pixel_layout(dataset)
-    syntax = _value(getattr(dataset, "file_meta", None) or {}, "TransferSyntaxUID")
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise InputError("the object holds no pixel data" + _float_hint(dataset))
     if syntax is None:
