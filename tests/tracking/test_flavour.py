@@ -129,6 +129,7 @@ def test_logging_a_model_is_quiet(store: str, folder_of_model: Path) -> None:
 def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> None:
     from clearmargin.models import build_network, load_segmenter, network_config
     from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+    from clearmargin.models.segmenter import PredictionSettings
     from clearmargin.tracking.records import records
     from clearmargin.transforms.intensity import Window
     from clearmargin.transforms.view import ImageSettings
@@ -142,7 +143,7 @@ def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> 
         image=ImageSettings(intensity=Window(low=0, high=255), crop=(64, 64)),
         classes=label_map_entries(LABELS),
         show_in_tracking=True,
-        score_threshold=0.0,
+        prediction=PredictionSettings(score_threshold=0.0),
     )
     save_model(tmp_path / "model", card, network.state_dict())
     with TrackedRun(name="real", uri=store) as run:
