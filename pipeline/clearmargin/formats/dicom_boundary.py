@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from clearmargin.errors import ClearMarginError, InputError
 
-__all__ = ["dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
+__all__ = ["converting", "dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 _LOUD = (
@@ -73,6 +73,15 @@ def dicom_boundary() -> Iterator[None]:
             raise
         # The cause is dropped on purpose: its message quotes values of the file.
         raise InputError(f"the DICOM data are malformed ({type(error).__name__})") from None
+
+
+@contextlib.contextmanager
+def converting(what: str) -> Iterator[None]:
+    """Turn a failed conversion of a file's value into an InputError; also a decorator of functions that convert."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(f"{what} is malformed ({type(error).__name__})") from None
 
 
 def _raised_by_us(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import converting, dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
@@ -110,7 +110,8 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
         if piece is not None:
             pieces.setdefault(number, []).append(piece)
     fractional = dataset.get("SegmentationType") == "FRACTIONAL"
-    top = float(dataset.get("MaximumFractionalValue") or 1) if fractional else 1.0
+    with converting("MaximumFractionalValue"):
+        top = float(dataset.get("MaximumFractionalValue") or 1) if fractional else 1.0
     masks = tuple(_placed(pieces[s.number], grid, top / 2 if fractional else 0.5) for s in segments)
     fractions = tuple(_fraction(pieces[s.number], grid, top) for s in segments) if fractional else ()
     label_map, labels = _classes(segments)
@@ -118,6 +119,7 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     return SegContent(instances=instances, segments=tuple(segments), label_map=label_map, fractions=fractions)
 
 
+@converting("the description of a segment")
 def _segments(dataset: Any) -> tuple[list[Segment], NDArray[np.float32]]:
     segments, scores = [], []
     for item in dataset.get("SegmentSequence") or []:
@@ -192,7 +194,9 @@ def _segment_frames(
         found = next((h for h in holders if h.get("SegmentIdentificationSequence")), None)
         if found is None:
             raise InputError(f"frame {k + 1} of the SEG does not say which segment it belongs to")
-        yield int(found.SegmentIdentificationSequence[0].ReferencedSegmentNumber), frame, plane
+        with converting("a frame's segment number"):
+            number = int(found.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        yield number, frame, plane
 
 
 def _frames(dataset: Any) -> Iterator[NDArray[Any]]:

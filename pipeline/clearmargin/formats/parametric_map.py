@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Prediction
 from clearmargin.errors import GeometryError, InputError, nearest
-from clearmargin.formats.dicom_boundary import dicom_boundary, quiet_pydicom, read_header
+from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
@@ -154,6 +154,7 @@ def read_parametric_map(path: Path, *, grid: Grid | None = None) -> tuple[NDArra
     raise GeometryError(f"the map lies on {found}, not on {grid}: resample one of them")
 
 
+@converting("the map's description")
 def _real_values(dataset: Any) -> NDArray[np.float32]:
     kinds = {"FloatPixelData": "<f4", "DoubleFloatPixelData": "<f8", "PixelData": "<u2"}
     keyword = next((k for k in kinds if k in dataset), None)

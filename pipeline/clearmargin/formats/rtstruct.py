@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask, Prediction
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, quiet_pydicom, read_header
+from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_output import (
     MANUFACTURER,
     RESEARCH_USE,
@@ -210,9 +210,7 @@ def read_rtstruct(path: Path, *, grid: Grid) -> RtStructure:
         raise InputError(f"'{Path(path).name}' is not an RT structure set")
     if grid.ndim != 3 or grid.unit != "mm":
         raise GeometryError("contours are placed on a volume in millimetres")
-    names = {
-        int(r.ROINumber): str(r.get("ROIName") or "") for r in dataset.get("StructureSetROISequence") or []
-    }
+    names = _names(dataset)
     masks, kept = [], []
     for region in dataset.get("ROIContourSequence") or []:
         items = [
@@ -220,7 +218,7 @@ def read_rtstruct(path: Path, *, grid: Grid) -> RtStructure:
         ]
         if items:
             masks.append(_filled(items, grid))
-            kept.append(names.get(int(region.ReferencedROINumber), ""))
+            kept.append(names.get(str(region.get("ReferencedROINumber")), ""))
     instances = InstanceSet(
         grid=grid,
         masks=tuple(masks),
@@ -230,13 +228,26 @@ def read_rtstruct(path: Path, *, grid: Grid) -> RtStructure:
     return RtStructure(instances=instances, names=tuple(kept))
 
 
+def _names(dataset: Any) -> dict[str, str]:
+    regions = dataset.get("StructureSetROISequence") or []
+    return {str(r.get("ROINumber")): str(r.get("ROIName") or "") for r in regions}
+
+
+@converting("a contour")
+def _points(item: Any) -> NDArray[np.float64]:
+    points = np.array([float(v) for v in item.ContourData]).reshape(-1, 3)
+    if len(points) == 0 or not np.isfinite(points).all() or np.abs(points).max() > 1e6:
+        raise ValueError("points that are nowhere")
+    return points
+
+
 def _filled(items: Sequence[Any], grid: Grid) -> Mask:
     """Return the exclusive or of contours on the grid."""
     from skimage.draw import polygon2mask
 
     planes: dict[int, NDArray[np.bool_]] = {}
     for item in items:
-        points = grid.to_index(np.array([float(v) for v in item.ContourData]).reshape(-1, 3))
+        points = grid.to_index(_points(item))
         z = round(float(points[:, 0].mean()))
         if np.abs(points[:, 0] - z).max() > 0.25 or not 0 <= z < grid.shape[0]:
             raise GeometryError(f"a contour lies in none of the slices of the grid {grid}")
