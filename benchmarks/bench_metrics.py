@@ -69,9 +69,7 @@ def prepare() -> str:
 
 
 def interleaved(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
-    """Return the median time of each side in seconds, run in turns after one call each that is not
-    counted.
-    """
+    """Return the median time of each side in seconds, run in turns after one call each that is not counted."""
     for side in sides.values():
         side()
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -112,8 +110,8 @@ def measure_all(rounds: int) -> None:
 
 def first_call() -> None:
     code = (
-        "import time; a = time.perf_counter(); import clearmargin.metrics as m;"
-        "b = time.perf_counter(); import numpy as n; x = n.ones((9, 9, 9), bool); m.measure_pair(x, x, spacing=(1, 1, 1));"
+        "import time; a = time.perf_counter(); import clearmargin.metrics as m; b = time.perf_counter();"
+        "import numpy as n; x = n.ones((9, 9, 9), bool); m.measure_pair(x, x, spacing=(1, 1, 1));"
         "c = time.perf_counter(); print(f'{b - a:.2f} {c - b:.2f}')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -270,9 +268,7 @@ def coco_pairs():
 
 
 def coco_json(pairs):
-    """Return the pairs as a COCO data set and results, with compressed run lengths, as the other tools read
-    them.
-    """
+    """Return the pairs as a COCO data set and results, with compressed run lengths, as the other tools read them."""
     import numpy as np
     from pycocotools import mask as coco
 
@@ -323,9 +319,7 @@ def boundary_ap(rounds: int) -> None:
     truth, found = coco_json(pairs)
 
     class BoundaryEval(COCOeval):
-        """The published method: decode, erode the padded mask by 3 x 3 squares, encode; the smaller of both
-        IoUs.
-        """
+        """The published method: decode, erode the padded mask by 3 x 3 squares, encode; the smaller of both IoUs."""
 
         def edges(self, entries):
             for entry in entries:

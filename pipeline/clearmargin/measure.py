@@ -1,6 +1,4 @@
-"""Measure predictions of any tool against references: two folders of label files, or two COCO files; no
-model.
-"""
+"""Measure predictions of any tool against references: two folders of label files, or two COCO files; no model."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ __all__ = ["Measured", "Objects", "measure", "render", "resample", "write_tables
 log = logging.getLogger(__name__)
 
 Objects = Literal["classes", "components", "instances"]
-"""What one object is in a label file: all elements of a value, each connected part of them, or a value
-itself.
-"""
+"""What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
 
 _LABEL_SUFFIXES = (
     ".nii.gz",
@@ -112,8 +108,7 @@ def measure(
     seed: int = 0,
     out: Path | None = None,
 ) -> Measured:
-    """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or
-    COCO.
+    """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or COCO.
 
     Files of two folders belong together by name, whatever their suffix. A COCO file has its images paired by
     ``file_name`` and its categories by name.

@@ -1,6 +1,4 @@
-"""Tables of results: what is summarised, with what counts, and as CSV, JSON, Markdown or a flat mapping for
-MLflow.
-"""
+"""Tables of results: what is summarised, with what counts, and as CSV, JSON, Markdown or a flat mapping for MLflow."""
 
 from __future__ import annotations
 
@@ -172,9 +170,7 @@ def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:
-    """Return the cases themselves as CSV: patient, case, status, unit, strata, then values, with full
-    precision.
-    """
+    """Return the cases themselves as CSV: patient, case, status, unit, strata, then values, with full precision."""
     strata = sorted({name for row in rows for name in row.strata})
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
