@@ -415,10 +415,8 @@ def _measured_rows(
             matches=_match_classes(pair.predicted, pair.reference) if by_class else None,
         )
         found += [(pair, row) for row in rows]
-    unit = pairs[0].reference.grid.unit
-    power = "px" if unit == "px" else "mm"
-    volume = f"{power}^{pairs[0].reference.grid.ndim}"
-    strata = size_strata([row.size for _, row in found], volume)
+    grid = pairs[0].reference.grid
+    strata = size_strata([row.size for _, row in found], f"{grid.unit}^{grid.ndim}")
     out = []
     for (pair, row), size in zip(found, strata, strict=True):
         note = notes.get(pair.name, {})
@@ -430,6 +428,7 @@ def _measured_rows(
                 case=pair.case,
                 status=row.status,
                 unit=row.unit,
+                ndim=pair.reference.grid.ndim,
                 values=row.values,
                 strata={"class": name, "size": size, **others},
             )

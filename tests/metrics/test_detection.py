@@ -138,6 +138,12 @@ def test_a_prediction_in_the_ignored_region_gives_no_row():
     )  # fmt: skip
     predicted = squares(20, (0, 0, 5), (12, 12, 5), (6, 6, 2))
     assert [r.status for r in evaluate_instances(predicted, reference)] == ["tp", "fp"]
+    hidden = squares(20, (14, 14, 3))
+    hidden = InstanceSet(
+        grid=hidden.grid, masks=hidden.masks, labels=hidden.labels, scores=hidden.scores, ignore=reference.ignore
+    )  # fmt: skip
+    assert [r.status for r in evaluate_instances(squares(20), hidden)] == ["tn"]
+    assert [r.status for r in evaluate_instances(squares(20, (14, 14, 3)), hidden)] == ["tn"]
     assert panoptic_quality([(predicted, reference)]).fp == 1
     assert mask_average_precision([(predicted, reference)]).ap == pytest.approx(1)
 
