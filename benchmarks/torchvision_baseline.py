@@ -26,7 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask, Prediction, Provenance
 from clearmargin.datasets.cases import open_dataset
-from clearmargin.evaluate import evaluate_cases
+from clearmargin.evaluate import evaluate_cases, render
 from clearmargin.models.backbones import build_backbone
 from clearmargin.models.network import Targets
 from clearmargin.transforms.view import ImageSettings, prepare, to_channels
@@ -49,11 +49,11 @@ class Backbone(nn.Module):
 
 
 def build(classes, anchor_sizes, anchor_ratios, side, detections):
+    resize = {"_skip_resize": True} if side is None else {"min_size": side[0], "max_size": side[1]}
     return MaskRCNN(
         Backbone(96),
         num_classes=None,
-        min_size=side[0],
-        max_size=side[1],
+        **resize,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
         rpn_anchor_generator=AnchorGenerator(
@@ -109,7 +109,7 @@ def main():
     dataset = open_dataset(arguments.card)
     cases = dataset.split("train")
     torch.manual_seed(0)
-    side = tuple(sorted(settings.crop)) if settings.scale != 1 else (64, 4096)
+    side = tuple(sorted(settings.crop)) if settings.scale != 1 else None  # None: images as they are
     model = build(
         len(dataset.card.classes),
         config["model"]["anchor_sizes"],
@@ -162,7 +162,8 @@ def main():
     found = evaluate_cases(
         Plain(model, settings, dataset.card.label_map), dataset, dataset.split("test"), score_threshold=0.5
     )
-    print(f"{step} steps", found.counts, {k: round(v, 4) for k, v in found.summary.items()})
+    print(f"{step} steps")
+    print(render(found))
 
 
 if __name__ == "__main__":

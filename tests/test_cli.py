@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, exit codes, messages."""
 
+import csv
 import json
 import os
 import subprocess
@@ -49,7 +50,7 @@ def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("cli")
     card = write_toy_set(place / "data", cases=10)
     config = write_toy_experiment(place, card, epochs=4, steps_per_epoch=25, learning_rate=0.003)
-    done = clearmargin("train", config, "--set", "score_threshold=0.3", cwd=place)
+    done = clearmargin("train", config, "--set", "prediction.score_threshold=0.3", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "model: runs/toy/model" in done.stdout
     return place
@@ -70,11 +71,12 @@ def test_evaluate_prints_and_writes_the_numbers(trained):
     assert done.returncode == 0, done.stderr
     for name in ("ap50", "pq", "dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
         assert name in done.stdout
-    summary = json.loads((trained / "tables" / "summary.json").read_text())
-    assert summary["length_unit"] == "px"
-    assert summary["summary"]["ap50"] > 0.5  # it has learnt bright discs
-    rows = json.loads((trained / "tables" / "instances.json").read_text())
-    assert len([r for r in rows if r["status"] in ("tp", "fn")]) == summary["counts"]["references"]
+    found = json.loads((trained / "tables" / "numbers.json").read_text())
+    assert found["length_unit"] == "px"
+    assert found["numbers"]["ap50"] > 0.5  # it has learnt bright discs
+    with (trained / "tables" / "instances.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len([r for r in rows if r["status"] in ("tp", "fn")]) == found["counts"]["references"]
 
 
 def test_predict_writes_tables_pictures_and_maps(trained):

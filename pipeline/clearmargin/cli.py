@@ -54,6 +54,14 @@ class Uncertainty(StrEnum):
     tta = "tta"
 
 
+class Objects(StrEnum):
+    """What one object is in a label file."""
+
+    classes = "classes"
+    components = "components"
+    instances = "instances"
+
+
 @app.callback()
 def _options(
     verbose: Annotated[
@@ -183,14 +191,85 @@ def predict(
 
 
 @app.command()
+def measure(
+    predicted: Annotated[
+        Path, typer.Argument(help="Folder or file of label volumes, label images, SEG or COCO.")
+    ],
+    reference: Annotated[Path, typer.Argument(help="The same of the truth; files belong together by name.")],
+    objects: Annotated[
+        Objects,
+        typer.Option(help="What one object is in a label file: a class, a connected part, or a value."),
+    ] = Objects.classes,
+    tolerances: Annotated[
+        list[float] | None,
+        typer.Option("--tolerance", help="Of NSD, in mm (px without spacing); repeatable."),
+    ] = None,
+    bands: Annotated[
+        list[float] | None, typer.Option("--band", help="Of boundary IoU, in the same unit; repeatable.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="What to measure; repeatable.")
+    ] = None,
+    subvoxel: Annotated[
+        bool, typer.Option("--subvoxel", help="Interpolate the surface (docs/metrics.md).")
+    ] = False,
+    iou_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="From which two objects are the same.")
+    ] = 0.5,
+    distance_cap: Annotated[
+        float | None, typer.Option(help="What each distance of a miss counts; default: the grid's diagonal.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Put predictions on the reference's grid where grids differ.")
+    ] = False,
+    missing_as_empty: Annotated[
+        bool,
+        typer.Option("--missing-as-empty", help="A missing prediction file means that nothing was found."),
+    ] = False,
+    cases: Annotated[
+        Path | None, typer.Option(help="CSV with the columns case, patient, and any others to split by.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Split by class, size, or a column; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
+) -> None:
+    """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
+    from clearmargin.measure import DEFAULT_METRICS, render
+    from clearmargin.measure import measure as call
+
+    found = call(
+        predicted,
+        reference,
+        objects=objects.value,
+        tolerances=tolerances or (1.0, 2.0, 3.0),
+        bands=bands or (),
+        metrics=metrics or DEFAULT_METRICS,
+        surface="subvoxel" if subvoxel else "surface",
+        iou_threshold=iou_threshold,
+        distance_cap=distance_cap,
+        resample_predictions=resample,
+        missing_as_empty=missing_as_empty,
+        cases=cases,
+        by=by or (),
+        seed=seed,
+        out=out,
+    )
+    _say(render(found))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder for the phantoms and the results.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; default: about four minutes.")
+    ] = None,
 ) -> None:
     """Run the main job on phantoms: make, train, evaluate, predict, track. About six minutes on two cores."""
     from clearmargin.demo import demo as call
 
-    _say(call(out, steps=steps or None))
+    _say(call(out, steps=steps))
 
 
 @app.command()

@@ -56,7 +56,7 @@ def demo(out: Path, *, steps: int | None = None) -> str:
         uncertainty="tta",
         display_window=True,
     ).done[0]
-    numbers = found.summary
+    numbers = found.flat()
     return "\n".join(
         [
             "",

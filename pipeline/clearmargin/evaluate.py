@@ -17,23 +17,28 @@ from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError
 from clearmargin.metrics import (
-    InstanceRow,
     Protocol,
     evaluate_instances,
     mask_average_precision,
     panoptic_quality,
     semantic_dice,
 )
+from clearmargin.metrics.tables import (
+    CaseRow,
+    SummaryRow,
+    rows_csv,
+    summarise,
+    summary_csv,
+    summary_markdown,
+)
 from clearmargin.models import load_segmenter
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.report.overlay import overlay
 from clearmargin.report.progress import progress
-from clearmargin.report.tables import write_rows_csv, write_rows_json
 from clearmargin.tracking.run import TrackedRun
 
 __all__ = [
     "VALIDATION_METRICS",
-    "CaseResult",
     "Evaluation",
     "compare",
     "evaluate",
@@ -53,31 +58,35 @@ _PROTOCOL = Protocol(metrics=("dice", "iou", "hd95", "assd", "volume_error"), to
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseResult:
-    """One case: its rows, instance by instance, and its strata."""
-
-    case: str
-    unit: str
-    strata: dict[str, str]
-    rows: tuple[InstanceRow, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """A split, evaluated.
 
     Attributes:
-        summary: Every number by name; docs/metrics.md defines each.
+        numbers: Of the whole split by name: average precision, panoptic quality, Dice; docs/metrics.md defines each.
+        matched: Means over the pairs that match, by metric, with intervals; empty where nothing matched.
+        every: The same with misses and spurious instances at their written values, all together and by stratum.
         counts: Of cases, references, and rows by status (tp, fn, fp, tn).
-        cases: The rows behind the numbers.
+        rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
+        run_id: In the tracking store; empty where it was not tracked.
     """
 
-    summary: dict[str, float]
+    numbers: dict[str, float]
+    matched: tuple[SummaryRow, ...]
+    every: tuple[SummaryRow, ...]
     counts: dict[str, int]
-    cases: tuple[CaseResult, ...]
+    rows: tuple[CaseRow, ...]
     length_unit: str
     run_id: str = ""
+
+    def flat(self) -> dict[str, float]:
+        """Return every number under one name, as the tracking store takes them."""
+        found = dict(self.numbers)
+        for name, rows in (("matched", self.matched), ("all", self.every)):
+            for row in rows:
+                if row.stratum == "all":
+                    found[f"{name}/{row.metric}"] = row.interval.estimate
+        return found
 
 
 def evaluate(
@@ -95,7 +104,7 @@ def evaluate(
         card: A data card.
         split: Which split; the run and its name carry it.
         score_threshold: For everything but average precision; None takes the model's own.
-        out: A folder for ``summary.json`` and ``instances.csv``; None writes no files.
+        out: A folder for the tables (``write_tables``); None writes no files.
 
     Raises:
         ConfigError: The card does not fit, has no such split, or other classes than the model.
@@ -107,7 +116,7 @@ def evaluate(
             f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
             f"{', '.join(dataset.card.label_map.names)}: evaluate on a card with the model's classes"
         )
-    threshold = segmenter.score_threshold if score_threshold is None else score_threshold
+    threshold = segmenter.choice.score_threshold if score_threshold is None else score_threshold
     cases = dataset.split(split)
     run = TrackedRun(name=f"evaluate-{dataset.card.name}-{split}")
     run.on_start(
@@ -123,61 +132,51 @@ def evaluate(
     with run:
         run.log_data(dataset.card.name, dataset.digest(), context=split)
         # average precision ranks all instances, also those that predict() would not return
-        ranked = replace(segmenter, score_threshold=0.0)
+        ranked = segmenter.with_threshold(0.0)
         found = evaluate_cases(ranked, dataset, cases, score_threshold=threshold)
         found = replace(found, run_id=run.run_id)
-        run.log_metrics(found.summary | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
+        run.log_metrics(found.flat() | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
         if dataset.card.show_in_tracking:
             for step, picture in enumerate(compare(segmenter, dataset, cases[:_PICTURES])):
                 run.log_image("prediction over truth", picture, step)
         with TemporaryDirectory() as folder:
-            write_tables(found, Path(folder), dataset.card.label_map)
+            write_tables(found, Path(folder))
             run.log_artifact(Path(folder), "evaluation")
             if out is not None:
-                write_tables(found, out, dataset.card.label_map)
+                write_tables(found, out)
     return found
 
 
 def render(found: Evaluation) -> str:
-    """Return the numbers as the lines a console shows."""
-    numbers, unit = found.summary, found.length_unit
+    """Return the numbers as the lines a console shows; intervals are of 95 %, over units."""
     lines = [", ".join(f"{value} {name}" for name, value in found.counts.items())]
-    for name, value in numbers.items():
-        if not name.startswith(("matched/", "all/")):
-            lines.append(f"  {name:<24} {value:.4f}")
-    names = [name.removeprefix("all/") for name in numbers if name.startswith("all/")]
-    if names:
-        lines.append(f"  {'per instance':<24} {'matched':>10} {'with misses':>12}")
-    for name in names:
-        in_unit = f" ({unit})" if name in ("hd95", "assd") else ""
-        matched = numbers.get(f"matched/{name}")
-        shown = "-" if matched is None else f"{matched:.4f}"
-        lines.append(f"  {name + in_unit:<24} {shown:>10} {numbers['all/' + name]:>12.4f}")
+    lines += [f"  {name:<24} {value:.4f}" for name, value in found.numbers.items()]
+    lines.append(f"  {'per instance':<24} {'matched':<28} with misses and spurious")
+    matched = {row.metric: _shown(row) for row in found.matched}
+    for row in found.every:
+        if row.stratum == "all":
+            name = f"{row.metric} ({found.length_unit})" if row.metric in ("hd95", "assd") else row.metric
+            lines.append(f"  {name:<24} {matched.get(row.metric, '-'):<28} {_shown(row)}")
     return "\n".join(lines)
 
 
-def write_tables(found: Evaluation, folder: Path, label_map: LabelMap) -> None:
-    """Write ``summary.json`` (numbers, counts, unit) and ``instances.csv`` (a row for each instance)."""
+def _shown(row: SummaryRow) -> str:
+    low, high = row.interval.low, row.interval.high
+    ends = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{row.interval.estimate:.4f}{ends}"
+
+
+def write_tables(found: Evaluation, folder: Path) -> None:
+    """Write ``numbers.json``, ``summary.csv`` and ``.md``, ``matched.csv``, and ``instances.csv`` (a row each)."""
     folder.mkdir(parents=True, exist_ok=True)
-    summary = {"summary": found.summary, "counts": found.counts, "length_unit": found.length_unit}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    rows = [
-        {
-            "case": result.case,
-            "unit": result.unit,
-            **result.strata,
-            "status": row.status,
-            "label": label_map.by_id(row.label).name if row.label else "",
-            "score": row.score,
-            "size": row.size,
-            "length_unit": row.unit,
-            **row.values,
-        }
-        for result in found.cases
-        for row in result.rows
-    ]
-    write_rows_csv(folder / "instances.csv", rows, columns=("case", "unit", "status"))
-    write_rows_json(folder / "instances.json", rows)
+    numbers = {"numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit}
+    (folder / "numbers.json").write_text(
+        json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    (folder / "summary.csv").write_text(summary_csv(found.every), encoding="utf-8")
+    (folder / "summary.md").write_text(summary_markdown(found.every), encoding="utf-8")
+    (folder / "matched.csv").write_text(summary_csv(found.matched), encoding="utf-8")
+    (folder / "instances.csv").write_text(rows_csv(found.rows), encoding="utf-8")
 
 
 def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
@@ -203,32 +202,52 @@ def evaluate_cases(
         score_threshold: Instances below it count for average precision only.
     """
     pairs: list[tuple[InstanceSet, InstanceSet]] = []
-    results = []
+    rows: list[CaseRow] = []
+    names = {c.id: c.name for c in dataset.card.classes}
     with progress("evaluate", len(cases)) as bar:
         for case in cases:
             image, reference = dataset.read(case)
             predicted = segmenter(image).instances
             pairs.append((predicted, reference))
-            rows = evaluate_instances(
-                predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
-            )
-            results.append(CaseResult(case=case.case, unit=case.unit, strata=case.strata, rows=tuple(rows)))
+            rows += [
+                CaseRow(
+                    patient=case.unit,
+                    case=case.case,
+                    status=row.status,
+                    unit=row.unit,
+                    values=row.values,
+                    strata={"class": names.get(row.label, "none"), **case.strata},
+                )
+                for row in evaluate_instances(
+                    predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
+                )
+            ]
             bar.advance()
-    summary = _image_numbers(pairs, dataset.card.label_map, score_threshold)
+    numbers = _image_numbers(pairs, dataset.card.label_map, score_threshold)
     if pairs[0][1].grid.ndim == 3:
         in_slices = _image_numbers(_slices(pairs), dataset.card.label_map, score_threshold)
-        summary |= {f"slices/{name}": value for name, value in in_slices.items() if name.startswith("ap")}
-    rows = [row for result in results for row in result.rows]
+        numbers |= {f"slices/{name}": value for name, value in in_slices.items() if name.startswith("ap")}
     counts = {"cases": len(cases), "references": sum(len(r) for _, r in pairs)}
     counts |= {status: sum(row.status == status for row in rows) for status in ("tp", "fn", "fp", "tn")}
-    summary |= _instance_numbers(rows)
-    return Evaluation(summary=summary, counts=counts, cases=tuple(results), length_unit=pairs[0][1].grid.unit)
+    wanted = counts["tp"] + counts["fn"]
+    numbers["miss_rate"] = counts["fn"] / wanted if wanted else 0.0
+    matched = [row for row in rows if row.status == "tp"]
+    by = (*(("class",) if len(names) > 1 else ()), *dataset.card.cases.strata)
+    rng = np.random.default_rng(0)  # of the bootstrap: the same rows give the same intervals
+    return Evaluation(
+        numbers=numbers,
+        matched=tuple(summarise(matched, rng=rng)) if matched else (),
+        every=tuple(summarise(rows, rng=rng, by=by)),
+        counts=counts,
+        rows=tuple(rows),
+        length_unit=pairs[0][1].grid.unit,
+    )
 
 
 def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
     """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, cheaply: no distances are computed."""
-    threshold = segmenter.score_threshold
-    ranked = replace(segmenter, score_threshold=0.0)
+    threshold = segmenter.choice.score_threshold
+    ranked = segmenter.with_threshold(0.0)
     pairs = []
     for case in cases:
         image, reference = dataset.read(case)
@@ -258,19 +277,6 @@ def _image_numbers(
             of_class = [(p.select(p.labels == c.id), r.select(r.labels == c.id)) for p, r in pairs]
             found = mask_average_precision(of_class, max_detections=most)
             numbers |= {f"ap/{c.name}": found.ap, f"ap50/{c.name}": found.ap50}
-    return numbers
-
-
-def _instance_numbers(rows: Sequence[InstanceRow]) -> dict[str, float]:
-    """Return means over matched instances, and over matched and missed ones (misses at NSD 0 and the cap)."""
-    matched = [row for row in rows if row.status == "tp"]
-    wanted = [row for row in rows if row.status in ("tp", "fn")]
-    numbers = {"miss_rate": 1 - len(matched) / len(wanted) if wanted else 0.0}
-    for name in rows[0].values if rows else ():
-        if matched:
-            numbers[f"matched/{name}"] = float(np.mean([row.values[name] for row in matched]))
-        if wanted:
-            numbers[f"all/{name}"] = float(np.mean([row.values[name] for row in wanted]))
     return numbers
 
 

@@ -36,12 +36,14 @@ from clearmargin.metrics.tables import (
 )
 from clearmargin.privacy import case_id, record_case
 
-__all__ = ["Measured", "Objects", "measure", "render", "resample", "write_tables"]
+__all__ = ["DEFAULT_METRICS", "Measured", "Objects", "measure", "render", "resample", "write_tables"]
 
 log = logging.getLogger(__name__)
 
 Objects = Literal["classes", "components", "instances"]
 """What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
+
+DEFAULT_METRICS = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error")
 
 _LABEL_SUFFIXES = (
     ".nii.gz",
@@ -97,7 +99,7 @@ def measure(
     objects: Objects = "classes",
     tolerances: Sequence[float] = (1.0, 2.0, 3.0),
     bands: Sequence[float] = (),
-    metrics: Sequence[str] = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error"),
+    metrics: Sequence[str] = DEFAULT_METRICS,
     surface: Literal["surface", "subvoxel"] = "surface",
     iou_threshold: float = 0.5,
     distance_cap: float | None = None,

@@ -95,7 +95,7 @@ def predict(
     if score_threshold is not None:
         if not 0 <= score_threshold <= 1:
             raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
-        segmenter = replace(segmenter, score_threshold=score_threshold)
+        segmenter = segmenter.with_threshold(score_threshold)
     if display_window:
         segmenter = _for_display(segmenter)
     if not source.exists():

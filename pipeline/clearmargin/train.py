@@ -34,6 +34,7 @@ from clearmargin.evaluate import VALIDATION_METRICS, compare, score
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Network, Targets
+from clearmargin.models.segmenter import PredictionSettings
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
@@ -97,7 +98,7 @@ class Experiment(Settings):
     image: ImageSettings = ImageSettings()
     augment: AugmentSettings = AugmentSettings()
     training: TrainingSettings = TrainingSettings()
-    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not predicted")
+    prediction: PredictionSettings = PredictionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,7 @@ def train(
         model=model_config.model_dump(mode="json"),
         image=experiment.image,
         classes=label_map_entries(dataset.card.label_map),
-        score_threshold=experiment.score_threshold,
+        prediction=experiment.prediction,
         show_in_tracking=dataset.card.show_in_tracking,
     )
     with _open_run(experiment, dataset, folder, group) as run:

@@ -24,14 +24,7 @@ def phantom() -> Phantom:
 
 @pytest.fixture(scope="module")
 def study(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLEARMARGIN_HOME", str(tmp_path_factory.mktemp("home")))
-        return write_phantom_study(tmp_path_factory.mktemp("studies"), phantom, 7)
-
-
-@pytest.fixture(autouse=True)
-def private_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+    return write_phantom_study(tmp_path_factory.mktemp("studies"), phantom, 7)
 
 
 def test_the_reference_validator_finds_no_error(study: StudyFiles) -> None:

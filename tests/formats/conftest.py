@@ -115,7 +115,7 @@ GRIDS = {
     "feet first": _grid((0, 0, 1), (0, -1, 0), (-1, 0, 0), (2.5, 0.8, 0.8)),
     "anisotropic": _grid((0, 0, 1), (0, 1, 0), (1, 0, 0), (6.5, 0.45, 1.3)),
 }
-"""Regular grids; of ``sagittal``, ``coronal`` and ``reversed`` the slices are written against their normal."""
+"""Regular grids; some have their slices written against the normal."""
 
 
 @pytest.fixture(params=list(GRIDS))

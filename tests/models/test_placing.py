@@ -57,7 +57,7 @@ def test_a_certain_box_covers_just_its_pixels(scale):
 def test_what_lies_beyond_the_edge_is_cut_and_what_lies_outside_is_empty():
     matrix, _ = fitting_view(SHAPE, 1.0)
     half_out = threshold(
-        *place(torch.ones(8, 8), torch.tensor([-10.0, -10.0, 10.0, 10.0]), matrix, SHAPE), SHAPE
+        *place(torch.ones(40, 40), torch.tensor([-10.0, -10.0, 10.0, 10.0]), matrix, SHAPE), SHAPE
     )
     assert half_out.area == 100
     for region in ([200.0, 200.0, 220.0, 220.0], [5.0, 5.0, 5.0, 5.0]):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clearmargin.core import Code, Image, InstanceSet, LabelClass, LabelMap, Prediction, Provenance
+from clearmargin.core import Code, Grid, Image, InstanceSet, LabelClass, LabelMap, Prediction, Provenance
 from clearmargin.errors import InputError
 from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
@@ -124,3 +124,32 @@ def test_logging_a_model_is_quiet(store: str, folder_of_model: Path) -> None:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         run.log_model(folder_of_model)
     assert [str(w.message) for w in caught if w.category is UserWarning] == []
+
+
+def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> None:
+    from clearmargin.models import build_network, load_segmenter, network_config
+    from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+    from clearmargin.models.segmenter import PredictionSettings
+    from clearmargin.tracking.records import records
+    from clearmargin.transforms.intensity import Window
+    from clearmargin.transforms.view import ImageSettings
+
+    small = {"network": "mask_rcnn", "fpn_channels": 32, "box_features": 64, "mask_channels": 32}
+    config = network_config(small)
+    network: Any = build_network(config, classes=1, pretrained=False)
+    card = ModelCard(
+        software="clearmargin test",
+        model=config.model_dump(mode="json"),
+        image=ImageSettings(intensity=Window(low=0, high=255), crop=(64, 64)),
+        classes=label_map_entries(LABELS),
+        show_in_tracking=True,
+        prediction=PredictionSettings(score_threshold=0.0),
+    )
+    save_model(tmp_path / "model", card, network.state_dict())
+    with TrackedRun(name="real", uri=store) as run:
+        uri = run.log_model(tmp_path / "model")
+    pictures = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 1)).astype("float32")
+    served = _load(model_folder(str(uri), uri=store).parents[1]).predict(pictures)
+    image = Image(pixels=pictures[..., 0], grid=Grid.from_spacing((64, 64)))
+    direct = records(load_segmenter(tmp_path / "model")(image))
+    assert served == [direct]

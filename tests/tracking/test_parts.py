@@ -165,3 +165,13 @@ def test_records_of_nothing_are_empty() -> None:
         "unit": "px",
         "uncertainty": {},
     }
+
+
+def test_the_folder_beside_the_store_holds_no_python_and_a_compose_file_that_parses() -> None:
+    import yaml
+
+    home_of_store = Path(__file__).parents[2] / "mlflow"
+    assert not list(home_of_store.glob("*.py")), "it would shadow the installed mlflow"
+    services = yaml.safe_load((home_of_store / "compose.yaml").read_text())["services"]
+    assert services["mlflow"]["ports"] == ["127.0.0.1:5000:5000"], "on this host only"
+    assert "ports" not in services["database"]

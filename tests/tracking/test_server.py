@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ from clearmargin.tracking.store import open_client
 
 
 def test_a_run_over_http_and_its_model_fetched_back(
-    server: str, folder_of_model: Path, monkeypatch: pytest.MonkeyPatch, private_home: Path
+    server: str,
+    folder_of_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    private_home: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     with TrackedRun(name="over-http") as run:
         run.log_metrics({"loss": 1.0}, step=1)
         run.log_image("a/b", np.zeros((4, 4, 3), np.uint8), step=1)
         uri = run.log_model(folder_of_model)
+    assert capfd.readouterr() == ("", ""), "MLflow announces nothing"
     found = open_client().get_run(run.run_id)
     assert found.info.status == "FINISHED" and found.data.metrics == {"loss": 1.0}
     assert register(run.run_id, "over-http", "champion") == "models:/over-http/1"
@@ -33,6 +39,11 @@ def test_a_run_over_http_and_its_model_fetched_back(
         fetched = model_folder(reference)
         assert (fetched / "model.yaml").read_text() == "threshold: 0.5\n"
         assert private_home in fetched.parents, "a copy under CLEARMARGIN_HOME"
+
+
+def test_review_shows_the_pages(server: str) -> None:
+    with urllib.request.urlopen(server, timeout=20) as answer:
+        assert b"MLflow" in answer.read()
 
 
 def test_an_unknown_run_over_http_is_the_users_fault(server: str) -> None:
@@ -45,10 +56,10 @@ def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     direct = open_client(server)
-    run = TrackedRun(name="outage", experiment="outage", uri=f"http://127.0.0.1:{relay.port}", pause_s=0.0)
+    address = f"http://127.0.0.1:{relay.port}"
     with caplog.at_level(logging.WARNING, logger="clearmargin"):
         relay.open()
-        with run:
+        with TrackedRun(name="outage", experiment="outage", uri=address, pause_s=0.0) as run:
             run.log_metrics({"loss": 3.0}, step=1)
             relay.close()
             run.log_metrics({"loss": 2.0}, step=2)

@@ -63,7 +63,7 @@ class Grid:
         """
         steps = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=np.float64)
         if steps.shape != (len(shape),) or not (steps > 0).all():
-            raise ValueError(f"spacing {spacing} does not give a positive step for each axis of {shape}")
+            raise ValueError(f"spacing {spacing!r} does not give a positive step for each axis of {shape}")
         along = np.ones(3)
         along[3 - len(shape) :] = steps
         affine = np.zeros((4, 4))

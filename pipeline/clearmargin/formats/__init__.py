@@ -113,7 +113,7 @@ def is_dicom(path: Path) -> bool:
     from clearmargin.formats.dicom_index import looks_like_dicom
 
     if path.is_file():
-        return _suffix(path) in (".dcm", ".dicom", ".ima") or (
+        return _suffix(path) in (".dcm", ".dicom", ".ima", ".zip") or (
             _suffix(path) not in READERS and looks_like_dicom(path)
         )
     files = (p for p in path.rglob("*") if p.is_file())

@@ -12,20 +12,19 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_geometry import Plane, Stack, pixel_spacing, plane_of, stack_planes
-from clearmargin.formats.dicom_index import SeriesEntry, frame_planes, index_dicom, select_series
-from clearmargin.formats.dicom_pixels import (
-    FrameScale,
-    decode_frames,
-    dicom_boundary,
-    frame_scales,
-    pixel_layout,
-    read_header,
-    rescaled_dtype,
-    to_channels,
-    to_units,
+from clearmargin.formats.dicom_boundary import dicom_boundary, load_pixels, read_header
+from clearmargin.formats.dicom_geometry import Plane, Stack, pixel_spacing, stack_planes
+from clearmargin.formats.dicom_index import (
+    SeriesEntry,
+    frame_planes,
+    index_dicom,
+    scan_dicom,
+    select_series,
+    single_plane,
 )
+from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom_resample import fill_gaps, straighten
+from clearmargin.formats.dicom_values import FrameScale, frame_scales, rescaled_dtype, to_channels, to_units
 from clearmargin.privacy import case_id
 
 __all__ = ["SeriesEntry", "index_dicom", "read_dicom", "read_dicom_pictures"]
@@ -47,7 +46,7 @@ def read_dicom(
     integers where the rescale is integral and as float32 otherwise.
 
     Args:
-        path: A file, a folder with all below it, or the files of one series.
+        path: A file, a folder with all below it, a zip, a DICOMDIR, or the files of one series.
         series: Which series, where there are several (:func:`clearmargin.formats.dicom_index.select_series`).
         allow_gaps: Interpolate missing or unevenly spaced slices instead of refusing them.
         allow_tilt: Shift the slices of a tilted gantry upright instead of refusing them.
@@ -56,17 +55,19 @@ def read_dicom(
         InputError: Nothing readable, several series and none chosen, pixels that cannot be decoded.
         GeometryError: The slices are not one regular volume; the message names what is wrong.
     """
-    entry = select_series(index_dicom(path), series)
+    scanned = scan_dicom(path)
+    entry = select_series([found for found, _ in scanned], series)
+    headers = next(h for found, h in scanned if found is entry)
     if not entry.readable and entry.kind != "volume":
         raise InputError(entry.reason)
-    datasets = _read_all(entry.files)
-    if len(datasets) == 1:
-        return _read_one(entry, datasets[0], allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    planes = [_plane(dataset, entry) for dataset in datasets]
+    if len(headers) == 1:
+        dataset = read_header(entry.files[0], pixels=True)
+        return _read_one(entry, dataset, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
+    planes = [_plane(header, entry) for header in headers]
     stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    ordered = [datasets[i] for i in stack.order]
     files = tuple(entry.files[i] for i in stack.order)
-    return _volume(entry, _slices(ordered), stack, files)
+    datasets = [load_pixels(headers[i], entry.files[i]) for i in stack.order]
+    return _volume(entry, _slices(datasets), stack, files)
 
 
 def read_dicom_pictures(path: Path | Iterable[Path], *, series: str | None = None) -> Iterator[Image]:
@@ -129,12 +130,8 @@ def frame_time(dataset: Any, frame: int) -> float | None:
         return None
 
 
-def _read_all(files: Sequence[Path]) -> list[Any]:
-    return [read_header(file, pixels=True) for file in files]
-
-
 def _plane(dataset: Any, entry: SeriesEntry) -> Plane:
-    plane = plane_of(dataset, dataset, dataset, (int(dataset.Rows), int(dataset.Columns)))
+    plane = single_plane(dataset)
     if plane is None:
         raise GeometryError(entry.reason or f"{entry.name} has an image without a position")
     return plane
@@ -174,6 +171,7 @@ def _slices(datasets: Sequence[Any]) -> NDArray[Any]:
 
 def _decoded(dataset: Any) -> list[NDArray[Any]]:
     layout = pixel_layout(dataset)
+    dataset.layout = layout
     if layout.samples != 1:
         raise InputError("slices in colour are not a volume: read them with read_images")
     frames = list(decode_frames(dataset))
@@ -189,9 +187,10 @@ def _in_units(
     extremes = [(int(frame.min()), int(frame.max())) for frame in stored]
     kind = np.result_type(*[frame.dtype for frame in stored])
     dtype = rescaled_dtype(kind, extremes, scales)
+    layouts = [getattr(dataset, "layout", None) or pixel_layout(dataset) for dataset in datasets]
     frames = [
-        to_units(frame, dataset, pixel_layout(dataset), scale, dtype)
-        for frame, dataset, scale in zip(stored, datasets, scales, strict=True)
+        to_units(frame, dataset, layout, scale, dtype)
+        for frame, dataset, layout, scale in zip(stored, datasets, layouts, scales, strict=True)
     ]
     volume = np.stack(frames)
     _level_padding(volume, stored, datasets)

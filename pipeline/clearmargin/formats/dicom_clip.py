@@ -10,8 +10,9 @@ from typing import Any
 from clearmargin.core import Image, Source
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom import read_picture
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_index import index_dicom
-from clearmargin.formats.dicom_pixels import dicom_boundary, pixel_layout, read_header
+from clearmargin.formats.dicom_pixels import pixel_layout
 from clearmargin.formats.video import Clip, VideoClip
 
 __all__ = ["DicomClip", "open_dicom_clip"]

@@ -10,7 +10,7 @@ import numpy as np
 from clearmargin.core import Code, Grid
 from clearmargin.formats.dicom_output import Origin, derived_uid
 
-__all__ = ["frame_item", "head_geometry", "is_placed", "set_frames"]
+__all__ = ["frame_item", "frame_parts", "head_geometry", "is_placed", "set_frames"]
 
 _FOR_PROCESSING = Code(value="121322", scheme="DCM", meaning="Source image for image processing operation")
 
@@ -57,26 +57,37 @@ def _pixel_measures(grid: Grid) -> Any:
     )
 
 
-def frame_item(grid: Grid, z: int, index: Sequence[int], origin: Origin | None, derivation: Code) -> Any:
-    """Return the functional group item of a frame in slice ``z``.
+def frame_parts(grid: Grid, z: int, origin: Origin | None, derivation: Code) -> tuple[Any, Any]:
+    """Return slice ``z``'s plane position (None without a place) and derivation, which frames may share.
 
     Args:
         grid: The object's grid.
         z: The slice.
-        index: Dimension index values, the slice's rank last; left out where there is no place in the patient.
         origin: The source frame.
         derivation: How the frame was made from it.
+    """
+    position = _plane_position(grid, z) if is_placed(grid) else None
+    return position, [] if origin is None else [_derivation(origin, derivation)]
+
+
+def frame_item(grid: Grid, index: Sequence[int], parts: tuple[Any, Any]) -> Any:
+    """Return the functional group item of a frame.
+
+    Args:
+        grid: The object's grid.
+        index: Dimension index values, the slice's rank last; left out where there is no place in the patient.
+        parts: From :func:`frame_parts`.
     """
     from pydicom.dataset import Dataset
 
     item = Dataset()
     content = Dataset()
-    placed = is_placed(grid)
-    content.DimensionIndexValues = list(index) if placed or len(index) == 1 else list(index[:-1])
+    position, derivation = parts
+    content.DimensionIndexValues = list(index) if position or len(index) == 1 else list(index[:-1])
     item.FrameContentSequence = [content]
-    if placed:
-        item.PlanePositionSequence = _plane_position(grid, z)
-    item.DerivationImageSequence = [] if origin is None else [_derivation(origin, derivation)]
+    if position is not None:
+        item.PlanePositionSequence = position
+    item.DerivationImageSequence = derivation
     return item
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid
 from clearmargin.errors import GeometryError
-from clearmargin.formats.dicom_pixels import quiet_pydicom
+from clearmargin.formats.dicom_boundary import quiet_pydicom
 
 __all__ = ["Plane", "Stack", "pixel_spacing", "plane_of", "stack_planes"]
 
@@ -104,7 +104,10 @@ def plane_of(position: Any, orientation: Any, measures: Any, shape: tuple[int, i
 
 
 def _numbers(holder: Any, keyword: str, n: int) -> NDArray[np.float64] | None:
-    value = holder.get(keyword) if holder is not None else None
+    element = holder.get_item(keyword) if holder is not None and keyword in holder else None
+    value = None if element is None else element.value
+    if isinstance(value, bytes):  # not converted yet: decimal strings are quicker to read than to wrap
+        value = [v for v in value.decode("ascii").strip("\0 ").split("\\") if v.strip()]
     if value is None or value == "" or len(value) == 0:
         return None
     numbers = np.array([float(v) for v in value], np.float64)

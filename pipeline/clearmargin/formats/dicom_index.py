@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane, plane_of, stack_planes
-from clearmargin.formats.dicom_pixels import MAX_BYTES, dicom_boundary, read_header
+from clearmargin.formats.dicom_media import is_zip, listed_files, unpacked_files
+from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.dicom_scan import quick_header
 
-__all__ = ["SeriesEntry", "frame_planes", "index_dicom", "looks_like_dicom", "select_series"]
+__all__ = [
+    "SeriesEntry",
+    "frame_planes",
+    "index_dicom",
+    "looks_like_dicom",
+    "scan_dicom",
+    "select_series",
+    "single_plane",
+]
 
 SeriesKind = Literal["volume", "image", "images", "clip", "object"]
 
 _TAGS = (
+    "SpecificCharacterSet",
     "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -29,6 +42,17 @@ _TAGS = (
     "PixelSpacing",
     "SpacingBetweenSlices",
     "SliceThickness",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
@@ -105,7 +129,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 @dicom_boundary()
 def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
-    """Return the series in a file, a folder and all below it, or a list of files; numbered from 1.
+    """Return the series in a file, a folder and all below it, a zip, a DICOMDIR, or a list; numbered from 1.
 
     Files that are not DICOM are left out. The order is that of modality, then size (largest first), then UID,
     so that it is the same on every machine.
@@ -113,14 +137,20 @@ def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
     Raises:
         InputError: There is no DICOM file at all.
     """
+    return [entry for entry, _ in scan_dicom(path)]
+
+
+@dicom_boundary()
+def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]]]:
+    """Return what :func:`index_dicom` does, each series with its files' headers in the files' order."""
     groups: dict[str, list[tuple[Path, Any]]] = {}
     damaged = 0
     files = _files(path)
     for file in files:
         try:
-            if not looks_like_dicom(file):
+            header = _header(file)
+            if header is None:
                 continue
-            header = read_header(file, tags=_TAGS)
             uid = _series_uid(header, file)
         except InputError:
             damaged += 1
@@ -129,9 +159,31 @@ def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
     if not groups:
         detail = f", {damaged} of them damaged" if damaged else ""
         raise InputError(f"no readable DICOM in what was given ({len(files)} file(s){detail})")
-    drafts = [_entry(uid, _without_copies(members)) for uid, members in groups.items()]
-    drafts.sort(key=lambda e: (e.modality, -len(e.files), e.uid))
-    return [_numbered(entry, k + 1) for k, entry in enumerate(drafts)]
+    distinct = [(uid, _without_copies(members)) for uid, members in groups.items()]
+    drafts = [(_entry(uid, members), [header for _, header in members]) for uid, members in distinct]
+    drafts.sort(key=lambda pair: (pair[0].modality, -len(pair[0].files), pair[0].uid))
+    return [(_numbered(entry, k + 1), headers) for k, (entry, headers) in enumerate(drafts)]
+
+
+def _header(file: Path) -> Any:
+    """Return the elements that an index needs; None where the file is not DICOM."""
+    wanted, sequences = _tag_numbers()
+    header = quick_header(file, wanted, sequences)
+    if header is None and looks_like_dicom(file):
+        header = read_header(file, tags=_TAGS)
+    return header
+
+
+@cache
+def _tag_numbers() -> tuple[frozenset[int], frozenset[int]]:
+    from pydicom.datadict import tag_for_keyword
+
+    sequences = {name for name in _TAGS if name.endswith("Sequence")}
+    numbers = {name: int(tag_for_keyword(name) or 0) for name in _TAGS}
+    return (
+        frozenset(numbers[name] for name in _TAGS if name not in sequences),
+        frozenset(numbers[name] for name in sequences),
+    )
 
 
 @dicom_boundary()
@@ -148,7 +200,9 @@ def _files(path: Path | Iterable[Path]) -> list[Path]:
         return sorted(p for p in path.rglob("*") if p.is_file())
     if not path.exists():
         raise InputError(f"there is no file or folder '{path.name}'")
-    return [path]
+    if path.name.upper() == "DICOMDIR":
+        return listed_files(path)
+    return unpacked_files(path) if is_zip(path) else [path]
 
 
 def _without_copies(members: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
@@ -211,7 +265,7 @@ def _describe(headers: Sequence[Any], modality: str, name: str) -> tuple[SeriesK
             (len(headers), *size),
             f"{name} holds {len(headers)} multi-frame objects: give one file",
         )
-    planes = frame_planes(first) if frames > 1 else [_plane(h) for h in headers]
+    planes = frame_planes(first) if frames > 1 else [single_plane(h) for h in headers]
     placed = [p for p in planes if p is not None]
     if len(placed) == len(planes):
         return "volume", stack_planes(placed, name).grid.shape, ""
@@ -255,9 +309,13 @@ def _size(header: Any) -> tuple[tuple[int, int] | None, int]:
     return ((rows, columns) if rows > 0 and columns > 0 else None), max(1, frames)
 
 
-def _plane(header: Any) -> Plane | None:
-    size, _ = _size(header)
-    return None if size is None else plane_of(header, header, header, size)
+def single_plane(header: Any) -> Plane | None:
+    """Return the plane of a single-frame object, None where it has no place in the patient."""
+    if not hasattr(header, "plane"):
+        size, _ = _size(header)
+        header.plane = None if size is None else plane_of(header, header, header, size)
+    plane: Plane | None = header.plane
+    return plane
 
 
 def frame_planes(header: Any) -> list[Plane | None]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Provenance
 from clearmargin.errors import InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane, plane_of
 from clearmargin.formats.dicom_index import frame_planes
-from clearmargin.formats.dicom_pixels import dicom_boundary, read_header
 
 __all__ = [
     "MANUFACTURER",

@@ -1,98 +1,40 @@
-"""Pixels of a DICOM object: decoded frame by frame, in the units the object declares, 16 bits kept."""
+"""Pixels of a DICOM object as stored: a checked description, then frame by frame (PS3.5, 8)."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.errors import ClearMarginError, InputError
+from clearmargin.errors import InputError
 
-__all__ = [
-    "MAX_BYTES",
-    "FrameScale",
-    "PixelLayout",
-    "decode_frames",
-    "dicom_boundary",
-    "frame_scales",
-    "pixel_layout",
-    "quiet_pydicom",
-    "read_header",
-    "rescaled_dtype",
-    "to_channels",
-    "to_units",
-]
+__all__ = ["MAX_BYTES", "PixelLayout", "decode_frames", "pixel_layout"]
 
 MAX_BYTES = 4 * 2**30
 """Largest decoded size read at once; a header that claims more is refused before anything is allocated."""
 
+_DECODERS = {
+    "1.2.840.10008.1.2.5": "pydicom",  # RLE
+    "1.2.840.10008.1.2.4.50": "pillow",  # JPEG baseline
+    "1.2.840.10008.1.2.4.51": "pillow",  # JPEG extended, 8 bits
+    "1.2.840.10008.1.2.4.57": "gdcm",  # JPEG lossless
+    "1.2.840.10008.1.2.4.70": "gdcm",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",  # JPEG-LS
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",  # JPEG 2000, by OpenJPEG
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg",  # HTJ2K
+    "1.2.840.10008.1.2.4.202": "pylibjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg",
+}
+_JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
 _UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 _SIGNED = {8: np.int8, 16: np.int16, 32: np.int32}
-
-
-@contextlib.contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom's and highdicom's remarks on odd values: they quote values that may name a patient."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def dicom_boundary() -> Iterator[None]:
-    """Turn what pydicom and the decoders raise on malformed values into an InputError; also a decorator.
-
-    pydicom converts values when they are first looked at and raises whatever the bytes provoke. An error that
-    arises in our own code is a bug of ours and passes through.
-    """
-    try:
-        with quiet_pydicom():
-            yield
-    except (ClearMarginError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        if _raised_by_us(error):
-            raise
-        # The cause is dropped on purpose: its message quotes values of the file.
-        raise InputError(f"the DICOM data are malformed ({type(error).__name__})") from None
-
-
-def _raised_by_us(error: Exception) -> bool:
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is None or Path(frame.tb_frame.f_code.co_filename).parent == Path(__file__).parent
-
-
-@dicom_boundary()
-def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[str] | None = None) -> Any:
-    """Return the ``pydicom.Dataset`` of a file, without its pixels unless asked.
-
-    Raises:
-        InputError: The file is not DICOM, or is cut off or malformed; the message holds none of its values.
-    """
-    import pydicom
-
-    return pydicom.dcmread(
-        file, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None, force=True
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +109,7 @@ def pixel_layout(header: Any) -> PixelLayout:
 def _value(header: Any, name: str) -> Any:
     """Return an element's value, None where absent or where converting it fails."""
     try:
-        with quiet_pydicom():
-            return header.get(name)
+        return header.get(name)
     except Exception:  # noqa: BLE001 - a malformed element may raise anything on conversion
         return None
 
@@ -186,7 +127,7 @@ def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator
     Raises:
         InputError: No decoder, or bytes that do not hold what the header claims.
     """
-    layout = pixel_layout(dataset)
+    layout = getattr(dataset, "layout", None) or pixel_layout(dataset)
     syntax = _value(getattr(dataset, "file_meta", None) or {}, "TransferSyntaxUID")
     if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise InputError("the object holds no pixel data" + _float_hint(dataset))
@@ -225,7 +166,8 @@ def _native_grey(
     if swapped and kind.itemsize == 1:
         yield from _by_pydicom(dataset, list(picks))
         return
-    high = _value(dataset, "HighBit")
+    unused = layout.allocated - layout.stored
+    high = layout.stored - 1 if not unused else _value(dataset, "HighBit")
     for k in picks:
         frame = np.frombuffer(
             stored, kind.newbyteorder(">" if swapped else "<"), size, k * size * kind.itemsize
@@ -243,13 +185,31 @@ def _drop_unused_bits(frame: NDArray[Any], layout: PixelLayout, high: Any) -> ND
 
 
 def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]:
+    """Decode by the one decoder of the transfer syntax.
+
+    pydicom would hand what one decoder rejects to the next, and GDCM ends the process on some damaged frames
+    instead of raising: it only sees frames that are whole by their markers.
+    """
     from pydicom.pixels import iter_pixels
 
+    syntax = str(dataset.file_meta.TransferSyntaxUID)
+    plugin = _DECODERS.get(syntax, "")
     try:
-        with quiet_pydicom():
-            for frame in iter_pixels(dataset, indices=picks):
+        if plugin == "gdcm":
+            _check_jpeg_frames(dataset)
+        try:
+            first, *_ = picks
+            yield np.asarray(next(iter_pixels(dataset, indices=[first], decoding_plugin=plugin)))
+        except RuntimeError:
+            if syntax not in _JPEG_LS:
+                raise
+            _check_jpeg_frames(dataset)  # CharLS is stricter than some encoders
+            plugin = "gdcm"
+            yield np.asarray(next(iter_pixels(dataset, indices=[picks[0]], decoding_plugin=plugin)))
+        if picks[1:]:
+            for frame in iter_pixels(dataset, indices=picks[1:], decoding_plugin=plugin):
                 yield np.asarray(frame)
-    except (OSError, MemoryError):
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - each decoder has its own errors
         raise InputError(
@@ -258,114 +218,25 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
         ) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameScale:
-    """How stored values of one frame become real ones (PS3.3, C.7.6.16.2.9 and C.11.1)."""
+def _check_jpeg_frames(dataset: Any) -> None:
+    """Refuse JPEG and JPEG-LS frames whose markers are not those of a whole picture of the header's size."""
+    from pydicom.encaps import generate_frames
 
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether stored values are the values."""
-        return self.slope == 1.0 and self.intercept == 0.0
-
-
-def frame_scales(header: Any, frames: int) -> list[FrameScale]:
-    """Return the rescale of every frame: from the functional groups of an enhanced object, else from its
-    head.
-
-    Raises:
-        InputError: A slope of zero, or values that are not finite numbers.
-    """
-    shared = _first(header, "SharedFunctionalGroupsSequence")
-    each = header.get("PerFrameFunctionalGroupsSequence") or []
-    scales = []
-    for k in range(frames):
-        item = _first(each[k], "PixelValueTransformationSequence") if k < len(each) else None
-        item = item or (_first(shared, "PixelValueTransformationSequence") if shared is not None else None)
-        scales.append(_scale(item if item is not None else header))
-    return scales
+    layout = pixel_layout(dataset)
+    for frame in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
+        if _jpeg_size(frame) != (layout.rows, layout.columns) or not frame.rstrip(b"\0").endswith(
+            b"\xff\xd9"
+        ):
+            raise InputError("a compressed frame is damaged, or of another size than the header says")
 
 
-def _first(item: Any, keyword: str) -> Any:
-    sequence = item.get(keyword) if item is not None else None
-    return sequence[0] if sequence else None
-
-
-def _scale(item: Any) -> FrameScale:
-    try:
-        slope, intercept = item.get("RescaleSlope"), item.get("RescaleIntercept")
-        scale = FrameScale(
-            slope=1.0 if slope in (None, "") else float(slope),
-            intercept=0.0 if intercept in (None, "") else float(intercept),
-        )
-    except (TypeError, ValueError):
-        raise InputError("the rescale slope or intercept is not a number") from None
-    if not np.isfinite([scale.slope, scale.intercept]).all() or scale.slope == 0:
-        raise InputError("the rescale slope is zero or not finite: values would lose their meaning")
-    return scale
-
-
-def rescaled_dtype(
-    stored: np.dtype[Any], extremes: Sequence[tuple[int, int]], scales: Sequence[FrameScale]
-) -> np.dtype[Any]:
-    """Return the dtype that holds every real value exactly: integers for integral rescales, else float32.
-
-    Args:
-        stored: Dtype of the stored values, kept where nothing is rescaled.
-        extremes: Lowest and highest stored value of each frame.
-        scales: Rescale of each frame.
-
-    >>> rescaled_dtype(np.dtype("uint16"), [(0, 4095)], [FrameScale(intercept=-1024.0)])
-    dtype('int16')
-    >>> rescaled_dtype(np.dtype("uint16"), [(0, 4095)], [FrameScale(slope=0.5)])
-    dtype('float32')
-    """
-    if all(s.is_identity for s in scales):
-        return stored
-    if not all(float(s.slope).is_integer() and float(s.intercept).is_integer() for s in scales):
-        return np.dtype(np.float32)
-    ends = [v * s.slope + s.intercept for s, pair in zip(scales, extremes, strict=True) for v in pair]
-    for candidate in (np.int16, np.uint16, np.int32):
-        if np.iinfo(candidate).min <= min(ends) and max(ends) <= np.iinfo(candidate).max:
-            return np.dtype(candidate)
-    return np.dtype(np.float32)
-
-
-def to_units(
-    stored: NDArray[np.generic], header: Any, layout: PixelLayout, scale: FrameScale, dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """Return the real values of one grey frame in ``dtype``.
-
-    A modality look-up table is applied where there is one. MONOCHROME1 is turned over, so that larger is
-    always brighter, where values are mere grey levels; values with a rescale have a unit that display does
-    not change.
-    """
-    if header.get("ModalityLUTSequence"):
-        from pydicom.pixels import apply_modality_lut
-
-        with quiet_pydicom():
-            return np.asarray(apply_modality_lut(stored, header))
-    if not scale.is_identity:
-        wide = np.float64 if dtype.kind == "f" else np.int64
-        return (stored.astype(wide) * wide(scale.slope) + wide(scale.intercept)).astype(dtype)
-    if layout.photometric == "MONOCHROME1":
-        top = -1 if layout.signed else 2**layout.stored - 1
-        return (top - stored.astype(np.int64)).astype(dtype)
-    return stored.astype(dtype, copy=False)
-
-
-def to_channels(stored: NDArray[np.generic], header: Any, layout: PixelLayout) -> NDArray[Any]:
-    """Return a frame as ``(C, Y, X)``: one grey channel, or RGB from colour or a palette."""
-    if layout.photometric == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
-
-        try:
-            with quiet_pydicom():
-                stored = np.asarray(apply_color_lut(stored, header))[..., :3]
-        except Exception as error:  # noqa: BLE001 - malformed tables raise many types
-            raise InputError(f"the palette cannot be applied ({type(error).__name__})") from None
-    if stored.ndim == 2:
-        return stored[None]
-    return np.ascontiguousarray(np.moveaxis(stored, -1, 0))
+def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
+    """Return rows and columns of the first frame header (ISO/IEC 10918-1, B.2.2), None where there is none."""
+    position = 2
+    while frame[:2] == b"\xff\xd8" and position + 9 < len(frame) and frame[position] == 0xFF:
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            size = frame[position + 5 : position + 9]
+            return int.from_bytes(size[:2], "big"), int.from_bytes(size[2:], "big")
+        position += 2 + length
+    return None

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Mask, Prediction
 from clearmargin.errors import GeometryError
-from clearmargin.formats.dicom_frames import frame_item, head_geometry, set_frames
+from clearmargin.formats.dicom_boundary import quiet_pydicom
+from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
     algorithm_identification,
@@ -27,7 +28,6 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_pixels import quiet_pydicom
 from clearmargin.formats.dicom_seg_content import SegContent, Segment, read_dicom_seg, read_seg_content
 
 _SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
@@ -180,8 +180,11 @@ def _frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]
     places = origins(image.grid, image, headers)
     rank = {z: r + 1 for r, z in enumerate(sorted({z for _, z in frames}))}
     items = []
+    parts: dict[int, tuple[Any, Any]] = {}
     for segment, z in frames:
-        item = frame_item(image.grid, z, [segment, rank[z]], places[z], _SEGMENTATION)
+        if z not in parts:  # all segments of a slice share its position and its source
+            parts[z] = frame_parts(image.grid, z, places[z], _SEGMENTATION)
+        item = frame_item(image.grid, [segment, rank[z]], parts[z])
         identification = Dataset()
         identification.ReferencedSegmentNumber = segment
         item.SegmentIdentificationSequence = [identification]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
-from clearmargin.formats.dicom_pixels import decode_frames, dicom_boundary, pixel_layout, read_header
+from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 
 __all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content", "spanned_grid"]
 
@@ -103,10 +104,11 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     planes = frame_planes(dataset)
     if grid is None:
         grid = spanned_grid(planes, (layout.rows, layout.columns))
-    pieces: dict[int, list[tuple[NDArray[Any], Plane | None]]] = {s.number: [] for s in segments}
+    pieces: dict[int, list[_Piece]] = {s.number: [] for s in segments}
     for number, frame, plane in _segment_frames(dataset, planes, [s.number for s in segments]):
-        if frame.any():
-            pieces.setdefault(number, []).append((frame, plane))
+        piece = _piece(frame, plane)
+        if piece is not None:
+            pieces.setdefault(number, []).append(piece)
     fractional = dataset.get("SegmentationType") == "FRACTIONAL"
     top = float(dataset.get("MaximumFractionalValue") or 1) if fractional else 1.0
     masks = tuple(_placed(pieces[s.number], grid, top / 2 if fractional else 0.5) for s in segments)
@@ -251,45 +253,80 @@ def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
     return Grid(shape=(n, *first.shape), affine=affine, unit="mm")
 
 
-def _indices(frame: NDArray[Any], plane: Plane | None, grid: Grid) -> NDArray[np.int64]:
-    """Return ``(n, ndim)`` grid indices of a frame's nonzero pixels, checked to lie on grid elements."""
-    pixels = np.argwhere(frame)
-    if plane is None or grid.unit == "px":
-        if frame.shape != grid.shape[-2:] or grid.shape[:-2] not in ((), (1,)):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Piece:
+    """The part of a frame that holds something.
+
+    Attributes:
+        values: ``(y, x)``, tight around what is not zero.
+        corner: Row and column of its first pixel within the frame.
+        frame: The frame's size.
+        plane: Where the frame lies; None where it has no place.
+    """
+
+    values: NDArray[Any]
+    corner: tuple[int, int]
+    frame: tuple[int, int]
+    plane: Plane | None
+
+
+def _piece(frame: NDArray[Any], plane: Plane | None) -> _Piece | None:
+    rows, columns = np.flatnonzero(frame.any(axis=1)), np.flatnonzero(frame.any(axis=0))
+    if not len(rows):
+        return None
+    values = frame[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    return _Piece(
+        values=values,
+        corner=(int(rows[0]), int(columns[0])),
+        frame=(int(frame.shape[0]), int(frame.shape[1])),
+        plane=plane,
+    )
+
+
+def _indices(piece: _Piece, grid: Grid) -> NDArray[np.int64]:
+    """Return ``(y, x, ndim)`` grid indices of a piece's pixels, checked to lie on grid elements."""
+    rows, columns = piece.values.shape
+    pixels = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
+    if piece.plane is None or grid.unit == "px":
+        if piece.frame != grid.shape[-2:] or grid.shape[:-2] not in ((), (1,)):
             raise GeometryError(
-                f"a frame of {frame.shape} without a position does not lie on a grid {grid.shape}"
+                f"a frame of {piece.frame} without a position is not on a grid of {grid.shape}"
             )
-        return pixels if grid.ndim == 2 else np.insert(pixels, 0, 0, axis=1)
-    corners = np.array([pixels.min(axis=0), pixels.max(axis=0)])
-    steps = np.stack((plane.down * plane.spacing[0], plane.right * plane.spacing[1]))
-    for corner in corners:
-        index = grid.to_index(plane.position + corner @ steps)
-        off = float(np.abs(index - np.round(index)).max())
-        inside = (np.round(index) >= 0).all() and (np.round(index) < grid.shape).all()
+        flat = pixels + piece.corner
+        return flat if grid.ndim == 2 else np.insert(flat, 0, 0, axis=-1)
+    plane = piece.plane
+    along = np.stack((plane.down * plane.spacing[0], plane.right * plane.spacing[1]))
+    origin = grid.to_index(plane.position + np.array(piece.corner) @ along)
+    steps = np.stack([grid.to_index(plane.position + step) - grid.to_index(plane.position) for step in along])
+    for end in (origin, origin + (rows - 1, columns - 1) @ steps):
+        off = float(np.abs(end - np.round(end)).max())
+        inside = (np.round(end) >= 0).all() and (np.round(end) < grid.shape).all()
         if off > _TOLERANCE or not inside:
             state = f"{off:.2f} of a pixel beside its elements" if inside else "outside it"
             raise GeometryError(
                 f"a frame of the SEG does not lie on the grid {grid}: {state}; resample one of them"
             )
-    return np.round(grid.to_index(plane.position + pixels @ steps)).astype(np.int64)
+    # The ends lie on elements, so each step is a whole one: exact integers from here on.
+    whole = np.round(steps).astype(np.int64)
+    return np.round(origin).astype(np.int64) + pixels @ whole
 
 
-def _placed(pieces: Sequence[tuple[NDArray[Any], Plane | None]], grid: Grid, threshold: float) -> Mask:
+def _placed(pieces: Sequence[_Piece], grid: Grid, threshold: float) -> Mask:
     """Return the mask of one segment from its frames' values above ``threshold``."""
-    found = [_indices(f > threshold, plane, grid) for f, plane in pieces if (f > threshold).any()]
-    if not found:
+    kept = [p for p in pieces if (p.values > threshold).any()]
+    if not kept:
         return Mask.from_crop(np.zeros((0,) * grid.ndim, bool), (0,) * grid.ndim, grid.shape)
-    points = np.concatenate(found)
-    low, high = points.min(axis=0), points.max(axis=0)
+    found = [_indices(piece, grid) for piece in kept]
+    ends = np.concatenate([index[[0, -1], [0, -1]] for index in found])
+    low, high = ends.min(axis=0), ends.max(axis=0)
     crop = np.zeros(tuple(int(n) for n in high - low + 1), bool)
-    crop[tuple((points - low).T)] = True
+    for piece, index in zip(kept, found, strict=True):
+        crop[tuple(np.moveaxis(index - low, -1, 0))] |= piece.values > threshold
     return Mask.from_crop(crop, tuple(int(v) for v in low), grid.shape)
 
 
-def _fraction(
-    pieces: Sequence[tuple[NDArray[Any], Plane | None]], grid: Grid, top: float
-) -> NDArray[np.float32]:
+def _fraction(pieces: Sequence[_Piece], grid: Grid, top: float) -> NDArray[np.float32]:
     values = np.zeros(grid.shape, np.float32)
-    for frame, plane in pieces:
-        values[tuple(_indices(frame > 0, plane, grid).T)] = frame[frame > 0] / np.float32(top)
+    for piece in pieces:
+        values[tuple(np.moveaxis(_indices(piece, grid), -1, 0))] = piece.values / np.float32(top)
     return values

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Prediction
 from clearmargin.errors import GeometryError, InputError, nearest
-from clearmargin.formats.dicom_frames import frame_item, head_geometry, set_frames
+from clearmargin.formats.dicom_boundary import dicom_boundary, quiet_pydicom, read_header
+from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_index import frame_planes
 from clearmargin.formats.dicom_output import (
@@ -25,7 +26,7 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_pixels import MAX_BYTES, dicom_boundary, quiet_pydicom, read_header
+from clearmargin.formats.dicom_pixels import MAX_BYTES
 from clearmargin.formats.dicom_seg_content import spanned_grid
 
 __all__ = ["read_parametric_map", "write_parametric_map"]
@@ -38,7 +39,7 @@ _DERIVED = Code(value="112187", scheme="DCM", meaning="Unspecified method of cal
 def write_parametric_map(path: Path, prediction: Prediction, map_name: str, image: Image) -> str:
     """Write one map of a prediction as a Parametric Map and return its SOP instance UID.
 
-    Values are stored as they are, float32, without a unit (UCUM ``1``). UIDs and dates are functions of source,
+        InputError: No such map, values that are not finite, an image that is not DICOM.
     provenance and values.
 
     Args:
@@ -62,7 +63,8 @@ def write_parametric_map(path: Path, prediction: Prediction, map_name: str, imag
     dataset = _head(prediction, map_name, image, headers, values)
     refer_to_sources(dataset, headers)
     places = origins(image.grid, image, headers)
-    items = [frame_item(image.grid, z, _index(dataset, z), places[z], _DERIVED) for z in range(len(values))]
+    parts = [frame_parts(image.grid, z, place, _DERIVED) for z, place in enumerate(places)]
+    items = [frame_item(image.grid, _index(dataset, z), part) for z, part in enumerate(parts)]
     set_frames(dataset, image.grid, items)
     dataset.FloatPixelData = values.tobytes()
     # Laterality is required, if perhaps empty, where no body part says that the part is not paired.

@@ -18,6 +18,9 @@ from clearmargin.privacy import case_id
 
 __all__ = ["Clip", "VideoClip", "open_video", "write_video"]
 
+# av.error.FFmpegError and its kin derive from these.
+_DAMAGE = (OSError, ValueError, EOFError, LookupError)
+
 
 class Clip(Protocol):
     """Frames in order, from a video file or a DICOM cine.
@@ -92,10 +95,10 @@ class VideoClip:
         seen: set[int] = set()
         shown = 0
         with self._open() as container:
-            for decoded in _decode(container):
+            for decoded, whole in _decode(container):
                 number = self._number.get(decoded.pts) if self._clocked else shown
                 shown += 1
-                if number is None or number in seen or decoded.is_corrupt:
+                if number is None or number in seen or not whole:
                     continue
                 seen.add(number)
                 yield self._image(decoded, number)
@@ -114,8 +117,8 @@ class VideoClip:
         if number >= len(self._pts):
             raise InputError(f"frame {number} of '{self._name}' is damaged")
         wanted = self._pts[number]
-        with self._open() as container:
-            for back in (0, 1, 4, 16, None):
+        for back in (0, 1, 4, 16, None):
+            with self._open() as container:
                 found = self._seek(container, wanted, back)
                 if found is not None:
                     return self._image(found, number)
@@ -136,18 +139,18 @@ class VideoClip:
         # An AVI may state its decoder's parameters in the first packet only: seeking in a fresh container
         # without having decoded it gives wrong pictures with no error.
         for packet in _demux(container):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(*_DAMAGE):
                 packet.decode()
             break
         try:
             container.seek(max(target, min(self._zero, 0)), stream=stream, backward=True)
-        except OSError:
+        except _DAMAGE:
             return None
-        for decoded in _decode(container):
+        for decoded, whole in _decode(container):
             if decoded.pts is None:
                 continue
             if decoded.pts == wanted:
-                return None if decoded.is_corrupt else decoded
+                return decoded if whole else None
             if self._clocked and decoded.pts > wanted:
                 return None
         return None
@@ -163,12 +166,14 @@ class VideoClip:
             source.seek(0)
         try:
             container = av.open(source, metadata_errors="replace")
-        except (OSError, ValueError):
+        except _DAMAGE:
             raise InputError(f"'{self._name}' is not readable as a video") from None
         try:
             if not container.streams.video:
                 raise InputError(f"'{self._name}' holds no video")
             container.streams.video[0].thread_type = "AUTO"
+            # Raise on damage instead of painting over it.
+            container.streams.video[0].codec_context.options = {"err_detect": "explode"}
             yield container
         finally:
             container.close()
@@ -193,7 +198,7 @@ class VideoClip:
     def _times_by_decoding(self) -> list[int]:
         """Return the labels that the decoder gives the frames, in the order in which it puts them out."""
         with self._open() as container:
-            return [f.pts for f in _decode(container) if f.pts is not None]
+            return [f.pts for f, _ in _decode(container) if f.pts is not None]
 
     def _time(self, number: int) -> float:
         if self._clocked:
@@ -216,27 +221,42 @@ class VideoClip:
 
 
 def _demux(container: Any) -> Iterator[Any]:
-    """Yield packets to the end or to the first byte that cannot be demuxed."""
-    try:
-        yield from container.demux(container.streams.video[0])
-    except (OSError, ValueError):  # av.error.FFmpegError derives from these: a cut-off file ends here
-        return
+    """Yield packets, past damaged stretches that the demuxer can leave behind, to the end."""
+    failures = 0
+    while failures < 8:
+        try:
+            for packet in container.demux(container.streams.video[0]):
+                failures = 0
+                yield packet
+        except _DAMAGE:
+            failures += 1
+        else:
+            return
 
 
-def _decode(container: Any) -> Iterator[Any]:
-    """Yield decoded frames; a packet that the decoder rejects is passed over."""
+def _decode(container: Any) -> Iterator[tuple[Any, bool]]:
+    """Yield decoded frames, and whether each is whole.
+
+    A packet that the decoder rejects yields nothing; what follows is drawn upon wrong ones up to the next key
+    frame, and the decoder does not say so.
+    """
+    whole = True
     for packet in _demux(container):
+        whole = whole and not packet.is_corrupt
         try:
             decoded = packet.decode()
-        except (OSError, ValueError):
+        except _DAMAGE:
+            whole = False
             continue
-        yield from decoded
+        for frame in decoded:
+            whole = whole or bool(frame.key_frame)
+            yield frame, whole and not frame.is_corrupt
 
 
 def write_video(
     path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: float, *, quality: int = 18
 ) -> int:
-    """Write RGB frames ``(3, Y, X)`` uint8 as H.264 and return how many; odd sizes are padded by one pixel.
+    """Write RGB frames ``(3, Y, X)`` uint8 as H.264; return how many. Odd sizes are padded by one pixel.
 
     Args:
         path: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi``.

@@ -19,7 +19,7 @@ from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import build_network, network_config
-from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.transforms.view import ImageSettings
 
 __all__ = ["ModelCard", "label_map_entries", "load_segmenter", "save_model"]
@@ -44,8 +44,7 @@ class ModelCard(Settings):
     model: dict[str, Any]
     image: ImageSettings
     classes: tuple[ClassEntry, ...]
-    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not returned")
-    min_iou: float = Field(0.2, ge=0, le=1, description="least overlap that links instances of two slices")
+    prediction: PredictionSettings = PredictionSettings()
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
 
     @property
@@ -129,8 +128,7 @@ def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegment
             software=card.software,
         ),
         device=where,
-        score_threshold=card.score_threshold,
-        min_iou=card.min_iou,
+        choice=card.prediction,
     )
 
 

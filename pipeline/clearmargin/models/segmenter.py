@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from clearmargin.config import Settings
 from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import foreground, place, threshold
@@ -20,9 +23,19 @@ from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import ImageSettings, planes, prepare, to_channels
 
-__all__ = ["NetworkSegmenter", "PlaneDetections", "View"]
+__all__ = ["NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View", "without_repeats"]
 
 log = logging.getLogger(__name__)
+
+
+class PredictionSettings(Settings):
+    """Which detections become instances. Saved with the model."""
+
+    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not returned")
+    mask_nms: float = Field(
+        0.5, gt=0, le=1, description="mask IoU above which the lower score of one label goes; 1 keeps all"
+    )
+    link_iou: float = Field(0.2, ge=0, le=1, description="least overlap that links instances of two slices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +65,12 @@ class PlaneDetections:
     matrix: NDArray[np.float64]
     plane: Image
 
-    def instances(self) -> InstanceSet:
-        """Return the instances on the plane's grid; what falls below one pixel there is left out and counted."""
+    def instances(self, mask_nms: float) -> InstanceSet:
+        """Return the instances on the plane's grid, best score first.
+
+        What falls below one pixel there is left out and counted. Of two masks of one label whose IoU is above
+        ``mask_nms`` the lower score is left out: two looks at one object.
+        """
         grid = self.plane.grid
         shape = (grid.shape[0], grid.shape[1])
         masks = []
@@ -68,12 +85,27 @@ class PlaneDetections:
         )
         kept = np.array([m.area > 0 for m in masks], bool)
         if not kept.all():
-            log.info("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
-        return every.select(kept)
+            log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
+        return without_repeats(every.select(kept), mask_nms)
 
     def foreground(self) -> NDArray[np.float32]:
         """Return each pixel's probability that some instance covers it, on the plane's grid."""
         return foreground(self.found, self.matrix, (self.plane.grid.shape[0], self.plane.grid.shape[1]))
+
+
+def without_repeats(instances: InstanceSet, mask_nms: float) -> InstanceSet:
+    """Return the instances, best score first, less those that repeat a better one of their label.
+
+    A repeat has a mask IoU above ``mask_nms`` with an instance that is kept. Objects may still overlap and nest.
+    """
+    ranked = instances.select(np.argsort(-instances.scores, kind="stable"))
+    ious = iou_matrix(ranked.masks, ranked.masks)
+    kept: list[int] = []
+    for i in range(len(ranked)):
+        rivals = [j for j in kept if ranked.labels[j] == ranked.labels[i]]
+        if not rivals or ious[i, rivals].max() <= mask_nms:
+            kept.append(i)
+    return ranked.select(np.array(kept, np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +118,7 @@ class NetworkSegmenter:
         label_map: What its labels mean.
         provenance: What it is.
         device: Where it runs.
-        score_threshold: Instances below it are not returned.
-        min_iou: Least overlap at which instances of neighbouring slices are one.
+        choice: Which of its detections become instances.
     """
 
     network: Network
@@ -95,8 +126,7 @@ class NetworkSegmenter:
     label_map: LabelMap
     provenance: Provenance
     device: torch.device
-    score_threshold: float = 0.5
-    min_iou: float = 0.2
+    choice: PredictionSettings = field(default_factory=PredictionSettings)
 
     def __call__(self, image: Image) -> Prediction:
         """Segment one image or volume.
@@ -107,8 +137,12 @@ class NetworkSegmenter:
         Raises:
             InputError: Channels or spacing are not what the model needs.
         """
-        parts = [plane.instances() for plane in self.detect(image, View())]
+        parts = [plane.instances(self.choice.mask_nms) for plane in self.detect(image, View())]
         return self.predicted(self.merge(parts, image))
+
+    def with_threshold(self, score_threshold: float) -> NetworkSegmenter:
+        """Return this segmenter with another score threshold; 0 returns all it has found."""
+        return replace(self, choice=self.choice.model_copy(update={"score_threshold": score_threshold}))
 
     def predicted(self, instances: InstanceSet, **maps: NDArray[np.float32]) -> Prediction:
         """Return instances and maps as this segmenter's prediction."""
@@ -118,8 +152,10 @@ class NetworkSegmenter:
 
     def merge(self, parts: list[InstanceSet], image: Image) -> InstanceSet:
         """Return the planes' instances as the image's: linked, in a volume; those above the score threshold."""
-        whole = parts[0] if image.grid.ndim == 2 else link_slices(parts, image.grid, min_iou=self.min_iou)
-        return whole.select(whole.scores >= self.score_threshold)
+        whole = (
+            parts[0] if image.grid.ndim == 2 else link_slices(parts, image.grid, min_iou=self.choice.link_iou)
+        )
+        return whole.select(whole.scores >= self.choice.score_threshold)
 
     def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
         """Yield what the network finds in each plane of the image (an image is its own plane), in slice order."""

@@ -29,10 +29,10 @@ def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]
 
     Columns: ``case``; ``frame`` and ``time_s`` where the source is a frame; ``instance``, counted from 1;
     ``label``, ``name``, ``code`` (value and scheme); ``score``; ``area_px`` of an image or ``volume_voxels``;
-    ``area_mm2`` or ``volume_mm3`` where the unit is mm; the bounding box as first and last index of each axis,
-    both inside (``x_first`` ... ``z_last``); the centroid in mm in DICOM's LPS (``centroid_x_mm`` ...) or in
-    pixels (``centroid_x_px``, ``centroid_y_px``); and each uncertainty column under its own name. An empty mask
-    has size 0 and neither box nor centroid (None).
+    ``area_mm2`` or ``volume_mm3`` where the unit is mm; the bounding box as first and last index of each
+    axis, both inside (``x_first`` ... ``z_last``); the centroid in mm in DICOM's LPS (``centroid_x_mm`` ...)
+    or in pixels (``centroid_x_px``, ``centroid_y_px``); and each uncertainty column under its own name. An
+    empty mask has size 0 and neither box nor centroid (None).
     """
     instances, grid = prediction.instances, prediction.instances.grid
     rows = []

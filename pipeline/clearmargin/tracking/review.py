@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clearmargin.errors import ConfigError
+from clearmargin.privacy import home
 from clearmargin.tracking.store import artifact_folder, set_quiet, tracking_uri
 
 __all__ = ["review", "serving"]
@@ -23,6 +24,7 @@ __all__ = ["review", "serving"]
 _log = logging.getLogger(__name__)
 _START_LIMIT_S = 120.0  # a first start makes or migrates the store's tables: up to 30 s
 _STOP_LIMIT_S = 10.0
+_USUAL_PORT = 5000  # MLflow's own
 
 
 def review(port: int | None = None, *, uri: str | None = None, browser: bool = True) -> None:
@@ -31,7 +33,7 @@ def review(port: int | None = None, *, uri: str | None = None, browser: bool = T
     A store that is a server already (``http...``) has its own UI: its URL is opened, and nothing is started.
 
     Args:
-        port: On 127.0.0.1; by default a free one.
+        port: On 127.0.0.1; 0 for any free one; by default 5000, or any where that is taken.
         uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
         browser: Whether to open one.
 
@@ -62,9 +64,11 @@ def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]
         ConfigError: If the port is taken or the server does not start.
     """
     store = uri or tracking_uri()
-    chosen = _free_port() if port is None else port
+    if port is None:
+        port = _USUAL_PORT if _is_free(_USUAL_PORT) else 0
+    chosen = port or _free_port()
     if not _is_free(chosen):
-        raise ConfigError(f"port {chosen} is taken: name another, or none for a free one")
+        raise ConfigError(f"port {chosen} is taken: name another, or 0 for a free one")
     url = f"http://127.0.0.1:{chosen}"
     process = _start_server(store, chosen)
     try:
@@ -85,15 +89,20 @@ def _start_server(store: str, port: int) -> subprocess.Popen[bytes]:
     # No job workers: nothing here uses them, and each is a process.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=folder.parent if folder is not None else Path.home(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the whole group
-    )
+    with _log_file().open("wb") as output:  # private: it can hold the store's address and paths
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder.parent if folder is not None else home(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the whole group
+        )
+
+
+def _log_file() -> Path:
+    return home() / "review.log"
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
@@ -101,8 +110,8 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ConfigError(
-                f"the tracking server ended at once (exit code {process.returncode}): "
-                "is the store's address right, and its database driver installed?"
+                f"the tracking server ended at once (exit code {process.returncode}): is the store's address "
+                f"right, and its database driver installed? See {_log_file().name} in CLEARMARGIN_HOME"
             )
         if _answers(url):
             return

@@ -185,7 +185,11 @@ class TrackedRun:
         self._send("tags", lambda c: c.set_tag(self.run_id, safe_key(key), str(without_path(value))))
 
     def log_model(self, folder: Path) -> str | None:
-        """Log a model folder as a loadable pyfunc; return its URI, or None where the store fails."""
+        """Log a model folder as a loadable pyfunc; return ``models:/ID``, or None where the store fails.
+
+        Raises:
+            InputError: If ``folder`` is no model folder.
+        """
         from clearmargin.tracking.flavour import log_model
 
         uri: str | None = self._send("models", lambda c: log_model(c, self.run_id, folder))

@@ -48,7 +48,7 @@ def predict_with_tta(
         moments = Moments.zeros(looks[0].plane.grid.shape)
         for look in looks:
             moments.add(look.foreground())
-        parts.append(looks[0].instances())
+        parts.append(looks[0].instances(segmenter.choice.mask_nms))
         for name in _REPORTED:
             plane = maps[name] if image.grid.ndim == 2 else maps[name][z]
             plane[...] = MAPS[name](moments)

@@ -1,0 +1,121 @@
+"""Where pydicom is called: silent about values, typed in its errors, and no byte read twice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clearmargin.errors import ClearMarginError, InputError
+
+__all__ = ["dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
+
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_LOUD = (
+    "pydicom",
+    "pydicom.pixels.utils",
+    "pydicom.pixels.decoders.base",
+    "highdicom.base",
+    "highdicom.image",
+)
+
+
+class _Hush(logging.Filter):
+    """Drops a library's records while our own calls are under way; other callers of it keep theirs."""
+
+    active = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.active == 0
+
+
+_hush = _Hush()
+
+
+@contextlib.contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Silence pydicom's and highdicom's remarks on odd values: they quote values that may name a patient."""
+    if _quiet.get():
+        yield
+        return
+    token = _quiet.set(True)
+    for name in _LOUD:
+        logging.getLogger(name).addFilter(_hush)
+    _hush.active += 1
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
+            yield
+    finally:
+        _hush.active -= 1
+        _quiet.reset(token)
+
+
+@contextlib.contextmanager
+def dicom_boundary() -> Iterator[None]:
+    """Turn what pydicom and the decoders raise on malformed values into an InputError; also a decorator.
+
+    pydicom converts values when they are first looked at and raises whatever the bytes provoke. An error that
+    arises in our own code is a bug of ours and passes through.
+    """
+    try:
+        with quiet_pydicom():
+            yield
+    except (ClearMarginError, MemoryError):
+        raise
+    except Exception as error:
+        # A system's error has a number; pydicom also raises numberless ones about the bytes.
+        if _raised_by_us(error) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        # The cause is dropped on purpose: its message quotes values of the file.
+        raise InputError(f"the DICOM data are malformed ({type(error).__name__})") from None
+
+
+def _raised_by_us(error: Exception) -> bool:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is None or Path(frame.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+
+
+@dicom_boundary()
+def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[str] | None = None) -> Any:
+    """Return the ``pydicom.Dataset`` of a file, without its pixels unless asked.
+
+    Raises:
+        InputError: The file is not DICOM, or is cut off or malformed; the message holds none of its values.
+    """
+    import pydicom
+
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        dataset = pydicom.dcmread(
+            opened, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None, force=True
+        )
+        if not pixels:
+            dataset.pixels_at = (
+                opened.tell()
+            )  # where load_pixels finds them, without reading the header again
+    return dataset
+
+
+@dicom_boundary()
+def load_pixels(header: Any, file: Path) -> Any:
+    """Return the dataset of a header read before, with its pixels."""
+    from pydicom.dataelem import DataElement
+
+    syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
+    if syntax is not None and not syntax.is_compressed and syntax.is_little_endian:
+        with file.open("rb") as opened:
+            opened.seek(header.pixels_at)
+            head = opened.read(8 if syntax.is_implicit_VR else 12)
+            if head[:4] == b"\xe0\x7f\x10\x00":
+                length = int.from_bytes(head[-4:], "little")
+                if length != 0xFFFFFFFF:
+                    header["PixelData"] = DataElement(0x7FE00010, "OW", opened.read(length))
+                    return header
+    return read_header(file, pixels=True)

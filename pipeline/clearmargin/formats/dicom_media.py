@@ -1,0 +1,84 @@
+"""DICOM on media: the files that a DICOMDIR lists, and those inside a zip (PS3.10, 8; PS3.12)."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+from clearmargin.errors import InputError
+from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+
+__all__ = ["is_zip", "listed_files", "unpacked_files"]
+
+_MAX_UNPACKED = 32 * 2**30
+_MAX_FILES = 200_000
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a file is a zip archive, by its first bytes."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+@dicom_boundary()
+def listed_files(path: Path) -> list[Path]:
+    """Return the files that a DICOMDIR refers to and that are there.
+
+    Raises:
+        InputError: It is no directory, refers out of its own folder, or to no file that exists.
+    """
+    dataset = read_header(path)
+    found = []
+    folder = path.parent.resolve()
+    records = dataset.get("DirectoryRecordSequence") or []
+    for record in records:
+        parts = record.get("ReferencedFileID")
+        if not parts:
+            continue
+        file = folder.joinpath(*([parts] if isinstance(parts, str) else [str(p) for p in parts])).resolve()
+        if folder not in file.parents:
+            raise InputError("the DICOMDIR refers to a file outside its own folder")
+        if file.is_file():
+            found.append(file)
+    if not found:
+        raise InputError(f"'{path.name}' lists no file that is there ({len(records)} record(s))")
+    return found
+
+
+def unpacked_files(path: Path) -> list[Path]:
+    """Return the files of a zip, unpacked under new names into a private folder for the life of the process.
+
+    Raises:
+        InputError: Not readable, encrypted, or more than 32 GiB unpacked.
+    """
+    return list(_unpack(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _unpack(path: Path, _modified: int) -> tuple[Path, ...]:
+    # It lives as long as the process: writers read the headers of an image's files again.
+    folder = Path(tempfile.mkdtemp(prefix="clearmargin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    files = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir()]
+            size = sum(m.file_size for m in members)
+            if size > _MAX_UNPACKED or len(members) > _MAX_FILES:
+                raise InputError(
+                    f"'{path.name}' unpacks to {size / 2**30:.0f} GiB in {len(members)} files: "
+                    "unpack it yourself"
+                )
+            for k, member in enumerate(members):
+                # New names: those inside may lead elsewhere, and may name a patient.
+                file = folder / f"{k:06d}{Path(member.filename).suffix.lower()[:5]}"
+                with archive.open(member) as packed, file.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+                files.append(file)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise InputError(f"'{path.name}' is not readable as a zip ({type(error).__name__})") from None
+    return tuple(files)

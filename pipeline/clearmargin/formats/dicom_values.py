@@ -1,0 +1,129 @@
+"""From stored values to real ones: rescale, look-up tables, palettes; 16 bits kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.errors import InputError
+from clearmargin.formats.dicom_boundary import quiet_pydicom
+from clearmargin.formats.dicom_pixels import PixelLayout
+
+__all__ = ["FrameScale", "frame_scales", "rescaled_dtype", "to_channels", "to_units"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameScale:
+    """How stored values of one frame become real ones (PS3.3, C.7.6.16.2.9 and C.11.1)."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether stored values are the values."""
+        return self.slope == 1.0 and self.intercept == 0.0
+
+
+def frame_scales(header: Any, frames: int) -> list[FrameScale]:
+    """Return the rescale of every frame: from the functional groups of an enhanced object, else from its
+    head.
+
+    Raises:
+        InputError: A slope of zero, or values that are not finite numbers.
+    """
+    shared = _first(header, "SharedFunctionalGroupsSequence")
+    each = header.get("PerFrameFunctionalGroupsSequence") or []
+    scales = []
+    for k in range(frames):
+        item = _first(each[k], "PixelValueTransformationSequence") if k < len(each) else None
+        item = item or (_first(shared, "PixelValueTransformationSequence") if shared is not None else None)
+        scales.append(_scale(item if item is not None else header))
+    return scales
+
+
+def _first(item: Any, keyword: str) -> Any:
+    sequence = item.get(keyword) if item is not None else None
+    return sequence[0] if sequence else None
+
+
+def _scale(item: Any) -> FrameScale:
+    try:
+        slope, intercept = item.get("RescaleSlope"), item.get("RescaleIntercept")
+        scale = FrameScale(
+            slope=1.0 if slope in (None, "") else float(slope),
+            intercept=0.0 if intercept in (None, "") else float(intercept),
+        )
+    except (TypeError, ValueError):
+        raise InputError("the rescale slope or intercept is not a number") from None
+    if not np.isfinite([scale.slope, scale.intercept]).all() or scale.slope == 0:
+        raise InputError("the rescale slope is zero or not finite: values would lose their meaning")
+    return scale
+
+
+def rescaled_dtype(
+    stored: np.dtype[Any], extremes: Sequence[tuple[int, int]], scales: Sequence[FrameScale]
+) -> np.dtype[Any]:
+    """Return the dtype that holds every real value exactly: integers for integral rescales, else float32.
+
+    Args:
+        stored: Dtype of the stored values, kept where nothing is rescaled.
+        extremes: Lowest and highest stored value of each frame.
+        scales: Rescale of each frame.
+
+    >>> rescaled_dtype(np.dtype("uint16"), [(0, 4095)], [FrameScale(intercept=-1024.0)])
+    dtype('int16')
+    >>> rescaled_dtype(np.dtype("uint16"), [(0, 4095)], [FrameScale(slope=0.5)])
+    dtype('float32')
+    """
+    if all(s.is_identity for s in scales):
+        return stored
+    if not all(float(s.slope).is_integer() and float(s.intercept).is_integer() for s in scales):
+        return np.dtype(np.float32)
+    ends = [v * s.slope + s.intercept for s, pair in zip(scales, extremes, strict=True) for v in pair]
+    for candidate in (np.int16, np.uint16, np.int32):
+        if np.iinfo(candidate).min <= min(ends) and max(ends) <= np.iinfo(candidate).max:
+            return np.dtype(candidate)
+    return np.dtype(np.float32)
+
+
+def to_units(
+    stored: NDArray[np.generic], header: Any, layout: PixelLayout, scale: FrameScale, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return the real values of one grey frame in ``dtype``.
+
+    A modality look-up table is applied where there is one. MONOCHROME1 is turned over, so that larger is
+    always brighter, where values are mere grey levels; values with a rescale have a unit that display does
+    not change.
+    """
+    if header.get("ModalityLUTSequence"):
+        from pydicom.pixels import apply_modality_lut
+
+        with quiet_pydicom():
+            return np.asarray(apply_modality_lut(stored, header))
+    if not scale.is_identity:
+        wide = np.float64 if dtype.kind == "f" else np.int64
+        return (stored.astype(wide) * wide(scale.slope) + wide(scale.intercept)).astype(dtype)
+    if layout.photometric == "MONOCHROME1":
+        top = -1 if layout.signed else 2**layout.stored - 1
+        return (top - stored.astype(np.int64)).astype(dtype)
+    return stored.astype(dtype, copy=False)
+
+
+def to_channels(stored: NDArray[np.generic], header: Any, layout: PixelLayout) -> NDArray[Any]:
+    """Return a frame as ``(C, Y, X)``: one grey channel, or RGB from colour or a palette."""
+    if layout.photometric == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        try:
+            with quiet_pydicom():
+                stored = np.asarray(apply_color_lut(stored, header))[..., :3]
+        except Exception as error:  # noqa: BLE001 - malformed tables raise many types
+            raise InputError(f"the palette cannot be applied ({type(error).__name__})") from None
+    if stored.ndim == 2:
+        return stored[None]
+    return np.ascontiguousarray(np.moveaxis(stored, -1, 0))

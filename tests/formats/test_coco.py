@@ -1,0 +1,130 @@
+"""COCO files: run lengths, polygons and crowds; pycocotools is the oracle where it is installed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import ndimage
+
+from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
+from clearmargin.errors import ConfigError, GeometryError, InputError
+from clearmargin.formats.coco import _from_run_lengths, _uncompressed, read_coco, read_coco_images, write_coco
+
+GRID = Grid.from_spacing((12, 17))
+
+
+def _set(*masks: np.ndarray, labels=None, ignore=None) -> InstanceSet:
+    found = InstanceSet.from_dense(GRID, masks, labels=labels, scores=np.linspace(0.1, 0.9, len(masks)))
+    if ignore is None:
+        return found
+    return InstanceSet(
+        grid=GRID, masks=found.masks, labels=found.labels, scores=found.scores, ignore=Mask.from_dense(ignore)
+    )
+
+
+@given(hnp.arrays(bool, (12, 17)))
+def test_any_mask_survives_run_lengths(dense):
+    mask = Mask.from_dense(dense)
+    assert_array_equal(_from_run_lengths(mask.run_lengths(), (12, 17)).dense(), dense)
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_round_trip(polygons, label_map, tmp_path):
+    rng = np.random.default_rng(0)
+    masks = [
+        ndimage.binary_fill_holes(ndimage.gaussian_filter(rng.random((12, 17)), 1) > 0.5) for _ in range(5)
+    ]
+    masks.append(np.zeros((12, 17), bool))
+    masks[-1][3, 4] = True  # one pixel
+    ours = _set(*masks, labels=[1, 2, 1, 2, 1, 2])
+    write_coco(
+        tmp_path / "a.json",
+        [("x.png", ours), ("y.png", InstanceSet.empty(GRID))],
+        label_map,
+        polygons=polygons,
+    )
+    theirs = read_coco(tmp_path / "a.json", image="x.png", grid=GRID, label_map=label_map)
+    for a, b in zip(ours.masks, theirs.masks, strict=True):
+        assert_array_equal(a.dense(), b.dense())
+    assert_array_equal(ours.labels, theirs.labels)
+    assert_allclose(ours.scores, theirs.scores, atol=1e-6)
+    images = read_coco_images(tmp_path / "a.json")
+    assert [(i.file_name, len(i.instances)) for i in images] == [("x.png", 6), ("y.png", 0)]
+
+
+def test_a_crowd_is_an_ignore_region(label_map, tmp_path):
+    crowd = np.zeros((12, 17), bool)
+    crowd[:3] = True
+    write_coco(tmp_path / "a.json", [("x.png", _set(~crowd, ignore=crowd))], label_map)
+    found = read_coco(tmp_path / "a.json", image="x.png", grid=GRID, label_map=label_map)
+    assert len(found) == 1
+    assert_array_equal(found.ignore.dense(), crowd)
+
+
+def _file(tmp_path, segmentation, **changes):
+    content = {
+        "images": [{"id": 7, "file_name": "sub/x.png", "height": 12, "width": 17}],
+        "categories": [{"id": 90, "name": "liver"}, {"id": 3, "name": "tumour"}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 90, "segmentation": segmentation}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content | changes))
+    return tmp_path / "a.json"
+
+
+def test_polygons_hold_the_pixels_whose_centres_they_hold(label_map, tmp_path):
+    square = [[2, 3, 6, 3, 6, 8, 2, 8], [10.4, 1.4, 11.6, 1.4, 11.6, 2.6, 10.4, 2.6]]
+    found = read_coco(_file(tmp_path, square), image="x.png", grid=GRID, label_map=label_map)
+    expected = np.zeros((12, 17), bool)
+    expected[3:8, 2:6] = True
+    expected[1:3, 10:12] = True
+    assert_array_equal(found.masks[0].dense(), expected)
+    assert_array_equal(found.labels, [2])  # by name, whatever the ids are
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=30))
+def test_compressed_run_lengths(counts):
+    """Encode as pycocotools documents it, and decode with ours."""
+    text = ""
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            digit = value & 0x1F
+            value >>= 5
+            more = value != -1 if digit & 0x10 else value != 0
+            text += chr((digit | 0x20 if more else digit) + 48)
+    assert _uncompressed(text) == counts
+
+
+def test_refusals(label_map, tmp_path):
+    good = {"size": [12, 17], "counts": [0, 12 * 17]}
+
+    def read(path, image="x.png", grid=GRID):
+        return read_coco(path, image=image, grid=grid, label_map=label_map)
+
+    assert read(_file(tmp_path, good)).masks[0].area == 12 * 17
+    with pytest.raises(InputError, match="lists 0 images of that name"):
+        read(_file(tmp_path, good), image="z.png")
+    with pytest.raises(GeometryError, match="12 x 17"):
+        read(_file(tmp_path, good), grid=Grid.from_spacing((17, 12)))
+    for bad in (
+        {"size": [12, 17], "counts": [3]},
+        {"size": [1, 1], "counts": [1]},
+        [[1, 2]],
+        None,
+        {"size": [12, 17]},
+    ):
+        with pytest.raises(InputError, match="annotation 1 is damaged"):
+            read(_file(tmp_path, bad))
+    with pytest.raises(InputError, match="no class 'spleen'"):
+        read(_file(tmp_path, good, categories=[{"id": 90, "name": "spleen"}]))
+    (tmp_path / "a.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match="is not a COCO file"):
+        read(tmp_path / "a.json")
+    assert isinstance(label_map, LabelMap) and not issubclass(InputError, ConfigError)
