@@ -22,8 +22,9 @@ class InstanceRow:
     """One line of the per-instance table.
 
     Attributes:
-        status: Outside the ignored region: ``tp`` for a matched pair, ``fn`` for a miss, ``fp`` for a spurious prediction, ``tn`` for the
-            one row of an image in which nothing is, and nothing was found.
+        status: Outside the ignored region: ``tp`` for a matched pair, ``fn`` for a miss, ``fp`` for a
+            spurious prediction, ``tn`` for the one row of an image in which nothing is, and nothing was
+            found.
         label: Class id; 0 in a ``tn`` row.
         score: Of the prediction; None for a miss and a true negative.
         predicted: Position in the predicted set, None where there is none.
