@@ -1,6 +1,4 @@
-"""Measure predictions of any tool against references: two folders of label files, or two COCO files; no
-model.
-"""
+"""Measure predictions of any tool against references: two folders of label files, or two COCO files; no model."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ __all__ = ["DEFAULT_METRICS", "Measured", "Objects", "measure", "render", "resam
 log = logging.getLogger(__name__)
 
 Objects = Literal["classes", "components", "instances"]
-"""What one object is in a label file: all elements of a value, each connected part of them, or a value
-itself.
-"""
+"""What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
 
 DEFAULT_METRICS = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error")
 
@@ -114,8 +110,7 @@ def measure(
     seed: int = 0,
     out: Path | None = None,
 ) -> Measured:
-    """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or
-    COCO.
+    """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or COCO.
 
     Files of two folders belong together by name, whatever their suffix. A COCO file has its images paired by
     ``file_name`` and its categories by name.
@@ -422,10 +417,8 @@ def _measured_rows(
             matches=_match_classes(pair.predicted, pair.reference) if by_class else None,
         )
         found += [(pair, row) for row in rows]
-    unit = pairs[0].reference.grid.unit
-    power = "px" if unit == "px" else "mm"
-    volume = f"{power}^{pairs[0].reference.grid.ndim}"
-    strata = size_strata([row.size for _, row in found], volume)
+    grid = pairs[0].reference.grid
+    strata = size_strata([row.size for _, row in found], f"{grid.unit}^{grid.ndim}")
     out = []
     for (pair, row), size in zip(found, strata, strict=True):
         note = notes.get(pair.name, {})
@@ -437,6 +430,7 @@ def _measured_rows(
                 case=pair.case,
                 status=row.status,
                 unit=row.unit,
+                ndim=pair.reference.grid.ndim,
                 values=row.values,
                 strata={"class": name, "size": size, **others},
             )
