@@ -165,12 +165,11 @@ def main():
             step += 1
             if step % 50 == 0:
                 print(f"step {step}, {done:.0%} of the time, loss {float(loss):.3f}", flush=True)
+    minutes = (time.monotonic() - started) / 60
+    print(f"{step} steps in {minutes:.1f} minutes, {time.process_time() / 60:.1f} of CPU time", flush=True)
     model.eval()
     found = evaluate_cases(
         Plain(model, settings, dataset.card.label_map), dataset, dataset.split("test"), score_threshold=0.5
-    )
-    print(
-        f"{step} steps in {(time.monotonic() - started) / 60:.1f} minutes and {time.process_time() / 60:.1f} of CPU time"
     )
     print(render(found))
 
