@@ -107,7 +107,7 @@ def test_what_a_segment_says(axial, write_series, predict, tmp_path):
     uids = [item.TrackingUID for item in ds.SegmentSequence]
     assert len(set(uids)) == 4 and all(uid.startswith("2.25.") for uid in uids)
     assert ds.PatientID == "CANARYID" and ds.StudyInstanceUID == "1.2.826.1"
-    assert ds.FrameOfReferenceUID == "1.2.826.2"
+    assert ds.FrameOfReferenceUID == "1.2.826.2" and ds.SegmentsOverlap == "YES"
     content = read_seg_content(tmp_path / "seg.dcm")
     assert [s.label for s in content.segments] == ["liver 1", "tumour 2", "tumour 3", "tumour 4"]
     assert content.label_map.names == ("liver", "neoplasm")

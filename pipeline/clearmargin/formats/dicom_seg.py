@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Code, Grid, Image, Mask, Prediction
+from clearmargin.core import Code, Grid, Image, Mask, Prediction, Provenance
 from clearmargin.errors import GeometryError
 from clearmargin.formats.dicom_boundary import quiet_pydicom
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
@@ -30,7 +30,7 @@ from clearmargin.formats.dicom_output import (
 )
 from clearmargin.formats.dicom_seg_content import SegContent, Segment, read_dicom_seg, read_seg_content
 
-_SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
+SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
 
 __all__ = ["SegContent", "SegWritten", "Segment", "read_dicom_seg", "read_seg_content", "write_dicom_seg"]
 
@@ -82,10 +82,14 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
     if not kept:
         return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=len(instances))
     headers = source_headers(image)
-    dataset = _head(prediction, image, headers, kept)
+    identity = seg_identity(prediction, headers, kept)
+    dataset = seg_head(
+        "BINARY", image, headers, segments(prediction, kept, identity), identity, prediction.provenance
+    )
+    dataset.SegmentsOverlap = "YES" if _any_overlap([instances.masks[i] for i in kept]) else "NO"
     frames = [(s + 1, z) for s, i in enumerate(kept) for z in _planes_of(instances.masks[i])]
     refer_to_sources(dataset, headers)
-    set_frames(dataset, image.grid, _frame_items(image, headers, frames))
+    set_frames(dataset, image.grid, frame_items(image, headers, frames))
     dataset.PixelData = _packed([instances.masks[i] for i in kept], image.grid, frames)
     dataset["PixelData"].VR = "OB"
     if "PatientOrientation" in headers[0]:  # type 2C, required where there is no position in the patient
@@ -101,32 +105,45 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
     )
 
 
-def _head(prediction: Prediction, image: Image, headers: list[Any], kept: list[int]) -> Any:
-    """Return the SEG without its frames: highdicom builds it from one pixel a segment."""
+def _any_overlap(masks: list[Mask]) -> bool:
+    return any(a.overlaps(b) for i, a in enumerate(masks) for b in masks[i + 1 :])
+
+
+def seg_head(
+    kind: Literal["BINARY", "LABELMAP", "FRACTIONAL"],
+    image: Image,
+    headers: list[Any],
+    described: list[Any],
+    identity: tuple[str, ...],
+    provenance: Provenance,
+) -> Any:
+    """Return a SEG of the type ``kind`` without its frames: highdicom builds it from one pixel a segment."""
     import highdicom
 
-    identity = _identity(prediction, headers, kept)
+    one: NDArray[Any] = np.ones((1, 1, 1, len(described)), np.uint8)
     return highdicom.seg.Segmentation(
         source_images=headers,
-        pixel_array=np.ones((1, 1, 1, len(kept)), np.uint8),
-        segmentation_type="BINARY",
-        segment_descriptions=_segments(prediction, kept, identity),
-        series_instance_uid=derived_uid("seg series", *identity),
+        pixel_array=one[..., 0] if kind == "LABELMAP" else one,
+        segmentation_type=kind,
+        segment_descriptions=described,
+        series_instance_uid=derived_uid("seg series", kind, *identity),
         series_number=900,
-        sop_instance_uid=derived_uid("seg", *identity),
+        sop_instance_uid=derived_uid("seg", kind, *identity),
         instance_number=1,
         content_label="CLEARMARGIN",
         content_description=RESEARCH_USE,
         series_description=f"Clear Margin instances ({RESEARCH_USE})"[:64],
         omit_empty_frames=False,
         **head_geometry(image.grid),
-        **equipment(prediction.provenance),
+        **equipment(provenance),
     )
 
 
-def _identity(prediction: Prediction, headers: list[Any], kept: list[int]) -> tuple[str, ...]:
+def seg_identity(prediction: Prediction, headers: list[Any], kept: list[int]) -> tuple[str, ...]:
     """Return what the object is a function of: sources, algorithm, classes and the masks themselves."""
+    grid = prediction.instances.grid
     digest = hashlib.sha256(repr(prediction.label_map).encode())
+    digest.update(repr((grid.shape, grid.affine.round(6).tolist())).encode())
     for i in kept:
         mask = prediction.instances.masks[i]
         digest.update(repr((mask.origin, mask.crop.shape, int(prediction.instances.labels[i]))).encode())
@@ -136,11 +153,12 @@ def _identity(prediction: Prediction, headers: list[Any], kept: list[int]) -> tu
     return (*sources, *provenance_parts(prediction.provenance), digest.hexdigest())
 
 
-def _segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...]) -> list[Any]:
+def segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...]) -> list[Any]:
+    """Return a segment description for each kept instance."""
     import highdicom
 
     algorithm = algorithm_identification(prediction.provenance)
-    segments = []
+    described = []
     for k, i in enumerate(kept):
         kind = prediction.label_map.by_id(int(prediction.instances.labels[i]))
         segment = highdicom.seg.SegmentDescription(
@@ -154,8 +172,8 @@ def _segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...]
             tracking_uid=derived_uid("tracking", k, *identity),
         )
         segment.SegmentDescription = _description(prediction, i)
-        segments.append(segment)
-    return segments
+        described.append(segment)
+    return described
 
 
 def _description(prediction: Prediction, i: int) -> str:
@@ -173,7 +191,7 @@ def _planes_of(mask: Mask) -> Iterator[int]:
         yield mask.origin[0] + int(k)
 
 
-def _frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> list[Any]:
+def frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> list[Any]:
     """Return one functional group item for each ``(segment, slice)``."""
     from pydicom.dataset import Dataset
 
@@ -183,7 +201,7 @@ def _frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]
     parts: dict[int, tuple[Any, Any]] = {}
     for segment, z in frames:
         if z not in parts:  # all segments of a slice share its position and its source
-            parts[z] = frame_parts(image.grid, z, places[z], _SEGMENTATION)
+            parts[z] = frame_parts(image.grid, z, places[z], SEGMENTATION)
         item = frame_item(image.grid, [segment, rank[z]], parts[z])
         identification = Dataset()
         identification.ReferencedSegmentNumber = segment

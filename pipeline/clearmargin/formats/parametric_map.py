@@ -88,7 +88,8 @@ def _head(
     from pydicom.sr.codedict import codes
 
     sources = sorted(str(h.SOPInstanceUID) for h in headers)
-    digest = hashlib.sha256(values.tobytes()).hexdigest()
+    place = repr((image.grid.shape, image.grid.affine.round(6).tolist())).encode()
+    digest = hashlib.sha256(place + values.tobytes()).hexdigest()
     identity = (map_name, *sources, *provenance_parts(prediction.provenance), digest)
     low, high = float(values.min()), float(values.max())
     mapping = highdicom.pm.RealWorldValueMapping(
