@@ -1,7 +1,8 @@
 """Clear Margin: instance segmentation of medical and surgical images, and how far the true edge may lie.
 
 Research software; not a medical device. Names are imported when they are first used, so that
-``import clearmargin`` and ``clearmargin --help`` stay light.
+``import clearmargin`` and ``clearmargin --help`` stay light. A verb is a function of the module of its name:
+``from clearmargin.predict import predict``.
 """
 
 from __future__ import annotations
@@ -18,15 +19,12 @@ _PUBLIC = {
     "Mask": "core",
     "Prediction": "core",
     "Segmenter": "core",
-    "evaluate": "evaluate",
     "evaluate_instances": "metrics",
     "load_segmenter": "models",
     "match_instances": "metrics",
     "measure_pair": "metrics",
     "open_dataset": "datasets.cases",
-    "predict": "predict",
     "read_image": "formats",
-    "train": "train",
     "write_dicom_seg": "formats.dicom_seg",
 }
 

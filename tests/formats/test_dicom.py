@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from scipy import ndimage
 
 from clearmargin.core import Grid
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats import read_image
+from clearmargin.formats import dicom_index, read_image
 from clearmargin.formats.dicom import index_dicom, read_dicom
+from clearmargin.formats.dicom_scan import quick_header
 
 
 def test_every_voxel_keeps_its_value_at_its_place(any_grid, write_series, tmp_path):
@@ -296,3 +298,31 @@ def test_no_identity_in_any_refusal(axial, write_series, tmp_path):
         assert "CANARY" not in str(caught.value) and "1.2.826" not in str(caught.value)
         for file in folder.iterdir():
             file.unlink()
+
+
+def test_the_quick_header_says_what_pydicom_says(data_root):
+    """Elements found without parsing the others are those that a full parse finds, in every file that it takes."""
+    wanted, sequences = dicom_index._tag_numbers()
+    taken = 0
+    for path in sorted((data_root / "dicom_awkward").rglob("*.dcm")):
+        quick = quick_header(path, wanted, sequences)
+        if quick is None:
+            continue
+        taken += 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ds = pydicom.dcmread(path, stop_before_pixels=True)
+            assert quick.file_meta.TransferSyntaxUID == ds.file_meta.TransferSyntaxUID
+            for keyword in wanted.values():
+                theirs = ds.get(keyword)
+                if theirs is None or keyword in ("SpecificCharacterSet", "PixelPaddingValue"):
+                    continue
+                if keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+                    ours = [
+                        float(v) for v in quick.get_item(keyword).value.decode().strip("\0 ").split("\\") if v
+                    ]
+                    assert ours == [float(v) for v in theirs or []], (path.name, keyword)
+                elif theirs != "":
+                    ours = quick.get(keyword)
+                    assert (str(ours) == str(theirs)) or ours == float(theirs), (path.name, keyword)
+    assert taken > 80

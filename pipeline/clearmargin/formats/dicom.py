@@ -217,8 +217,8 @@ def _padding(dataset: Any) -> tuple[int, int] | None:
     if not isinstance(value, int):
         return None
     # A reader may have taken a signed value for an unsigned one, as the VR is ambiguous (US or SS).
-    if dataset.get("PixelRepresentation") == 1 and value >= 2 ** (int(dataset.BitsAllocated) - 1):
-        value -= 2 ** int(dataset.BitsAllocated)
+    if dataset.get("PixelRepresentation") == 1 and value >= 2 ** (int(dataset.get("BitsAllocated")) - 1):
+        value -= 2 ** int(dataset.get("BitsAllocated"))
     other = limit if isinstance(limit, int) else value
     return min(value, other), max(value, other)
 

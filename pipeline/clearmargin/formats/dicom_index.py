@@ -168,20 +168,20 @@ def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]
 def _header(file: Path) -> Any:
     """Return the elements that an index needs; None where the file is not DICOM."""
     wanted, sequences = _tag_numbers()
-    header = quick_header(file, wanted, sequences)
+    header: Any = quick_header(file, wanted, sequences)
     if header is None and looks_like_dicom(file):
         header = read_header(file, tags=_TAGS)
     return header
 
 
 @cache
-def _tag_numbers() -> tuple[frozenset[int], frozenset[int]]:
+def _tag_numbers() -> tuple[dict[int, str], frozenset[int]]:
     from pydicom.datadict import tag_for_keyword
 
     sequences = {name for name in _TAGS if name.endswith("Sequence")}
     numbers = {name: int(tag_for_keyword(name) or 0) for name in _TAGS}
     return (
-        frozenset(numbers[name] for name in _TAGS if name not in sequences),
+        {numbers[name]: name for name in _TAGS if name not in sequences},
         frozenset(numbers[name] for name in sequences),
     )
 

@@ -128,7 +128,7 @@ def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator
         InputError: No decoder, or bytes that do not hold what the header claims.
     """
     layout = getattr(dataset, "layout", None) or pixel_layout(dataset)
-    syntax = _value(getattr(dataset, "file_meta", None) or {}, "TransferSyntaxUID")
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise InputError("the object holds no pixel data" + _float_hint(dataset))
     if syntax is None:
@@ -224,14 +224,13 @@ def _check_jpeg_frames(dataset: Any) -> None:
 
     layout = pixel_layout(dataset)
     for frame in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
-        if _jpeg_size(frame) != (layout.rows, layout.columns) or not frame.rstrip(b"\0").endswith(
-            b"\xff\xd9"
-        ):
+        ends = b"\xff\xd9" in frame[-4:]  # with a byte or two of padding
+        if not ends or _jpeg_size(frame) != (layout.rows, layout.columns):
             raise InputError("a compressed frame is damaged, or of another size than the header says")
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """Return rows and columns of the first frame header (ISO/IEC 10918-1, B.2.2), None where there is none."""
+    """Return rows and columns of the first frame header (ISO/IEC 10918-1, B.2.2), None without one."""
     position = 2
     while frame[:2] == b"\xff\xd8" and position + 9 < len(frame) and frame[position] == 0xFF:
         marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")

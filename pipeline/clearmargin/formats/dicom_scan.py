@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-from functools import cache
+import struct
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["quick_header"]
+from clearmargin.errors import InputError
+
+__all__ = ["QuickHeader", "quick_header"]
 
 _LONG = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"}
 _UNDEFINED = 0xFFFFFFFF
@@ -15,6 +18,7 @@ _PIXELS = 0x7FE0_0008  # the first of the pixel data elements
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD
 _IMPLICIT = "1.2.840.10008.1.2"
 _OTHER_LAYOUTS = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.113619.5.2"}
+_ELEMENT = struct.Struct("<HH2sHI")  # group, element, VR, and both places where a length may stand
 _FIRST_READ, _LARGEST = 2**14, 2**23
 
 
@@ -22,14 +26,86 @@ class _UnusualError(Exception):
     """The file needs the full parser."""
 
 
-def quick_header(file: Path, tags: Set[int], sequences: Set[int]) -> Any:
-    """Return a ``pydicom.Dataset`` with only the elements in ``tags``; None where the full parser is needed.
+_INTEGERS = {
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+}
+_SIGNED_BY_PIXELS = {"PixelPaddingValue", "PixelPaddingRangeLimit"}
+_DECIMALS = {"RescaleSlope", "RescaleIntercept", "SliceThickness", "SpacingBetweenSlices"}
+
+
+@dataclass(frozen=True)
+class _Raw:
+    value: bytes
+
+
+@dataclass(frozen=True)
+class _Meta:
+    TransferSyntaxUID: Any
+
+
+class QuickHeader:
+    """A few elements of a file, converted when asked for, with the part of ``pydicom.Dataset``'s face in use."""
+
+    def __init__(self, raw: dict[str, bytes], syntax: str, pixels_at: int) -> None:
+        """Hold ``raw`` values by keyword; ``pixels_at`` is where the pixel data element begins."""
+        from pydicom.uid import UID
+
+        self._raw, self.pixels_at = raw, pixels_at
+        self._elements: dict[str, Any] = {}
+        self.file_meta = _Meta(UID(syntax))
+
+    def __contains__(self, keyword: str) -> bool:
+        return keyword in self._raw or keyword in self._elements
+
+    def __getitem__(self, keyword: str) -> Any:
+        return self._elements[keyword]
+
+    def __setitem__(self, keyword: str, element: Any) -> None:
+        self._elements[keyword] = element
+
+    def get_item(self, keyword: str) -> _Raw:
+        """Return an element as it is stored."""
+        return _Raw(self._raw[keyword])
+
+    def get(self, keyword: str, default: Any = None) -> Any:
+        """Return an element's value: int, float or text; ``default`` where absent or empty."""
+        raw = self._raw.get(keyword)
+        if not raw:
+            return default
+        try:
+            return self._converted(keyword, raw)
+        except ValueError:
+            raise InputError(f"{keyword} is malformed") from None
+
+    def _converted(self, keyword: str, raw: bytes) -> Any:
+        if keyword in _INTEGERS or keyword in _SIGNED_BY_PIXELS:
+            if len(raw) != 2:
+                raise ValueError(keyword)
+            signed = keyword in _SIGNED_BY_PIXELS and self.get("PixelRepresentation") == 1
+            return int.from_bytes(raw, "little", signed=signed)
+        if keyword == "SeriesDescription":
+            from pydicom.charset import convert_encodings, decode_bytes
+
+            charset = self._raw.get("SpecificCharacterSet", b"").decode("ascii", "replace").strip("\0 ")
+            return decode_bytes(raw, convert_encodings(charset.split("\\")), set()).strip("\0 ")
+        text = raw.decode("ascii").strip("\0 ")
+        return float(text) if keyword in _DECIMALS and text else text
+
+
+def quick_header(file: Path, keywords: Mapping[int, str], sequences: Set[int]) -> QuickHeader | None:
+    """Return only the elements in ``keywords``; None where the full parser is needed.
 
     It is for ordinary files: with a preamble, little-endian, not deflated, well-formed up to their pixels.
 
     Args:
         file: The file.
-        tags: Which elements to keep.
+        keywords: Which elements to keep, tag to keyword.
         sequences: Elements whose presence asks for the full parser.
     """
     with file.open("rb") as opened:
@@ -37,7 +113,7 @@ def quick_header(file: Path, tags: Set[int], sequences: Set[int]) -> Any:
             opened.seek(0)
             content = opened.read(size)
             try:
-                return _parse(content, tags, sequences)
+                return _parse(content, keywords, sequences)
             except _UnusualError:
                 return None
             except IndexError:  # the header is longer than what was read
@@ -46,48 +122,29 @@ def quick_header(file: Path, tags: Set[int], sequences: Set[int]) -> Any:
     return None
 
 
-def _parse(content: bytes, tags: Set[int], sequences: Set[int]) -> Any:
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.tag import BaseTag
-    from pydicom.uid import UID
-
+def _parse(content: bytes, keywords: Mapping[int, str], sequences: Set[int]) -> QuickHeader:
     if content[128:132] != b"DICM":
         raise _UnusualError
     position, syntax = _meta(content)
     if not syntax or syntax in _OTHER_LAYOUTS:
         raise _UnusualError
     implicit = syntax == _IMPLICIT
-    found: dict[Any, Any] = {}
+    found: dict[str, bytes] = {}
     while True:
-        tag, vr, length, start = _element(content, position, implicit)
+        tag, _, length, start = _element(content, position, implicit)
         if tag >= _PIXELS:
-            break
+            return QuickHeader(found, syntax, position)
         if tag in sequences or tag < 0x0008_0000:
             raise _UnusualError
         if length == _UNDEFINED:
             position = _after_items(content, start, implicit)
             continue
-        if tag in tags:
+        keyword = keywords.get(tag)
+        if keyword is not None:
             if start + length > len(content):
                 raise IndexError
-            key = BaseTag(tag)
-            value = content[start : start + length] or None
-            kind = None if implicit else vr.decode()
-            found[key] = _raw_element()(key, kind, length, value, start, implicit, True)
+            found[keyword] = content[start : start + length]
         position = start + length
-    dataset = Dataset(found)
-    dataset.set_original_encoding(implicit, True, None)
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = UID(syntax)
-    dataset.pixels_at = position
-    return dataset
-
-
-@cache
-def _raw_element() -> Any:
-    from pydicom.dataelem import RawDataElement
-
-    return RawDataElement
 
 
 def _meta(content: bytes) -> tuple[int, str]:
@@ -107,16 +164,15 @@ def _element(content: bytes, position: int, implicit: bool) -> tuple[int, bytes,
     """Return tag, VR, length and the place of the value; IndexError where the content ends before."""
     if position + 12 > len(content):
         raise IndexError
-    tag = int.from_bytes(content[position : position + 2], "little") << 16
-    tag |= int.from_bytes(content[position + 2 : position + 4], "little")
-    if implicit or tag >> 16 == 0xFFFE:
+    group, element, vr, short, long = _ELEMENT.unpack_from(content, position)
+    tag = group << 16 | element
+    if implicit or group == 0xFFFE:
         return tag, b"", int.from_bytes(content[position + 4 : position + 8], "little"), position + 8
-    vr = content[position + 4 : position + 6]
     if vr in _LONG:
-        return tag, vr, int.from_bytes(content[position + 8 : position + 12], "little"), position + 12
+        return tag, vr, long, position + 12
     if not vr.isalpha():
         raise _UnusualError
-    return tag, vr, int.from_bytes(content[position + 6 : position + 8], "little"), position + 8
+    return tag, vr, short, position + 8
 
 
 def _after_items(content: bytes, position: int, implicit: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from pathlib import Path
@@ -64,9 +65,13 @@ def open_client(uri: str | None = None) -> MlflowClient:
     set_quiet()  # importing mlflow resets its loggers
     uri = uri or tracking_uri()
     folder = artifact_folder(uri)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if folder is None:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The first client of a new store makes its tables; two processes that both make them break each other.
+    with (folder.parent / ".opening").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:

@@ -1,0 +1,47 @@
+"""A person sees what is in a path, what would be read and why not, and never who it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clearmargin.core import Grid, Image
+from clearmargin.errors import InputError
+from clearmargin.formats.raster import read_raster, write_raster
+from clearmargin.formats.volume import write_volume
+from clearmargin.inspection import inspect_path, overview, write_overview
+
+
+def test_a_real_folder(data_root, tmp_path):
+    folder = data_root / "dicom_ct_seg_rtstruct_small" / "dcmqi_liver"
+    first, *others = inspect_path(folder)
+    assert first.what == "1: CT volume" and first.readable and first.size == "3 x 512 x 512, 3 file(s)"
+    assert first.geometry.endswith("mm, axial") and first.values.startswith("int16, -")
+    assert all(not f.readable and "read_dicom_seg" in f.problem for f in others)
+    write_overview(folder, tmp_path / "a.png")
+    assert read_raster(tmp_path / "a.png").pixels.shape[:2] == (3, 320)
+
+
+def test_a_refusal_is_a_finding(data_root):
+    (finding,) = inspect_path(data_root / "dicom_ct_gantry_tilt")
+    assert not finding.readable and "gantry tilt" in finding.problem
+
+
+def test_volumes_pictures_and_nothing(tmp_path):
+    grid = Grid.from_spacing((4, 6, 8), (5, 1, 1))
+    write_volume(tmp_path / "a.nii.gz", np.arange(192, dtype=np.int16).reshape(grid.shape), grid)
+    (finding,) = inspect_path(tmp_path / "a.nii.gz")
+    assert (finding.what, finding.values) == ("1: volume", "int16, 0 to 191")
+    write_raster(tmp_path / "b.png", np.zeros((3, 4), np.uint8))
+    (finding,) = inspect_path(tmp_path / "b.png")
+    assert "no spacing in the patient" in finding.geometry
+    with pytest.raises(InputError, match="no file or folder 'c'"):
+        inspect_path(tmp_path / "c")
+
+
+def test_planes_are_shown_in_true_proportion():
+    grid = Grid.from_spacing((10, 50, 50), (5, 1, 1))
+    pixels = np.random.default_rng(0).integers(0, 99, (1, *grid.shape)).astype(np.int16)
+    picture = overview(Image(pixels=pixels, grid=grid), size=100)
+    # 50 x 50 mm seen along each axis: three squares with two gaps.
+    assert picture.shape == (3, 100, 3 * 100 + 2 * 4)

@@ -1,0 +1,202 @@
+"""Predict, from files to files: what is written lies where the source is."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bright import bright_segmenter
+
+from clearmargin import privacy
+from clearmargin.core import Grid, Image, Source
+from clearmargin.datasets.phantom_study import write_ct_series
+from clearmargin.errors import ConfigError, GeometryError, InputError
+from clearmargin.formats import read_image
+from clearmargin.formats.dicom_seg_content import read_dicom_seg
+from clearmargin.formats.video import write_video
+from clearmargin.formats.volume import read_volume, write_volume
+from clearmargin.predict import predict
+
+BOX = (slice(2, 5), slice(20, 36), slice(10, 42))
+SHAPE = (7, 64, 64)
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    """Predict with the network that sees what is bright, in Hounsfield units from 0 to 400."""
+    monkeypatch.setattr("clearmargin.predict.load_segmenter", lambda *_, **__: bright_segmenter(0, 400))
+
+
+def ct(folder, affine=None):
+    pixels = np.full((1, *SHAPE), -50, np.int16)
+    pixels[(0, *BOX)] = 390
+    grid = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
+    if affine is not None:
+        grid = Grid(shape=SHAPE, affine=affine, unit="mm")
+    write_ct_series(folder, Image(pixels=pixels, grid=grid, source=Source(modality="CT")), 1, 1)
+    return grid
+
+
+def test_a_dicom_folder_gives_a_seg_in_place(bright, tmp_path):
+    ct(tmp_path / "ct")
+    (done,) = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), uncertainty="tta").done
+    assert done.instances == 1 and done.by_class == {"tumour": 1}
+    image = read_image(tmp_path / "ct")
+    back = read_dicom_seg(done.folder / "seg.dcm", grid=image.grid)
+    expected = np.zeros(SHAPE, bool)
+    # a prediction lies where the bright pixels are, in the order of the slices as they were read
+    expected[image.pixels[0] > 200] = True
+    np.testing.assert_array_equal(back.masks[0].dense(), expected)
+    entropy = read_volume(done.folder / "entropy.nii.gz")
+    assert entropy.grid.same_as(image.grid)
+    (row,) = json.loads((done.folder / "instances.json").read_text())
+    assert row["volume_mm3"] == pytest.approx(expected.sum() * 5.0 * 0.8 * 0.7)
+    centre = image.grid.to_world(np.argwhere(expected).mean(axis=0))
+    assert [row[f"centroid_{a}_mm"] for a in "xyz"] == pytest.approx(list(centre), abs=0.01)
+    assert len(list((done.folder / "overlay").glob("slice-*.png"))) == 3
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert "research" in summary["use"] and summary["unit"] == "mm"
+
+
+def test_the_same_prediction_gives_the_same_seg(bright, tmp_path):
+    ct(tmp_path / "ct")
+    first = predict(tmp_path / "ct", tmp_path / "a", model=Path("any")).done[0].folder / "seg.dcm"
+    second = predict(tmp_path / "ct", tmp_path / "b", model=Path("any")).done[0].folder / "seg.dcm"
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_nothing_found_writes_tables_and_no_seg(bright, tmp_path):
+    pixels = np.full((1, *SHAPE), -50, np.int16)
+    grid = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
+    write_ct_series(tmp_path / "ct", Image(pixels=pixels, grid=grid, source=Source(modality="CT")), 1, 1)
+    (done,) = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), uncertainty="tta").done
+    assert done.instances == 0 and not (done.folder / "seg.dcm").exists()
+    with (done.folder / "instances.csv").open(newline="") as stream:
+        assert list(csv.DictReader(stream)) == []
+    assert read_volume(done.folder / "entropy.nii.gz").pixels.max() == 0
+
+
+def test_a_missing_slice_is_refused(bright, tmp_path):
+    ct(tmp_path / "ct")
+    sorted((tmp_path / "ct").iterdir())[3].unlink()
+    with pytest.raises(GeometryError, match="missing"):
+        predict(tmp_path / "ct", tmp_path / "out", model=Path("any"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_volume_without_dicom_writes_no_dicom(bright, tmp_path):
+    pixels = np.full(SHAPE, -50, np.int16)
+    pixels[BOX] = 390
+    write_volume(tmp_path / "x.nii.gz", pixels, Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7)))
+    (done,) = predict(tmp_path / "x.nii.gz", tmp_path / "out", model=Path("any")).done
+    assert done.instances == 1 and not list(done.folder.glob("*.dcm"))
+
+
+def test_a_clip_is_segmented_frame_by_frame(bright, tmp_path):
+    frames = np.full((10, 3, 64, 96), 20, np.uint8)
+    for t in range(10):
+        frames[t, :, 20:40, 10 + 4 * t : 34 + 4 * t] = 240
+    write_video(tmp_path / "clip.mp4", frames, 5)
+    (done,) = predict(
+        tmp_path / "clip.mp4", tmp_path / "out", model=Path("any"), uncertainty="tta", display_window=True
+    ).done
+    rows = json.loads((done.folder / "instances.json").read_text())
+    assert [r["frame"] for r in rows] == list(range(10))
+    assert [r["time_s"] for r in rows] == pytest.approx([t / 5 for t in range(10)], abs=1e-3)
+    assert [r["x_first"] for r in rows] == pytest.approx([10 + 4 * t for t in range(10)], abs=1)
+    assert all("volume_mm3" not in r and "area_mm2" not in r for r in rows)
+    from clearmargin.formats.video import open_video
+
+    assert open_video(done.folder / "overlay.mp4").frame_count == 10
+    assert len(list((done.folder / "overlay").glob("*.png"))) == 2  # one a second
+
+
+def test_display_values_need_a_window(monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    from clearmargin.transforms.intensity import Percentiles
+
+    segmenter = bright_segmenter()
+    percentiles = replace(segmenter, image=segmenter.image.model_copy(update={"intensity": Percentiles()}))
+    monkeypatch.setattr("clearmargin.predict.load_segmenter", lambda *_, **__: percentiles)
+    with pytest.raises(ConfigError, match="percentiles"):
+        predict(tmp_path, tmp_path / "out", model=Path("any"), display_window=True)
+
+
+def test_an_empty_folder_says_what_was_expected(bright, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(
+        InputError, match=r"holds nothing that can be segmented: expected DICOM, or files ending in"
+    ):
+        predict(tmp_path / "in", tmp_path / "out", model=Path("any"))
+
+
+def test_real_liver_slices_give_a_seg_in_place(data_root, bright, tmp_path):
+    """Three real slices: what is above 200 HU is found, and dcmqi reads the SEG where the slices are."""
+    import subprocess
+    import sysconfig
+
+    import SimpleITK as sitk  # noqa: N813
+
+    source = tmp_path / "liver"
+    source.mkdir()
+    for name in ("01.dcm", "02.dcm", "03.dcm"):
+        (source / name).symlink_to(data_root / "dicom_ct_seg_rtstruct_small" / "dcmqi_liver" / name)
+    (done,) = predict(source, tmp_path / "out", model=Path("any")).done
+    image = read_image(source)
+    ours = read_dicom_seg(done.folder / "seg.dcm", grid=image.grid)
+    assert len(ours) == 1
+    tool = Path(sysconfig.get_path("scripts")) / "segimage2itkimage"
+    subprocess.run(
+        [tool, "--inputDICOM", done.folder / "seg.dcm", "--outputDirectory", tmp_path, "-t", "nrrd"],
+        check=True,
+        capture_output=True,
+    )
+    (file,) = tmp_path.glob("*.nrrd")
+    theirs = sitk.ReadImage(file)
+    indices = np.argwhere(sitk.GetArrayFromImage(theirs) > 0)
+    world = np.array([theirs.TransformIndexToPhysicalPoint([int(v) for v in i[::-1]]) for i in indices])
+    expected = image.grid.to_world(np.argwhere(ours.masks[0].dense()))
+    order = np.lexsort(world.round(2).T)
+    np.testing.assert_allclose(world[order], expected[np.lexsort(expected.round(2).T)], atol=0.01)
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    ct(tmp_path / "study" / "ct")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clearmargin.models.load_segmenter", lambda *_, **__: bright_segmenter(0, 400))
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "study" / "seg.dcm").is_file()
+
+
+CANARIES = ("Canary^Anna", "CANARY-4711", "19630204", "Canary Hospital", "1.2.826.0.1.3680043.999")
+
+
+def test_no_identifier_leaves_the_dicom_files(bright, tmp_path, caplog, capsys):
+    """Names, numbers and dates planted in headers and file names are found nowhere but in the SEG that needs them."""
+    import pydicom
+
+    ct(tmp_path / "ct")
+    folder = tmp_path / "Canary^Anna"
+    folder.mkdir()
+    for k, path in enumerate(sorted((tmp_path / "ct").iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = CANARIES[:3]
+        dataset.InstitutionName = CANARIES[3]
+        dataset.StudyInstanceUID = CANARIES[4]
+        dataset.save_as(folder / f"CANARY-4711-{k}.dcm")
+    with caplog.at_level("DEBUG"):
+        (done,) = predict(folder, tmp_path / "out", model=Path("any"), uncertainty="tta").done
+    output = capsys.readouterr()
+    texts = [caplog.text, output.out, output.err, repr(done)]
+    texts += [
+        p.read_bytes().decode("latin1") for p in done.folder.rglob("*") if p.is_file() and p.suffix != ".dcm"
+    ]
+    texts += [str(p.relative_to(tmp_path)) for p in (tmp_path / "out").rglob("*")]
+    for canary in CANARIES:
+        assert not [t[:80] for t in texts if canary in t]
+    assert privacy.recorded_cases()[done.case] == str(folder.resolve())
