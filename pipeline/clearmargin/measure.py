@@ -45,6 +45,8 @@ Objects = Literal["classes", "components", "instances"]
 
 DEFAULT_METRICS = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error")
 
+_MOST_VALUES = 100_000  # up to which boxes are listed by value
+
 _LABEL_SUFFIXES = (
     ".nii.gz",
     ".nii",
@@ -303,9 +305,28 @@ def _read(path: Path, objects: Objects) -> InstanceSet:
 
 def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each value; the value is its class."""
-    whole = InstanceSet.from_label_image(grid, labels)
-    values = np.unique(labels[labels > 0]).astype(np.int64)
-    return InstanceSet(grid=grid, masks=whole.masks, labels=values, scores=whole.scores)
+    found = _by_value(labels, grid)
+    return InstanceSet(
+        grid=grid,
+        masks=tuple(found.values()),
+        labels=np.array(list(found), np.int64),
+        scores=np.ones(len(found), np.float32),
+    )
+
+
+def _by_value(labels: NDArray[np.integer], grid: Grid) -> dict[int, Mask]:
+    """Return the mask of each positive value, in order, at the cost of the boxes and not of a sort of the volume."""
+    from scipy.ndimage import find_objects
+
+    if labels.max(initial=0) > _MOST_VALUES:  # a list of boxes by value would be long and empty
+        values = np.unique(labels[labels > 0])
+        return {int(v): Mask.from_dense(labels == v) for v in values}
+    positive = labels if labels.min(initial=0) >= 0 else np.maximum(labels, 0)
+    return {
+        value: Mask.from_crop(labels[box] == value, tuple(s.start for s in box), grid.shape)
+        for value, box in enumerate(find_objects(positive), start=1)
+        if box is not None
+    }
 
 
 def _components(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
@@ -329,7 +350,9 @@ def _components(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
 
 def _instances(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each value, all of one class."""
-    return InstanceSet.from_label_image(grid, labels)
+    by_value = _classes(labels, grid)
+    ones = np.ones(len(by_value), np.int64)
+    return InstanceSet(grid=grid, masks=by_value.masks, labels=ones, scores=by_value.scores)
 
 
 _SPLIT: dict[str, Callable[[NDArray[np.integer], Grid], InstanceSet]] = {

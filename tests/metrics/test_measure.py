@@ -213,3 +213,9 @@ def test_a_dicom_seg_against_the_same_mask_as_nrrd(data_root):
     assert found.rows[0].values["dice"] == 1
     assert found.rows[0].values["hd95"] == 0
     assert found.unit == "mm"
+
+
+def test_large_and_negative_values_are_values_like_others(tmp_path):
+    truth = np.where(TUMOUR, 7_000_000, np.where(OTHER, -1, 0)).astype(np.int32)
+    found = measure(*folders(tmp_path, {"a": (labels((1, TUMOUR)), truth)}), objects="instances")
+    assert [(row.status, row.values["dice"]) for row in found.rows] == [("tp", 1.0)]
