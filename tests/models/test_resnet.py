@@ -1,6 +1,7 @@
 """The larger network is built and runs, with normalisation that learns."""
 
 import torch
+
 from clearmargin.models import build_network, network_config
 
 
