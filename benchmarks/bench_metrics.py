@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -69,9 +68,7 @@ def prepare() -> str:
 
 
 def interleaved(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
-    """Return the median time of each side in seconds, run in turns after one call each that is not
-    counted.
-    """
+    """Return the median time of each side in seconds, run in turns after one call each that is not counted."""
     for side in sides.values():
         side()
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -112,8 +109,8 @@ def measure_all(rounds: int) -> None:
 
 def first_call() -> None:
     code = (
-        "import time; a = time.perf_counter(); import clearmargin.metrics as m;"
-        "b = time.perf_counter(); import numpy as n; x = n.ones((9, 9, 9), bool); m.measure_pair(x, x, spacing=(1, 1, 1));"
+        "import time; a = time.perf_counter(); import clearmargin.metrics as m; b = time.perf_counter();"
+        "import numpy as n; x = n.ones((9, 9, 9), bool); m.measure_pair(x, x, spacing=(1, 1, 1));"
         "c = time.perf_counter(); print(f'{b - a:.2f} {c - b:.2f}')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -270,9 +267,7 @@ def coco_pairs():
 
 
 def coco_json(pairs):
-    """Return the pairs as a COCO data set and results, with compressed run lengths, as the other tools read
-    them.
-    """
+    """Return the pairs as a COCO data set and results, with compressed run lengths, as the other tools read them."""
     import numpy as np
     from pycocotools import mask as coco
 
@@ -323,9 +318,7 @@ def boundary_ap(rounds: int) -> None:
     truth, found = coco_json(pairs)
 
     class BoundaryEval(COCOeval):
-        """The published method: decode, erode the padded mask by 3 x 3 squares, encode; the smaller of both
-        IoUs.
-        """
+        """The published method: decode, erode the padded mask by 3 x 3 squares, encode; the smaller of both IoUs."""
 
         def edges(self, entries):
             for entry in entries:
@@ -481,7 +474,9 @@ def peak_memory() -> float:
     rows = evaluate_instances(sets[0], sets[1], protocol=Protocol(metrics=tuple(METRICS), bands=(2.0,)))
     if sum(row.status == "tp" for row in rows) != 60:
         raise RuntimeError("the memory case did not match its instances")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # not getrusage: its peak is inherited from the process that started this one
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from clearmargin.config import Settings, apply_overrides, digest, load_settings, validate
@@ -45,8 +47,6 @@ def test_what_is_no_mapping_is_refused(tmp_path, text, message):
 
 def test_a_missing_file_names_what_was_typed():
     with pytest.raises(ConfigError, match=r"no file 'nowhere.yaml'"):
-        from pathlib import Path
-
         load_settings(Path("nowhere.yaml"), Outer)
 
 
@@ -58,3 +58,15 @@ def test_digest_tells_settings_apart():
 def test_unknown_network_gets_the_nearest_name():
     with pytest.raises(ConfigError, match=r"no model 'maskrcnn': did you mean 'mask_rcnn'\?"):
         network_config({"network": "maskrcnn"})
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_shipped_configuration_fits(path):
+    from clearmargin.train import Experiment
+
+    experiment = load_settings(path, Experiment)
+    assert network_config(experiment.model).model_dump()["network"] == experiment.model["network"]
+    assert (path.parent.parent / experiment.card).is_file()
+    assert experiment.name == path.stem

@@ -215,6 +215,7 @@ def evaluate_cases(
                     case=case.case,
                     status=row.status,
                     unit=row.unit,
+                    ndim=reference.grid.ndim,
                     values=row.values,
                     strata={"class": names.get(row.label, "none"), **case.strata},
                 )

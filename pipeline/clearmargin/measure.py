@@ -1,6 +1,4 @@
-"""Measure predictions of any tool against references: two folders of label files, or two COCO files; no
-model.
-"""
+"""Measure predictions of any tool against references: two folders of label files, or two COCO files; no model."""
 
 from __future__ import annotations
 
@@ -43,11 +41,11 @@ __all__ = ["DEFAULT_METRICS", "Measured", "Objects", "measure", "render", "resam
 log = logging.getLogger(__name__)
 
 Objects = Literal["classes", "components", "instances"]
-"""What one object is in a label file: all elements of a value, each connected part of them, or a value
-itself.
-"""
+"""What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
 
 DEFAULT_METRICS = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error")
+
+_MOST_VALUES = 100_000  # up to which boxes are listed by value
 
 _LABEL_SUFFIXES = (
     ".nii.gz",
@@ -114,8 +112,7 @@ def measure(
     seed: int = 0,
     out: Path | None = None,
 ) -> Measured:
-    """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or
-    COCO.
+    """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or COCO.
 
     Files of two folders belong together by name, whatever their suffix. A COCO file has its images paired by
     ``file_name`` and its categories by name.
@@ -308,9 +305,28 @@ def _read(path: Path, objects: Objects) -> InstanceSet:
 
 def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each value; the value is its class."""
-    whole = InstanceSet.from_label_image(grid, labels)
-    values = np.unique(labels[labels > 0]).astype(np.int64)
-    return InstanceSet(grid=grid, masks=whole.masks, labels=values, scores=whole.scores)
+    found = _by_value(labels, grid)
+    return InstanceSet(
+        grid=grid,
+        masks=tuple(found.values()),
+        labels=np.array(list(found), np.int64),
+        scores=np.ones(len(found), np.float32),
+    )
+
+
+def _by_value(labels: NDArray[np.integer], grid: Grid) -> dict[int, Mask]:
+    """Return the mask of each positive value, in order, at the cost of the boxes and not of a sort of the volume."""
+    from scipy.ndimage import find_objects
+
+    if labels.max(initial=0) > _MOST_VALUES:  # a list of boxes by value would be long and empty
+        values = np.unique(labels[labels > 0])
+        return {int(v): Mask.from_dense(labels == v) for v in values}
+    positive = labels if labels.min(initial=0) >= 0 else np.maximum(labels, 0)
+    return {
+        value: Mask.from_crop(labels[box] == value, tuple(s.start for s in box), grid.shape)
+        for value, box in enumerate(find_objects(positive), start=1)
+        if box is not None
+    }
 
 
 def _components(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
@@ -334,7 +350,9 @@ def _components(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
 
 def _instances(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each value, all of one class."""
-    return InstanceSet.from_label_image(grid, labels)
+    by_value = _classes(labels, grid)
+    ones = np.ones(len(by_value), np.int64)
+    return InstanceSet(grid=grid, masks=by_value.masks, labels=ones, scores=by_value.scores)
 
 
 _SPLIT: dict[str, Callable[[NDArray[np.integer], Grid], InstanceSet]] = {
@@ -422,10 +440,8 @@ def _measured_rows(
             matches=_match_classes(pair.predicted, pair.reference) if by_class else None,
         )
         found += [(pair, row) for row in rows]
-    unit = pairs[0].reference.grid.unit
-    power = "px" if unit == "px" else "mm"
-    volume = f"{power}^{pairs[0].reference.grid.ndim}"
-    strata = size_strata([row.size for _, row in found], volume)
+    grid = pairs[0].reference.grid
+    strata = size_strata([row.size for _, row in found], f"{grid.unit}^{grid.ndim}")
     out = []
     for (pair, row), size in zip(found, strata, strict=True):
         note = notes.get(pair.name, {})
@@ -437,6 +453,7 @@ def _measured_rows(
                 case=pair.case,
                 status=row.status,
                 unit=row.unit,
+                ndim=pair.reference.grid.ndim,
                 values=row.values,
                 strata={"class": name, "size": size, **others},
             )

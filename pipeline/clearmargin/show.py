@@ -19,6 +19,9 @@ from clearmargin.report.progress import progress
 __all__ = ["DatasetShown", "show_dataset"]
 
 
+_PLURAL = {"patient": "patients", "surgery": "surgeries", "image": "images"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetShown:
     """What ``data show`` found: lines of text, and the contact sheet's file."""
@@ -71,7 +74,7 @@ def _describe(dataset: Dataset, counted: list[tuple[Case, Image, InstanceSet]]) 
     card = dataset.card
     lines = [f"{card.title} ({card.name}, version {card.version}; {card.licence})"]
     lines.append(
-        f"{'split':<12} {'cases':>6} {card.unit + 's':>9} {'instances':>10} {'per case':>16} {'empty':>6}"
+        f"{'split':<12} {'cases':>6} {_PLURAL[card.unit]:>9} {'instances':>10} {'per case':>16} {'empty':>6}"
     )
     for split in SPLITS:
         here = [(case, reference) for case, _, reference in counted if case.split == split]
@@ -87,7 +90,7 @@ def _describe(dataset: Dataset, counted: list[tuple[Case, Image, InstanceSet]]) 
     lines.append("(per case: least / median / most)")
     labels = Counter(int(label) for _, _, reference in counted for label in reference.labels)
     unit = counted[0][1].grid.unit
-    power = f"{unit}{counted[0][1].grid.ndim}"
+    power = f"{unit}^{counted[0][1].grid.ndim}"
     for c in card.label_map.classes:
         sizes = [
             mask.area * reference.grid.voxel_size

@@ -1,9 +1,11 @@
-"""Pairs of masks that golden numbers of other tools were made from; no tool is imported here."""
+"""Pairs and scenes that golden numbers of other tools were made from; no tool is imported here."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clearmargin.core import Grid, InstanceSet, Mask
 
 Pair = tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[float, ...]]
 
@@ -37,3 +39,34 @@ def golden_pairs() -> dict[str, Pair]:
         ),
         "notch": (notched, _ball(deep, (30, 16, 16), 14, (2.5, 0.8, 0.8)), (2.5, 0.8, 0.8)),
     }
+
+
+def scene(seed: int, n: int = 160, k: int = 8) -> tuple[InstanceSet, InstanceSet]:
+    """Return discs, moved and resized discs for them, some missed, some of another class; half with ignored tissue."""
+    rng = np.random.default_rng(seed)
+    y, x = np.ogrid[:n, :n]
+
+    def disc(cy, cx, a, b):
+        return ((y - cy) / a) ** 2 + ((x - cx) / b) ** 2 <= 1
+
+    reference, predicted, labels, found, scores = [], [], [], [], []
+    for _ in range(k):
+        cy, cx = rng.uniform(20, n - 20, 2)
+        a, b = rng.uniform(3, 60 if rng.random() < 0.3 else 25, 2)
+        label = int(rng.integers(1, 4))
+        reference.append(disc(cy, cx, a, b))
+        labels.append(label)
+        if rng.random() < 0.85:
+            predicted.append(disc(*(np.array([cy, cx]) + rng.normal(0, 2, 2)), a * rng.uniform(0.85, 1.2), b))
+            found.append(label if rng.random() < 0.9 else 1)
+            scores.append(float(np.round(rng.random(), 2)))
+    grid = Grid.from_spacing((n, n))
+    truth = InstanceSet.from_dense(grid, reference, labels)
+    if rng.random() < 0.5:
+        corner = np.zeros((n, n), bool)
+        corner[: n // 3, : n // 2] = True
+        truth = InstanceSet(
+            grid=grid, masks=truth.masks, labels=truth.labels, scores=truth.scores,
+            ignore=Mask.from_dense(corner),
+        )  # fmt: skip
+    return InstanceSet.from_dense(grid, predicted, found, scores), truth

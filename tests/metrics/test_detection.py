@@ -1,5 +1,8 @@
 """Matching, average precision and panoptic quality."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,38 +23,8 @@ from clearmargin.metrics import (
 from clearmargin.metrics.detection import flat_runs
 from clearmargin.metrics.panoptic import resolve_overlap
 
+from .cases import scene
 from .shapes import block, squares
-
-
-def scene(seed: int, n: int = 160, k: int = 8) -> tuple[InstanceSet, InstanceSet]:
-    """Return discs, moved and resized discs for them, some missed, some of another class; half with ignored
-    tissue.
-    """
-    rng = np.random.default_rng(seed)
-    y, x = np.ogrid[:n, :n]
-
-    def disc(cy, cx, a, b):
-        return ((y - cy) / a) ** 2 + ((x - cx) / b) ** 2 <= 1
-
-    reference, predicted, labels, found, scores = [], [], [], [], []
-    for _ in range(k):
-        cy, cx = rng.uniform(20, n - 20, 2)
-        a, b = rng.uniform(3, 60 if rng.random() < 0.3 else 25, 2)
-        label = int(rng.integers(1, 4))
-        reference.append(disc(cy, cx, a, b))
-        labels.append(label)
-        if rng.random() < 0.85:
-            predicted.append(disc(*(np.array([cy, cx]) + rng.normal(0, 2, 2)), a * rng.uniform(0.85, 1.2), b))
-            found.append(label if rng.random() < 0.9 else 1)
-            scores.append(float(np.round(rng.random(), 2)))
-    grid = Grid.from_spacing((n, n))
-    truth = InstanceSet.from_dense(grid, reference, labels)
-    if rng.random() < 0.5:
-        truth = InstanceSet(
-            grid=grid, masks=truth.masks, labels=truth.labels, scores=truth.scores,
-            ignore=Mask.from_dense(block((n, n), (0, 0), (n // 3, n // 2))),
-        )  # fmt: skip
-    return InstanceSet.from_dense(grid, predicted, found, scores), truth
 
 
 def test_average_precision_by_hand():
@@ -165,6 +138,12 @@ def test_a_prediction_in_the_ignored_region_gives_no_row():
     )  # fmt: skip
     predicted = squares(20, (0, 0, 5), (12, 12, 5), (6, 6, 2))
     assert [r.status for r in evaluate_instances(predicted, reference)] == ["tp", "fp"]
+    hidden = squares(20, (14, 14, 3))
+    hidden = InstanceSet(
+        grid=hidden.grid, masks=hidden.masks, labels=hidden.labels, scores=hidden.scores, ignore=reference.ignore
+    )  # fmt: skip
+    assert [r.status for r in evaluate_instances(squares(20), hidden)] == ["tn"]
+    assert [r.status for r in evaluate_instances(squares(20, (14, 14, 3)), hidden)] == ["tn"]
     assert panoptic_quality([(predicted, reference)]).fp == 1
     assert mask_average_precision([(predicted, reference)]).ap == pytest.approx(1)
 
@@ -212,3 +191,23 @@ def test_semantic_dice_joins_the_instances_of_a_class():
     assert semantic_dice(predicted, reference, 2) == pytest.approx(2 * 16 / (16 + 24))
     assert semantic_dice(predicted, reference, 3) == 1
     assert semantic_dice(predicted, reference, 1) == 0
+
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "coco_ap.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"),
+    [
+        ("mask", mask_average_precision),
+        ("box", box_average_precision),
+        ("boundary", boundary_average_precision),
+    ],
+)
+def test_equal_to_pycocotools_and_the_published_boundary_method(kind, function):
+    found = function([scene(seed) for seed in range(GOLDEN["scenes"])])
+    for name, value in GOLDEN["values"][kind].items():
+        if value is None:
+            assert getattr(found, name) is None
+        else:
+            assert getattr(found, name) == pytest.approx(value, abs=1e-9)

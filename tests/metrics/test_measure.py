@@ -86,6 +86,10 @@ def test_tables_are_written_and_hold_no_file_names(tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())[0]["mean"] == 1
     assert len(list(csv.DictReader((tmp_path / "out" / "objects.csv").read_text().splitlines()))) == 1
     assert "1 cases, 1 objects: 1 matched" in render(found)
+    assert {row.metric: row.unit for row in found.summary if row.stratum == "all"} == {
+        "dice": "", "iou": "", "hd95": "mm", "assd": "mm", "surface_bias": "mm", "volume_error": "mm^3",
+        "nsd_1mm": "", "nsd_2mm": "", "nsd_3mm": "",
+    }  # fmt: skip
 
 
 def test_missing_predictions_are_refused_or_count_as_empty(tmp_path):
@@ -200,3 +204,18 @@ def test_the_subvoxel_model_can_be_asked_for(tmp_path):
     found = measure(*paths, surface="subvoxel", metrics=["assd", "surface_bias"])
     assert found.rows[0].values["assd"] == pytest.approx(2, abs=0.25)
     assert found.rows[0].values["surface_bias"] == pytest.approx(2, abs=0.25)
+
+
+def test_a_dicom_seg_against_the_same_mask_as_nrrd(data_root):
+    folder = data_root / "dicom_ct_seg_rtstruct_small" / "dcmqi_liver"
+    found = measure(folder / "seg_liver.dcm", folder / "liver_seg.nrrd", bands=[3.0])
+    assert [row.status for row in found.rows] == ["tp"]
+    assert found.rows[0].values["dice"] == 1
+    assert found.rows[0].values["hd95"] == 0
+    assert found.unit == "mm"
+
+
+def test_large_and_negative_values_are_values_like_others(tmp_path):
+    truth = np.where(TUMOUR, 7_000_000, np.where(OTHER, -1, 0)).astype(np.int32)
+    found = measure(*folders(tmp_path, {"a": (labels((1, TUMOUR)), truth)}), objects="instances")
+    assert [(row.status, row.values["dice"]) for row in found.rows] == [("tp", 1.0)]

@@ -15,9 +15,7 @@ SHAPE = (64, 64)
 
 
 def cases():
-    """Return ten references and predictions; the k-th prediction is drawn k tenths of a millimetre too
-    far.
-    """
+    """Return ten references and predictions; the k-th prediction is drawn k tenths of a millimetre too far."""
     centres = [(20 + 2 * k, 40 - 2 * k) for k in range(10)]
     reference = [ball(SHAPE, c, 8, SPACING) for c in centres]
     predicted = [ball(SHAPE, (c[0] + k / 2, c[1]), 8, SPACING) for k, c in enumerate(centres)]

@@ -160,7 +160,7 @@ def rows():
     values = [0.8, 0.6, 0.0, 0.0, 1.0, 0.9]
     return [
         CaseRow(
-            patient=f"p{i // 2}", case=f"c{i}", status=status, unit="mm",
+            patient=f"p{i // 2}", case=f"c{i}", status=status, unit="mm", ndim=3,
             values={"dice": value}, strata={"class": "tumour" if i % 2 else "cyst"},
         )
         for i, (status, value) in enumerate(zip(statuses, values, strict=True))
@@ -183,7 +183,7 @@ def test_tables_in_every_form_say_the_same():
     by_csv = list(csv.DictReader(io.StringIO(summary_csv(summary))))
     by_json = json.loads(summary_json(summary))
     assert [float(r["mean"]) for r in by_csv] == [r["mean"] for r in by_json]
-    assert summary_markdown(summary).splitlines()[2].startswith("| all | dice | 0.550 | [")
+    assert summary_markdown(summary).splitlines()[2].startswith("| all | dice |  | 0.550 | [")
     flat = flat_numbers(summary)
     assert flat["all/dice"] == by_json[0]["mean"]
     assert flat["all/fn"] == 1
@@ -192,7 +192,10 @@ def test_tables_in_every_form_say_the_same():
 
 
 def test_tables_refuse_what_cannot_share_one():
-    mixed = [*rows(), CaseRow(patient="q", case="q", status="tp", unit="px", values={"dice": 1.0}, strata={})]
+    mixed = [
+        *rows(),
+        CaseRow(patient="q", case="q", status="tp", unit="px", ndim=2, values={"dice": 1.0}, strata={}),
+    ]
     with pytest.raises(InputError, match="mm and in px"):
         summarise(mixed, rng=rng())
     with pytest.raises(InputError, match="did you mean 'class'"):

@@ -95,6 +95,15 @@ def test_what_a_call_returns_does_not_depend_on_the_mode(overfitted):
     torch.testing.assert_close(found.boxes, again.boxes)
 
 
+def test_detection_with_learning_norms_does_not_depend_on_the_mode_or_the_batch():
+    network = small_network(freeze_norm=False)
+    image, _ = scene()
+    with torch.no_grad():
+        alone = network.train().detect(image[None])[0]
+        beside = network.eval().detect(torch.stack([image, torch.rand(3, 128, 128)]))[0]
+    torch.testing.assert_close(alone.boxes, beside.boxes, atol=1e-3, rtol=1e-4)
+
+
 def test_images_without_instances_teach_the_background():
     network = small_network()
     image, targets = scene()
@@ -110,7 +119,7 @@ def test_mask_targets_are_not_shifted():
     """A mask that fills its box exactly has a target of ones, which a half-pixel shift would not give."""
     network = small_network()
     _, targets = scene()
-    features = network._features(torch.zeros(1, 3, 128, 128))
+    features = network._features(torch.zeros(1, 3, 128, 128), learning=True)
     with torch.no_grad():
         wanted = []
         original = torch.nn.functional.binary_cross_entropy_with_logits

@@ -5,8 +5,12 @@
 """
 
 from clearmargin.metrics.boundary_detection import boundary_average_precision
+from clearmargin.metrics.conventions import CONVENTIONS
+from clearmargin.metrics.counting import count_error, split_and_merge, surroundings
 from clearmargin.metrics.detection import AveragePrecision, box_average_precision, mask_average_precision
+from clearmargin.metrics.froc import Froc, froc
 from clearmargin.metrics.instances import InstanceRow, evaluate_instances
+from clearmargin.metrics.landmarks import LandmarkErrors, landmark_errors
 from clearmargin.metrics.matching import Matches, iou_matrix, match_instances, match_optimally
 from clearmargin.metrics.measurement import (
     METRICS,
@@ -18,11 +22,15 @@ from clearmargin.metrics.measurement import (
 )
 from clearmargin.metrics.pair import MaskPair, Status
 from clearmargin.metrics.panoptic import PanopticQuality, panoptic_quality, semantic_dice
+from clearmargin.metrics.tissue import enclosed_tissue
 
 __all__ = [
+    "CONVENTIONS",
     "METRICS",
     "AveragePrecision",
+    "Froc",
     "InstanceRow",
+    "LandmarkErrors",
     "MaskPair",
     "Matches",
     "Measurement",
@@ -32,8 +40,12 @@ __all__ = [
     "Status",
     "boundary_average_precision",
     "box_average_precision",
+    "count_error",
+    "enclosed_tissue",
     "evaluate_instances",
+    "froc",
     "iou_matrix",
+    "landmark_errors",
     "mask_average_precision",
     "match_instances",
     "match_optimally",
@@ -41,4 +53,6 @@ __all__ = [
     "measure_pair",
     "panoptic_quality",
     "semantic_dice",
+    "split_and_merge",
+    "surroundings",
 ]

@@ -40,9 +40,7 @@ def round_band(
 
 @lru_cache(maxsize=64)
 def _half_widths(steps: tuple[float, ...], reach: float, most_z: int, most_y: int) -> NDArray[np.int64]:
-    """Return ``(2 most_z + 1, 2 most_y + 1)`` how far along x the ball reaches in each row; -1 for not at
-    all.
-    """
+    """Return ``(2 most_z + 1, 2 most_y + 1)`` how far along x the ball reaches in each row; -1 for not at all."""
     z, y = np.ogrid[-most_z : most_z + 1, -most_y : most_y + 1]
     left = reach**2 - (z * steps[0]) ** 2 - (y * steps[1]) ** 2
     return np.where(left < 0, -1, np.sqrt(np.maximum(left, 0)) / steps[2]).astype(np.int64)
@@ -58,9 +56,7 @@ def square_band(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 @compiled
 def _row_band(mask: NDArray[np.bool_], widths: NDArray[np.int64], edge: bool) -> NDArray[np.bool_]:
-    """Compare each row around an element with how far along it the ball reaches: sixteen and more at a
-    time.
-    """
+    """Compare each row around an element with how far along it the ball reaches: sixteen and more at a time."""
     depth, height, width = mask.shape
     most_z, most_y = widths.shape[0] // 2, widths.shape[1] // 2
     gaps = np.empty((depth, height, width), np.uint8)
@@ -141,9 +137,7 @@ def _measured_band(
 
 @compiled
 def _lowest(line: NDArray[np.float64], at: int, n: int, most: int, step: float, edge: bool) -> float:
-    """Return the least of ``line[k] + ((k - at) step)^2`` up to ``most`` away; outside the line it is 0 or
-    far.
-    """
+    """Return the least of ``line[k] + ((k - at) step)^2`` up to ``most`` away; outside the line it is 0 or far."""
     best = float(line[at])
     for k in range(1, most + 1):
         away = k * step * (k * step)
@@ -157,9 +151,7 @@ def _lowest(line: NDArray[np.float64], at: int, n: int, most: int, step: float, 
 
 @compiled
 def _square_band(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Keep what lies at chessboard distance ``width`` or less of a pixel not held: two passes of running
-    counts.
-    """
+    """Keep what lies at chessboard distance ``width`` or less of a pixel not held: two passes of running counts."""
     height, length = mask.shape
     deep = np.zeros((height, length), np.bool_)
     for y in range(height):

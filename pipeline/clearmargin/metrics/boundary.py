@@ -45,8 +45,7 @@ def boundary_iou(pair: MaskPair, band: float) -> float:
 
 
 def boundary_iou_published(pair: MaskPair, ratio: float = 0.02) -> float:
-    """Return boundary IoU as published: a band of ``ratio`` of the image's diagonal, in pixels, by 3 x 3
-    erosions.
+    """Return boundary IoU as published: a band of ``ratio`` of the image's diagonal, in pixels, by 3 x 3 erosions.
 
     Defined for images. An object thinner than twice the band is all band, and its value is its IoU.
     Both empty: 1. One empty: 0.

@@ -72,9 +72,7 @@ def boundary_average_precision(
 
 
 def _boundary_ious(predicted: InstanceSet, reference: InstanceSet, band: float | None) -> NDArray[np.float64]:
-    """Return the smaller of mask and boundary IoU where labels agree, ``(P, R)``; bands are made when
-    needed.
-    """
+    """Return the smaller of mask and boundary IoU where labels agree, ``(P, R)``; bands are made when needed."""
     ious = iou_matrix(predicted.masks, reference.masks, predicted.labels[:, None] == reference.labels)
     ours, theirs = (
         cache(lambda k, side=side: boundary_mask(side.masks[k], side.grid, band))
@@ -102,9 +100,7 @@ class _Tally:
         small: NDArray[np.bool_],
         other: NDArray[np.bool_],
     ) -> None:
-        """Match one image at every threshold; references in ``other`` and predictions in ``small`` do not
-        count.
-        """
+        """Match one image at every threshold; references in ``other`` and predictions in ``small`` do not count."""
         from clearmargin.metrics.coco_kernels import coco_matches
 
         self.references += int(np.count_nonzero(~other))

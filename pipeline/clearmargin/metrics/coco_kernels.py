@@ -18,23 +18,27 @@ def common_count(
     second_origin: tuple[int, int, int],
 ) -> int:
     """Return how many elements two crops ``(Z, Y, X)`` of one grid have in common."""
+    z0, z1 = _meeting(first_origin[0], first.shape[0], second_origin[0], second.shape[0])
+    y0, y1 = _meeting(first_origin[1], first.shape[1], second_origin[1], second.shape[1])
+    x0, x1 = _meeting(first_origin[2], first.shape[2], second_origin[2], second.shape[2])
+    if x1 <= x0:
+        return 0
     count = 0
-    z0, z1 = max(first_origin[0], second_origin[0]), 0
-    y0, x0 = max(first_origin[1], second_origin[1]), max(first_origin[2], second_origin[2])
-    z1 = min(first_origin[0] + first.shape[0], second_origin[0] + second.shape[0])
-    y1 = min(first_origin[1] + first.shape[1], second_origin[1] + second.shape[1])
-    x1 = min(first_origin[2] + first.shape[2], second_origin[2] + second.shape[2])
     for z in range(z0, z1):
         for y in range(y0, y1):
-            a, b = (
-                first[z - first_origin[0], y - first_origin[1]],
-                second[z - second_origin[0], y - second_origin[1]],
-            )
-            row = 0
-            for x in range(x0, x1):
-                row += a[x - first_origin[2]] & b[x - second_origin[2]]
-            count += row
+            a = first[z - first_origin[0], y - first_origin[1], x0 - first_origin[2] : x1 - first_origin[2]]
+            b = second[
+                z - second_origin[0], y - second_origin[1], x0 - second_origin[2] : x1 - second_origin[2]
+            ]
+            for x in range(len(a)):
+                count += a[x] & b[x]
     return count
+
+
+@compiled
+def _meeting(start: int, extent: int, other_start: int, other_extent: int) -> tuple[int, int]:
+    """Return where two intervals meet, first and one past the last; the second is not the larger where nowhere."""
+    return max(start, other_start), min(start + extent, other_start + other_extent)
 
 
 @compiled

@@ -15,8 +15,7 @@ __all__ = ["SplitMerge", "Surroundings", "count_error", "split_and_merge", "surr
 def count_error(
     predicted: InstanceSet, reference: InstanceSet, *, score_threshold: float = 0.0, label: int | None = None
 ) -> int:
-    """Return predicted minus reference number of instances, of one label or of all (None); 0 when both are
-    empty.
+    """Return predicted minus reference number of instances, of one label or of all (None); 0 when both are empty.
 
     Predictions below ``score_threshold`` are left out, as are those that lie in the ignored region by half or
     more.

@@ -124,6 +124,8 @@ def _evaluate(
             ]
         for mask, label, score in zip(predicted.masks, predicted.labels, predicted.scores, strict=True):
             entry = _annotation(mask, int(label), number, len(found) + 1)
+            if kind == "bbox":  # a detection's size is its box's, a reference's the mask's, as in pycocotools
+                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
             found.append(entry | {"score": float(score)})
     categories = [{"id": label, "name": str(label)} for label in labels]
     base = {"images": images, "categories": categories}
@@ -141,9 +143,7 @@ def _evaluate(
 def _from_accumulated(
     accumulated: Any, labels: list[int], references: int, predictions: int
 ) -> AveragePrecision:
-    """Read hotcoco's arrays: precision ``(T, R, K, A, M)``, recall ``(T, K, A, M)``; -1 marks what has no
-    value.
-    """
+    """Read hotcoco's arrays: precision ``(T, R, K, A, M)``, recall ``(T, K, A, M)``; -1 marks what has no value."""
     precision = np.asarray(accumulated["precision"])[..., -1]
     recall = np.asarray(accumulated["recall"])[..., -1]
 

@@ -19,9 +19,7 @@ _WORTH_A_THREAD = 1_000_000  # elements of the joint box
 
 @compiled
 def bounding_box(volume: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return ``(3, 2)`` first and one-past-last indices of what is not zero in ``(Z, Y, X)``; all 0 when
-    empty.
-    """
+    """Return ``(3, 2)`` first and one-past-last indices of what is not zero in ``(Z, Y, X)``; all 0 when empty."""
     depth, height, width = volume.shape
     box = np.zeros((3, 2), np.int64)
     z0, z1, y0, y1, x0, x1 = depth, 0, height, 0, width, 0

@@ -22,8 +22,9 @@ class InstanceRow:
     """One line of the per-instance table.
 
     Attributes:
-        status: ``tp`` for a matched pair, ``fn`` for a miss, ``fp`` for a spurious prediction, ``tn`` for the
-            one row of an image in which nothing is, and nothing was found.
+        status: Outside the ignored region: ``tp`` for a matched pair, ``fn`` for a miss, ``fp`` for a
+            spurious prediction, ``tn`` for the one row of an image in which nothing is, and nothing was
+            found.
         label: Class id; 0 in a ``tn`` row.
         score: Of the prediction; None for a miss and a true negative.
         predicted: Position in the predicted set, None where there is none.
@@ -98,7 +99,7 @@ def evaluate_instances(
         crop=np.zeros((0,) * reference.grid.ndim, bool),
     )
 
-    def row(i: int | None, j: int | None, status: Status, iou: float) -> InstanceRow:
+    def row(i: int | None, j: int | None, iou: float) -> InstanceRow:
         ours = nothing if i is None else predicted.masks[i]
         theirs = nothing if j is None else reference.masks[j]
         pair = MaskPair.from_masks(
@@ -106,7 +107,7 @@ def evaluate_instances(
         )
         label = reference.labels[j] if j is not None else predicted.labels[i] if i is not None else 0
         return InstanceRow(
-            status=status,
+            status=pair.status,
             label=int(label),
             score=None if i is None else float(predicted.scores[i]),
             predicted=i,
@@ -118,11 +119,11 @@ def evaluate_instances(
         )
 
     rows = [
-        row(int(kept[i]), int(j), "tp", float(iou))
-        for (i, j), iou in zip(found.pairs, found.ious, strict=True)
+        row(int(kept[i]), int(j), float(iou)) for (i, j), iou in zip(found.pairs, found.ious, strict=True)
     ]
-    rows += [row(None, int(j), "fn", 0.0) for j in found.missed]
-    rows += [row(int(kept[i]), None, "fp", 0.0) for i in found.spurious]
-    if not rows and not len(reference):
-        rows.append(row(None, None, "tn", 1.0))
-    return rows
+    rows += [row(None, int(j), 0.0) for j in found.missed]
+    rows += [row(int(kept[i]), None, 0.0) for i in found.spurious]
+    measured = [
+        r for r in rows if r.status != "tn"
+    ]  # what lies in the ignored region as a whole says nothing
+    return measured or [row(None, None, 1.0)]

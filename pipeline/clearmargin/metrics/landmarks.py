@@ -33,9 +33,7 @@ class LandmarkErrors:
         return float(self.errors[counted].mean()) if counted.any() else 0.0
 
     def success_rate(self, tolerance: float) -> float:
-        """Return the share of existing landmarks found within ``tolerance`` (inclusive); 1 where none
-        exists.
-        """
+        """Return the share of existing landmarks found within ``tolerance`` (inclusive); 1 where none exists."""
         existing = np.array([s in ("tp", "fn") for s in self.statuses], bool)
         hit = np.array([s == "tp" for s in self.statuses], bool) & (self.errors <= tolerance)
         return float(hit.sum() / existing.sum()) if existing.any() else 1.0

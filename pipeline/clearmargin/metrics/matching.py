@@ -82,8 +82,7 @@ def match_optimally(
 
 
 def match_greedily(ious: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
-    """Return each row's column by COCO's rule, -1 for none; rows are ``(P, R)`` predictions in order of
-    score.
+    """Return each row's column by COCO's rule, -1 for none; rows are ``(P, R)`` predictions in order of score.
 
     Of equal IoU the later reference wins, as in pycocotools.
     """
@@ -117,9 +116,7 @@ def iou_matrix(
 
 
 def mask_iou(predicted: Mask, reference: Mask) -> float:
-    """Return intersection over union of two masks of one grid; 0 where they do not meet, both empty
-    included.
-    """
+    """Return intersection over union of two masks of one grid; 0 where they do not meet, both empty included."""
     from clearmargin.metrics.coco_kernels import common_count
 
     common = common_count(*_spatial(predicted), *_spatial(reference))

@@ -111,9 +111,7 @@ class Measurement:
 
 
 def measure_mask_pair(pair: MaskPair, protocol: Protocol | None = None) -> Measurement:
-    """Measure one pair by ``protocol`` (None for the default one); distances are computed once for all
-    metrics.
-    """
+    """Measure one pair by ``protocol`` (None for the default one); distances are computed once for all metrics."""
     chosen = protocol or Protocol()
     pair = SURFACES[chosen.surface](pair)
     values = {name: float(METRICS[name].function(pair)) for name in chosen.metrics}

@@ -83,9 +83,7 @@ def run_parts(work: Callable[[slice], None], n: int) -> None:
 
 @lru_cache(maxsize=64)
 def _row_offsets(spacing: Steps) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Return ``(K, 2)`` row offsets (z, y), nearest first, and their squared distances, complete up to the
-    last.
-    """
+    """Return ``(K, 2)`` row offsets (z, y), nearest first, and their squared distances, complete up to the last."""
     reach = 40
     z, y = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1), indexing="ij")
     squares = (z * spacing[0]) ** 2 + (y * spacing[1]) ** 2
@@ -178,9 +176,7 @@ def _morton_keys(points: NDArray[np.int32]) -> NDArray[np.uint64]:
 
 @compiled
 def _boxes(points: NDArray[np.int32], leaves: int) -> NDArray[np.int32]:
-    """Return ``(2 * leaves, 6)`` low and high corners; box ``i`` holds boxes ``2i`` and ``2i + 1``, leaves
-    last.
-    """
+    """Return ``(2 * leaves, 6)`` low and high corners; box ``i`` holds boxes ``2i`` and ``2i + 1``, leaves last."""
     far = np.int32(1 << 28)
     boxes = np.empty((2 * leaves, 6), np.int32)
     for leaf in range(leaves):
@@ -218,9 +214,7 @@ def _search_tree(
     steps: NDArray[np.float64],
     squared: NDArray[np.float64],
 ) -> None:
-    """Lower each query's squared distance to the exact one; every query starts from its neighbour's
-    answer.
-    """
+    """Lower each query's squared distance to the exact one; every query starts from its neighbour's answer."""
     leaves = len(boxes) // 2
     stack = np.empty(64, np.int64)
     bounds = np.empty(64, np.float64)

@@ -58,9 +58,7 @@ class DirectedDistances:
         return self.distances[order], np.cumsum(self.areas[order])
 
     def percentile(self, percent: float) -> float:
-        """Return the smallest distance that at least ``percent`` of the area does not exceed; 0 where
-        empty.
-        """
+        """Return the smallest distance that at least ``percent`` of the area does not exceed; 0 where empty."""
         ordered, running = self._sorted
         if not self.total:
             return 0.0
@@ -210,9 +208,7 @@ class MaskPair:
 
     @property
     def status(self) -> Status:
-        """``tp`` where both masks hold something, ``fn`` or ``fp`` where only one does, ``tn`` where none
-        does.
-        """
+        """``tp`` where both masks hold something, ``fn`` or ``fp`` where only one does, ``tn`` where none does."""
         if self.reference_count:
             return "tp" if self.predicted_count else "fn"
         return "fp" if self.predicted_count else "tn"

@@ -79,8 +79,7 @@ def panoptic_quality(
 
 
 def semantic_dice(predicted: InstanceSet, reference: InstanceSet, label: int) -> float:
-    """Return the Dice coefficient of one class's region, all its instances together, outside the ignored
-    region.
+    """Return the Dice coefficient of one class's region, all its instances together, outside the ignored region.
 
     Both empty: 1. One empty: 0.
 
@@ -116,8 +115,7 @@ def union(masks: list[Mask], of: InstanceSet) -> Mask:
 
 
 def resolve_overlap(instances: InstanceSet) -> InstanceSet:
-    """Return the instances without overlap: each element goes to the highest score, then to the smaller
-    instance.
+    """Return the instances without overlap: each element goes to the highest score, then to the smaller instance.
 
     The order of the set stays; an instance that keeps nothing has an empty mask and is left out.
     """
@@ -145,9 +143,7 @@ def resolve_overlap(instances: InstanceSet) -> InstanceSet:
 
 
 def join_stuff(instances: InstanceSet, stuff: frozenset[int]) -> InstanceSet:
-    """Return the set with all instances of each stuff label as one, at their highest score and the first's
-    rest.
-    """
+    """Return the set with all instances of each stuff label as one, at their highest score and the first's rest."""
     loose = [i for i, label in enumerate(instances.labels) if int(label) not in stuff]
     groups = [
         np.flatnonzero(instances.labels == label) for label in sorted(stuff) if label in instances.labels

