@@ -124,7 +124,7 @@ def test_tilt_is_named_and_straightened_only_when_asked(tilted, write_series, tm
     write_series(tmp_path, tilted, ramp)
     with pytest.raises(GeometryError, match=r"gantry tilt: .* by 20\.0 degrees.*--allow-tilt"):
         read_dicom(tmp_path)
-    image = read_dicom(tmp_path, allow_tilt=True)
+    image = read_image(tmp_path, allow_tilt=True)
     assert image.grid.is_orthogonal
     assert_allclose(image.grid.spacing, (2.5, 0.8, 0.8), atol=1e-6)
     where = image.grid.to_world(np.argwhere(np.ones(image.grid.shape)))[:, 1].reshape(image.grid.shape)

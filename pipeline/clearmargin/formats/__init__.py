@@ -34,13 +34,17 @@ READERS: dict[str, str] = {
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".m4v", ".webm", ".ts")
 
 
-def read_image(path: Path, *, series: str | None = None) -> Image:
+def read_image(
+    path: Path, *, series: str | None = None, allow_gaps: bool = False, allow_tilt: bool = False
+) -> Image:
     """Return the image or volume in ``path``, by what it is: a DICOM file or folder, a volume file, a
     picture.
 
     Args:
         path: A file, or a folder with DICOM in it.
         series: Which DICOM series, where there are several.
+        allow_gaps: Resample a DICOM series with missing or unevenly spaced slices instead of refusing it.
+        allow_tilt: Resample a DICOM series of a tilted gantry instead of refusing it.
 
     Raises:
         InputError: No such path, an unknown format, or what the format's reader refuses.
@@ -51,7 +55,7 @@ def read_image(path: Path, *, series: str | None = None) -> Image:
     if is_dicom(path):
         from clearmargin.formats.dicom import read_dicom
 
-        return read_dicom(path, series=series)
+        return read_dicom(path, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     if series is not None:
         raise InputError(f"'{path.name}' is not DICOM: --series chooses among DICOM series")
     image: Image = _reader(path)(path)
