@@ -103,12 +103,11 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
     if len(pixels) == 1:
         pixels = _in_units([pixels[0]], [dataset], [frame_scales(dataset, layout.frames)[k]])
     spacing = pixel_spacing(dataset)
-    identity = [str(dataset.get(k) or "") for k in ("SeriesInstanceUID", "SOPInstanceUID")]
     return Image(
         pixels=pixels,
         grid=Grid.from_spacing((layout.rows, layout.columns), spacing),
         source=Source(
-            case=case_id(*(identity if all(identity) else [str(file.resolve())])),
+            case=object_case(dataset, file),
             kind="dicom",
             modality=str(dataset.get("Modality") or ""),
             files=(file,),
@@ -116,6 +115,12 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
             time_s=None if frame is None else frame_time(dataset, frame),
         ),
     )
+
+
+def object_case(dataset: Any, file: Path) -> str:
+    """Return the case id of one object: pictures of one series are cases of their own."""
+    identity = [str(dataset.get(k) or "") for k in ("SeriesInstanceUID", "SOPInstanceUID")]
+    return case_id(*(identity if all(identity) else [str(file.resolve())]))
 
 
 def frame_time(dataset: Any, frame: int) -> float | None:

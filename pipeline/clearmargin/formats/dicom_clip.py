@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from clearmargin.core import Image, Source
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom import read_picture
+from clearmargin.formats.dicom import frame_time, object_case, read_picture
 from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_index import index_dicom
 from clearmargin.formats.dicom_pixels import pixel_layout
@@ -19,6 +20,8 @@ __all__ = ["DicomClip", "open_dicom_clip"]
 
 # MPEG-2, MPEG-4 AVC/H.264 and HEVC/H.265, with their fragmentable variants.
 _VIDEO_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (100, 101, 102, 103, 104, 105, 106, 107, 108))
+
+_HOPELESS = 256  # as many frames in a row without a picture: the header claims more than there is
 
 
 @dicom_boundary()
@@ -54,7 +57,7 @@ class DicomClip:
         self.corrupt: list[int] = []
         last = self._time(layout.frames - 1)
         self.fps = (layout.frames - 1) / last if last else 0.0
-        self.case = self.frame(0).source.case
+        self.case = object_case(self._dataset, path)
 
     def frame(self, number: int) -> Image:
         """Return frame ``number`` from 0.
@@ -68,19 +71,17 @@ class DicomClip:
 
     def frames(self) -> Iterator[Image]:
         """Yield the frames in order; damaged ones are counted in ``corrupt`` and left out."""
-        corrupt = []
+        shown: list[int] = []
         for number in range(self.frame_count):
-            try:
+            if number - (shown[-1] if shown else -1) > _HOPELESS:
+                break
+            with contextlib.suppress(InputError):
                 image = self.frame(number)
-            except InputError:
-                corrupt.append(number)
-                continue
-            yield image
-        self.corrupt = corrupt
+                shown.append(number)
+                yield image
+        self.corrupt = sorted(set(range(self.frame_count)) - set(shown))
 
     def _time(self, number: int) -> float:
-        from clearmargin.formats.dicom import frame_time
-
         return frame_time(self._dataset, number) or 0.0
 
 
@@ -96,10 +97,7 @@ class _EncapsulatedVideo(VideoClip):
         fragments = list(generate_fragments(dataset.PixelData))
         stream = io.BytesIO(b"".join(fragments[1:] if len(fragments) > 1 else fragments))
         self._dicom_path, self._modality = path, str(dataset.get("Modality") or "")
-        from clearmargin.privacy import case_id
-
-        identity = [str(dataset.get(k) or "") for k in ("SeriesInstanceUID", "SOPInstanceUID")]
-        super().__init__(stream, name=path.name, case=case_id(*identity))
+        super().__init__(stream, name=path.name, case=object_case(dataset, path))
 
     def _image(self, decoded: Any, number: int) -> Image:
         image = super()._image(decoded, number)
