@@ -74,6 +74,28 @@ def _options(
     logging.getLogger("clearmargin").setLevel(level)
 
 
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="File, folder, zip or DICOMDIR.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="PNG for a picture of it.")] = None,
+    series: Annotated[str | None, typer.Option(help="Which DICOM series the picture shows.")] = None,
+    header_only: Annotated[bool, typer.Option("--header-only", help="Read no pixels.")] = False,
+) -> None:
+    """Say what is in a path, what would be read, with which geometry, and why the rest is not."""
+    from clearmargin.inspection import inspect_path, write_overview
+
+    for found in inspect_path(path, read=not header_only):
+        _say(f"{found.what}: {found.size}{'' if found.readable else ' (not read)'}")
+        for name in ("geometry", "values", "problem"):
+            if getattr(found, name):
+                _say(f"  {name}: {getattr(found, name)}")
+        if found.selector:
+            _say(f"  choose it with --series {found.selector}")
+    if out is not None:
+        write_overview(path, out, series=series)
+        _say(f"picture: {out}")
+
+
 @data_app.command("show")
 def data_show(
     card: Annotated[Path, typer.Argument(help="A data card (YAML).")],
@@ -158,6 +180,10 @@ def predict(
     score_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
     ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
+    ] = False,
+    allow_tilt: Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")] = False,
     display_window: Annotated[
         bool,
         typer.Option(
@@ -178,6 +204,8 @@ def predict(
         device=device,
         score_threshold=score_threshold,
         display_window=display_window,
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
     )
     for done in report.done:
         classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())

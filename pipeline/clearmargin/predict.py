@@ -70,6 +70,8 @@ def predict(
     device: str | None = None,
     score_threshold: float | None = None,
     display_window: bool = False,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
 ) -> PredictionReport:
     """Segment what lies at ``source`` and write the results under ``out``.
 
@@ -84,6 +86,8 @@ def predict(
         score_threshold: Instances below it are not returned; None takes the model's own.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window, as in
             captures and clips of CT.
+        allow_gaps: Resample a DICOM series with missing slices; it is refused otherwise.
+        allow_tilt: Straighten a DICOM series of a tilted gantry; it is refused otherwise.
 
     Returns:
         What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
@@ -105,7 +109,7 @@ def predict(
         return PredictionReport(done=(_predict_clip(source, out, segmenter, uncertainty),))
     if source.is_dir() and not is_dicom(source):
         return _predict_folder(source, out, segmenter, uncertainty)
-    image = read_image(source, series=series)
+    image = read_image(source, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     record_case(image.source.case, source)
     return PredictionReport(done=(_predict_image(image, out, segmenter, uncertainty),))
 
@@ -165,6 +169,10 @@ def _predict_image(
                 "%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written",
                 image.source.case,
             )
+        if "entropy" in prediction.maps and image.grid.ndim == 3:
+            from clearmargin.formats.parametric_map import write_parametric_map
+
+            write_parametric_map(folder / "entropy.dcm", prediction, "entropy", image)
     _write_maps(prediction, image, folder)
     _write_pictures(prediction, image, folder)
     _write_summary(folder, prediction, image, len(prediction.instances))

@@ -200,6 +200,7 @@ def train(
         software=f"clearmargin {__version__}",
         model=model_config.model_dump(mode="json"),
         image=experiment.image,
+        augment=experiment.augment,
         classes=label_map_entries(dataset.card.label_map),
         prediction=experiment.prediction,
         show_in_tracking=dataset.card.show_in_tracking,

@@ -9,7 +9,7 @@ from clearmargin.models.backbones import build_backbone
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import Targets
 from clearmargin.transforms.intensity import Window
-from clearmargin.transforms.view import ImageSettings
+from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
@@ -176,6 +176,7 @@ def model_folder(tmp_path, overfitted):
         software="clearmargin test",
         model=network_config(SMALL).model_dump(mode="json"),
         image=ImageSettings(intensity=Window(low=0, high=1), crop=(128, 128)),
+        augment=AugmentSettings(),
         classes=label_map_entries(LABELS),
         show_in_tracking=True,
     )

@@ -132,7 +132,7 @@ def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> 
     from clearmargin.models.segmenter import PredictionSettings
     from clearmargin.tracking.records import records
     from clearmargin.transforms.intensity import Window
-    from clearmargin.transforms.view import ImageSettings
+    from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
     small = {"network": "mask_rcnn", "fpn_channels": 32, "box_features": 64, "mask_channels": 32}
     config = network_config(small)
@@ -142,6 +142,7 @@ def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> 
         model=config.model_dump(mode="json"),
         image=ImageSettings(intensity=Window(low=0, high=255), crop=(64, 64)),
         classes=label_map_entries(LABELS),
+        augment=AugmentSettings(),
         show_in_tracking=True,
         prediction=PredictionSettings(score_threshold=0.0),
     )

@@ -5,7 +5,8 @@ import pytest
 from bright import bright_segmenter
 
 from clearmargin.core import Grid, Image
-from clearmargin.uncertainty.sampling import TTA_VIEWS, predict_with_tta
+from clearmargin.transforms.view import AugmentSettings
+from clearmargin.uncertainty.sampling import predict_with_tta, tta_views
 
 
 @pytest.mark.parametrize("shape", [(100, 120), (3, 100, 120)])
@@ -32,6 +33,17 @@ def test_mirrored_views_alone_agree_to_the_pixel():
     pixels = np.zeros((1, 100, 120), np.float32)
     pixels[0, 20:60, 70:110] = 1
     image = Image(pixels=pixels, grid=Grid.from_spacing((100, 120)))
-    found = predict_with_tta(bright_segmenter(), image, TTA_VIEWS[:4])
+    found = predict_with_tta(bright_segmenter(), image, tta_views(AugmentSettings(scale=1)))
     np.testing.assert_allclose(found.maps["foreground"] >= 0.5, pixels[0] > 0)
     np.testing.assert_allclose(found.maps["foreground"][30:50, 80:100], 0.875, atol=1e-5)
+
+
+def test_views_keep_to_what_training_varied():
+    still = tta_views(AugmentSettings(flip_x=False, flip_y=False, scale=1.0))
+    assert [(v.flip, v.zoom) for v in still] == [((False, False), 1.0)]
+    upright = tta_views(AugmentSettings(flip_y=False, scale=1.1))
+    assert {v.flip for v in upright} == {(False, False), (False, True)}
+    assert max(v.zoom for v in upright) == pytest.approx(1.1) and min(
+        v.zoom for v in upright
+    ) == pytest.approx(1 / 1.1)
+    assert len(tta_views(AugmentSettings(scale=2.0))) == 8 and upright[0].zoom == 1.0

@@ -39,8 +39,7 @@ _DERIVED = Code(value="112187", scheme="DCM", meaning="Unspecified method of cal
 def write_parametric_map(path: Path, prediction: Prediction, map_name: str, image: Image) -> str:
     """Write one map of a prediction as a Parametric Map and return its SOP instance UID.
 
-        InputError: No such map, values that are not finite, an image that is not DICOM.
-    provenance and values.
+    Its UID follows from the source, the provenance and the values.
 
     Args:
         path: The file to write.

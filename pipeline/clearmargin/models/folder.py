@@ -20,7 +20,7 @@ from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import build_network, network_config
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
-from clearmargin.transforms.view import ImageSettings
+from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
 __all__ = ["ModelCard", "label_map_entries", "load_segmenter", "save_model"]
 
@@ -43,6 +43,7 @@ class ModelCard(Settings):
     software: str = Field(description="clearmargin and the version that trained it")
     model: dict[str, Any]
     image: ImageSettings
+    augment: AugmentSettings = Field(description="what training varied: test-time augmentation keeps to it")
     classes: tuple[ClassEntry, ...]
     prediction: PredictionSettings = PredictionSettings()
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
@@ -129,6 +130,7 @@ def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegment
         ),
         device=where,
         choice=card.prediction,
+        augment=card.augment,
     )
 
 

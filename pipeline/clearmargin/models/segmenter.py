@@ -21,7 +21,7 @@ from clearmargin.models.placing import foreground, place, threshold
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
-from clearmargin.transforms.view import ImageSettings, planes, prepare, to_channels
+from clearmargin.transforms.view import AugmentSettings, ImageSettings, planes, prepare, to_channels
 
 __all__ = ["NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View", "without_repeats"]
 
@@ -119,6 +119,7 @@ class NetworkSegmenter:
         provenance: What it is.
         device: Where it runs.
         choice: Which of its detections become instances.
+        augment: What its training varied, and so what it can be asked to see differently.
     """
 
     network: Network
@@ -127,6 +128,7 @@ class NetworkSegmenter:
     provenance: Provenance
     device: torch.device
     choice: PredictionSettings = field(default_factory=PredictionSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __call__(self, image: Image) -> Prediction:
         """Segment one image or volume.
