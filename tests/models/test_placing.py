@@ -74,11 +74,12 @@ def test_foreground_is_the_strongest_instance_at_each_pixel():
         masks=torch.ones(2, 8, 8),
         regions=boxes,
     )
-    values = foreground(found, np.eye(3), SHAPE)
+    values, other = foreground(found, np.eye(3), SHAPE, 2)
     assert values[10, 10] == pytest.approx(0.9)
     assert values[30, 30] == pytest.approx(0.9)
     assert values[50, 50] == pytest.approx(0.4)
     assert values[90, 90] == 0
+    assert other.max() == 0
 
 
 def test_target_boxes_hold_their_masks_edge_to_edge():

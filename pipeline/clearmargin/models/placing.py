@@ -65,17 +65,18 @@ def threshold(crop: NDArray[np.float32], origin: tuple[int, int], shape: tuple[i
 
 
 def foreground(
-    detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int]
+    detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int], classes: int
 ) -> NDArray[np.float32]:
-    """Return each source pixel's probability that some instance covers it, ``(Y, X)``.
+    """Return each source pixel's probability that some instance of a class covers it, ``(K, Y, X)``.
 
     An instance counts with score times mask probability, and the strongest one at a pixel counts there:
     detections that overlap are mostly second looks at one object, which independence would count twice.
-    0 where nothing was found.
+    0 where nothing was found. Classes are apart, since a tumour's edge lies inside its organ.
     """
-    found = np.zeros(shape, np.float32)
-    for mask, region, score in zip(detections.masks, detections.regions, detections.scores, strict=True):
+    found = np.zeros((classes, *shape), np.float32)
+    every = zip(detections.masks, detections.regions, detections.scores, detections.labels, strict=True)
+    for mask, region, score, label in every:
         crop, (y, x) = place(mask, region, matrix, shape)
-        part = found[y : y + crop.shape[0], x : x + crop.shape[1]]
+        part = found[int(label) - 1, y : y + crop.shape[0], x : x + crop.shape[1]]
         np.maximum(part, crop * float(score), out=part)
     return found

@@ -88,9 +88,11 @@ class PlaneDetections:
             log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
         return without_repeats(every.select(kept), mask_nms)
 
-    def foreground(self) -> NDArray[np.float32]:
-        """Return each pixel's probability that some instance covers it, on the plane's grid."""
-        return foreground(self.found, self.matrix, (self.plane.grid.shape[0], self.plane.grid.shape[1]))
+    def foreground(self, classes: int) -> NDArray[np.float32]:
+        """Return each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid."""
+        return foreground(
+            self.found, self.matrix, (self.plane.grid.shape[0], self.plane.grid.shape[1]), classes
+        )
 
 
 def without_repeats(instances: InstanceSet, mask_nms: float) -> InstanceSet:

@@ -47,21 +47,23 @@ def predict_with_tta(
 
     Returns:
         The segmenter's own prediction with the maps ``foreground`` (mean probability) and ``entropy``
-        (predictive entropy, bits) on the image's grid, and for each instance ``mean_entropy`` over its mask.
+        (predictive entropy, bits) on the image's grid, each the largest over the classes,
+        and for each instance ``mean_entropy`` over its mask.
     """
     views = views or tta_views(segmenter.augment)
+    classes = len(segmenter.label_map)
     parts: list[InstanceSet] = []
     maps = {name: np.zeros(image.grid.shape, np.float32) for name in _REPORTED}
     walks = [segmenter.detect(image, view) for view in views]
     # All views of one plane are taken before the next plane: the memory is a plane's, not a volume's times views.
     for z, looks in enumerate(zip(*walks, strict=True)):
-        moments = Moments.zeros(looks[0].plane.grid.shape)
+        moments = Moments.zeros((classes, *looks[0].plane.grid.shape))
         for look in looks:
-            moments.add(look.foreground())
+            moments.add(look.foreground(classes))
         parts.append(looks[0].instances(segmenter.choice.mask_nms))
         for name in _REPORTED:
             plane = maps[name] if image.grid.ndim == 2 else maps[name][z]
-            plane[...] = MAPS[name](moments)
+            plane[...] = MAPS[name](moments).max(axis=0)
     instances = segmenter.merge(parts, image)
     column = _mean_within(instances, maps["entropy"])
     return segmenter.predicted(replace(instances, uncertainty={"mean_entropy": column}), **maps)
