@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -20,7 +20,10 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: bench-metrics
+bench: bench-metrics bench-formats
+
+bench-formats: .venv/installed
+	$(BIN)/python benchmarks/bench_formats.py
 
 bench-metrics: .venv/installed
 	$(BIN)/python benchmarks/bench_metrics.py
@@ -31,4 +34,4 @@ bench-metrics: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .venv-bench demo
