@@ -14,7 +14,7 @@ from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats import read_image
-from clearmargin.formats.dicom_seg_content import read_dicom_seg
+from clearmargin.formats.dicom_seg import read_dicom_seg, write_dicom_seg
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import read_volume, write_volume
 from clearmargin.predict import predict
@@ -167,6 +167,8 @@ def test_the_readme_example_runs(tmp_path, monkeypatch):
     ct(tmp_path / "study" / "ct")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clearmargin.models.load_segmenter", lambda *_, **__: bright_segmenter(0, 400))
+    image = read_image(Path("study/ct"))
+    write_dicom_seg(Path("study/truth.dcm"), bright_segmenter(0, 400)(image), image)
     text = (Path(__file__).parent.parent / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     exec(compile(code, "README.md", "exec"), {})

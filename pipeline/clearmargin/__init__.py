@@ -24,6 +24,7 @@ _PUBLIC = {
     "match_instances": "metrics",
     "measure_pair": "metrics",
     "open_dataset": "datasets.cases",
+    "read_dicom_seg": "formats.dicom_seg",
     "read_image": "formats",
     "write_dicom_seg": "formats.dicom_seg",
 }
