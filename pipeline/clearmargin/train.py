@@ -250,8 +250,8 @@ def _loop(
                     loss = torch.stack(list(losses.values())).sum()
                 if not torch.isfinite(loss):
                     raise TrainingError(
-                        f"the loss is {float(loss)} in step {step + 1} "
-                        f"({', '.join(f'{k} {float(v):.3g}' for k, v in losses.items())}); the checkpoint of epoch "
+                        f"the loss is {loss.item()} in step {step + 1} "
+                        f"({', '.join(f'{k} {v.item():.3g}' for k, v in losses.items())}); the checkpoint of epoch "
                         f"{state.epoch} is kept: resume with a lower training.learning_rate or training.clip_norm"
                     )
                 state.optimiser.zero_grad(set_to_none=True)

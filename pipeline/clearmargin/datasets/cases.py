@@ -175,7 +175,7 @@ def _assign_splits(card: Card, rows: Sequence[dict[str, str]], units: Sequence[s
         for unit in train[taken : taken + count]:
             assigned[unit] = split
         taken += count
-    if taken >= len(train):
+    if card.splits.carve and taken >= len(train):
         raise ConfigError(
             f"card '{card.name}': carving leaves no {card.unit} to train on ({len(train)} in all)"
         )
