@@ -315,7 +315,12 @@ def review(
 def main() -> None:
     """Run the command line and exit with a documented code."""
     try:
-        app(standalone_mode=False)
+        # typer answers Ctrl-C, and typer.Exit, by returning a code
+        code = app(standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            sys.exit(code)
     except ClearMarginError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
