@@ -16,6 +16,7 @@ from toy import write_toy_experiment, write_toy_set
 
 from clearmargin.errors import ConfigError, InputError, TrainingError
 from clearmargin.models import load_segmenter
+from clearmargin.models.checkpoint import TrainingState
 from clearmargin.train import TrainingSettings, _rate, train
 
 
@@ -64,7 +65,7 @@ def test_the_logged_model_loads_as_pyfunc(place):
     assert segmenter.provenance == load_segmenter(result.model).provenance
 
 
-def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place):
+def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place, monkeypatch):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=4)
     whole = train(config, runs=place / "whole")
@@ -76,15 +77,11 @@ def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place):
         if len(calls) > 6:
             raise KeyboardInterrupt
 
-    from clearmargin import train as module
-
-    original = module._average
-    module._average = lambda *a: (stop(), original(*a))
-    try:
+    original = TrainingState.move_average
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingState, "move_average", lambda *a: (stop(), original(*a)))
         with pytest.raises(KeyboardInterrupt):
             train(config, runs=place / "parts")
-    finally:
-        module._average = original
     saved = torch.load(place / "parts" / "toy" / "checkpoint.pt", weights_only=True)
     assert saved["epoch"] == 2
     resumed = train(resume=place / "parts" / "toy")
@@ -220,3 +217,40 @@ def test_a_stopped_process_loses_at_most_one_epoch(place, sign):
     assert result.epochs == saved["epoch"] + 1
     statuses = {r.info.status for r in client(place).search_runs(["1"])}
     assert statuses == {"FINISHED"}
+
+
+def test_two_processes_train_one_model(place):
+    """By torchrun and gloo: one run and one folder, and every weight the same in both processes."""
+    config = write_toy_experiment(place, write_toy_set(place / "data"), batch_size=1, max_minutes=5)
+    (place / "runs" / "toy").mkdir(parents=True)  # the name is taken: both must agree on the next
+    code = (
+        "import hashlib, os, sys; from pathlib import Path; from clearmargin import train as verb\n"
+        "from clearmargin.models import checkpoint\n"
+        "move = checkpoint.TrainingState.move_average\n"
+        "def keep(state, *rest):\n"
+        "    move(state, *rest)\n"
+        "    digest = hashlib.sha256(b''.join(v.numpy().tobytes() for v in state.network.state_dict().values()))\n"
+        "    with open(f'weights-{os.environ[\"RANK\"]}.txt', 'a') as out: out.write(digest.hexdigest() + '\\n')\n"
+        "checkpoint.TrainingState.move_average = keep\n"
+        "print(verb.train(Path(sys.argv[1])).folder)\n"
+    )
+    (place / "two.py").write_text(code)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(place / "two.py"), str(config)],
+        cwd=place, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["runs/toy-2", "runs/toy-2"]
+    steps = [(place / f"weights-{rank}.txt").read_text().splitlines() for rank in (0, 1)]
+    assert steps[0] == steps[1]
+    assert len(set(steps[0])) == 6
+    assert len(client(place).search_runs(["1"])) == 1
+    assert torch.load(place / "runs" / "toy-2" / "checkpoint.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_damaged_checkpoint_is_said(place):
+    result = train(write_toy_experiment(place, write_toy_set(place / "data"), epochs=1))
+    (result.folder / "checkpoint.pt").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(InputError, match="damaged"):
+        train(resume=result.folder)

@@ -258,10 +258,12 @@ def measure(
         Path | None, typer.Option(help="CSV with the columns case, patient, and any others to split by.")
     ] = None,
     by: Annotated[
-        list[str] | None, typer.Option(help="Split by class, size, or a column; repeatable.")
+        list[str] | None,
+        typer.Option(help="Split by class, size, crowding, occlusion, or a column; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
+    track: Annotated[bool, typer.Option("--track", help="Log the numbers and tables as a run.")] = False,
 ) -> None:
     """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
     from clearmargin.measure import DEFAULT_METRICS, render
@@ -283,6 +285,7 @@ def measure(
         by=by or (),
         seed=seed,
         out=out,
+        track=track,
     )
     _say(render(found))
 

@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from clearmargin.core import InstanceSet
 from clearmargin.datasets.phantom import DISPLAY_WINDOW, PHANTOM_LABELS, make_clip, make_phantom
-from clearmargin.datasets.phantom_study import write_clip, write_phantom_study
+from clearmargin.datasets.phantom_study import write_phantom_study
 from clearmargin.errors import ConfigError
+from clearmargin.formats.video import write_video
 from clearmargin.report.progress import progress
 
 __all__ = ["demo", "make_demo_data"]
@@ -80,7 +82,8 @@ def make_demo_data(folder: Path) -> Path:
     with ProcessPoolExecutor() as pool, progress("phantoms", len(names)) as bar:
         for _ in pool.map(_make_study, [folder] * len(names), range(1, len(names) + 1)):
             bar.advance()
-    write_clip(folder / "clip.mp4", make_clip(seed=9001))
+    clip = make_clip(seed=9001)
+    write_video(folder / "clip.mp4", np.moveaxis(clip.frames, -1, 1), clip.frame_rate, quality=4)
     with (folder / "index.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "split"])
@@ -145,8 +148,11 @@ def _experiment(card: Path, steps: int) -> dict[str, Any]:
         "card": str(card),
         "model": {
             "network": "mask_rcnn",
+            "fpn_channels": 64,
             "anchor_sizes": [8, 16, 32, 64, 128],
-            "rpn_proposals": 200,
+            "rpn_proposals": 100,
+            "box_samples": 64,
+            "mask_channels": 64,
             "detections": 30,
         },
         "image": {

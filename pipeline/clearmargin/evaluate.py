@@ -23,6 +23,8 @@ from clearmargin.metrics import (
     panoptic_quality,
     semantic_dice,
 )
+from clearmargin.metrics.instances import InstanceRow
+from clearmargin.metrics.strata import instance_strata
 from clearmargin.metrics.tables import (
     CaseRow,
     SummaryRow,
@@ -202,28 +204,17 @@ def evaluate_cases(
         score_threshold: Instances below it count for average precision only.
     """
     pairs: list[tuple[InstanceSet, InstanceSet]] = []
-    rows: list[CaseRow] = []
-    names = {c.id: c.name for c in dataset.card.classes}
+    measured: list[list[InstanceRow]] = []
     with progress("evaluate", len(cases)) as bar:
         for case in cases:
             image, reference = dataset.read(case)
             predicted = segmenter(image).instances
             pairs.append((predicted, reference))
-            rows += [
-                CaseRow(
-                    patient=case.unit,
-                    case=case.case,
-                    status=row.status,
-                    unit=row.unit,
-                    ndim=reference.grid.ndim,
-                    values=row.values,
-                    strata={"class": names.get(row.label, "none"), **case.strata},
-                )
-                for row in evaluate_instances(
-                    predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
-                )
-            ]
+            measured.append(
+                evaluate_instances(predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold)
+            )
             bar.advance()
+    rows = _case_rows(dataset, cases, pairs, measured)
     numbers = _image_numbers(pairs, dataset.card.label_map, score_threshold)
     if pairs[0][1].grid.ndim == 3:
         in_slices = _image_numbers(_slices(pairs), dataset.card.label_map, score_threshold)
@@ -233,7 +224,8 @@ def evaluate_cases(
     wanted = counts["tp"] + counts["fn"]
     numbers["miss_rate"] = counts["fn"] / wanted if wanted else 0.0
     matched = [row for row in rows if row.status == "tp"]
-    by = (*(("class",) if len(names) > 1 else ()), *dataset.card.cases.strata)
+    # a column in which all rows are alike repeats the table
+    by = [name for name in rows[0].strata if len({row.strata[name] for row in rows}) > 1]
     rng = np.random.default_rng(0)  # of the bootstrap: the same rows give the same intervals
     return Evaluation(
         numbers=numbers,
@@ -243,6 +235,31 @@ def evaluate_cases(
         rows=tuple(rows),
         length_unit=pairs[0][1].grid.unit,
     )
+
+
+def _case_rows(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    pairs: Sequence[tuple[InstanceSet, InstanceSet]],
+    measured: Sequence[Sequence[InstanceRow]],
+) -> list[CaseRow]:
+    """Return the rows of all cases with what tables are split by: class, size, crowding, occlusion, the card's."""
+    names = {c.id: c.name for c in dataset.card.classes}
+    references = [reference for _, reference in pairs]
+    strata = iter(instance_strata(list(zip(references, measured, strict=True))))
+    return [
+        CaseRow(
+            patient=case.unit,
+            case=case.case,
+            status=row.status,
+            unit=row.unit,
+            ndim=reference.grid.ndim,
+            values=row.values,
+            strata={"class": names.get(row.label, "none"), **next(strata), **case.strata},
+        )
+        for case, reference, rows in zip(cases, references, measured, strict=True)
+        for row in rows
+    ]
 
 
 def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:

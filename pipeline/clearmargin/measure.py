@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clearmargin.core import Grid, InstanceSet, Mask
-from clearmargin.errors import GeometryError, InputError, nearest
+from clearmargin.core import InstanceSet
+from clearmargin.datasets.pairs import Pair, read_pairs, resample
+from clearmargin.errors import InputError
+from clearmargin.formats.label_files import Objects
 from clearmargin.metrics import (
     AveragePrecision,
     Matches,
@@ -23,43 +24,24 @@ from clearmargin.metrics import (
     mask_average_precision,
     panoptic_quality,
 )
+from clearmargin.metrics.instances import InstanceRow
 from clearmargin.metrics.matching import mask_iou
-from clearmargin.metrics.statistics import size_strata
+from clearmargin.metrics.strata import instance_strata
 from clearmargin.metrics.tables import (
     CaseRow,
     SummaryRow,
+    flat_numbers,
     rows_csv,
     summarise,
     summary_csv,
     summary_json,
     summary_markdown,
 )
-from clearmargin.privacy import case_id, record_case
+from clearmargin.report.progress import progress
 
-__all__ = ["DEFAULT_METRICS", "Measured", "Objects", "measure", "render", "resample", "write_tables"]
-
-log = logging.getLogger(__name__)
-
-Objects = Literal["classes", "components", "instances"]
-"""What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
+__all__ = ["DEFAULT_METRICS", "Measured", "measure", "render", "write_tables"]
 
 DEFAULT_METRICS = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error")
-
-_MOST_VALUES = 100_000  # up to which boxes are listed by value
-
-_LABEL_SUFFIXES = (
-    ".nii.gz",
-    ".nii",
-    ".nrrd",
-    ".nhdr",
-    ".mha",
-    ".mhd",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".dcm",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +67,6 @@ class Measured:
     without_reference: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Pair:
-    case: str
-    name: str
-    predicted: InstanceSet
-    reference: InstanceSet
-    classes: Mapping[int, str] = field(default_factory=dict)
-
-
 def measure(
     predicted: Path,
     reference: Path,
@@ -111,6 +84,7 @@ def measure(
     by: Sequence[str] = (),
     seed: int = 0,
     out: Path | None = None,
+    track: bool = False,
 ) -> Measured:
     """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or COCO.
 
@@ -131,10 +105,12 @@ def measure(
         missing_as_empty: Count a reference without a prediction file as one with nothing found.
         cases: CSV with the columns ``case`` (file name without suffix), ``patient`` and any others to split
             by; None takes each case for a patient of its own.
-        by: Columns to split the summary by: ``class``, ``size`` (tertiles) or a column of ``cases``.
+        by: Columns to split the summary by: ``class``, ``size``, ``crowding``, ``occlusion``
+            (`clearmargin.metrics.strata`) or a column of ``cases``.
         seed: Of the bootstrap.
         out: Folder for ``summary.csv``, ``summary.json``, ``summary.md`` and ``objects.csv``; None writes
             nothing.
+        track: Log numbers and tables as a run of the tracking store.
 
     Raises:
         InputError: Nothing to compare, files without a partner, files that cannot be read.
@@ -148,15 +124,13 @@ def measure(
         distance_cap=distance_cap,
         surface=surface,
     )
-    pairs, extra = _pairs(Path(predicted), Path(reference), objects, missing_as_empty)
+    pairs, extra = read_pairs(
+        Path(predicted), Path(reference), objects=objects, missing_as_empty=missing_as_empty
+    )
     if resample_predictions:
-        pairs = [
-            _Pair(case=p.case, name=p.name, predicted=resample(p.predicted, p.reference.grid), reference=p.reference,
-                  classes=p.classes)
-            for p in pairs
-        ]  # fmt: skip
+        pairs = [replace(p, predicted=resample(p.predicted, p.reference.grid)) for p in pairs]
     notes = _notes(cases, pairs)
-    rows = _measured_rows(pairs, protocol, objects, iou_threshold, notes)
+    rows = _measured_rows(pairs, protocol, objects, iou_threshold, notes, by)
     sets = [(p.predicted, p.reference) for p in pairs]
     scored = any(np.unique(p.predicted.scores).size > 1 for p in pairs)
     found = Measured(
@@ -170,6 +144,8 @@ def measure(
     )
     if out is not None:
         write_tables(found, Path(out))
+    if track:
+        _log(found)
     return found
 
 
@@ -188,6 +164,18 @@ def render(found: Measured) -> str:
     return "\n".join(lines) + "\n\n" + summary_markdown(found.summary)
 
 
+def _log(found: Measured) -> None:
+    from clearmargin.tracking.run import TrackedRun
+
+    run = TrackedRun(name="measure")
+    run.on_start(params={"cases": found.cases, "unit": found.unit}, tags={"verb": "measure"})
+    with run:
+        run.log_metrics(flat_numbers(found.summary) | {"panoptic/pq": found.panoptic.pq}, step=0)
+        with TemporaryDirectory() as folder:
+            write_tables(found, Path(folder))
+            run.log_artifact(Path(folder), "measurement")
+
+
 def write_tables(found: Measured, folder: Path) -> None:
     """Write ``summary.csv``, ``summary.json``, ``summary.md`` and ``objects.csv`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,210 +185,7 @@ def write_tables(found: Measured, folder: Path) -> None:
     (folder / "objects.csv").write_text(rows_csv(found.rows), encoding="utf-8")
 
 
-def resample(instances: InstanceSet, grid: Grid) -> InstanceSet:
-    """Return the instances on another grid of the same unit and dimension, by nearest neighbour.
-
-    Grids that already agree give the same set back. What lies outside ``grid`` is lost.
-
-    Raises:
-        GeometryError: One grid is in px and the other in mm, or one is an image and the other a volume.
-    """
-    from scipy.ndimage import affine_transform
-
-    if instances.grid.same_as(grid):
-        return instances
-    if instances.grid.unit != grid.unit or instances.grid.ndim != grid.ndim or grid.unit == "px":
-        raise GeometryError(
-            f"cannot resample {instances.grid} to {grid}: only grids in mm of one dimension can be put on each other"
-        )
-    n = grid.ndim
-    to_index = (np.linalg.inv(instances.grid.affine) @ grid.affine)[3 - n : 3, [*range(3 - n, 3), 3]]
-    matrix, shift = to_index[:, :n], to_index[:, n]
-    masks = []
-    for mask in instances.masks:
-        corners = np.stack(
-            np.meshgrid(*[(a - 1, b) for a, b in zip(*mask.box, strict=True)], indexing="ij"), -1
-        )
-        reached = grid.to_index(instances.grid.to_world(corners)).reshape(-1, n)
-        low = np.clip(np.floor(reached.min(axis=0)).astype(int), 0, grid.shape)
-        high = np.clip(np.ceil(reached.max(axis=0)).astype(int) + 1, 0, grid.shape)
-        size = tuple(int(v) for v in np.maximum(high - low, 0))
-        crop = np.zeros(size, bool)
-        if mask.area and min(size) > 0:
-            offset = matrix @ low + shift - mask.origin
-            crop = affine_transform(
-                mask.crop.astype(np.uint8), matrix, offset, output_shape=size, order=0, mode="grid-constant"
-            ).astype(bool)
-        masks.append(Mask.from_crop(crop, tuple(int(v) for v in low), grid.shape))
-    return InstanceSet(grid=grid, masks=tuple(masks), labels=instances.labels, scores=instances.scores)
-
-
-def _pairs(
-    predicted: Path, reference: Path, objects: Objects, missing_as_empty: bool
-) -> tuple[list[_Pair], int]:
-    for path in (predicted, reference):
-        if not path.exists():
-            raise InputError(f"there is no file or folder '{path.name}'")
-    if predicted.is_dir() != reference.is_dir():
-        raise InputError("give two folders or two files: one of each cannot be paired")
-    if predicted.suffix.lower() == ".json" or reference.suffix.lower() == ".json":
-        return _coco_pairs(predicted, reference, missing_as_empty)
-    if not predicted.is_dir():
-        return [_read_pair(reference.stem, predicted, reference, objects)], 0
-    ours, theirs = _label_files(predicted), _label_files(reference)
-    if not theirs:
-        raise InputError(f"no label file in '{reference.name}': expected {', '.join(_LABEL_SUFFIXES)}")
-    missing = sorted(set(theirs) - set(ours))
-    if missing and not missing_as_empty:
-        for name in missing:
-            record_case(_case(theirs[name]), theirs[name])
-        names = ", ".join(_case(theirs[name]) for name in missing[:5])
-        raise InputError(
-            f"{len(missing)} of {len(theirs)} references have no prediction of the same name ({names}; the private "
-            "crosswalk gives their files): add them, or count them as empty with missing_as_empty"
-        )
-    extra = len(set(ours) - set(theirs))
-    if extra:
-        log.warning("%d predictions without a reference of the same name are left out", extra)
-    return [_read_pair(name, ours.get(name), theirs[name], objects) for name in sorted(theirs)], extra
-
-
-def _label_files(folder: Path) -> dict[str, Path]:
-    """Return the label files of a folder by name without suffix."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((s for s in _LABEL_SUFFIXES if path.name.lower().endswith(s)), None)
-        if suffix is None or not path.is_file():
-            continue
-        name = path.name[: -len(suffix)]
-        if name in found:
-            raise InputError(f"folder '{folder.name}' has two files for one case ({_case(path)}): keep one")
-        found[name] = path
-    return found
-
-
-def _read_pair(name: str, predicted: Path | None, reference: Path, objects: Objects) -> _Pair:
-    truth = _read(reference, objects)
-    found = InstanceSet.empty(truth.grid) if predicted is None else _read(predicted, objects)
-    case = _case(reference)
-    record_case(case, reference)
-    return _Pair(case=case, name=name, predicted=found, reference=truth)
-
-
-def _read(path: Path, objects: Objects) -> InstanceSet:
-    name = path.name.lower()
-    if name.endswith(".dcm"):
-        from clearmargin.formats.dicom_seg_content import read_dicom_seg
-
-        return read_dicom_seg(path)
-    if name.endswith((".png", ".bmp", ".tif", ".tiff")):
-        from clearmargin.formats.raster import read_label_raster
-
-        labels = read_label_raster(path)
-        return _SPLIT[objects](labels, Grid.from_spacing(labels.shape))
-    from clearmargin.formats.volume import read_label_volume
-
-    return _SPLIT[objects](*read_label_volume(path))
-
-
-def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
-    """Return one object for each value; the value is its class."""
-    found = _by_value(labels, grid)
-    return InstanceSet(
-        grid=grid,
-        masks=tuple(found.values()),
-        labels=np.array(list(found), np.int64),
-        scores=np.ones(len(found), np.float32),
-    )
-
-
-def _by_value(labels: NDArray[np.integer], grid: Grid) -> dict[int, Mask]:
-    """Return the mask of each positive value, in order, at the cost of the boxes and not of a sort of the volume."""
-    from scipy.ndimage import find_objects
-
-    if labels.max(initial=0) > _MOST_VALUES:  # a list of boxes by value would be long and empty
-        values = np.unique(labels[labels > 0])
-        return {int(v): Mask.from_dense(labels == v) for v in values}
-    positive = labels if labels.min(initial=0) >= 0 else np.maximum(labels, 0)
-    return {
-        value: Mask.from_crop(labels[box] == value, tuple(s.start for s in box), grid.shape)
-        for value, box in enumerate(find_objects(positive), start=1)
-        if box is not None
-    }
-
-
-def _components(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
-    """Return one object for each part of each value that hangs together by faces, edges or corners."""
-    from scipy.ndimage import generate_binary_structure, label
-
-    classes = _classes(labels, grid)
-    masks: list[Mask] = []
-    values: list[int] = []
-    for mask, value in zip(classes.masks, classes.labels, strict=True):
-        parts, count = label(mask.crop, generate_binary_structure(grid.ndim, grid.ndim))
-        masks += [Mask.from_crop(parts == k, mask.origin, mask.shape) for k in range(1, count + 1)]
-        values += [int(value)] * count
-    return InstanceSet(
-        grid=grid,
-        masks=tuple(masks),
-        labels=np.array(values, np.int64),
-        scores=np.ones(len(masks), np.float32),
-    )
-
-
-def _instances(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
-    """Return one object for each value, all of one class."""
-    by_value = _classes(labels, grid)
-    ones = np.ones(len(by_value), np.int64)
-    return InstanceSet(grid=grid, masks=by_value.masks, labels=ones, scores=by_value.scores)
-
-
-_SPLIT: dict[str, Callable[[NDArray[np.integer], Grid], InstanceSet]] = {
-    "classes": _classes,
-    "components": _components,
-    "instances": _instances,
-}
-
-
-def _coco_pairs(predicted: Path, reference: Path, missing_as_empty: bool) -> tuple[list[_Pair], int]:
-    from clearmargin.formats.coco import read_coco_images
-
-    ours = {image.file_name: image for image in read_coco_images(predicted)}
-    theirs = {image.file_name: image for image in read_coco_images(reference)}
-    missing = set(theirs) - set(ours)
-    if missing and not missing_as_empty:
-        raise InputError(
-            f"{len(missing)} of {len(theirs)} images of the reference are not in the prediction: list them there "
-            "without annotations, or count them as empty with missing_as_empty"
-        )
-    pairs = []
-    for name, image in theirs.items():
-        truth = image.instances
-        found = ours[name].instances if name in ours else InstanceSet.empty(truth.grid)
-        if name in ours and ours[name].classes != image.classes:
-            found = _renamed(found, ours[name].classes, image.classes)
-        classes = dict(enumerate(image.classes, start=1))
-        case = case_id(str(reference.resolve()), name)
-        pairs.append(
-            _Pair(case=case, name=Path(name).stem, predicted=found, reference=truth, classes=classes)
-        )
-    if not pairs:
-        raise InputError(f"'{reference.name}' lists no image")
-    return pairs, len(set(ours) - set(theirs))
-
-
-def _renamed(instances: InstanceSet, own: Sequence[str], wanted: Sequence[str]) -> InstanceSet:
-    """Return the set with labels that follow ``wanted``, by name."""
-    for name in own:
-        if name not in wanted:
-            raise InputError(
-                f"the prediction's category '{name}' is not in the reference: {nearest(name, wanted)}"
-            )
-    labels = np.array([wanted.index(own[int(v) - 1]) + 1 for v in instances.labels], np.int64)
-    return InstanceSet(grid=instances.grid, masks=instances.masks, labels=labels, scores=instances.scores)
-
-
-def _notes(table: Path | None, pairs: Sequence[_Pair]) -> dict[str, dict[str, str]]:
+def _notes(table: Path | None, pairs: Sequence[Pair]) -> dict[str, dict[str, str]]:
     """Return patient and further columns of each case, by the case's file name without suffix."""
     if table is None:
         return {}
@@ -418,46 +203,54 @@ def _notes(table: Path | None, pairs: Sequence[_Pair]) -> dict[str, dict[str, st
 
 
 def _measured_rows(
-    pairs: Sequence[_Pair],
+    pairs: Sequence[Pair],
     protocol: Protocol,
     objects: Objects,
     iou_threshold: float,
     notes: Mapping[str, Mapping[str, str]],
+    by: Sequence[str],
 ) -> list[CaseRow]:
-    found = []
-    for pair in pairs:
-        by_class = (
-            objects == "classes"
-            and not pair.classes
-            and _one_each(pair.predicted)
-            and _one_each(pair.reference)
-        )
-        rows = evaluate_instances(
-            pair.predicted,
-            pair.reference,
-            protocol=protocol,
-            iou_threshold=iou_threshold,
-            matches=_match_classes(pair.predicted, pair.reference) if by_class else None,
-        )
-        found += [(pair, row) for row in rows]
-    grid = pairs[0].reference.grid
-    strata = size_strata([row.size for _, row in found], f"{grid.unit}^{grid.ndim}")
-    out = []
-    for (pair, row), size in zip(found, strata, strict=True):
-        note = notes.get(pair.name, {})
-        name = pair.classes.get(row.label, str(row.label)) if row.label else "none"
-        others = {k: v for k, v in note.items() if k != "patient"}
-        out.append(
-            CaseRow(
-                patient=note.get("patient", pair.case),
-                case=pair.case,
-                status=row.status,
-                unit=row.unit,
-                ndim=pair.reference.grid.ndim,
-                values=row.values,
-                strata={"class": name, "size": size, **others},
+    found: list[list[InstanceRow]] = []
+    with progress("measure", len(pairs)) as bar:
+        for pair in pairs:
+            by_class = (
+                objects == "classes"
+                and not pair.classes
+                and _one_each(pair.predicted)
+                and _one_each(pair.reference)
             )
+            found.append(
+                evaluate_instances(
+                    pair.predicted,
+                    pair.reference,
+                    protocol=protocol,
+                    iou_threshold=iou_threshold,
+                    matches=_match_classes(pair.predicted, pair.reference) if by_class else None,
+                )
+            )
+            bar.advance()
+    strata = iter(
+        instance_strata(
+            [(p.reference, rows) for p, rows in zip(pairs, found, strict=True)], wanted=("size", *by)
         )
+    )
+    out = []
+    for pair, rows in zip(pairs, found, strict=True):
+        note = notes.get(pair.name, {})
+        others = {k: v for k, v in note.items() if k != "patient"}
+        for row in rows:
+            name = pair.classes.get(row.label, str(row.label)) if row.label else "none"
+            out.append(
+                CaseRow(
+                    patient=note.get("patient", pair.case),
+                    case=pair.case,
+                    status=row.status,
+                    unit=row.unit,
+                    ndim=pair.reference.grid.ndim,
+                    values=row.values,
+                    strata={"class": name, **next(strata), **others},
+                )
+            )
     return out
 
 
@@ -478,7 +271,3 @@ def _match_classes(predicted: InstanceSet, reference: InstanceSet) -> Matches | 
         missed=np.setdiff1d(np.arange(len(reference)), theirs),
         ignored=np.zeros(0, np.int64),
     )
-
-
-def _case(path: Path) -> str:
-    return case_id(str(path.resolve()))

@@ -7,10 +7,8 @@ run that was stopped and resumed gives the same weights as one that never stoppe
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import Field, field_validator
-from torch import Tensor, distributed, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from clearmargin import __version__
@@ -32,8 +30,15 @@ from clearmargin.datasets.samples import Windows, collate
 from clearmargin.errors import ConfigError, InputError, TrainingError, nearest
 from clearmargin.evaluate import VALIDATION_METRICS, compare, score
 from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models.checkpoint import (
+    CHECKPOINT,
+    TrainingState,
+    guard_disk,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
-from clearmargin.models.network import Network, Targets
+from clearmargin.models.processes import ProcessGroup, loss_module, process_group
 from clearmargin.models.segmenter import PredictionSettings
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
@@ -43,7 +48,7 @@ __all__ = ["EarlyStopping", "Experiment", "TrainingResult", "TrainingSettings", 
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, MODEL, CONFIG, RUN = "checkpoint.pt", "model", "config.yaml", "run.yaml"
+MODEL, CONFIG, RUN = "model", "config.yaml", "run.yaml"
 
 
 class EarlyStopping(Settings):
@@ -116,38 +121,6 @@ class TrainingResult:
         return self.folder / MODEL
 
 
-@dataclass(kw_only=True)
-class _State:
-    """All that changes while a run goes on."""
-
-    network: nn.Module
-    average: dict[str, Tensor]
-    optimiser: torch.optim.Optimizer
-    epoch: int = 0
-    seconds: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)
-    since_best: int = 0
-
-    def as_dict(self, config_digest: str) -> dict[str, Any]:
-        return {
-            "config": config_digest,
-            "network": self.network.state_dict(),
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "best": self.best,
-            "since_best": self.since_best,
-        }
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        self.network.load_state_dict(saved["network"])
-        self.average = saved["average"]
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.epoch, self.seconds = saved["epoch"], saved["seconds"]
-        self.best, self.since_best = saved["best"], saved["since_best"]
-
-
 def train(
     config: Path | None = None,
     *,
@@ -170,8 +143,13 @@ def train(
         ConfigError: The configuration does not fit. TrainingError: the loss is not finite, the disk is full, ...;
             the last good checkpoint is kept, as it is on Ctrl-C and SIGTERM, which are passed on.
     """
-    experiment, folder = _open(config, overrides, resume, runs)
-    settings, group = experiment.training, _process_group()
+    with process_group() as group:
+        experiment, folder = _open(config, overrides, resume, runs, group)
+        return _train(experiment, folder, group, resumes=resume is not None)
+
+
+def _train(experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes: bool) -> TrainingResult:
+    settings = experiment.training
     if settings.threads:
         torch.set_num_threads(settings.threads)
     dataset = open_dataset(Path(experiment.card))
@@ -180,13 +158,12 @@ def train(
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     model_config = network_config(experiment.model)
     torch.manual_seed(experiment.seed)
-    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=resume is None).to(
-        device
-    )
+    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=not resumes)
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
-    state = _State(
-        network=network.to(memory_format=torch.channels_last),
+    network = network.to(device, memory_format=torch.channels_last)
+    state = TrainingState(
+        network=network,
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
         optimiser=torch.optim.AdamW(
             _parameter_groups(network, settings.weight_decay),
@@ -194,8 +171,9 @@ def train(
             fused=device.type == "cuda",
         ),
     )
-    if resume is not None:
-        _restore(state, folder, experiment)
+    if resumes and restore_checkpoint(state, folder) != digest(experiment) and group.rank == 0:
+        log.info("run '%s' goes on with a changed configuration", folder.name)
+        _write_config(folder, experiment)
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=model_config.model_dump(mode="json"),
@@ -217,7 +195,7 @@ def train(
 
 
 def _loop(
-    state: _State,
+    state: TrainingState,
     experiment: Experiment,
     dataset: Dataset,
     cases: Sequence[Case],
@@ -226,12 +204,12 @@ def _loop(
     folder: Path,
     run: TrackedRun,
     device: torch.device,
-    group: _Group,
+    group: ProcessGroup,
 ) -> None:
     settings = experiment.training
     total = settings.epochs * settings.steps_per_epoch
     batches = iter(_loader(experiment, dataset, cases, state.epoch * settings.steps_per_epoch, total, group))
-    compute_losses = _loss_module(state.network, device, group)
+    compute_losses = loss_module(state.network, device, group)
     autocast = torch.autocast("cuda", torch.bfloat16) if _has_amp(device) else nullcontext()
     before, started = state.seconds, time.monotonic()
     for epoch in range(state.epoch, settings.epochs):
@@ -241,7 +219,7 @@ def _loop(
                 images, targets = next(batches)
                 images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
                 torch.manual_seed(_step_seed(experiment.seed, step, group.rank))
-                spent = (before + time.monotonic() - started) / 60
+                spent = group.shared((before + time.monotonic() - started) / 60)
                 rate = settings.learning_rate * _rate(step, total, settings, spent)
                 for parameters in state.optimiser.param_groups:
                     parameters["lr"] = rate
@@ -258,7 +236,7 @@ def _loop(
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
                 state.optimiser.step()
-                _average(state, settings.ema, step)
+                state.move_average(settings.ema, step)
                 for name, value in {"loss": loss, **losses}.items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach())
                 bar.advance(loss=f"{float(loss.detach()):.3f}")
@@ -269,13 +247,13 @@ def _loop(
             metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
             stop = _finish_epoch(state, experiment, dataset, validation, card, folder, run, metrics)
             # Written last: a resumed run repeats an epoch that was not seen to its end.
-            _save_checkpoint(state, folder, digest(experiment))
-        if group.agree(stop):
+            save_checkpoint(state, folder, digest(experiment))
+        if group.shared(stop):
             break
 
 
 def _finish_epoch(
-    state: _State,
+    state: TrainingState,
     experiment: Experiment,
     dataset: Dataset,
     validation: Sequence[Case],
@@ -293,7 +271,7 @@ def _finish_epoch(
     found: dict[str, float] = {}
     if validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
         draft = folder / ".candidate"
-        _guard_disk(lambda: save_model(draft, card, weights))
+        guard_disk(lambda: save_model(draft, card, weights))
         candidate = load_segmenter(draft)
         found = score(candidate, dataset, validation)
         metrics |= {f"validation/{name}": value for name, value in found.items()}
@@ -301,12 +279,12 @@ def _finish_epoch(
             for number, picture in enumerate(compare(candidate, dataset, validation[:2])):
                 run.log_image(f"validation {number + 1}", picture, state.epoch)
     if stopping is None:
-        _guard_disk(lambda: save_model(folder / MODEL, card, weights))
+        guard_disk(lambda: save_model(folder / MODEL, card, weights))
         state.best = found or state.best
     elif found:
         if found[stopping.metric] > state.best.get(stopping.metric, -1.0):
             state.best, state.since_best = {**found, "epoch": float(state.epoch)}, 0
-            _guard_disk(lambda: save_model(folder / MODEL, card, weights))
+            guard_disk(lambda: save_model(folder / MODEL, card, weights))
         else:
             state.since_best += 1
             stop = stop or state.since_best >= stopping.patience
@@ -321,7 +299,11 @@ def _finish_epoch(
 
 
 def _open(
-    config: Path | None, overrides: Sequence[str], resume: Path | str | None, runs: Path
+    config: Path | None,
+    overrides: Sequence[str],
+    resume: Path | str | None,
+    runs: Path,
+    group: ProcessGroup,
 ) -> tuple[Experiment, Path]:
     """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
     if resume is not None:
@@ -339,11 +321,8 @@ def _open(
     experiment = experiment.model_copy(
         update={"model": network_config(experiment.model).model_dump(mode="json")}
     )
-    if int(os.environ.get("RANK", "0")) == 0:
-        folder = _new_folder(runs, experiment.name)
-        (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
-        return experiment, folder
-    return experiment, runs / experiment.name
+    folder = group.shared(_new_folder(runs, experiment) if group.rank == 0 else None)
+    return experiment, folder
 
 
 def _find_run(run: str, runs: Path) -> Path:
@@ -358,15 +337,23 @@ def _find_run(run: str, runs: Path) -> Path:
     raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
 
 
-def _new_folder(runs: Path, name: str) -> Path:
+def _new_folder(runs: Path, experiment: Experiment) -> Path:
+    name = experiment.name
     for count in range(1, 10_000):
         folder = runs / (name if count == 1 else f"{name}-{count}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        _write_config(folder, experiment)
         return folder
     raise ConfigError(f"'{runs}' holds 10,000 runs called '{name}': choose another name")
+
+
+def _write_config(folder: Path, experiment: Experiment) -> None:
+    draft = folder / f".{CONFIG}"  # whole at every moment: another process may be reading it
+    draft.write_text(dump_yaml(experiment), encoding="utf-8")
+    draft.replace(folder / CONFIG)
 
 
 def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, ...]:
@@ -379,7 +366,12 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
 
 
 def _loader(
-    experiment: Experiment, dataset: Dataset, cases: Sequence[Case], first: int, total: int, group: _Group
+    experiment: Experiment,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    first: int,
+    total: int,
+    group: ProcessGroup,
 ) -> DataLoader[Any]:
     """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
     settings = experiment.training
@@ -411,29 +403,6 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers
 
 
-class _Losses(nn.Module):
-    """``losses`` as ``forward``, which is what DistributedDataParallel synchronises."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
-        network: Network = self.network  # type: ignore[assignment]
-        return network.losses(images, targets)
-
-
-def _loss_module(network: nn.Module, device: torch.device, group: _Group) -> nn.Module:
-    if group.size == 1:
-        return _Losses(network)
-    # A batch without instances leaves the mask head unused.
-    return nn.parallel.DistributedDataParallel(
-        _Losses(network),
-        device_ids=[device.index] if device.type == "cuda" else None,
-        find_unused_parameters=True,
-    )
-
-
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return weights with decay, and norms and biases without."""
     learned = [p for p in network.parameters() if p.requires_grad]
@@ -456,17 +425,6 @@ def _rate(step: int, total: int, settings: TrainingSettings, minutes: float) -> 
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _average(state: _State, decay: float, step: int) -> None:
-    """Move the averaged weights towards the current ones; faster at first, so that a short run forgets its start."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, value in state.network.state_dict().items():
-            if value.is_floating_point():
-                state.average[name].lerp_(value, weight)
-            else:
-                state.average[name].copy_(value)
-
-
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 1_009 + rank
 
@@ -475,43 +433,7 @@ def _has_amp(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _save_checkpoint(state: _State, folder: Path, config_digest: str) -> None:
-    draft = folder / f".{CHECKPOINT}"
-
-    def write() -> None:
-        torch.save(state.as_dict(config_digest), draft)
-        draft.replace(folder / CHECKPOINT)
-
-    _guard_disk(write)
-
-
-def _guard_disk(write: Any) -> None:
-    try:
-        write()
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as a RuntimeError without errno
-        if getattr(error, "errno", None) == errno.ENOSPC or "file write failed" in str(error):
-            raise TrainingError(
-                "the disk is full: the last checkpoint is whole; free some space and go on with --resume"
-            ) from None
-        raise
-
-
-def _restore(state: _State, folder: Path, experiment: Experiment) -> None:
-    """Load the checkpoint of a run's folder."""
-    try:
-        saved = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(
-            f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did"
-        ) from None
-    if saved["config"] != digest(experiment):
-        log.info("run '%s' goes on with a changed configuration", folder.name)
-        (folder / CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
-    state.restore(saved)
-
-
-def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: _Group) -> TrackedRun:
+def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: ProcessGroup) -> TrackedRun:
     """Return the run in the tracking store: the one the folder knows, or a new one."""
     known = folder / RUN
     before = yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
@@ -522,28 +444,3 @@ def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: _Gr
         tags={"verb": "train"},
     )
     return run
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The processes that train together; one where torchrun is not used."""
-
-    rank: int = 0
-    local: int = 0
-    size: int = 1
-
-    def agree(self, stop: bool) -> bool:
-        """Return what process 0 decided."""
-        if self.size == 1:
-            return stop
-        flag = [stop]
-        distributed.broadcast_object_list(flag, src=0)
-        return flag[0]
-
-
-def _process_group() -> _Group:
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return _Group()
-    if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return _Group(distributed.get_rank(), int(os.environ["LOCAL_RANK"]), distributed.get_world_size())

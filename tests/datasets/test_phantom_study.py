@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from clearmargin.core import InstanceSet
-from clearmargin.datasets.phantom import PHANTOM_LABELS, Phantom, make_clip, make_phantom
-from clearmargin.datasets.phantom_study import StudyFiles, write_clip, write_ct_series, write_phantom_study
+from clearmargin.datasets.phantom import PHANTOM_LABELS, Phantom, make_phantom
+from clearmargin.datasets.phantom_study import StudyFiles, write_ct_series, write_phantom_study
 from clearmargin.formats import read_image
 from clearmargin.formats.dicom_seg_content import read_dicom_seg
 
@@ -79,16 +79,3 @@ def test_what_a_ct_cannot_hold_is_refused(phantom: Phantom, tmp_path: Path) -> N
     empty = replace(phantom, reference=InstanceSet.empty(phantom.image.grid))
     with pytest.raises(ValueError, match="no instance"):
         write_phantom_study(tmp_path, empty, 1)
-
-
-def test_a_clip_decodes_to_its_frames(tmp_path: Path) -> None:
-    import av
-
-    clip = make_clip(1, frames=6, size=(64, 64), pixel_mm=4.5)
-    write_clip(tmp_path / "clip.mp4", clip)
-    with av.open(str(tmp_path / "clip.mp4")) as container:
-        decoded = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
-    assert decoded.shape == clip.frames.shape
-    assert np.abs(decoded.astype(int) - clip.frames).mean() < 4
-    with pytest.raises(ValueError, match="even"):
-        write_clip(tmp_path / "odd.mp4", replace(clip, frames=clip.frames[:, :63]))

@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 from pydicom.encaps import encapsulate
 from pydicom.uid import MPEG4HP41
 
+from clearmargin.datasets.phantom import make_clip
 from clearmargin.errors import InputError
 from clearmargin.formats import is_video, open_video, read_images
 from clearmargin.formats.video import write_video
@@ -141,6 +142,17 @@ def test_what_is_written_is_read(tmp_path):
     clip = open_video(tmp_path / "a.mp4")
     assert (clip.frame_count, clip.fps, clip.size) == (30, pytest.approx(12.5), (48, 64))
     assert [_number(f.pixels) for f in clip.frames()] == list(range(30))
+    with av.open(str(tmp_path / "a.mp4")) as container:  # its encoder's licence is permissive
+        assert container.streams.video[0].codec_context.name.startswith("vp9")
+    with pytest.raises(ValueError, match=r"\.webm"):
+        write_video(tmp_path / "a.avi", iter(frames), 12.5)
+
+
+def test_a_phantom_clip_decodes_to_its_frames(tmp_path):
+    clip = make_clip(1, frames=6, size=(64, 64), pixel_mm=4.5)
+    write_video(tmp_path / "clip.mp4", np.moveaxis(clip.frames, -1, 1), clip.frame_rate, quality=4)
+    decoded = np.stack([f.pixels for f in open_video(tmp_path / "clip.mp4").frames()])
+    assert np.abs(np.moveaxis(decoded, 1, -1).astype(int) - clip.frames).mean() < 4
 
 
 def _cine(path: Path, frames: int = 6) -> Path:

@@ -145,7 +145,24 @@ def test_a_prediction_in_the_ignored_region_gives_no_row():
     assert [r.status for r in evaluate_instances(squares(20), hidden)] == ["tn"]
     assert [r.status for r in evaluate_instances(squares(20, (14, 14, 3)), hidden)] == ["tn"]
     assert panoptic_quality([(predicted, reference)]).fp == 1
+    quality = panoptic_quality([(squares(20), hidden)])
+    assert (quality.pq, quality.fn) == (1, 0)
+    assert match_instances(squares(20), hidden).missed.size == 0
     assert mask_average_precision([(predicted, reference)]).ap == pytest.approx(1)
+
+
+def test_the_ignored_region_is_in_no_iou():
+    reference = squares(20, (0, 0, 4))
+    reference = InstanceSet(
+        grid=reference.grid, masks=reference.masks, labels=reference.labels, scores=reference.scores,
+        ignore=Mask.from_dense(block((20, 20), (4, 0), (20, 20))),
+    )  # fmt: skip
+    predicted = InstanceSet.from_dense(reference.grid, [block((20, 20), (0, 0), (12, 4))])  # 3 times as long
+    for match in (match_instances, match_optimally):
+        found = match(predicted, reference)
+        assert found.pairs.tolist() == [[0, 0]]
+        assert found.ious.tolist() == [1]
+    assert panoptic_quality([(predicted, reference)]).pq == 1
 
 
 def test_different_grids_are_refused_with_both_named():

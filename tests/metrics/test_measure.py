@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from clearmargin.core import Grid, InstanceSet
+from clearmargin.datasets.pairs import resample
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
-from clearmargin.measure import measure, render, resample
+from clearmargin.measure import measure, render
 
 from .shapes import ball, block
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from clearmargin.core import Image, Prediction, Provenance, Source
-from clearmargin.datasets.phantom import PHANTOM_LABELS, Clip, Phantom
+from clearmargin.datasets.phantom import PHANTOM_LABELS, Phantom
 from clearmargin.privacy import case_id
 
-__all__ = ["StudyFiles", "write_clip", "write_ct_series", "write_phantom_study"]
+__all__ = ["StudyFiles", "write_ct_series", "write_phantom_study"]
 
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 _EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -80,30 +80,6 @@ def write_ct_series(folder: Path, image: Image, seed: int, number: int) -> tuple
         dataset.save_as(path, enforce_file_format=True)
         files.append(path)
     return tuple(files)
-
-
-def write_clip(path: Path, clip: Clip) -> None:
-    """Write ``clip`` as an MP4 of MPEG-4 video at the encoder's best quality.
-
-    MPEG-4 Part 2, because FFmpeg's own encoder is LGPL where the usual H.264 one is GPL.
-
-    Raises:
-        ValueError: If the frames' sides are odd, which 4:2:0 chroma cannot hold.
-    """
-    import av
-
-    frames, height, width = clip.frames.shape[:3]
-    if height % 2 or width % 2:
-        raise ValueError(f"a video's sides are even, not {width} x {height}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=round(clip.frame_rate))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"qmin": "1", "qmax": "2", "bf": "0"}
-        stream.bit_rate = 40 * width * height
-        for k in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(clip.frames[k], format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def _shared_header(image: Image, seed: int, number: int) -> Any:

@@ -18,6 +18,8 @@ from clearmargin.privacy import case_id
 
 __all__ = ["Clip", "VideoClip", "open_video", "write_video"]
 
+_VP9_SUFFIXES = (".mp4", ".mkv", ".webm")
+
 # av.error.FFmpegError and its kin derive from these.
 _DAMAGE = (OSError, ValueError, EOFError, LookupError)
 
@@ -254,27 +256,37 @@ def _decode(container: Any) -> Iterator[tuple[Any, bool]]:
 
 
 def write_video(
-    path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: float, *, quality: int = 18
+    path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: float, *, quality: int = 20
 ) -> int:
-    """Write RGB frames ``(3, Y, X)`` uint8 as H.264; return how many. Odd sizes are padded by one pixel.
+    """Write RGB frames ``(3, Y, X)`` uint8 as VP9; return how many. Odd sizes are padded by one pixel.
+
+    VP9 plays in browsers and its encoder's licence is permissive; the H.264 encoder that comes with PyAV is GPL.
 
     Args:
-        path: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi``.
+        path: ``.mp4``, ``.mkv`` or ``.webm``.
         frames: All of one size; grey ``(1, Y, X)`` is repeated.
         fps: Frames a second; 0, of a clip that states no time, plays at 25.
-        quality: x264's constant rate factor: 0 is lossless in its colour space, 18 looks so, 28 is small.
+        quality: libvpx's constant quality, 0 (best) to 63 (smallest).
 
     Raises:
-        InputError: No frame, or frames of several sizes.
+        InputError: No frame, or frames of several sizes. ValueError: another suffix.
     """
     import av
 
+    if path.suffix.lower() not in _VP9_SUFFIXES:
+        raise ValueError(f"video is written as {', '.join(_VP9_SUFFIXES)}, not '{path.suffix}'")
     count = 0
     size: tuple[int, ...] = ()
     with av.open(os.fspath(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps or 25).limit_denominator(1001))
+        stream: Any = container.add_stream("libvpx-vp9", rate=Fraction(fps or 25).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(quality)}
+        stream.options = {
+            "crf": str(quality),
+            "b": "0",
+            "deadline": "realtime",
+            "cpu-used": "6",
+            "row-mt": "1",
+        }
         for frame in frames:
             pixels = frame.pixels if isinstance(frame, Image) else frame
             if count == 0:

@@ -115,12 +115,12 @@ def surroundings(instances: InstanceSet, *, reach: float) -> Surroundings:
     from scipy.ndimage import label
 
     n = len(instances)
-    overlap = np.zeros(n)
+    overlap, boxes = np.zeros(n), _boxes(instances)
     for i, mask in enumerate(instances.masks):
         others = np.zeros(mask.crop.shape, bool)
-        for j, other in enumerate(instances.masks):
-            if i != j and mask.overlaps(other):
-                others |= other.within(mask.slices)
+        for j in _meeting(mask, boxes):
+            if i != j:
+                others |= instances.masks[j].within(mask.slices)
         overlap[i] = np.count_nonzero(mask.crop & others) / mask.area if mask.area else 0.0
     return Surroundings(
         size=np.array([m.area for m in instances.masks], np.float64) * instances.grid.voxel_size,
@@ -133,8 +133,23 @@ def surroundings(instances: InstanceSet, *, reach: float) -> Surroundings:
 def _neighbours(instances: InstanceSet, reach: float) -> NDArray[np.int64]:
     from clearmargin.metrics.tissue import dilated
 
+    boxes = _boxes(instances)
     counts = np.zeros(len(instances), np.int64)
-    wide: list[Mask] = [dilated(mask, instances.grid, reach) for mask in instances.masks]
-    for i, mask in enumerate(wide):
-        counts[i] = sum(mask.overlaps(other) for j, other in enumerate(instances.masks) if i != j)
+    for i, mask in enumerate(instances.masks):
+        wide = dilated(mask, instances.grid, reach)
+        near = [j for j in _meeting(wide, boxes) if j != i]
+        counts[i] = sum(wide.overlaps(instances.masks[j]) for j in near)
     return counts
+
+
+def _boxes(instances: InstanceSet) -> NDArray[np.int64]:
+    """Return ``(N, 2, ndim)`` starts and stops."""
+    return np.array([m.box for m in instances.masks], np.int64).reshape(
+        len(instances), 2, instances.grid.ndim
+    )
+
+
+def _meeting(mask: Mask, boxes: NDArray[np.int64]) -> list[int]:
+    """Return the positions of the boxes that meet the mask's: few, where there are many instances."""
+    start, stop = mask.box
+    return [int(j) for j in np.flatnonzero(np.all((boxes[:, 0] < stop) & (boxes[:, 1] > start), axis=1))]

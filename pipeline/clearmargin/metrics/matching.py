@@ -29,7 +29,8 @@ class Matches:
         pairs: ``(k, 2)`` int64, positions of the predicted and the reference instance.
         ious: ``(k,)`` float64, each pair's IoU.
         spurious: Positions of the predictions without a partner, int64.
-        missed: Positions of the references without a partner, int64.
+        missed: Positions of the references without a partner, int64; one that lies in the ignored region as a
+            whole is not missed.
         ignored: Positions of the predictions without a partner that lie in the reference's ignored region, by
             half of their area or more: neither right nor wrong.
     """
@@ -44,8 +45,8 @@ class Matches:
 def match_instances(predicted: InstanceSet, reference: InstanceSet, *, iou_threshold: float = 0.5) -> Matches:
     """Match as COCO does: predictions in order of score, each to the best free reference of its label.
 
-    A pair needs an IoU of at least ``iou_threshold``. Ties in score keep the order of the set.
-    Either set may be empty.
+    A pair needs an IoU of at least ``iou_threshold`` outside the reference's ignored region. Ties in score
+    keep the order of the set. Either set may be empty.
 
     Raises:
         ValueError: The sets lie on grids of different shape, or the threshold is not in (0, 1].
@@ -64,8 +65,8 @@ def match_optimally(
 ) -> Matches:
     """Match so that the sum of IoU over pairs at or above ``iou_threshold`` is the largest possible.
 
-    Scores play no part. ``strict`` asks for an IoU above the threshold, as panoptic quality does at 0.5.
-    Either set may be empty.
+    Scores play no part. ``strict`` asks for an IoU above the threshold, as panoptic quality does at 0.5. IoU
+    is taken outside the reference's ignored region. Either set may be empty.
 
     Raises:
         ValueError: The sets lie on grids of different shape, or the threshold is not in (0, 1].
@@ -145,7 +146,18 @@ def _comparable_ious(predicted: InstanceSet, reference: InstanceSet, threshold: 
         )
     if not 0 < threshold <= 1:
         raise ValueError(f"an IoU threshold lies in (0, 1], not {threshold}")
-    return iou_matrix(predicted.masks, reference.masks, predicted.labels[:, None] == reference.labels)
+    ours, theirs = (_outside(masks, reference.ignore) for masks in (predicted.masks, reference.masks))
+    return iou_matrix(ours, theirs, predicted.labels[:, None] == reference.labels)
+
+
+def _outside(masks: Sequence[Mask], ignore: Mask | None) -> Sequence[Mask]:
+    """Return the masks without what lies in ``ignore``."""
+    if ignore is None:
+        return masks
+    return [
+        Mask.from_crop(m.crop & ~ignore.within(m.slices), m.origin, m.shape) if m.overlaps(ignore) else m
+        for m in masks
+    ]
 
 
 def _matches(
@@ -154,10 +166,12 @@ def _matches(
     pairs = np.array(sorted(chosen), np.int64).reshape(-1, 2)
     left = np.setdiff1d(np.arange(len(predicted)), pairs[:, 0])
     shares = np.array([ignored_share(predicted.masks[i], reference.ignore) for i in left])
+    unfound = np.setdiff1d(np.arange(len(reference)), pairs[:, 1])
+    countable = [ignored_share(reference.masks[j], reference.ignore) < 1 for j in unfound]
     return Matches(
         pairs=pairs,
         ious=ious[pairs[:, 0], pairs[:, 1]],
         spurious=left[shares < 0.5] if left.size else left,
-        missed=np.setdiff1d(np.arange(len(reference)), pairs[:, 1]),
+        missed=unfound[countable] if unfound.size else unfound,
         ignored=left[shares >= 0.5] if left.size else left,
     )

@@ -44,7 +44,8 @@ def panoptic_quality(
 
     Overlap is resolved first (`resolve_overlap`), as a panoptic map has one instance at each element;
     instances of a label in ``stuff`` are one region. A pair matches at an IoU above 0.5, strictly, so that
-    matches are unique. Predictions that lie in the ignored region by half or more do not count.
+    matches are unique. The ignored region is in no IoU; predictions that lie in it by half or more do not
+    count, nor do references that lie in it as a whole.
 
     Returns:
         Counts over all images; ratios as means over the labels that occur. Nothing at all: 1.

@@ -1,0 +1,115 @@
+"""Label files of any format as instances: volumes, pictures, DICOM SEG; the reader says what one object is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Grid, InstanceSet, Mask
+
+__all__ = ["LABEL_SUFFIXES", "Objects", "read_label_file"]
+
+Objects = Literal["classes", "components", "instances"]
+"""What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
+
+LABEL_SUFFIXES = (
+    ".nii.gz",
+    ".nii",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".dcm",
+)
+
+_MOST_VALUES = 100_000  # up to which boxes are listed by value
+
+
+def read_label_file(path: Path, objects: Objects) -> InstanceSet:
+    """Return the objects of a label file on its own grid; none where it is empty. Pictures are in px.
+
+    A DICOM SEG names its objects itself: ``objects`` is for the others.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    name = path.name.lower()
+    if name.endswith(".dcm"):
+        from clearmargin.formats.dicom_seg_content import read_dicom_seg
+
+        return read_dicom_seg(path)
+    if name.endswith((".png", ".bmp", ".tif", ".tiff")):
+        from clearmargin.formats.raster import read_label_raster
+
+        labels = read_label_raster(path)
+        return _SPLIT[objects](labels, Grid.from_spacing(labels.shape))
+    from clearmargin.formats.volume import read_label_volume
+
+    return _SPLIT[objects](*read_label_volume(path))
+
+
+def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
+    """Return one object for each value; the value is its class."""
+    found = _by_value(labels, grid)
+    return InstanceSet(
+        grid=grid,
+        masks=tuple(found.values()),
+        labels=np.array(list(found), np.int64),
+        scores=np.ones(len(found), np.float32),
+    )
+
+
+def _by_value(labels: NDArray[np.integer], grid: Grid) -> dict[int, Mask]:
+    """Return the mask of each positive value, in order, at the cost of the boxes and not of a sort of the volume."""
+    from scipy.ndimage import find_objects
+
+    if labels.max(initial=0) > _MOST_VALUES:  # a list of boxes by value would be long and empty
+        values = np.unique(labels[labels > 0])
+        return {int(v): Mask.from_dense(labels == v) for v in values}
+    positive = labels if labels.min(initial=0) >= 0 else np.maximum(labels, 0)
+    return {
+        value: Mask.from_crop(labels[box] == value, tuple(s.start for s in box), grid.shape)
+        for value, box in enumerate(find_objects(positive), start=1)
+        if box is not None
+    }
+
+
+def _components(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
+    """Return one object for each part of each value that hangs together by faces, edges or corners."""
+    from scipy.ndimage import generate_binary_structure, label
+
+    classes = _classes(labels, grid)
+    masks: list[Mask] = []
+    values: list[int] = []
+    for mask, value in zip(classes.masks, classes.labels, strict=True):
+        parts, count = label(mask.crop, generate_binary_structure(grid.ndim, grid.ndim))
+        masks += [Mask.from_crop(parts == k, mask.origin, mask.shape) for k in range(1, count + 1)]
+        values += [int(value)] * count
+    return InstanceSet(
+        grid=grid,
+        masks=tuple(masks),
+        labels=np.array(values, np.int64),
+        scores=np.ones(len(masks), np.float32),
+    )
+
+
+def _instances(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
+    """Return one object for each value, all of one class."""
+    by_value = _classes(labels, grid)
+    ones = np.ones(len(by_value), np.int64)
+    return InstanceSet(grid=grid, masks=by_value.masks, labels=ones, scores=by_value.scores)
+
+
+_SPLIT: dict[str, Callable[[NDArray[np.integer], Grid], InstanceSet]] = {
+    "classes": _classes,
+    "components": _components,
+    "instances": _instances,
+}

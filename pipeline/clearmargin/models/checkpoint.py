@@ -1,0 +1,118 @@
+"""The whole state of a training, and its file."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearmargin.errors import InputError, TrainingError
+
+__all__ = ["CHECKPOINT", "TrainingState", "guard_disk", "restore_checkpoint", "save_checkpoint"]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """All that changes while a training goes on; there is no state of generators or samplers beside it.
+
+    Attributes:
+        network: The weights.
+        average: Their moving average, by name.
+        optimiser: With its moments.
+        epoch: Whole epochs done.
+        seconds: Spent on them, over all resumptions.
+        best: Validation metrics of the model that is kept, by name.
+        since_best: Validations since then.
+    """
+
+    network: nn.Module
+    average: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0
+    seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+    since_best: int = 0
+
+    def move_average(self, decay: float, step: int) -> None:
+        """Move the average towards the current weights; faster at first, so that a short run forgets its start."""
+        weight = 1 - min(decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, weight)
+                else:
+                    self.average[name].copy_(value)
+
+
+def save_checkpoint(state: TrainingState, folder: Path, config_digest: str) -> None:
+    """Write the state to ``checkpoint.pt`` in ``folder``, whole or not at all.
+
+    Raises:
+        TrainingError: The disk is full; an earlier checkpoint stays.
+    """
+    saved = {
+        "config": config_digest,
+        "network": state.network.state_dict(),
+        "average": state.average,
+        "optimiser": state.optimiser.state_dict(),
+        "epoch": state.epoch,
+        "seconds": state.seconds,
+        "best": state.best,
+        "since_best": state.since_best,
+    }
+    draft = folder / f".{CHECKPOINT}"
+
+    def write() -> None:
+        torch.save(saved, draft)
+        draft.replace(folder / CHECKPOINT)
+
+    guard_disk(write)
+
+
+def restore_checkpoint(state: TrainingState, folder: Path) -> str:
+    """Load the checkpoint of a run's folder into ``state``; return the digest of the configuration it was made with.
+
+    Raises:
+        InputError: There is none, or it is not whole.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InputError(
+            f"{CHECKPOINT} of run '{folder.name}' is damaged ({type(error).__name__}): start the training anew"
+        ) from None
+    state.network.load_state_dict(saved["network"])
+    for name, value in saved["average"].items():
+        state.average[name].copy_(value)  # stays on the network's device
+    state.optimiser.load_state_dict(saved["optimiser"])
+    state.epoch, state.seconds = saved["epoch"], saved["seconds"]
+    state.best, state.since_best = saved["best"], saved["since_best"]
+    return str(saved["config"])
+
+
+def guard_disk(write: Callable[[], object]) -> None:
+    """Call ``write``.
+
+    Raises:
+        TrainingError: The disk is full.
+    """
+    try:
+        write()
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError without errno
+        if getattr(error, "errno", None) == errno.ENOSPC or "file write failed" in str(error):
+            raise TrainingError(
+                "the disk is full: the last checkpoint is whole; free some space and go on with --resume"
+            ) from None
+        raise
