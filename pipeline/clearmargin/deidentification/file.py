@@ -121,9 +121,7 @@ def _deidentify(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
     names = [str(header.get(k) or "none") for k in ("StudyInstanceUID", "SeriesInstanceUID")]
     place = "/".join((patient.pseudonym, *names, f"{header.SOPInstanceUID}.dcm"))
     status: Status = "written" if reason is None else "held back"
-    return Outcome(
-        status=status, reason=reason or "", draft=draft, place=place, digest=digest, tally=tally
-    )
+    return Outcome(status=status, reason=reason or "", draft=draft, place=place, digest=digest, tally=tally)
 
 
 def _syntax(header: Any) -> str:
@@ -176,7 +174,9 @@ def _pixel_span(header: Any, path: Path) -> tuple[int, int] | None:
             file.seek(start_of_value)
             end = _end_of_fragments(file, order)
     if end > size:
-        raise InputError(f"the file is cut off: {size - start_of_value} of {length} bytes of pixels are there")
+        raise InputError(
+            f"the file is cut off: {size - start_of_value} of {length} bytes of pixels are there"
+        )
     return start, end
 
 
