@@ -52,7 +52,7 @@ def uncleanable(header: Any) -> str | None:
     return None
 
 
-def why_pixels_are_suspect(header: Any) -> str | None:
+def why_pixels_are_suspect(header: Any) -> str | None:  # noqa: PLR0911 - one rule, one return
     """Return why the pictures of a data set may carry burned-in text, judged by its header; None where not.
 
     A header that says ``BurnedInAnnotation`` NO is not believed where the kind of picture speaks against it.

@@ -128,7 +128,9 @@ class _Pass:
             if done:
                 self._tally[int(tag), done] += 1
 
-    def _apply(self, dataset: Any, tag: Any, vr: str, element: Any, action: Action, *, content: bool) -> str:
+    def _apply(  # noqa: PLR0911 - one action, one return
+        self, dataset: Any, tag: Any, vr: str, element: Any, action: Action, *, content: bool
+    ) -> str:
         """Do one action; return what was done in the past tense, "" for a mere descent."""
         if action in ("shift", "zone"):
             return self._temporal(dataset, tag, vr, element)

@@ -41,8 +41,8 @@ _CHOSEN: dict[str, Action] = {
     "PatientName": "pseudonym",
     "PatientID": "pseudonym",
     "ContentSequence": "content",
-    "InstitutionCodeSequence": "remove",
-    "OperatorIdentificationSequence": "remove",
+    "InstitutionCodeSequence": "code",
+    "OperatorIdentificationSequence": "recurse",
     "WaveformAnnotationSequence": "remove",
     "GraphicAnnotationSequence": "remove",
     "PersonIdentificationCodeSequence": "code",
@@ -112,7 +112,7 @@ _UNLISTED: dict[str, Action] = {
     "TM": "shift",
     "PN": "dummy",
     "AE": "dummy",
-    "UR": "remove",
+    "UR": "dummy",
     "UN": "remove",
 }
 _PUBLIC_ADDRESSES = {"CodingSchemeURL", "URNCodeValue"}
@@ -130,7 +130,7 @@ def basic_profile() -> dict[int, tuple[str, str, str]]:
 
 
 @cache
-def action_for(tag: int, vr: str, *, nested: bool, content: bool) -> Action:
+def action_for(tag: int, vr: str, *, nested: bool, content: bool) -> Action:  # noqa: PLR0911
     """Return what is done to an element.
 
     Args:
