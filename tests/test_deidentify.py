@@ -343,6 +343,7 @@ def _pixel_bytes(path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_pixels_stay_and_nothing_becomes_invalid(tmp_path, key, data_root):
     """Over all real files: the pixels' bytes are equal, and dciodvfy finds no error that was not there before."""

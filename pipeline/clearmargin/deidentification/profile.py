@@ -177,4 +177,5 @@ def fallback(tag: int) -> Action:
 def _keyword(tag: int) -> str:
     from pydicom.datadict import keyword_for_tag
 
-    return keyword_for_tag(tag)
+    keyword: str = keyword_for_tag(tag)
+    return keyword
