@@ -291,6 +291,55 @@ def measure(
 
 
 @app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM file, zip, or folder; only read.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results and the report.")],
+    key: Annotated[Path, typer.Option("--key", "-k", help="File with the secret key.")],
+    new_key: Annotated[bool, typer.Option("--new-key", help="Write a new key there first.")] = False,
+    quarantine: Annotated[
+        Path | None,
+        typer.Option(help="Folder for files held back, to be looked at; default: they are not written."),
+    ] = None,
+    pixels_reviewed: Annotated[
+        bool,
+        typer.Option(
+            "--pixels-reviewed", help="All pictures were looked at: hold none back for burned-in text."
+        ),
+    ] = False,
+    look_for_text: Annotated[
+        bool, typer.Option("--look-for-text", help="Search the pixels for text, too; about a second a file.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes.")] = 1,
+) -> None:
+    """Remove identity from DICOM files: PS3.15's Basic Profile, dates shifted, UIDs and pseudonyms keyed."""
+    from clearmargin.deidentification.key import write_new_key
+    from clearmargin.deidentify import deidentify as call
+
+    if new_key:
+        write_new_key(key)
+    done = call(
+        source,
+        out,
+        key=key,
+        quarantine=quarantine,
+        pixels_reviewed=pixels_reviewed,
+        look_for_text=look_for_text,
+        workers=workers,
+    )
+    _say(", ".join(f"{count} {status}" for status, count in sorted(done.files.items())))
+    _say(f"report: {out / 'report.json'}")
+    if done.left_out:
+        raise BatchError(
+            f"{done.left_out} DICOM files are not among the results (files.csv names their case ids):\n"
+            + "\n".join(
+                f"  {count} {status}: {reason}"
+                for (status, reason), count in sorted(done.reasons.items())
+                if status in ("held back", "refused")
+            )
+        )
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder for the phantoms and the results.")] = Path("demo"),
     steps: Annotated[

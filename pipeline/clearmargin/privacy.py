@@ -12,10 +12,10 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["case_id", "home", "record_case", "recorded_cases"]
+__all__ = ["case_id", "home", "record_case", "record_cases", "recorded_cases"]
 
 
 def home() -> Path:
@@ -36,11 +36,20 @@ def case_id(*parts: str) -> str:
 
 def record_case(case: str, path: Path) -> None:
     """Append ``case -> path`` to the private crosswalk (``crosswalk.jsonl``, mode 0600); once for each pair."""
-    entry = {"case": case, "path": str(path.resolve())}
-    if recorded_cases().get(case) == entry["path"]:
+    record_cases({case: path})
+
+
+def record_cases(paths: Mapping[str, Path]) -> None:
+    """Append many cases to the crosswalk, case id to path, reading it only once."""
+    known = recorded_cases() if paths else {}
+    entries = ({"case": case, "path": str(path.resolve())} for case, path in paths.items())
+    lines = [json.dumps(entry) + "\n" for entry in entries if known.get(entry["case"]) != entry["path"]]
+    if not lines:
         return
     with _private(home() / "crosswalk.jsonl", os.O_APPEND) as descriptor:
-        os.write(descriptor, (json.dumps(entry) + "\n").encode())
+        content = "".join(lines).encode()
+        while content:
+            content = content[os.write(descriptor, content) :]
 
 
 def recorded_cases() -> dict[str, str]:
