@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ class TrainingSettings(Settings):
         None, description="none: all epochs are run, the last one kept"
     )
     workers: int = Field(1, ge=0, description="processes that prepare windows")
-    threads: int = Field(0, ge=0, description="threads of torch; 0 leaves its default")
+    threads: int = Field(0, ge=0, description="threads of torch; 0 takes the cores that workers leave")
     cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in each worker")
     max_minutes: float | None = Field(
         None,
@@ -150,8 +151,9 @@ def train(
 
 def _train(experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes: bool) -> TrainingResult:
     settings = experiment.training
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    # Threads that have to share a core with a worker wait for each other: measured, ten times slower.
+    free = len(os.sched_getaffinity(0)) // group.size - settings.workers
+    torch.set_num_threads(settings.threads or max(1, free))
     dataset = open_dataset(Path(experiment.card))
     cases = dataset.split("train")
     validation = _validation_cases(experiment, dataset)

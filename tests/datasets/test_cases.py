@@ -255,6 +255,9 @@ def test_missing_files_and_columns_are_counted_and_named(tmp_path):
         ("endovis2015_rigid", 120, 40),
         ("busi_subset", 84, 21),
         ("mr_tumour_volumes", 3, 1),
+        ("totalsegmentator_ct", 1, 1),
+        ("dcmqi_liver", 1, 1),
+        ("dcmqi_overlaps", 1, 1),
     ],
 )
 def test_the_shipped_cards_fit_the_real_data(data_root, name, cases, test_cases):
@@ -273,3 +276,14 @@ def test_endovis_instruments_split_by_occlusion_stay_one(data_root):
     total = sum(len(dataset.read(c)[1]) for c in dataset.cases)
     assert total == 164
     assert {c.strata["surgery"] for c in dataset.split("test")} == {"OP3"}
+
+
+def test_organs_of_a_ct_left_and_right_are_instances_of_one_class(data_root):
+    from pathlib import Path
+
+    dataset = open_dataset(Path(__file__).parents[2] / "data_cards" / "totalsegmentator_ct.yaml")
+    _, organs = dataset.read(dataset.cases[0])
+    kidney = dataset.card.label_map.by_name("kidney")
+    assert len(organs) == 41
+    assert [organs.masks[i].area for i in np.flatnonzero(organs.labels == kidney.id)] == [3947, 3676]
+    assert kidney.type.value == "64033007"

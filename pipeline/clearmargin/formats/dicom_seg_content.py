@@ -72,17 +72,24 @@ def read_dicom_seg(path: Path, *, grid: Grid | None = None, label_map: LabelMap 
     content = read_seg_content(path, grid=grid)
     if label_map is None:
         return content.instances
-    ids = {(c.type.value, c.type.scheme): c.id for c in label_map.classes}
     labels = []
     for segment in content.segments:
-        key = (segment.type.value, segment.type.scheme)
-        if key not in ids:
-            known = ", ".join(f"{value} {scheme}" for value, scheme in ids)
+        # pydicom's comparison knows SNOMED's retired SRT values for what they are today
+        found = [c.id for c in label_map.classes if _concept(c.type) == _concept(segment.type)]
+        if not found:
+            known = ", ".join(f"{c.type.value} {c.type.scheme}" for c in label_map.classes)
             raise InputError(
-                f"segment {segment.number} is of type {key[0]} {key[1]}, which is none of: {known}"
+                f"segment {segment.number} is of type {segment.type.value} {segment.type.scheme}, "
+                f"which is none of: {known}"
             )
-        labels.append(ids[key])
+        labels.append(found[0])
     return replace(content.instances, labels=np.array(labels, np.int64))
+
+
+def _concept(code: Code) -> Any:
+    from pydicom.sr.coding import Code as Concept
+
+    return Concept(code.value, code.scheme, code.meaning)
 
 
 @dicom_boundary()
