@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -27,6 +27,11 @@ bench-formats: .venv/installed
 
 bench-metrics: .venv/installed
 	$(BIN)/python benchmarks/bench_metrics.py
+
+# 100,000 damaged files; RUN=n repeats a run, CASES=n shortens it, what fails is kept in fuzz/.
+CASES ?= 100000
+fuzz: .venv/installed
+	PYTHONPATH=tests $(BIN)/python benchmarks/fuzz.py --cases $(CASES) $(if $(RUN),--run $(RUN))
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -131,6 +131,12 @@ def axial() -> Grid:
 
 
 @pytest.fixture
+def oblique() -> Grid:
+    """A grid turned about no axis of the patient."""
+    return GRIDS["oblique"]
+
+
+@pytest.fixture
 def tilted() -> Grid:
     """A grid as a gantry tilted by 20 degrees gives it: slices displaced along their own rows."""
     affine = GRIDS["axial"].affine.copy()

@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
+from clearmargin.formats.dicom_pixels import MAX_BYTES
 
 __all__ = ["CocoImage", "read_coco", "read_coco_images", "write_coco"]
+
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError)
+_MAX_PIXELS = 2**28  # of one picture: a mask of it is a quarter of a GiB while it is read
+_MAX_SHIFT = 60
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +71,7 @@ def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> Ins
         raise InputError(
             f"the COCO file lists {len(entries)} images of that name; it has {len(content['images'])}"
         )
-    size = (int(entries[0]["height"]), int(entries[0]["width"]))
+    size = _size(entries[0])
     if size != grid.shape:
         raise GeometryError(f"the COCO file says {size[0]} x {size[1]}, the image is {grid}")
     names = [str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
@@ -145,27 +150,43 @@ def _parsed(path: Path, _modified: int) -> dict[str, Any]:
         for annotation in content["annotations"]:
             by_image.setdefault(annotation["image_id"], []).append(annotation)
         content["by_image"] = by_image
-        _ = [(e["id"], e["file_name"], e["height"], e["width"]) for e in content["images"]]
-        _ = [(c["id"], c["name"]) for c in content["categories"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        _ = [(by_image.get(e["id"]), e["file_name"], _size(e)) for e in content["images"]]
+        _ = sorted({c["id"]: c["name"] for c in content["categories"]})
+    except (*_DAMAGE, RecursionError) as error:
         raise InputError(f"'{path.name}' is not a COCO file ({type(error).__name__})") from None
     return dict(content)
 
 
-def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
+def _size(entry: dict[str, Any]) -> tuple[int, int]:
+    """Return rows and columns; ValueError where they are none."""
     size = (int(entry["height"]), int(entry["width"]))
+    if min(size) < 1:
+        raise ValueError("a picture without pixels")
+    if size[0] * size[1] > _MAX_PIXELS:
+        raise InputError(
+            f"the COCO file claims a picture of {size[0]} x {size[1]}: more than is read at once"
+        )
+    return size
+
+
+def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
+    size = _size(entry)
     order = {c["id"]: k + 1 for k, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
     masks, labels, scores = [], [], []
+    held = 0
     crowd: NDArray[np.bool_] | None = None
-    for annotation in content["by_image"].get(entry["id"], []):
+    for k, annotation in enumerate(content["by_image"].get(entry["id"], [])):
         try:
             mask = _mask(annotation["segmentation"], size)
             label = order[annotation["category_id"]]
-            score = float(annotation.get("score", 1.0))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(
-                f"annotation {annotation.get('id')} is damaged ({type(error).__name__})"
-            ) from None
+            score = _score(annotation)
+        except _DAMAGE as error:
+            number = annotation.get("id")
+            shown = number if isinstance(number, int) else f"{k + 1} of its image"
+            raise InputError(f"annotation {shown} is damaged ({type(error).__name__})") from None
+        held += mask.crop.size
+        if held > MAX_BYTES:
+            raise InputError("the annotations of one image are more than is read at once")
         if annotation.get("iscrowd"):
             crowd = mask.dense() if crowd is None else crowd | mask.dense()
             continue
@@ -182,6 +203,13 @@ def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str])
     return CocoImage(file_name=str(entry["file_name"]), instances=instances, classes=tuple(names))
 
 
+def _score(annotation: dict[str, Any]) -> float:
+    score = float(annotation.get("score", 1.0))
+    if not 0 <= score <= 1:
+        raise ValueError("a score lies in [0, 1]")
+    return score
+
+
 def _mask(segmentation: Any, size: tuple[int, int]) -> Mask:
     if isinstance(segmentation, list):
         return _from_polygons(segmentation, size)
@@ -194,7 +222,8 @@ def _mask(segmentation: Any, size: tuple[int, int]) -> Mask:
 def _from_run_lengths(counts: Sequence[int], size: tuple[int, int]) -> Mask:
     """Return the mask of column-major run lengths that start with zeros."""
     runs = np.asarray(counts, np.int64)
-    if runs.sum() != size[0] * size[1] or (runs < 0).any():
+    total = size[0] * size[1]  # each is held against it first: a sum can wrap round
+    if runs.ndim != 1 or (runs < 0).any() or (runs > total).any() or runs.sum() != total:
         raise ValueError("run lengths do not add up to the image")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return Mask.from_dense(flat.reshape(size[1], size[0]).T)
@@ -218,6 +247,8 @@ def _uncompressed(text: str) -> list[int]:
             value |= (digit & 0x1F) << shift
             more = bool(digit & 0x20)
             position, shift = position + 1, shift + 5
+            if shift > _MAX_SHIFT:
+                raise ValueError("a run longer than any picture")
             if not more and digit & 0x10:
                 value |= -1 << shift
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
@@ -231,8 +262,8 @@ def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -
     dense = np.zeros(size, bool)
     for flat in polygons:
         points = np.asarray(flat, np.float64).reshape(-1, 2)
-        if len(points) < 3 or not np.isfinite(points).all():
-            raise ValueError("a polygon has at least three finite points")
+        if len(points) < 3 or not np.isfinite(points).all() or np.abs(points).max() > _MAX_PIXELS:
+            raise ValueError("a polygon has at least three points, and near its image")
         low = np.floor(points.min(axis=0)).astype(int).clip(0, (size[1], size[0]))
         high = np.ceil(points.max(axis=0)).astype(int).clip(0, (size[1], size[0]))
         shape = (int(high[1] - low[1]), int(high[0] - low[0]))

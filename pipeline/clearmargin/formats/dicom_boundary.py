@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clearmargin.errors import ClearMarginError, InputError
+from clearmargin.formats.quiet import hushed
 
 __all__ = ["converting", "dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
 
@@ -24,18 +24,6 @@ _LOUD = (
 )
 
 
-class _Hush(logging.Filter):
-    """Drops a library's records while our own calls are under way; other callers of it keep theirs."""
-
-    active = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return self.active == 0
-
-
-_hush = _Hush()
-
-
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
     """Silence pydicom's and highdicom's remarks on odd values: they quote values that may name a patient."""
@@ -43,15 +31,11 @@ def quiet_pydicom() -> Iterator[None]:
         yield
         return
     token = _quiet.set(True)
-    for name in _LOUD:
-        logging.getLogger(name).addFilter(_hush)
-    _hush.active += 1
     try:
-        with warnings.catch_warnings():
+        with hushed(*_LOUD), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
             yield
     finally:
-        _hush.active -= 1
         _quiet.reset(token)
 
 
@@ -99,12 +83,16 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
         InputError: The file is not DICOM, or is cut off or malformed; the message holds none of its values.
     """
     import pydicom
+    from pydicom.uid import UID
 
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
         dataset = pydicom.dcmread(
             opened, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None, force=True
         )
+        syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+        if syntax is not None and not isinstance(syntax, UID):
+            raise InputError("the transfer syntax is malformed: the object is damaged")
         if not pixels:
             dataset.pixels_at = (
                 opened.tell()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import errno
+import lzma
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +18,16 @@ from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 
 __all__ = ["is_zip", "listed_files", "unpacked_files"]
 
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 _MAX_UNPACKED = 32 * 2**30
 _MAX_FILES = 200_000
 
@@ -79,6 +93,12 @@ def _unpack(path: Path, _modified: int) -> tuple[Path, ...]:
                 with archive.open(member) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
                 files.append(file)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+    except OSError as error:
+        if (
+            error.errno != errno.EINVAL
+        ):  # which a place before the archive's beginning gives; others are the disk's
+            raise
+        raise InputError(f"'{path.name}' is not readable as a zip: it points outside itself") from None
+    except _DAMAGE as error:
         raise InputError(f"'{path.name}' is not readable as a zip ({type(error).__name__})") from None
     return tuple(files)

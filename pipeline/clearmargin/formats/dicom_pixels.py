@@ -178,7 +178,7 @@ def _native_grey(
 def _drop_unused_bits(frame: NDArray[Any], layout: PixelLayout, high: Any) -> NDArray[np.generic]:
     """Clear the bits above the stored ones, where overlays used to hide, and extend the sign."""
     unused = layout.allocated - layout.stored
-    if unused and (high is None or int(high) == layout.stored - 1):
+    if unused and high in (None, layout.stored - 1):  # what is malformed equals neither
         shift = frame.dtype.type(unused)
         frame = np.right_shift(np.left_shift(frame, shift), shift)
     return frame

@@ -173,7 +173,8 @@ def _real_values(dataset: Any) -> NDArray[np.float32]:
         holders = (each[k] if k < len(each) else {}, shared)
         mappings = next((h.get("RealWorldValueMappingSequence") for h in holders if h.get(_MAPPING)), None)
         slope, intercept = (1.0, 0.0) if not mappings else _linear(mappings[0])
-        real[k] = values[k] * slope + intercept
+        with np.errstate(all="ignore"):  # a map may hold NaN, and infinities
+            real[k] = values[k] * slope + intercept
     return real
 
 
@@ -184,6 +185,8 @@ def _linear(mapping: Any) -> tuple[float, float]:
     slope, intercept = mapping.get("RealWorldValueSlope"), mapping.get("RealWorldValueIntercept")
     if slope is None or intercept is None:
         raise InputError("the Parametric Map's values go through a table, which is not read")
+    if not np.isfinite([float(slope), float(intercept)]).all():
+        raise InputError("the Parametric Map's slope or intercept is not finite")
     return float(slope), float(intercept)
 
 

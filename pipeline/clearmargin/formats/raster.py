@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.quiet import hushed
 from clearmargin.privacy import case_id
 
 __all__ = ["read_label_raster", "read_raster", "write_raster"]
@@ -105,7 +106,7 @@ def _load(path: Path, *, palette: bool) -> tuple[NDArray[Any], bool]:
     if not path.exists():
         raise InputError(f"there is no file '{path.name}'")
     try:
-        with warnings.catch_warnings():
+        with hushed("tifffile", "PIL"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile)(\.|$)")
             return (
                 _load_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _load_pillow(path, palette)
@@ -150,6 +151,7 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
         series = tiff.series[0]
         _refuse_size(int(np.prod(series.shape, dtype=np.int64)) * series.dtype.itemsize, path)
         data = np.asarray(series.asarray())
+        _refuse_size(data.nbytes, path)  # a page may say one thing and hold another
         axes = series.axes
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
     if "C" in axes and "S" not in axes:
@@ -158,5 +160,7 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
 
 
 def _refuse_size(size: int, path: Path) -> None:
+    if size < 1:
+        raise InputError(f"'{path.name}' holds no pixel")
     if size > MAX_BYTES:
         raise InputError(f"'{path.name}' claims {size / 2**30:.0f} GiB of pixels: not readable at once")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
@@ -20,8 +21,8 @@ __all__ = ["Clip", "VideoClip", "open_video", "write_video"]
 
 _VP9_SUFFIXES = (".mp4", ".mkv", ".webm")
 
-# av.error.FFmpegError and its kin derive from these.
-_DAMAGE = (OSError, ValueError, EOFError, LookupError)
+# Most of FFmpeg's errors derive from the others too; what it has not implemented does not.
+_DAMAGE = (FFmpegError, OSError, ValueError, EOFError, LookupError)
 
 
 class Clip(Protocol):
@@ -173,6 +174,8 @@ class VideoClip:
         try:
             if not container.streams.video:
                 raise InputError(f"'{self._name}' holds no video")
+            if container.streams.video[0].codec_context is None:
+                raise InputError(f"'{self._name}' is in a codec that no installed decoder reads")
             container.streams.video[0].thread_type = "AUTO"
             # Raise on damage instead of painting over it.
             container.streams.video[0].codec_context.options = {"err_detect": "explode"}

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.metaimage import holds_whole_values
+from clearmargin.formats.quiet import hushed
 from clearmargin.privacy import case_id
 
 __all__ = ["read_label_volume", "read_volume", "write_volume"]
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MOST_DEFLATED = 1032  # values in a byte, by zlib's own account of its best case
 _TO_MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -86,7 +89,7 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], Grid]:
     import nibabel
 
     try:
-        with warnings.catch_warnings():
+        with hushed("nibabel.global"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"nibabel\..*")
             volume: Any = nibabel.load(path)
             shape = tuple(int(n) for n in volume.shape)
@@ -130,6 +133,15 @@ def _refuse_size(shape: tuple[int, ...], itemsize: int, path: Path) -> None:
         raise InputError(f"'{path.name}' claims {' x '.join(map(str, shape))} values: not readable at once")
 
 
+def _refuse_promise(values: int, path: Path) -> None:
+    """Refuse a file that cannot hold what it claims: memory for them is not asked for."""
+    held = path.stat().st_size * _MOST_DEFLATED
+    if (
+        path.suffix.lower() not in (".mhd", ".nhdr") and values > held
+    ):  # those keep their values in another file
+        raise InputError(f"'{path.name}' claims {values} values and is too short to hold them: it is cut off")
+
+
 def _write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
     import nibabel
 
@@ -156,6 +168,11 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], Grid]:
         reader.ReadImageInformation()
         size = tuple(int(n) for n in reader.GetSize())
         _refuse_size((*size, reader.GetNumberOfComponents()), 8, path)
+        values = math.prod(size) * reader.GetNumberOfComponents()
+        _refuse_promise(values, path)
+        itemsize = SimpleITK.Image([1] * len(size), reader.GetPixelID()).GetSizeOfPixelComponent()
+        if path.suffix.lower() in (".mha", ".mhd") and not holds_whole_values(path, values * itemsize):
+            raise InputError(f"'{path.name}' is cut off or damaged: its compressed values are not whole")
         volume = reader.Execute()
     except RuntimeError:
         raise InputError(
