@@ -163,7 +163,7 @@ def _train(experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes
     network = build_network(model_config, classes=len(dataset.card.classes), pretrained=not resumes)
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     state = TrainingState(
         network=network,
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
