@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,14 @@ def test_a_dicom_folder_gives_a_seg_in_place(bright, tmp_path):
     assert entropy.grid.same_as(image.grid)
     (row,) = json.loads((done.folder / "instances.json").read_text())
     assert row["volume_mm3"] == pytest.approx(expected.sum() * 5.0 * 0.8 * 0.7)
+    # dcmqi, a second implementation, reads the same numbers from the report
+    tool = Path(sysconfig.get_path("scripts")) / "tid1500reader"
+    command = [tool, "--inputDICOM", done.folder / "report.dcm", "--outputMetadata", tmp_path / "sr.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    (group,) = json.loads((tmp_path / "sr.json").read_text())["Measurements"]
+    values = {m["quantity"]["CodeMeaning"]: float(m["value"]) for m in group["measurementItems"]}
+    for name, column in (("Volume", "volume_mm3"), ("Long axis", "long_axis_mm"), ("Score", "score")):
+        assert values[name] == pytest.approx(row[column], rel=1e-5)
     centre = image.grid.to_world(np.argwhere(expected).mean(axis=0))
     assert [row[f"centroid_{a}_mm"] for a in "xyz"] == pytest.approx(list(centre), abs=0.01)
     assert len(list((done.folder / "overlay").glob("slice-*.png"))) == 3
@@ -135,8 +145,6 @@ def test_an_empty_folder_says_what_was_expected(bright, tmp_path):
 
 def test_real_liver_slices_give_a_seg_in_place(data_root, bright, tmp_path):
     """Three real slices: what is above 200 HU is found, and dcmqi reads the SEG where the slices are."""
-    import subprocess
-    import sysconfig
 
     import SimpleITK as sitk  # noqa: N813
 

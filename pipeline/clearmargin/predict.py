@@ -169,6 +169,12 @@ def _predict_image(
                 "%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written",
                 image.source.case,
             )
+        elif image.grid.ndim == 3 and image.grid.unit == "mm":
+            from clearmargin.formats.structured_report import write_structured_report
+            from clearmargin.report.quantities import measured_quantities
+
+            quantities = measured_quantities(prediction)
+            write_structured_report(folder / "report.dcm", prediction, image, written.path, quantities)
         if "entropy" in prediction.maps and image.grid.ndim == 3:
             from clearmargin.formats.parametric_map import write_parametric_map
 

@@ -11,7 +11,9 @@ from clearmargin.core import Code
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom import read_dicom
 from clearmargin.formats.dicom_seg import write_dicom_seg
-from clearmargin.formats.structured_report import Quantity, own_quantities, write_structured_report
+from clearmargin.formats.structured_report import Quantity, write_structured_report
+from clearmargin.metrics.diameters import slice_axes
+from clearmargin.report.quantities import measured_quantities
 
 
 @pytest.fixture
@@ -30,9 +32,8 @@ def test_what_is_measured_is_read_back(written, tmp_path, dciodvfy):
         unit=Code(value="mm", scheme="UCUM", meaning="millimeter"),
         values=np.array([1.5, np.nan, 2.0, 2.5]),
     )
-    write_structured_report(
-        tmp_path / "sr.dcm", prediction, image, tmp_path / "seg.dcm", [*own_quantities(prediction), margin]
-    )
+    quantities = [*measured_quantities(prediction), margin]
+    write_structured_report(tmp_path / "sr.dcm", prediction, image, tmp_path / "seg.dcm", quantities)
     assert dciodvfy(tmp_path / "sr.dcm") == []
     groups = highdicom.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
@@ -42,6 +43,8 @@ def test_what_is_measured_is_read_back(written, tmp_path, dciodvfy):
         assert values["Volume"] == pytest.approx(
             prediction.instances.masks[k].area * 2.5 * 0.8 * 0.8, rel=1e-5
         )
+        axes = slice_axes(prediction.instances.masks[k].crop, (2.5, 0.8, 0.8))
+        assert (values["Long axis"], values["Short axis"]) == pytest.approx(axes, rel=1e-5)
         assert values["Score"] == pytest.approx(float(prediction.instances.scores[k]), rel=1e-5)
         assert values["Mean entropy"] == pytest.approx(0.1 * (k + 1), rel=1e-5)
         assert ("Margin" in values) == (k != 1)

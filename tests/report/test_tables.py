@@ -64,6 +64,8 @@ def test_a_box_of_twelve_voxels_by_hand() -> None:
         "score": 0.75,
         "volume_voxels": 12,
         "volume_mm3": 120.0,
+        "long_axis_mm": 5.0,
+        "short_axis_mm": 4.8,
         "z_first": 1,
         "z_last": 2,
         "y_first": 0,
@@ -82,6 +84,7 @@ def test_a_picture_without_spacing_has_no_millimetres() -> None:
     (row,) = instance_rows(Source(case="c", frame=7, time_s=0.28), prediction)
     assert not [name for name in row if "mm" in name]
     assert row["area_px"] == 2 and row["centroid_y_px"] == 1.5 and row["centroid_x_px"] == 2.0
+    assert row["long_axis_px"] == pytest.approx(5**0.5, rel=1e-5)
     assert row["frame"] == 7 and row["time_s"] == 0.28
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from clearmargin.metrics.diameters import feret_diameter
 from clearmargin.metrics.pair import MaskPair
 
 __all__ = [
@@ -98,7 +99,10 @@ def diameter_error(pair: MaskPair) -> float:
     Source: by definition; clinical one-slice diameters (Eisenhauer et al., RECIST 1.1, 2009) are at most as
     large.
     """
-    return _diameter(pair, pair.predicted) - _diameter(pair, pair.reference)
+    ours, theirs = (
+        feret_diameter(_measured(pair, m), pair.spacing) for m in (pair.predicted, pair.reference)
+    )
+    return ours - theirs
 
 
 def centroid_error(pair: MaskPair) -> float:
@@ -127,31 +131,3 @@ def _centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
         profile = np.count_nonzero(mask, axis=others)
         centre[axis] = profile @ np.arange(len(profile)) / profile.sum()
     return centre
-
-
-def _diameter(pair: MaskPair, mask: NDArray[np.bool_]) -> float:
-    from scipy.spatial import ConvexHull
-    from scipy.spatial.distance import cdist
-
-    measured = _measured(pair, mask)
-    if not measured.any():
-        return 0.0
-    corners = _line_ends(measured) * pair.spacing
-    hull = corners[ConvexHull(corners).vertices]
-    blocks = np.array_split(hull, len(hull) // 500 + 1)  # bounds the memory on large balls
-    return max(float(cdist(block, hull).max()) for block in blocks)
-
-
-def _line_ends(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the outer corners of the first and last element of each row: their hull is the mask's hull."""
-    rows = mask.any(axis=-1)
-    index = np.argwhere(rows)
-    lines = mask[rows]
-    first = lines.argmax(axis=1)
-    last = mask.shape[-1] - lines[:, ::-1].argmax(axis=1)
-    ends = np.concatenate([np.column_stack([index, first]), np.column_stack([index, last])]).astype(
-        np.float64
-    )
-    lead = mask.ndim - 1
-    shifts = np.array(np.meshgrid(*[(0, 1)] * lead, indexing="ij")).reshape(lead, -1).T
-    return np.unique(np.concatenate([ends + np.concatenate([shift, [0]]) for shift in shifts]), axis=0)

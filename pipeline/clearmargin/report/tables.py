@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clearmargin.core import Grid, Mask, Prediction, Source
+from clearmargin.metrics.diameters import slice_axes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +30,8 @@ def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]
 
     Columns: ``case``; ``frame`` and ``time_s`` where the source is a frame; ``instance``, counted from 1;
     ``label``, ``name``, ``code`` (value and scheme); ``score``; ``area_px`` of an image or ``volume_voxels``;
-    ``area_mm2`` or ``volume_mm3`` where the unit is mm; the bounding box as first and last index of each
+    ``area_mm2`` or ``volume_mm3`` where the unit is mm; ``long_axis`` and ``short_axis`` in one slice, with the
+    unit (``long_axis_mm``); the bounding box as first and last index of each
     axis, both inside (``x_first`` ... ``z_last``); the centroid in mm in DICOM's LPS (``centroid_x_mm`` ...)
     or in pixels (``centroid_x_px``, ``centroid_y_px``); and each uncertainty column under its own name. An
     empty mask has size 0 and neither box nor centroid (None).
@@ -48,7 +50,10 @@ def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]
             "code": f"{kind.type.value} {kind.type.scheme}",
             "score": _number(instances.scores[i]),
         }
-        row |= _size(mask, grid) | _box(mask, grid) | _centroid(mask, grid)
+        long, short = slice_axes(mask.crop, grid.spacing)
+        row |= _size(mask, grid)
+        row |= {f"long_axis_{grid.unit}": _number(long), f"short_axis_{grid.unit}": _number(short)}
+        row |= _box(mask, grid) | _centroid(mask, grid)
         row |= {name: _number(column[i]) for name, column in instances.uncertainty.items()}
         rows.append(row)
     return rows
