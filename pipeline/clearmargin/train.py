@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from clearmargin import __version__
 from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
+from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.errors import ConfigError, InputError, TrainingError, nearest
@@ -442,7 +443,7 @@ def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: Pro
     run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0)
     run.on_start(
         params=experiment.model_dump(mode="json") | {"card": dataset.card.name},
-        texts={CONFIG: dump_yaml(experiment), "card.yaml": dump_yaml(dataset.card)},
+        texts={CONFIG: dump_yaml(experiment), "card.yaml": dump_yaml(public(dataset.card))},
         tags={"verb": "train"},
     )
     return run

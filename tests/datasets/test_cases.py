@@ -2,13 +2,15 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from clearmargin.config import dump_yaml, load_settings
 from clearmargin.core import Grid
-from clearmargin.datasets.card import read_card
+from clearmargin.datasets.card import Card, public, read_card
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats.raster import write_raster
@@ -261,8 +263,6 @@ def test_missing_files_and_columns_are_counted_and_named(tmp_path):
     ],
 )
 def test_the_shipped_cards_fit_the_real_data(data_root, name, cases, test_cases):
-    from pathlib import Path
-
     dataset = open_dataset(Path(__file__).parents[2] / "data_cards" / f"{name}.yaml")
     assert (len(dataset.cases), len(dataset.split("test"))) == (cases, test_cases)
     image, reference = dataset.read(dataset.split("test")[0])
@@ -270,8 +270,6 @@ def test_the_shipped_cards_fit_the_real_data(data_root, name, cases, test_cases)
 
 
 def test_endovis_instruments_split_by_occlusion_stay_one(data_root):
-    from pathlib import Path
-
     dataset = open_dataset(Path(__file__).parents[2] / "data_cards" / "endovis2015_rigid.yaml")
     total = sum(len(dataset.read(c)[1]) for c in dataset.cases)
     assert total == 164
@@ -279,11 +277,16 @@ def test_endovis_instruments_split_by_occlusion_stay_one(data_root):
 
 
 def test_organs_of_a_ct_left_and_right_are_instances_of_one_class(data_root):
-    from pathlib import Path
-
     dataset = open_dataset(Path(__file__).parents[2] / "data_cards" / "totalsegmentator_ct.yaml")
     _, organs = dataset.read(dataset.cases[0])
     kidney = dataset.card.label_map.by_name("kidney")
     assert len(organs) == 41
     assert [organs.masks[i].area for i in np.flatnonzero(organs.labels == kidney.id)] == [3947, 3676]
     assert kidney.type.value == "64033007"
+
+
+def test_a_public_card_names_no_case():
+    shipped = Path(__file__).parents[2] / "data_cards" / "mr_tumour_volumes.yaml"
+    card = load_settings(shipped, Card)
+    assert "brain1" in dump_yaml(card)
+    assert "brain1" not in dump_yaml(public(card)) and "label_volume" in dump_yaml(public(card))

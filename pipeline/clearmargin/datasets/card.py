@@ -12,7 +12,7 @@ from clearmargin.config import Settings, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap
 from clearmargin.errors import ConfigError
 
-__all__ = ["SPLITS", "Card", "Encoding", "Split", "data_root", "read_card"]
+__all__ = ["SPLITS", "Card", "Encoding", "Split", "data_root", "public", "read_card"]
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
@@ -165,6 +165,11 @@ class Card(Settings):
                 for c in self.classes
             )
         )
+
+
+def public(card: Card) -> Card:
+    """Return the card without the rows of its cases, which may name patients: what a tracking server may hold."""
+    return card.model_copy(update={"cases": card.cases.model_copy(update={"rows": ()})})
 
 
 def read_card(path: Path) -> tuple[Card, Path]:
