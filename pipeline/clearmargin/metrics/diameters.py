@@ -55,8 +55,9 @@ def _hull(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float
     """Return the corners of the convex hull of the elements, ``(N, ndim)``."""
     from scipy.spatial import ConvexHull
 
-    corners = _line_ends(mask) * spacing
-    return corners[ConvexHull(corners).vertices]
+    corners: NDArray[np.float64] = _line_ends(mask) * np.asarray(spacing, np.float64)
+    hull: NDArray[np.float64] = corners[ConvexHull(corners).vertices]
+    return hull
 
 
 def _farthest(hull: NDArray[np.float64]) -> tuple[int, int]:
