@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _SPLITS = {"train": 14, "validation": 2, "calibration": 2, "test": 4}
 _CLASSES = ("organ", "tumour")
-_STEPS, _EPOCH = 560, 70
+_STEPS, _EPOCH = 480, 60
 
 
 def demo(out: Path, *, steps: int | None = None) -> str:
