@@ -3,12 +3,15 @@
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -376,3 +379,54 @@ def _errors(tool, path):
     return {
         re.sub(r"\d+", "#", re.sub(r"<[^<>]*>", "<>", x)) for x in lines if x.startswith(("Error", "Abort"))
     }
+
+
+def test_ctrl_c_keeps_what_is_finished_and_a_second_run_completes_it(tmp_path, key):
+    source = tmp_path / "in"
+    source.mkdir()
+    for k in range(400):
+        picture(SOPInstanceUID=f"1.2.3.{k}", InstanceNumber=k).save_as(
+            source / f"{k:04d}", enforce_file_format=True
+        )
+    arguments = ["deidentify", source, tmp_path / "out", "--key", key]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clearmargin.cli", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "pipeline")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "out").glob("CM-*/*/*/*.dcm")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors and "Traceback" not in errors
+    kept = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in results(tmp_path / "out")}
+    assert 0 < len(kept) < 400
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["complete"] is False
+    assert not (tmp_path / "out" / ".unfinished").exists()
+
+    assert deidentify(source, tmp_path / "out", key=key).files == {"written": 400}
+    deidentify(source, tmp_path / "whole", key=key)
+    whole = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in results(tmp_path / "whole")}
+    again = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in results(tmp_path / "out")}
+    assert again == whole and kept.items() <= whole.items()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["complete"] is True
+
+
+def test_looking_for_text_without_a_detector_names_the_extra(tmp_path, key, monkeypatch):
+    """As where only the core is installed: nothing is found under the detector's name."""
+    picture().save_as(tmp_path / "in", enforce_file_format=True)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name.startswith("rapidocr") else found(name, *a)
+    )
+    code, said = command("deidentify", tmp_path / "in", tmp_path / "out", "--key", key, "--look-for-text")
+    assert code == 2
+    assert "clearmargin[text]" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()

@@ -44,7 +44,6 @@ METHOD_CODES = {
     "113100": "Basic Application Confidentiality Profile",
     "113107": "Retain Longitudinal Temporal Information Modified Dates Option",
     "113104": "Clean Structured Content Option",
-    "113101": "Clean Pixel Data Option",
 }
 
 
@@ -56,7 +55,7 @@ class Patient:
     days: int
 
 
-def deidentify_dataset(dataset: Any, key: Key, *, clean_pixels: bool = False) -> tuple[Patient, Tally]:
+def deidentify_dataset(dataset: Any, key: Key) -> tuple[Patient, Tally]:
     """De-identify a ``pydicom.Dataset`` in place: PS3.15's Basic Profile, dates shifted.
 
     Pixels are not looked at. Call it within :func:`clearmargin.formats.dicom_boundary.dicom_boundary`.
@@ -64,7 +63,6 @@ def deidentify_dataset(dataset: Any, key: Key, *, clean_pixels: bool = False) ->
     Args:
         dataset: With or without its pixels.
         key: Gives pseudonyms, UIDs and shifts.
-        clean_pixels: Whether what could be burned into the pixels was blanked: the method codes say so.
 
     Returns:
         Whose it is, and what was done.
@@ -75,7 +73,7 @@ def deidentify_dataset(dataset: Any, key: Key, *, clean_pixels: bool = False) ->
     structured = "ContentSequence" in dataset
     _Pass(key, patient, tally).clean(dataset, nested=False, content=False)
     dataset.PatientName = dataset.PatientID = patient.pseudonym
-    _state_method(dataset, structured=structured, clean_pixels=clean_pixels)
+    _state_method(dataset, structured=structured)
     return patient, tally
 
 
@@ -88,17 +86,14 @@ def _identity(dataset: Any) -> str:
     return ""
 
 
-def _state_method(dataset: Any, *, structured: bool, clean_pixels: bool) -> None:
+def _state_method(dataset: Any, *, structured: bool) -> None:
     """Say in the data set itself what was done (PS3.15, E.1.1)."""
     codes = ["113100", "113107"]
     codes += ["113104"] if structured else []
-    codes += ["113101"] if clean_pixels else []
     dataset.PatientIdentityRemoved = "YES"
     dataset.LongitudinalTemporalInformationModified = "MODIFIED"
     dataset.DeidentificationMethod = ["Clear Margin: PS3.15 2026c Basic Profile", "dates shifted"]
     dataset.DeidentificationMethodCodeSequence = [_code(value, "DCM", METHOD_CODES[value]) for value in codes]
-    if clean_pixels:
-        dataset.BurnedInAnnotation = "NO"
 
 
 def _code(value: str, scheme: str, meaning: str) -> Any:

@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
+from clearmargin.formats.jpeg import check_jpeg_lossless, check_jpeg_ls, decode_jpeg_12
 
 __all__ = ["MAX_BYTES", "PixelLayout", "decode_frames", "pixel_layout"]
 
 MAX_BYTES = 4 * 2**30
 """Largest decoded size read at once; a header that claims more is refused before anything is allocated."""
 
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _DECODERS = {
     "1.2.840.10008.1.2.5": "pydicom",  # RLE
     "1.2.840.10008.1.2.4.50": "pillow",  # JPEG baseline
-    "1.2.840.10008.1.2.4.51": "pillow",  # JPEG extended, 8 bits
+    _JPEG_EXTENDED: "pillow",  # JPEG extended, 8 bits; those of 12 go to decode_jpeg_12
     "1.2.840.10008.1.2.4.57": "gdcm",  # JPEG lossless
     "1.2.840.10008.1.2.4.70": "gdcm",
     "1.2.840.10008.1.2.4.80": "pyjpegls",  # JPEG-LS
@@ -139,6 +141,9 @@ def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator
     if not syntax.is_encapsulated and layout.allocated >= 8 and layout.photometric in _GREY:
         yield from _native_grey(dataset, layout, picks, big_endian=not syntax.is_little_endian)
         return
+    if syntax == _JPEG_EXTENDED and layout.stored > 8:
+        yield from _extended_12_bits(dataset, layout, picks)
+        return
     yield from _by_pydicom(dataset, list(picks))
 
 
@@ -196,14 +201,14 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
     plugin = _DECODERS.get(syntax, "")
     try:
         if plugin == "gdcm":
-            _check_jpeg_frames(dataset)
+            _check_frames(dataset, syntax)
         try:
             first, *_ = picks
             yield np.asarray(next(iter_pixels(dataset, indices=[first], decoding_plugin=plugin)))
         except RuntimeError:
             if syntax not in _JPEG_LS:
                 raise
-            _check_jpeg_frames(dataset)  # CharLS is stricter than some encoders
+            _check_frames(dataset, syntax)  # CharLS is stricter than some encoders
             plugin = "gdcm"
             yield np.asarray(next(iter_pixels(dataset, indices=[picks[0]], decoding_plugin=plugin)))
         if picks[1:]:
@@ -218,24 +223,38 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
         ) from None
 
 
-def _check_jpeg_frames(dataset: Any) -> None:
-    """Refuse JPEG and JPEG-LS frames whose markers are not those of a whole picture of the header's size."""
+def _check_frames(dataset: Any, syntax: str) -> None:
+    """Refuse JPEG Lossless and JPEG-LS frames that are not whole pictures of the header's size."""
     from pydicom.encaps import generate_frames
 
     layout = pixel_layout(dataset)
+    check = check_jpeg_ls if syntax in _JPEG_LS else check_jpeg_lossless
     for frame in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
-        ends = b"\xff\xd9" in frame[-4:]  # with a byte or two of padding
-        if not ends or _jpeg_size(frame) != (layout.rows, layout.columns):
-            raise InputError("a compressed frame is damaged, or of another size than the header says")
+        check(
+            frame,
+            rows=layout.rows,
+            columns=layout.columns,
+            samples=layout.samples,
+            allocated=layout.allocated,
+        )
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """Return rows and columns of the first frame header (ISO/IEC 10918-1, B.2.2), None without one."""
-    position = 2
-    while frame[:2] == b"\xff\xd8" and position + 9 < len(frame) and frame[position] == 0xFF:
-        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            size = frame[position + 5 : position + 9]
-            return int.from_bytes(size[:2], "big"), int.from_bytes(size[2:], "big")
-        position += 2 + length
-    return None
+def _extended_12_bits(
+    dataset: Any, layout: PixelLayout, picks: Sequence[int]
+) -> Iterator[NDArray[np.generic]]:
+    """Decode the kind of JPEG Extended that pydicom's decoders leave out; it is grey and unsigned (PS3.5, 8.2.1)."""
+    from pydicom.encaps import get_frame
+
+    kind = (layout.allocated, layout.stored, layout.samples, layout.signed)
+    if kind != (16, 12, 1, False) or layout.photometric not in _GREY:
+        raise InputError(
+            "JPEG Extended holds 8 bits, or unsigned grey values of 12 bits: the header has others"
+        )
+    for k in picks:
+        try:
+            frame = get_frame(dataset.PixelData, k, number_of_frames=layout.frames)
+        except Exception as error:  # noqa: BLE001 - whatever the bytes provoke
+            raise InputError(
+                f"the compressed frames cannot be told apart ({type(error).__name__}): they are damaged"
+            ) from None
+        yield decode_jpeg_12(frame, layout.rows, layout.columns)
