@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pydicom
 
@@ -126,14 +128,25 @@ def _write_plain(folder: Path) -> None:
     for name in ("colour.png", "colour.tif", "colour.jpg", "colour.bmp"):
         write_raster(folder / name, colour)
     clip = [np.full((3, 32, 32), 20 * k, np.uint8) for k in range(8)]
-    for name in ("clip.mp4", "clip.avi", "clip.mkv"):
-        write_video(folder / name, clip, 25)
+    write_video(folder / "clip.mkv", clip, 25)
+    for name, codec in (("clip.mp4", "libx264"), ("clip.avi", "mpeg4")):
+        _write_clip(folder / name, clip, codec)
     code = Code(value="1", scheme="99", meaning="x")
     kinds = LabelMap((LabelClass(id=1, name="k", type=code, category=code),))
     plane = Grid.from_spacing((24, 20))
     some = InstanceSet.from_label_image(plane, np.kron(np.eye(2, dtype=int), np.ones((12, 10), int)))
     write_coco(folder / "runs.json", [("a.png", some)], kinds)
     write_coco(folder / "outlines.json", [("a.png", some)], kinds, polygons=True)
+
+
+def _write_clip(path: Path, clip: list[Any], codec: str) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for pixels in clip:
+            frame = av.VideoFrame.from_ndarray(np.moveaxis(pixels, 0, -1).copy(), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def mutated(seed: Seed, rng: random.Random) -> bytes:

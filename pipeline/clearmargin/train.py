@@ -147,7 +147,11 @@ def train(
     """
     with process_group() as group:
         experiment, folder = _open(config, overrides, resume, runs, group)
-        return _train(experiment, folder, group, resumes=resume is not None)
+        threads = torch.get_num_threads()
+        try:
+            return _train(experiment, folder, group, resumes=resume is not None)
+        finally:
+            torch.set_num_threads(threads)  # they are the process's, and others work in it after us
 
 
 def _train(experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes: bool) -> TrainingResult:

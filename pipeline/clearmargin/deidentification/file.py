@@ -218,7 +218,7 @@ def _replace_meta(header: Any, syntax: str) -> None:
     meta.MediaStorageSOPClassUID = header.SOPClassUID
     meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
     meta.TransferSyntaxUID = UID(syntax)
-    meta.ImplementationVersionName = f"CLEARMARGIN {__version__}"[:16]
+    meta.ImplementationVersionName = f"CLEARMARGIN{__version__}"[:16]
     header.file_meta = meta
     header.preamble = bytes(128)
 
