@@ -14,7 +14,7 @@ import pytest
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
-from clearmargin.tracking.review import review, serving
+from clearmargin.tracking.review import review, runs_page, serving
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.tracking.store import open_client
 
@@ -39,6 +39,15 @@ def test_a_run_over_http_and_its_model_fetched_back(
         fetched = model_folder(reference)
         assert (fetched / "model.yaml").read_text() == "threshold: 0.5\n"
         assert private_home in fetched.parents, "a copy under CLEARMARGIN_HOME"
+
+
+def test_review_opens_the_page_of_our_runs(server: str) -> None:
+    run = TrackedRun(name="seen", uri=server)
+    with run:
+        pass
+    number = open_client(server).get_run(run.run_id).info.experiment_id
+    assert runs_page(server) == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert runs_page("http://127.0.0.1:9") == "http://127.0.0.1:9"
 
 
 def test_review_shows_the_pages(server: str) -> None:
@@ -100,6 +109,6 @@ def test_the_review_of_a_server_starts_none(server: str, monkeypatch: pytest.Mon
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     review(uri=server)
-    assert opened == [server]
+    assert opened == [runs_page(server)]
     review(uri=server, browser=False)
-    assert opened == [server]
+    assert opened == [runs_page(server)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
@@ -17,9 +19,9 @@ from pathlib import Path
 
 from clearmargin.errors import ConfigError
 from clearmargin.privacy import home
-from clearmargin.tracking.store import artifact_folder, set_quiet, tracking_uri
+from clearmargin.tracking.store import EXPERIMENT, artifact_folder, set_quiet, tracking_uri
 
-__all__ = ["review", "serving"]
+__all__ = ["review", "runs_page", "serving"]
 
 _log = logging.getLogger(__name__)
 _START_LIMIT_S = 120.0  # a first start makes or migrates the store's tables: up to 30 s
@@ -44,14 +46,31 @@ def review(port: int | None = None, *, uri: str | None = None, browser: bool = T
     if store.startswith(("http://", "https://")):
         _log.info("the tracking server shows its own pages")
         if browser:
-            webbrowser.open(store)
+            webbrowser.open(runs_page(store))
         return
     with serving(port, uri=store) as url, contextlib.suppress(KeyboardInterrupt):
-        _log.info("runs and models: %s (Ctrl-C ends it)", url)
+        page = runs_page(url)
+        _log.info("runs and models: %s (Ctrl-C ends it)", page)
         if browser and _has_display():
-            webbrowser.open(url)
+            webbrowser.open(page)
         while True:
             time.sleep(3600)
+
+
+def runs_page(server: str) -> str:
+    """Return the address of our runs at a tracking server, in MLflow's pages for training; its start page without runs.
+
+    MLflow 3 opens its pages for language models in a browser that is new to it, unless the address says otherwise.
+    """
+    name = urllib.parse.quote(EXPERIMENT)
+    try:
+        with urllib.request.urlopen(
+            f"{server}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}", timeout=10
+        ) as answer:
+            number = json.load(answer)["experiment"]["experiment_id"]
+    except (OSError, ValueError, KeyError):  # no such experiment yet, or a server that wants a login
+        return server
+    return f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
 
 
 @contextlib.contextmanager
