@@ -89,7 +89,7 @@ def inspect_command(
         for name in ("geometry", "values", "problem"):
             if getattr(found, name):
                 _say(f"  {name}: {getattr(found, name)}")
-        if found.selector:
+        if found.selector and found.readable:
             _say(f"  choose it with --series {found.selector}")
     if out is not None:
         write_overview(path, out, series=series)

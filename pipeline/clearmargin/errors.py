@@ -60,8 +60,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'mask_rcnn'? (there are: mask_rcnn, yolact)"
     >>> nearest("x", ["mask_rcnn"])
     'there are: mask_rcnn'
+    >>> nearest("x", [])
+    'there are none'
     """
     names = sorted(known)
-    listing = f"there are: {', '.join(names)}"
+    listing = f"there are: {', '.join(names)}" if names else "there are none"
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{close[0]}'? ({listing})" if close else listing
