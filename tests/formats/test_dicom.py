@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -326,3 +327,19 @@ def test_the_quick_header_says_what_pydicom_says(data_root):
                     ours = quick.get(keyword)
                     assert (str(ours) == str(theirs)) or ours == float(theirs), (path.name, keyword)
     assert taken > 80
+
+
+def test_a_damaged_modality_is_not_quoted():
+    from clearmargin.formats.dicom_boundary import modality_of
+
+    for value in ("CT\x08\x00CANARY^NAME", ["CT", "CANARY"], "canary", None, "A" * 40):
+        assert modality_of({"Modality": value}) == ""
+    assert modality_of({"Modality": "MR"}) == "MR"
+
+
+def test_a_rescale_beyond_floats_is_refused():
+    from clearmargin.formats.dicom_values import FrameScale, to_units
+
+    layout = SimpleNamespace(photometric="MONOCHROME2", signed=False, stored=16)
+    with pytest.raises(InputError, match="rescale is damaged"):
+        to_units(np.ones((2, 2), np.uint16), {}, layout, FrameScale(slope=1e300), np.dtype(np.float32))

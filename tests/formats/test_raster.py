@@ -126,3 +126,17 @@ def test_a_folder_of_pictures_in_name_order(tmp_path):
 def test_real_labels(data_root):
     labels = read_label_raster(sorted((data_root / "dsb2018_nuclei" / "labels").iterdir())[0])
     assert labels.dtype == np.uint16 and labels.max() == len(np.unique(labels)) - 1
+
+
+def test_a_tiff_that_claims_more_strips_than_it_has_bytes(tmp_path):
+    import tifffile
+
+    path = tmp_path / "tall.tif"
+    tifffile.imwrite(path, np.zeros((24, 20), np.uint8), rowsperstrip=1, metadata=None, compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages[0].tags["ImageLength"].valueoffset
+    raw = bytearray(path.read_bytes())
+    raw[at : at + 4] = (10_000_000).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="strips or tiles"):
+        read_raster(path)

@@ -130,3 +130,17 @@ def test_real_volumes(data_root):
     organs, grid = read_label_volume(data_root / "ct_organs_totalseg_example" / "example_seg.nii.gz")
     assert grid.same_as(read_image(data_root / "ct_organs_totalseg_example" / "example_ct_sm.nii.gz").grid)
     assert len(np.unique(organs)) > 30
+
+
+def test_values_that_are_no_labels_and_units_that_are_none_are_refused(tmp_path):
+    import nibabel
+
+    volume = nibabel.Nifti1Image(np.array([[[0.0, 1e12]]], np.float32), np.eye(4))
+    nibabel.save(volume, tmp_path / "large.nii")
+    with pytest.raises(InputError, match="beyond 32 bits"):
+        read_label_volume(tmp_path / "large.nii")
+    raw = bytearray((tmp_path / "large.nii").read_bytes())
+    raw[123] = 4  # xyzt_units: the standard has no 4
+    (tmp_path / "unit.nii").write_bytes(raw)
+    with pytest.raises(InputError, match="unit of length"):
+        read_volume(tmp_path / "unit.nii")

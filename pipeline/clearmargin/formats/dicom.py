@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, load_pixels, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, load_pixels, modality_of, read_header
 from clearmargin.formats.dicom_geometry import Plane, Stack, pixel_spacing, stack_planes
 from clearmargin.formats.dicom_index import (
     SeriesEntry,
@@ -109,7 +109,7 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
         source=Source(
             case=object_case(dataset, file),
             kind="dicom",
-            modality=str(dataset.get("Modality") or ""),
+            modality=modality_of(dataset),
             files=(file,),
             frame=frame,
             time_s=None if frame is None else frame_time(dataset, frame),

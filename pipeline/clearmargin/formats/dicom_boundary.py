@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -73,6 +74,15 @@ def _raised_by_us(error: Exception) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is None or Path(frame.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+
+
+def modality_of(header: Any) -> str:
+    """Return the Modality, a code string that messages may show; empty where the value is absent or no such code.
+
+    A damaged value can hold anything that stands in the file behind it, names included.
+    """
+    value = str(header.get("Modality") or "")
+    return value if re.fullmatch(r"[A-Z0-9_ ]{1,16}", value) else ""
 
 
 @dicom_boundary()

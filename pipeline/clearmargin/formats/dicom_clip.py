@@ -11,7 +11,7 @@ from typing import Any
 from clearmargin.core import Image, Source
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom import frame_time, object_case, read_picture
-from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
 from clearmargin.formats.dicom_index import index_dicom
 from clearmargin.formats.dicom_pixels import pixel_layout
 from clearmargin.formats.video import Clip, VideoClip
@@ -96,7 +96,7 @@ class _EncapsulatedVideo(VideoClip):
             raise InputError(f"'{path.name}' holds no pixel data")
         fragments = list(generate_fragments(dataset.PixelData))
         stream = io.BytesIO(b"".join(fragments[1:] if len(fragments) > 1 else fragments))
-        self._dicom_path, self._modality = path, str(dataset.get("Modality") or "")
+        self._dicom_path, self._modality = path, modality_of(dataset)
         super().__init__(stream, name=path.name, case=object_case(dataset, path))
 
     def _image(self, decoded: Any, number: int) -> Image:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid
 from clearmargin.errors import GeometryError
-from clearmargin.formats.dicom_boundary import quiet_pydicom
+from clearmargin.formats.dicom_boundary import modality_of, quiet_pydicom
 
 __all__ = ["Plane", "Stack", "pixel_spacing", "plane_of", "stack_planes"]
 
@@ -264,7 +264,7 @@ def pixel_spacing(header: Any) -> tuple[float, float] | None:
     agree; a projection's spacing counts only when it was corrected to the patient (PS3.3, 10.7.1.3):
     ImagerPixelSpacing is that of the detector, in front of which the anatomy is magnified.
     """
-    modality = str(header.get("Modality") or "")
+    modality = modality_of(header)
     if header.get("SequenceOfUltrasoundRegions"):
         return _ultrasound_spacing(header)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
 from clearmargin.formats.dicom_geometry import Plane, plane_of, stack_planes
 from clearmargin.formats.dicom_media import is_zip, listed_files, unpacked_files
 from clearmargin.formats.dicom_pixels import MAX_BYTES
@@ -223,7 +223,7 @@ def _numbered(entry: SeriesEntry, number: int) -> SeriesEntry:
 def _entry(uid: str, members: list[tuple[Path, Any]]) -> SeriesEntry:
     headers = [header for _, header in members]
     first = headers[0]
-    modality = str(first.get("Modality") or "")
+    modality = modality_of(first)
     kind: SeriesKind = "object"
     shape: tuple[int, ...] = ()
     reason = ""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Provenance
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
 from clearmargin.formats.dicom_geometry import Plane, plane_of
 from clearmargin.formats.dicom_index import frame_planes
 
@@ -109,7 +109,7 @@ def _cleaned(source: Any, image: Image) -> Any:
         setattr(header, name, value if re.fullmatch(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", value) else "")
     sex = str(source.get("PatientSex") or "")
     header.PatientSex = sex if sex in ("M", "F", "O") else ""
-    header.Modality = str(source.get("Modality") or "OT")
+    header.Modality = modality_of(source) or "OT"
     header.Rows = header.Columns = 1  # derived objects state their own grid's size
     header.SpecificCharacterSet = "ISO_IR 192"
     header.LossyImageCompression = "01" if source.get("LossyImageCompression") == "01" else "00"

@@ -107,7 +107,11 @@ def to_units(
             return np.asarray(apply_modality_lut(stored, header))
     if not scale.is_identity:
         wide = np.float64 if dtype.kind == "f" else np.int64
-        return (stored.astype(wide) * wide(scale.slope) + wide(scale.intercept)).astype(dtype)
+        with np.errstate(over="ignore"):  # an overflow is told apart below
+            values = (stored.astype(wide) * wide(scale.slope) + wide(scale.intercept)).astype(dtype)
+        if not np.isfinite(values).all():
+            raise InputError("the rescaled values are too large for 32-bit floats: the rescale is damaged")
+        return values
     if layout.photometric == "MONOCHROME1":
         top = -1 if layout.signed else 2**layout.stored - 1
         return (top - stored.astype(np.int64)).astype(dtype)

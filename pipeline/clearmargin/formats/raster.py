@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,9 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         _refuse_size(int(np.prod(series.shape, dtype=np.int64)) * series.dtype.itemsize, path)
+        pieces = sum(math.prod(page.chunked) for page in series.pages if isinstance(page, tifffile.TiffPage))
+        if pieces > path.stat().st_size:  # each is decoded by itself, the missing ones, too
+            raise InputError(f"'{path.name}' claims {pieces} strips or tiles, more than it has bytes")
         data = np.asarray(series.asarray())
         _refuse_size(data.nbytes, path)  # a page may say one thing and hold another
         axes = series.axes

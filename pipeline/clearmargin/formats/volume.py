@@ -56,6 +56,8 @@ def read_label_volume(path: Path) -> tuple[NDArray[np.integer[Any]], Grid]:
         whole = np.rint(labels.astype(np.float64))
         if not np.array_equal(whole, labels):
             raise InputError(f"'{Path(path).name}' holds fractions: labels are whole numbers")
+        if np.abs(whole).max(initial=0) > np.iinfo(np.int32).max:  # infinity, too
+            raise InputError(f"'{Path(path).name}' holds values beyond 32 bits: no labels")
         labels = whole.astype(np.int32)
     return labels, image.grid
 
@@ -111,11 +113,15 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], Grid]:
     if data.dtype == np.float64:
         data = data.astype(np.float32)
     header = volume.header
-    scale = _TO_MM.get(header.get_xyzt_units()[0], 1.0)
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:
+        raise InputError(f"'{path.name}' has a unit of length that NIfTI does not know") from None
+    scale = _TO_MM.get(unit, 1.0)
     affine = _RAS_TO_LPS @ volume.affine @ np.diag([scale, scale, scale, 1.0])
     affine[:3, 3] = (_RAS_TO_LPS @ volume.affine)[:3, 3] * scale
     placed = header["sform_code"] > 0 or header["qform_code"] > 0
-    known = placed or header.get_xyzt_units()[0] != "unknown" or not np.allclose(header.get_zooms()[:3], 1)
+    known = placed or unit != "unknown" or not np.allclose(header.get_zooms()[:3], 1)
     pixels = np.ascontiguousarray(np.transpose(data, (3, 2, 1, 0)))
     return pixels, _grid(pixels.shape[1:], affine[:, [2, 1, 0, 3]], "mm" if known else "px", path)
 
