@@ -118,6 +118,8 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], Grid]:
     except KeyError:
         raise InputError(f"'{path.name}' has a unit of length that NIfTI does not know") from None
     scale = _TO_MM.get(unit, 1.0)
+    if not np.isfinite(volume.affine).all():
+        raise InputError(f"'{path.name}' has an orientation that is not finite: its place is not known")
     affine = _RAS_TO_LPS @ volume.affine @ np.diag([scale, scale, scale, 1.0])
     affine[:3, 3] = (_RAS_TO_LPS @ volume.affine)[:3, 3] * scale
     placed = header["sform_code"] > 0 or header["qform_code"] > 0
