@@ -1,16 +1,13 @@
 """Identifiers planted in every text attribute and every file name come out of no verb, in no log, table or store."""
 
-import contextlib
-import io
 import shutil
-import sys
 
 import pydicom
 import pytest
 import yaml
+from command import command
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
-from clearmargin.cli import main
 from clearmargin.datasets.phantom import make_phantom
 from clearmargin.datasets.phantom_study import write_phantom_study
 from clearmargin.deidentification.profile import basic_profile
@@ -97,20 +94,6 @@ def write_configuration(folder):
         "prediction": {"score_threshold": 0.0},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(experiment))
-
-
-def command(*arguments):
-    """Run the command line; return its code and all it said."""
-    said, code, before = io.StringIO(), 0, sys.argv
-    sys.argv = ["clearmargin", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        sys.argv = before
-    return code, said.getvalue()
 
 
 def test_no_verb_gives_a_patient_away(place, monkeypatch, caplog):

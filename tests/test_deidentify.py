@@ -1,10 +1,8 @@
 """Nothing that names anybody comes out, what belongs together stays together, and nothing becomes invalid."""
 
-import contextlib
 import csv
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import re
@@ -18,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from command import command
 from numpy.testing import assert_array_equal
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from clearmargin.cli import main
 from clearmargin.deidentification.dataset import deidentify_dataset
 from clearmargin.deidentification.key import Key, read_key, write_new_key
 from clearmargin.deidentification.profile import basic_profile
@@ -41,20 +39,6 @@ def key(tmp_path):
     path.parent.mkdir()
     write_new_key(path)
     return path
-
-
-def command(*arguments):
-    """Run the command line in this process; return its code and all that it said."""
-    said, code, before = io.StringIO(), 0, sys.argv
-    sys.argv = ["clearmargin", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        sys.argv = before
-    return code, said.getvalue()
 
 
 def picture(**values):
