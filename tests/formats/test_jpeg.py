@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGExtended12Bit
 
 from clearmargin.errors import InputError
@@ -205,3 +205,17 @@ def test_damage_never_ends_the_process():
 @pytest.mark.parametrize("name", ["pydicom_data/JPEG-LL.dcm", "wg04/MR1_JLSL.dcm"])
 def test_other_damaged_frames_never_end_the_process(name, data_root):
     _mutate(data_root / "dicom_awkward" / name)
+
+
+def test_a_jpeg_ls_frame_without_an_end_never_reaches_its_decoder(monkeypatch):
+    """CharLS reads on behind a cut: ten seconds for 64 x 64 pixels."""
+    import jpeg_ls
+
+    dataset = pydicom.dcmread(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    assert next(decode_frames(dataset)).shape == (64, 64)
+    monkeypatch.setattr(jpeg_ls, "decode_pixel_data", lambda *_: pytest.fail("it was decoded"))
+    for kept in (2, 30, 750, len(frame) - 3):
+        dataset.PixelData = encapsulate([frame[:kept]])
+        with pytest.raises(InputError, match="cut off|damaged"):
+            next(decode_frames(dataset))

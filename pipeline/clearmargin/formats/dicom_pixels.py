@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
-from clearmargin.formats.jpeg import check_jpeg_lossless, check_jpeg_ls, decode_jpeg_12
+from clearmargin.formats.jpeg import check_jpeg_lossless, check_jpeg_ls, check_jpeg_ls_ends, decode_jpeg_12
 
 __all__ = ["MAX_BYTES", "PixelLayout", "decode_frames", "pixel_layout"]
 
@@ -195,6 +195,7 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
     pydicom would hand what one decoder rejects to the next, and GDCM ends the process on some damaged frames
     instead of raising: it only sees frames that are whole by their markers.
     """
+    from pydicom.encaps import generate_frames
     from pydicom.pixels import iter_pixels
 
     syntax = str(dataset.file_meta.TransferSyntaxUID)
@@ -202,6 +203,9 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
     try:
         if plugin == "gdcm":
             _check_frames(dataset, syntax)
+        elif syntax in _JPEG_LS:
+            for frame in generate_frames(dataset.PixelData, number_of_frames=pixel_layout(dataset).frames):
+                check_jpeg_ls_ends(frame)
         try:
             first, *_ = picks
             yield np.asarray(next(iter_pixels(dataset, indices=[first], decoding_plugin=plugin)))

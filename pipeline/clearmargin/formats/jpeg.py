@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
 
-__all__ = ["check_jpeg_lossless", "check_jpeg_ls", "decode_jpeg_12"]
+__all__ = ["check_jpeg_lossless", "check_jpeg_ls", "check_jpeg_ls_ends", "decode_jpeg_12"]
 
 _SOF1, _SOF3, _SOF55 = 0xC1, 0xC3, 0xF7  # extended sequential, lossless, JPEG-LS
 _DHT, _SOI, _EOI, _SOS, _DQT, _DRI, _LSE = 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xF8
@@ -59,6 +59,16 @@ def check_jpeg_ls(frame: bytes, *, rows: int, columns: int, samples: int, alloca
             scanned += content[1:-3:2]
     if not fits or sorted(scanned) != sorted(set(header[6::3])):
         raise InputError("a compressed frame is damaged: its parameters do not fit its scans")
+
+
+def check_jpeg_ls_ends(frame: bytes) -> None:
+    """Refuse a frame without an end: CharLS works for ten seconds on 64 x 64 pixels that are cut off.
+
+    Raises:
+        InputError: It is cut off, or no JPEG.
+    """
+    for _ in _segments(frame, _LS_MARKER):
+        pass
 
 
 def check_jpeg_lossless(frame: bytes, *, rows: int, columns: int, samples: int, allocated: int) -> None:
