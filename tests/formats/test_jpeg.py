@@ -217,5 +217,5 @@ def test_a_jpeg_ls_frame_without_an_end_never_reaches_its_decoder(monkeypatch):
     monkeypatch.setattr(jpeg_ls, "decode_pixel_data", lambda *_: pytest.fail("it was decoded"))
     for kept in (2, 30, 750, len(frame) - 3):
         dataset.PixelData = encapsulate([frame[:kept]])
-        with pytest.raises(InputError, match="cut off|damaged"):
+        with pytest.raises(InputError, match=r"cut off|damaged"):
             next(decode_frames(dataset))
