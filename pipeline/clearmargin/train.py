@@ -165,7 +165,12 @@ def _train(experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     model_config = network_config(experiment.model)
     torch.manual_seed(experiment.seed)
-    network = build_network(model_config, classes=len(dataset.card.classes), pretrained=not resumes)
+    network = build_network(
+        model_config,
+        classes=len(dataset.card.classes),
+        channels=experiment.image.channels,
+        pretrained=not resumes,
+    )
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
     network = network.to(device).to(memory_format=torch.channels_last)

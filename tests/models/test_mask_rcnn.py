@@ -160,6 +160,21 @@ def test_packaged_weights_are_in_place(name):
     assert len(changed) == len(model.state_dict())
 
 
+def test_more_and_fewer_channels_start_from_the_same_features():
+    """Equal channels give what three of them gave, however many there are."""
+    torch.manual_seed(0)
+    grey = torch.rand(1, 1, 64, 64) * 2 - 1
+    wanted = build_backbone("efficientnet_lite0", weights=None, pretrained=True, freeze_norm=True)(
+        grey.repeat(1, 3, 1, 1)
+    )
+    for channels in (1, 2, 6):
+        model = build_backbone(
+            "efficientnet_lite0", weights=None, pretrained=True, freeze_norm=True, channels=channels
+        )
+        found = model(grey.repeat(1, channels, 1, 1))
+        torch.testing.assert_close(found[0], wanted[0], atol=1e-3, rtol=1e-3)
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"conv.weight": torch.zeros(3)}, path)

@@ -29,16 +29,28 @@ def test_percentiles_ignore_outliers_and_constants_are_zero():
 def test_a_slice_is_seen_with_its_neighbours():
     volume = np.arange(3, dtype=np.float32)[None, :, None, None] * np.ones((1, 3, 4, 4), np.float32)
     image = Image(pixels=volume, grid=Grid.from_spacing((3, 4, 4), (2, 1, 1)))
-    assert planes(image, 1, 1).pixels[:, 0, 0].tolist() == [0, 1, 2]
-    assert planes(image, 1, 0).pixels[:, 0, 0].tolist() == [0, 0, 1]  # the end stands in
-    assert planes(image, 0, 2).pixels[:, 0, 0].tolist() == [2, 2, 2]
-    np.testing.assert_allclose(planes(image, 1, 2).grid.to_world((1, 1)), image.grid.to_world((2, 1, 1)))
+    around, alone = ImageSettings(), ImageSettings(neighbours=0)
+    assert planes(image, around, 1).pixels[:, 0, 0].tolist() == [0, 1, 2]
+    assert planes(image, around, 0).pixels[:, 0, 0].tolist() == [0, 0, 1]  # the end stands in
+    assert planes(image, alone, 2).pixels[:, 0, 0].tolist() == [2, 2, 2]
+    np.testing.assert_allclose(planes(image, around, 2).grid.to_world((1, 1)), image.grid.to_world((2, 1, 1)))
 
 
-def test_channels_that_no_network_takes_are_refused():
+def test_sequences_of_a_volume_keep_their_slices_together():
+    volume = np.arange(3.0)[None, :, None, None] + np.array([0.0, 10.0])[:, None, None, None]
+    image = Image(pixels=volume, grid=Grid.from_spacing((3, 1, 1), (2, 1, 1)))
+    seen = planes(image, ImageSettings(channels=6), 1)
+    assert seen.pixels[:, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
+
+
+def test_channels_that_the_network_does_not_take_are_refused():
     image = Image(pixels=np.zeros((4, 8, 8)), grid=Grid.from_spacing((8, 8)))
-    with pytest.raises(InputError, match="4 channels"):
+    with pytest.raises(InputError, match=r"4 channel\(s\); the network takes 3"):
         prepare(image, ImageSettings())
+    assert prepare(image, ImageSettings(channels=4)).shape == (4, 8, 8)
+    volume = Image(pixels=np.zeros((2, 3, 8, 8)), grid=Grid.from_spacing((3, 8, 8)))
+    with pytest.raises(InputError, match=r"2 channel\(s\) in each of 3 slices; the network takes 4"):
+        prepare(volume, ImageSettings(channels=4))
 
 
 def test_scale_comes_from_spacing_only_where_there_is_one():
@@ -62,7 +74,7 @@ def test_augmentation_follows_its_generator_and_stays_in_range():
     first, again, other = (
         augment_intensity(pixels, AugmentSettings(), np.random.default_rng(s)) for s in (1, 1, 2)
     )
-    assert first.shape == (3, 16, 16)
+    assert first.shape == (1, 16, 16)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.min() >= 0 and first.max() <= 1
     nothing = AugmentSettings(brightness=0, contrast=0, gamma=0, noise=0)

@@ -44,14 +44,16 @@ class Windows(TorchDataset[Any]):
         self._cache_left = cache_bytes
 
     def __getitem__(self, position: int) -> tuple[Tensor, Targets]:
-        """Return window ``position`` (any whole number from 0 on), ``(3, H, W)`` in [0, 1], and its targets."""
+        """Return window ``position`` (any whole number from 0 on), ``(C, H, W)`` in [0, 1], and its targets."""
         generator = np.random.default_rng((self.seed, position))
         image, instances = self._load(self._case_of(position))
         sample, grid = _plane_sample(image, instances, self.image, self.augment, generator)
         window = self._window(sample, grid, generator)
         found = read_instances(window, grid)
         pixels = augment_intensity(window["image"].as_tensor(), self.augment, generator)
-        return pixels, _targets(found)
+        if len(pixels) == 1:
+            pixels = pixels.repeat(self.image.channels, 1, 1)
+        return pixels.contiguous(), _targets(found)
 
     def _case_of(self, position: int) -> int:
         """Return a position's case: all cases are walked through, in a new random order each time."""
@@ -125,7 +127,7 @@ def _plane_sample(
     if len(instances) and generator.random() < augment.foreground:
         mask = instances.masks[int(generator.integers(len(instances)))]
         z = int(generator.integers(mask.box[0][0], max(mask.box[1][0], mask.box[0][0] + 1)))
-    plane = planes(image, settings.neighbours, z)
+    plane = planes(image, settings, z)
     return make_sample(plane, instances.plane(z)[0]), plane.grid
 
 

@@ -38,16 +38,17 @@ def network_config(section: dict[str, Any], *, name: str = "model") -> Settings:
     return validate(section, schema, name=name)
 
 
-def build_network(config: Settings, *, classes: int, pretrained: bool) -> Network:
+def build_network(config: Settings, *, classes: int, pretrained: bool, channels: int = 3) -> Network:
     """Return the network of a config for ``classes`` classes (background not counted).
 
     Args:
         config: As ``network_config`` returns it.
         classes: Number of classes in the label map.
         pretrained: Whether the backbone starts from its pretrained weights; a checkpoint needs none.
+        channels: Of the images.
     """
     network: Network = _load(config.model_dump()["network"], "network")(
-        config, classes=classes, pretrained=pretrained
+        config, classes=classes, channels=channels, pretrained=pretrained
     )
     return network
 

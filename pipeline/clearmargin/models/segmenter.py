@@ -136,7 +136,7 @@ class NetworkSegmenter:
         """Segment one image or volume.
 
         Args:
-            image: One or three channels; a volume has one.
+            image: With the channels that the model takes, or one.
 
         Raises:
             InputError: Channels or spacing are not what the model needs.
@@ -169,10 +169,10 @@ class NetworkSegmenter:
             yield self._detect_plane(ready, view)
             return
         for z in range(image.grid.shape[0]):
-            yield self._detect_plane(planes(ready, self.image.neighbours, z), view)
+            yield self._detect_plane(planes(ready, self.image, z), view)
 
     def _detect_plane(self, plane: Image, view: View) -> PlaneDetections:
-        pixels = to_channels(plane.pixels)
+        pixels = to_channels(plane.pixels, self.image.channels)
         scale = self.image.scale_for(plane.grid) * view.zoom
         matrix, size = fitting_view((plane.grid.shape[0], plane.grid.shape[1]), scale, flip=view.flip)
         shown = resample({"image": to_tensor(pixels, plane.grid)}, matrix, size, keys=KEYS[:1])["image"]

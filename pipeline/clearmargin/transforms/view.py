@@ -27,6 +27,11 @@ class ImageSettings(Settings):
         None, gt=0, description="in-plane size of a network pixel; replaces scale"
     )
     crop: tuple[int, int] = Field((256, 256), description="training window (Y, X) in network pixels")
+    channels: int = Field(
+        3,
+        ge=1,
+        description="that the network sees; an image with one has it repeated, others must have as many",
+    )
     neighbours: int = Field(
         1, ge=0, le=1, description="slices on each side that a volume's slice is seen with"
     )
@@ -70,41 +75,45 @@ class AugmentSettings(Settings):
 
 
 def prepare(image: Image, settings: ImageSettings) -> NDArray[np.float32]:
-    """Return the pixels in [0, 1], ``(C, *shape)`` with C = 1 or 3."""
-    if image.pixels.shape[0] not in (1, 3):
+    """Return the pixels in [0, 1], ``(C, *shape)``.
+
+    Raises:
+        InputError: With its slices' neighbours, C is neither 1 nor what the network takes.
+    """
+    slices = 1 + 2 * settings.neighbours if image.grid.ndim == 3 else 1
+    found = image.pixels.shape[0] * slices
+    if found not in (1, settings.channels):
+        each = f" in each of {slices} slices" if slices > 1 else ""
         raise InputError(
-            f"{image.source.case} has {image.pixels.shape[0]} channels; the network takes 1 or 3"
+            f"{image.source.case} has {image.pixels.shape[0]} channel(s){each}; "
+            f"the network takes {settings.channels} (image.channels)"
         )
     return normalise(image.pixels, settings.intensity)
 
 
-def planes(image: Image, neighbours: int, z: int) -> Image:
-    """Return slice ``z`` of a one-channel volume with its neighbours as channels: 2.5-D.
+def planes(image: Image, settings: ImageSettings, z: int) -> Image:
+    """Return slice ``z`` of a volume with its neighbours as channels, 2.5-D; each channel's slices in order.
 
     At the ends the last slice stands in for the one that is not there.
     """
-    if image.pixels.shape[0] != 1:
-        raise InputError(f"{image.source.case} is a volume of {image.pixels.shape[0]} channels; expected 1")
-    around = np.clip(np.arange(z - neighbours, z + neighbours + 1), 0, image.grid.shape[0] - 1)
-    return replace(image, pixels=to_channels(image.pixels[0, around]), grid=image.grid.plane(z))
+    reach = settings.neighbours
+    around = np.clip(np.arange(z - reach, z + reach + 1), 0, image.grid.shape[0] - 1)
+    pixels = image.pixels[:, around].reshape(-1, *image.grid.shape[1:])
+    return replace(image, pixels=to_channels(pixels, settings.channels), grid=image.grid.plane(z))
 
 
-def to_channels(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return three channels: a single one is repeated."""
-    return np.repeat(pixels, 3, axis=0) if pixels.shape[0] == 1 else pixels
+def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
+    """Return as many channels: a single one is repeated."""
+    return np.repeat(pixels, channels, axis=0) if pixels.shape[0] == 1 else pixels
 
 
 def augment_intensity(pixels: Tensor, settings: AugmentSettings, generator: np.random.Generator) -> Tensor:
-    """Return ``pixels`` (``(C, H, W)`` in [0, 1], C = 1 or 3) with contrast, brightness, gamma and noise changed.
-
-    One channel comes back as three.
-    """
+    """Return ``pixels`` (``(C, H, W)`` in [0, 1]) with contrast, brightness, gamma and noise changed."""
     gain, shift, power, sigma = generator.uniform(-1, 1, 4)
     values = (pixels - 0.5) * (1 + gain * settings.contrast) + 0.5 + shift * settings.brightness
     values = values.clamp(0, 1) ** float(np.exp(power * settings.gamma))
     if settings.noise:
         noise = generator.standard_normal(tuple(values.shape), dtype=np.float32)
         values = values + torch.from_numpy(noise) * float(abs(sigma) * settings.noise)
-    values = values.clamp(0, 1)
-    changed: Tensor = values.expand(3, -1, -1) if len(values) == 1 else values
-    return changed.contiguous()
+    changed: Tensor = values.clamp(0, 1)
+    return changed

