@@ -1,0 +1,173 @@
+"""What every network promises, whatever its kind."""
+
+import numpy as np
+import pytest
+import torch
+from small import SMALL, no_targets, scene
+
+from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+from clearmargin.transforms.intensity import Window
+from clearmargin.transforms.view import AugmentSettings, ImageSettings
+
+CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
+LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
+EVERY = pytest.mark.parametrize("name", list(SMALL))
+
+
+def build(name, *, classes=1, channels=3):
+    torch.manual_seed(0)
+    config = network_config(SMALL[name].model)
+    return build_network(config, classes=classes, channels=channels, pretrained=True)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Each network after it has seen one picture until it knows it, and its losses on the way."""
+    done = {}
+
+    def learn(name):
+        if name not in done:
+            network, (image, targets) = build(name), scene()
+            optimiser = torch.optim.AdamW(network.parameters(), lr=SMALL[name].learning_rate)
+            totals = []
+            for step in range(SMALL[name].steps):
+                torch.manual_seed(step)
+                loss = sum(network.losses(image[None], [targets]).values())
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                totals.append(loss.item())
+            done[name] = network, totals
+        return done[name]
+
+    return learn
+
+
+def test_every_network_is_tested_here():
+    assert set(SMALL) == set(NETWORKS)
+
+
+@EVERY
+def test_the_loss_falls_to_a_tenth_on_one_phantom(name, learned):
+    _, losses = learned(name)
+    assert min(losses[-5:]) < 0.1 * losses[0]
+
+
+@EVERY
+def test_what_was_learned_is_found_in_its_place(name, learned, tmp_path):
+    """Through a model folder and back: the masks lie on the picture's own grid."""
+    card = ModelCard(
+        software="clearmargin test",
+        model=network_config(SMALL[name].model).model_dump(mode="json"),
+        image=ImageSettings(intensity=Window(low=0, high=1), crop=(128, 128)),
+        augment=AugmentSettings(),
+        classes=label_map_entries(LABELS),
+        show_in_tracking=True,
+    )
+    save_model(tmp_path / "model", card, learned(name)[0].state_dict())
+    segmenter = load_segmenter(tmp_path / "model", device="cpu")
+    image, targets = scene()
+    found = segmenter(Image(pixels=image.numpy(), grid=Grid.from_spacing((128, 128), (0.5, 0.5)))).instances
+    assert len(found) == 2
+    for truth in targets.masks.numpy().astype(bool):
+        ious = [(m.dense() & truth).sum() / (m.dense() | truth).sum() for m in found.masks]
+        assert max(ious) > 0.8
+        # a shift of half a pixel would show in the centre of the mask
+        best = found.masks[int(np.argmax(ious))].dense()
+        assert np.abs(np.argwhere(best).mean(0) - np.argwhere(truth).mean(0)).max() < 1.0
+
+
+@EVERY
+def test_detections_are_ranked_and_whole(name, learned):
+    network, _ = learned(name)
+    with torch.inference_mode():
+        (found,) = network.detect(scene()[0][None])
+    n = len(found.scores)
+    assert n >= 2
+    assert found.boxes.shape == found.regions.shape == (n, 4)
+    assert len(found.masks) == len(found.labels) == n
+    assert (
+        found.scores[:-1] >= found.scores[1:]
+    ).all() and 0 <= found.scores.min() <= found.scores.max() <= 1
+    assert set(found.labels.tolist()) == {1}
+    for mask in found.masks:
+        assert mask.dtype == torch.float32 and mask.ndim == 2 and 0 <= mask.min() <= mask.max() <= 1
+
+
+@EVERY
+def test_what_a_call_returns_does_not_depend_on_the_mode(name, learned):
+    network, _ = learned(name)
+    image, targets = scene()
+    seen = []
+    for training in (True, False):
+        network.train(training)
+        torch.manual_seed(0)
+        losses = network.losses(image[None], [targets])
+        with torch.inference_mode():
+            (found,) = network.detect(image[None])
+        seen.append((losses, found))
+    (first, found), (second, again) = seen
+    assert first.keys() == second.keys()
+    for part in first:
+        torch.testing.assert_close(first[part], second[part])
+    torch.testing.assert_close(found.scores, again.scores)
+
+
+@EVERY
+def test_pictures_without_instances_teach_the_background(name):
+    network = build(name)
+    image, targets = scene()
+    pair = image[None].repeat(2, 1, 1, 1)
+    for wanted in ([no_targets(), no_targets()], [no_targets(), targets]):
+        losses = network.losses(pair, wanted)
+        assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
+        sum(losses.values()).backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@EVERY
+def test_a_picture_without_anything_gives_detections_of_equal_columns(name):
+    """Nothing learned, nothing there: whatever is returned has columns of equal length."""
+    with torch.inference_mode():
+        found = build(name).detect(torch.zeros(2, 3, 64, 96))
+    assert len(found) == 2
+    for one in found:
+        assert len(one.masks) == len(one.boxes) == len(one.labels) == len(one.scores) == len(one.regions)
+
+
+@EVERY
+def test_other_channels_and_several_classes(name):
+    network = build(name, classes=3, channels=5)
+    _, targets = scene()
+    losses = network.losses(torch.rand(1, 5, 128, 128), [targets])
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+@EVERY
+def test_a_network_of_no_class_is_refused(name):
+    with pytest.raises(ConfigError, match="at least one class"):
+        build(name, classes=0)
+
+
+@EVERY
+def test_unknown_options_are_named(name):
+    with pytest.raises(ConfigError, match="fpn_chanels: unknown"):
+        network_config(SMALL[name].model | {"fpn_chanels": 3})
+
+
+@EVERY
+def test_weights_of_another_number_of_classes_are_refused(name, learned, tmp_path):
+    card = ModelCard(
+        software="clearmargin test",
+        model=network_config(SMALL[name].model).model_dump(mode="json"),
+        image=ImageSettings(),
+        augment=AugmentSettings(),
+        classes=label_map_entries(LABELS),
+        show_in_tracking=True,
+    )
+    save_model(tmp_path / "model", card, build(name, classes=4).state_dict())
+    with pytest.raises(InputError, match="do not fit its configuration"):
+        load_segmenter(tmp_path / "model")
