@@ -19,10 +19,19 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
 from clearmargin.errors import ConfigError
+from clearmargin.models.losses import MaskLossSettings, mask_loss
 from clearmargin.models.network import Detections, Targets
+from clearmargin.models.point_rend import (
+    PointHead,
+    features_at,
+    in_image,
+    refine,
+    sample_at,
+    uncertain_points,
+)
 from clearmargin.models.pyramid import Pyramid, PyramidSettings
 
-__all__ = ["MaskRCNN", "MaskRCNNConfig"]
+__all__ = ["MaskRCNN", "MaskRCNNConfig", "masks_within"]
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -42,13 +51,22 @@ class MaskRCNNConfig(PyramidSettings):
     mask_samples: int = Field(
         20, ge=1, description="positive proposals an image that the mask head learns from"
     )
+    mask_loss: MaskLossSettings = MaskLossSettings()
+    point_steps: int = Field(
+        2,
+        ge=0,
+        le=3,
+        description="most doublings of a mask's 28 x 28 at inference; 0 leaves the point head out",
+    )
+    point_samples: int = Field(196, ge=16, description="points of a mask that the point head learns from")
+    point_channels: int = Field(96, ge=16)
     box_nms: float = Field(0.5, gt=0, le=1, description="box IoU above which the lower score is dropped")
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
 
 
 class MaskRCNN(nn.Module):
-    """Region proposals, then a box, a class and a 28 x 28 mask for each.
+    """Region proposals, then a box, a class and a mask for each, refined at its edge (``point_rend``).
 
     Every region is pooled with half-pixel alignment (``aligned=True``), features and mask targets alike;
     torchvision's own model leaves it off, which shifts its masks by half a pixel.
@@ -80,6 +98,7 @@ class MaskRCNN(nn.Module):
         self.box_predictor = FastRCNNPredictor(config.box_features, classes + 1)
         self.mask_head = MaskRCNNHeads(width, (config.mask_channels,) * config.mask_layers, 1)
         self.mask_predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, classes + 1)
+        self.point_head = PointHead(width, config.point_channels, classes + 1) if config.point_steps else None
         # torchvision's proposal sampling and box decoding; its pooling and mask loss are replaced below
         self.regions = RoIHeads(
             box_roi_pool=None,
@@ -97,9 +116,9 @@ class MaskRCNN(nn.Module):
         self.levels = LevelMapper(2, 5, canonical_scale=224, canonical_level=4, eps=1e-6)
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
-        """Return the losses ``objectness``, ``proposals``, ``classes``, ``boxes`` and ``masks``.
+        """Return the losses ``objectness``, ``proposals``, ``classes``, ``boxes``, ``masks`` and ``points``.
 
-        Images without an instance teach the background; ``masks`` is then 0.
+        Images without an instance teach the background; ``masks`` and ``points`` are then 0.
         """
         features = self._features(images, learning=True)
         wanted = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
@@ -112,11 +131,11 @@ class MaskRCNN(nn.Module):
             "proposals": rpn["loss_rpn_box_reg"],
             "classes": classes,
             "boxes": boxes,
-            "masks": self._mask_loss(features, proposals, matched, labels, targets),
+            **self._mask_losses(features, proposals, matched, labels, targets),
         }
 
     def detect(self, images: Tensor) -> list[Detections]:
-        """Return detections with 28 x 28 masks that span their boxes."""
+        """Return detections whose masks span their boxes: 28 x 28, doubled until a pixel has a sample of its own."""
         features = self._features(images, learning=False)
         proposals, _ = self._propose(images, features, None)
         logits, deltas = self._classify(features, proposals)
@@ -124,11 +143,9 @@ class MaskRCNN(nn.Module):
         found = self.regions.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
         detections = []
         for i, (boxes, scores, labels) in enumerate(zip(*found, strict=True)):
-            masks = self._masks({k: v[i : i + 1] for k, v in features.items()}, [boxes], labels).sigmoid()
+            masks = self._masks({k: v[i : i + 1] for k, v in features.items()}, boxes, labels)
             detections.append(
-                Detections(
-                    boxes=boxes, labels=labels, scores=scores.clamp(0, 1), masks=masks.float(), regions=boxes
-                )
+                Detections(boxes=boxes, labels=labels, scores=scores.clamp(0, 1), masks=masks, regions=boxes)
             )
         return detections
 
@@ -149,39 +166,66 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.box_predictor(self.box_head(self._pool(features, proposals, 7)))
         return logits, deltas
 
-    def _masks(self, features: dict[str, Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
-        """Return mask logits ``(R, 28, 28)`` of the boxes, each of its own class."""
-        if len(labels) == 0:
-            return features["0"].new_zeros((0, 28, 28))
-        logits = self.mask_predictor(self.mask_head(self._pool(features, boxes, 14)))
-        chosen: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
-        return chosen
+    def _coarse(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """Return coarse mask logits of the boxes, ``(R, K + 1, 28, 28)``."""
+        logits: Tensor = self.mask_predictor(self.mask_head(self._pool(features, boxes, 14)))
+        return logits
 
-    def _mask_loss(
+    def _masks(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return one image's mask probabilities, each of its own class; larger boxes have finer ones."""
+        if len(labels) == 0:
+            return ()
+        coarse = self._coarse(features, [boxes])
+        if self.point_head is None:
+            return tuple(coarse[torch.arange(len(labels)), labels].sigmoid().float())
+        # A mask finer than the network's pixels would cost time and show nothing.
+        sides = (boxes[:, 2:] - boxes[:, :2]).amax(1) / coarse.shape[-1]
+        steps = sides.log2().ceil().clamp(0, self.config.point_steps)
+        masks: dict[int, Tensor] = {}
+        for step in range(self.config.point_steps + 1):
+            own = torch.where(steps == step)[0]
+            refined = refine(
+                self.point_head, features["0"], _STRIDES[0], boxes[own], labels[own], coarse[own], step
+            )
+            masks |= zip(own.tolist(), refined.sigmoid().float(), strict=True)
+        return tuple(masks[i] for i in range(len(labels)))
+
+    def _mask_losses(
         self,
         features: dict[str, Tensor],
         proposals: list[Tensor],
         matched: list[Tensor],
         labels: list[Tensor],
         targets: list[Targets],
-    ) -> Tensor:
-        boxes, classes, wanted = [], [], []
-        for proposal, match, label, target in zip(proposals, matched, labels, targets, strict=True):
+    ) -> dict[str, Tensor]:
+        boxes, classes, picked = [], [], []
+        for proposal, match, label in zip(proposals, matched, labels, strict=True):
             positive = torch.where(label > 0)[0]
             positive = positive[torch.randperm(len(positive))[: self.config.mask_samples].to(positive.device)]
-            picked = match[positive]
             boxes.append(proposal[positive])
             classes.append(label[positive])
-            rois = torch.cat([picked[:, None].to(proposal.dtype), proposal[positive]], dim=1)
-            wanted.append(
-                roi_align(target.masks[:, None].to(proposal.dtype), rois, (28, 28), 1.0, -1, aligned=True)[
-                    :, 0
-                ]
-            )
+            picked.append(match[positive])
         chosen = torch.cat(classes)
         if len(chosen) == 0:
-            return features["0"].sum() * 0
-        return F.binary_cross_entropy_with_logits(self._masks(features, boxes, chosen), torch.cat(wanted))
+            nothing = features["0"].sum() * 0
+            return {"masks": nothing} | ({} if self.point_head is None else {"points": nothing})
+        references = [
+            t.masks[own, None].to(features["0"].dtype) for t, own in zip(targets, picked, strict=True)
+        ]
+        wanted = torch.cat([masks_within(masks, own) for masks, own in zip(references, boxes, strict=True)])
+        coarse = self._coarse(features, boxes)
+        logits = coarse[torch.arange(len(chosen), device=chosen.device), chosen]
+        losses = {"masks": mask_loss(logits, wanted, self.config.mask_loss)}
+        if self.point_head is not None:
+            points = uncertain_points(logits.detach(), self.config.point_samples)
+            size = (references[0].shape[3], references[0].shape[2])
+            on_image = in_image(points, torch.cat(boxes), size)
+            truth = sample_at(torch.cat(references), on_image)[:, 0]
+            decided = self.point_head(
+                features_at(features["0"], boxes, points, _STRIDES[0]), sample_at(coarse, points)
+            )[torch.arange(len(chosen), device=chosen.device), chosen]
+            losses["points"] = F.binary_cross_entropy_with_logits(decided, truth)
+        return losses
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Tensor], size: int) -> Tensor:
         """Return ``(R, C, size, size)`` features of all boxes, each from the level that fits its size."""
@@ -200,3 +244,12 @@ class MaskRCNN(nn.Module):
         if not parts:
             return features["0"].new_zeros((0, features["0"].shape[1], size, size))
         return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+def masks_within(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Return each of ``masks`` (``(R, 1, H, W)``) as 28 x 28 of its box, ``(R, 28, 28)``."""
+    rois = torch.cat(
+        [torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None], boxes], dim=1
+    )
+    wanted: Tensor = roi_align(masks, rois, (28, 28), 1.0, -1, aligned=True)
+    return wanted[:, 0]

@@ -1,0 +1,135 @@
+"""Masks refined where they are in doubt: PointRend (Kirillov et al., CVPR 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["PointHead", "features_at", "in_image", "refine", "sample_at", "uncertain_points"]
+
+_OVERSAMPLING, _IMPORTANT = 3, 0.75  # the paper's k and beta
+
+
+class PointHead(nn.Module):
+    """A perceptron that decides single points from fine features and the coarse mask."""
+
+    def __init__(self, features: int, hidden: int, classes: int, *, layers: int = 3) -> None:
+        super().__init__()
+        # The coarse logits are shown to every layer, as in the paper.
+        widths = [features] + [hidden] * layers
+        self.hidden = nn.ModuleList(nn.Conv1d(width + classes, hidden, 1) for width in widths[:-1])
+        self.predictor = nn.Conv1d(hidden + classes, classes, 1)
+
+    def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
+        """Return logits ``(R, K, P)`` of P points in each of R regions.
+
+        Args:
+            features: ``(R, C, P)`` fine features at the points.
+            coarse: ``(R, K, P)`` the coarse mask's logits there.
+        """
+        for layer in self.hidden:
+            features = F.relu(layer(torch.cat([features, coarse], 1)))
+        logits: Tensor = self.predictor(torch.cat([features, coarse], 1))
+        return logits
+
+
+def uncertain_points(logits: Tensor, count: int) -> Tensor:
+    """Return points to learn from, ``(R, count, 2)`` as ``x y`` in [0, 1] of the region: most where it is in doubt.
+
+    Args:
+        logits: ``(R, h, w)``, of the regions' own classes.
+        count: Points of each region; three quarters are the least certain of three times as many random ones.
+    """
+    many = torch.rand((len(logits), _OVERSAMPLING * count, 2), device=logits.device, dtype=logits.dtype)
+    important = int(_IMPORTANT * count)
+    doubt = -sample_at(logits[:, None], many)[:, 0].abs()
+    chosen = doubt.topk(important, dim=1).indices
+    picked = many.gather(1, chosen[..., None].expand(-1, -1, 2))
+    rest = torch.rand((len(logits), count - important, 2), device=logits.device, dtype=logits.dtype)
+    return torch.cat([picked, rest], 1)
+
+
+def sample_at(maps: Tensor, points: Tensor) -> Tensor:
+    """Return the maps' values at points, bilinear, ``(R, C, P)``.
+
+    Args:
+        maps: ``(R, C, h, w)``; pixel k covers ``[k, k + 1) / w`` of the width.
+        points: ``(R, P, 2)``, ``x y`` in [0, 1]; beyond the outermost centres values stay as they are there.
+    """
+    if len(maps) == 0:
+        return maps.new_zeros((0, maps.shape[1], points.shape[1]))
+    sampled: Tensor = F.grid_sample(
+        maps, 2 * points[:, :, None] - 1, align_corners=False, padding_mode="border"
+    )
+    return sampled[..., 0]
+
+
+def features_at(features: Tensor, boxes: Sequence[Tensor], points: Tensor, stride: float) -> Tensor:
+    """Return the features of an image's batch at points of its boxes, ``(R, C, P)``.
+
+    Args:
+        features: ``(B, C, h, w)``.
+        boxes: For each image ``(R_i, 4)``, ``x1 y1 x2 y2`` in network pixels.
+        points: ``(R, P, 2)`` in [0, 1] of the boxes.
+        stride: Network pixels per feature.
+    """
+    size = (features.shape[3] * stride, features.shape[2] * stride)
+    parts = [features.new_zeros((features.shape[1], 0, points.shape[1]))]
+    for one, own, inside in zip(features, boxes, torch.split(points, [len(b) for b in boxes]), strict=True):
+        if len(own):
+            flat = in_image(inside, own, size).reshape(1, -1, 2)
+            parts.append(sample_at(one[None], flat)[0].reshape(-1, *inside.shape[:2]))
+    return torch.cat(parts, 1).transpose(0, 1)
+
+
+def in_image(points: Tensor, boxes: Tensor, size: tuple[float, float]) -> Tensor:
+    """Return points of boxes as points of the image, all in [0, 1].
+
+    Args:
+        points: ``(R, P, 2)``.
+        boxes: ``(R, 4)``.
+        size: The image's width and height, in the boxes' unit.
+    """
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    return (low + points * (high - low)) / points.new_tensor(size)
+
+
+def refine(
+    head: PointHead,
+    features: Tensor,
+    stride: float,
+    boxes: Tensor,
+    labels: Tensor,
+    coarse: Tensor,
+    steps: int,
+) -> Tensor:
+    """Return one image's masks at ``2 ** steps`` times their resolution, ``(R, h, w)`` logits.
+
+    Each step doubles the masks and decides anew as many points as the coarse mask has: the least certain.
+
+    Args:
+        head: The trained head.
+        features: ``(1, C, H, W)`` fine features.
+        stride: Network pixels per feature.
+        boxes: ``(R, 4)`` in network pixels.
+        labels: ``(R,)``, each mask's class.
+        coarse: ``(R, K, h, w)`` coarse logits of all classes.
+        steps: Doublings; 0 returns the coarse masks.
+    """
+    rows = torch.arange(len(labels), device=labels.device)
+    masks = coarse[rows, labels]
+    count = masks.shape[1] * masks.shape[2]
+    for _ in range(steps if len(masks) else 0):
+        masks = F.interpolate(masks[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
+        height, width = masks.shape[1:]
+        doubtful = (-masks.flatten(1).abs()).topk(count, dim=1).indices
+        points = torch.stack(
+            [(doubtful % width + 0.5) / width, (doubtful // width + 0.5) / height], dim=2
+        ).to(masks.dtype)
+        fine = features_at(features, [boxes], points, stride)
+        decided = head(fine, sample_at(coarse, points))[rows, labels]
+        masks = masks.flatten(1).scatter(1, doubtful, decided).reshape(-1, height, width)
+    return masks
