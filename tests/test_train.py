@@ -14,10 +14,12 @@ import yaml
 from safetensors.torch import load_file
 from toy import write_toy_experiment, write_toy_set
 
+from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, TrainingError
 from clearmargin.models import load_segmenter
 from clearmargin.models.checkpoint import TrainingState
-from clearmargin.train import TrainingSettings, _rate, train
+from clearmargin.models.processes import ProcessGroup
+from clearmargin.train import Experiment, TrainingSettings, _loader, _rate, train
 
 
 @pytest.fixture
@@ -247,6 +249,34 @@ def test_two_processes_train_one_model(place):
     assert len(set(steps[0])) == 6
     assert len(client(place).search_runs(["1"])) == 1
     assert torch.load(place / "runs" / "toy-2" / "checkpoint.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_profiled_run_says_where_its_time_goes(place):
+    config = write_toy_experiment(place, write_toy_set(place / "data"), epochs=1, steps_per_epoch=9)
+    result = train(config, profile=True)
+    table = (result.folder / "profile" / "operators.txt").read_text()
+    assert "aten::convolution" in table or "aten::mkldnn_convolution" in table
+    assert (result.folder / "profile" / "trace.json").stat().st_size > 1000
+    metrics = client(place).get_run(result.run_id).data.metrics
+    shares = {name: metrics[f"time/{name}"] for name in ("data", "transfer", "forward", "backward", "update")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["forward"] + shares["backward"] > 0.3
+
+
+def test_accumulated_steps_see_the_windows_of_one_large_batch(place):
+    card = write_toy_set(place / "data")
+    seen = []
+    for size, passes in ((4, 1), (2, 2), (1, 4)):
+        raw = yaml.safe_load(write_toy_experiment(place, card).read_text())
+        raw["training"] |= {"batch_size": size, "accumulate": passes, "workers": 0}
+        experiment = Experiment.model_validate(raw)
+        dataset = open_dataset(card)
+        batches = _loader(experiment, dataset, dataset.split("train"), 1, 3, ProcessGroup())
+        assert len(batches) == 2 * passes
+        seen.append(torch.cat([images for images, _ in batches]))
+    assert len(seen[0]) == 8
+    for other in seen[1:]:
+        torch.testing.assert_close(other, seen[0])
 
 
 def test_a_damaged_checkpoint_is_said(place):

@@ -121,11 +121,15 @@ def train(
         typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where runs' folders lie.")] = Path("runs"),
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Show where each epoch's time goes; operators into RUN/profile/."),
+    ] = False,
 ) -> None:
     """Train a network; Ctrl-C keeps the last whole epoch, and --resume goes on from there."""
     from clearmargin.train import train as call
 
-    result = call(config, overrides=overrides or [], resume=resume, runs=runs)
+    result = call(config, overrides=overrides or [], resume=resume, runs=runs, profile=profile)
     best = ", ".join(f"{name} {value:.4g}" for name, value in result.best.items())
     _say(f"{result.epochs} epochs; best on validation: {best or 'not validated'}")
     _say(f"model: {result.model}")

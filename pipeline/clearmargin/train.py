@@ -29,7 +29,7 @@ from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, rea
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.samples import Windows, collate
-from clearmargin.errors import ConfigError, InputError, TrainingError, nearest
+from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.evaluate import VALIDATION_METRICS, compare, score
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.checkpoint import (
@@ -41,7 +41,9 @@ from clearmargin.models.checkpoint import (
 )
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.processes import ProcessGroup, loss_module, process_group
+from clearmargin.models.profiling import OPERATORS, operator_profile
 from clearmargin.models.segmenter import PredictionSettings
+from clearmargin.models.step import Clock, TrainingStep
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
@@ -50,7 +52,7 @@ __all__ = ["EarlyStopping", "Experiment", "TrainingResult", "TrainingSettings", 
 
 log = logging.getLogger(__name__)
 
-MODEL, CONFIG, RUN = "model", "config.yaml", "run.yaml"
+MODEL, CONFIG, RUN, PROFILE = "model", "config.yaml", "run.yaml", "profile"
 
 
 class EarlyStopping(Settings):
@@ -74,7 +76,12 @@ class TrainingSettings(Settings):
     steps_per_epoch: int = Field(
         50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
     )
-    batch_size: int = Field(2, ge=1, description="windows a step, on each process")
+    batch_size: int = Field(2, ge=1, description="windows of one forward pass, on each process")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="forward passes a step, whose gradients are averaged: for batches beyond the memory",
+    )
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(50, ge=0)
@@ -129,6 +136,7 @@ def train(
     overrides: Sequence[str] = (),
     resume: Path | str | None = None,
     runs: Path = Path("runs"),
+    profile: bool = False,
 ) -> TrainingResult:
     """Train a network as a configuration says.
 
@@ -137,6 +145,7 @@ def train(
         overrides: ``a.b=value`` items over it.
         resume: A run's folder, its name under ``runs``, or its id; training goes on behind its last whole epoch.
         runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
+        profile: Say after each epoch where its time went, and profile some steps by operator into ``profile/``.
 
     Returns:
         The run's folder, which holds ``config.yaml``, ``checkpoint.pt`` and ``model/``.
@@ -149,12 +158,14 @@ def train(
         experiment, folder = _open(config, overrides, resume, runs, group)
         threads = torch.get_num_threads()
         try:
-            return _train(experiment, folder, group, resumes=resume is not None)
+            return _train(experiment, folder, group, resumes=resume is not None, profile=profile)
         finally:
             torch.set_num_threads(threads)  # they are the process's, and others work in it after us
 
 
-def _train(experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes: bool) -> TrainingResult:
+def _train(
+    experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes: bool, profile: bool
+) -> TrainingResult:
     settings = experiment.training
     # Threads that have to share a core with a worker wait for each other: measured, ten times slower.
     free = len(os.sched_getaffinity(0)) // group.size - settings.workers
@@ -199,7 +210,10 @@ def _train(experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes
         if run.run_id:
             (folder / RUN).write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
         run.log_data(dataset.card.name, dataset.digest())
-        _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group)
+        with operator_profile(folder / PROFILE) if profile else nullcontext() as profiler:
+            _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group, profiler)
+        if (folder / PROFILE).is_dir():
+            run.log_artifact(folder / PROFILE / OPERATORS, PROFILE)
         if group.rank == 0:
             run.log_model(folder / MODEL)
             run.log_artifact(folder / CHECKPOINT, "checkpoint")
@@ -217,44 +231,42 @@ def _loop(
     run: TrackedRun,
     device: torch.device,
     group: ProcessGroup,
+    profiler: Any,
 ) -> None:
     settings = experiment.training
     total = settings.epochs * settings.steps_per_epoch
     batches = iter(_loader(experiment, dataset, cases, state.epoch * settings.steps_per_epoch, total, group))
-    compute_losses = loss_module(state.network, device, group)
-    autocast = torch.autocast("cuda", torch.bfloat16) if _has_amp(device) else nullcontext()
+    take_step = TrainingStep(
+        state=state,
+        compute_losses=loss_module(state.network, device, group),
+        device=device,
+        clip_norm=settings.clip_norm,
+        ema=settings.ema,
+        amp=_has_amp(device),
+        clock=Clock(device=device if profiler else None),
+    )
     before, started = state.seconds, time.monotonic()
     for epoch in range(state.epoch, settings.epochs):
         sums: dict[str, float] = {}
         with progress(f"epoch {epoch + 1}/{settings.epochs}", settings.steps_per_epoch) as bar:
             for step in range(epoch * settings.steps_per_epoch, (epoch + 1) * settings.steps_per_epoch):
-                images, targets = next(batches)
-                images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+                with take_step.clock("data"):
+                    taken = [next(batches) for _ in range(settings.accumulate)]
                 torch.manual_seed(_step_seed(experiment.seed, step, group.rank))
                 spent = group.shared((before + time.monotonic() - started) / 60)
                 rate = settings.learning_rate * _rate(step, total, settings, spent)
-                for parameters in state.optimiser.param_groups:
-                    parameters["lr"] = rate
-                with autocast:
-                    losses = compute_losses(images, [t.to(device) for t in targets])
-                    loss = torch.stack(list(losses.values())).sum()
-                if not torch.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss is {loss.item()} in step {step + 1} "
-                        f"({', '.join(f'{k} {v.item():.3g}' for k, v in losses.items())}); the checkpoint of epoch "
-                        f"{state.epoch} is kept: resume with a lower training.learning_rate or training.clip_norm"
-                    )
-                state.optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
-                state.optimiser.step()
-                state.move_average(settings.ema, step)
-                for name, value in {"loss": loss, **losses}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach())
-                bar.advance(loss=f"{float(loss.detach()):.3f}")
+                losses = take_step(taken, number=step, rate=rate)
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+                if profiler is not None:
+                    profiler.step()
+                bar.advance(loss=f"{float(losses['loss']):.3f}")
         state.epoch, state.seconds = epoch + 1, before + time.monotonic() - started
         metrics = {f"train/{name}": value / settings.steps_per_epoch for name, value in sums.items()}
         stop = False
+        if profiler is not None:
+            metrics |= {f"time/{name}": share for name, share in take_step.clock.shares().items()}
+            take_step.clock.seconds.clear()
         if group.rank == 0:
             metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
             stop = _finish_epoch(state, experiment, dataset, validation, card, folder, run, metrics)
@@ -388,6 +400,7 @@ def _loader(
     """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
     settings = experiment.training
     size = settings.batch_size
+    passes = settings.accumulate
     windows = Windows(
         dataset,
         cases,
@@ -396,13 +409,14 @@ def _loader(
         seed=experiment.seed,
         cache_bytes=settings.cache_mb * 2**20,
     )
-    batches = [
-        list(range((step * group.size + group.rank) * size, (step * group.size + group.rank + 1) * size))
+    firsts = [
+        ((step * group.size + group.rank) * passes + k) * size
         for step in range(first, total)
+        for k in range(passes)
     ]
     return DataLoader(
         windows,
-        batch_sampler=batches,
+        batch_sampler=[list(range(first, first + size)) for first in firsts],
         collate_fn=collate,
         num_workers=settings.workers,
         pin_memory=torch.cuda.is_available(),
