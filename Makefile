@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats fuzz clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -20,13 +20,16 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: bench-metrics bench-formats
+bench: bench-metrics bench-formats bench-step
 
 bench-formats: .venv/installed
 	$(BIN)/python benchmarks/bench_formats.py
 
 bench-metrics: .venv/installed
 	$(BIN)/python benchmarks/bench_metrics.py
+
+bench-step: .venv/installed
+	$(BIN)/python benchmarks/bench_step.py
 
 # 100,000 damaged files; RUN=n repeats a run, CASES=n shortens it, what fails is kept in fuzz/.
 CASES ?= 100000
