@@ -54,6 +54,21 @@ class Uncertainty(StrEnum):
     tta = "tta"
 
 
+class Runtime(StrEnum):
+    """What computes a network."""
+
+    torch = "torch"
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+class Format(StrEnum):
+    """What a model is exported to."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+
+
 class Objects(StrEnum):
     """What one object is in a label file."""
 
@@ -181,6 +196,9 @@ def predict(
         str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
+    runtime: Annotated[
+        Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
+    ] = Runtime.torch,
     score_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
     ] = None,
@@ -206,6 +224,7 @@ def predict(
         uncertainty=uncertainty.value,
         series=series,
         device=device,
+        runtime=runtime.value,
         score_threshold=score_threshold,
         display_window=display_window,
         allow_gaps=allow_gaps,
@@ -220,6 +239,34 @@ def predict(
             "the others are done:\n"
             + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
         )
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
+    ],
+    format: Annotated[Format, typer.Option("--format", help="Of the files; `predict --runtime` uses them.")],
+    card: Annotated[Path, typer.Option("--card", help="A data card: the images that the gate compares on.")],
+    split: Annotated[Split, typer.Option(help="Which split of it.")] = Split.validation,
+    cases: Annotated[int, typer.Option(min=1, help="Most images to compare on.")] = 8,
+) -> None:
+    """Export a model to ONNX or OpenVINO; nothing is written unless it finds what the model finds."""
+    from clearmargin.export import export as call
+    from clearmargin.tracking.resolve import model_folder
+
+    done = call(model_folder(model), card, format=format.value, split=split.value, cases=cases)
+    found = done.parity
+    _say(
+        f"{found.instances} instances compared in {done.cases} images: scores within {found.score:.1e}, "
+        f"probabilities within {found.probability:.1e}, at most {found.flipped:.2g} of the pixels that may "
+        f"change sides, NSD within {found.nsd:.1e}"
+    )
+    before, after = done.seconds
+    _say(
+        f"an image takes {1000 * after:.0f} ms, with torch {1000 * before:.0f} ms ({before / after:.1f} times)"
+    )
+    _say(f"export: {done.folder}")
 
 
 @app.command()

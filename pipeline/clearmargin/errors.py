@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "GeometryError",
     "InputError",
+    "ParityError",
     "TrainingError",
     "nearest",
 ]
@@ -43,6 +44,12 @@ class GeometryError(InputError):
 
 class TrainingError(ClearMarginError):
     """Training cannot go on; the last good checkpoint is kept."""
+
+    exit_code = 4
+
+
+class ParityError(ClearMarginError):
+    """An exported model does not find what it found before; it is not written."""
 
     exit_code = 4
 

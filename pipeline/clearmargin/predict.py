@@ -68,6 +68,7 @@ def predict(
     uncertainty: Uncertainty = "none",
     series: str | None = None,
     device: str | None = None,
+    runtime: str = "torch",
     score_threshold: float | None = None,
     display_window: bool = False,
     allow_gaps: bool = False,
@@ -83,6 +84,7 @@ def predict(
         uncertainty: ``tta`` adds maps of foreground probability and entropy from mirrored and scaled views.
         series: Which DICOM series, where there are several.
         device: ``cpu`` or ``cuda``; None takes CUDA where it is.
+        runtime: ``torch``, or what the model was exported to.
         score_threshold: Instances below it are not returned; None takes the model's own.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window, as in
             captures and clips of CT.
@@ -95,7 +97,7 @@ def predict(
     Raises:
         InputError: ``source`` is refused, or nothing in it could be read.
     """
-    segmenter = load_segmenter(model, device=device)
+    segmenter = load_segmenter(model, device=device, runtime=runtime)
     if score_threshold is not None:
         if not 0 <= score_threshold <= 1:
             raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
@@ -294,6 +296,7 @@ def _write_summary(folder: Path, prediction: Prediction, image: Image, instances
         "model": made_by.model,
         "weights_sha256": made_by.weights_sha256,
         "config_sha256": made_by.config_sha256,
+        "runtime": made_by.runtime,
         "software": made_by.software,
         "use": "research only; not for diagnosis or treatment",
     }

@@ -26,12 +26,14 @@ class Provenance:
         weights_sha256: Of the weights file.
         config_sha256: Of the resolved configuration.
         software: ``clearmargin`` and its version.
+        runtime: What computed it: ``torch``, or a runtime it was exported to.
     """
 
     model: str
     weights_sha256: str
     config_sha256: str
     software: str
+    runtime: str = "torch"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -228,7 +228,8 @@ def derived_uid(*parts: object) -> str:
 
 def provenance_parts(provenance: Provenance) -> tuple[str, ...]:
     """Return what distinguishes one algorithm from another, for :func:`derived_uid`."""
-    return provenance.model, provenance.weights_sha256, provenance.config_sha256, provenance.software
+    made_by = (provenance.model, provenance.weights_sha256, provenance.config_sha256)
+    return *made_by, provenance.runtime, provenance.software
 
 
 def equipment(provenance: Provenance) -> dict[str, Any]:

@@ -53,11 +53,24 @@ def build_network(config: Settings, *, classes: int, pretrained: bool, channels:
     return network
 
 
-def load_segmenter(folder: str | Path, *, device: str | None = None) -> NetworkSegmenter:
-    """Return the segmenter saved in a model folder; on CUDA where there is one, unless ``device`` says else."""
+def load_segmenter(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    runtime: str = "torch",
+    runtime_folder: Path | None = None,
+) -> NetworkSegmenter:
+    """Return the segmenter saved in a model folder.
+
+    Args:
+        folder: A model folder.
+        device: ``cpu`` or ``cuda``; None takes CUDA where there is one.
+        runtime: ``torch``, or one that the model was exported to (on the CPU).
+        runtime_folder: Where that export lies; None for the folder of its name in the model folder.
+    """
     from clearmargin.models.folder import load_segmenter as load
 
-    return load(Path(folder), device=device)
+    return load(Path(folder), device=device, runtime=runtime, runtime_folder=runtime_folder)
 
 
 def _load(name: Any, what: str) -> Any:

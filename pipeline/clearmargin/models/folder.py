@@ -13,18 +13,21 @@ from typing import Any
 import torch
 import yaml
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import build_network, network_config
+from clearmargin.models.network import Network
+from clearmargin.models.parts import RuntimePart, replace_parts
+from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
-__all__ = ["ModelCard", "label_map_entries", "load_segmenter", "save_model"]
+__all__ = ["ModelCard", "RuntimeCard", "label_map_entries", "load_segmenter", "save_model", "save_runtime"]
 
-CONFIG_FILE, WEIGHTS_FILE = "model.yaml", "weights.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, RUNTIME_FILE = "model.yaml", "weights.safetensors", "runtime.yaml"
 
 
 class ClassEntry(Settings):
@@ -65,6 +68,15 @@ class ModelCard(Settings):
         )
 
 
+class RuntimeCard(Settings):
+    """What ``runtime.yaml`` of an export holds."""
+
+    runtime: str
+    weights_sha256: str = Field(description="of the weights that were exported")
+    torch: str = Field(description="version that wrote it")
+    parts: dict[str, Any] = Field(description="structure of each part's result, by its path in the network")
+
+
 def label_map_entries(label_map: LabelMap) -> tuple[ClassEntry, ...]:
     """Return a label map as ``model.yaml`` keeps it."""
     return tuple(
@@ -93,11 +105,18 @@ def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> No
     draft.replace(folder / CONFIG_FILE)
 
 
-def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegmenter:
-    """Return the segmenter of a model folder.
+def load_segmenter(
+    folder: Path,
+    *,
+    device: str | None = None,
+    runtime: str = "torch",
+    runtime_folder: Path | None = None,
+) -> NetworkSegmenter:
+    """Return the segmenter of a model folder; arguments as of ``clearmargin.models.load_segmenter``.
 
     Raises:
-        InputError: It is no model folder, or its weights are of another network.
+        InputError: It is no model folder, its weights are of another network, or its export is of other weights.
+        ConfigError: It was not exported to the runtime, or the device does not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -115,11 +134,16 @@ def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegment
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"the weights in '{folder.name}' do not fit its configuration: {error}") from None
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    default = "cuda" if torch.cuda.is_available() and runtime == "torch" else "cpu"
+    where = torch.device(device or default)
+    if where.type == "cuda" and runtime != "torch":
+        raise ConfigError(f"runtime '{runtime}' runs on the CPU: leave the device out")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, but no CUDA device is there: leave the option out")
     with (folder / WEIGHTS_FILE).open("rb") as stream:
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
+    if runtime != "torch":
+        _use_runtime(network, runtime, runtime_folder or folder / runtime, weights)
     return NetworkSegmenter(
         network=network.to(where),
         image=card.image,
@@ -129,10 +153,39 @@ def load_segmenter(folder: Path, *, device: str | None = None) -> NetworkSegment
             weights_sha256=weights,
             config_sha256=digest(card),
             software=card.software,
+            runtime=runtime,
         ),
         device=where,
         choice=card.prediction,
         augment=card.augment,
+    )
+
+
+def save_runtime(folder: Path, card: RuntimeCard) -> None:
+    """Write what an export is beside its parts."""
+    text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False)
+    (folder / RUNTIME_FILE).write_text(text, encoding="utf-8")
+
+
+def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> None:
+    """Let a runtime compute the network's parts."""
+    target = find_runtime(name)
+    if not (folder / RUNTIME_FILE).is_file():
+        raise ConfigError(
+            f"the model was not exported to '{name}': `clearmargin export MODEL --format {name} --card CARD` does it"
+        )
+    card = load_settings(folder / RUNTIME_FILE, RuntimeCard)
+    if card.weights_sha256 != weights:
+        raise InputError(f"the export to '{name}' is of other weights than the model's: export it again")
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{type(network).__name__} is no nn.Module")
+    threads = torch.get_num_threads()
+    replace_parts(
+        network,
+        {
+            part: RuntimePart(target.load(folder / f"{part}{target.suffix}", threads), outputs)
+            for part, outputs in card.parts.items()
+        },
     )
 
 

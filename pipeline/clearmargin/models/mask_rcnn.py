@@ -72,6 +72,8 @@ class MaskRCNN(nn.Module):
     torchvision's own model leaves it off, which shifts its masks by half a pixel.
     """
 
+    parts = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head")
+
     def __init__(self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()
         if classes < 1:
@@ -94,10 +96,14 @@ class MaskRCNN(nn.Module):
             post_nms_top_n=keep,
             nms_thresh=config.rpn_nms,
         )
-        self.box_head = TwoMLPHead(width * 7 * 7, config.box_features)
-        self.box_predictor = FastRCNNPredictor(config.box_features, classes + 1)
-        self.mask_head = MaskRCNNHeads(width, (config.mask_channels,) * config.mask_layers, 1)
-        self.mask_predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, classes + 1)
+        self.box_branch = nn.Sequential(
+            TwoMLPHead(width * 7 * 7, config.box_features),
+            FastRCNNPredictor(config.box_features, classes + 1),
+        )
+        self.mask_branch = nn.Sequential(
+            MaskRCNNHeads(width, (config.mask_channels,) * config.mask_layers, 1),
+            MaskRCNNPredictor(config.mask_channels, config.mask_channels, classes + 1),
+        )
         self.point_head = PointHead(width, config.point_channels, classes + 1) if config.point_steps else None
         # torchvision's proposal sampling and box decoding; its pooling and mask loss are replaced below
         self.regions = RoIHeads(
@@ -163,12 +169,12 @@ class MaskRCNN(nn.Module):
         return list(proposals), losses
 
     def _classify(self, features: dict[str, Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
-        logits, deltas = self.box_predictor(self.box_head(self._pool(features, proposals, 7)))
+        logits, deltas = self.box_branch(self._pool(features, proposals, 7))
         return logits, deltas
 
     def _coarse(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Return coarse mask logits of the boxes, ``(R, K + 1, 28, 28)``."""
-        logits: Tensor = self.mask_predictor(self.mask_head(self._pool(features, boxes, 14)))
+        logits: Tensor = self.mask_branch(self._pool(features, boxes, 14))
         return logits
 
     def _masks(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,13 @@ class Network(Protocol):
     """A trainable instance segmenter: an ``nn.Module`` with two methods in place of ``forward``.
 
     What either returns never depends on ``training``.
+
+    Attributes:
+        parts: Paths of the modules, from tensors to tensors, that ``detect`` spends its time in: what a runtime
+            can compute in torch's place.
     """
+
+    parts: ClassVar[tuple[str, ...]]
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return named scalar losses; ``images`` are ``(B, C, H, W)`` in [0, 1]."""

@@ -1,0 +1,147 @@
+"""Export a model to a runtime: written only where it finds what torch finds, on real images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clearmargin.core import Image, InstanceSet
+from clearmargin.datasets.card import Split
+from clearmargin.datasets.cases import open_dataset
+from clearmargin.errors import ConfigError, ParityError
+from clearmargin.models import load_segmenter
+from clearmargin.models.folder import RuntimeCard, save_runtime
+from clearmargin.models.parity import Parity, compare_planes, worst
+from clearmargin.models.parts import find_parts
+from clearmargin.models.runtimes import runtime
+from clearmargin.models.segmenter import NetworkSegmenter, View
+from clearmargin.report.progress import progress
+
+__all__ = ["Export", "export"]
+
+Pair = tuple[Image, InstanceSet]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An export that was written.
+
+    Attributes:
+        folder: Holds a file for each part, and ``runtime.yaml`` with the parity.
+        parity: The largest differences to torch.
+        cases: On how many images.
+        seconds: A case, start to end, with torch and with the runtime: medians.
+    """
+
+    folder: Path
+    parity: Parity
+    cases: int
+    seconds: tuple[float, float]
+
+
+def export(model: Path, card: Path, *, format: str, split: Split = "validation", cases: int = 8) -> Export:
+    """Write a model's parts for a runtime into the model's folder, if they pass the parity gate.
+
+    Args:
+        model: A model folder.
+        card: Of the images that the gate compares on.
+        format: ``onnx`` or ``openvino``.
+        split: Of the card.
+        cases: At most so many of them, evenly spread.
+
+    Raises:
+        ParityError: The runtime finds something else than torch; nothing is written, an earlier export stays.
+        ConfigError: The format's package is not installed, the card has other classes, or nothing was found in
+            the images that could be compared.
+    """
+    runtime(format)  # refused before the work
+    segmenter = load_segmenter(model, device="cpu")
+    dataset = open_dataset(card)
+    if segmenter.label_map.names != dataset.card.label_map.names:
+        raise ConfigError(
+            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' others"
+        )
+    chosen = dataset.split(split)
+    pairs = [dataset.read(case) for case in chosen[:: -(-len(chosen) // cases)]]
+    draft = model / f".{format}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        _write_parts(segmenter, pairs, draft, format)
+        exported = load_segmenter(model, device="cpu", runtime=format, runtime_folder=draft)
+        parity, seconds = _compare(segmenter, exported, pairs)
+        if not parity.instances:
+            raise ConfigError(
+                f"nothing was found in {len(pairs)} images of split '{split}': the gate has nothing to compare"
+            )
+        if parity.problems:
+            raise ParityError(
+                f"{format} finds other instances than torch: {'; '.join(parity.problems)}; nothing was written"
+            )
+        (draft / "parity.json").write_text(
+            json.dumps({"cases": len(pairs), "seconds": seconds, **asdict(parity)}, indent=1) + "\n",
+            encoding="utf-8",
+        )
+        shutil.rmtree(model / format, ignore_errors=True)
+        draft.replace(model / format)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Export(folder=model / format, parity=parity, cases=len(pairs), seconds=seconds)
+
+
+def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Path, format: str) -> None:
+    network = segmenter.network
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{type(network).__name__} is no nn.Module")
+
+    def look() -> None:
+        for image, _ in pairs:
+            for _ in segmenter.detect(image, View()):
+                pass
+
+    parts = find_parts(network, network.parts, look)
+    target = runtime(format)
+    with progress(f"export {format}", len(parts)) as bar:
+        for part in parts:
+            target.write(part, folder / f"{part.name}{target.suffix}")
+            bar.advance()
+    save_runtime(
+        folder,
+        RuntimeCard(
+            runtime=format,
+            weights_sha256=segmenter.provenance.weights_sha256,
+            torch=torch.__version__,
+            parts={part.name: part.outputs for part in parts},
+        ),
+    )
+
+
+def _compare(
+    segmenter: NetworkSegmenter, exported: NetworkSegmenter, pairs: Sequence[Pair]
+) -> tuple[Parity, tuple[float, float]]:
+    found: list[Parity] = []
+    seconds: list[tuple[float, float]] = []
+    with progress("compare", len(pairs)) as bar:
+        for image, reference in pairs:
+            for z, (one, two) in enumerate(
+                zip(segmenter.detect(image, View()), exported.detect(image, View()), strict=True)
+            ):
+                truth = reference if image.grid.ndim == 2 else reference.plane(z)[0]
+                found.append(compare_planes(one, two, truth, floor=segmenter.choice.score_threshold))
+            seconds.append((_time(segmenter, image), _time(exported, image)))
+            bar.advance()
+    middle = len(seconds) // 2
+    return worst(found), (sorted(s[0] for s in seconds)[middle], sorted(s[1] for s in seconds)[middle])
+
+
+def _time(segmenter: NetworkSegmenter, image: Image) -> float:
+    start = time.perf_counter()
+    segmenter(image)
+    return time.perf_counter() - start

@@ -1,0 +1,163 @@
+"""An exported model finds what the model finds, or it is not written."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from bright import bright_segmenter
+from command import command
+from toy import write_toy_experiment, write_toy_set
+
+from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.errors import ConfigError, InputError, ParityError
+from clearmargin.export import export
+from clearmargin.models import load_segmenter
+from clearmargin.models.parity import Parity, compare_planes, worst
+from clearmargin.models.parts import RuntimePart, find_parts
+from clearmargin.models.runtimes import RUNTIMES
+from clearmargin.models.segmenter import View
+from clearmargin.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model that finds discs, and the card of its data."""
+    place = tmp_path_factory.mktemp("export")
+    card = write_toy_set(place / "data", cases=10)
+    config = write_toy_experiment(
+        place, card, epochs=1, steps_per_epoch=60, learning_rate=0.003, ema=0.9, warmup_steps=5
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+        result = train(config, overrides=["prediction.score_threshold=0.2"], runs=place / "runs")
+    return result.model, card
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_an_export_finds_the_same_instances(trained, name):
+    model, card = trained
+    done = export(model, card, format=name, split="train", cases=4)
+    assert done.parity.instances >= 4 and done.parity.problems == ()
+    assert done.folder == model / name and not (model / f".{name}").exists()
+    card_written = yaml.safe_load((model / name / "runtime.yaml").read_text())
+    assert set(card_written["parts"]) >= {"pyramid", "rpn.head", "box_branch", "mask_branch"}
+    assert json.loads((model / name / "parity.json").read_text())["score"] <= 1e-3
+    pixels = np.full((1, 160, 96), 60, np.uint8)  # another size than any picture of the set
+    y, x = np.mgrid[:160, :96]
+    pixels[0][(y - 90) ** 2 + (x - 40) ** 2 < 14**2] = 180
+    image = Image(pixels=pixels, grid=Grid.from_spacing((160, 96)))
+    usual, exported = load_segmenter(model), load_segmenter(model, runtime=name)
+    assert usual.provenance == replace(exported.provenance, runtime="torch")
+    first, second = usual(image).instances, exported(image).instances
+    assert len(first) == len(second) >= 1
+    np.testing.assert_allclose(first.scores, second.scores, atol=1e-3)
+    for a, b in zip(first.masks, second.masks, strict=True):
+        assert (a.dense() ^ b.dense()).sum() <= max(1, 0.005 * a.area)
+
+
+def test_a_runtime_that_finds_something_else_writes_nothing(trained, monkeypatch):
+    model, card = trained
+    export(model, card, format="onnx", split="train", cases=2)
+    before = {p.name: p.read_bytes() for p in (model / "onnx").iterdir()}
+
+    def spoil(part, path):
+        module = copy.deepcopy(part.module)
+        for parameter in module.parameters():
+            parameter.data *= 1.02
+        RUNTIMES_ONNX.write(replace(part, module=module), path)
+
+    RUNTIMES_ONNX = RUNTIMES["onnx"]
+    monkeypatch.setitem(RUNTIMES, "onnx", replace(RUNTIMES_ONNX, write=spoil))
+    with pytest.raises(ParityError, match=r"onnx finds other instances than torch: .*\(at most"):
+        export(model, card, format="onnx", split="train", cases=2)
+    assert {p.name: p.read_bytes() for p in (model / "onnx").iterdir()} == before
+    assert not (model / ".onnx").exists()
+
+
+def test_what_cannot_be_exported_or_loaded_is_said(trained, tmp_path):
+    model, card = trained
+    with pytest.raises(ConfigError, match="no runtime 'tensorrt'"):
+        export(model, card, format="tensorrt")
+    copied = tmp_path / "model"
+    copied.mkdir()
+    for name in ("model.yaml", "weights.safetensors"):
+        (copied / name).write_bytes((model / name).read_bytes())
+    with pytest.raises(ConfigError, match="was not exported to 'onnx'"):
+        load_segmenter(copied, runtime="onnx")
+    with pytest.raises(ConfigError, match="runs on the CPU"):
+        load_segmenter(copied, runtime="onnx", device="cuda")
+    (copied / "onnx").mkdir()
+    entries = {"runtime": "onnx", "weights_sha256": "0" * 64, "torch": "2", "parts": {}}
+    (copied / "onnx" / "runtime.yaml").write_text(yaml.safe_dump(entries))
+    with pytest.raises(InputError, match="of other weights"):
+        load_segmenter(copied, runtime="onnx")
+
+
+def test_the_command_exports_and_predicts(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, card = trained
+    code, said = command(
+        "export", model, "--format", "onnx", "--card", card, "--split", "train", "--cases", 2
+    )
+    assert code == 0 and "instances compared" in said
+    picture = next(card.parent.glob("t0.png"))
+    code, said = command("predict", picture, tmp_path / "out", "--model", model, "--runtime", "onnx")
+    assert code == 0, said
+    (summary,) = (tmp_path / "out").glob("*/summary.json")
+    assert json.loads(summary.read_text())["runtime"] == "onnx"
+
+
+def plane_of(pixels):
+    image = Image(pixels=pixels[None].astype(np.float32), grid=Grid.from_spacing(pixels.shape))
+    (plane,) = bright_segmenter().detect(image, View())
+    return plane
+
+
+def test_differences_are_counted_by_hand():
+    pixels = np.zeros((64, 64))
+    pixels[10:30, 20:50] = 1
+    plane = plane_of(pixels)
+    truth = InstanceSet.from_dense(plane.plane.grid, [pixels > 0.5])
+    assert compare_planes(plane, plane, truth, floor=0.5) == Parity(instances=1)
+    found = plane.found
+    scored = replace(plane, found=replace(found, scores=found.scores - 0.01))
+    assert compare_planes(plane, scored, truth, floor=0.5).score == pytest.approx(0.01)
+    # one column less: 20 of 600 pixels, 3 are allowed
+    masks = found.masks.clone()
+    masks[:, :, :4] = 0
+    narrower = replace(plane, found=replace(found, masks=masks))
+    parity = compare_planes(plane, narrower, truth, floor=0.5)
+    assert parity.flipped == pytest.approx(40 / 3)
+    assert parity.probability == 1.0
+    assert len(parity.problems) == 2  # within two pixels the edge is still the true one
+    elsewhere = replace(plane, found=replace(found, boxes=found.boxes + 40, regions=found.regions + 40))
+    assert compare_planes(plane, elsewhere, truth, floor=0.5).lost == 2
+    assert compare_planes(plane, elsewhere, truth, floor=0.9) == Parity()
+    assert worst([]) == Parity()
+
+
+def test_not_a_number_is_a_problem():
+    assert Parity(score=float("nan")).problems
+
+
+class Nested(torch.nn.Module):
+    def forward(self, maps, factor):
+        return [m * factor for m in maps], (maps[0] + 1,)
+
+
+def test_parts_of_lists_keep_their_structure():
+    network = torch.nn.ModuleDict({"a": Nested(), "b": torch.nn.Identity()})
+    maps = [torch.ones(1, 2), torch.ones(1, 3)]
+    (part,) = find_parts(network, ["a", "b"], lambda: network["a"](maps, torch.tensor(3.0)))
+    assert part.name == "a" and len(part.inputs) == 3
+    flat = part.module(*part.inputs)
+    assert [t.shape for t in flat] == [(1, 2), (1, 3), (1, 2)]
+    stand_in = RuntimePart(lambda tensors: list(part.module(*tensors)), part.outputs)
+    (first, second), (third,) = stand_in(maps, torch.tensor(2.0))
+    assert first.tolist() == [[2, 2]] and second.tolist() == [[2, 2, 2]] and third.tolist() == [[2, 2]]
+    with pytest.raises(TypeError, match="not str"):
+        find_parts(network, ["b"], lambda: network["b"]("text"))
