@@ -153,6 +153,26 @@ def train(
 
 
 @app.command()
+def crossvalidate(
+    config: Annotated[Path | None, typer.Argument(help="An experiment (YAML); see configs/.")] = None,
+    folds: Annotated[int, typer.Option(min=1, help="How many; 1 repeats seeds on the card's split.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each fold.")] = 1,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with a stopped one.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs' folders lie.")] = Path("runs"),
+) -> None:
+    """Train on folds by unit, with several seeds; every case is measured by a model that never saw it."""
+    from clearmargin.crossvalidate import crossvalidate as call
+
+    done = call(config, folds=folds, seeds=seeds, overrides=overrides or [], resume=resume, runs=runs)
+    for name, (mean, sd) in done.spread().items():
+        _say(f"  {name:<24} {mean:.4f} +- {sd:.4f}")
+    _say(f"{len(done.numbers)} members, mean and standard deviation; as one model: {done.folder}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")

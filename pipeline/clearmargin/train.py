@@ -28,6 +28,7 @@ from clearmargin import __version__
 from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.folds import FoldSettings, in_fold
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.evaluate import VALIDATION_METRICS, compare, score
@@ -48,7 +49,15 @@ from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
-__all__ = ["EarlyStopping", "Experiment", "TrainingResult", "TrainingSettings", "train"]
+__all__ = [
+    "EarlyStopping",
+    "Experiment",
+    "TrainingResult",
+    "TrainingSettings",
+    "new_folder",
+    "read_experiment",
+    "train",
+]
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +117,9 @@ class Experiment(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     card: str = Field(description="path of the data card, from the working directory")
     seed: int = Field(0, ge=0)
+    fold: FoldSettings | None = Field(
+        None, description="train on all but one fold of the card's train and validation units (crossvalidate)"
+    )
     model: dict[str, Any] = Field(description="the section of the network's own config class")
     image: ImageSettings = ImageSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -131,21 +143,23 @@ class TrainingResult:
 
 
 def train(
-    config: Path | None = None,
+    config: Path | Experiment | None = None,
     *,
     overrides: Sequence[str] = (),
     resume: Path | str | None = None,
     runs: Path = Path("runs"),
     profile: bool = False,
+    parent: TrackedRun | None = None,
 ) -> TrainingResult:
     """Train a network as a configuration says.
 
     Args:
-        config: An experiment's YAML; may be left out when resuming.
+        config: An experiment, or its YAML; may be left out when resuming.
         overrides: ``a.b=value`` items over it.
         resume: A run's folder, its name under ``runs``, or its id; training goes on behind its last whole epoch.
         runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
         profile: Say after each epoch where its time went, and profile some steps by operator into ``profile/``.
+        parent: The run that this one is shown under.
 
     Returns:
         The run's folder, which holds ``config.yaml``, ``checkpoint.pt`` and ``model/``.
@@ -158,19 +172,27 @@ def train(
         experiment, folder = _open(config, overrides, resume, runs, group)
         threads = torch.get_num_threads()
         try:
-            return _train(experiment, folder, group, resumes=resume is not None, profile=profile)
+            return _train(
+                experiment, folder, group, resumes=resume is not None, profile=profile, parent=parent
+            )
         finally:
             torch.set_num_threads(threads)  # they are the process's, and others work in it after us
 
 
 def _train(
-    experiment: Experiment, folder: Path, group: ProcessGroup, *, resumes: bool, profile: bool
+    experiment: Experiment,
+    folder: Path,
+    group: ProcessGroup,
+    *,
+    resumes: bool,
+    profile: bool,
+    parent: TrackedRun | None,
 ) -> TrainingResult:
     settings = experiment.training
     # Threads that have to share a core with a worker wait for each other: measured, ten times slower.
     free = len(os.sched_getaffinity(0)) // group.size - settings.workers
     torch.set_num_threads(settings.threads or max(1, free))
-    dataset = open_dataset(Path(experiment.card))
+    dataset = _dataset(experiment)
     cases = dataset.split("train")
     validation = _validation_cases(experiment, dataset)
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
@@ -206,7 +228,7 @@ def _train(
         prediction=experiment.prediction,
         show_in_tracking=dataset.card.show_in_tracking,
     )
-    with _open_run(experiment, dataset, folder, group) as run:
+    with _open_run(experiment, dataset, folder, group, parent) as run:
         if run.run_id:
             (folder / RUN).write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
         run.log_data(dataset.card.name, dataset.digest())
@@ -322,8 +344,19 @@ def _finish_epoch(
     return stop
 
 
+def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
+    """Return the experiment of a YAML with overrides, its model section complete.
+
+    Raises:
+        ConfigError: It does not fit.
+    """
+    experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
+    complete = network_config(experiment.model).model_dump(mode="json")
+    return experiment.model_copy(update={"model": complete})
+
+
 def _open(
-    config: Path | None,
+    config: Path | Experiment | None,
     overrides: Sequence[str],
     resume: Path | str | None,
     runs: Path,
@@ -336,17 +369,23 @@ def _open(
                 "give a configuration or --resume, not both: a run resumes with its own, and --set"
             )
         folder = _find_run(str(resume), runs)
-        return validate(
-            apply_overrides(read_yaml(folder / CONFIG), overrides), Experiment, name=CONFIG
-        ), folder
+        return read_experiment(folder / CONFIG, overrides), folder
     if config is None:
         raise ConfigError("give a configuration, or --resume and a run's folder")
-    experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
-    experiment = experiment.model_copy(
-        update={"model": network_config(experiment.model).model_dump(mode="json")}
-    )
-    folder = group.shared(_new_folder(runs, experiment) if group.rank == 0 else None)
+    if isinstance(config, Experiment) and overrides:
+        raise ValueError("overrides are for a YAML: change the experiment itself")
+    experiment = config if isinstance(config, Experiment) else read_experiment(config, overrides)
+    folder = group.shared(new_folder(runs, experiment.name) if group.rank == 0 else None)
+    if group.rank == 0:
+        _write_config(folder, experiment)
     return experiment, folder
+
+
+def _dataset(experiment: Experiment) -> Dataset:
+    dataset = open_dataset(Path(experiment.card))
+    if experiment.fold is None:
+        return dataset
+    return in_fold(dataset, experiment.fold, validate=experiment.training.early_stopping is not None)
 
 
 def _find_run(run: str, runs: Path) -> Path:
@@ -361,15 +400,14 @@ def _find_run(run: str, runs: Path) -> Path:
     raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
 
 
-def _new_folder(runs: Path, experiment: Experiment) -> Path:
-    name = experiment.name
+def new_folder(runs: Path, name: str) -> Path:
+    """Make and return ``runs/name``, or ``name-2``, ... where that exists."""
     for count in range(1, 10_000):
         folder = runs / (name if count == 1 else f"{name}-{count}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
-        _write_config(folder, experiment)
         return folder
     raise ConfigError(f"'{runs}' holds 10,000 runs called '{name}': choose another name")
 
@@ -459,11 +497,13 @@ def _has_amp(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _open_run(experiment: Experiment, dataset: Dataset, folder: Path, group: ProcessGroup) -> TrackedRun:
+def _open_run(
+    experiment: Experiment, dataset: Dataset, folder: Path, group: ProcessGroup, parent: TrackedRun | None
+) -> TrackedRun:
     """Return the run in the tracking store: the one the folder knows, or a new one."""
     known = folder / RUN
     before = yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
-    run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0)
+    run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0, parent=parent)
     run.on_start(
         params=experiment.model_dump(mode="json") | {"card": dataset.card.name},
         texts={CONFIG: dump_yaml(experiment), "card.yaml": dump_yaml(public(dataset.card))},

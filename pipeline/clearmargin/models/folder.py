@@ -28,6 +28,7 @@ from clearmargin.transforms.view import AugmentSettings, ImageSettings
 __all__ = ["ModelCard", "RuntimeCard", "label_map_entries", "load_segmenter", "save_model", "save_runtime"]
 
 CONFIG_FILE, WEIGHTS_FILE, RUNTIME_FILE = "model.yaml", "weights.safetensors", "runtime.yaml"
+ENSEMBLE_FILE = "ensemble.yaml"
 
 
 class ClassEntry(Settings):

@@ -1,0 +1,212 @@
+"""Train one configuration on every fold, with several seeds, and measure each where it was not trained."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from clearmargin.config import dump_yaml
+from clearmargin.datasets.cases import Dataset, open_dataset
+from clearmargin.datasets.folds import FoldSettings, in_fold
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.evaluate import Evaluation, evaluate_cases, write_tables
+from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise, summary_csv, summary_markdown
+from clearmargin.models import load_segmenter
+from clearmargin.models.checkpoint import CHECKPOINT
+from clearmargin.models.folder import ENSEMBLE_FILE
+from clearmargin.tracking.run import TrackedRun
+from clearmargin.train import Experiment, new_folder, read_experiment, train
+
+__all__ = ["CrossValidation", "Member", "crossvalidate"]
+
+log = logging.getLogger(__name__)
+
+_CONFIG, _NUMBERS = "experiment.yaml", "numbers.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One training of a cross-validation.
+
+    Attributes:
+        name: Its folder's.
+        fold: What it held out; None where there are seeds only, and it is measured on the validation split.
+        seed: Its seed.
+    """
+
+    name: str
+    fold: FoldSettings | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation:
+    """All members, measured.
+
+    Attributes:
+        folder: Holds a folder for each member, the tables, and ``ensemble.yaml``: the members as one model.
+        numbers: Of each member, by its name and the number's.
+        pooled: Means over the instances of all held-out cases, with intervals over units.
+        run_id: Of the parent run.
+    """
+
+    folder: Path
+    numbers: dict[str, dict[str, float]]
+    pooled: tuple[SummaryRow, ...]
+    run_id: str
+
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Return mean and standard deviation over the members of each number that all have; 0 for one member."""
+        every = list(self.numbers.values())
+        shared = [name for name in every[0] if all(name in one for one in every)]
+        values = {name: np.array([one[name] for one in every]) for name in shared}
+        return {
+            name: (float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else 0.0) for name, v in values.items()
+        }
+
+
+def crossvalidate(
+    config: Path | None = None,
+    *,
+    folds: int = 5,
+    seeds: int = 1,
+    overrides: Sequence[str] = (),
+    resume: Path | None = None,
+    runs: Path = Path("runs"),
+) -> CrossValidation:
+    """Train and measure a configuration on each fold of its card's train and validation units.
+
+    Args:
+        config: An experiment's YAML; may be left out when resuming.
+        folds: How many; 1 trains on the card's own split and repeats the seeds only.
+        seeds: Trainings of each fold, with the configuration's seed and those after it.
+        overrides: ``a.b=value`` items over the configuration.
+        resume: The folder of a cross-validation that was stopped: members that are done stay, the others go on.
+        runs: Where a new one's folder is made, ``NAME-folds``, or ``NAME-seeds`` for one fold.
+
+    Raises:
+        ConfigError: The configuration or the number of folds does not fit.
+    """
+    experiment, folder, members = _open(config, folds, seeds, overrides, resume, runs)
+    dataset = open_dataset(Path(experiment.card))
+    run = TrackedRun(name=folder.name)
+    run.on_start(
+        params={"folds": len({m.fold.number for m in members if m.fold}) or 1, "seeds": seeds},
+        texts={_CONFIG: dump_yaml(experiment)},
+        tags={"verb": "crossvalidate"},
+    )
+    rows: list[CaseRow] = []
+    numbers: dict[str, dict[str, float]] = {}
+    with run:
+        run.log_data(dataset.card.name, dataset.digest())
+        for count, member in enumerate(members, 1):
+            log.info("%s (%d of %d)", member.name, count, len(members))
+            _train_member(experiment, member, folder, run)
+            found = _measure_member(experiment, member, dataset, folder)
+            numbers[member.name] = found.flat()
+            rows += found.rows
+            _write_ensemble(folder, list(numbers))
+        done = CrossValidation(
+            folder=folder,
+            numbers=numbers,
+            pooled=tuple(summarise(rows, rng=np.random.default_rng(0))),
+            run_id=run.run_id,
+        )
+        _write(done)
+        run.log_metrics({f"mean/{name}": mean for name, (mean, _) in done.spread().items()}, step=0)
+        run.log_metrics({f"sd/{name}": sd for name, (_, sd) in done.spread().items()}, step=0)
+        for name in ("members.csv", "pooled.csv", "pooled.md"):
+            run.log_artifact(folder / name, "crossvalidation")
+    return done
+
+
+def _open(
+    config: Path | None, folds: int, seeds: int, overrides: Sequence[str], resume: Path | None, runs: Path
+) -> tuple[Experiment, Path, list[Member]]:
+    if (config is None) == (resume is None):
+        raise ConfigError("give a configuration, or --resume and a cross-validation's folder")
+    if resume is not None:
+        path = resume / _CONFIG
+        if not path.is_file():
+            raise InputError(f"'{resume.name}' is no folder of a cross-validation: it lacks {_CONFIG}")
+        state = json.loads((resume / "members.json").read_text(encoding="utf-8"))
+        experiment = read_experiment(path, overrides)
+        return experiment, resume, list(_members(experiment, state["folds"], state["seeds"]))
+    if config is None or folds < 1 or seeds < 1:
+        raise ConfigError(f"folds and seeds are at least 1, not {folds} and {seeds}")
+    experiment = read_experiment(config, overrides)
+    if experiment.fold is not None:
+        raise ConfigError("the configuration names a fold of its own: leave 'fold' out of it")
+    members = list(_members(experiment, folds, seeds))
+    dataset = open_dataset(Path(experiment.card))
+    for member in members:  # what does not fit is said before the first training
+        if member.fold is not None:
+            in_fold(dataset, member.fold, validate=experiment.training.early_stopping is not None)
+    folder = new_folder(runs, f"{experiment.name}-{'folds' if folds > 1 else 'seeds'}")
+    (folder / _CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
+    (folder / "members.json").write_text(json.dumps({"folds": folds, "seeds": seeds}), encoding="utf-8")
+    return experiment, folder, members
+
+
+def _members(experiment: Experiment, folds: int, seeds: int) -> Iterator[Member]:
+    for number in range(1, folds + 1):
+        for seed in range(experiment.seed, experiment.seed + seeds):
+            fold = FoldSettings(number=number, of=folds) if folds > 1 else None
+            name = f"fold-{number}-seed-{seed}" if fold else f"seed-{seed}"
+            yield Member(name=name, fold=fold, seed=seed)
+
+
+def _train_member(experiment: Experiment, member: Member, folder: Path, run: TrackedRun) -> None:
+    """Train a member, go on with its training, or leave it where it is done."""
+    own = folder / member.name
+    if (own / _NUMBERS).is_file():
+        return
+    if (own / CHECKPOINT).is_file():
+        train(resume=own, parent=run)
+        return
+    shutil.rmtree(own, ignore_errors=True)  # it ended before its first epoch did
+    changed = {"name": member.name, "fold": member.fold, "seed": member.seed}
+    train(experiment.model_copy(update=changed), runs=folder, parent=run)
+
+
+def _measure_member(experiment: Experiment, member: Member, dataset: Dataset, folder: Path) -> Evaluation:
+    """Measure a member on the cases that it was not trained on, and write its numbers: then it is done."""
+    segmenter = load_segmenter(folder / member.name / "model")
+    stops = experiment.training.early_stopping is not None
+    held = dataset if member.fold is None else in_fold(dataset, member.fold, validate=stops)
+    cases = held.split("validation" if member.fold is None else "test")
+    threshold = segmenter.choice.score_threshold
+    found = evaluate_cases(segmenter.with_threshold(0.0), held, cases, score_threshold=threshold)
+    write_tables(found, folder / member.name / "evaluation")
+    text = json.dumps(found.flat(), indent=1, allow_nan=False)
+    (folder / member.name / _NUMBERS).write_text(text + "\n", encoding="utf-8")
+    return found
+
+
+def _write_ensemble(folder: Path, members: Sequence[str]) -> None:
+    text = yaml.safe_dump({"members": [f"{name}/model" for name in members]}, sort_keys=False)
+    (folder / ENSEMBLE_FILE).write_text(text, encoding="utf-8")
+
+
+def _write(done: CrossValidation) -> None:
+    """Write ``members.csv``, a row each with mean and standard deviation below, and the pooled table."""
+    spread = done.spread()
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["member", *spread])
+    for name, numbers in done.numbers.items():
+        table.writerow([name, *(f"{numbers[k]:.6g}" for k in spread)])
+    table.writerow(["mean", *(f"{mean:.6g}" for mean, _ in spread.values())])
+    table.writerow(["sd", *(f"{sd:.6g}" for _, sd in spread.values())])
+    (done.folder / "members.csv").write_text(out.getvalue(), encoding="utf-8")
+    (done.folder / "pooled.csv").write_text(summary_csv(done.pooled), encoding="utf-8")
+    (done.folder / "pooled.md").write_text(summary_markdown(done.pooled), encoding="utf-8")
