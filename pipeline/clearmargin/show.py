@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clearmargin.core import Image, InstanceSet
+from clearmargin.core import Grid, InstanceSet
 from clearmargin.datasets.card import SPLITS
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.formats.raster import write_raster
@@ -18,6 +18,8 @@ from clearmargin.report.progress import progress
 
 __all__ = ["DatasetShown", "show_dataset"]
 
+
+_TILE = 480  # pictures are 512 high or more: names of classes stay legible
 
 _PLURAL = {"patient": "patients", "surgery": "surgeries", "image": "images"}
 
@@ -46,7 +48,7 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
         np.linspace(0, len(dataset.cases) - 1, min(cases, len(dataset.cases))).round().astype(int).tolist()
     )
     pictures = []
-    counted: list[tuple[Case, Image, InstanceSet]] = []
+    counted: list[tuple[Case, Grid, InstanceSet]] = []
     with progress("read", len(dataset.cases)) as bar:
         for index, case in enumerate(dataset.cases):
             image, reference = dataset.read(case)
@@ -56,10 +58,10 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
                 pictures.append(
                     (picture, f"{case.split} {case.case.removeprefix('case-')}: {len(reference)}")
                 )
-            counted.append((case, image, reference))
+            counted.append((case, image.grid, reference))
             bar.advance()
     sheet = out or Path(f"{dataset.card.name}.png")
-    write_raster(sheet, np.moveaxis(contact_sheet(pictures), -1, 0))
+    write_raster(sheet, np.moveaxis(contact_sheet(pictures, tile=_TILE), -1, 0))
     return DatasetShown(text=_describe(dataset, counted), sheet=sheet)
 
 
@@ -70,7 +72,7 @@ def _fullest_slice(reference: InstanceSet) -> int | None:
     return int(np.argmax([len(reference.plane(z)[0]) for z in range(reference.grid.shape[0])]))
 
 
-def _describe(dataset: Dataset, counted: list[tuple[Case, Image, InstanceSet]]) -> str:
+def _describe(dataset: Dataset, counted: list[tuple[Case, Grid, InstanceSet]]) -> str:
     card = dataset.card
     lines = [f"{card.title} ({card.name}, version {card.version}; {card.licence})"]
     lines.append(
@@ -89,8 +91,8 @@ def _describe(dataset: Dataset, counted: list[tuple[Case, Image, InstanceSet]]) 
         )
     lines.append("(per case: least / median / most)")
     labels = Counter(int(label) for _, _, reference in counted for label in reference.labels)
-    unit = counted[0][1].grid.unit
-    power = f"{unit}^{counted[0][1].grid.ndim}"
+    unit = counted[0][1].unit
+    power = f"{unit}^{counted[0][1].ndim}"
     for c in card.label_map.classes:
         sizes = [
             mask.area * reference.grid.voxel_size
@@ -102,7 +104,7 @@ def _describe(dataset: Dataset, counted: list[tuple[Case, Image, InstanceSet]]) 
         lines.append(
             f"{c.name} ({c.kind}; {c.type.value} {c.type.scheme}): {labels[c.id]} instances, {spread}"
         )
-    sizes_seen = Counter(str(image.grid) for _, image, _ in counted)
+    sizes_seen = Counter(str(grid) for _, grid, _ in counted)
     lines += [f"{count} x {grid}" for grid, count in sizes_seen.most_common(4)]
     if len(sizes_seen) > 4:
         lines.append(f"and {len(sizes_seen) - 4} other sizes")

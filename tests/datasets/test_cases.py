@@ -258,6 +258,8 @@ def test_missing_files_and_columns_are_counted_and_named(tmp_path):
         ("busi_subset", 84, 21),
         ("mr_tumour_volumes", 3, 1),
         ("totalsegmentator_ct", 1, 1),
+        ("totalsegmentator_mr", 1, 1),
+        ("endovis2015_robotic_video", 149, 75),
         ("dcmqi_liver", 1, 1),
         ("dcmqi_overlaps", 1, 1),
     ],
@@ -283,6 +285,25 @@ def test_organs_of_a_ct_left_and_right_are_instances_of_one_class(data_root):
     assert len(organs) == 41
     assert [organs.masks[i].area for i in np.flatnonzero(organs.labels == kidney.id)] == [3947, 3676]
     assert kidney.type.value == "64033007"
+
+
+def test_the_mr_lies_where_another_reader_puts_it(data_root):
+    import nibabel
+
+    dataset = open_dataset(Path(__file__).parents[2] / "data_cards" / "totalsegmentator_mr.yaml")
+    image, structures = dataset.read(dataset.cases[0])
+    theirs = nibabel.load(dataset.cases[0].image)
+    labels = np.asarray(nibabel.load(dataset.cases[0].reference).dataobj)
+    assert np.array_equal(image.pixels[0], np.asarray(theirs.dataobj).transpose())
+    # Ours maps (z, y, x) to LPS, theirs (x, y, z) to RAS; theirs is in single precision.
+    corners = np.array([(0, 0, 0), (19, 90, 116), (3, 50, 7)])
+    ras = corners[:, ::-1] @ theirs.affine[:3, :3].T + theirs.affine[:3, 3]
+    np.testing.assert_allclose(image.grid.to_world(corners), ras * (-1, -1, 1), atol=1e-3)
+    values = [v for v in np.unique(labels) if v]
+    assert len(structures) == 23 and set(structures.labels.tolist()) == {1}
+    for value, mask in zip(values, structures.masks, strict=True):
+        assert np.array_equal(mask.dense(), labels.transpose() == value)
+    assert sorted(m.area for m in structures.masks)[::22] == [6, 18480]
 
 
 def test_a_public_card_names_no_case():

@@ -72,7 +72,21 @@ class DicomSeg(Settings):
     kind: Literal["dicom_seg"]
 
 
-Encoding = Annotated[LabelImage | ValueMasks | LabelVolume | Coco | DicomSeg, Field(discriminator="kind")]
+class VideoMasks(Settings):
+    """Mask videos beside a clip; all pixels of one class in one of them are one instance."""
+
+    kind: Literal["video_masks"]
+    levels: dict[Annotated[int, Field(ge=1, le=255)], str] = Field(
+        min_length=1, description="grey level -> class name; 0 is background; a pixel takes the nearest level"
+    )
+    tolerance: int = Field(
+        20, ge=0, le=127, description="grey levels by which the codec may blur; what is further off is stray"
+    )
+
+
+Encoding = Annotated[
+    LabelImage | ValueMasks | LabelVolume | Coco | DicomSeg | VideoMasks, Field(discriminator="kind")
+]
 
 
 class Cases(Settings):
@@ -82,7 +96,12 @@ class Cases(Settings):
     rows: tuple[dict[str, str], ...] = Field((), description="the rows themselves, where no index is shipped")
     id: str = Field(description="template of the case's id within this data set")
     image: str = Field(description="template of the image's path under the root")
-    reference: str = Field(description="template of the reference's path under the root")
+    reference: str = Field(
+        description="template of the reference's path under the root; several paths are parted by ';'"
+    )
+    frames: int | None = Field(
+        None, ge=1, description="image is a clip, and every n-th frame of it is a case; templates use {frame}"
+    )
     ignore: str | None = Field(None, description="template of a mask; what is not 0 is never measured")
     unit: str = Field(description="template of the unit of independence: patient, surgery, or the image")
     strata: tuple[str, ...] = Field((), description="columns by which tables are stratified")
@@ -149,6 +168,12 @@ class Card(Settings):
     show_in_tracking: bool = Field(description="whether pictures of it may be shown in a tracking server")
 
     model_config = Settings.model_config | {"populate_by_name": True}
+
+    @model_validator(mode="after")
+    def _videos_have_frames(self) -> Card:
+        if self.encoding.kind == "video_masks" and self.cases.frames is None:
+            raise ValueError("encoding video_masks needs cases.frames: every how many frames one is a case")
+        return self
 
     @property
     def label_map(self) -> LabelMap:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask
-from clearmargin.datasets.card import SPLITS, Card, LabelImage, LabelVolume, Split, ValueMasks, read_card
+from clearmargin.datasets.card import (
+    SPLITS,
+    Card,
+    LabelImage,
+    LabelVolume,
+    Split,
+    ValueMasks,
+    VideoMasks,
+    read_card,
+)
+from clearmargin.datasets.clips import Clips, nearest_levels
+from clearmargin.datasets.splits import assign_splits
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats import read_image
 from clearmargin.privacy import case_id
@@ -31,6 +41,9 @@ class Case:
         unit: Keyed hash of the unit of independence.
         split: The split its unit belongs to.
         strata: Values of the card's stratifying columns.
+        image: The image's file or folder, or the clip it is a frame of.
+        references: The reference's files; one, but for a clip with several mask videos.
+        frame: Number of the frame from 0; None where the image is no frame of a clip.
     """
 
     case: str
@@ -38,17 +51,26 @@ class Case:
     split: Split
     strata: dict[str, str]
     image: Path = field(repr=False)
-    reference: Path = field(repr=False)
+    references: tuple[Path, ...] = field(repr=False)
     ignore: Path | None = field(repr=False, default=None)
-    row: dict[str, str] = field(repr=False, default_factory=dict)
+    frame: int | None = None
+    row: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def reference(self) -> Path:
+        """The reference's one file; ConfigError where there are several."""
+        if len(self.references) != 1:
+            raise ConfigError(f"{self.case} has {len(self.references)} references; its encoding takes one")
+        return self.references[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A card and its cases, all splits together."""
+    """A card and its cases, all splits together; ``clips`` are those their frames are read from."""
 
     card: Card
     cases: tuple[Case, ...]
+    clips: Clips = field(repr=False, compare=False, default_factory=Clips)
 
     def split(self, name: Split) -> tuple[Case, ...]:
         """Return the cases of one split; ConfigError where it is empty."""
@@ -65,7 +87,7 @@ class Dataset:
             InputError: A file is missing or does not hold what the card says; GeometryError: its reference
                 lies on another grid.
         """
-        image = read_image(case.image)
+        image = _read_frame(self, case, case.image) if case.frame is not None else read_image(case.image)
         image = replace(
             image,
             grid=_with_spacing(image.grid, self.card),
@@ -73,7 +95,7 @@ class Dataset:
                 image.source, case=case.case, modality=image.source.modality or self.card.modality
             ),
         )
-        reference = _REFERENCE_READERS[self.card.encoding.kind](self.card, case, image.grid)
+        reference = _REFERENCE_READERS[self.card.encoding.kind](self, case, image.grid)
         if case.ignore is not None:
             reference = replace(reference, ignore=Mask.from_dense(_read_labels(case.ignore, image.grid)))
         return image, reference
@@ -81,12 +103,15 @@ class Dataset:
     def digest(self) -> str:
         """Return the SHA-256 over every image and reference file, in case order: what "the same data" means."""
         total = hashlib.sha256()
+        known: dict[Path, bytes] = {}  # a clip's file is read once, not once for each of its frames
         for case in self.cases:
             total.update(f"{case.split}\0".encode())
-            for path in (case.image, case.reference, case.ignore):
-                for file in _files(path):
-                    with file.open("rb") as stream:
-                        total.update(hashlib.file_digest(stream, "sha256").digest())
+            if case.frame is not None:
+                total.update(f"{case.frame}\0".encode())
+            for path in (case.image, *case.references, case.ignore):
+                if path is not None and path not in known:
+                    known[path] = b"".join(_digest(file) for file in _files(path))
+                total.update(b"" if path is None else known[path])
         return total.hexdigest()
 
 
@@ -103,30 +128,57 @@ def open_dataset(card_path: Path) -> Dataset:
     if absent:
         raise ConfigError(f"card '{card.name}': the index has no column {absent}; it has {list(rows[0])}")
     units = [_fill(card.cases.unit, row, card) for row in rows]
-    assigned = _assign_splits(card, rows, units)
+    assigned = assign_splits(card, rows, units)
+    clips = Clips()
     cases = []
     for row, unit in zip(rows, units, strict=True):
-        cases.append(
-            Case(
-                case=case_id(card.name, _fill(card.cases.id, row, card)),
-                unit=case_id(card.name, "unit", unit),
-                split=assigned[unit],
-                strata={name: row[name] for name in card.cases.strata},
-                image=root / _fill(card.cases.image, row, card),
-                reference=root / _fill(card.cases.reference, row, card),
-                ignore=None if card.cases.ignore is None else root / _fill(card.cases.ignore, row, card),
-                row=row,
-            )
-        )
+        for full in _frame_rows(row, card, root, clips):
+            cases.append(_case(full, unit, assigned[unit], card, root))
     if len({c.case for c in cases}) != len(cases):
-        raise ConfigError(f"card '{card.name}': cases.id gives the same id to several rows of the index")
-    missing = [c.case for c in cases if not (c.image.exists() and c.reference.exists())]
+        raise ConfigError(
+            f"card '{card.name}': cases.id gives the same id to several cases (frames need {{frame}})"
+        )
+    missing = [c.case for c in cases if not all(p.exists() for p in (c.image, *c.references))]
     if missing:
         raise InputError(
             f"card '{card.name}': {len(missing)} of {len(cases)} cases lack a file (first: {missing[0]}); "
             "check cases.image and cases.reference"
         )
-    return Dataset(card=card, cases=tuple(cases))
+    return Dataset(card=card, cases=tuple(cases), clips=clips)
+
+
+def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> Iterator[dict[str, Any]]:
+    """Yield the row itself, or where cases are frames, one with its ``frame`` for each; one where no clip is."""
+    every = card.cases.frames
+    if every is None:
+        yield row
+        return
+    if "frame" in row:
+        raise ConfigError(
+            f"card '{card.name}': cases.frames makes the column 'frame', which the index has too"
+        )
+    clip = root / _fill(card.cases.image, row, card)
+    try:
+        count = clips.frame_count(clip) if clip.exists() else 1  # a missing one is counted with the others
+    except InputError:
+        name = case_id(card.name, _fill(card.cases.id, row | {"frame": 0}, card))
+        raise InputError(f"{name}: its clip is not readable as a video (cases.frames is set)") from None
+    yield from (row | {"frame": number} for number in range(0, count, every))
+
+
+def _case(row: dict[str, Any], unit: str, split: Split, card: Card, root: Path) -> Case:
+    references = _fill(card.cases.reference, row, card).split(";")
+    return Case(
+        case=case_id(card.name, _fill(card.cases.id, row, card)),
+        unit=case_id(card.name, "unit", unit),
+        split=split,
+        strata={name: row[name] for name in card.cases.strata},
+        image=root / _fill(card.cases.image, row, card),
+        references=tuple(root / name.strip() for name in references),
+        ignore=None if card.cases.ignore is None else root / _fill(card.cases.ignore, row, card),
+        frame=row["frame"] if card.cases.frames is not None else None,
+        row=row,
+    )
 
 
 def _read_index(path: Path, card: Card) -> list[dict[str, str]]:
@@ -139,47 +191,13 @@ def _read_index(path: Path, card: Card) -> list[dict[str, str]]:
     return rows
 
 
-def _fill(template: str, row: dict[str, str], card: Card) -> str:
+def _fill(template: str, row: Mapping[str, Any], card: Card) -> str:
     try:
         return template.format_map(row)
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"card '{card.name}': template '{template}' does not fit the index ({error}); it has {list(row)}"
         ) from None
-
-
-def _assign_splits(card: Card, rows: Sequence[dict[str, str]], units: Sequence[str]) -> dict[str, Split]:
-    """Return each unit's split: the shipped one, then shares carved out of train by a seeded order of units."""
-    assigned: dict[str, Split] = {}
-    for row, unit in zip(rows, units, strict=True):
-        split: Split = "train"
-        if card.splits.column is not None:
-            value = row[card.splits.column]
-            if value not in card.splits.values:
-                raise ConfigError(f"card '{card.name}': split value '{value}' is not in splits.values")
-            split = card.splits.values[value]
-        if assigned.setdefault(unit, split) != split:
-            raise ConfigError(
-                f"card '{card.name}': one {card.unit} lies in two splits ({assigned[unit]}, {split}); "
-                "splits must be disjoint by unit"
-            )
-
-    # A hash orders the units, so that a unit's place does not depend on which others are there.
-    def order(unit: str) -> str:
-        return hashlib.sha256(f"{card.splits.seed}:{unit}".encode()).hexdigest()
-
-    train = sorted((u for u, s in assigned.items() if s == "train"), key=order)
-    taken = 0
-    for split, share in card.splits.carve.items():
-        count = max(1, math.floor(share * len(train) + 0.5))
-        for unit in train[taken : taken + count]:
-            assigned[unit] = split
-        taken += count
-    if card.splits.carve and taken >= len(train):
-        raise ConfigError(
-            f"card '{card.name}': carving leaves no {card.unit} to train on ({len(train)} in all)"
-        )
-    return assigned
 
 
 def _with_spacing(grid: Grid, card: Card) -> Grid:
@@ -205,8 +223,8 @@ def _read_labels(path: Path, grid: Grid) -> NDArray[np.integer[Any]]:
     return labels
 
 
-def _label_image(card: Card, case: Case, grid: Grid) -> InstanceSet:
-    encoding = card.encoding
+def _label_image(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
+    card, encoding = dataset.card, dataset.card.encoding
     if not isinstance(encoding, LabelImage):
         raise TypeError(encoding)
     found = InstanceSet.from_label_image(grid, _read_labels(case.reference, grid))
@@ -216,8 +234,8 @@ def _label_image(card: Card, case: Case, grid: Grid) -> InstanceSet:
     return replace(found, labels=np.full(len(found), label))
 
 
-def _value_table(card: Card, case: Case, grid: Grid) -> InstanceSet:
-    encoding = card.encoding
+def _value_table(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
+    card, encoding = dataset.card, dataset.card.encoding
     if not isinstance(encoding, ValueMasks | LabelVolume):
         raise TypeError(encoding)
     labels = _read_labels(case.reference, grid)
@@ -254,25 +272,62 @@ def _components(instances: InstanceSet) -> InstanceSet:
     )
 
 
-def _coco(card: Card, case: Case, grid: Grid) -> InstanceSet:
+def _coco(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     from clearmargin.formats.coco import read_coco
 
-    return read_coco(case.reference, image=case.image.name, grid=grid, label_map=card.label_map)
+    return read_coco(case.reference, image=case.image.name, grid=grid, label_map=dataset.card.label_map)
 
 
-def _dicom_seg(card: Card, case: Case, grid: Grid) -> InstanceSet:
+def _dicom_seg(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     from clearmargin.formats.dicom_seg_content import read_dicom_seg
 
-    return read_dicom_seg(case.reference, grid=grid, label_map=card.label_map)
+    return read_dicom_seg(case.reference, grid=grid, label_map=dataset.card.label_map)
+
+
+def _video_masks(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
+    encoding = dataset.card.encoding
+    if not isinstance(encoding, VideoMasks):
+        raise TypeError(encoding)
+    masks, labels = [], []
+    for path in case.references:
+        frame = _read_frame(dataset, case, path)
+        if frame.grid.shape != grid.shape:
+            raise GeometryError(f"{case.case}: a mask video is {frame.grid.shape}, its clip {grid.shape}")
+        try:
+            found = nearest_levels(frame.pixels, encoding.levels, encoding.tolerance)
+        except InputError as error:
+            raise InputError(f"{case.case}: {error}; list it in encoding.levels") from None
+        masks += [Mask.from_dense(mask) for mask in found.values()]
+        labels += [dataset.card.label_map.by_name(name).id for name in found]
+    return InstanceSet(
+        grid=grid,
+        masks=tuple(masks),
+        labels=np.array(labels, np.int64),
+        scores=np.ones(len(masks), np.float32),
+    )
+
+
+def _read_frame(dataset: Dataset, case: Case, path: Path) -> Image:
+    """Return the case's frame of its clip, or of a mask video, which has as many."""
+    if case.frame is None:
+        raise TypeError(f"{case.case} is no frame of a clip")
+    try:
+        counts = [dataset.clips.frame_count(p) for p in (case.image, path)]
+        if counts[0] != counts[1]:
+            raise InputError(f"a mask video has {counts[1]} frames, its clip {counts[0]}")
+        return dataset.clips.frame(path, case.frame)
+    except InputError as error:
+        raise InputError(f"{case.case}: {error}") from None
 
 
 # A new encoding is one class in card.py, one reader here, one line.
-_REFERENCE_READERS: dict[str, Callable[[Card, Case, Grid], InstanceSet]] = {
+_REFERENCE_READERS: dict[str, Callable[[Dataset, Case, Grid], InstanceSet]] = {
     "label_image": _label_image,
     "value_masks": _value_table,
     "label_volume": _value_table,
     "coco": _coco,
     "dicom_seg": _dicom_seg,
+    "video_masks": _video_masks,
 }
 
 
@@ -280,3 +335,8 @@ def _files(path: Path | None) -> list[Path]:
     if path is None:
         return []
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

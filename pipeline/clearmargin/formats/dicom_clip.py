@@ -25,8 +25,8 @@ _HOPELESS = 256  # as many frames in a row without a picture: the header claims 
 
 
 @dicom_boundary()
-def open_dicom_clip(path: Path) -> Clip:
-    """Return the clip in a DICOM object.
+def open_dicom_clip(path: Path, *, threads: bool = True) -> Clip:
+    """Return the clip in a DICOM object; ``threads`` as for :func:`~clearmargin.formats.video.open_video`.
 
     Raises:
         InputError: The object is no clip (a volume, a single picture, no picture), or is damaged.
@@ -34,7 +34,7 @@ def open_dicom_clip(path: Path) -> Clip:
     header = read_header(path)
     syntax = str(header.file_meta.get("TransferSyntaxUID") or "")
     if any(syntax == known or syntax.startswith(known + ".") for known in _VIDEO_SYNTAXES):
-        return _EncapsulatedVideo(path)
+        return _EncapsulatedVideo(path, threads=threads)
     entry = index_dicom(path)[0]
     if entry.kind != "clip":
         raise InputError(f"'{path.name}' is no clip but one {entry.kind}: read_image reads it")
@@ -88,7 +88,7 @@ class DicomClip:
 class _EncapsulatedVideo(VideoClip):
     """A video stream inside a DICOM object: the fragments joined are the stream."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, threads: bool) -> None:
         from pydicom.encaps import generate_fragments
 
         dataset = read_header(path, pixels=True)
@@ -97,7 +97,7 @@ class _EncapsulatedVideo(VideoClip):
         fragments = list(generate_fragments(dataset.PixelData))
         stream = io.BytesIO(b"".join(fragments[1:] if len(fragments) > 1 else fragments))
         self._dicom_path, self._modality = path, modality_of(dataset)
-        super().__init__(stream, name=path.name, case=object_case(dataset, path))
+        super().__init__(stream, name=path.name, case=object_case(dataset, path), threads=threads)
 
     def _image(self, decoded: Any, number: int) -> Image:
         image = super()._image(decoded, number)

@@ -51,8 +51,13 @@ class Clip(Protocol):
         ...
 
 
-def open_video(path: Path) -> Clip:
+def open_video(path: Path, *, threads: bool = True) -> Clip:
     """Return the clip in a video file or a multi-frame DICOM object.
+
+    Args:
+        path: The file.
+        threads: Decode in several threads; a process that forks while a clip is half read needs False, since
+            the child would wait for ever for threads that were not forked with it.
 
     Raises:
         InputError: Not a video, no frame in it, or a DICOM object that is no clip.
@@ -65,8 +70,8 @@ def open_video(path: Path) -> Clip:
     if looks_like_dicom(path):
         from clearmargin.formats.dicom_clip import open_dicom_clip
 
-        return open_dicom_clip(path)
-    return VideoClip(path, name=path.name, case=case_id(str(path.resolve())))
+        return open_dicom_clip(path, threads=threads)
+    return VideoClip(path, name=path.name, case=case_id(str(path.resolve())), threads=threads)
 
 
 class VideoClip:
@@ -82,9 +87,10 @@ class VideoClip:
         order.
     """
 
-    def __init__(self, file: Path | Any, *, name: str, case: str) -> None:
+    def __init__(self, file: Path | Any, *, name: str, case: str, threads: bool = True) -> None:
         """Index ``file``, a path or an open binary file that can seek; errors call it ``name``."""
         self._file, self._name, self.case = file, name, case
+        self._threads = threads
         self._path = file if isinstance(file, Path) else None
         self.corrupt: list[int] = []
         self._pts, self._time_base, self.fps, self.size, self._clocked = self._index()
@@ -176,7 +182,7 @@ class VideoClip:
                 raise InputError(f"'{self._name}' holds no video")
             if container.streams.video[0].codec_context is None:
                 raise InputError(f"'{self._name}' is in a codec that no installed decoder reads")
-            container.streams.video[0].thread_type = "AUTO"
+            container.streams.video[0].thread_type = "AUTO" if self._threads else "NONE"
             # Raise on damage instead of painting over it.
             container.streams.video[0].codec_context.options = {"err_detect": "explode"}
             yield container
@@ -211,7 +217,9 @@ class VideoClip:
         return number / self.fps if self.fps else 0.0
 
     def _image(self, decoded: Any, number: int) -> Image:
-        pixels = np.ascontiguousarray(np.moveaxis(decoded.to_ndarray(format="rgb24"), -1, 0))
+        # Converting to RGB has threads of its own; 0 is as many as there are cores.
+        rgb = decoded.to_ndarray(format="rgb24", threads=0 if self._threads else 1)
+        pixels = np.ascontiguousarray(np.moveaxis(rgb, -1, 0))
         return Image(
             pixels=pixels,
             grid=Grid.from_spacing(pixels.shape[1:]),

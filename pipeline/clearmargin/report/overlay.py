@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask
 from clearmargin.report.lettering import write_labels, write_text
+from clearmargin.report.orientation import Turn, upright
 from clearmargin.report.picture import Picture, display, enlarge, enlargement
 
 __all__ = ["colour", "heat_overlay", "overlay"]
@@ -30,7 +31,8 @@ def overlay(
 ) -> Picture:
     """Return the image with each instance's outline and a translucent fill, one colour an instance.
 
-    An instance keeps its colour from slice to slice. A reference's outlines are white dashes.
+    An instance keeps its colour from slice to slice. A reference's outlines are white dashes. A slice of a
+    volume is turned :func:`~clearmargin.report.orientation.upright`.
 
     Args:
         image: What was segmented.
@@ -42,7 +44,8 @@ def overlay(
         reference: The truth, on the same grid.
 
     Returns:
-        ``(k Y, k X, 3)`` uint8, enlarged by a whole factor ``k`` where the image is small.
+        ``(k Y, k X, 3)`` uint8, enlarged by a whole factor ``k`` where the image is small; ``Y`` and ``X`` as
+        turned.
 
     Raises:
         ValueError: If instances do not lie on the image's grid.
@@ -52,25 +55,27 @@ def overlay(
             raise ValueError(f"instances on a grid {drawn.grid.shape} over an image of {image.grid.shape}")
     if image.grid.ndim == 3 and z is None:
         z = _fullest_slice(instances, reference)
-    plain = display(image, z, window)
+    turn = upright(image.grid)
+    plain = turn.array(display(image, z, window))
     factor = enlargement((plain.shape[0], plain.shape[1]))
     picture = enlarge(plain, factor).astype(np.float32)
-    flat, positions = _plane(instances, z)
-    order = sorted(range(len(flat)), key=lambda i: -flat.masks[i].area)  # small ones lie on top
+    masks, positions = _plane(instances, z, turn)
+    order = sorted(range(len(masks)), key=lambda i: -masks[i].area)  # small ones lie on top
     total = plain.shape[0] * plain.shape[1]
     for i in order:
-        share = flat.masks[i].area / total
-        _draw(picture, flat.masks[i], colour(int(positions[i])), factor, fill=0.06 if share > 0.08 else 0.22)
+        share = masks[i].area / total
+        _draw(picture, masks[i], colour(int(positions[i])), factor, fill=0.06 if share > 0.08 else 0.22)
     if reference is not None:
-        for mask in _plane(reference, z)[0].masks:
+        for mask in _plane(reference, z, turn)[0]:
             _draw(picture, mask, (255, 255, 255), factor, fill=0.0, dash=4)
     result = np.clip(np.round(picture), 0, 255).astype(np.uint8)
     if label_map is not None:
-        names = [label_map.by_id(int(label)).name for label in flat.labels]
+        names = [label_map.by_id(int(label)).name for label in instances.labels[positions]]
+        scores = instances.scores[positions]
         labels = [
             (
-                names[i] if flat.scores[i] == 1 else f"{names[i]} {flat.scores[i]:.2f}",
-                _scaled_box(flat.masks[i], factor),
+                names[i] if scores[i] == 1 else f"{names[i]} {scores[i]:.2f}",
+                _scaled_box(masks[i], factor),
                 colour(int(positions[i])),
             )
             for i in reversed(order)
@@ -89,7 +94,8 @@ def heat_overlay(
 ) -> Picture:
     """Return the image with a map such as the predictive entropy glowing over it, and a colour bar.
 
-    What is 0 leaves the image as it is; ``limit`` and above is brightest and most opaque.
+    What is 0 leaves the image as it is; ``limit`` and above is brightest and most opaque. Turned as for
+    :func:`overlay`.
 
     Args:
         image: What was segmented.
@@ -109,9 +115,10 @@ def heat_overlay(
     if image.grid.ndim == 3:
         z = int(finite.sum(axis=(1, 2)).argmax()) if z is None else z
         finite = finite[z]
-    plain = display(image, z, window)
+    turn = upright(image.grid)
+    plain = turn.array(display(image, z, window))
     factor = enlargement((plain.shape[0], plain.shape[1]))
-    level = np.clip(enlarge(finite, factor).astype(np.float32) / top, 0, 1)
+    level = np.clip(enlarge(turn.array(finite), factor).astype(np.float32) / top, 0, 1)
     opacity = (0.85 * np.sqrt(level))[..., None]
     glowing = enlarge(plain, factor) * (1 - opacity) + _heat(level) * opacity
     return _with_bar(np.round(glowing).astype(np.uint8), top)
@@ -128,11 +135,13 @@ def colour(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _plane(instances: InstanceSet, z: int | None) -> tuple[InstanceSet, NDArray[np.int64]]:
+def _plane(instances: InstanceSet, z: int | None, turn: Turn) -> tuple[list[Mask], NDArray[np.int64]]:
+    """Return the masks that are seen in the turned plane, and their positions among the instances."""
     if instances.grid.ndim == 3:
-        return instances.plane(0 if z is None else z)
+        flat, positions = instances.plane(0 if z is None else z)
+        return [turn.mask(mask) for mask in flat.masks], positions
     kept = np.array([i for i, mask in enumerate(instances.masks) if mask.area], np.int64)
-    return instances.select(kept), kept
+    return [instances.masks[i] for i in kept], kept
 
 
 def _fullest_slice(*sets: InstanceSet | None) -> int | None:
