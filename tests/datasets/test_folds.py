@@ -21,7 +21,7 @@ def card(tmp_path_factory):
 def made_of(card, units):
     """A data set with one case for each entry of ``units``."""
     cases = tuple(
-        Case(case=f"c{k}", unit=f"u{unit}", split=split, strata={}, image=Path(), reference=Path())
+        Case(case=f"c{k}", unit=f"u{unit}", split=split, strata={}, image=Path(), references=(Path(),))
         for k, (unit, split) in enumerate(units)
     )
     return Dataset(card=card, cases=cases)
