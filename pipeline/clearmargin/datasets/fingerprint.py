@@ -1,0 +1,197 @@
+"""What a data set is like: sizes, spacing, objects, overlap; what a plan is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from clearmargin.core import Grid, Image, InstanceSet, Mask
+from clearmargin.datasets.cases import Case, Dataset
+
+__all__ = ["Fingerprint", "take_fingerprint"]
+
+_WITHIN = 0.9  # an object of which so much lies in another one is nested in it
+_VALUES = 20_000  # foreground and background values kept of each case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """A data set's training cases in numbers. Lengths are in pixels of the planes that a 2-D network sees.
+
+    Attributes:
+        cases: How many were looked at.
+        of: How many the split has.
+        ndim: 2 or 3.
+        channels: Of the images; the largest where they differ.
+        bits: Of the stored values.
+        shapes: ``(cases, 2)`` ``(Y, X)`` of the planes.
+        depths: Slices of each case; 1 for images.
+        spacings: ``(cases, 2)`` in-plane spacing in ``unit``.
+        unit: ``mm`` or ``px``.
+        counts: Instances in each plane that has one.
+        boxes: ``(N, 2)`` height and width of each instance in a plane.
+        areas: ``(N,)`` pixels.
+        thickness: ``(N,)`` diameter of the largest disc that fits into each instance.
+        nested: Share of instances that lie in another one.
+        overlapping: Share of instances that share a pixel with another one.
+        touching: Share of instances that touch or overlap another one of their class.
+        classes: Instances of each class, by name.
+        values: 0.5, 5, 50, 95 and 99.5 % quantiles of the values inside instances.
+    """
+
+    cases: int
+    of: int
+    ndim: int
+    channels: int
+    bits: int
+    shapes: NDArray[np.int64]
+    depths: NDArray[np.int64]
+    spacings: NDArray[np.float64]
+    unit: str
+    counts: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    areas: NDArray[np.int64]
+    thickness: NDArray[np.float64]
+    nested: float
+    overlapping: float
+    touching: float
+    classes: dict[str, int]
+    values: tuple[float, ...]
+
+    @property
+    def sides(self) -> NDArray[np.float64]:
+        """Square root of each instance's box area: what anchors and scale ranges are chosen by."""
+        sides: NDArray[np.float64] = np.sqrt(self.boxes.prod(axis=1).astype(np.float64))
+        return sides
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """The instances of one plane, and how they lie to each other."""
+
+    instances: InstanceSet
+    nested: int
+    overlapping: int
+    touching: int
+
+
+def take_fingerprint(
+    dataset: Dataset, *, most: int = 100, advance: Callable[[], object] = lambda: None
+) -> Fingerprint:
+    """Return the fingerprint of a data set's training cases.
+
+    Args:
+        dataset: Of a card.
+        most: Cases that are looked at, evenly spread; of a volume, the planes with instances, 16 at most.
+        advance: Called after each case.
+
+    Raises:
+        ConfigError: There is no training case. InputError: A case cannot be read.
+    """
+    every = dataset.split("train")
+    chosen = every[:: -(-len(every) // most)]
+    images: list[dict[str, Any]] = []
+    found: list[_Plane] = []
+    for case in chosen:
+        facts, seen = _look(dataset, case)
+        images.append(facts)
+        found += seen
+        advance()
+    masks = [mask for plane in found for mask in plane.instances.masks]
+    labels = np.concatenate([plane.instances.labels for plane in found] or [np.zeros(0, np.int64)])
+    values = np.concatenate([one["values"] for one in images])
+    count = max(1, len(masks))
+    return Fingerprint(
+        cases=len(chosen),
+        of=len(every),
+        ndim=max(one["ndim"] for one in images),
+        channels=max(one["channels"] for one in images),
+        bits=max(one["bits"] for one in images),
+        shapes=np.array([one["shape"] for one in images], np.int64),
+        depths=np.array([one["depth"] for one in images], np.int64),
+        spacings=np.array([one["spacing"] for one in images]),
+        unit=images[0]["unit"],
+        counts=np.array([len(plane.instances) for plane in found], np.int64),
+        boxes=np.array([mask.crop.shape for mask in masks], np.int64).reshape(-1, 2),
+        areas=np.array([mask.area for mask in masks], np.int64),
+        thickness=np.array([_thickness(mask) for mask in masks]),
+        nested=sum(plane.nested for plane in found) / count,
+        overlapping=sum(plane.overlapping for plane in found) / count,
+        touching=sum(plane.touching for plane in found) / count,
+        classes={c.name: int((labels == c.id).sum()) for c in dataset.card.classes},
+        values=tuple(np.quantile(values, (0.005, 0.05, 0.5, 0.95, 0.995))) if len(values) else (),
+    )
+
+
+def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[_Plane]]:
+    image, instances = dataset.read(case)
+    grid = image.grid
+    facts = {
+        "ndim": grid.ndim,
+        "channels": image.pixels.shape[0],
+        "bits": 8 * image.pixels.dtype.itemsize,
+        "shape": grid.shape[-2:],
+        "depth": grid.shape[0] if grid.ndim == 3 else 1,
+        "spacing": grid.spacing[-2:],
+        "unit": grid.unit,
+        "values": _inside(image, instances),
+    }
+    return facts, [_relations(plane) for plane in _planes(grid, instances) if len(plane)]
+
+
+def _planes(grid: Grid, instances: InstanceSet) -> list[InstanceSet]:
+    if grid.ndim == 2:
+        return [instances]
+    held = sorted({z for m in instances.masks if m.area for z in range(m.box[0][0], m.box[1][0])})
+    return [instances.plane(z)[0] for z in held[:: max(1, len(held) // 16)]]
+
+
+def _inside(image: Image, instances: InstanceSet) -> NDArray[np.float64]:
+    """Return an even sample of the values inside the instances."""
+    parts = [image.pixels[0][m.slices][m.crop].astype(np.float64) for m in instances.masks if m.area]
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    return values[:: max(1, len(values) // _VALUES)]
+
+
+def _relations(plane: InstanceSet) -> _Plane:
+    kept = plane.select(np.array([m.area > 0 for m in plane.masks], bool))
+    nested, overlapping, touching = set(), set(), set()
+    for i, a in enumerate(kept.masks):
+        for j, b in enumerate(kept.masks):
+            if i == j or not _near(a, b):
+                continue
+            common = a.intersection(b) if a.overlaps(b) else 0
+            if common:
+                overlapping.add(i)
+            if common >= _WITHIN * a.area:
+                nested.add(i)
+            if kept.labels[i] == kept.labels[j] and (common or _touch(a, b)):
+                touching.add(i)
+    return _Plane(kept, len(nested), len(overlapping), len(touching))
+
+
+def _near(a: Mask, b: Mask) -> bool:
+    """Return whether the masks' boxes overlap or touch."""
+    return all(
+        low <= other_high and other_low <= high
+        for low, high, other_low, other_high in zip(*a.box, *b.box, strict=True)
+    )
+
+
+def _touch(a: Mask, b: Mask) -> bool:
+    """Return whether an edge of a pixel of one is an edge of a pixel of the other."""
+    low = [min(x, y) - 1 for x, y in zip(a.box[0], b.box[0], strict=True)]
+    high = [max(x, y) + 1 for x, y in zip(a.box[1], b.box[1], strict=True)]
+    window = tuple(slice(max(0, x), min(n, y)) for x, y, n in zip(low, high, a.shape, strict=True))
+    return bool((ndimage.binary_dilation(a.within(window)) & b.within(window)).any())
+
+
+def _thickness(mask: Mask) -> float:
+    """Return the diameter of the largest disc that fits in, in pixels; 1 for a line of single pixels."""
+    deepest = ndimage.distance_transform_edt(np.pad(mask.crop, 1)).max()
+    return float(2 * deepest - 1)

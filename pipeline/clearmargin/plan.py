@@ -1,0 +1,357 @@
+"""Plan a training: from what a data set is like to a complete configuration, with the reason for each choice."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from clearmargin.config import validate
+from clearmargin.datasets.card import Card
+from clearmargin.datasets.cases import Dataset, open_dataset
+from clearmargin.datasets.fingerprint import Fingerprint, take_fingerprint
+from clearmargin.errors import ConfigError, nearest
+from clearmargin.models import NETWORKS, network_config
+from clearmargin.report.progress import progress
+from clearmargin.train import Experiment
+
+__all__ = ["OBJECTIONS", "Plan", "objection", "plan", "render_plan"]
+
+_NEED = 16.0  # network pixels across the smallest twentieth of the objects: four cells of the finest stride
+_LIMIT = {"cpu": 512, "cuda": 1024}  # longest side of a view that is shown at once
+_CROP = {"cpu": 256, "cuda": 768}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A configuration and why it is so.
+
+    Attributes:
+        experiment: Complete and valid.
+        reasons: By a setting's path, such as ``image.scale``.
+        fingerprint: What it was made from.
+    """
+
+    experiment: Experiment
+    reasons: dict[str, str]
+    fingerprint: Fingerprint
+
+
+def plan(
+    card: Path,
+    *,
+    network: str | None = None,
+    device: str | None = None,
+    minutes: float | None = None,
+    cases: int = 100,
+) -> Plan:
+    """Look at a card's training cases and return a configuration for them.
+
+    Args:
+        card: A data card.
+        network: Which one; None chooses between ``mask_rcnn`` and ``semantic_cc``.
+        device: ``cpu`` or ``cuda``; None is what is there.
+        minutes: Time that training may take; None for a number of epochs.
+        cases: Most training cases that are looked at.
+
+    Raises:
+        ConfigError: The network cannot work on such data: the message says why and what can.
+    """
+    dataset = open_dataset(card)
+    with progress("look at the data", min(cases, len(dataset.split("train")))) as bar:
+        found = take_fingerprint(dataset, most=cases, advance=bar.advance)
+    if not len(found.areas):
+        raise ConfigError(f"card '{dataset.card.name}': no instance in {found.cases} training cases")
+    where = device or _device()
+    choices = _Choices()
+    _choose_view(choices, found, dataset.card, where)
+    scale = _scale(found, where)
+    chosen = _choose_network(choices, found, scale, network)
+    _choose_options(choices, found, scale, chosen)
+    _choose_augmentation(choices, found, dataset.card)
+    _choose_training(choices, found, dataset, where, minutes)
+    choices.set("prediction.score_threshold", 0.5, "balanced; choose it anew on validation data")
+    raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
+    raw["model"] = network_config(raw["model"]).model_dump(mode="json")
+    return Plan(
+        experiment=validate(raw, Experiment, name="the plan"), reasons=choices.reasons, fingerprint=found
+    )
+
+
+class _Choices:
+    """Settings as a tree, and the reason for each."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+
+    def set(self, path: str, value: Any, reason: str) -> None:
+        *above, last = path.split(".")
+        branch = self.tree
+        for name in above:
+            branch = branch.setdefault(name, {})
+        branch[last] = value
+        self.reasons[path] = reason
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _scale(found: Fingerprint, device: str) -> float:
+    """Return network pixels per image pixel: what small objects need, and no more than large images allow."""
+    need = _NEED / max(1.0, float(np.quantile(found.sides, 0.05)))
+    fits = _LIMIT[device] / float(found.shapes.max())
+    scale = min(need, 2.0) if need > 1 else max(need, min(1.0, fits))
+    return max(0.25, round(scale * 20) / 20)
+
+
+def _choose_view(choices: _Choices, found: Fingerprint, card: Card, device: str) -> None:
+    scale = _scale(found, device)
+    small, large = np.quantile(found.sides, (0.05, 0.95))
+    size = f"5 % of the objects are under {small:.0f} px across, images up to {found.shapes.max()} px"
+    spread = found.spacings.max() / found.spacings.min()
+    if found.unit == "mm" and spread > 1.1:
+        spacing = float(np.median(found.spacings)) / scale
+        choices.set(
+            "image.spacing_mm",
+            round(spacing, 3),
+            f"spacing varies {spread:.1f} times between cases; at the median one {size}",
+        )
+    else:
+        choices.set("image.scale", scale, size)
+    needed = 32 * math.ceil(max(64.0, 1.5 * large * scale) / 32)
+    crop = [
+        min(needed, _CROP[device], 32 * math.ceil(float(extent) * scale / 32))
+        for extent in np.median(found.shapes, axis=0)
+    ]
+    choices.set(
+        "image.crop",
+        [max(64, n) for n in crop],
+        f"1.5 times the largest objects ({large * scale:.0f} network px), within the image and {device}'s memory",
+    )
+    channels = 3 if found.channels in (1, 3) else found.channels
+    if found.ndim == 3:
+        channels = 3 * found.channels
+        choices.set("image.neighbours", 1, "slices are seen with the ones beside them")
+    choices.set("image.channels", channels, f"the images have {found.channels}")
+    choices.set("image.intensity", *_intensity(found, card))
+    view = found.shapes.max() * scale
+    if view > 1.5 * _LIMIT[device]:
+        tile = 32 * (_LIMIT[device] // 32)
+        choices.set("prediction.tile", [tile, tile], f"a whole image would be {view:.0f} network px")
+
+
+def _intensity(found: Fingerprint, card: Card) -> tuple[dict[str, Any], str]:
+    if card.modality == "CT" and found.values:
+        low, high = found.values[0], found.values[-1]
+        margin = 0.25 * (high - low)
+        window = {"kind": "window", "low": 10.0 * math.floor((low - margin) / 10)}
+        window["high"] = 10.0 * math.ceil((high + margin) / 10)
+        return (
+            window,
+            f"Hounsfield units mean the same in each case; objects lie within {low:.0f}..{high:.0f}",
+        )
+    if found.bits == 8 and found.channels == 3:
+        return {"kind": "window", "low": 0.0, "high": 255.0}, "8-bit colour"
+    per_channel = found.channels not in (1, 3)
+    choice = {"kind": "percentiles", "low": 0.5, "high": 99.5}
+    if per_channel:
+        choice["per_channel"] = True
+    return choice, f"values of {card.modality} have no scale of their own"
+
+
+def _thin(found: Fingerprint, scale: float) -> str | None:
+    share = float((found.thickness * scale < 4).mean())
+    if share < 0.1:
+        return None
+    return (
+        f"{100 * share:.0f} % of the objects are thinner than a pixel of its masks, which have a quarter of the "
+        "image's resolution"
+    )
+
+
+def _nested(found: Fingerprint, scale: float) -> str | None:
+    if found.nested < 0.02:
+        return None
+    return f"{100 * found.nested:.0f} % of the objects lie in another one, and of two with one centre it finds one"
+
+
+def _joined(found: Fingerprint, scale: float) -> str | None:
+    if found.touching < 0.1:
+        return None
+    return f"{100 * found.touching:.0f} % of the objects touch another of their class, and it would join them"
+
+
+OBJECTIONS: dict[str, tuple[Callable[[Fingerprint, float], str | None], ...]] = {
+    "mask_rcnn": (),
+    "yolact": (_thin,),
+    "solov2": (_thin, _nested),
+    "mask2former": (_thin,),
+    "eomt": (_thin,),
+    "semantic_cc": (_joined,),
+}
+"""Why a network cannot work on some data; each gives the reason, or None."""
+
+
+def objection(network: str, found: Fingerprint, scale: float) -> str | None:
+    """Return why a network cannot work on such data, or None."""
+    reasons = [reason for test in OBJECTIONS.get(network, ()) if (reason := test(found, scale))]
+    return "; ".join(reasons) or None
+
+
+def _choose_network(choices: _Choices, found: Fingerprint, scale: float, wanted: str | None) -> str:
+    if wanted is not None:
+        if wanted not in NETWORKS:
+            raise ConfigError(f"no model '{wanted}': {nearest(wanted, NETWORKS)}")
+        reason = objection(wanted, found, scale)
+        if reason:
+            able = [name for name in NETWORKS if objection(name, found, scale) is None]
+            raise ConfigError(f"{wanted} does not fit this data: {reason}; {', '.join(able)} can")
+        choices.set("model.network", wanted, "asked for")
+        return wanted
+    single = float((found.counts <= len(found.classes)).mean())
+    if single >= 0.95 and found.touching == 0:
+        choices.set(
+            "model.network", "semantic_cc", f"{100 * single:.0f} % of the images have one object of a class"
+        )
+        return "semantic_cc"
+    several = f"{100 * (1 - single):.0f} % of the images have several objects of a class"
+    choices.set("model.network", "mask_rcnn", f"{several}, {100 * found.touching:.0f} % of them touch")
+    return "mask_rcnn"
+
+
+def _choose_options(choices: _Choices, found: Fingerprint, scale: float, network: str) -> None:
+    fields = network_config({"network": network}).model_dump()
+    low, high = np.quantile(found.sides * scale, (0.05, 0.95))
+    if "anchor_sizes" in fields:
+        sizes = [4 * max(2, round(s / 4)) for s in np.geomspace(max(8.0, low), max(high, 4 * low, 64.0), 5)]
+        sizes = [max(s, sizes[0] + 4 * k) for k, s in enumerate(sizes)]
+        choices.set(
+            "model.anchor_sizes", sizes, f"objects are {low:.0f} to {high:.0f} network px across (5 to 95 %)"
+        )
+        ratios = np.quantile(found.boxes[:, 0] / found.boxes[:, 1], (0.1, 0.5, 0.9))
+        kept = sorted({round(float(r), 1) or 0.1 for r in ratios})
+        choices.set("model.anchor_ratios", kept, "height over width of the boxes: 10, 50 and 90 % of them")
+    if "scale_ranges" in fields:
+        edges = [float(4 * max(1, round(e / 4))) for e in np.geomspace(max(16.0, low), max(high, 8 * low), 4)]
+        ranges = [[0.0, 2 * edges[0]], *([e, 4 * e] for e in edges[:3]), [edges[3], 100_000.0]]
+        choices.set(
+            "model.scale_ranges", ranges, f"objects are {low:.0f} to {high:.0f} network px across (5 to 95 %)"
+        )
+    most = int(found.counts.max())
+    choices.set(
+        "model.detections",
+        max(20, 10 * math.ceil(1.5 * most / 10)),
+        f"an image has up to {most} objects",
+    )
+    if "mask_loss" in fields and float(np.quantile(found.thickness * scale, 0.25)) < 8:
+        loss = fields["mask_loss"] | {"cross_entropy": 1.0, "dice": 1.0}
+        choices.set(
+            "model.mask_loss", loss, "a quarter of the objects is thinner than 8 network px: Dice weighs them"
+        )
+
+
+def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> None:
+    free = card.modality in ("SM", "GM", "XC", "OT")
+    sided = any(word in c.name for c in card.classes for word in ("left", "right"))
+    choices.set(
+        "augment.flip_x",
+        not sided,
+        "classes name left and right" if sided else "mirrored anatomy is as likely",
+    )
+    up = f"{card.modality} pictures have" + (" no" if free else " an") + " upper side"
+    choices.set("augment.flip_y", free, up)
+    choices.set("augment.rotate90", free, up)
+    counts = np.array([n for n in found.classes.values() if n])
+    if len(counts) > 1 and counts.max() > 10 * counts.min():
+        choices.set(
+            "augment.repeat_threshold",
+            0.1,
+            f"the most frequent class has {counts.max() / counts.min():.0f} times the objects of the rarest",
+        )
+
+
+def _choose_training(
+    choices: _Choices, found: Fingerprint, dataset: Dataset, device: str, minutes: float | None
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    batch = 2 if device == "cpu" else 8
+    steps = int(np.clip(25 * math.ceil(found.of / batch / 25), 25, 200))
+    choices.set("training.batch_size", batch, f"on {device}")
+    choices.set("training.steps_per_epoch", steps, f"about once through {found.of} cases, at most 200")
+    if minutes is None:
+        choices.set("training.epochs", max(20, math.ceil(2000 / steps)), "about 2000 steps or 20 epochs")
+    else:
+        choices.set("training.epochs", 1000, "training.max_minutes ends it")
+        choices.set("training.max_minutes", float(minutes), "asked for; the learning rate falls with it")
+    choices.set("training.workers", max(1, min(8, cores // 2)), f"of {cores} cores")
+    pixels = float((found.shapes.prod(axis=1) * found.depths).mean())
+    wanted = math.ceil(found.of * pixels * (4 * found.channels + 1) / 2**20 * 1.1)
+    limit = max(256, _memory_mb() // (4 * max(1, cores // 2)))
+    choices.set(
+        "training.cache_mb",
+        min(wanted, limit),
+        f"all training cases decoded are {wanted} MB" + (f", of which {limit} fit" if wanted > limit else ""),
+    )
+    validated = any(case.split == "validation" for case in dataset.cases)
+    metric = "ap" if float(np.median(found.counts)) > 1 else "dice"
+    choices.set(
+        "training.early_stopping",
+        {"metric": metric, "patience": 8} if validated else None,
+        "several objects an image: by average precision"
+        if validated and metric == "ap"
+        else "mostly one object an image: by Dice"
+        if validated
+        else "the card has no validation split",
+    )
+
+
+def _memory_mb() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20)
+
+
+def render_plan(done: Plan) -> str:
+    """Return the plan as YAML: complete, with the fingerprint above and each choice's reason beside it."""
+    found = done.fingerprint
+    low, middle, high = np.quantile(found.sides, (0.05, 0.5, 0.95))
+    spacings = sorted({f"{value:.3g}" for value in found.spacings.flatten()})
+    head = [
+        f"Planned from {found.cases} of {found.of} training cases by `clearmargin plan`.",
+        f"images: {found.shapes.min(axis=0).tolist()} to {found.shapes.max(axis=0).tolist()} px, "
+        f"{found.channels} channel(s) of {found.bits} bits, spacing {', '.join(spacings[:3])} {found.unit}",
+        f"objects: {len(found.areas)} in planes, {low:.0f} / {middle:.0f} / {high:.0f} px across (5, 50, 95 %), "
+        f"{found.counts.min()} to {found.counts.max()} an image",
+        f"of them {100 * found.touching:.0f} % touch one of their class, {100 * found.overlapping:.0f} % overlap "
+        f"another one, {100 * found.nested:.0f} % lie in one",
+    ]
+    lines = [f"# {line}" for line in head]
+    lines += _lines(done.experiment.model_dump(mode="json"), done.reasons, "")
+    return "\n".join(lines) + "\n"
+
+
+def _lines(tree: dict[str, Any], reasons: dict[str, str], path: str) -> list[str]:
+    lines = []
+    indent = "  " * path.count(".")
+    for name, value in tree.items():
+        where = f"{path}{name}"
+        nested = isinstance(value, dict) and where not in reasons and value
+        shown = "" if nested else " " + _flow(value)
+        reason = f"  # {reasons[where]}" if where in reasons else ""
+        lines.append(f"{indent}{name}:{shown}{reason}")
+        if nested:
+            lines += _lines(value, reasons, f"{where}.")
+    return lines
+
+
+def _flow(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("...\n").strip()
