@@ -20,11 +20,13 @@ class Small:
         model: The ``model`` section of a configuration.
         learning_rate: Of AdamW.
         steps: After so many the loss is a tenth of what it was.
+        shift: How far a mask's centre of mass may lie from the truth's, in pixels, along either axis.
     """
 
     model: dict[str, Any]
     learning_rate: float = 2e-3
     steps: int = 80
+    shift: float = 1.0
 
 
 SMALL: dict[str, Small] = {
@@ -36,6 +38,28 @@ SMALL: dict[str, Small] = {
             "mask_channels": 32,
             "rpn_proposals": 50,
         }
+    ),
+    "yolact": Small(
+        model={
+            "network": "yolact",
+            "fpn_channels": 32,
+            "head_channels": 32,
+            "prototypes": 8,
+            "prototype_channels": 32,
+        },
+        steps=60,
+        shift=0.35,
+    ),
+    "solov2": Small(
+        model={
+            "network": "solov2",
+            "fpn_channels": 32,
+            "head_channels": 32,
+            "branch_channels": 32,
+            "mask_channels": 32,
+        },
+        steps=30,
+        shift=0.25,
     ),
 }
 

@@ -77,6 +77,19 @@ def test_mask_targets_are_not_shifted():
     torch.testing.assert_close(wanted[:, 2:-2, 2:-2], torch.ones(2, 24, 24))
 
 
+def test_soft_suppression_keeps_what_hard_suppression_drops(overfitted):
+    """Neighbouring proposals of one object stay, with lower scores, and the best of each object keeps its own."""
+    network, _ = overfitted
+    image, _ = scene()
+    soft = build_network(network_config(MODEL | {"soft_nms": 0.5}), classes=1, pretrained=False)
+    soft.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        (hard,), (more,) = network.detect(image[None]), soft.detect(image[None])
+    assert len(more.scores) > len(hard.scores)
+    torch.testing.assert_close(more.scores[:1], hard.scores[:1])
+    assert (more.scores[:-1] >= more.scores[1:]).all() and more.scores.min() >= 0.05
+
+
 def test_wrong_class_counts_and_backbones_are_refused():
     with pytest.raises(ConfigError, match="at least one class"):
         build_network(network_config(MODEL), classes=0, pretrained=False)

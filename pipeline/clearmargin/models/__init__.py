@@ -25,6 +25,8 @@ class NetworkEntry(NamedTuple):
 
 NETWORKS: dict[str, NetworkEntry] = {
     "mask_rcnn": NetworkEntry("clearmargin.models.mask_rcnn", "MaskRCNNConfig", "MaskRCNN"),
+    "yolact": NetworkEntry("clearmargin.models.yolact", "YOLACTConfig", "YOLACT"),
+    "solov2": NetworkEntry("clearmargin.models.solov2", "SOLOv2Config", "SOLOv2"),
 }
 
 

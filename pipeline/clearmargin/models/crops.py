@@ -27,7 +27,7 @@ def crop_masks(masks: Tensor, stride: float) -> tuple[tuple[Tensor, ...], Tensor
     for mask, row, column in zip(masks, rows, columns, strict=True):
         y1, y2 = _extent(row)
         x1, x2 = _extent(column)
-        crops.append(mask[y1:y2, x1:x2])
+        crops.append(mask[y1:y2, x1:x2].clone())  # a view would hold the whole masks
         regions.append([x1 * stride, y1 * stride, x2 * stride, y2 * stride])
     return tuple(crops), torch.tensor(regions, dtype=torch.float32, device=masks.device).reshape(-1, 4)
 

@@ -30,10 +30,12 @@ from clearmargin.models.point_rend import (
     uncertain_points,
 )
 from clearmargin.models.pyramid import Pyramid, PyramidSettings
+from clearmargin.models.suppression import soft_nms
 
 __all__ = ["MaskRCNN", "MaskRCNNConfig", "masks_within"]
 
 _STRIDES = (4, 8, 16, 32)
+_CANDIDATES = 1000  # boxes of an image that soft-NMS looks at
 
 
 class MaskRCNNConfig(PyramidSettings):
@@ -61,6 +63,11 @@ class MaskRCNNConfig(PyramidSettings):
     point_samples: int = Field(196, ge=16, description="points of a mask that the point head learns from")
     point_channels: int = Field(96, ge=16)
     box_nms: float = Field(0.5, gt=0, le=1, description="box IoU above which the lower score is dropped")
+    soft_nms: float | None = Field(
+        None,
+        gt=0,
+        description="sigma of soft-NMS, which lowers scores in place of box_nms: for crowds; about 0.5",
+    )
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
 
@@ -116,8 +123,9 @@ class MaskRCNN(nn.Module):
             positive_fraction=0.5,
             bbox_reg_weights=None,
             score_thresh=config.score_threshold,
-            nms_thresh=config.box_nms,
-            detections_per_img=config.detections,
+            # soft-NMS sees what hard suppression would drop
+            nms_thresh=config.box_nms if config.soft_nms is None else 1.0,
+            detections_per_img=config.detections if config.soft_nms is None else _CANDIDATES,
         )
         self.levels = LevelMapper(2, 5, canonical_scale=224, canonical_level=4, eps=1e-6)
 
@@ -148,12 +156,22 @@ class MaskRCNN(nn.Module):
         size = (int(images.shape[-2]), int(images.shape[-1]))
         found = self.regions.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
         detections = []
-        for i, (boxes, scores, labels) in enumerate(zip(*found, strict=True)):
+        for i, one in enumerate(zip(*found, strict=True)):
+            boxes, scores, labels = self._suppress(*one)
             masks = self._masks({k: v[i : i + 1] for k, v in features.items()}, boxes, labels)
             detections.append(
                 Detections(boxes=boxes, labels=labels, scores=scores.clamp(0, 1), masks=masks, regions=boxes)
             )
         return detections
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.config.soft_nms is None:  # torchvision has done it
+            return boxes, scores, labels
+        kept, lowered = soft_nms(
+            boxes, scores, labels, sigma=self.config.soft_nms, threshold=self.config.score_threshold
+        )
+        kept, lowered = kept[: self.config.detections], lowered[: self.config.detections]
+        return boxes[kept], lowered, labels[kept]
 
     def _features(self, images: Tensor, *, learning: bool) -> dict[str, Tensor]:
         self.pyramid.train(learning)
