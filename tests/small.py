@@ -61,6 +61,32 @@ SMALL: dict[str, Small] = {
         steps=30,
         shift=0.25,
     ),
+    "semantic_cc": Small(model={"network": "semantic_cc", "filters": 8, "levels": 4}, steps=60),
+    "mask2former": Small(
+        model={
+            "network": "mask2former",
+            "queries": 8,
+            "encoder_layers": 1,
+            "decoder_layers": 3,
+            "points": 1024,
+        },
+        steps=45,
+    ),
+    "eomt": Small(
+        model={
+            "network": "eomt",
+            "queries": 8,
+            "width": 96,
+            "layers": 4,
+            "query_layers": 2,
+            "heads": 4,
+            "patch": 8,
+            "image_size": 64,
+            "points": 1024,
+        },
+        learning_rate=1e-3,
+        steps=40,
+    ),
 }
 
 

@@ -48,7 +48,8 @@ def test_help_imports_nothing_heavy(tmp_path):
         "from clearmargin.cli import app\n"
         "from typer.testing import CliRunner\n"
         "result = CliRunner().invoke(app, ['--help'])\n"
-        "heavy = {'torch', 'numpy', 'monai', 'mlflow', 'scipy', 'pydicom', 'highdicom', 'matplotlib', 'av'}\n"
+        "heavy = {'torch', 'numpy', 'monai', 'mlflow', 'scipy', 'pydicom', 'highdicom', 'matplotlib', 'av',\n"
+        "         'transformers', 'timm'}\n"
         "sys.stdout.write(result.output + '|' + ','.join(sorted(heavy & sys.modules.keys())))\n"
     )
     done = subprocess.run(

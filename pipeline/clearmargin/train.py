@@ -30,9 +30,10 @@ from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.folds import FoldSettings, in_fold
 from clearmargin.datasets.samples import Windows, collate
+from clearmargin.datasets.volume_windows import VolumeWindows
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.evaluate import VALIDATION_METRICS, compare, score
-from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.checkpoint import (
     CHECKPOINT,
     TrainingState,
@@ -47,7 +48,7 @@ from clearmargin.models.segmenter import PredictionSettings
 from clearmargin.models.step import Clock, TrainingStep
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.transforms.view import AugmentSettings, ImageSettings, VolumeView
 
 __all__ = [
     "EarlyStopping",
@@ -60,6 +61,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+# Of weights and images, by the network's dimensions.
+_LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 MODEL, CONFIG, RUN, PROFILE = "model", "config.yaml", "run.yaml", "profile"
 
@@ -206,7 +210,7 @@ def _train(
     )
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
-    network = network.to(device).to(memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=_LAYOUTS[NETWORKS[experiment.model["network"]].dimensions])
     state = TrainingState(
         network=network,
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
@@ -439,14 +443,7 @@ def _loader(
     settings = experiment.training
     size = settings.batch_size
     passes = settings.accumulate
-    windows = Windows(
-        dataset,
-        cases,
-        experiment.image,
-        experiment.augment,
-        seed=experiment.seed,
-        cache_bytes=settings.cache_mb * 2**20,
-    )
+    windows = _windows(experiment, dataset, cases)
     firsts = [
         ((step * group.size + group.rank) * passes + k) * size
         for step in range(first, total)
@@ -459,6 +456,24 @@ def _loader(
         num_workers=settings.workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
+    )
+
+
+def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) -> Windows:
+    view = network_config(experiment.model)
+    cache = experiment.training.cache_mb * 2**20
+    if isinstance(view, VolumeView):
+        return VolumeWindows(
+            dataset,
+            cases,
+            experiment.image,
+            experiment.augment,
+            view=view,
+            seed=experiment.seed,
+            cache_bytes=cache,
+        )
+    return Windows(
+        dataset, cases, experiment.image, experiment.augment, seed=experiment.seed, cache_bytes=cache
     )
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from clearmargin.core import Grid, Image, InstanceSet
-from clearmargin.datasets.samples import Windows, _centre, collate
+from clearmargin.datasets.samples import Windows, collate, window_centre
 from clearmargin.transforms.intensity import Window
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
@@ -81,10 +81,10 @@ def test_windows_hold_what_they_aim_at():
     generator = np.random.default_rng(0)
     for _ in range(200):
         anchor = float(generator.integers(0, 100))
-        centre = _centre(100, 40.0, anchor, generator)
+        centre = window_centre(100, 40.0, anchor, generator)
         assert abs(centre - anchor) <= 20
-        assert 19.5 <= _centre(100, 40.0, None, generator) <= 79.5
-    assert _centre(20, 40.0, None, np.random.default_rng(0)) == pytest.approx(9.5, abs=10)
+        assert 19.5 <= window_centre(100, 40.0, None, generator) <= 79.5
+    assert window_centre(20, 40.0, None, np.random.default_rng(0)) == pytest.approx(9.5, abs=10)
 
 
 def test_a_batch_is_stacked():

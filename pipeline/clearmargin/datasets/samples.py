@@ -19,7 +19,7 @@ from clearmargin.transforms.samples import Sample, make_sample, read_instances
 from clearmargin.transforms.spatial import augmentation_matrix, resample
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
 
-__all__ = ["Windows", "collate"]
+__all__ = ["Windows", "collate", "window_centre"]
 
 
 class Windows(TorchDataset[Any]):
@@ -81,7 +81,7 @@ class Windows(TorchDataset[Any]):
         aim_at_instance = len(sample["anchors"]) and generator.random() < augment.foreground
         anchor = sample["anchors"][generator.integers(len(sample["anchors"]))] if aim_at_instance else None
         centre = [
-            _centre(extent, n / scale, None if anchor is None else float(anchor[axis]), generator)
+            window_centre(extent, n / scale, None if anchor is None else float(anchor[axis]), generator)
             for axis, (extent, n) in enumerate(zip(grid.shape, size, strict=True))
         ]
         matrix = augmentation_matrix(
@@ -99,7 +99,7 @@ def collate(items: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, list[Targe
     return torch.stack([image for image, _ in items]), [targets for _, targets in items]
 
 
-def _centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
+def window_centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
     """Return where a window of ``window`` image pixels is centred along an axis of ``extent`` pixels.
 
     Windows stay inside the image where they fit, and hold the anchor where there is one.

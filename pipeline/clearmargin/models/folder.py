@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.models import build_network, network_config
+from clearmargin.models import NETWORKS, build_network, network_config
 from clearmargin.models.network import Network
 from clearmargin.models.parts import RuntimePart, replace_parts
 from clearmargin.models.runtimes import runtime as find_runtime
@@ -145,7 +145,7 @@ def load_segmenter(
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
     if runtime != "torch":
         _use_runtime(network, runtime, runtime_folder or folder / runtime, weights)
-    return NetworkSegmenter(
+    return _segmenter_class(card.model["network"])(
         network=network.to(where),
         image=card.image,
         label_map=card.label_map,
@@ -188,6 +188,14 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
             for part, outputs in card.parts.items()
         },
     )
+
+
+def _segmenter_class(name: str) -> type[NetworkSegmenter]:
+    if NETWORKS[name].dimensions == 2:
+        return NetworkSegmenter
+    from clearmargin.models.volumetric import VolumeSegmenter
+
+    return VolumeSegmenter
 
 
 def _code(triplet: tuple[str, str, str]) -> Code:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Detections", "Network", "Targets"]
+__all__ = ["Detections", "Network", "Targets", "VolumeTargets"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,23 @@ class Targets:
         return Targets(
             boxes=self.boxes.to(device), labels=self.labels.to(device), masks=self.masks.to(device)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeTargets:
+    """The instances of one training window of a volume.
+
+    Attributes:
+        labels: ``(N,)`` int64, 1..K.
+        masks: ``(N, D, H, W)`` uint8, 0 or 1.
+    """
+
+    labels: Tensor
+    masks: Tensor
+
+    def to(self, device: torch.device) -> VolumeTargets:
+        """Return the targets on ``device``."""
+        return VolumeTargets(labels=self.labels.to(device), masks=self.masks.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)

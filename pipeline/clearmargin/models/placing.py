@@ -11,7 +11,9 @@ from torch import Tensor
 from clearmargin.core import Mask
 from clearmargin.models.network import Detections
 
-__all__ = ["foreground", "place", "threshold"]
+__all__ = ["foreground", "place", "place_volume", "threshold"]
+
+_SLAB = 8  # slices of a volume that are placed at once
 
 
 def place(
@@ -80,3 +82,42 @@ def foreground(
         part = found[int(label) - 1, y : y + crop.shape[0], x : x + crop.shape[1]]
         np.maximum(part, crop * float(score), out=part)
     return found
+
+
+def place_volume(
+    probabilities: NDArray[np.float32],
+    origin: tuple[int, ...],
+    matrix: NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+    """Return one crop of a network's volume on the source's grid, trilinear.
+
+    Args:
+        probabilities: ``(d, h, w)``, a sample for each network voxel.
+        origin: Network index of its first sample.
+        matrix: ``(4, 4)``, from network indices to source indices, scales and shifts alone (``volume_view``).
+        shape: ``(Z, Y, X)`` of the source.
+
+    Returns:
+        A float32 crop of the source's grid and its origin; empty where nothing falls on the grid. Beyond the
+        crop's outer samples it falls to 0 within one sample.
+    """
+    scale, shift = np.diag(matrix)[:3], matrix[:3, 3]
+    low, grids = [], []
+    for axis in range(3):
+        first, extent = origin[axis], probabilities.shape[axis]
+        start = max(int(np.floor(scale[axis] * (first - 1) + shift[axis])), 0)
+        stop = min(int(np.ceil(scale[axis] * (first + extent) + shift[axis])) + 1, shape[axis])
+        if stop <= start:
+            return np.zeros((0, 0, 0), np.float32), (0, 0, 0)
+        low.append(start)
+        samples = (np.arange(start, stop) - shift[axis]) / scale[axis] - first + 1  # of the padded crop
+        grids.append(torch.from_numpy(samples / (extent + 1) * 2 - 1))
+    padded = F.pad(torch.from_numpy(probabilities).double(), (1,) * 6)[None, None]
+    placed = np.zeros(tuple(len(g) for g in grids), np.float32)
+    for start in range(0, len(placed), _SLAB):  # three coordinates a voxel: an organ's would be gigabytes
+        z, y, x = torch.meshgrid(grids[0][start : start + _SLAB], *grids[1:], indexing="ij")
+        where = torch.stack([x, y, z], -1)[None]
+        slab = F.grid_sample(padded, where, align_corners=True, padding_mode="zeros")
+        placed[start : start + _SLAB] = slab[0, 0].numpy()
+    return placed, (low[0], low[1], low[2])

@@ -269,7 +269,8 @@ def _inside(kernels: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
 
 def _crops(kernels: Tensor, features: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return the masks' crops and regions, as ``crop_masks`` does, a few whole masks in memory at once."""
-    crops, regions = [], [features.new_zeros((0, 4))]
+    crops: list[Tensor] = []
+    regions = [features.new_zeros((0, 4))]
     for part in torch.split(kernels, _AT_ONCE):
         cut, where = crop_masks(apply_kernels(part, features).sigmoid(), _STRIDE)
         crops += cut

@@ -16,6 +16,9 @@ from clearmargin.models.network import Targets
 
 __all__ = ["Clock", "TrainingStep"]
 
+# Of pictures and of volumes.
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 Batch = tuple[Tensor, list[Targets]]
 
 
@@ -85,7 +88,7 @@ class TrainingStep:
         totals: dict[str, Tensor] = {}
         for count, batch in enumerate(batches, 1):
             with self.clock("transfer"):
-                images = batch[0].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+                images = batch[0].to(self.device, memory_format=_LAYOUTS[batch[0].ndim], non_blocking=True)
                 targets = [t.to(self.device) for t in batch[1]]
             with self._alone(last=count == len(batches)):
                 for name, value in self._learn(images, targets, len(batches), number).items():

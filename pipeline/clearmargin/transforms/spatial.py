@@ -12,28 +12,28 @@ from numpy.typing import NDArray
 
 from clearmargin.transforms.samples import KEYS, MODES
 
-__all__ = ["augmentation_matrix", "fitting_view", "resample"]
+__all__ = ["augmentation_matrix", "fitting_view", "resample", "volume_augmentation", "volume_view"]
 
 
 def resample(
     sample: Mapping[str, Any],
     matrix: NDArray[np.float64],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     keys: tuple[str, ...] = KEYS,
 ) -> dict[str, Any]:
-    """Return the sample on another 2-D grid.
+    """Return the sample on another grid of as many axes.
 
     Args:
-        sample: Holds ``keys``: ``image`` is resampled bilinearly, ``layers`` by nearest neighbour.
-        matrix: ``(3, 3)``, from indices ``(y, x, 1)`` of the result to indices of the sample.
-        size: ``(Y, X)`` of the result; what lies outside the sample is 0.
+        sample: Holds ``keys``: ``image`` is resampled linearly, ``layers`` by nearest neighbour.
+        matrix: ``(3, 3)``, from indices ``(y, x, 1)`` of the result to indices of the sample; ``(4, 4)`` in space.
+        size: ``(Y, X)`` or ``(Z, Y, X)`` of the result; what lies outside the sample is 0.
         keys: Which entries to move.
     """
     shape = sample[keys[0]].shape[1:]
     # MONAI applies a matrix between indices counted from each array's centre.
-    from_centre, to_centre = np.eye(3), np.eye(3)
-    from_centre[:2, 2] = [(n - 1) / 2 for n in size]
-    to_centre[:2, 2] = [-(n - 1) / 2 for n in shape]
+    from_centre, to_centre = np.eye(len(matrix)), np.eye(len(matrix))
+    from_centre[:-1, -1] = [(n - 1) / 2 for n in size]
+    to_centre[:-1, -1] = [-(n - 1) / 2 for n in shape]
     move = Affined(
         keys,
         affine=to_centre @ matrix @ from_centre,
@@ -91,4 +91,49 @@ def augmentation_matrix(
     matrix = np.eye(3)
     matrix[:2, :2] = linear
     matrix[:2, 2] = np.array(centre) - linear @ [(n - 1) / 2 for n in size]
+    return matrix
+
+
+def volume_view(
+    shape: tuple[int, ...], scales: tuple[float, float, float]
+) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
+    """Return the matrix and size that show a whole volume to a network of volumes.
+
+    Args:
+        shape: ``(Z, Y, X)`` of the volume.
+        scales: Network voxels per voxel of the volume, on each axis.
+    """
+    matrix = np.eye(4)
+    for axis, scale in enumerate(scales):
+        matrix[axis, axis] = 1 / scale
+        matrix[axis, 3] = 0.5 / scale - 0.5  # edges on edges
+    depth, height, width = (max(1, math.ceil(round(n * s, 6))) for n, s in zip(shape, scales, strict=True))
+    return matrix, (depth, height, width)
+
+
+def volume_augmentation(
+    *,
+    centre: tuple[float, ...],
+    size: tuple[int, ...],
+    scales: tuple[float, float, float],
+    degrees: float,
+    flip: tuple[bool, bool],
+) -> NDArray[np.float64]:
+    """Return the matrix that shows a window of a volume, turned and mirrored within its slices.
+
+    Args:
+        centre: Index ``(z, y, x)`` of the volume that the middle of the result shows.
+        size: ``(Z, Y, X)`` of the result.
+        scales: Network voxels per voxel of the volume, on each axis.
+        degrees: Rotation in the slice's plane.
+        flip: Whether to mirror ``y`` and ``x``; slices keep their order.
+    """
+    angle = math.radians(degrees)
+    turn = np.eye(3)
+    turn[1:, 1:] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    mirror = np.diag([1.0, *(-1.0 if f else 1.0 for f in flip)])
+    matrix = np.eye(4)
+    # Turned in network voxels, which need not be as wide as the volume's on every axis.
+    matrix[:3, :3] = np.diag([1 / s for s in scales]) @ turn @ mirror
+    matrix[:3, 3] = np.array(centre) - matrix[:3, :3] @ [(n - 1) / 2 for n in size]
     return matrix

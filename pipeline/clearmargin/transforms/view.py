@@ -15,7 +15,15 @@ from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
 from clearmargin.transforms.intensity import Intensity, Percentiles, normalise
 
-__all__ = ["AugmentSettings", "ImageSettings", "augment_intensity", "planes", "prepare", "to_channels"]
+__all__ = [
+    "AugmentSettings",
+    "ImageSettings",
+    "VolumeView",
+    "augment_intensity",
+    "planes",
+    "prepare",
+    "to_channels",
+]
 
 
 class ImageSettings(Settings):
@@ -57,6 +65,31 @@ class ImageSettings(Settings):
                 "the model works at a spacing in mm, and the image has none: give it one, or train with image.scale"
             )
         return float(np.sqrt(plane.spacing[0] * plane.spacing[1]) / self.spacing_mm)
+
+
+class VolumeView(Settings):
+    """How a volume is shown to a network of volumes; ``image.scale``, ``crop`` and ``neighbours`` are for planes."""
+
+    patch: tuple[int, int, int] = Field((32, 96, 96), description="window (Z, Y, X) in network voxels")
+    spacing_mm: tuple[float, float, float] | None = Field(
+        None, description="size (Z, Y, X) of a network voxel; none takes each volume's own voxels"
+    )
+
+    def scales_for(self, grid: Grid) -> tuple[float, float, float]:
+        """Return network voxels per voxel on each axis.
+
+        Raises:
+            InputError: ``spacing_mm`` is set and the volume's spacing is not known.
+        """
+        if self.spacing_mm is None:
+            return 1.0, 1.0, 1.0
+        if grid.unit != "mm":
+            raise InputError(
+                "the model works at a spacing in mm, and the volume has none: give it one, or train without "
+                "model.spacing_mm"
+            )
+        z, y, x = (own / wanted for own, wanted in zip(grid.spacing, self.spacing_mm, strict=True))
+        return z, y, x
 
 
 class AugmentSettings(Settings):

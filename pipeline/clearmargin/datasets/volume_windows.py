@@ -1,0 +1,102 @@
+"""Windows of volumes, for networks that see them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clearmargin.core import InstanceSet
+from clearmargin.datasets.cases import Case, Dataset
+from clearmargin.datasets.samples import Windows, window_centre
+from clearmargin.errors import InputError
+from clearmargin.models.network import VolumeTargets
+from clearmargin.transforms.samples import make_sample, read_instances
+from clearmargin.transforms.spatial import resample, volume_augmentation
+from clearmargin.transforms.view import AugmentSettings, ImageSettings, VolumeView, augment_intensity
+
+__all__ = ["VolumeWindows"]
+
+
+class VolumeWindows(Windows):
+    """As ``Windows``, of ``view.patch`` voxels; turned and mirrored within the slices alone."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        cases: Sequence[Case],
+        image: ImageSettings,
+        augment: AugmentSettings,
+        *,
+        view: VolumeView,
+        seed: int,
+        cache_bytes: int,
+    ) -> None:
+        # Neighbouring slices are not channels where the network sees the volume.
+        image = image.model_copy(update={"neighbours": 0})
+        super().__init__(dataset, cases, image, augment, seed=seed, cache_bytes=cache_bytes)
+        self.view = view
+
+    def __getitem__(self, position: int) -> tuple[Tensor, VolumeTargets]:  # type: ignore[override]
+        """Return window ``position``, ``(C, D, H, W)`` in [0, 1], and its targets.
+
+        Raises:
+            InputError: The case is a picture.
+        """
+        generator = np.random.default_rng((self.seed, position))
+        image, instances = self._load(self._case_of(position))
+        if image.grid.ndim != 3:
+            raise InputError(f"{image.source.case} is a picture, and the network takes volumes")
+        zoom = float(np.exp(generator.uniform(-1, 1) * np.log(self.augment.scale)))
+        z, y, x = self.view.scales_for(image.grid)
+        matrix = self._matrix(image.grid.shape, instances, (z, y * zoom, x * zoom), generator)
+        window = resample(make_sample(image, instances), matrix, self.view.patch)
+        pixels = augment_intensity(window["image"].as_tensor(), self.augment, generator)
+        if len(pixels) == 1:
+            pixels = pixels.repeat(self.image.channels, 1, 1, 1)
+        return pixels.contiguous(), _targets(read_instances(window, image.grid))
+
+    def _matrix(
+        self,
+        shape: tuple[int, ...],
+        instances: InstanceSet,
+        scales: tuple[float, float, float],
+        generator: np.random.Generator,
+    ) -> NDArray[np.float64]:
+        augment = self.augment
+        degrees = float(generator.uniform(-augment.rotate_degrees, augment.rotate_degrees))
+        if augment.rotate90:
+            degrees += 90.0 * int(generator.integers(4))
+        flips = generator.random(2) < 0.5
+        aim = None
+        if len(instances) and generator.random() < augment.foreground:
+            mask = instances.masks[int(generator.integers(len(instances)))]
+            if mask.area:
+                # Any voxel of it: the middle of a large organ would show its edge in no window.
+                elements = np.argwhere(mask.crop)
+                aim = elements[generator.integers(len(elements))] + np.array(mask.origin)
+        centre = [
+            window_centre(extent, n / scale, None if aim is None else float(aim[axis]), generator)
+            for axis, (extent, n, scale) in enumerate(zip(shape, self.view.patch, scales, strict=True))
+        ]
+        return volume_augmentation(
+            centre=tuple(centre),
+            size=self.view.patch,
+            scales=scales,
+            degrees=degrees,
+            flip=(bool(flips[0]) and augment.flip_y, bool(flips[1]) and augment.flip_x),
+        )
+
+
+def _targets(instances: InstanceSet) -> VolumeTargets:
+    """Return what is still in view as targets."""
+    seen = [i for i, mask in enumerate(instances.masks) if mask.area]
+    dense: NDArray[np.uint8] = np.zeros((len(seen), *instances.grid.shape), np.uint8)
+    for row, i in enumerate(seen):
+        dense[row][instances.masks[i].slices] = instances.masks[i].crop
+    return VolumeTargets(
+        labels=torch.from_numpy(instances.labels[seen].copy()), masks=torch.from_numpy(dense)
+    )
