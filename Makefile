@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step fuzz clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -20,7 +20,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: bench-metrics bench-formats bench-step
+bench: bench-metrics bench-formats bench-step bench-large
 
 bench-formats: .venv/installed
 	$(BIN)/python benchmarks/bench_formats.py
@@ -30,6 +30,9 @@ bench-metrics: .venv/installed
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/bench_step.py
+
+bench-large: .venv/installed
+	$(BIN)/python benchmarks/bench_large.py
 
 # 100,000 damaged files; RUN=n repeats a run, CASES=n shortens it, what fails is kept in fuzz/.
 CASES ?= 100000

@@ -135,6 +135,21 @@ def test_display_values_need_a_window(monkeypatch, tmp_path):
         predict(tmp_path, tmp_path / "out", model=Path("any"), display_window=True)
 
 
+def test_tiles_give_the_same_object_and_refuse_what_cannot_be(bright, tmp_path):
+    pixels = np.full((1, 300, 400), -50, np.int16)
+    pixels[:, 40:230, 90:350] = 390
+    write_volume(tmp_path / "x.nii.gz", pixels, Grid.from_spacing((1, 300, 400), (5.0, 0.8, 0.7)))
+    written = []
+    for name, tile in (("whole", None), ("tiles", 128)):
+        (done,) = predict(tmp_path / "x.nii.gz", tmp_path / name, model=Path("any"), tile=tile).done
+        written.append(json.loads((done.folder / "instances.json").read_text()))
+    (whole,), (tiled,) = written
+    assert all(tiled[k] == whole[k] for k in ("y_first", "y_last", "x_first", "x_last", "score"))
+    assert tiled["volume_mm3"] == pytest.approx(190 * 260 * 0.8 * 0.7 * 5)
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        predict(tmp_path / "x.nii.gz", tmp_path / "out", model=Path("any"), tile=100)
+
+
 def test_an_empty_folder_says_what_was_expected(bright, tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(

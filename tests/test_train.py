@@ -99,8 +99,9 @@ def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place, monkey
 def test_workers_do_not_change_the_weights(place):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=1)
-    alone = train(config, runs=place / "a")
-    helped = train(config, runs=place / "b", overrides=["training.workers=1"])
+    drawn = ["augment.copy_paste=0.5", "augment.repeat_threshold=1", "augment.aim=class"]
+    alone = train(config, runs=place / "a", overrides=drawn)
+    helped = train(config, runs=place / "b", overrides=[*drawn, "training.workers=1", "training.cache_mb=0"])
     for name, value in weights(alone).items():
         torch.testing.assert_close(weights(helped)[name], value, rtol=0, atol=0)
 

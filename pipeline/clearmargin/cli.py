@@ -222,6 +222,12 @@ def predict(
     score_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Show large images in square tiles of so many network pixels; default: as the model does."
+        ),
+    ] = None,
     allow_gaps: Annotated[
         bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
     ] = False,
@@ -246,6 +252,7 @@ def predict(
         device=device,
         runtime=runtime.value,
         score_threshold=score_threshold,
+        tile=tile,
         display_window=display_window,
         allow_gaps=allow_gaps,
         allow_tilt=allow_tilt,

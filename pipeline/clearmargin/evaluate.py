@@ -22,6 +22,7 @@ from clearmargin.metrics import (
     mask_average_precision,
     panoptic_quality,
     semantic_dice,
+    split_and_merge,
 )
 from clearmargin.metrics.instances import InstanceRow
 from clearmargin.metrics.strata import instance_strata
@@ -67,7 +68,7 @@ class Evaluation:
         numbers: Of the whole split by name: average precision, panoptic quality, Dice; docs/metrics.md defines each.
         matched: Means over the pairs that match, by metric, with intervals; empty where nothing matched.
         every: The same with misses and spurious instances at their written values, all together and by stratum.
-        counts: Of cases, references, and rows by status (tp, fn, fp, tn).
+        counts: Of cases, references, rows by status (tp, fn, fp, tn), and of splits and merges.
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
         run_id: In the tracking store; empty where it was not tracked.
@@ -221,6 +222,8 @@ def evaluate_cases(
         numbers |= {f"slices/{name}": value for name, value in in_slices.items() if name.startswith("ap")}
     counts = {"cases": len(cases), "references": sum(len(r) for _, r in pairs)}
     counts |= {status: sum(row.status == status for row in rows) for status in ("tp", "fn", "fp", "tn")}
+    errors = [split_and_merge(p.select(p.scores >= score_threshold), r) for p, r in pairs]
+    counts |= {"splits": sum(e.splits for e in errors), "merges": sum(e.merges for e in errors)}
     wanted = counts["tp"] + counts["fn"]
     numbers["miss_rate"] = counts["fn"] / wanted if wanted else 0.0
     matched = [row for row in rows if row.status == "tp"]

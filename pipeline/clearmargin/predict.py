@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clearmargin.config import validate
 from clearmargin.core import Image, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
 from clearmargin.models import load_segmenter
-from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.privacy import record_case
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.progress import progress
@@ -70,6 +71,7 @@ def predict(
     device: str | None = None,
     runtime: str = "torch",
     score_threshold: float | None = None,
+    tile: int | None = None,
     display_window: bool = False,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
@@ -86,6 +88,8 @@ def predict(
         device: ``cpu`` or ``cuda``; None takes CUDA where it is.
         runtime: ``torch``, or what the model was exported to.
         score_threshold: Instances below it are not returned; None takes the model's own.
+        tile: Images larger than so many network pixels are shown in square tiles; None does as the model's settings
+            say.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window, as in
             captures and clips of CT.
         allow_gaps: Resample a DICOM series with missing slices; it is refused otherwise.
@@ -102,6 +106,8 @@ def predict(
         if not 0 <= score_threshold <= 1:
             raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
         segmenter = segmenter.with_threshold(score_threshold)
+    if tile is not None:
+        segmenter = _in_tiles(segmenter, tile)
     if display_window:
         segmenter = _for_display(segmenter)
     if not source.exists():
@@ -116,10 +122,17 @@ def predict(
     return PredictionReport(done=(_predict_image(image, out, segmenter, uncertainty),))
 
 
+def _in_tiles(segmenter: NetworkSegmenter, tile: int) -> NetworkSegmenter:
+    overlap = min(segmenter.choice.tile_overlap, tile // 64 * 32)  # at most half a tile, in multiples of 32
+    chosen = segmenter.choice.model_dump() | {"tile": (tile, tile), "tile_overlap": overlap}
+    return replace(segmenter, choice=validate(chosen, PredictionSettings, name="--tile"))
+
+
 def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
     if not isinstance(segmenter.image.intensity, Window):
         raise ConfigError(
-            "--display-window is for models with an intensity window; this one takes percentiles"
+            "--display-window is for models with one intensity window; "
+            f"this one takes {segmenter.image.intensity.kind}"
         )
     shown = segmenter.image.model_copy(update={"intensity": Window(low=0, high=255)})
     return replace(segmenter, image=shown)

@@ -18,14 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import nn
 from torch.utils.data import DataLoader
 
 from clearmargin import __version__
 from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
+from clearmargin.datasets.balance import repeat_factors
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.folds import FoldSettings, in_fold
@@ -107,7 +110,11 @@ class TrainingSettings(Settings):
     )
     workers: int = Field(1, ge=0, description="processes that prepare windows")
     threads: int = Field(0, ge=0, description="threads of torch; 0 takes the cores that workers leave")
-    cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in each worker")
+    cache_mb: int = Field(
+        2048,
+        ge=0,
+        description="memory in each worker for what was read: images as float32, and masks; the rest is read again",
+    )
     max_minutes: float | None = Field(
         None,
         gt=0,
@@ -444,6 +451,8 @@ def _loader(
     size = settings.batch_size
     passes = settings.accumulate
     windows = _windows(experiment, dataset, cases)
+    if experiment.augment.repeat_threshold is not None:
+        windows.repeat_by(_repeats(windows, experiment.augment.repeat_threshold))
     firsts = [
         ((step * group.size + group.rank) * passes + k) * size
         for step in range(first, total)
@@ -475,6 +484,20 @@ def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) ->
     return Windows(
         dataset, cases, experiment.image, experiment.augment, seed=experiment.seed, cache_bytes=cache
     )
+
+
+def _repeats(windows: Windows, threshold: float) -> NDArray[np.float64]:
+    """Return how often each case comes; all are read for it, and the workers start with what the cache has kept."""
+    classes = []
+    with progress("classes of the cases", len(windows.cases)) as bar:
+        for index in range(len(windows.cases)):
+            classes.append(windows.classes_of(index))
+            bar.advance()
+    factors = repeat_factors(classes, threshold)
+    log.info(
+        "%d of %d cases are repeated, at most %.1f times", (factors > 1).sum(), len(factors), factors.max()
+    )
+    return factors
 
 
 def _start_worker(_: int) -> None:

@@ -311,3 +311,51 @@ def test_a_public_card_names_no_case():
     card = load_settings(shipped, Card)
     assert "brain1" in dump_yaml(card)
     assert "brain1" not in dump_yaml(public(card)) and "label_volume" in dump_yaml(public(card))
+
+
+def sequences_set(folder, grids):
+    """A volume case of two sequences, each on its grid."""
+    for name, spacing in zip(("t1", "t2"), grids, strict=True):
+        values = np.full((3, 8, 8), 100 if name == "t1" else 30000, np.int16)
+        write_volume(folder / f"SECRET-{name}.nii.gz", values, Grid.from_spacing((3, 8, 8), spacing))
+    labels = np.zeros((3, 8, 8), np.uint8)
+    labels[1, 2:5, 2:5] = 1
+    write_volume(folder / "labels.nii.gz", labels, Grid.from_spacing((3, 8, 8), grids[0]))
+    card = card_dict(
+        cases={
+            "rows": [{"id": "a"}],
+            "id": "{id}",
+            "image": ["SECRET-t1.nii.gz", "SECRET-t2.nii.gz"],
+            "reference": "labels.nii.gz",
+            "unit": "{id}",
+        },
+        encoding={"kind": "label_volume", "values": {1: "blob"}},
+        spacing={"source": "file"},
+        splits={},
+    )
+    path = folder / "card.yaml"
+    path.write_text(yaml.safe_dump(card))
+    return path
+
+
+def test_sequences_of_a_case_are_channels(tmp_path):
+    dataset = open_dataset(sequences_set(tmp_path, [(2, 1, 1), (2, 1, 1)]))
+    image, reference = dataset.read(dataset.cases[0])
+    assert image.pixels.shape == (2, 3, 8, 8) and image.pixels.dtype == np.int16
+    assert (image.pixels[0] == 100).all() and (image.pixels[1] == 30000).all()
+    assert reference.masks[0].area == 9
+    before = dataset.digest()
+    write_volume(
+        tmp_path / "SECRET-t2.nii.gz", np.zeros((3, 8, 8), np.int16), Grid.from_spacing((3, 8, 8), (2, 1, 1))
+    )
+    assert dataset.digest() != before
+
+
+def test_sequences_on_different_grids_are_refused_by_case_not_by_path(tmp_path):
+    dataset = open_dataset(sequences_set(tmp_path, [(2, 1, 1), (2, 1, 1.2)]))
+    with pytest.raises(GeometryError, match="sequence 2 of 2 lies on another grid") as refusal:
+        dataset.read(dataset.cases[0])
+    assert dataset.cases[0].case in str(refusal.value) and "SECRET" not in str(refusal.value)
+    (tmp_path / "SECRET-t2.nii.gz").unlink()
+    with pytest.raises(InputError, match="lack a file"):
+        open_dataset(tmp_path / "card.yaml")

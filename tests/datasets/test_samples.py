@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from clearmargin.core import Grid, Image, InstanceSet
-from clearmargin.datasets.samples import Windows, collate, window_centre
+from clearmargin.datasets.balance import repeat_factors
+from clearmargin.datasets.samples import Windows, _aimed_at, collate, window_centre
 from clearmargin.transforms.intensity import Window
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
@@ -64,17 +67,25 @@ def test_a_window_is_a_function_of_seed_and_position():
 
 def test_every_case_is_seen_once_a_walk():
     rows = windows()
-    walks = [[rows._case_of(5 * w + k) for k in range(5)] for w in range(4)]
+    walks = [[rows.walks.case_at(5 * w + k) for k in range(5)] for w in range(4)]
     assert all(sorted(walk) == list(range(5)) for walk in walks)
     assert len({tuple(walk) for walk in walks}) > 1
 
 
-def test_the_cache_keeps_to_its_budget():
-    one = 80 * 100 * 4
-    rows = windows(cache=2 * one)
-    for k in range(5):
-        rows[k]
-    assert len(rows._cache) == 2
+def held_bytes(rows):
+    return sum(i.pixels.nbytes + sum(m.crop.nbytes for m in s.masks) for i, s in rows._cache.values())
+
+
+@pytest.mark.parametrize("shape", [(80, 100), (9, 80, 100)])
+@pytest.mark.parametrize("kept", [0, 2, 5])
+def test_the_cache_keeps_to_its_budget_and_changes_no_window(shape, kept):
+    one = np.prod(shape) * 4 + 3 * np.prod([n // 4 for n in shape])  # float32 pixels, and three boxes of bool
+    rows, never = windows(shape, cache=int(kept * one)), windows(shape, cache=0)
+    for k in range(8):
+        assert torch.equal(rows[k][0], never[k][0]) and torch.equal(rows[k][1].masks, never[k][1].masks)
+    assert len(rows._cache) == kept and len(never._cache) == 0
+    assert held_bytes(rows) == kept * one
+    assert windows(shape, cache=int(one) - 1)[0] and not windows(shape, cache=int(one) - 1)._cache
 
 
 def test_windows_hold_what_they_aim_at():
@@ -91,3 +102,61 @@ def test_a_batch_is_stacked():
     rows = windows()
     images, targets = collate([rows[0], rows[1]])
     assert images.shape == (2, 3, 64, 64) and len(targets) == 2
+
+
+def test_a_class_is_aimed_at_as_often_as_any_other():
+    labels = np.array([1] * 98 + [2, 3])
+    generator = np.random.default_rng(0)
+    rare = {
+        aim: np.mean([_aimed_at(labels, AugmentSettings(aim=aim), generator) >= 98 for _ in range(2000)])
+        for aim in ("instance", "class")
+    }
+    assert rare["instance"] == pytest.approx(0.02, abs=0.01)
+    assert rare["class"] == pytest.approx(2 / 3, abs=0.04)
+
+
+def test_pasting_shows_each_instance_where_its_mask_is():
+    """Pasted or not, the picture is bright just where some mask is."""
+    rows, plain = windows(copy_paste=1.0, foreground=0.5), windows(foreground=0.5)
+    more = 0
+    for k in range(12):
+        pixels, targets = rows[k]
+        drawn = targets.masks.amax(0).bool() if len(targets.masks) else torch.zeros(64, 64, dtype=torch.bool)
+        assert (drawn != (pixels[1] > 0.5)).float().mean() < 0.03
+        more += len(targets.masks) > len(plain[k][1].masks)
+    assert more >= 4
+
+
+def test_pasting_is_a_function_of_seed_and_position_and_none_changes_nothing():
+    first, again, never = windows(copy_paste=0.5), windows(copy_paste=0.5, cache=0), windows()
+    again[9]
+    same = []
+    for k in range(10):
+        assert torch.equal(first[k][0], again[k][0]) and torch.equal(first[k][1].masks, again[k][1].masks)
+        same.append(torch.equal(first[k][0], never[k][0]))
+    assert 0 < sum(same) < 10  # what is not pasted on is the window of a run without pasting
+
+
+def test_grey_is_pasted_on_colour():
+    class Mixed(Shapes):
+        def read(self, case):
+            image, instances = super().read(case)
+            return replace(image, pixels=image.pixels.repeat(1 + 2 * (case % 2), axis=0)), instances
+
+    rows = windows(copy_paste=1.0)
+    rows.dataset = Mixed((80, 100))
+    assert {tuple(rows[k][0].shape) for k in range(6)} == {(3, 64, 64)}
+
+
+def test_a_case_with_a_rare_class_comes_more_often():
+    class Rare(Shapes):
+        def read(self, case):
+            image, instances = super().read(case)
+            return image, replace(instances, labels=np.array([1, 2 if case == 3 else 1, 1]))
+
+    rows = windows()
+    rows.dataset = Rare((80, 100))
+    held = [rows.classes_of(k) for k in range(5)]
+    assert held == [{1}, {1}, {1}, {1, 2}, {1}] and len(rows._cache) == 5
+    rows.repeat_by(repeat_factors(held, 0.8))  # sqrt(0.8 / 0.2)
+    assert sorted(rows.walks.case_at(k) for k in range(6)) == [0, 1, 2, 3, 3, 4]

@@ -130,3 +130,40 @@ def test_overlapping_objects_stay_apart_through_the_slices():
     outer, inner = disc((20, 20), 12), disc((20, 22), 4)
     found = link_slices([plane_set([outer, inner], [1, 2])] * 3, grid)
     assert sorted(m.area for m in found.masks) == sorted([3 * outer.sum(), 3 * inner.sum()])
+
+
+def square(half):
+    y, x = np.mgrid[:40, :40]
+    return np.maximum(abs(y - 20), abs(x - 20)) <= half
+
+
+def test_one_missed_slice_is_bridged_by_the_shape_between():
+    grid = Grid.from_spacing((5, 40, 40), (3, 1, 1))
+    nothing = plane_set([])
+    slices = [
+        plane_set([square(4)], scores=[0.9]),
+        nothing,
+        plane_set([square(2)], scores=[0.5]),
+        nothing,
+        nothing,
+    ]
+    assert len(link_slices(slices, grid, min_iou=0.2)) == 2
+    found = link_slices(slices, grid, min_iou=0.2, gap=1)
+    assert len(found) == 1
+    np.testing.assert_array_equal(found.masks[0].plane(1).dense(), square(3))  # 9, 7 and 5 wide
+    assert found.masks[0].area == 81 + 49 + 25
+    assert found.scores[0] == pytest.approx((0.9 * 81 + 0.5 * 25) / 106)  # what was not seen has no say
+
+
+def test_a_gap_is_bridged_as_far_as_asked_and_not_past_a_nearer_partner():
+    grid = Grid.from_spacing((4, 40, 40), (3, 1, 1))
+    here, nothing = square(5), plane_set([])
+    far = [plane_set([here]), nothing, nothing, plane_set([here])]
+    assert [len(link_slices(far, grid, gap=gap)) for gap in (0, 1, 2)] == [2, 2, 1]
+    assert link_slices(far, grid, gap=2).masks[0].area == 4 * 121
+    # the chain that goes on in slice 1 is the one that slice 2 links to; what ended in slice 0 waits
+    grid = Grid.from_spacing((3, 40, 40), (3, 1, 1))
+    two = [plane_set([square(6), square(3)]), plane_set([square(6)]), plane_set([square(6), square(3)])]
+    areas = sorted(m.area for m in link_slices(two, grid, min_iou=0.5, gap=1).masks)
+    assert areas == [3 * 49, 3 * 169]
+    assert len(link_slices([plane_set([here], [1]), nothing, plane_set([here], [2])], grid, gap=1)) == 2

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from pydantic import ValidationError
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.transforms.intensity import Percentiles, Window, normalise
+from clearmargin.transforms.intensity import Percentiles, Window, WindowStack, normalise
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
 
 
@@ -17,6 +19,58 @@ def test_window_maps_hounsfield_and_clips():
 def test_sixteen_bits_are_not_cut_to_eight():
     values = np.arange(0, 4096, dtype=np.uint16)
     assert len(np.unique(normalise(values, Window(low=0, high=4095)))) == 4096
+
+
+@pytest.mark.parametrize(
+    ("settings", "levels"),
+    [
+        (Window(low=0, high=65535), 65536),
+        (WindowStack(windows=((0, 65535), (0, 32767.5))), 65536),
+        (Percentiles(low=0, high=100), 65536),
+        (Percentiles(low=0, high=100, per_channel=True), 65536),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_sixteen_bits_reach_the_network_with_every_level(settings, levels, dtype):
+    values = (np.arange(65536).reshape(1, 256, 256) + np.iinfo(dtype).min).astype(dtype)
+    if dtype == np.int16 and not isinstance(settings, Percentiles):
+        values = values.astype(np.int32) + 32768  # the windows above begin at 0
+    image = Image(pixels=values, grid=Grid.from_spacing((256, 256)))
+    takes = ImageSettings(intensity=settings, channels=2 if isinstance(settings, WindowStack) else 3)
+    assert len(np.unique(prepare(image, takes)[0])) == levels
+
+
+def test_each_window_is_a_channel_by_hand():
+    values = np.array([[[-1000, 0, 500]], [[0, 100, 200]]], np.int16)  # two channels of 1 x 3
+    stack = WindowStack(windows=((-1000, 0), (0, 1000)))
+    np.testing.assert_allclose(
+        normalise(values, stack)[:, 0],
+        [[0, 1, 1], [0, 0, 0.5], [1, 1, 1], [0, 0.1, 0.2]],
+    )
+    with pytest.raises(ValidationError, match="low must lie below high"):
+        WindowStack(windows=((0, 1), (3, 3)))
+
+
+def test_windows_of_a_slice_and_its_neighbours_keep_their_order():
+    volume = np.arange(3.0)[None, :, None, None] * 10
+    image = Image(pixels=volume, grid=Grid.from_spacing((3, 1, 1), (2, 1, 1)))
+    takes = ImageSettings(intensity=WindowStack(windows=((0, 20), (0, 40))), channels=6)
+    ready = replace(image, pixels=prepare(image, takes))
+    assert planes(ready, takes, 1).pixels[:, 0, 0].tolist() == [0, 0.5, 1, 0, 0.25, 0.5]
+    with pytest.raises(
+        InputError, match=r"1 channel\(s\) in each of 2 windows in each of 3 slices; the network takes 4"
+    ):
+        prepare(image, takes.model_copy(update={"channels": 4}))
+
+
+def test_each_channel_by_its_own_percentiles():
+    t1, flair = np.linspace(0, 1000, 101), np.linspace(0, 10, 101)
+    both = np.stack([t1, flair, np.full(101, 7.0)])
+    own = normalise(both, Percentiles(low=0, high=100, per_channel=True))
+    np.testing.assert_allclose(own[0], np.linspace(0, 1, 101), atol=1e-6)
+    np.testing.assert_allclose(own[1], own[0], atol=1e-6)
+    assert (own[2] == 0).all()
+    assert normalise(both, Percentiles(low=0, high=100))[1].max() == pytest.approx(0.01)
 
 
 def test_percentiles_ignore_outliers_and_constants_are_zero():

@@ -95,7 +95,9 @@ class Cases(Settings):
     index: str | None = Field(None, description="CSV under the root; templates use its columns as {column}")
     rows: tuple[dict[str, str], ...] = Field((), description="the rows themselves, where no index is shipped")
     id: str = Field(description="template of the case's id within this data set")
-    image: str = Field(description="template of the image's path under the root")
+    image: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="template of the image's path under the root; several are channels of one image, on one grid"
+    )
     reference: str = Field(
         description="template of the reference's path under the root; several paths are parted by ';'"
     )
@@ -106,10 +108,17 @@ class Cases(Settings):
     unit: str = Field(description="template of the unit of independence: patient, surgery, or the image")
     strata: tuple[str, ...] = Field((), description="columns by which tables are stratified")
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The templates of the image, one or several."""
+        return (self.image,) if isinstance(self.image, str) else self.image
+
     @model_validator(mode="after")
     def _one_source(self) -> Cases:
         if (self.index is None) == (not self.rows):
             raise ValueError("give either index or rows")
+        if self.frames is not None and len(self.images) > 1:
+            raise ValueError("frames are of one clip: image is one template then")
         return self
 
 

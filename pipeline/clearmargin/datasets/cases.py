@@ -41,7 +41,8 @@ class Case:
         unit: Keyed hash of the unit of independence.
         split: The split its unit belongs to.
         strata: Values of the card's stratifying columns.
-        image: The image's file or folder, or the clip it is a frame of.
+        image: The image's file or folder, of several sequences the first; or the clip it is a frame of.
+        further: The other sequences, further channels on the grid of ``image``.
         references: The reference's files; one, but for a clip with several mask videos.
         frame: Number of the frame from 0; None where the image is no frame of a clip.
     """
@@ -53,6 +54,7 @@ class Case:
     image: Path = field(repr=False)
     references: tuple[Path, ...] = field(repr=False)
     ignore: Path | None = field(repr=False, default=None)
+    further: tuple[Path, ...] = field(repr=False, default=())
     frame: int | None = None
     row: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
@@ -90,6 +92,7 @@ class Dataset:
         image = _read_frame(self, case, case.image) if case.frame is not None else read_image(case.image)
         image = replace(
             image,
+            pixels=_with_further(case, image),
             grid=_with_spacing(image.grid, self.card),
             source=replace(
                 image.source, case=case.case, modality=image.source.modality or self.card.modality
@@ -108,7 +111,7 @@ class Dataset:
             total.update(f"{case.split}\0".encode())
             if case.frame is not None:
                 total.update(f"{case.frame}\0".encode())
-            for path in (case.image, *case.references, case.ignore):
+            for path in (case.image, *case.further, *case.references, case.ignore):
                 if path is not None and path not in known:
                     known[path] = b"".join(_digest(file) for file in _files(path))
                 total.update(b"" if path is None else known[path])
@@ -138,7 +141,7 @@ def open_dataset(card_path: Path) -> Dataset:
         raise ConfigError(
             f"card '{card.name}': cases.id gives the same id to several cases (frames need {{frame}})"
         )
-    missing = [c.case for c in cases if not all(p.exists() for p in (c.image, *c.references))]
+    missing = [c.case for c in cases if not all(p.exists() for p in (c.image, *c.further, *c.references))]
     if missing:
         raise InputError(
             f"card '{card.name}': {len(missing)} of {len(cases)} cases lack a file (first: {missing[0]}); "
@@ -157,7 +160,7 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
         raise ConfigError(
             f"card '{card.name}': cases.frames makes the column 'frame', which the index has too"
         )
-    clip = root / _fill(card.cases.image, row, card)
+    clip = root / _fill(card.cases.images[0], row, card)
     try:
         count = clips.frame_count(clip) if clip.exists() else 1  # a missing one is counted with the others
     except InputError:
@@ -173,7 +176,8 @@ def _case(row: dict[str, Any], unit: str, split: Split, card: Card, root: Path) 
         unit=case_id(card.name, "unit", unit),
         split=split,
         strata={name: row[name] for name in card.cases.strata},
-        image=root / _fill(card.cases.image, row, card),
+        image=root / _fill(card.cases.images[0], row, card),
+        further=tuple(root / _fill(template, row, card) for template in card.cases.images[1:]),
         references=tuple(root / name.strip() for name in references),
         ignore=None if card.cases.ignore is None else root / _fill(card.cases.ignore, row, card),
         frame=row["frame"] if card.cases.frames is not None else None,
@@ -208,6 +212,20 @@ def _with_spacing(grid: Grid, card: Card) -> Grid:
     if grid.unit != "mm":
         raise GeometryError(f"card '{card.name}' says spacing comes from the file, but the file has none")
     return grid
+
+
+def _with_further(case: Case, image: Image) -> NDArray[np.generic]:
+    """Return the channels of all sequences of a case, whose first is ``image``."""
+    channels = [image.pixels]
+    for number, path in enumerate(case.further, start=2):
+        found = read_image(path)
+        if not found.grid.same_as(image.grid):
+            raise GeometryError(
+                f"{case.case}: sequence {number} of {1 + len(case.further)} lies on another grid than the first: "
+                f"{found.grid} and {image.grid}; resample them to one grid before they enter a card"
+            )
+        channels.append(found.pixels)
+    return np.concatenate(channels) if case.further else image.pixels
 
 
 def _read_labels(path: Path, grid: Grid) -> NDArray[np.integer[Any]]:

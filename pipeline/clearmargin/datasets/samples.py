@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.datasets.balance import Walks
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.models.network import Targets
+from clearmargin.transforms.copy_paste import paste
 from clearmargin.transforms.samples import Sample, make_sample, read_instances
 from clearmargin.transforms.spatial import augmentation_matrix, resample
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
@@ -40,38 +42,76 @@ class Windows(TorchDataset[Any]):
     ) -> None:
         self.dataset, self.cases, self.image, self.augment = dataset, tuple(cases), image, augment
         self.seed = seed
+        self.walks = Walks(np.ones(len(self.cases)), seed=seed)
         self._cache: dict[int, tuple[Image, InstanceSet]] = {}
         self._cache_left = cache_bytes
+
+    def classes_of(self, index: int) -> frozenset[int]:
+        """Return the classes that a case holds; it is read, and kept for the windows as far as the cache goes."""
+        return frozenset(int(label) for label in self._load(index)[1].labels)
+
+    def repeat_by(self, factors: NDArray[np.float64]) -> None:
+        """Let each case come as often as its factor says, in place of once a walk."""
+        self.walks = Walks(factors, seed=self.seed)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Targets]:
         """Return window ``position`` (any whole number from 0 on), ``(C, H, W)`` in [0, 1], and its targets."""
         generator = np.random.default_rng((self.seed, position))
-        image, instances = self._load(self._case_of(position))
-        sample, grid = _plane_sample(image, instances, self.image, self.augment, generator)
-        window = self._window(sample, grid, generator)
-        found = read_instances(window, grid)
-        pixels = augment_intensity(window["image"].as_tensor(), self.augment, generator)
+        pixels, found = self._draw(self.walks.case_at(position), self.augment, generator)
+        if self.augment.copy_paste:
+            pixels, found = self._with_pasted(pixels, found, np.random.default_rng((self.seed, position, 1)))
+        pixels = augment_intensity(pixels, self.augment, generator)
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1)
         return pixels.contiguous(), _targets(found)
 
-    def _case_of(self, position: int) -> int:
-        """Return a position's case: all cases are walked through, in a new random order each time."""
-        walk, step = divmod(position, len(self.cases))
-        return int(np.random.default_rng((self.seed, 2**32 + walk)).permutation(len(self.cases))[step])
+    def _draw(
+        self, index: int, augment: AugmentSettings, generator: np.random.Generator
+    ) -> tuple[Tensor, InstanceSet]:
+        """Return a window of a case before its intensity is changed, and its instances."""
+        image, instances = self._load(index)
+        sample, grid = _plane_sample(image, instances, self.image, augment, generator)
+        window = self._window(sample, grid, augment, generator)
+        return window["image"].as_tensor(), read_instances(window, grid)
+
+    def _with_pasted(
+        self, pixels: Tensor, found: InstanceSet, generator: np.random.Generator
+    ) -> tuple[Tensor, InstanceSet]:
+        """Return a window with some instances of another: scaled, turned and mirrored as any window is."""
+        if generator.random() >= self.augment.copy_paste:
+            return pixels, found
+        aimed = self.augment.model_copy(update={"foreground": 1.0})
+        donor, others = self._draw(int(generator.integers(len(self.cases))), aimed, generator)
+        seen = np.flatnonzero([m.area > 0 for m in others.masks])
+        if len(seen) == 0:
+            return pixels, found
+        chosen = seen[generator.random(len(seen)) < 0.5]
+        if len(chosen) == 0:
+            chosen = seen[generator.integers(len(seen), size=1)]
+        most = max(len(pixels), len(donor))  # grey beside colour
+        laid, instances = paste(
+            pixels.expand(most, -1, -1).numpy(),
+            found,
+            donor.expand(most, -1, -1).numpy(),
+            others.select(chosen),
+        )
+        return torch.from_numpy(laid), instances
 
     def _load(self, index: int) -> tuple[Image, InstanceSet]:
         if index not in self._cache:
             image, instances = self.dataset.read(self.cases[index])
             image = replace(image, pixels=prepare(image, self.image))
-            if image.pixels.nbytes > self._cache_left:
+            needed = _bytes(image, instances)
+            if needed > self._cache_left:
                 return image, instances
-            self._cache_left -= image.pixels.nbytes
+            self._cache_left -= needed
             self._cache[index] = (image, instances)
         return self._cache[index]
 
-    def _window(self, sample: Sample, grid: Grid, generator: np.random.Generator) -> dict[str, Any]:
-        augment, size = self.augment, self.image.crop
+    def _window(
+        self, sample: Sample, grid: Grid, augment: AugmentSettings, generator: np.random.Generator
+    ) -> dict[str, Any]:
+        size = self.image.crop
         scale = self.image.scale_for(grid)
         scale *= float(np.exp(generator.uniform(-1, 1) * np.log(augment.scale)))
         degrees = float(generator.uniform(-augment.rotate_degrees, augment.rotate_degrees))
@@ -79,7 +119,9 @@ class Windows(TorchDataset[Any]):
             degrees += 90.0 * int(generator.integers(4))
         flips = generator.random(2) < 0.5
         aim_at_instance = len(sample["anchors"]) and generator.random() < augment.foreground
-        anchor = sample["anchors"][generator.integers(len(sample["anchors"]))] if aim_at_instance else None
+        anchor = (
+            sample["anchors"][_aimed_at(sample["labels"], augment, generator)] if aim_at_instance else None
+        )
         centre = [
             window_centre(extent, n / scale, None if anchor is None else float(anchor[axis]), generator)
             for axis, (extent, n) in enumerate(zip(grid.shape, size, strict=True))
@@ -99,6 +141,11 @@ def collate(items: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, list[Targe
     return torch.stack([image for image, _ in items]), [targets for _, targets in items]
 
 
+def _bytes(image: Image, instances: InstanceSet) -> int:
+    ignored = () if instances.ignore is None else (instances.ignore,)
+    return sum(int(array.nbytes) for array in (image.pixels, *(m.crop for m in (*instances.masks, *ignored))))
+
+
 def window_centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
     """Return where a window of ``window`` image pixels is centred along an axis of ``extent`` pixels.
 
@@ -110,6 +157,15 @@ def window_centre(extent: int, window: float, anchor: float | None, generator: n
         if low > high:
             return anchor
     return float(generator.uniform(low, high))
+
+
+def _aimed_at(labels: NDArray[np.int64], augment: AugmentSettings, generator: np.random.Generator) -> int:
+    """Return the position of the instance that a window aims at, of at least one."""
+    if augment.aim == "instance":
+        return int(generator.integers(len(labels)))
+    there = np.unique(labels)
+    of_class = np.flatnonzero(labels == there[generator.integers(len(there))])
+    return int(of_class[generator.integers(len(of_class))])
 
 
 def _plane_sample(
@@ -125,7 +181,7 @@ def _plane_sample(
     depth = image.grid.shape[0]
     z = int(generator.integers(depth))
     if len(instances) and generator.random() < augment.foreground:
-        mask = instances.masks[int(generator.integers(len(instances)))]
+        mask = instances.masks[_aimed_at(instances.labels, augment, generator)]
         z = int(generator.integers(mask.box[0][0], max(mask.box[1][0], mask.box[0][0] + 1)))
     plane = planes(image, settings, z)
     return make_sample(plane, instances.plane(z)[0]), plane.grid

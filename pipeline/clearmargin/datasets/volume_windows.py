@@ -47,7 +47,7 @@ class VolumeWindows(Windows):
             InputError: The case is a picture.
         """
         generator = np.random.default_rng((self.seed, position))
-        image, instances = self._load(self._case_of(position))
+        image, instances = self._load(self.walks.case_at(position))
         if image.grid.ndim != 3:
             raise InputError(f"{image.source.case} is a picture, and the network takes volumes")
         zoom = float(np.exp(generator.uniform(-1, 1) * np.log(self.augment.scale)))

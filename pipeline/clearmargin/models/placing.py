@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,8 +14,6 @@ from clearmargin.core import Mask
 from clearmargin.models.network import Detections
 
 __all__ = ["foreground", "place", "place_volume", "threshold"]
-
-_SLAB = 8  # slices of a volume that are placed at once
 
 
 def place(
@@ -25,40 +25,70 @@ def place(
         mask: ``(h, w)`` probabilities that span ``region`` edge to edge.
         region: ``(4,)`` ``x1 y1 x2 y2`` in network pixels; pixel k covers [k, k + 1).
         matrix: ``(3, 3)``, from network indices ``(y, x, 1)`` to source indices, pixel centres at whole numbers.
+            It scales, mirrors and moves; a view is never turned.
         shape: ``(Y, X)`` of the source.
 
     Returns:
         A float32 crop of the source's grid and its origin; the crop is empty where nothing falls on the grid.
         Values between the mask's samples are bilinear; beyond its edges it falls to 0 within one sample.
+
+    Raises:
+        ValueError: The matrix turns.
     """
-    h, w = mask.shape
+    if matrix[0, 1] or matrix[1, 0]:
+        raise ValueError(f"a view scales and mirrors, it does not turn: {matrix.tolist()}")
     x1, y1, x2, y2 = (float(v) for v in region)
-    step_y, step_x = (y2 - y1) / h, (x2 - x1) / w
-    # One sample beyond each edge is where the padded mask reaches 0.
-    corners = np.array(
-        [
-            [y, x, 1.0]
-            for y in (y1 - step_y - 0.5, y2 + step_y - 0.5)
-            for x in (x1 - step_x - 0.5, x2 + step_x - 0.5)
-        ]
-    )
-    on_source = (corners @ matrix.T)[:, :2]
-    low = np.maximum(np.floor(on_source.min(axis=0)).astype(int), 0)
-    high = np.minimum(np.ceil(on_source.max(axis=0)).astype(int) + 1, shape)
-    if (high <= low).any() or step_y <= 0 or step_x <= 0:
+    rows = _taps(mask.shape[0], y1, y2, matrix[0, 0], matrix[0, 2], shape[0])
+    columns = _taps(mask.shape[1], x1, x2, matrix[1, 1], matrix[1, 2], shape[1])
+    if rows is None or columns is None:
         return np.zeros((0, 0), np.float32), (0, 0)
-    inverse = np.linalg.inv(matrix)
-    ys, xs = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), indexing="ij")
-    network_y = inverse[0, 0] * ys + inverse[0, 1] * xs + inverse[0, 2]
-    network_x = inverse[1, 0] * ys + inverse[1, 1] * xs + inverse[1, 2]
+    return _interpolated(mask.detach().cpu().float().numpy(), (rows, columns)), (rows.low, columns.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taps:
+    """Where the pixels ``low``, ``low + 1``, ... lie between the samples of a padded mask, along one axis."""
+
+    low: int
+    before: NDArray[np.int64]
+    share: NDArray[np.float32]  # of the sample after
+
+
+def _taps(count: int, start: float, stop: float, step: float, offset: float, extent: int) -> _Taps | None:
+    size = (stop - start) / count
+    if size <= 0:
+        return None
+    # One sample beyond each edge is where the padded mask reaches 0.
+    ends = sorted(step * (edge - 0.5) + offset for edge in (start - size, stop + size))
+    low, high = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]) + 1, extent)
+    if high <= low:
+        return None
+    # float64 up to here: a float32 coordinate is off by 0.0002 at 4000.
+    network = (np.arange(low, high, dtype=np.float64) - offset) / step
     # Sample k of the padded mask lies at k - 0.5 steps from the region's edge.
-    sample_y = (network_y + 0.5 - y1) / step_y + 0.5
-    sample_x = (network_x + 0.5 - x1) / step_x + 0.5
-    # align_corners: whole numbers are samples, -1 is the first one and +1 the last of the h + 2, w + 2.
-    where = torch.from_numpy(np.stack([sample_x / (w + 1), sample_y / (h + 1)], -1) * 2 - 1)
-    padded = F.pad(mask.detach().cpu().double(), (1, 1, 1, 1))
-    placed = F.grid_sample(padded[None, None], where[None], align_corners=True, padding_mode="zeros")
-    return placed[0, 0].numpy().astype(np.float32), (int(low[0]), int(low[1]))
+    sample = np.clip((network + 0.5 - start) / size + 0.5, 0, count + 1)
+    before = np.minimum(sample.astype(np.int64), count)
+    return _Taps(low=low, before=before, share=(sample - before).astype(np.float32))
+
+
+def _interpolated(samples: NDArray[np.float32], taps: Sequence[_Taps]) -> NDArray[np.float32]:
+    """Return ``samples`` between their padded elements, one row of taps for each axis."""
+    values = np.pad(samples, 1)
+    # Multilinear is linear along one axis after the other: no grid of coordinates is made.
+    for axis in reversed(range(values.ndim)):
+        turned = np.ascontiguousarray(np.moveaxis(values, axis, 0))
+        values = np.moveaxis(_between(turned, taps[axis]), 0, axis)
+    return np.ascontiguousarray(values)
+
+
+def _between(values: NDArray[np.float32], taps: _Taps) -> NDArray[np.float32]:
+    """Return ``values`` interpolated along their first axis."""
+    placed = values[taps.before]
+    change = values[taps.before + 1]
+    change -= placed
+    change *= taps.share.reshape(-1, *(1,) * (values.ndim - 1))
+    placed += change
+    return placed
 
 
 def threshold(crop: NDArray[np.float32], origin: tuple[int, int], shape: tuple[int, int]) -> Mask:
@@ -102,22 +132,12 @@ def place_volume(
         A float32 crop of the source's grid and its origin; empty where nothing falls on the grid. Beyond the
         crop's outer samples it falls to 0 within one sample.
     """
-    scale, shift = np.diag(matrix)[:3], matrix[:3, 3]
-    low, grids = [], []
-    for axis in range(3):
-        first, extent = origin[axis], probabilities.shape[axis]
-        start = max(int(np.floor(scale[axis] * (first - 1) + shift[axis])), 0)
-        stop = min(int(np.ceil(scale[axis] * (first + extent) + shift[axis])) + 1, shape[axis])
-        if stop <= start:
-            return np.zeros((0, 0, 0), np.float32), (0, 0, 0)
-        low.append(start)
-        samples = (np.arange(start, stop) - shift[axis]) / scale[axis] - first + 1  # of the padded crop
-        grids.append(torch.from_numpy(samples / (extent + 1) * 2 - 1))
-    padded = F.pad(torch.from_numpy(probabilities).double(), (1,) * 6)[None, None]
-    placed = np.zeros(tuple(len(g) for g in grids), np.float32)
-    for start in range(0, len(placed), _SLAB):  # three coordinates a voxel: an organ's would be gigabytes
-        z, y, x = torch.meshgrid(grids[0][start : start + _SLAB], *grids[1:], indexing="ij")
-        where = torch.stack([x, y, z], -1)[None]
-        slab = F.grid_sample(padded, where, align_corners=True, padding_mode="zeros")
-        placed[start : start + _SLAB] = slab[0, 0].numpy()
-    return placed, (low[0], low[1], low[2])
+    taps = [
+        _taps(count, first, first + count, matrix[axis, axis], matrix[axis, 3], shape[axis])
+        for axis, (first, count) in enumerate(zip(origin, probabilities.shape, strict=True))
+    ]
+    within = [one for one in taps if one is not None]
+    if len(within) < len(taps):
+        return np.zeros((0, 0, 0), np.float32), (0, 0, 0)
+    z, y, x = within
+    return _interpolated(probabilities, within), (z.low, y.low, x.low)

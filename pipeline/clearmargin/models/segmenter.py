@@ -9,21 +9,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from clearmargin.config import Settings
 from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
-from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import foreground, place, threshold
+from clearmargin.models.repeats import without_repeats
+from clearmargin.models.tiling import find_in_tiles
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, planes, prepare, to_channels
 
-__all__ = ["NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View", "without_repeats"]
+__all__ = ["NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,29 @@ class PredictionSettings(Settings):
         0.5, gt=0, le=1, description="mask IoU above which the lower score of one label goes; 1 keeps all"
     )
     link_iou: float = Field(0.2, ge=0, le=1, description="least overlap that links instances of two slices")
+    link_gap: int = Field(
+        0,
+        ge=0,
+        le=2,
+        description="slices in a row without an instance that a link bridges; they are interpolated",
+    )
+    tile: tuple[int, int] | None = Field(
+        None, description="(Y, X) network pixels shown at a time; none: the whole image at once"
+    )
+    tile_overlap: int = Field(128, ge=32, description="network pixels that neighbouring tiles share")
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> PredictionSettings:
+        if self.tile is None:
+            return self
+        if any(n < 64 or n % 32 for n in self.tile) or self.tile_overlap % 32:
+            raise ValueError(
+                "tile extents are multiples of 32 from 64 on, tile_overlap from 32 on: "
+                f"not {self.tile} and {self.tile_overlap}"
+            )
+        if 2 * self.tile_overlap > min(self.tile):
+            raise ValueError(f"tile_overlap is at most half a tile, not {self.tile_overlap} of {self.tile}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +119,6 @@ class PlaneDetections:
         )
 
 
-def without_repeats(instances: InstanceSet, mask_nms: float) -> InstanceSet:
-    """Return the instances, best score first, less those that repeat a better one of their label.
-
-    A repeat has a mask IoU above ``mask_nms`` with an instance that is kept. Objects may still overlap and nest.
-    """
-    ranked = instances.select(np.argsort(-instances.scores, kind="stable"))
-    ious = iou_matrix(ranked.masks, ranked.masks)
-    kept: list[int] = []
-    for i in range(len(ranked)):
-        rivals = [j for j in kept if ranked.labels[j] == ranked.labels[i]]
-        if not rivals or ious[i, rivals].max() <= mask_nms:
-            kept.append(i)
-    return ranked.select(np.array(kept, np.int64))
-
-
 @dataclass(frozen=True, kw_only=True)
 class NetworkSegmenter:
     """A trained network with what it needs to be shown an image.
@@ -156,9 +165,11 @@ class NetworkSegmenter:
 
     def merge(self, parts: list[InstanceSet], image: Image) -> InstanceSet:
         """Return the planes' instances as the image's: linked, in a volume; those above the score threshold."""
-        whole = (
-            parts[0] if image.grid.ndim == 2 else link_slices(parts, image.grid, min_iou=self.choice.link_iou)
-        )
+        if image.grid.ndim == 2:
+            whole = parts[0]
+        else:
+            choice = self.choice
+            whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
         return whole.select(whole.scores >= self.choice.score_threshold)
 
     def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
@@ -175,8 +186,19 @@ class NetworkSegmenter:
         pixels = to_channels(plane.pixels, self.image.channels)
         scale = self.image.scale_for(plane.grid) * view.zoom
         matrix, size = fitting_view((plane.grid.shape[0], plane.grid.shape[1]), scale, flip=view.flip)
-        shown = resample({"image": to_tensor(pixels, plane.grid)}, matrix, size, keys=KEYS[:1])["image"]
-        batch: Tensor = shown.as_tensor()[None].to(self.device)
-        with torch.inference_mode():
-            (found,) = self.network.detect(batch)
+        sample = {"image": to_tensor(pixels, plane.grid)}
+
+        def look(corner: tuple[int, int], extent: tuple[int, int]) -> Detections:
+            window = matrix @ np.array([[1, 0, corner[0]], [0, 1, corner[1]], [0, 0, 1]], np.float64)
+            shown: Tensor = resample(sample, window, extent, keys=KEYS[:1])["image"].as_tensor()
+            with torch.inference_mode():
+                (found,) = self.network.detect(shown[None].to(self.device))
+            return found
+
+        if self.choice.tile is None:
+            found = look((0, 0), size)
+        else:
+            found = find_in_tiles(
+                look, size, self.choice.tile, self.choice.tile_overlap, mask_nms=self.choice.mask_nms
+            )
         return PlaneDetections(found=found, matrix=matrix, plane=plane)

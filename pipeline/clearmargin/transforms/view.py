@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from clearmargin.config import Settings
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.transforms.intensity import Intensity, Percentiles, normalise
+from clearmargin.transforms.intensity import Intensity, Percentiles, channels_made, normalise
 
 __all__ = [
     "AugmentSettings",
@@ -38,7 +39,7 @@ class ImageSettings(Settings):
     channels: int = Field(
         3,
         ge=1,
-        description="that the network sees; an image with one has it repeated, others must have as many",
+        description="that the network sees, windows and neighbours counted; a single one is repeated",
     )
     neighbours: int = Field(
         1, ge=0, le=1, description="slices on each side that a volume's slice is seen with"
@@ -105,18 +106,37 @@ class AugmentSettings(Settings):
     gamma: float = Field(0.2, ge=0, le=1)
     noise: float = Field(0.02, ge=0, le=1, description="largest standard deviation of added noise")
     foreground: float = Field(0.8, ge=0, le=1, description="share of windows that aim at an instance")
+    aim: Literal["instance", "class"] = Field(
+        "instance",
+        description="any instance alike, or first any class of the image alike, then one of its instances",
+    )
+    repeat_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="a case with a class that fewer cases hold is seen more often; none: all alike",
+    )
+    copy_paste: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of windows with instances of another; senseless for nested anatomy",
+    )
 
 
 def prepare(image: Image, settings: ImageSettings) -> NDArray[np.float32]:
-    """Return the pixels in [0, 1], ``(C, *shape)``.
+    """Return the pixels in [0, 1], ``(C, *shape)``: the image's channels, each in every window.
 
     Raises:
-        InputError: With its slices' neighbours, C is neither 1 nor what the network takes.
+        InputError: With its windows and its slices' neighbours, C is neither 1 nor what the network takes.
     """
     slices = 1 + 2 * settings.neighbours if image.grid.ndim == 3 else 1
-    found = image.pixels.shape[0] * slices
+    windows = channels_made(settings.intensity)
+    found = image.pixels.shape[0] * windows * slices
     if found not in (1, settings.channels):
-        each = f" in each of {slices} slices" if slices > 1 else ""
+        each = (f" in each of {windows} windows" if windows > 1 else "") + (
+            f" in each of {slices} slices" if slices > 1 else ""
+        )
         raise InputError(
             f"{image.source.case} has {image.pixels.shape[0]} channel(s){each}; "
             f"the network takes {settings.channels} (image.channels)"

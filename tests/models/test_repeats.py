@@ -3,7 +3,7 @@
 import numpy as np
 
 from clearmargin.core import Grid, InstanceSet
-from clearmargin.models.segmenter import without_repeats
+from clearmargin.models.repeats import without_repeats
 
 GRID = Grid.from_spacing((40, 40))
 

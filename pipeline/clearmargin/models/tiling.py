@@ -1,0 +1,235 @@
+"""Large images, looked at tile by tile; an object on a seam is one object.
+
+Two parts belong to one object where the tiles that saw them agree: both tiles see the strip that they share, so an
+object that crosses it shows the same cut there in both. Nothing is decided by nearness, so objects that touch at a
+seam stay apart, and an object of any length is joined part by part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from clearmargin.core import Mask
+from clearmargin.metrics.matching import iou_matrix
+from clearmargin.models.network import Detections
+from clearmargin.models.placing import place, threshold
+from clearmargin.models.repeats import first_looks
+from clearmargin.models.tiles import Tile, lay_tiles
+
+__all__ = ["find_in_tiles"]
+
+_AGREE = 0.5  # least IoU of two views of one cut
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """One detection of one tile, its mask and region on the view."""
+
+    tile: Tile
+    mask: Mask
+    label: int
+    score: float
+    probabilities: Tensor
+    region: Tensor
+    box: Tensor
+
+
+def find_in_tiles(
+    look: Callable[[tuple[int, int], tuple[int, int]], Detections],
+    view: tuple[int, int],
+    tile: tuple[int, int],
+    overlap: int,
+    *,
+    mask_nms: float,
+) -> Detections:
+    """Return what is found in a view that is looked at in tiles, in the view's pixels, best score first.
+
+    Within a tile, repeats go by ``mask_nms``. Parts of one label are joined where a connected piece of one, in the
+    strip that two tiles share, has an IoU of at least 0.5 with a piece of the other, pieces paired so that the sum
+    of their IoU is largest (Hungarian method). A joined
+    mask is the mean of the tiles' probabilities, each weighted by the distance to its tile's cut edges; its score is
+    the mean of the parts' scores, weighted by area, as for slices linked to a volume. A part that its tile cut, and
+    that another tile sees whole and does not find, is left out.
+
+    Args:
+        look: From the first pixel ``(y, x)`` and the size of a tile to its detections, in the tile's pixels.
+        view: ``(Y, X)`` of the view.
+        tile: ``(Y, X)`` of a tile.
+        overlap: Least number of pixels that neighbours share; below the extents of a tile.
+        mask_nms: Mask IoU above which the lower score of one label goes.
+    """
+    if not 0 < overlap < min(tile):
+        raise ValueError(f"tiles of {tile} cannot share {overlap} pixels")
+    tiles = lay_tiles(view, tile, overlap)
+    if len(tiles) == 1:
+        return look((0, 0), view)
+    parts = [part for t in tiles for part in _parts(look(t.low, t.size), t, view, mask_nms)]
+    objects = [[parts[i] for i in group] for group in _groups(parts)]
+    return _detections(
+        [
+            _join(members, view) if len(members) > 1 else members[0]
+            for members in objects
+            if len(members) > 1 or not _is_refuted(members[0], tiles, view)
+        ]
+    )
+
+
+def _parts(found: Detections, tile: Tile, view: tuple[int, int], mask_nms: float) -> list[_Part]:
+    """Return a tile's detections on the view, without repeats."""
+    shift = torch.tensor([*tile.low[::-1]] * 2, dtype=torch.float32)
+    labels, scores = found.labels.cpu().numpy(), found.scores.float().cpu().numpy()
+    masks = []
+    for mask, region in zip(found.masks, found.regions, strict=True):
+        crop, (y, x) = place(mask, region, np.eye(3), tile.size)
+        masks.append(threshold(crop, (y + tile.low[0], x + tile.low[1]), view))
+    # What no pixel is likely to hold still has its place in a map of probabilities.
+    held = np.array([m.area > 0 for m in masks], bool)
+    solid = np.flatnonzero(held)
+    kept = solid[first_looks([masks[i] for i in solid], labels[solid], scores[solid], mask_nms)]
+    return [
+        _Part(
+            tile=tile,
+            mask=masks[i],
+            label=int(labels[i]),
+            score=float(scores[i]),
+            probabilities=found.masks[int(i)].detach().float().cpu(),
+            region=found.regions[int(i)].float().cpu() + shift,
+            box=found.boxes[int(i)].float().cpu() + shift,
+        )
+        for i in (*kept, *np.flatnonzero(~held))
+    ]
+
+
+def _groups(parts: list[_Part]) -> list[list[int]]:
+    """Return the positions of the parts of each object."""
+    leader = list(range(len(parts)))
+
+    def find(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = leader[leader[i]]
+            i = leader[i]
+        return i
+
+    by_tile: dict[Tile, list[int]] = {}
+    for i, part in enumerate(parts):
+        by_tile.setdefault(part.tile, []).append(i)
+    tiles = list(by_tile)
+    for k, first in enumerate(tiles):
+        for second in tiles[k + 1 :]:
+            strip = first.shared(second)
+            if strip is None:
+                continue
+            for a, b in _same(parts, by_tile[first], by_tile[second], strip):
+                leader[find(a)] = find(b)
+    groups: dict[int, list[int]] = {}
+    for i in range(len(parts)):
+        groups.setdefault(find(i), []).append(i)
+    return list(groups.values())
+
+
+def _same(
+    parts: list[_Part], first: list[int], second: list[int], strip: tuple[slice, ...]
+) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of parts, one of each tile, that show the same cut in the strip that the tiles share."""
+    ours, theirs = (
+        [(i, piece) for i in side for piece in _pieces(parts[i].mask, strip)] for side in (first, second)
+    )
+    labels = [np.array([parts[i].label for i, _ in side], np.int64) for side in (ours, theirs)]
+    ious = iou_matrix([m for _, m in ours], [m for _, m in theirs], labels[0][:, None] == labels[1])
+    for a, b in zip(*linear_sum_assignment(ious, maximize=True), strict=True):
+        if ious[a, b] >= _AGREE:
+            yield ours[a][0], theirs[b][0]
+
+
+def _pieces(mask: Mask, strip: tuple[slice, ...]) -> list[Mask]:
+    """Return the connected pieces of a mask within a strip.
+
+    A ring that reaches into a tile twice is two parts there and one part in the next: each piece finds its own.
+    """
+    low = [max(a.start, b.start) for a, b in zip(mask.slices, strip, strict=True)]
+    high = [min(a.stop, b.stop) for a, b in zip(mask.slices, strip, strict=True)]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        return []
+    numbered, count = ndimage.label(mask.within(tuple(slice(a, b) for a, b in zip(low, high, strict=True))))
+    return [
+        Mask.from_crop(numbered[box] == k + 1, (low[0] + box[0].start, low[1] + box[1].start), mask.shape)
+        for k, box in zip(range(count), ndimage.find_objects(numbered), strict=True)
+    ]
+
+
+def _is_refuted(part: _Part, tiles: tuple[Tile, ...], view: tuple[int, int]) -> bool:
+    """Return whether a part without a partner was cut by its tile while another tile sees it whole."""
+    if part.mask.area == 0 or not part.tile.is_cut(part.mask.box, view):
+        return False
+    return any(t != part.tile and t.holds(part.mask.box) and not t.is_cut(part.mask.box, view) for t in tiles)
+
+
+def _join(members: list[_Part], view: tuple[int, int]) -> _Part:
+    """Return one part for the parts of one object."""
+    probabilities, (y, x) = _mean(members, view)
+    boxes = torch.stack([m.box for m in members])
+    areas = np.array([m.mask.area for m in members], np.float64)
+    return replace(
+        members[0],
+        score=float(np.average([m.score for m in members], weights=areas)),
+        probabilities=torch.from_numpy(probabilities),
+        region=torch.tensor(
+            [x, y, x + probabilities.shape[1], y + probabilities.shape[0]], dtype=torch.float32
+        ),
+        box=torch.cat([boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)]),
+    )
+
+
+def _mean(members: list[_Part], view: tuple[int, int]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Return the tiles' mean probability, weighted by their trust, as a crop of the view and its first pixel.
+
+    A tile speaks for all of its pixels: where it saw the object but not here, it says 0.
+    """
+    placed = [(m.tile, *place(m.probabilities, m.region, np.eye(3), view)) for m in members]
+    low = np.min([corner for _, _, corner in placed], axis=0)
+    high = np.max([np.add(corner, crop.shape) for _, crop, corner in placed], axis=0)
+    whole = Tile(low=(int(low[0]), int(low[1])), high=(int(high[0]), int(high[1])))
+    total, weight = np.zeros(whole.size, np.float32), np.zeros(whole.size, np.float32)
+    for tile in dict.fromkeys(m.tile for m in members):
+        here = tile.shared(whole)
+        if here is None:  # rounded away at the tile's edge
+            continue
+        canvas = np.zeros([h.stop - h.start for h in here], np.float32)
+        for other, crop, corner in placed:
+            if other == tile:
+                _raise(canvas, crop, (corner[0] - here[0].start, corner[1] - here[1].start))
+        trust = tile.trust(here, view)
+        inside = tuple(slice(h.start - o, h.stop - o) for h, o in zip(here, whole.low, strict=True))
+        total[inside] += trust * canvas
+        weight[inside] += trust
+    np.divide(total, weight, out=total, where=weight > 0)
+    return total, whole.low
+
+
+def _raise(canvas: NDArray[np.float32], crop: NDArray[np.float32], corner: tuple[int, int]) -> None:
+    """Raise a canvas to a crop that may reach beyond it."""
+    low = [max(c, 0) for c in corner]
+    high = [min(c + n, size) for c, n, size in zip(corner, crop.shape, canvas.shape, strict=True)]
+    if low[0] < high[0] and low[1] < high[1]:
+        part = canvas[low[0] : high[0], low[1] : high[1]]
+        y, x = corner
+        np.maximum(part, crop[low[0] - y : high[0] - y, low[1] - x : high[1] - x], out=part)
+
+
+def _detections(parts: list[_Part]) -> Detections:
+    ranked = sorted(parts, key=lambda part: -part.score)
+    return Detections(
+        boxes=torch.stack([p.box for p in ranked]) if ranked else torch.zeros(0, 4),
+        labels=torch.tensor([p.label for p in ranked], dtype=torch.int64),
+        scores=torch.tensor([p.score for p in ranked], dtype=torch.float32),
+        masks=tuple(p.probabilities for p in ranked),
+        regions=torch.stack([p.region for p in ranked]) if ranked else torch.zeros(0, 4),
+    )
