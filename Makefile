@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large fuzz clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-coverage fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -20,10 +20,14 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: bench-metrics bench-formats bench-step bench-large
+bench: bench-metrics bench-formats bench-step bench-large bench-coverage
 
 bench-formats: .venv/installed
 	$(BIN)/python benchmarks/bench_formats.py
+
+# Not timed: how often margins hold, on units made here.
+bench-coverage: .venv/installed
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_coverage.py
 
 bench-metrics: .venv/installed
 	$(BIN)/python benchmarks/bench_metrics.py

@@ -5,9 +5,12 @@
 """
 
 from clearmargin.metrics.boundary_detection import boundary_average_precision
+from clearmargin.metrics.calibration import Reliability, boundary_band
 from clearmargin.metrics.conventions import CONVENTIONS
 from clearmargin.metrics.counting import count_error, split_and_merge, surroundings
 from clearmargin.metrics.detection import AveragePrecision, box_average_precision, mask_average_precision
+from clearmargin.metrics.detection_calibration import detection_calibration_error
+from clearmargin.metrics.failure import Referral, aurc, ause, e_aurc, error_auroc, refer, risk_coverage
 from clearmargin.metrics.froc import Froc, froc
 from clearmargin.metrics.instances import InstanceRow, evaluate_instances
 from clearmargin.metrics.landmarks import LandmarkErrors, landmark_errors
@@ -37,11 +40,19 @@ __all__ = [
     "Metric",
     "PanopticQuality",
     "Protocol",
+    "Referral",
+    "Reliability",
     "Status",
+    "aurc",
+    "ause",
     "boundary_average_precision",
+    "boundary_band",
     "box_average_precision",
     "count_error",
+    "detection_calibration_error",
+    "e_aurc",
     "enclosed_tissue",
+    "error_auroc",
     "evaluate_instances",
     "froc",
     "iou_matrix",
@@ -52,6 +63,8 @@ __all__ = [
     "measure_mask_pair",
     "measure_pair",
     "panoptic_quality",
+    "refer",
+    "risk_coverage",
     "semantic_dice",
     "split_and_merge",
     "surroundings",

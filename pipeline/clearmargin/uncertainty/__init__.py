@@ -1,1 +1,1 @@
-"""Uncertainty: samples of a prediction, and the maps they give."""
+"""Uncertainty: samples of a prediction, the maps they give, and margins, thresholds and scaling with a promise."""

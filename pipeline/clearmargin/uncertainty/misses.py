@@ -1,0 +1,165 @@
+"""A score threshold under which few instances are missed, by conformal risk control.
+
+The loss of a unit at a threshold is the share of its reference instances that no kept prediction matches (or
+whether there is any). Conformal risk control needs a loss that does not fall as the threshold rises, and here
+it never does: `match_instances` takes predictions in order of score, so that leaving out those below a
+threshold changes no partner of those above it, and a reference is found at a threshold exactly when its
+partner's score reaches it. (For `match_optimally` the set of references that have a partner shrinks, too, but
+partners change, and with them the margins.) Because it is monotone, risk control holds in expectation without
+the union bound and the grid of tests that learn-then-test pays for losses that are not; the price is that it
+bounds the mean over calibrations and gives no second probability.
+
+Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import InstanceSet
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.metrics.matching import ignored_share, match_instances
+
+__all__ = ["LOSSES", "Found", "Loss", "MissThreshold", "find_references", "fit_threshold"]
+
+Loss = Literal["share", "any"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One reference instance of a calibration case.
+
+    Attributes:
+        unit: The unit of exchangeability that it belongs to.
+        score: Of the prediction that it matches when all are kept; None where there is none.
+    """
+
+    unit: str
+    score: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissThreshold:
+    """A score threshold and what it promises.
+
+    Attributes:
+        threshold: Predictions with at least this score are kept.
+        alpha: The mean loss of new units is at most this.
+        loss: ``share``: of a unit's instances that are missed; ``any``: 1 where one is missed, else 0.
+        n: Calibration units with a reference instance.
+        without: Calibration units without one, which cannot miss any and are left out.
+        risk: Mean loss of the n units at the threshold.
+        exchangeable: What a unit is, such as ``patient``.
+    """
+
+    threshold: float
+    alpha: float
+    loss: Loss
+    n: int
+    without: int
+    risk: float
+    exchangeable: str
+
+    def __str__(self) -> str:
+        what = {
+            "share": f"a new {self.exchangeable} has on average at most {100 * self.alpha:g} % of its instances missed",
+            "any": f"a new {self.exchangeable} has any instance missed with a chance of at most {100 * self.alpha:g} %",
+        }[self.loss]
+        return (
+            f"score threshold {self.threshold:.4g}: {what} (n = {self.n} {self.exchangeable} units, {self.without} "
+            f"more had no instance; {100 * self.risk:.3g} % there). It holds for data like the calibration data."
+        )
+
+
+def _share(missed: NDArray[np.bool_]) -> float:
+    return float(missed.mean())
+
+
+def _any(missed: NDArray[np.bool_]) -> float:
+    return float(missed.any())
+
+
+LOSSES: dict[Loss, Callable[[NDArray[np.bool_]], float]] = {"share": _share, "any": _any}
+"""From which of a unit's references are missed to its loss, in [0, 1] and never lower for more misses."""
+
+
+def find_references(
+    unit: str, predicted: InstanceSet, reference: InstanceSet, *, iou_threshold: float = 0.5
+) -> list[Found]:
+    """Return for each reference instance the score from which on it is missed.
+
+    Args:
+        unit: The unit that the image belongs to.
+        predicted: All instances, down to the lowest score.
+        reference: On the same grid. What lies in its ignored region as a whole is not asked for.
+        iou_threshold: IoU from which a pair counts as the same object.
+    """
+    matches = match_instances(predicted, reference, iou_threshold=iou_threshold)
+    partner = {int(j): int(i) for i, j in matches.pairs}
+    return [
+        Found(unit=unit, score=float(predicted.scores[partner[j]]) if j in partner else None)
+        for j, mask in enumerate(reference.masks)
+        if j in partner or ignored_share(mask, reference.ignore) < 1
+    ]
+
+
+def fit_threshold(
+    found: Sequence[Found], units: Iterable[str], alpha: float, *, exchangeable: str, loss: Loss = "share"
+) -> MissThreshold:
+    """Return the highest threshold whose risk is controlled at ``alpha``: ``(n risk + 1) / (n + 1) <= alpha``.
+
+    Args:
+        found: All references of the calibration units, `find_references`.
+        units: All calibration units, with and without a reference.
+        alpha: What the mean loss of new units may be.
+        exchangeable: What a unit is, such as ``patient``.
+        loss: See `LOSSES`.
+
+    Raises:
+        ConfigError: ``alpha`` is not between 0 and 1.
+        InputError: Not even keeping every prediction reaches ``alpha``: the best reachable one is said.
+    """
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha is a share of misses, between 0 and 1, not {alpha:g}")
+    of_unit: dict[str, list[float]] = {}
+    for one in found:
+        of_unit.setdefault(one.unit, []).append(-np.inf if one.score is None else one.score)
+    scores = [np.array(v) for v in of_unit.values()]
+    n, rule = len(scores), LOSSES[loss]
+
+    def risk(threshold: float) -> float:
+        return float(np.mean([rule(s < threshold) for s in scores]))
+
+    def controlled(threshold: float) -> bool:
+        return (n * risk(threshold) + 1) / (n + 1) <= alpha + 1e-12
+
+    if not n or not controlled(0.0):
+        best = (
+            f"{n} units reach {(n * risk(0.0) + 1) / (n + 1):.3g} at best" if n else "no unit has an instance"
+        )
+        raise InputError(
+            f"no score threshold keeps misses at alpha {alpha:g}: with every prediction kept {best}; add "
+            "calibration units, ask for a larger alpha, or train a model that misses fewer"
+        )
+    # the loss only changes just above a score, and it rises with the threshold: bisect the scores
+    steps = np.unique(np.concatenate([*scores, [0.0, 1.0]]))
+    steps = steps[steps >= 0]
+    low, high = 0, len(steps)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if controlled(float(steps[middle])) else (low, middle)
+    threshold = float(steps[low])
+    return MissThreshold(
+        threshold=threshold,
+        alpha=alpha,
+        loss=loss,
+        n=n,
+        without=len(set(units) - of_unit.keys()),
+        risk=risk(threshold),
+        exchangeable=exchangeable,
+    )
