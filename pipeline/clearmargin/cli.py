@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from clearmargin.errors import BatchError, ClearMarginError
+from clearmargin.errors import BatchError, ClearMarginError, ConfigError
 
 __all__ = ["app", "main"]
 
@@ -150,6 +150,61 @@ def train(
     _say(f"model: {result.model}")
     if result.run_id:
         _say(f"run: {result.run_id} (clearmargin review shows it)")
+
+
+@app.command()
+def plan(
+    card: Annotated[Path, typer.Argument(help="A data card (YAML).")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The YAML to write; default: it is printed.")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="Which network; default: what fits the data.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda, where it will be trained; default: what is here.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="Time that training may take.")] = None,
+    cases: Annotated[int, typer.Option(min=1, help="Most training cases that are looked at.")] = 100,
+) -> None:
+    """Look at a data set and write a configuration for it, with the reason beside each choice."""
+    from clearmargin.plan import plan as call
+    from clearmargin.plan import render_plan
+
+    if out is not None and out.exists():
+        raise ConfigError(f"'{out}' exists: name another file, or remove it")
+    text = render_plan(call(card, network=network, device=device, minutes=minutes, cases=cases))
+    if out is None:
+        _say(text)
+        return
+    out.write_text(text, encoding="utf-8")
+    _say(f"planned: {out}; train it with `clearmargin train {out}`")
+
+
+@app.command()
+def select(
+    models: Annotated[
+        list[str], typer.Argument(help="Models: folders, runs' folders, run ids, or models:/NAME@ALIAS.")
+    ],
+    card: Annotated[Path, typer.Option("--card", help="A data card; its validation split is used.")],
+    budget_ms: Annotated[float, typer.Option(min=0, help="Time an image may take, 95 % of them.")],
+    metric: Annotated[
+        str, typer.Option(help="nsd@2px, nsd@1mm, ..., dice, iou, hd95, assd or volume_error.")
+    ] = "nsd@2px",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    cases: Annotated[int, typer.Option(min=1, help="Most images that are timed.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for table, figure, reasons.")
+    ] = None,
+) -> None:
+    """Time models end to end here and choose the smallest that is fast enough and not significantly worse."""
+    from clearmargin.select import render_selection
+    from clearmargin.select import select as call
+    from clearmargin.tracking.resolve import model_folder
+
+    folders = [model_folder(model) for model in models]
+    done = call(folders, card, budget_ms=budget_ms, metric=metric, device=device, cases=cases, out=out)
+    _say(render_selection(done))
+    if done.run_id:
+        _say(f"run: {done.run_id} (clearmargin review shows it)")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, ParityError
-from clearmargin.models import load_segmenter
+from clearmargin.models import NETWORKS, load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
 from clearmargin.models.parity import Parity, compare_planes, worst
 from clearmargin.models.parts import find_parts
@@ -63,6 +63,10 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     """
     runtime(format)  # refused before the work
     segmenter = load_segmenter(model, device="cpu")
+    name = segmenter.provenance.model
+    if not segmenter.network.parts or NETWORKS[name].dimensions != 2:
+        able = "mask_rcnn, yolact, solov2 and semantic_cc"
+        raise ConfigError(f"{name} cannot be exported: {able} can; torch computes it")
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
         raise ConfigError(

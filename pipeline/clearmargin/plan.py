@@ -191,6 +191,10 @@ def _joined(found: Fingerprint, scale: float) -> str | None:
     return f"{100 * found.touching:.0f} % of the objects touch another of their class, and it would join them"
 
 
+def _flat(found: Fingerprint, scale: float) -> str | None:
+    return "it takes volumes, and these are pictures" if found.ndim == 2 else None
+
+
 OBJECTIONS: dict[str, tuple[Callable[[Fingerprint, float], str | None], ...]] = {
     "mask_rcnn": (),
     "yolact": (_thin,),
@@ -198,6 +202,7 @@ OBJECTIONS: dict[str, tuple[Callable[[Fingerprint, float], str | None], ...]] = 
     "mask2former": (_thin,),
     "eomt": (_thin,),
     "semantic_cc": (_joined,),
+    "semantic_cc_3d": (_flat, _joined),
 }
 """Why a network cannot work on some data; each gives the reason, or None."""
 

@@ -44,11 +44,12 @@ from clearmargin.models.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
+from clearmargin.models.clock import Clock
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.processes import ProcessGroup, loss_module, process_group
 from clearmargin.models.profiling import OPERATORS, operator_profile
 from clearmargin.models.segmenter import PredictionSettings
-from clearmargin.models.step import Clock, TrainingStep
+from clearmargin.models.step import TrainingStep
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, VolumeView

@@ -81,7 +81,7 @@ def test_soft_suppression_keeps_what_hard_suppression_drops(overfitted):
     """Neighbouring proposals of one object stay, with lower scores, and the best of each object keeps its own."""
     network, _ = overfitted
     image, _ = scene()
-    soft = build_network(network_config(MODEL | {"soft_nms": 0.5}), classes=1, pretrained=False)
+    soft = build_network(network_config(MODEL | {"soft_nms": 4.0}), classes=1, pretrained=False)
     soft.load_state_dict(network.state_dict())
     with torch.inference_mode():
         (hard,), (more,) = network.detect(image[None]), soft.detect(image[None])

@@ -172,3 +172,10 @@ def test_weights_of_another_number_of_classes_are_refused(name, learned, tmp_pat
     save_model(tmp_path / "model", card, build(name, classes=4).state_dict())
     with pytest.raises(InputError, match="do not fit its configuration"):
         load_segmenter(tmp_path / "model")
+
+
+@EVERY
+def test_the_parts_that_a_runtime_can_compute_are_there(name):
+    network = build(name)
+    for part in network.parts:
+        assert any(True for _ in network.get_submodule(part).parameters())

@@ -11,8 +11,9 @@ from small import SMALL, scene
 from clearmargin.errors import TrainingError
 from clearmargin.models import build_network, network_config
 from clearmargin.models.checkpoint import TrainingState
+from clearmargin.models.clock import Clock
 from clearmargin.models.processes import ProcessGroup, loss_module
-from clearmargin.models.step import Clock, TrainingStep
+from clearmargin.models.step import TrainingStep
 
 
 class Slope(torch.nn.Module):

@@ -13,7 +13,7 @@ from scipy import ndimage
 from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.datasets.cases import Case, Dataset
 
-__all__ = ["Fingerprint", "take_fingerprint"]
+__all__ = ["Fingerprint", "Relations", "relations", "take_fingerprint", "thickness_of"]
 
 _WITHIN = 0.9  # an object of which so much lies in another one is nested in it
 _VALUES = 20_000  # foreground and background values kept of each case
@@ -71,7 +71,7 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class _Plane:
+class Relations:
     """The instances of one plane, and how they lie to each other."""
 
     instances: InstanceSet
@@ -96,7 +96,7 @@ def take_fingerprint(
     every = dataset.split("train")
     chosen = every[:: -(-len(every) // most)]
     images: list[dict[str, Any]] = []
-    found: list[_Plane] = []
+    found: list[Relations] = []
     for case in chosen:
         facts, seen = _look(dataset, case)
         images.append(facts)
@@ -119,7 +119,7 @@ def take_fingerprint(
         counts=np.array([len(plane.instances) for plane in found], np.int64),
         boxes=np.array([mask.crop.shape for mask in masks], np.int64).reshape(-1, 2),
         areas=np.array([mask.area for mask in masks], np.int64),
-        thickness=np.array([_thickness(mask) for mask in masks]),
+        thickness=np.array([thickness_of(mask) for mask in masks]),
         nested=sum(plane.nested for plane in found) / count,
         overlapping=sum(plane.overlapping for plane in found) / count,
         touching=sum(plane.touching for plane in found) / count,
@@ -128,7 +128,7 @@ def take_fingerprint(
     )
 
 
-def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[_Plane]]:
+def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]]:
     image, instances = dataset.read(case)
     grid = image.grid
     facts = {
@@ -141,7 +141,7 @@ def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[_Plane]]:
         "unit": grid.unit,
         "values": _inside(image, instances),
     }
-    return facts, [_relations(plane) for plane in _planes(grid, instances) if len(plane)]
+    return facts, [relations(plane) for plane in _planes(grid, instances) if len(plane)]
 
 
 def _planes(grid: Grid, instances: InstanceSet) -> list[InstanceSet]:
@@ -158,7 +158,8 @@ def _inside(image: Image, instances: InstanceSet) -> NDArray[np.float64]:
     return values[:: max(1, len(values) // _VALUES)]
 
 
-def _relations(plane: InstanceSet) -> _Plane:
+def relations(plane: InstanceSet) -> Relations:
+    """Return how many instances of a plane are nested in another, overlap another, touch one of their class."""
     kept = plane.select(np.array([m.area > 0 for m in plane.masks], bool))
     nested, overlapping, touching = set(), set(), set()
     for i, a in enumerate(kept.masks):
@@ -172,7 +173,7 @@ def _relations(plane: InstanceSet) -> _Plane:
                 nested.add(i)
             if kept.labels[i] == kept.labels[j] and (common or _touch(a, b)):
                 touching.add(i)
-    return _Plane(kept, len(nested), len(overlapping), len(touching))
+    return Relations(kept, len(nested), len(overlapping), len(touching))
 
 
 def _near(a: Mask, b: Mask) -> bool:
@@ -191,7 +192,7 @@ def _touch(a: Mask, b: Mask) -> bool:
     return bool((ndimage.binary_dilation(a.within(window)) & b.within(window)).any())
 
 
-def _thickness(mask: Mask) -> float:
+def thickness_of(mask: Mask) -> float:
     """Return the diameter of the largest disc that fits in, in pixels; 1 for a line of single pixels."""
     deepest = ndimage.distance_transform_edt(np.pad(mask.crop, 1)).max()
     return float(2 * deepest - 1)

@@ -55,6 +55,8 @@ class EoMT(nn.Module):
     pixel means the same at every size. Nothing is looked up or loaded by name, and there is no dropout.
     """
 
+    parts = ()  # position embeddings of one size are constants to a converter
+
     def __init__(self, config: EoMTConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()
         if classes < 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clearmargin.config import Settings
 from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.models.clock import Clock
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import foreground, place, threshold
@@ -131,6 +132,7 @@ class NetworkSegmenter:
         device: Where it runs.
         choice: Which of its detections become instances.
         augment: What its training varied, and so what it can be asked to see differently.
+        clock: Counts the time of ``transform``, ``network`` and ``masks``.
     """
 
     network: Network
@@ -140,6 +142,7 @@ class NetworkSegmenter:
     device: torch.device
     choice: PredictionSettings = field(default_factory=PredictionSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    clock: Clock = field(default_factory=Clock, repr=False, compare=False)
 
     def __call__(self, image: Image) -> Prediction:
         """Segment one image or volume.
@@ -150,8 +153,16 @@ class NetworkSegmenter:
         Raises:
             InputError: Channels or spacing are not what the model needs.
         """
-        parts = [plane.instances(self.choice.mask_nms) for plane in self.detect(image, View())]
-        return self.predicted(self.merge(parts, image))
+        parts = []
+        for plane in self.detect(image, View()):
+            with self.clock("masks"):
+                parts.append(plane.instances(self.choice.mask_nms))
+        with self.clock("masks"):
+            return self.predicted(self.merge(parts, image))
+
+    def timed(self, clock: Clock) -> NetworkSegmenter:
+        """Return this segmenter with another clock."""
+        return replace(self, clock=clock)
 
     def with_threshold(self, score_threshold: float) -> NetworkSegmenter:
         """Return this segmenter with another score threshold; 0 returns all it has found."""
@@ -175,7 +186,8 @@ class NetworkSegmenter:
     def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
         """Yield what the network finds in each plane of the image (an image is its own plane), in slice order."""
         # Intensity is a matter of the whole image, as in training: a slice's own percentiles would be others.
-        ready = replace(image, pixels=prepare(image, self.image))
+        with self.clock("transform"):
+            ready = replace(image, pixels=prepare(image, self.image))
         if image.grid.ndim == 2:
             yield self._detect_plane(ready, view)
             return
@@ -190,8 +202,9 @@ class NetworkSegmenter:
 
         def look(corner: tuple[int, int], extent: tuple[int, int]) -> Detections:
             window = matrix @ np.array([[1, 0, corner[0]], [0, 1, corner[1]], [0, 0, 1]], np.float64)
-            shown: Tensor = resample(sample, window, extent, keys=KEYS[:1])["image"].as_tensor()
-            with torch.inference_mode():
+            with self.clock("transform"):
+                shown: Tensor = resample(sample, window, extent, keys=KEYS[:1])["image"].as_tensor()
+            with self.clock("network"), torch.inference_mode():
                 (found,) = self.network.detect(shown[None].to(self.device))
             return found
 

@@ -48,6 +48,8 @@ class SemanticCC(nn.Module):
     Classes may overlap, so a tumour stays inside its organ. Two instances of one class that touch are one.
     """
 
+    parts = ("unet",)
+
     def __init__(self, config: SemanticCCConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         """Build it; ``pretrained`` changes nothing, since nothing is published for these networks."""
         super().__init__()

@@ -1,10 +1,9 @@
-"""One step of training, and where its time goes."""
+"""One step of training."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -12,46 +11,15 @@ from torch import Tensor, nn
 
 from clearmargin.errors import TrainingError
 from clearmargin.models.checkpoint import TrainingState
+from clearmargin.models.clock import Clock
 from clearmargin.models.network import Targets
 
-__all__ = ["Clock", "TrainingStep"]
+__all__ = ["TrainingStep"]
 
 # Of pictures and of volumes.
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 Batch = tuple[Tensor, list[Targets]]
-
-
-@dataclass(kw_only=True)
-class Clock:
-    """Seconds by name.
-
-    Attributes:
-        device: A CUDA device is waited for at both ends of each span, or its work would be counted later.
-        seconds: Spent so far.
-    """
-
-    device: torch.device | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of a block under ``name``."""
-        start = self._now()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
-
-    def shares(self) -> dict[str, float]:
-        """Return each name's share of all that was counted, in [0, 1]."""
-        total = sum(self.seconds.values())
-        return {name: value / total for name, value in self.seconds.items()} if total else {}
-
-    def _now(self) -> float:
-        if self.device is not None and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 @dataclass(kw_only=True)

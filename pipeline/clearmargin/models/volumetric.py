@@ -59,6 +59,8 @@ class SemanticCC3D(nn.Module):
     It has ``probabilities`` in place of ``detect``: a volume's instances come of all its windows together.
     """
 
+    parts = ("unet",)
+
     def __init__(self, config: SemanticCC3DConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         """Build it; ``pretrained`` changes nothing, since nothing is published for these networks."""
         super().__init__()

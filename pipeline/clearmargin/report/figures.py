@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Series", "precision_recall", "reliability", "training_curves"]
+__all__ = ["Series", "precision_recall", "reliability", "trade_off", "training_curves"]
 
 Series = Sequence[tuple[float, float]]
 """``(step, value)`` pairs in step order."""
@@ -86,6 +86,41 @@ def reliability(confidence: ArrayLike, accuracy: ArrayLike, count: ArrayLike) ->
     bottom.bar(said, cases, width=0.8 / max(1, len(said)), color=_COLOURS[0])
     bottom.set_xlim(0, 1)
     _finish(bottom, x="confidence", y="cases", legend=False)
+    return figure
+
+
+def trade_off(
+    points: Mapping[str, tuple[float, float, float | None, float | None]],
+    *,
+    front: Sequence[str],
+    chosen: str,
+    budget: float,
+    metric: str,
+) -> Figure:
+    """Return a metric over time, a point for each model, with the Pareto front and the budget.
+
+    Args:
+        points: Milliseconds, the metric and its interval's ends by name.
+        front: Names of those that none beats in both, the fastest first.
+        chosen: A name; empty for none.
+        budget: In milliseconds.
+        metric: Its name.
+    """
+    figure = _figure(6.4, 4.4)
+    axes = figure.add_subplot()
+    axes.axvline(budget, color="#999999", linewidth=1, linestyle="--")
+    ends = [points[name] for name in front]
+    axes.step([p[0] for p in ends], [p[1] for p in ends], where="post", color="#bbbbbb", linewidth=1)
+    for i, (name, (time_ms, value, low, high)) in enumerate(points.items()):
+        spread = None if low is None or high is None else [[value - low], [high - value]]
+        colour = _COLOURS[i % len(_COLOURS)]
+        axes.errorbar(time_ms, value, yerr=spread, color=colour, capsize=2, linewidth=1)
+        axes.plot(time_ms, value, marker="*" if name == chosen else "o", color=colour, markersize=9)
+        label = f"{name} (chosen)" if name == chosen else name
+        axes.annotate(label, (time_ms, value), textcoords="offset points", xytext=(7, 5), fontsize=8)
+    axes.set_xscale("log")
+    axes.margins(x=0.2)
+    _finish(axes, title="accuracy and time", x="ms an image (95 %)", y=metric, legend=False)
     return figure
 
 

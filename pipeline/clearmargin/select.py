@@ -1,0 +1,347 @@
+"""Choose the smallest model that is fast enough and not significantly worse: timed here, measured on validation."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clearmargin.config import load_settings
+from clearmargin.datasets.cases import open_dataset
+from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
+from clearmargin.metrics import METRICS
+from clearmargin.metrics.statistics import Interval, bootstrap_means, compare
+from clearmargin.models.folder import RUNTIME_FILE, ModelCard
+from clearmargin.models.runtimes import RUNTIMES
+from clearmargin.report.figures import trade_off
+from clearmargin.report.progress import progress
+from clearmargin.tracking.run import TrackedRun
+
+__all__ = [
+    "STAGES",
+    "Candidate",
+    "Selection",
+    "choose",
+    "front_of",
+    "render_selection",
+    "select",
+    "table_csv",
+]
+
+STAGES = ("decode", "transform", "network", "masks", "encoding")
+_WARM_UP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model with a runtime, timed and measured.
+
+    Attributes:
+        name: Of its folder, and the runtime where it is not torch.
+        network: Its network's name.
+        parameters: Learned numbers.
+        stages: Median milliseconds of an image, by stage: reading the file, intensity and resampling, the
+            network, masks on the image's grid, tables with run lengths.
+        p50: Median milliseconds of an image, start to end.
+        p95: 95th percentile.
+        peak_mb: Largest memory of its process.
+        values: The metric by case, misses and spurious instances counted.
+        units: Unit of independence of each case.
+        interval: Mean of the metric over units.
+    """
+
+    name: str
+    network: str
+    parameters: int
+    stages: dict[str, float]
+    p50: float
+    p95: float
+    peak_mb: float
+    values: dict[str, float]
+    units: dict[str, str]
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What was chosen and why.
+
+    Attributes:
+        candidates: All, the fastest first.
+        chosen: Its name.
+        why: In a few sentences.
+        front: Names of those that no other beats in both time and metric.
+        metric: What was compared.
+        run_id: In the tracking store.
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    why: str
+    front: tuple[str, ...]
+    metric: str
+    run_id: str
+
+
+def select(
+    models: Sequence[Path],
+    card: Path,
+    *,
+    budget_ms: float,
+    metric: str = "nsd@2px",
+    device: str = "cpu",
+    cases: int = 20,
+    out: Path | None = None,
+) -> Selection:
+    """Time models end to end on this machine, measure them on the card's validation split, and choose one.
+
+    Each runs in a process of its own, with torch and with each runtime that it was exported to. Test cases are
+    not read.
+
+    Args:
+        models: Model folders.
+        card: A data card with the models' classes.
+        budget_ms: The 95th percentile of an image's time, start to end, that is allowed.
+        metric: ``nsd@2px``, ``nsd@1mm`` and the like, or another metric of `evaluate`'s tables; missed instances
+            count.
+        device: ``cpu`` or ``cuda``.
+        cases: Most images that are timed; all validation cases are measured.
+        out: A folder for the table, the figure and the reasons; None writes none.
+
+    Raises:
+        InputError: No candidate is fast enough; the table is written all the same.
+        ConfigError: The metric is not known, or a model has other classes.
+    """
+    name = metric.replace("@", "_")
+    tasks = [(model, runtime) for model in models for runtime in _runtimes(model, device)]
+    if not tasks:
+        raise ConfigError("give at least one model folder")
+    run = TrackedRun(name=f"select-{card.stem}")
+    run.on_start(params={"budget_ms": budget_ms, "metric": name, "device": device}, tags={"verb": "select"})
+    with run:
+        found = []
+        with progress("select", len(tasks)) as bar:
+            for model, runtime in tasks:
+                found.append(_in_own_process(model, runtime, card, device, name, cases))
+                bar.advance()
+        candidates = tuple(sorted(found, key=lambda c: c.p50))
+        chosen, why = choose(candidates, name, budget_ms)
+        done = Selection(
+            candidates=candidates,
+            chosen=chosen,
+            why=why,
+            front=front_of(candidates, name),
+            metric=name,
+            run_id=run.run_id,
+        )
+        figure = trade_off(
+            {c.name: (c.p95, c.interval.estimate, c.interval.low, c.interval.high) for c in candidates},
+            front=done.front,
+            chosen=chosen,
+            budget=budget_ms,
+            metric=name,
+        )
+        run.log_figure(figure, "trade_off.png")
+        run.log_text(table_csv(done), "candidates.csv")
+        run.log_text(why + "\n", "why.txt")
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            figure.savefig(out / "trade_off.png")
+            (out / "candidates.csv").write_text(table_csv(done), encoding="utf-8")
+            (out / "why.txt").write_text(why + "\n", encoding="utf-8")
+        if not chosen:
+            raise InputError(why)
+    return done
+
+
+def _runtimes(model: Path, device: str) -> list[str]:
+    exported = [name for name in RUNTIMES if (model / name / RUNTIME_FILE).is_file()]
+    return ["torch", *(exported if device == "cpu" else [])]
+
+
+def _in_own_process(model: Path, runtime: str, card: Path, device: str, metric: str, cases: int) -> Candidate:
+    """Measure a candidate where no other has taken memory or started threads."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        answer = pool.apply(_measure, (model, runtime, card, device, metric, cases))
+    if isinstance(answer, ClearMarginError):
+        raise answer
+    if not isinstance(answer, Candidate):
+        raise TypeError(answer)
+    return answer
+
+
+def _measure(
+    model: Path, runtime: str, card: Path, device: str, metric: str, cases: int
+) -> Candidate | ClearMarginError:
+    try:
+        return _measured(model, runtime, card, device, metric, cases)
+    except ClearMarginError as error:  # an exception of ours may not survive the way through the pipe
+        return error
+
+
+def _measured(model: Path, runtime: str, card: Path, device: str, metric: str, cases: int) -> Candidate:
+    from clearmargin.evaluate import evaluate_cases
+    from clearmargin.formats import read_image
+    from clearmargin.models import load_segmenter
+    from clearmargin.models.clock import Clock
+    from clearmargin.report.tables import instance_rows
+
+    segmenter = load_segmenter(model, device=device, runtime=runtime)
+    dataset = open_dataset(card)
+    if segmenter.label_map.names != dataset.card.label_map.names:
+        raise ConfigError(f"model '{model.name}' has other classes than card '{dataset.card.name}'")
+    validation = dataset.split("validation")
+    timed = validation[:: -(-len(validation) // cases)]
+    spans: list[dict[str, float]] = []
+    for count, case in enumerate([*timed[:_WARM_UP], *timed]):
+        clock = Clock(device=segmenter.device)
+        with clock("decode"):
+            # a frame of a clip and several sequences come by the card's reader; a file by its own
+            image = (
+                dataset.read(case)[0] if case.frame is not None or case.further else read_image(case.image)
+            )
+        prediction = segmenter.timed(clock)(image)
+        with clock("encoding"):
+            json.dumps(instance_rows(image.source, prediction))
+        if count >= min(_WARM_UP, len(timed)):
+            spans.append(clock.seconds)
+    threshold = segmenter.choice.score_threshold
+    found = evaluate_cases(segmenter.with_threshold(0.0), dataset, validation, score_threshold=threshold)
+    known = list(found.rows[0].values)
+    if metric not in known:
+        raise ConfigError(f"no metric '{metric}' for card '{dataset.card.name}': {nearest(metric, known)}")
+    rows: dict[str, list[float]] = {}
+    units: dict[str, str] = {}
+    for row in found.rows:
+        rows.setdefault(row.case, []).append(row.values[metric])
+        units[row.case] = row.patient
+    values = {case: float(np.mean(numbers)) for case, numbers in rows.items()}
+    totals = np.array([sum(span.values()) for span in spans]) * 1000
+    parameters = sum(p.numel() for p in load_segmenter(model, device="cpu").network.parameters())
+    return Candidate(
+        name=_label(model) + ("" if runtime == "torch" else f" ({runtime})"),
+        network=load_settings(model / "model.yaml", ModelCard).model["network"],
+        parameters=parameters,
+        stages={s: 1000 * float(np.median([span.get(s, 0.0) for span in spans])) for s in STAGES},
+        p50=float(np.percentile(totals, 50)),
+        p95=float(np.percentile(totals, 95)),
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        values=values,
+        units=units,
+        interval=bootstrap_means(
+            {metric: list(values.values())},
+            [units[case] for case in values],
+            rng=np.random.default_rng(0),
+        )[metric],
+    )
+
+
+def _label(model: Path) -> str:
+    """Return a name for a model folder: a run's, where it lies in one."""
+    whole = model.resolve()
+    return whole.parent.name if whole.name == "model" else whole.name
+
+
+def _sign(metric: str) -> float:
+    return -1.0 if metric in METRICS and METRICS[metric].better == "lower" else 1.0  # nsd_2px is no distance
+
+
+def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tuple[str, str]:
+    """Return the chosen candidate's name, empty where none is fast enough, and the reason."""
+    fast = [c for c in candidates if c.p95 <= budget_ms]
+    if not fast:
+        least = min(candidates, key=lambda c: c.p95)
+        return "", (
+            f"no candidate stays within {budget_ms:g} ms for 95 % of the images: the fastest, {least.name}, "
+            f"takes {least.p95:.0f} ms; allow more, export it, or train a smaller one"
+        )
+    sign = _sign(metric)
+    best = max(fast, key=lambda c: sign * c.interval.estimate)
+    good = [best]
+    reasons = [
+        f"{len(fast)} of {len(candidates)} candidates stay within {budget_ms:g} ms (p95).",
+        f"The best of them by {metric} on validation is {best.name} ({best.interval.estimate:.4f}).",
+    ]
+    for one in fast:
+        if one is best:
+            continue
+        gap = _gap(best, one, metric)
+        if gap.low is None or gap.high is None:
+            reasons.append(f"{one.name} cannot be compared with it: one unit gives no interval.")
+            continue
+        worse = gap.low > 0 if sign > 0 else gap.high < 0
+        ends = f"{gap.estimate:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+        word = "significantly worse" if worse else "not significantly worse"
+        reasons.append(f"{one.name} is {word}: the difference is {ends}.")
+        if not worse:
+            good.append(one)
+    chosen = min(good, key=lambda c: (c.parameters, c.p50))
+    reasons.append(
+        f"Chosen: {chosen.name}, the smallest of the {len(good)} that are not significantly worse "
+        f"({chosen.parameters / 1e6:.1f} million parameters, {chosen.p50:.0f} ms)."
+    )
+    return chosen.name, " ".join(reasons)
+
+
+def _gap(best: Candidate, other: Candidate, metric: str) -> Interval:
+    """Return the paired difference of the metric, best less other, over units."""
+    cases = sorted(best.values)
+    if cases != sorted(other.values):
+        raise ValueError(f"{best.name} and {other.name} were measured on different cases")
+    return compare(
+        {metric: [best.values[c] for c in cases]},
+        {metric: [other.values[c] for c in cases]},
+        [best.units[c] for c in cases],
+        rng=np.random.default_rng(0),
+    )[metric].difference
+
+
+def front_of(candidates: Sequence[Candidate], metric: str) -> tuple[str, ...]:
+    """Return the names of those that none is both faster and better than."""
+    sign, best, front = _sign(metric), -np.inf, []
+    for one in sorted(candidates, key=lambda c: (c.p95, -sign * c.interval.estimate)):
+        if sign * one.interval.estimate > best:
+            best = sign * one.interval.estimate
+            front.append(one.name)
+    return tuple(front)
+
+
+def table_csv(done: Selection) -> str:
+    """Return a row for each candidate."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    head = ["name", "network", "parameters", *(f"{s}_ms" for s in STAGES), "p50_ms", "p95_ms", "peak_mb"]
+    table.writerow([*head, done.metric, "low", "high", "units", "on_front", "chosen"])
+    for c in done.candidates:
+        times = [f"{c.stages[s]:.2f}" for s in STAGES] + [f"{c.p50:.2f}", f"{c.p95:.2f}", f"{c.peak_mb:.0f}"]
+        ends = ["" if end is None else f"{end:.6g}" for end in (c.interval.low, c.interval.high)]
+        numbers = [f"{c.interval.estimate:.6g}", *ends, c.interval.patients]
+        marks = [c.name in done.front, c.name == done.chosen]
+        table.writerow([c.name, c.network, c.parameters, *times, *numbers, *marks])
+    return out.getvalue()
+
+
+def render_selection(done: Selection) -> str:
+    """Return the table as a console shows it, and the reason below."""
+    width = max(len(c.name) for c in done.candidates)
+    lines = [
+        f"{'':<{width}}  {'parameters':>10}  "
+        + "  ".join(f"{s:>9}" for s in STAGES)
+        + f"  {'p50 ms':>7}  {'p95 ms':>7}  {'peak MB':>7}  {done.metric}"
+    ]
+    for c in done.candidates:
+        mark = "*" if c.name in done.front else " "
+        ends = "" if c.interval.low is None else f" [{c.interval.low:.3f}, {c.interval.high:.3f}]"
+        lines.append(
+            f"{c.name:<{width}}{mark} {c.parameters / 1e6:>9.1f}M  "
+            + "  ".join(f"{c.stages[s]:>9.1f}" for s in STAGES)
+            + f"  {c.p50:>7.1f}  {c.p95:>7.1f}  {c.peak_mb:>7.0f}  {c.interval.estimate:.4f}{ends}"
+        )
+    return "\n".join([*lines, "* on the Pareto front of time and metric", done.why])

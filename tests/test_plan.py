@@ -1,0 +1,147 @@
+"""A plan says what the data are like, fits its network's options, and refuses what cannot work."""
+
+import numpy as np
+import pytest
+import yaml
+from command import command
+from toy import CLASSES, write_toy_set
+
+from clearmargin.core import Grid, InstanceSet
+from clearmargin.datasets.cases import open_dataset
+from clearmargin.datasets.fingerprint import relations, take_fingerprint, thickness_of
+from clearmargin.errors import ConfigError
+from clearmargin.formats.raster import write_raster
+from clearmargin.models import network_config
+from clearmargin.plan import objection, plan, render_plan
+from clearmargin.train import read_experiment
+
+GRID = Grid.from_spacing((64, 64))
+
+
+def box(y, x, height, width):
+    dense = np.zeros(GRID.shape, bool)
+    dense[y : y + height, x : x + width] = True
+    return dense
+
+
+def test_how_objects_lie_to_each_other_by_hand():
+    organ, tumour = box(5, 5, 30, 30), box(10, 10, 8, 8)
+    beside, apart = box(35, 5, 10, 10), box(50, 50, 5, 5)
+    across = box(30, 30, 10, 10)
+    found = relations(
+        InstanceSet.from_dense(GRID, [organ, tumour, beside, apart, across], labels=[1, 2, 1, 1, 2])
+    )
+    assert found.nested == 1  # the tumour in the organ
+    assert found.overlapping == 3  # organ, tumour, what lies across the organ's corner
+    assert found.touching == 2  # the organ and what lies beside it; other labels do not count
+
+
+def test_the_largest_disc_by_hand():
+    def thickness(dense):
+        return thickness_of(InstanceSet.from_dense(GRID, [dense]).masks[0])
+
+    assert thickness(box(5, 5, 1, 30)) == 1
+    assert thickness(box(5, 5, 3, 30)) == 3
+    assert thickness(box(5, 5, 9, 9)) == 9
+    y, x = np.mgrid[:64, :64]
+    assert thickness((y - 30) ** 2 + (x - 30) ** 2 <= 100) == pytest.approx(20, abs=1)
+
+
+def write_lines(folder, **shapes):
+    """A data set whose objects are what ``draw`` gives, in place of discs."""
+    card = write_toy_set(folder)
+    for path in sorted(folder.glob("t*_labels.png")):
+        labels = np.zeros((96, 128), np.uint16)
+        for value, (y, x, height, width) in enumerate(shapes["boxes"], start=1):
+            labels[y : y + height, x : x + width] = value
+        write_raster(path, labels)
+    return card
+
+
+def test_a_fingerprint_counts_what_is_there(tmp_path):
+    card = write_lines(tmp_path, boxes=[(10, 10, 20, 40), (60, 10, 8, 8)])
+    found = take_fingerprint(open_dataset(card))
+    assert (found.cases, found.of, found.ndim, found.channels, found.bits) == (5, 5, 2, 1, 8)
+    assert found.shapes.tolist() == [[96, 128]] * 5
+    assert found.counts.tolist() == [2] * 5 and found.classes == {"disc": 10}
+    assert sorted(set(map(tuple, found.boxes.tolist()))) == [(8, 8), (20, 40)]
+    assert found.unit == "px" and found.touching == 0
+
+
+def test_a_plan_is_complete_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = write_toy_set(tmp_path / "data")
+    done = plan(card, device="cpu")
+    text = render_plan(done)
+    path = tmp_path / "planned.yaml"
+    path.write_text(text)
+    assert read_experiment(path, ()) == done.experiment
+    assert "# Planned from 5 of 5 training cases" in text
+    for name, reason in done.reasons.items():
+        assert reason and f"# {reason}" in text, name
+    model = done.experiment.model
+    assert model["network"] == "mask_rcnn"
+    sides = done.fingerprint.sides
+    assert model["anchor_sizes"][0] <= np.quantile(sides, 0.05) + 8
+    assert sorted(set(model["anchor_sizes"])) == model["anchor_sizes"]
+    assert done.experiment.image.scale == 1.0  # discs of 20 to 32 pixels are seen as they are
+    assert done.experiment.training.early_stopping.metric == "ap"
+
+
+@pytest.mark.parametrize("network", ["yolact", "solov2", "mask2former", "semantic_cc", "eomt"])
+def test_each_networks_plan_fits_its_options(tmp_path, network):
+    apart = write_lines(tmp_path, boxes=[(10, 10, 24, 24), (50, 60, 30, 28)])
+    done = plan(apart, network=network, device="cpu", minutes=20)
+    assert network_config(done.experiment.model).model_dump()["network"] == network
+    assert done.experiment.training.max_minutes == 20
+
+
+def test_small_objects_are_enlarged_and_large_images_parted(tmp_path):
+    small = plan(write_lines(tmp_path / "small", boxes=[(10, 10, 8, 8), (40, 40, 9, 9)]), device="cpu")
+    assert small.experiment.image.scale == 2.0
+    card = write_toy_set(tmp_path / "large", shape=(2000, 1600))
+    large = plan(card, device="cpu")
+    assert large.experiment.prediction.tile == (512, 512) or large.experiment.image.scale < 0.5
+
+
+def test_what_cannot_work_is_refused_with_what_can(tmp_path):
+    thin = write_lines(tmp_path / "thin", boxes=[(10, 10, 2, 90), (60, 10, 2, 90)])
+    for network in ("yolact", "solov2"):
+        with pytest.raises(ConfigError, match=rf"{network} does not fit .*thinner.*mask_rcnn.* can"):
+            plan(thin, network=network, device="cpu")
+    touching = write_lines(tmp_path / "touching", boxes=[(10, 10, 20, 20), (30, 10, 20, 20)])
+    with pytest.raises(ConfigError, match=r"semantic_cc does not fit .*would join them"):
+        plan(touching, network="semantic_cc", device="cpu")
+    assert plan(touching, device="cpu").experiment.model["network"] == "mask_rcnn"
+    alone = write_lines(tmp_path / "alone", boxes=[(20, 20, 40, 40)])
+    assert plan(alone, device="cpu").experiment.model["network"] == "semantic_cc"
+    with pytest.raises(ConfigError, match="no model 'yolcat': did you mean 'yolact'"):
+        plan(alone, network="yolcat", device="cpu")
+
+
+def test_nested_objects_are_not_for_solov2(tmp_path):
+    found = take_fingerprint(open_dataset(write_toy_set(tmp_path)))
+    from dataclasses import replace
+
+    nested = replace(found, nested=0.1)
+    assert objection("solov2", found, 1.0) is None
+    assert "lie in another one" in objection("solov2", nested, 1.0)
+    assert objection("mask_rcnn", nested, 1.0) is None
+
+
+def test_no_instance_to_plan_for(tmp_path):
+    with pytest.raises(ConfigError, match="no instance in 5 training cases"):
+        plan(write_lines(tmp_path, boxes=[]), device="cpu")
+
+
+def test_the_command_writes_the_plan_and_keeps_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = write_toy_set(tmp_path / "data")
+    code, said = command("plan", card, "--out", tmp_path / "toy.yaml", "--network", "yolact")
+    assert code == 0 and "toy.yaml" in said
+    assert yaml.safe_load((tmp_path / "toy.yaml").read_text())["model"]["network"] == "yolact"
+    before = (tmp_path / "toy.yaml").read_bytes()
+    code, said = command("plan", card, "--out", tmp_path / "toy.yaml")
+    assert code == 2 and "exists" in said
+    assert (tmp_path / "toy.yaml").read_bytes() == before
+    assert CLASSES[0]["name"] == "disc"
