@@ -10,17 +10,21 @@ import torch
 import yaml
 from bright import bright_segmenter
 from command import command
+from small import SMALL
 from toy import write_toy_experiment, write_toy_set
 
 from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, ParityError
 from clearmargin.export import export
-from clearmargin.models import load_segmenter
+from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.parity import Parity, compare_planes, worst
 from clearmargin.models.parts import RuntimePart, find_parts
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.models.segmenter import View
 from clearmargin.train import train
+from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,41 @@ def test_an_export_finds_the_same_instances(trained, name):
     np.testing.assert_allclose(first.scores, second.scores, atol=1e-3)
     for a, b in zip(first.masks, second.masks, strict=True):
         assert (a.dense() ^ b.dense()).sum() <= max(1, 0.005 * a.area)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["yolact", "solov2", "semantic_cc"])
+def test_the_other_networks_parts_find_the_same_instances(network, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    card = write_toy_set(tmp_path / "data", cases=10)
+    config = write_toy_experiment(
+        tmp_path, card, epochs=1, steps_per_epoch=60, learning_rate=0.003, ema=0.9, warmup_steps=5
+    )
+    raw = yaml.safe_load(config.read_text()) | {"model": SMALL[network].model}
+    config.write_text(yaml.safe_dump(raw))
+    model = train(config, overrides=["prediction.score_threshold=0.1"], runs=tmp_path / "runs").model
+    for name in RUNTIMES:
+        done = export(model, card, format=name, split="train", cases=4)
+        assert done.parity.instances >= 4 and done.parity.problems == ()
+
+
+@pytest.mark.parametrize("network", ["mask2former", "eomt"])
+def test_networks_without_parts_are_refused(network, tmp_path):
+    card = write_toy_set(tmp_path / "data")
+    labels = open_dataset(card).card.label_map
+    config = network_config(SMALL[network].model)
+    network_of_one = build_network(config, classes=1, pretrained=False)
+    described = ModelCard(
+        software="clearmargin test",
+        model=config.model_dump(mode="json"),
+        image=ImageSettings(),
+        augment=AugmentSettings(),
+        classes=label_map_entries(labels),
+        show_in_tracking=True,
+    )
+    save_model(tmp_path / "model", described, network_of_one.state_dict())
+    with pytest.raises(ConfigError, match=f"{network} cannot be exported: mask_rcnn, yolact"):
+        export(tmp_path / "model", card, format="onnx")
 
 
 def test_a_runtime_that_finds_something_else_writes_nothing(trained, monkeypatch):

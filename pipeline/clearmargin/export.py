@@ -28,6 +28,9 @@ __all__ = ["Export", "export"]
 
 Pair = tuple[Image, InstanceSet]
 
+# A converter may take the sizes of one call for constants: another size shows it.
+_VIEWS = (View(), View(zoom=0.75))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -134,11 +137,11 @@ def _compare(
     seconds: list[tuple[float, float]] = []
     with progress("compare", len(pairs)) as bar:
         for image, reference in pairs:
-            for z, (one, two) in enumerate(
-                zip(segmenter.detect(image, View()), exported.detect(image, View()), strict=True)
-            ):
-                truth = reference if image.grid.ndim == 2 else reference.plane(z)[0]
-                found.append(compare_planes(one, two, truth, floor=segmenter.choice.score_threshold))
+            for view in _VIEWS:
+                looks = zip(segmenter.detect(image, view), exported.detect(image, view), strict=True)
+                for z, (one, two) in enumerate(looks):
+                    truth = reference if image.grid.ndim == 2 else reference.plane(z)[0]
+                    found.append(compare_planes(one, two, truth, floor=segmenter.choice.score_threshold))
             seconds.append((_time(segmenter, image), _time(exported, image)))
             bar.advance()
     middle = len(seconds) // 2
