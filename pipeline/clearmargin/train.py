@@ -45,7 +45,7 @@ from clearmargin.models.checkpoint import (
     save_checkpoint,
 )
 from clearmargin.models.clock import Clock
-from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
 from clearmargin.models.processes import ProcessGroup, loss_module, process_group
 from clearmargin.models.profiling import OPERATORS, operator_profile
 from clearmargin.models.segmenter import PredictionSettings
@@ -115,6 +115,11 @@ class TrainingSettings(Settings):
         2048,
         ge=0,
         description="memory in each worker for what was read: images as float32, and masks; the rest is read again",
+    )
+    snapshots: int = Field(
+        5,
+        ge=0,
+        description="epochs of the last half whose weights are kept in the model folder: a checkpoint ensemble",
     )
     max_minutes: float | None = Field(
         None,
@@ -239,6 +244,9 @@ def _train(
         classes=label_map_entries(dataset.card.label_map),
         prediction=experiment.prediction,
         show_in_tracking=dataset.card.show_in_tracking,
+        trained_on=tuple(
+            sorted({c.unit for c in (*cases, *(validation if settings.early_stopping is not None else ()))})
+        ),
     )
     with _open_run(experiment, dataset, folder, group, parent) as run:
         if run.run_id:
@@ -346,6 +354,12 @@ def _finish_epoch(
         else:
             state.since_best += 1
             stop = stop or state.since_best >= stopping.patience
+    if settings.snapshots:
+        guard_disk(
+            lambda: save_snapshot(
+                folder / MODEL, state.epoch, state.network.state_dict(), keep=settings.snapshots
+            )
+        )
     run.log_metrics(metrics, step=state.epoch)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate")
     log.info("epoch %d: %s", state.epoch, shown)

@@ -25,10 +25,20 @@ from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
-__all__ = ["ModelCard", "RuntimeCard", "label_map_entries", "load_segmenter", "save_model", "save_runtime"]
+__all__ = [
+    "ModelCard",
+    "RuntimeCard",
+    "label_map_entries",
+    "load_segmenter",
+    "save_model",
+    "save_runtime",
+    "save_snapshot",
+    "snapshots",
+]
 
 CONFIG_FILE, WEIGHTS_FILE, RUNTIME_FILE = "model.yaml", "weights.safetensors", "runtime.yaml"
 ENSEMBLE_FILE = "ensemble.yaml"
+SNAPSHOTS = "snapshots"
 
 
 class ClassEntry(Settings):
@@ -51,6 +61,9 @@ class ModelCard(Settings):
     classes: tuple[ClassEntry, ...]
     prediction: PredictionSettings = PredictionSettings()
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
+    trained_on: tuple[str, ...] = Field(
+        (), description="keyed hashes of the units it was trained or chosen on: none may calibrate it"
+    )
 
     @property
     def label_map(self) -> LabelMap:
@@ -94,16 +107,43 @@ def label_map_entries(label_map: LabelMap) -> tuple[ClassEntry, ...]:
 
 def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> None:
     """Write a model folder; a reader never sees half of one file."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    draft = folder / f".{WEIGHTS_FILE}"
-    save_file(plain, draft)
-    draft.replace(folder / WEIGHTS_FILE)
+    _save_weights(folder / WEIGHTS_FILE, state)
     draft = folder / f".{CONFIG_FILE}"
     draft.write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     draft.replace(folder / CONFIG_FILE)
+
+
+def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep: int) -> None:
+    """Keep the weights of an epoch in a model folder, and of all epochs ``keep`` over the last half so far.
+
+    They are spread evenly, the epoch at hand among them: members of a checkpoint ensemble. Fewer where there
+    were fewer epochs; earlier ones that are no longer wanted go.
+
+    Source: Chen et al., "Checkpoint ensembles", arXiv:1710.03282.
+    """
+    held = folder / SNAPSHOTS
+    held.mkdir(parents=True, exist_ok=True)
+    _save_weights(held / f"epoch-{epoch:05d}.safetensors", state)
+    known = {int(path.stem.removeprefix("epoch-")): path for path in snapshots(folder)}
+    wanted = [epoch * (0.5 + 0.5 * k / keep) for k in range(1, keep + 1)]
+    chosen = {min(known, key=lambda at: (abs(at - wish), -at)) for wish in wanted}
+    for at, path in known.items():
+        if at not in chosen:
+            path.unlink()
+
+
+def snapshots(folder: Path) -> tuple[Path, ...]:
+    """Return the weights that were kept of a model's epochs, the first epoch first; none where none were."""
+    return tuple(sorted((folder / SNAPSHOTS).glob("epoch-*.safetensors")))
+
+
+def _save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    draft = path.with_name(f".{path.name}")
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, draft)
+    draft.replace(path)
 
 
 def load_segmenter(
@@ -112,8 +152,11 @@ def load_segmenter(
     device: str | None = None,
     runtime: str = "torch",
     runtime_folder: Path | None = None,
+    weights_file: Path | None = None,
 ) -> NetworkSegmenter:
     """Return the segmenter of a model folder; arguments as of ``clearmargin.models.load_segmenter``.
+
+    ``weights_file`` takes other weights of the same network, such as one of its ``snapshots``.
 
     Raises:
         InputError: It is no model folder, its weights are of another network, or its export is of other weights.
@@ -131,8 +174,9 @@ def load_segmenter(
     network = build_network(
         network_config(card.model), classes=len(card.classes), channels=card.image.channels, pretrained=False
     )
+    weights_path = weights_file or folder / WEIGHTS_FILE
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        network.load_state_dict(load_file(weights_path))
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"the weights in '{folder.name}' do not fit its configuration: {error}") from None
     default = "cuda" if torch.cuda.is_available() and runtime == "torch" else "cpu"
@@ -141,7 +185,7 @@ def load_segmenter(
         raise ConfigError(f"runtime '{runtime}' runs on the CPU: leave the device out")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, but no CUDA device is there: leave the option out")
-    with (folder / WEIGHTS_FILE).open("rb") as stream:
+    with weights_path.open("rb") as stream:
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
     if runtime != "torch":
         _use_runtime(network, runtime, runtime_folder or folder / runtime, weights)
