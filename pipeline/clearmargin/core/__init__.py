@@ -5,10 +5,11 @@ from clearmargin.core.image import Image, Source
 from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import Code, LabelClass, LabelMap
 from clearmargin.core.mask import Mask
-from clearmargin.core.prediction import Prediction, Provenance, Segmenter
+from clearmargin.core.prediction import EdgeSpread, Prediction, Provenance, Segmenter
 
 __all__ = [
     "Code",
+    "EdgeSpread",
     "Grid",
     "Image",
     "InstanceSet",

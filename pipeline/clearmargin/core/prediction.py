@@ -14,7 +14,7 @@ from clearmargin.core.image import Image
 from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import LabelMap
 
-__all__ = ["Prediction", "Provenance", "Segmenter"]
+__all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,19 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class EdgeSpread:
+    """How far the samples of one instance's edge lie apart, and where along it.
+
+    Attributes:
+        points: ``(K, ndim)`` float64, array indices of the instance's edge elements; K is 0 for an empty mask.
+        sigma: ``(K,)`` float64, standard deviation of the edge there, in the grid's unit; 0 where samples agree.
+    """
+
+    points: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
     """Instances on the source's grid, with maps and provenance.
 
@@ -45,15 +58,19 @@ class Prediction:
         label_map: What the labels mean.
         provenance: What made it.
         maps: float32 arrays of ``instances.grid.shape`` by name, such as ``foreground`` and ``entropy``.
+        edges: One for each instance where it was sampled (``uncertainty.sampling``); empty where it was not.
     """
 
     instances: InstanceSet
     label_map: LabelMap
     provenance: Provenance
     maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    edges: tuple[EdgeSpread, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "maps", MappingProxyType(dict(self.maps)))
+        if self.edges and len(self.edges) != len(self.instances):
+            raise ValueError(f"{len(self.edges)} edges for {len(self.instances)} instance(s)")
         for name, values in self.maps.items():
             if values.shape != self.instances.grid.shape:
                 raise ValueError(
