@@ -51,7 +51,19 @@ class Uncertainty(StrEnum):
     """Ways to estimate uncertainty."""
 
     none = "none"
+    checkpoints = "checkpoints"
+    ensemble = "ensemble"
     tta = "tta"
+    dropout = "dropout"
+
+
+Sampling = Annotated[
+    Uncertainty,
+    typer.Option(
+        help="What is sampled: the epochs that training kept, an ensemble's members, mirrored and scaled views, or "
+        "the network's dropout."
+    ),
+]
 
 
 class Runtime(StrEnum):
@@ -240,13 +252,21 @@ def evaluate(
     score_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score, but for AP; default: the model's.")
     ] = None,
+    uncertainty: Sampling = Uncertainty.none,
 ) -> None:
     """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
     from clearmargin.evaluate import evaluate as call
     from clearmargin.evaluate import render
     from clearmargin.tracking.resolve import model_folder
 
-    found = call(model_folder(model), card, split=split.value, score_threshold=score_threshold, out=out)
+    found = call(
+        model_folder(model),
+        card,
+        split=split.value,
+        score_threshold=score_threshold,
+        uncertainty=uncertainty.value,
+        out=out,
+    )
     _say(render(found))
     if found.run_id:
         _say(f"run: {found.run_id} (clearmargin review shows it)")
@@ -264,9 +284,7 @@ def predict(
         Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
     ],
     model: Model,
-    uncertainty: Annotated[
-        Uncertainty, typer.Option(help="tta: entropy maps from mirrored and scaled views.")
-    ] = Uncertainty.none,
+    uncertainty: Sampling = Uncertainty.none,
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
     ] = None,
