@@ -6,7 +6,7 @@ volumes take the same small memory. Whatever falls in one cell stays together in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,17 @@ class Reliability:
         found = Reliability.zeros()
         found.add(probabilities, outcomes)
         return found
+
+    @staticmethod
+    def together(parts: Iterable[Reliability]) -> Reliability:
+        """Return the counts of all parts, such as those of several cases; of no event for none."""
+        whole = Reliability.zeros()
+        for part in parts:
+            whole.count += part.count
+            whole.said += part.said
+            whole.right += part.right
+            whole.squares += part.squares
+        return whole
 
     def add(
         self, probabilities: ArrayLike, outcomes: ArrayLike, where: NDArray[np.bool_] | None = None
