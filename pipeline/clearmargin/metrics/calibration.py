@@ -120,12 +120,16 @@ class Reliability:
 
     def _count(self, probabilities: NDArray[np.floating], came_true: NDArray[np.bool_]) -> None:
         p = probabilities.astype(np.float64)
-        # right-closed, as sklearn's calibration_curve; 0 belongs to the first cell
-        cell = np.maximum(np.ceil(p * CELLS - 1e-9).astype(np.int64) - 1, 0)
+        cell = self.cell(p)
         self.count += np.bincount(cell, minlength=CELLS)
         self.said += np.bincount(cell, p, CELLS)
         self.right += np.bincount(cell[came_true], minlength=CELLS)
         self.squares += float(((p - came_true) ** 2).sum())
+
+    @staticmethod
+    def cell(probabilities: Cells) -> NDArray[np.int64]:
+        """Return each probability's cell: right-closed, as sklearn's calibration_curve; 0 is in the first."""
+        return np.maximum(np.ceil(probabilities * CELLS - 1e-9).astype(np.int64) - 1, 0)
 
     @property
     def total(self) -> int:

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Side = Literal["outer", "inner"]
+SIDES: tuple[Side, ...] = ("outer", "inner")
 Part = Literal["surface", "area"]
 
 
