@@ -85,7 +85,7 @@ def measure(name: str, network: object, *, tile: tuple[int, int] | None, views: 
     from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
     from clearmargin.transforms.intensity import Window
     from clearmargin.transforms.view import ImageSettings
-    from clearmargin.uncertainty.sampling import predict_with_tta, tta_views
+    from clearmargin.uncertainty.sampling import augmented, tta_views
 
     torch.set_num_threads(1)
     code = Code(value="4421005", scheme="SCT", meaning="Cell")
@@ -101,7 +101,7 @@ def measure(name: str, network: object, *, tile: tuple[int, int] | None, views: 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.perf_counter()
     chosen = tta_views(segmenter.augment)[:views]
-    found = predict_with_tta(segmenter, image, chosen) if chosen else segmenter(image)
+    found = augmented(segmenter, chosen)(image) if chosen else segmenter(image)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

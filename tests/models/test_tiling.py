@@ -19,7 +19,7 @@ from clearmargin.models.segmenter import PredictionSettings
 from clearmargin.models.tiles import lay_tiles
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.transforms.view import AugmentSettings
-from clearmargin.uncertainty.sampling import predict_with_tta, tta_views
+from clearmargin.uncertainty.sampling import augmented, tta_views
 
 VIEW = (97, 131)
 
@@ -221,8 +221,8 @@ def test_a_segmenter_in_tiles_gives_the_whole_images_prediction_and_maps(shape):
     pixels[..., np.hypot(y - 64, x - 120) < 14] = 33
     image = Image(pixels=pixels, grid=Grid.from_spacing(shape, (1.0,) * len(shape)))
     views = tta_views(AugmentSettings(scale=1))
-    whole = predict_with_tta(segmenter(), image, views)
-    tiled = predict_with_tta(segmenter(tile=(64, 96), tile_overlap=32), image, views)
+    whole = augmented(segmenter(), views)(image)
+    tiled = augmented(segmenter(tile=(64, 96), tile_overlap=32), views)(image)
     assert len(whole.instances) >= 4
     assert [m.run_lengths() for m in _planes(tiled)] == [m.run_lengths() for m in _planes(whole)]
     for name in ("foreground", "entropy"):

@@ -114,10 +114,6 @@ def test_what_it_cannot_do_is_said(folder):
         segmenter(Image(pixels=image.pixels[:, 0], grid=image.grid.plane(0)))
     with pytest.raises(InputError, match="spacing in mm"):
         segmenter(Image(pixels=image.pixels, grid=Grid.from_spacing(image.grid.shape)))
-    from clearmargin.uncertainty.sampling import predict_with_tta
-
-    with pytest.raises(ConfigError, match="networks of planes"):
-        predict_with_tta(segmenter, image)
     with pytest.raises(ConfigError, match="at least one class"):
         build(classes=0)
     with pytest.raises(ConfigError, match="multiples of 4"):

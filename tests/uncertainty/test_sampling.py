@@ -6,7 +6,7 @@ from bright import bright_segmenter
 
 from clearmargin.core import Grid, Image
 from clearmargin.transforms.view import AugmentSettings
-from clearmargin.uncertainty.sampling import predict_with_tta, tta_views
+from clearmargin.uncertainty.sampling import augmented, tta_views
 
 
 @pytest.mark.parametrize("shape", [(100, 120), (3, 100, 120)])
@@ -14,7 +14,7 @@ def test_views_come_back_to_the_same_place(shape):
     pixels = np.zeros((1, *shape), np.float32)
     pixels[..., 20:60, 70:110] = 1
     image = Image(pixels=pixels, grid=Grid.from_spacing(shape, (1.0,) * len(shape)))
-    found = predict_with_tta(bright_segmenter(), image)
+    found = augmented(bright_segmenter())(image)
     inside = np.zeros(shape, bool)
     inside[..., 22:58, 72:108] = True
     outside = np.ones(shape, bool)
@@ -33,7 +33,7 @@ def test_mirrored_views_alone_agree_to_the_pixel():
     pixels = np.zeros((1, 100, 120), np.float32)
     pixels[0, 20:60, 70:110] = 1
     image = Image(pixels=pixels, grid=Grid.from_spacing((100, 120)))
-    found = predict_with_tta(bright_segmenter(), image, tta_views(AugmentSettings(scale=1)))
+    found = augmented(bright_segmenter(), tta_views(AugmentSettings(scale=1)))(image)
     np.testing.assert_allclose(found.maps["foreground"] >= 0.5, pixels[0] > 0)
     np.testing.assert_allclose(found.maps["foreground"][30:50, 80:100], 0.875, atol=1e-5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from clearmargin.config import Settings
-from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance
 from clearmargin.models.clock import Clock
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
@@ -25,7 +26,7 @@ from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, planes, prepare, to_channels
 
-__all__ = ["NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View"]
+__all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View"]
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,23 @@ class View:
     zoom: float = 1.0
 
 
+class Look(Protocol):
+    """What a network found in one plane of an image, or in a volume that it sees whole."""
+
+    @property
+    def grid(self) -> Grid:
+        """The plane's grid, or the volume's."""
+        ...
+
+    def instances(self, mask_nms: float) -> InstanceSet:
+        """Return the instances on ``grid``, best score first; ``mask_nms`` as of ``PredictionSettings``."""
+        ...
+
+    def foreground(self, classes: int) -> NDArray[np.float32]:
+        """Return each element's probability of each class, ``(K, *grid.shape)``."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlaneDetections:
     """What the network found in one plane, and the way back.
@@ -89,6 +107,11 @@ class PlaneDetections:
     found: Detections
     matrix: NDArray[np.float64]
     plane: Image
+
+    @property
+    def grid(self) -> Grid:
+        """The plane's."""
+        return self.plane.grid
 
     def instances(self, mask_nms: float) -> InstanceSet:
         """Return the instances on the plane's grid, best score first.
@@ -154,9 +177,9 @@ class NetworkSegmenter:
             InputError: Channels or spacing are not what the model needs.
         """
         parts = []
-        for plane in self.detect(image, View()):
+        for look in self.looks(self.prepared(image), View()):
             with self.clock("masks"):
-                parts.append(plane.instances(self.choice.mask_nms))
+                parts.append(look.instances(self.choice.mask_nms))
         with self.clock("masks"):
             return self.predicted(self.merge(parts, image))
 
@@ -175,23 +198,40 @@ class NetworkSegmenter:
         )
 
     def merge(self, parts: list[InstanceSet], image: Image) -> InstanceSet:
-        """Return the planes' instances as the image's: linked, in a volume; those above the score threshold."""
-        if image.grid.ndim == 2:
+        """Return the looks' instances as the image's: linked, in a volume; those above the score threshold."""
+        if parts[0].grid.ndim == image.grid.ndim:
             whole = parts[0]
         else:
             choice = self.choice
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
         return whole.select(whole.scores >= self.choice.score_threshold)
 
-    def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
-        """Yield what the network finds in each plane of the image (an image is its own plane), in slice order."""
+    def prepared(self, image: Image) -> Image:
+        """Return the image with the intensities that the network is shown; the same for every view of it.
+
+        Raises:
+            InputError: Its channels are not what the model needs.
+        """
         # Intensity is a matter of the whole image, as in training: a slice's own percentiles would be others.
         with self.clock("transform"):
-            ready = replace(image, pixels=prepare(image, self.image))
-        if image.grid.ndim == 2:
+            return replace(image, pixels=prepare(image, self.image))
+
+    def looks(self, ready: Image, view: View) -> Iterator[Look]:
+        """Yield what the network finds in each plane of a ``prepared`` image, in slice order.
+
+        An image is its own plane.
+        """
+        yield from self._planes(ready, view)
+
+    def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
+        """Yield what the network finds in each plane of an image, with the way back from its pixels."""
+        yield from self._planes(self.prepared(image), view)
+
+    def _planes(self, ready: Image, view: View) -> Iterator[PlaneDetections]:
+        if ready.grid.ndim == 2:
             yield self._detect_plane(ready, view)
             return
-        for z in range(image.grid.shape[0]):
+        for z in range(ready.grid.shape[0]):
             yield self._detect_plane(planes(ready, self.image, z), view)
 
     def _detect_plane(self, plane: Image, view: View) -> PlaneDetections:

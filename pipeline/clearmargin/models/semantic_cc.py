@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clearmargin.config import Settings
 from clearmargin.errors import ConfigError
 from clearmargin.models.components import Component, connected_components
+from clearmargin.models.dropout import dropping, switch_dropout
 from clearmargin.models.losses import MaskLossSettings, dice_loss, mask_loss
 from clearmargin.models.network import Detections, Targets
 
@@ -31,6 +32,9 @@ class UNetSettings(Settings):
     levels: int = Field(5, ge=3, le=6, description="resolutions, each half of the one before")
     smallest: int = Field(
         16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="in training, and where predict --uncertainty dropout samples"
     )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -65,7 +69,8 @@ class SemanticCC(nn.Module):
         A class without an instance teaches the background through the former alone; it has no Dice to improve.
         """
         wanted = [class_unions(t.masks, t.labels, self.classes) for t in targets]
-        return semantic_losses(self.unet(images), torch.stack(wanted), self.config.mask_loss)
+        with dropping(self):
+            return semantic_losses(self.unet(images), torch.stack(wanted), self.config.mask_loss)
 
     def detect(self, images: Tensor) -> list[Detections]:
         """Return each class's components; their masks hold the class's probabilities, at full resolution."""
@@ -103,6 +108,7 @@ def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes:
     """
     levels = config.levels
     norm = ("GROUP", {"num_groups": 8})
+    dropout = config.dropout or None
     if config.architecture == "segresnet":
         segresnet: nn.Module = SegResNet(
             spatial_dims=dimensions,
@@ -110,11 +116,12 @@ def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes:
             in_channels=channels,
             out_channels=classes,
             norm=norm,
+            dropout_prob=dropout,
             blocks_down=(1, *(2,) * (levels - 2), 4),
             blocks_up=(1,) * (levels - 1),
         )
-        return segresnet
-    return _DynUNet(
+        return switch_dropout(segresnet)
+    dynunet = _DynUNet(
         spatial_dims=dimensions,
         in_channels=channels,
         out_channels=classes,
@@ -123,7 +130,9 @@ def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes:
         upsample_kernel_size=[2] * (levels - 1),
         filters=[min(config.filters * 2**level, 320) for level in range(levels)],
         norm_name=norm,
+        dropout=dropout,
     )
+    return switch_dropout(dynunet)
 
 
 class _DynUNet(DynUNet):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,19 +18,20 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from clearmargin.core import Grid, Image, InstanceSet, Mask, Prediction
+from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models.components import Component, connected_components
+from clearmargin.models.dropout import dropping
 from clearmargin.models.network import VolumeTargets
 from clearmargin.models.placing import place_volume
-from clearmargin.models.segmenter import NetworkSegmenter, PlaneDetections, View
+from clearmargin.models.segmenter import Look, NetworkSegmenter, PlaneDetections, View
 from clearmargin.models.semantic_cc import UNetSettings, build_unet, class_unions, semantic_losses
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import resample, volume_view
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import VolumeView, prepare, to_channels
 
-__all__ = ["SemanticCC3D", "SemanticCC3DConfig", "VolumeSegmenter"]
+__all__ = ["SemanticCC3D", "SemanticCC3DConfig", "VolumeDetections", "VolumeSegmenter"]
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,8 @@ class SemanticCC3D(nn.Module):
     def losses(self, volumes: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
         """Return ``cross_entropy`` and ``dice`` of ``volumes``, ``(B, C, D, H, W)`` in [0, 1]."""
         wanted = [class_unions(t.masks, t.labels, self.classes) for t in targets]
-        return semantic_losses(self.unet(volumes), torch.stack(wanted), self.config.mask_loss)
+        with dropping(self):
+            return semantic_losses(self.unet(volumes), torch.stack(wanted), self.config.mask_loss)
 
     def probabilities(self, volume: Tensor) -> Tensor:
         """Return each class's probability, ``(K, D, H, W)``, of one volume ``(C, D, H, W)`` of any extent.
@@ -92,65 +95,106 @@ class SemanticCC3D(nn.Module):
         return found[0].clamp(0, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VolumeDetections:
+    """What the network found in a volume, and the way back.
+
+    Attributes:
+        maps: ``(K, D, H, W)`` float32 probabilities, in network voxels.
+        matrix: ``(4, 4)``, from network indices to the volume's.
+        grid: The volume's.
+        found: Label and component of each instance, best score first.
+    """
+
+    maps: NDArray[np.float32]
+    matrix: NDArray[np.float64]
+    grid: Grid
+    found: tuple[tuple[int, Component], ...]
+
+    def instances(self, mask_nms: float) -> InstanceSet:
+        """Return the components as instances on the volume's grid; those of one class never overlap."""
+        masks = []
+        for _, component in self.found:
+            crop, origin = place_volume(
+                component.probabilities, component.origin, self.matrix, self.grid.shape
+            )
+            masks.append(Mask.from_crop(crop >= 0.5, origin, self.grid.shape))
+        every = InstanceSet(
+            grid=self.grid,
+            masks=tuple(masks),
+            labels=np.array([label for label, _ in self.found], np.int64),
+            scores=np.array([component.score for _, component in self.found], np.float32),
+        )
+        return every.select(np.array([m.area > 0 for m in masks], bool))
+
+    def foreground(self, classes: int) -> NDArray[np.float32]:
+        """Return each voxel's probability of each class, ``(K, Z, Y, X)`` on the volume's grid."""
+        placed = np.zeros((classes, *self.grid.shape), np.float32)
+        for whole, one in zip(placed, self.maps, strict=True):
+            crop, origin = place_volume(one, (0, 0, 0), self.matrix, self.grid.shape)
+            whole[tuple(slice(o, o + n) for o, n in zip(origin, crop.shape, strict=True))] = crop
+        return placed
+
+
 class VolumeSegmenter(NetworkSegmenter):
     """A network of volumes with what it needs to be shown one."""
 
-    def __call__(self, image: Image) -> Prediction:
-        """Segment a volume: components on the network's grid, thresholded as probabilities on the volume's.
+    def prepared(self, image: Image) -> Image:
+        """Return the volume with the intensities that the network is shown.
 
         Raises:
-            InputError: It is no volume, or channels or spacing are not what the model needs.
+            InputError: It is no volume, or channels are not what the model needs.
         """
+        if image.grid.ndim != 3:
+            raise InputError(f"{image.source.case} is a picture, and the model takes volumes")
+        settings = self.image.model_copy(update={"neighbours": 0})
+        with self.clock("transform"):
+            return replace(image, pixels=prepare(image, settings))
+
+    def looks(self, ready: Image, view: View) -> Iterator[Look]:
+        """Yield one look at the whole volume: components on the network's grid.
+
+        Raises:
+            InputError: The spacing is not what the model needs.
+        """
+        yield self._look(ready, view)  # kept in no name here: a suspended generator would hold it
+
+    def _look(self, ready: Image, view: View) -> VolumeDetections:
         network: SemanticCC3D = self.network  # type: ignore[assignment]
-        matrix, shown = self._shown(image, network.config)
-        with torch.inference_mode():
-            maps = network.probabilities(shown.to(self.device)).cpu().numpy()
+        z, y, x = network.config.scales_for(ready.grid)
+        matrix, size = volume_view(ready.grid.shape, (z, y * view.zoom, x * view.zoom))
+        pixels = to_channels(ready.pixels, self.image.channels)
+        with self.clock("transform"):
+            shown = resample({"image": to_tensor(pixels, ready.grid)}, matrix, size, keys=KEYS[:1])["image"]
+        mirrored = [2 + axis for axis in (0, 1) if view.flip[axis]]  # of (C, D, H, W)
+        with self.clock("network"), torch.inference_mode():
+            maps = network.probabilities(shown.as_tensor().flip(mirrored).to(self.device)).flip(mirrored)
+        return self._components(maps.cpu().numpy(), matrix, ready)
+
+    def _components(
+        self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: Image
+    ) -> VolumeDetections:
+        network: SemanticCC3D = self.network  # type: ignore[assignment]
         found: list[tuple[int, Component]] = []
         specks = 0
         for label, one in enumerate(maps, start=1):
             components, dropped = connected_components(one, network.config.smallest)
-            found += [(label, c) for c in components if c.score >= self.choice.score_threshold]
+            found += [(label, c) for c in components]
             specks += dropped
         if specks:
             log.debug(
                 "%s: %d component(s) of fewer than %d voxels dropped",
-                image.source.case,
+                ready.source.case,
                 specks,
                 network.config.smallest,
             )
-        found = sorted(found, key=lambda pair: -pair[1].score)[: network.config.detections]
-        return self.predicted(_instances(found, matrix, image.grid))
+        best = sorted(found, key=lambda pair: -pair[1].score)[: network.config.detections]
+        return VolumeDetections(maps=maps, matrix=matrix, grid=ready.grid, found=tuple(best))
 
     def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
-        """Refuse: there are no planes to look at in other ways.
+        """Refuse: there are no planes.
 
         Raises:
             ConfigError: Always.
         """
-        raise ConfigError(
-            "test-time augmentation is for networks of planes; this model sees volumes: leave --uncertainty out"
-        )
-
-    def _shown(self, image: Image, view: VolumeView) -> tuple[NDArray[np.float64], Tensor]:
-        """Return the matrix from network indices to the volume's, and what the network sees, ``(C, D, H, W)``."""
-        if image.grid.ndim != 3:
-            raise InputError(f"{image.source.case} is a picture, and the model takes volumes")
-        settings = self.image.model_copy(update={"neighbours": 0})
-        pixels = to_channels(prepare(image, settings), settings.channels)
-        matrix, size = volume_view(image.grid.shape, view.scales_for(image.grid))
-        sample = resample({"image": to_tensor(pixels, image.grid)}, matrix, size, keys=KEYS[:1])
-        return matrix, sample["image"].as_tensor()
-
-
-def _instances(found: list[tuple[int, Component]], matrix: NDArray[np.float64], grid: Grid) -> InstanceSet:
-    masks = []
-    for _, component in found:
-        crop, origin = place_volume(component.probabilities, component.origin, matrix, grid.shape)
-        masks.append(Mask.from_crop(crop >= 0.5, origin, grid.shape))
-    every = InstanceSet(
-        grid=grid,
-        masks=tuple(masks),
-        labels=np.array([label for label, _ in found], np.int64),
-        scores=np.array([component.score for _, component in found], np.float32),
-    )
-    return every.select(np.array([m.area > 0 for m in masks], bool))
+        raise ConfigError("this model sees volumes, and what was asked for needs a network of planes")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["MAPS", "Moments", "entropy", "foreground", "mutual_information", "predictive_entropy", "variance"]
 
@@ -19,28 +19,45 @@ class Moments:
 
     Attributes:
         count: Number of samples.
-        total: Sum of the samples' probabilities, float64, of the image's shape.
+        total: Sum of the samples' probabilities, of the image's shape, at least two axes.
         squares: Sum of their squares.
         entropies: Sum of their entropies, in bits.
     """
 
     count: int
-    total: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    entropies: NDArray[np.float64]
+    total: NDArray[np.floating]
+    squares: NDArray[np.floating]
+    entropies: NDArray[np.floating]
 
     @staticmethod
-    def zeros(shape: tuple[int, ...]) -> Moments:
-        """Return the moments of no sample."""
-        return Moments(count=0, total=np.zeros(shape), squares=np.zeros(shape), entropies=np.zeros(shape))
+    def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float64) -> Moments:
+        """Return the moments of no sample; of a volume at once float32 halves what they take."""
+        return Moments(
+            count=0,
+            total=np.zeros(shape, dtype),
+            squares=np.zeros(shape, dtype),
+            entropies=np.zeros(shape, dtype),
+        )
 
     def add(self, probability: NDArray[np.floating]) -> None:
         """Count one more sample: probabilities in [0, 1], of the image's shape."""
-        p = probability.astype(np.float64)
         self.count += 1
-        self.total += p
-        self.squares += p**2
-        self.entropies += entropy(p)
+        for line in np.ndindex(self.total.shape[:-2]):  # plane by plane: a volume is never copied whole
+            p = probability[line]
+            some = p > 0  # most of an image is background, and 0 adds nothing
+            values = p[some].astype(np.float64)
+            self.total[line][some] += values
+            self.squares[line][some] += values**2
+            self.entropies[line][some] += entropy(values)
+
+    def plane(self, z: int) -> Moments:
+        """Return the moments of slice ``z`` of ``(K, Z, Y, X)``."""
+        return Moments(
+            count=self.count,
+            total=self.total[:, z].astype(np.float64),
+            squares=self.squares[:, z].astype(np.float64),
+            entropies=self.entropies[:, z].astype(np.float64),
+        )
 
 
 def entropy(probability: NDArray[np.float64]) -> NDArray[np.float64]:
