@@ -14,7 +14,7 @@ import numpy as np
 from clearmargin.core import Image, InstanceSet, Prediction, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
-from clearmargin.errors import ConfigError, InputError
+from clearmargin.errors import ConfigError
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
@@ -30,12 +30,11 @@ from clearmargin.uncertainty.fitting import (
 from clearmargin.uncertainty.judged import JudgedCase, judge_case
 from clearmargin.uncertainty.judging import Judgement, judge
 from clearmargin.uncertainty.margins import CalibrationData
-from clearmargin.uncertainty.needed import Promise
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, observe
 from clearmargin.uncertainty.sampling import Mode, open_segmenter, trained_units
 from clearmargin.uncertainty.units import refuse_shared_units, split_units
 
-__all__ = ["Calibrated", "calibrate", "calibrate_cases", "judge_cases"]
+__all__ = ["Calibrated", "calibrate", "calibrate_cases", "judge_cases", "render_calibration"]
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,6 @@ def calibrate(
     by: Sequence[By] = (),
     shares: Sequence[float] = (1.0, 0.99, 0.95),
     fit_share: float = 0.3,
-    tolerance: float = 2.0,
     risk_limit: float = 4.0,
     band: float | None = None,
     seed: int = 0,
@@ -87,7 +85,6 @@ def calibrate(
         by: What strata of margins are made of.
         shares: Of the instance's surface that a margin shall hold; 1 is always among them.
         fit_share: Share of the units for the threshold, scalings and limits; the others are for margins.
-        tolerance: Of the NSD that predicted NSD is scaled to, in the images' unit.
         risk_limit: HD95 over which an instance should have been referred, in the images' unit.
         band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
         seed: Of the division of units, of random splits and of resamples.
@@ -99,7 +96,7 @@ def calibrate(
         InputError: A unit was trained on, or the model does not say on which it was; nothing was found; too few
             units to divide.
     """
-    asked = _asked(alphas, shares, by, tolerance, risk_limit)
+    asked = _asked(alphas, shares, by, risk_limit)
     if judge_on == split:
         raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
     if not 0 < fit_share < 1:
@@ -113,7 +110,7 @@ def calibrate(
         )
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
-    _refuse_trained(model, [case.unit for case in (*cases, *others)])
+    refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
     run = TrackedRun(name=f"calibrate-{dataset.card.name}-{uncertainty}")
     run.on_start(
         params={
@@ -160,7 +157,7 @@ def calibrate_cases(
     cases: Sequence[Case],
     asked: Asked,
     *,
-    mode: str,
+    mode: Mode,
     weights_sha256: str,
     own_threshold: float,
     fit_share: float = 0.3,
@@ -192,7 +189,9 @@ def calibrate_cases(
             observed, pixels = [], dict[str, PixelCounts]()
             for case, image, prediction, reference in _predicted(segmenter, dataset, chosen):
                 promises = promises_of(asked, floors(image) if prediction.edges else ())
-                observed.append(_observe(case, image, prediction, reference, promises, asked))
+                observed.append(
+                    observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
+                )
                 _count(pixels, case.unit, prediction, reference, band)
                 bar.advance()
             return observed, pixels
@@ -245,7 +244,7 @@ def judge_cases(
     after: _Pixels = {}
     with progress("judge", len(cases)) as bar:
         for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-            observed = _observe(case, image, prediction, reference, promises, asked)
+            observed = observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
             found.append(judge_case(calibration, observed, prediction, reference))
             if calibration.pixels is not None and "foreground" in prediction.maps:
                 _count(before, case.unit, prediction, reference, band)
@@ -266,9 +265,7 @@ def judge_cases(
 _Pixels = dict[str, PixelCounts]
 
 
-def _asked(
-    alphas: Sequence[float], shares: Sequence[float], by: Sequence[By], tolerance: float, risk_limit: float
-) -> Asked:
+def _asked(alphas: Sequence[float], shares: Sequence[float], by: Sequence[By], risk_limit: float) -> Asked:
     for alpha in alphas:
         if not 0 < alpha < 1:
             raise ConfigError(f"alpha is the share of units that may fail, between 0 and 1, not {alpha:g}")
@@ -278,19 +275,8 @@ def _asked(
         alphas=tuple(sorted(set(alphas), reverse=True)),
         shares=tuple(sorted({1.0, *shares}, reverse=True)),
         by=tuple(dict.fromkeys(by)),
-        tolerance=tolerance,
         risk_limit=risk_limit,
     )
-
-
-def _refuse_trained(model: Path, units: Sequence[str]) -> None:
-    trained = trained_units(model)
-    if not trained:
-        raise InputError(
-            f"'{model.name}' does not say which units it was trained on, so nothing shows that the calibration units "
-            "are others: train it again with this version, which keeps them in model.yaml (trained_on)"
-        )
-    refuse_shared_units(units, trained)
 
 
 def _predicted(
@@ -299,25 +285,6 @@ def _predicted(
     for case in cases:
         image, reference = dataset.read(case)
         yield case, image, segmenter(image), reference
-
-
-def _observe(
-    case: Case,
-    image: Image,
-    prediction: Prediction,
-    reference: InstanceSet,
-    promises: Sequence[Promise],
-    asked: Asked,
-) -> ObservedCase:
-    return observe(
-        case.unit,
-        image,
-        prediction,
-        reference,
-        promises=promises,
-        tolerance=asked.tolerance,
-        strata=case.strata,
-    )
 
 
 def _count(

@@ -26,6 +26,7 @@ from clearmargin.uncertainty.misses import MissThreshold
 from clearmargin.uncertainty.needed import SIDES, Side, Strata
 from clearmargin.uncertainty.reach import EdgeScale
 from clearmargin.uncertainty.referral import ReferralRules
+from clearmargin.uncertainty.sampling import Mode
 from clearmargin.uncertainty.scaling import Scaling, scaling_from_data, scaling_to_data
 
 __all__ = ["Calibration", "Refusal", "load_calibration", "save_calibration"]
@@ -70,7 +71,7 @@ class Calibration:
         fingerprint: What calibration cases look like.
     """
 
-    mode: str
+    mode: Mode
     weights_sha256: str
     card: str
     data: CalibrationData
@@ -238,7 +239,7 @@ def save_calibration(model: Path, calibration: Calibration) -> Path:
     return path
 
 
-def load_calibration(model: Path, mode: str, weights_sha256: str) -> Calibration | None:
+def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibration | None:
     """Return a model's calibration for a way of sampling it; None where it was not calibrated for it.
 
     Args:
@@ -263,7 +264,7 @@ def load_calibration(model: Path, mode: str, weights_sha256: str) -> Calibration
     return found
 
 
-def _path(model: Path, mode: str) -> Path:
+def _path(model: Path, mode: Mode) -> Path:
     return model / _FOLDER / f"{mode}.yaml"
 
 

@@ -19,7 +19,9 @@ from clearmargin.uncertainty.misses import MissThreshold, fit_threshold
 from clearmargin.uncertainty.needed import SIDES, Promise, Strata
 from clearmargin.uncertainty.observed import ObservedCase, ObservedInstance, PixelCounts, needs_of
 from clearmargin.uncertainty.referral import LIMITED, ReferralRules, fit_rules
+from clearmargin.uncertainty.sampling import Mode
 from clearmargin.uncertainty.scaling import Scaling, fit_isotonic
+from clearmargin.uncertainty.spread import TOLERANCE
 
 __all__ = ["Asked", "By", "Limits", "fit_calibration", "fit_limits", "promises_of", "trial_floors"]
 
@@ -34,14 +36,12 @@ class Asked:
         alphas: Shares of units that may fail.
         shares: Of the instance's surface, 1 among them.
         by: What strata are made of; nothing for none.
-        tolerance: Of NSD, in the grid's unit.
         risk_limit: HD95 over which an instance is one that a person should have looked at, in the grid's unit.
     """
 
     alphas: tuple[float, ...] = (0.1, 0.05)
     shares: tuple[float, ...] = (1.0, 0.99, 0.95)
     by: tuple[By, ...] = ()
-    tolerance: float = 2.0
     risk_limit: float = 4.0
 
 
@@ -132,7 +132,7 @@ def fit_calibration(
     asked: Asked,
     data: CalibrationData,
     *,
-    mode: str,
+    mode: Mode,
     weights_sha256: str,
     card: str,
 ) -> Calibration:
@@ -160,7 +160,7 @@ def fit_calibration(
         scores=limits.scores,
         pixels=limits.pixels,
         nsd=limits.nsd,
-        tolerance=asked.tolerance,
+        tolerance=TOLERANCE,
         misses=limits.misses,
         strata=limits.strata,
         margins=tuple(margins),

@@ -22,6 +22,7 @@ from clearmargin.uncertainty.drift import case_features
 from clearmargin.uncertainty.misses import Found, find_references
 from clearmargin.uncertainty.needed import Need, Promise, Strata, needed_by_promise
 from clearmargin.uncertainty.reach import EdgeScale
+from clearmargin.uncertainty.spread import TOLERANCE
 
 __all__ = ["ObservedCase", "ObservedInstance", "PixelCounts", "needs_of", "observe"]
 
@@ -40,7 +41,7 @@ class ObservedInstance:
         needs: By promise, what it needed; empty where it is not matched.
         mean_scale: By floor, the mean scale of its edge.
         hd95: In the grid's unit, of a matched one.
-        nsd: At the tolerance, of a matched one.
+        nsd: At `TOLERANCE`, of a matched one.
     """
 
     label: int
@@ -127,7 +128,6 @@ def observe(
     reference: InstanceSet,
     *,
     promises: Sequence[Promise],
-    tolerance: float,
     strata: Mapping[str, str] | None = None,
 ) -> ObservedCase:
     """Return what is kept of one case.
@@ -138,7 +138,6 @@ def observe(
         prediction: Of every instance, down to score 0.
         reference: On the same grid.
         promises: What margins shall promise; one with a floor is measured where the prediction has edges.
-        tolerance: Of NSD, in the grid's unit.
         strata: Of the card.
     """
     instances = prediction.instances
@@ -146,7 +145,7 @@ def observe(
     partners = {int(i): int(j) for i, j in matches.pairs}
     ignored = {int(i) for i in matches.ignored}
     kept = [
-        _instance(prediction, i, reference, partners.get(i), promises, tolerance)
+        _instance(prediction, i, reference, partners.get(i), promises)
         for i in range(len(instances))
         if i not in ignored
     ]
@@ -185,7 +184,6 @@ def _instance(
     reference: InstanceSet,
     partner: int | None,
     promises: Sequence[Promise],
-    tolerance: float,
 ) -> ObservedInstance:
     instances, grid = prediction.instances, reference.grid
     mask = instances.masks[i]
@@ -206,7 +204,7 @@ def _instance(
             asked = [promise for promise in promises if promise.floor == floor]
             needs |= needed_by_promise(mask, truth, grid, asked, scale=scale, ignore=reference.ignore)
         pair = MaskPair.from_masks(mask, truth, grid, ignore=reference.ignore)
-        distance, surface = hd95(pair), nsd(pair, tolerance)
+        distance, surface = hd95(pair), nsd(pair, TOLERANCE)
     return ObservedInstance(
         label=int(instances.labels[i]),
         size=mask.area * grid.voxel_size,
