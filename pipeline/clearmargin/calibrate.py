@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
-from clearmargin.report.progress import progress
+from clearmargin.report.progress import Bar, progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.uncertainty.calibration import Calibration, save_calibration
 from clearmargin.uncertainty.fitting import (
@@ -30,6 +30,7 @@ from clearmargin.uncertainty.fitting import (
 from clearmargin.uncertainty.judged import JudgedCase, judge_case
 from clearmargin.uncertainty.judging import Judgement, judge
 from clearmargin.uncertainty.margins import CalibrationData
+from clearmargin.uncertainty.needed import Promise
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, observe
 from clearmargin.uncertainty.sampling import Mode, open_segmenter, trained_units
 from clearmargin.uncertainty.units import refuse_shared_units, split_units
@@ -111,6 +112,7 @@ def calibrate(
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
     refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
+    data = _where_from(dataset, cases)
     run = TrackedRun(name=f"calibrate-{dataset.card.name}-{uncertainty}")
     run.on_start(
         params={
@@ -128,13 +130,14 @@ def calibrate(
         tags={"verb": "calibrate"},
     )
     with run:
-        run.log_data(dataset.card.name, _digest(dataset, cases), context=split)
+        run.log_data(dataset.card.name, data.digest, context=split)
         ranked = segmenter.with_threshold(0.0)
         found, margin_cases = calibrate_cases(
             ranked,
             dataset,
             cases,
             asked,
+            data,
             mode=uncertainty,
             weights_sha256=segmenter.provenance.weights_sha256,
             own_threshold=segmenter.choice.score_threshold,
@@ -156,6 +159,7 @@ def calibrate_cases(
     dataset: Dataset,
     cases: Sequence[Case],
     asked: Asked,
+    data: CalibrationData,
     *,
     mode: Mode,
     weights_sha256: str,
@@ -173,6 +177,7 @@ def calibrate_cases(
         dataset: Where the cases are read from.
         cases: Of units that the model has not seen.
         asked: What shall be had.
+        data: Where they come from.
         mode: How the segmenter samples.
         weights_sha256: Of its weights.
         own_threshold: The model's score threshold.
@@ -181,44 +186,21 @@ def calibrate_cases(
         band: See `calibrate`.
     """
     parts = split_units([c.unit for c in cases], {"fit": fit_share, "margin": 1 - fit_share}, seed)
-    exchangeable = dataset.card.unit
+    of_part = {name: [case for case in cases if case.unit in units] for name, units in parts.items()}
+    grid = dataset.read(of_part["fit"][0])[0].grid  # one floor for all images, of about an element
+    floors = trial_floors(float(np.prod(grid.spacing) ** (1 / grid.ndim)))
     with progress("calibrate", len(cases)) as bar:
-
-        def walk(part: str, floors: Callable[[Image], Sequence[float]]) -> tuple[list[ObservedCase], _Pixels]:
-            chosen = [case for case in cases if case.unit in parts[part]]
-            observed, pixels = [], dict[str, PixelCounts]()
-            for case, image, prediction, reference in _predicted(segmenter, dataset, chosen):
-                promises = promises_of(asked, floors(image) if prediction.edges else ())
-                observed.append(
-                    observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
-                )
-                _count(pixels, case.unit, prediction, reference, band)
-                bar.advance()
-            return observed, pixels
-
-        tried: list[float] = []
-
-        def trials(image: Image) -> Sequence[float]:
-            # all cases try the same floors: elements of the first one
-            if not tried:
-                tried.extend(trial_floors(float(np.prod(image.grid.spacing) ** (1 / image.grid.ndim))))
-            return tried
-
-        fit, pixels = walk("fit", trials)
+        fit, pixels = _observed(segmenter, dataset, of_part["fit"], promises_of(asked, floors), band, bar)
         limits = fit_limits(
             fit,
             pixels,
             asked,
             own_threshold=own_threshold,
-            exchangeable=exchangeable,
+            exchangeable=data.exchangeable,
             class_names={c.id: c.name for c in dataset.card.classes},
         )
-        margin, _ = walk("margin", lambda _: () if limits.floor is None else (limits.floor,))
-    data = CalibrationData(
-        exchangeable=exchangeable,
-        date=datetime.now(UTC).date().isoformat(),
-        digest=_digest(dataset, cases),
-    )
+        chosen = promises_of(asked, () if limits.floor is None else (limits.floor,))
+        margin, _ = _observed(segmenter, dataset, of_part["margin"], chosen, band, bar)
     calibration = fit_calibration(
         limits, fit, margin, asked, data, mode=mode, weights_sha256=weights_sha256, card=dataset.card.name
     )
@@ -287,6 +269,26 @@ def _predicted(
         yield case, image, segmenter(image), reference
 
 
+def _observed(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    promises: Sequence[Promise],
+    band: float | None,
+    bar: Bar,
+) -> tuple[list[ObservedCase], _Pixels]:
+    """Return what is kept of each case, and the counts of pixels by unit; none without a foreground map."""
+    observed: list[ObservedCase] = []
+    pixels: _Pixels = {}
+    for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
+        observed.append(
+            observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
+        )
+        _count(pixels, case.unit, prediction, reference, band)
+        bar.advance()
+    return observed, pixels
+
+
 def _count(
     pixels: _Pixels, unit: str, prediction: Prediction, reference: InstanceSet, band: float | None
 ) -> None:
@@ -294,8 +296,12 @@ def _count(
         pixels.setdefault(unit, PixelCounts()).add(prediction.maps["foreground"], reference, band)
 
 
-def _digest(dataset: Dataset, cases: Sequence[Case]) -> str:
-    return Dataset(card=dataset.card, cases=tuple(cases)).digest()
+def _where_from(dataset: Dataset, cases: Sequence[Case]) -> CalibrationData:
+    return CalibrationData(
+        exchangeable=dataset.card.unit,
+        date=datetime.now(UTC).date().isoformat(),
+        digest=replace(dataset, cases=tuple(cases)).digest(),
+    )
 
 
 def _report(done: Calibrated, run: TrackedRun, out: Path | None) -> None:

@@ -123,7 +123,7 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
         named = f"mean {risk.removeprefix('mean ')}" if risk != "spurious" else "share of spurious ones"
         figures[f"risk_coverage_{_file_name(over)}_{_file_name(risk)}"] = risk_coverage_curves(
             {one.uncertainty: risk_coverage(*one.points) for one in members},
-            title=f"{over}: {risk} of those that are not referred (n = {members[0].n})",
+            title=f"{over} that are not referred (n = {members[0].n})",
             risk=f"{named} ({unit})" if unit else named,
             best=risk_coverage(risks, risks),
         )

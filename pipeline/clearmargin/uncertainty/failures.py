@@ -152,6 +152,8 @@ def _failure(
         e_aurc=e_aurc(doubts, risks),
         ause=ause(doubts, risks),
         auroc=error_auroc(doubts, np.asarray(risks) > risk.limit),
-        referral=refer(doubts, risks, risk.limit, within=WITHIN, name=risk.name, unit=risk.unit),
+        referral=refer(
+            doubts, risks, risk.limit, within=WITHIN, name=risk.name, unit=risk.unit, what=risk.over
+        ),
         points=(tuple(doubts), tuple(risks)),
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.uncertainty.calibration import Calibration, Refusal
@@ -98,8 +99,7 @@ def fit_limits(
         InputError: No instance was predicted in any case, or cases are in mm and in px.
     """
     instances = [one for case in cases for one in case.instances]
-    if len({case.length_unit for case in cases}) > 1:
-        raise InputError("some calibration images are in mm and others in px: calibrate them apart")
+    _length_unit(cases)
     if not instances:
         raise InputError(
             f"the model found nothing in {len(cases)} calibration cases that limits are fitted on, whatever the "
@@ -147,7 +147,11 @@ def fit_calibration(
         mode: How the model was sampled.
         weights_sha256: Of the model.
         card: Name of the card.
+
+    Raises:
+        InputError: Cases are in mm and in px.
     """
+    length_unit = _length_unit([*fit, *margin])
     margins, refused = _margins(margin, limits, asked, data)
     return Calibration(
         mode=mode,
@@ -155,7 +159,7 @@ def fit_calibration(
         card=card,
         data=data,
         units={"fit": len({c.unit for c in fit}), "margin": len({c.unit for c in margin})},
-        length_unit=margin[0].length_unit,
+        length_unit=length_unit,
         threshold=limits.threshold,
         scores=limits.scores,
         pixels=limits.pixels,
@@ -168,6 +172,13 @@ def fit_calibration(
         referral=limits.referral,
         fingerprint=fingerprint([case.features for case in (*fit, *margin)]),
     )
+
+
+def _length_unit(cases: Sequence[ObservedCase]) -> Unit:
+    units = {case.length_unit for case in cases}
+    if len(units) > 1:
+        raise InputError("some calibration images are in mm and others in px: calibrate them apart")
+    return units.pop()
 
 
 def _margins(

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.metrics.detection_calibration import detection_calibration_error
-from clearmargin.metrics.statistics import Interval, bootstrap_statistic
+from clearmargin.metrics.statistics import Interval, bootstrap_statistics
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts
 
 __all__ = ["ERRORS", "Reliabilities", "Scaled", "pixel_errors", "score_errors"]
 
 T = TypeVar("T")
+_SIDES = ("before", "after")
 
 ERRORS: dict[str, Callable[[Reliability], float]] = {
     "ECE": lambda counts: counts.ece(),
@@ -69,21 +70,18 @@ class _Scores:
 def score_errors(
     calibration: Calibration, cases: Sequence[ObservedCase], rng: np.random.Generator, resamples: int
 ) -> tuple[list[Reliabilities], list[Scaled]]:
-    """Return the errors of the scores of all instances and of the kept ones, of these the D-ECE as well.
+    """Return the errors of the scores of all instances and of the kept ones, the D-ECE as well.
 
     Nothing where no instance was predicted.
     """
-    diagrams, rows = [], []
     units = [case.unit for case in cases]
+    diagrams: list[Reliabilities] = []
+    rows: list[Scaled] = []
     for what, least in (("scores, all instances", 0.0), ("scores, kept instances", calibration.threshold)):
         tables = [_scores(case, calibration, least) for case in cases]
-        if not sum(len(table.right) for table in tables):
-            continue
-        before, after = _merged(tables, "before"), _merged(tables, "after")
-        diagrams.append(Reliabilities(what=what, before=before, after=after))
-        for name, error in ERRORS.items():
-            rows.append(_compared(what, name, partial(_cells_error, error), tables, units, rng, resamples))
-        rows.append(_compared(what, "D-ECE", _detection_error, tables, units, rng, resamples))
+        if sum(len(table.right) for table in tables):
+            diagrams.append(_of_scores(what, tables))
+            rows += _compared(what, partial(_score_numbers, what), tables, units, rng, resamples)
     return diagrams, rows
 
 
@@ -101,17 +99,14 @@ def pixel_errors(
         rng: Of the resamples.
         resamples: Of each interval.
     """
-    diagrams, rows = [], []
     units = list(before)
+    diagrams: list[Reliabilities] = []
+    rows: list[Scaled] = []
     for what, part in (("pixels, all", "every"), ("pixels near the edge", "band")):
         pairs = [(getattr(before[unit], part), getattr(after[unit], part)) for unit in units]
-        if not sum(pair[0].total for pair in pairs):
-            continue
-        whole = [Reliability.together(pair[k] for pair in pairs) for k in range(2)]
-        diagrams.append(Reliabilities(what=what, before=whole[0], after=whole[1]))
-        for name, error in ERRORS.items():
-            number = partial(_pixels_error, error)
-            rows.append(_compared(what, name, number, pairs, units, rng, resamples))
+        if sum(pair[0].total for pair in pairs):
+            diagrams.append(_of_pixels(what, pairs))
+            rows += _compared(what, partial(_pixel_numbers, what), pairs, units, rng, resamples)
     return diagrams, rows
 
 
@@ -126,45 +121,60 @@ def _scores(case: ObservedCase, calibration: Calibration, least: float) -> _Scor
     )
 
 
-def _merged(sample: Sequence[_Scores], side: str) -> Reliability:
-    return Reliability.of(
-        np.concatenate([getattr(one, side) for one in sample]), np.concatenate([one.right for one in sample])
-    )
+def _of_scores(what: str, sample: Sequence[_Scores]) -> Reliabilities:
+    right = np.concatenate([one.right for one in sample])
+    before, after = (np.concatenate([getattr(one, side) for one in sample]) for side in _SIDES)
+    return Reliabilities(what=what, before=Reliability.of(before, right), after=Reliability.of(after, right))
 
 
-def _cells_error(error: Callable[[Reliability], float], sample: Sequence[_Scores], side: str) -> float:
-    return error(_merged(sample, side))
+def _of_pixels(what: str, sample: Sequence[tuple[Reliability, Reliability]]) -> Reliabilities:
+    before, after = (Reliability.together(pair[k] for pair in sample) for k in range(2))
+    return Reliabilities(what=what, before=before, after=after)
 
 
-def _pixels_error(
-    error: Callable[[Reliability], float], sample: Sequence[tuple[Reliability, Reliability]], side: str
-) -> float:
-    return error(Reliability.together(pair[side == "after"] for pair in sample))
+def _score_numbers(what: str, sample: Sequence[_Scores]) -> dict[tuple[str, str], float]:
+    right, sizes = (np.concatenate([getattr(one, name) for one in sample]) for name in ("right", "sizes"))
+    found = _errors(_of_scores(what, sample))
+    for side in _SIDES:
+        said = np.concatenate([getattr(one, side) for one in sample])
+        found["D-ECE", side] = detection_calibration_error(said, right, sizes)
+    return found
 
 
-def _detection_error(sample: Sequence[_Scores], side: str) -> float:
-    said, right, sizes = (
-        np.concatenate([getattr(one, name) for one in sample]) for name in (side, "right", "sizes")
-    )
-    return detection_calibration_error(said, right, sizes)
+def _pixel_numbers(
+    what: str, sample: Sequence[tuple[Reliability, Reliability]]
+) -> dict[tuple[str, str], float]:
+    return _errors(_of_pixels(what, sample))
+
+
+def _errors(counts: Reliabilities) -> dict[tuple[str, str], float]:
+    return {(name, side): error(getattr(counts, side)) for name, error in ERRORS.items() for side in _SIDES}
 
 
 def _compared(
     what: str,
-    name: str,
-    number: Callable[[Sequence[T], str], float],
+    numbers: Callable[[Sequence[T]], dict[tuple[str, str], float]],
     tables: Sequence[T],
     units: Sequence[str],
     rng: np.random.Generator,
     resamples: int,
-) -> Scaled:
-    def interval(statistic: Callable[[Sequence[T]], float]) -> Interval:
-        return bootstrap_statistic(statistic, tables, units, rng=rng, resamples=resamples)
+) -> list[Scaled]:
+    """Return each error before, after, and the change, all of the same resamples."""
 
-    return Scaled(
-        what=what,
-        number=name,
-        before=interval(lambda sample: number(sample, "before")),
-        after=interval(lambda sample: number(sample, "after")),
-        change=interval(lambda sample: number(sample, "after") - number(sample, "before")),
-    )
+    def flat(sample: Sequence[T]) -> dict[str, float]:
+        found = numbers(sample)
+        names = [name for name, side in found if side == "before"]
+        changes = {f"{name} change": found[name, "after"] - found[name, "before"] for name in names}
+        return {f"{name} {side}": value for (name, side), value in found.items()} | changes
+
+    found = bootstrap_statistics(flat, tables, units, rng=rng, resamples=resamples)
+    return [
+        Scaled(
+            what=what,
+            number=name,
+            before=found[f"{name} before"],
+            after=found[f"{name} after"],
+            change=found[f"{name} change"],
+        )
+        for name in (key.removesuffix(" change") for key in found if key.endswith(" change"))
+    ]
