@@ -110,9 +110,12 @@ def test_predict_writes_tables_pictures_and_maps(trained):
         "overlay.png",
         "entropy.tif",
         "foreground.tif",
+        "mutual_information.tif",
+        "variance.tif",
     }
     rows = json.loads((folder / "instances.json").read_text())
-    assert rows and all("mean_entropy" in r and "volume_mm3" not in r for r in rows)
+    assert rows and all("mean_entropy" in r and "edge_sd_px" in r for r in rows)
+    assert not any("mm" in name for row in rows for name in row)
     import tifffile
 
     entropy = tifffile.imread(folder / "entropy.tif")

@@ -28,7 +28,9 @@ SHAPE = (7, 64, 64)
 @pytest.fixture
 def bright(monkeypatch):
     """Predict with the network that sees what is bright, in Hounsfield units from 0 to 400."""
-    monkeypatch.setattr("clearmargin.predict.load_segmenter", lambda *_, **__: bright_segmenter(0, 400))
+    monkeypatch.setattr(
+        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+    )
 
 
 def ct(folder, affine=None):
@@ -130,7 +132,7 @@ def test_display_values_need_a_window(monkeypatch, tmp_path):
 
     segmenter = bright_segmenter()
     percentiles = replace(segmenter, image=segmenter.image.model_copy(update={"intensity": Percentiles()}))
-    monkeypatch.setattr("clearmargin.predict.load_segmenter", lambda *_, **__: percentiles)
+    monkeypatch.setattr("clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: percentiles)
     with pytest.raises(ConfigError, match="percentiles"):
         predict(tmp_path, tmp_path / "out", model=Path("any"), display_window=True)
 

@@ -57,6 +57,15 @@ class Uncertainty(StrEnum):
     dropout = "dropout"
 
 
+Sampling = Annotated[
+    Uncertainty,
+    typer.Option(
+        help="What is sampled: the epochs that training kept, an ensemble's members, mirrored and scaled views, or "
+        "the network's dropout."
+    ),
+]
+
+
 class Runtime(StrEnum):
     """What computes a network."""
 
@@ -243,13 +252,21 @@ def evaluate(
     score_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score, but for AP; default: the model's.")
     ] = None,
+    uncertainty: Sampling = Uncertainty.none,
 ) -> None:
     """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
     from clearmargin.evaluate import evaluate as call
     from clearmargin.evaluate import render
     from clearmargin.tracking.resolve import model_folder
 
-    found = call(model_folder(model), card, split=split.value, score_threshold=score_threshold, out=out)
+    found = call(
+        model_folder(model),
+        card,
+        split=split.value,
+        score_threshold=score_threshold,
+        uncertainty=uncertainty.value,
+        out=out,
+    )
     _say(render(found))
     if found.run_id:
         _say(f"run: {found.run_id} (clearmargin review shows it)")
@@ -265,9 +282,7 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Share of units that may fail; repeatable, or 0.1,0.05 (which is the default)."),
     ] = None,
-    uncertainty: Annotated[
-        Uncertainty, typer.Option(help="How the model is sampled; each way has its own calibration.")
-    ] = Uncertainty.none,
+    uncertainty: Sampling = Uncertainty.none,
     split: Annotated[Split, typer.Option(help="Which split to calibrate on.")] = Split.calibration,
     judge: Annotated[
         Split | None, typer.Option(help="A further split to judge on; nothing is fitted on it.")
@@ -334,9 +349,7 @@ def predict(
         Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
     ],
     model: Model,
-    uncertainty: Annotated[
-        Uncertainty, typer.Option(help="tta: entropy maps from mirrored and scaled views.")
-    ] = Uncertainty.none,
+    uncertainty: Sampling = Uncertainty.none,
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
     ] = None,

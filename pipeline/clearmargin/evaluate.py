@@ -34,11 +34,11 @@ from clearmargin.metrics.tables import (
     summary_csv,
     summary_markdown,
 )
-from clearmargin.models import load_segmenter
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.report.overlay import overlay
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
+from clearmargin.uncertainty.sampling import Mode, open_segmenter
 
 __all__ = [
     "VALIDATION_METRICS",
@@ -98,6 +98,7 @@ def evaluate(
     *,
     split: Split = "test",
     score_threshold: float | None = None,
+    uncertainty: Mode = "none",
     out: Path | None = None,
 ) -> Evaluation:
     """Evaluate a model folder on a card's split, and log it as a run of its own.
@@ -107,12 +108,13 @@ def evaluate(
         card: A data card.
         split: Which split; the run and its name carry it.
         score_threshold: For everything but average precision; None takes the model's own.
+        uncertainty: What is sampled, and agreed on; ``none`` measures the network alone.
         out: A folder for the tables (``write_tables``); None writes no files.
 
     Raises:
         ConfigError: The card does not fit, has no such split, or other classes than the model.
     """
-    segmenter = load_segmenter(model)
+    segmenter = open_segmenter(model, uncertainty)
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
         raise ConfigError(
@@ -127,6 +129,7 @@ def evaluate(
             "card": dataset.card.name,
             "split": split,
             "score_threshold": threshold,
+            "uncertainty": uncertainty,
             "weights_sha256": segmenter.provenance.weights_sha256,
             "config_sha256": segmenter.provenance.config_sha256,
         },

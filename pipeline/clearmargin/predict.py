@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.config import validate
-from clearmargin.core import Image, Prediction
+from clearmargin.core import Image, Prediction, Segmenter
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
-from clearmargin.models import load_segmenter
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.privacy import record_case
-from clearmargin.report.overlay import heat_overlay, overlay
+from clearmargin.report.case_folder import (
+    by_class,
+    picture,
+    write_case,
+    write_picture,
+    write_rows,
+    write_summary,
+)
 from clearmargin.report.progress import progress
-from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
+from clearmargin.report.tables import instance_rows
 from clearmargin.transforms.intensity import Window
+from clearmargin.uncertainty.sampling import Mode, open_segmenter
 
 __all__ = ["Predicted", "PredictionReport", "predict"]
 
 log = logging.getLogger(__name__)
-
-Uncertainty = Literal["none", "tta"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ def predict(
     out: Path,
     *,
     model: Path,
-    uncertainty: Uncertainty = "none",
+    uncertainty: Mode = "none",
     series: str | None = None,
     device: str | None = None,
     runtime: str = "torch",
@@ -82,8 +86,9 @@ def predict(
         source: A DICOM file or folder, a volume file, a picture, a folder of pictures or volumes, or a clip.
         out: A folder; each input gets its own in it, named by its case id (the private crosswalk says which
             file that is).
-        model: A model folder.
-        uncertainty: ``tta`` adds maps of foreground probability and entropy from mirrored and scaled views.
+        model: A model folder; for ``ensemble`` an ensemble's.
+        uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`). Any but ``none`` adds maps and the
+            columns that say how far the samples lie apart.
         series: Which DICOM series, where there are several.
         device: ``cpu`` or ``cuda``; None takes CUDA where it is.
         runtime: ``torch``, or what the model was exported to.
@@ -101,25 +106,26 @@ def predict(
     Raises:
         InputError: ``source`` is refused, or nothing in it could be read.
     """
-    segmenter = load_segmenter(model, device=device, runtime=runtime)
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
+
+    def adjust(segmenter: NetworkSegmenter) -> NetworkSegmenter:
+        changed = segmenter if tile is None else _in_tiles(segmenter, tile)
+        return _for_display(changed) if display_window else changed
+
+    segmenter = open_segmenter(model, uncertainty, device=device, runtime=runtime, adjust=adjust)
     if score_threshold is not None:
-        if not 0 <= score_threshold <= 1:
-            raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
         segmenter = segmenter.with_threshold(score_threshold)
-    if tile is not None:
-        segmenter = _in_tiles(segmenter, tile)
-    if display_window:
-        segmenter = _for_display(segmenter)
     if not source.exists():
         raise InputError(f"there is no file or folder '{source}'")
     out.mkdir(parents=True, exist_ok=True)
     if is_video(source):
-        return PredictionReport(done=(_predict_clip(source, out, segmenter, uncertainty),))
+        return PredictionReport(done=(_predict_clip(source, out, segmenter),))
     if source.is_dir() and not is_dicom(source):
-        return _predict_folder(source, out, segmenter, uncertainty)
+        return _predict_folder(source, out, segmenter)
     image = read_image(source, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
     record_case(image.source.case, source)
-    return PredictionReport(done=(_predict_image(image, out, segmenter, uncertainty),))
+    return PredictionReport(done=(_predict_image(image, out, segmenter),))
 
 
 def _in_tiles(segmenter: NetworkSegmenter, tile: int) -> NetworkSegmenter:
@@ -138,9 +144,7 @@ def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
     return replace(segmenter, image=shown)
 
 
-def _predict_folder(
-    folder: Path, out: Path, segmenter: NetworkSegmenter, uncertainty: Uncertainty
-) -> PredictionReport:
+def _predict_folder(folder: Path, out: Path, segmenter: Segmenter) -> PredictionReport:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(tuple(READERS)))
     if not files:
         raise InputError(
@@ -152,7 +156,7 @@ def _predict_folder(
             try:
                 image = read_image(path)
                 record_case(image.source.case, path)
-                done.append(_predict_image(image, out, segmenter, uncertainty))
+                done.append(_predict_image(image, out, segmenter))
             except ClearMarginError as error:
                 name = f"input-{number:05d}"
                 record_case(name, path)
@@ -168,44 +172,19 @@ def _predict_folder(
     return PredictionReport(done=tuple(done), failed=failed)
 
 
-def _predict_image(
-    image: Image, out: Path, segmenter: NetworkSegmenter, uncertainty: Uncertainty
-) -> Predicted:
-    prediction = _segment(image, segmenter, uncertainty)
+def _predict_image(image: Image, out: Path, segmenter: Segmenter) -> Predicted:
+    prediction = segmenter(image)
     folder = out / image.source.case
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_rows(instance_rows(image.source, prediction), folder)
-    if image.source.kind == "dicom":
-        from clearmargin.formats.dicom_seg import write_dicom_seg
-
-        written = write_dicom_seg(folder / "seg.dcm", prediction, image)
-        if written.path is None:
-            log.info(
-                "%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written",
-                image.source.case,
-            )
-        elif image.grid.ndim == 3 and image.grid.unit == "mm":
-            from clearmargin.formats.structured_report import write_structured_report
-            from clearmargin.report.quantities import measured_quantities
-
-            quantities = measured_quantities(prediction)
-            write_structured_report(folder / "report.dcm", prediction, image, written.path, quantities)
-        if "entropy" in prediction.maps and image.grid.ndim == 3:
-            from clearmargin.formats.parametric_map import write_parametric_map
-
-            write_parametric_map(folder / "entropy.dcm", prediction, "entropy", image)
-    _write_maps(prediction, image, folder)
-    _write_pictures(prediction, image, folder)
-    _write_summary(folder, prediction, image, len(prediction.instances))
+    write_case(folder, prediction, image)
     return Predicted(
         case=image.source.case,
         folder=folder,
         instances=len(prediction.instances),
-        by_class=_by_class(prediction),
+        by_class=by_class(prediction),
     )
 
 
-def _predict_clip(path: Path, out: Path, segmenter: NetworkSegmenter, uncertainty: Uncertainty) -> Predicted:
+def _predict_clip(path: Path, out: Path, segmenter: Segmenter) -> Predicted:
     """Segment every frame on its own; tables carry frame and time."""
     from clearmargin.formats.video import write_video
 
@@ -226,96 +205,22 @@ def _predict_clip(path: Path, out: Path, segmenter: NetworkSegmenter, uncertaint
         def pictures() -> Iterator[NDArray[np.uint8]]:
             image: Image | None = first
             while image is not None:
-                prediction = _segment(image, segmenter, uncertainty)
+                prediction = segmenter(image)
                 number = image.source.frame or 0
                 rows.extend(instance_rows(image.source, prediction))
-                for name, count in _by_class(prediction).items():
+                for name, count in by_class(prediction).items():
                     counts[name] = counts.get(name, 0) + count
-                picture = _picture(prediction, image)
+                drawn = picture(prediction, image)
                 # One picture a second lies beside the clip, for those who cannot play it.
                 if number % max(1, round(clip.fps)) == 0:
-                    _write_picture(folder / "overlay" / f"frame-{number:06d}.png", picture)
+                    write_picture(folder / "overlay" / f"frame-{number:06d}.png", drawn)
                 last[:] = [(image, prediction)]
                 bar.advance(instances=str(len(prediction.instances)))
-                yield np.moveaxis(picture, -1, 0)
+                yield np.moveaxis(drawn, -1, 0)
                 image = next(frames, None)
 
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
-    _write_rows(rows, folder)
+    write_rows(folder, rows)
     image, prediction = last[0]
-    _write_summary(folder, prediction, image, len(rows))
+    write_summary(folder, prediction, image, len(rows))
     return Predicted(case=case, folder=folder, instances=len(rows), by_class=counts)
-
-
-def _segment(image: Image, segmenter: NetworkSegmenter, uncertainty: Uncertainty) -> Prediction:
-    if uncertainty == "tta":
-        from clearmargin.uncertainty.sampling import predict_with_tta
-
-        return predict_with_tta(segmenter, image)
-    return segmenter(image)
-
-
-def _write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
-    write_rows_csv(folder / "instances.csv", rows)
-    write_rows_json(folder / "instances.json", rows)
-
-
-def _write_maps(prediction: Prediction, image: Image, folder: Path) -> None:
-    """Write each map with its geometry: NIfTI for a volume, 32-bit TIFF for a picture."""
-    for name, values in prediction.maps.items():
-        if image.grid.ndim == 3:
-            from clearmargin.formats.volume import write_volume
-
-            write_volume(folder / f"{name}.nii.gz", values, image.grid)
-        else:
-            from clearmargin.formats.raster import write_raster
-
-            write_raster(folder / f"{name}.tif", values)
-
-
-def _write_pictures(prediction: Prediction, image: Image, folder: Path) -> None:
-    """Write an overlay for a picture; for a volume one for each slice in which something was found."""
-    if image.grid.ndim == 2:
-        _write_picture(folder / "overlay.png", _picture(prediction, image))
-        return
-    (folder / "overlay").mkdir(exist_ok=True)
-    for z in range(image.grid.shape[0]):
-        if len(prediction.instances.plane(z)[0]):
-            _write_picture(folder / "overlay" / f"slice-{z:04d}.png", _picture(prediction, image, z))
-
-
-def _picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:
-    """Return the overlay, with the entropy map on its right where there is one."""
-    drawn = overlay(image, prediction.instances, z=z, label_map=prediction.label_map)
-    if "entropy" not in prediction.maps:
-        return drawn
-    return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z, limit=1.0)], axis=1)
-
-
-def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    from clearmargin.formats.raster import write_raster
-
-    write_raster(path, np.moveaxis(picture, -1, 0))
-
-
-def _write_summary(folder: Path, prediction: Prediction, image: Image, instances: int) -> None:
-    made_by = prediction.provenance
-    summary = {
-        "case": image.source.case,
-        "instances": instances,
-        "shape": list(image.grid.shape),
-        "spacing": list(image.grid.spacing),
-        "unit": image.grid.unit,
-        "model": made_by.model,
-        "weights_sha256": made_by.weights_sha256,
-        "config_sha256": made_by.config_sha256,
-        "runtime": made_by.runtime,
-        "software": made_by.software,
-        "use": "research only; not for diagnosis or treatment",
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-
-def _by_class(prediction: Prediction) -> dict[str, int]:
-    labels = prediction.instances.labels
-    return {c.name: int((labels == c.id).sum()) for c in prediction.label_map.classes}

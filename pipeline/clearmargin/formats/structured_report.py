@@ -28,6 +28,11 @@ __all__ = ["Quantity", "own_quantities", "write_structured_report"]
 
 _IMAGING = Code(value="363679005", scheme="SCT", meaning="Imaging")
 _ONE = Code(value="1", scheme="UCUM", meaning="no units")
+_UNITS = {  # of a column, by how its name ends
+    "_mm": Code(value="mm", scheme="UCUM", meaning="millimeter"),
+    "_mm2": Code(value="mm2", scheme="UCUM", meaning="square millimeter"),
+    "_mm3": Code(value="mm3", scheme="UCUM", meaning="cubic millimeter"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,17 +58,18 @@ def own_quantities(prediction: Prediction) -> list[Quantity]:
         volume = instances.grid.ndim == 3
         size = np.array([mask.area for mask in instances.masks]) * instances.grid.voxel_size
         name = ("118565006", "Volume") if volume else ("42798000", "Area")
-        unit = ("mm3", "cubic millimeter") if volume else ("mm2", "square millimeter")
         found.append(
             Quantity(
                 name=Code(value=name[0], scheme="SCT", meaning=name[1]),
-                unit=Code(value=unit[0], scheme="UCUM", meaning=unit[1]),
+                unit=_UNITS["_mm3" if volume else "_mm2"],
                 values=size,
             )
         )
     for column, values in {"score": instances.scores, **instances.uncertainty}.items():
-        code = Code(value=column[:16], scheme="99CLEARMARGIN", meaning=column.replace("_", " ").capitalize())
-        found.append(Quantity(name=code, unit=_ONE, values=values))
+        ending = next((end for end in _UNITS if column.endswith(end)), "")
+        stem = column.removesuffix(ending)
+        code = Code(value=stem[:16], scheme="99CLEARMARGIN", meaning=stem.replace("_", " ").capitalize())
+        found.append(Quantity(name=code, unit=_UNITS.get(ending, _ONE), values=values))
     return found
 
 

@@ -34,7 +34,7 @@ def switch_dropout(network: nn.Module) -> nn.Module:
     for name, module in list(network.named_modules()):
         if type(module) in _KINDS:
             above, _, last = name.rpartition(".")
-            setattr(network.get_submodule(above), last, SwitchedDropout(module))  # type: ignore[arg-type]
+            setattr(network.get_submodule(above), last, SwitchedDropout(module))
     return network
 
 

@@ -115,10 +115,9 @@ def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> No
 
 
 def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep: int) -> None:
-    """Keep the weights of an epoch in a model folder, and of all epochs ``keep`` over the last half so far.
+    """Keep the weights of an epoch in a model folder, with at most ``keep - 1`` earlier ones of the last half so far.
 
-    They are spread evenly, the epoch at hand among them: members of a checkpoint ensemble. Fewer where there
-    were fewer epochs; earlier ones that are no longer wanted go.
+    They are spread about evenly: members of a checkpoint ensemble. Fewer where there were fewer epochs.
 
     Source: Chen et al., "Checkpoint ensembles", arXiv:1710.03282.
     """
@@ -126,11 +125,15 @@ def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep
     held.mkdir(parents=True, exist_ok=True)
     _save_weights(held / f"epoch-{epoch:05d}.safetensors", state)
     known = {int(path.stem.removeprefix("epoch-")): path for path in snapshots(folder)}
-    wanted = [epoch * (0.5 + 0.5 * k / keep) for k in range(1, keep + 1)]
-    chosen = {min(known, key=lambda at: (abs(at - wish), -at)) for wish in wanted}
-    for at, path in known.items():
-        if at not in chosen:
-            path.unlink()
+    while len(known) > keep:
+        known.pop(_least_wanted(sorted(known))).unlink()
+
+
+def _least_wanted(epochs: list[int]) -> int:
+    """Return the epoch to forget: the first, where it lies in the first half, else the one nearest to its next."""
+    if 2 * epochs[0] <= epochs[-1]:
+        return epochs[0]
+    return min(epochs[:-1], key=lambda at: epochs[epochs.index(at) + 1] - at)
 
 
 def snapshots(folder: Path) -> tuple[Path, ...]:

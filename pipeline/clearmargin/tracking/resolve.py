@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["model_folder"]
 
-_MODEL_FILE = "model.yaml"
+_MODEL_FILE, _ENSEMBLE_FILE = "model.yaml", "ensemble.yaml"
 
 
 def model_folder(reference: str | Path, *, uri: str | None = None) -> Path:
-    """Return the local folder with ``model.yaml`` that ``reference`` names.
+    """Return the local folder with ``model.yaml`` (of an ensemble, with ``ensemble.yaml``) that ``reference`` names.
 
     Args:
-        reference: A model folder, a training's folder that has one in ``model/``, a run id, ``runs:/ID``,
-            ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/MODEL_ID``.
+        reference: A model folder, a training's folder that has one in ``model/``, an ensemble's, a run id,
+            ``runs:/ID``, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/MODEL_ID``.
         uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
 
     Returns:
@@ -39,6 +39,8 @@ def model_folder(reference: str | Path, *, uri: str | None = None) -> Path:
     for folder in (local, local / "model"):
         if (folder / _MODEL_FILE).is_file():
             return folder
+    if (local / _ENSEMBLE_FILE).is_file():
+        return local
     if local.is_dir():
         raise InputError(f"'{text}' is no model folder: it has neither {_MODEL_FILE} nor model/{_MODEL_FILE}")
     run = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", text)

@@ -354,8 +354,8 @@ def _columns(spreads: list[Spread], instances: InstanceSet) -> dict[str, NDArray
         "pairwise_dice": [s.pairwise_dice for s in spreads],
         f"edge_sd_{grid.unit}": [s.edge_sd for s in spreads],
         "predicted_nsd": [s.predicted_nsd for s in spreads],
-        f"{size}_least": [s.size[0] * element for s in spreads],
-        f"{size}_most": [s.size[1] * element for s in spreads],
+        f"least_{size}": [s.size[0] * element for s in spreads],
+        f"most_{size}": [s.size[1] * element for s in spreads],
     }
     return {name: np.array(values, np.float32) for name, values in columns.items()}
 

@@ -121,7 +121,8 @@ def _signed(points: Points, mask: Mask, steps: Points) -> Points:
     index = points.astype(np.int64) - np.asarray(mask.origin)
     within = np.all((index >= 0) & (index < mask.crop.shape), axis=1)
     inside[within] = mask.crop[tuple(index[within].T)]
-    return np.where(inside, -distances, distances)
+    signed: Points = np.where(inside, -distances, distances)
+    return signed
 
 
 def _with_rim(mask: Mask) -> tuple[NDArray[np.bool_], Points]:

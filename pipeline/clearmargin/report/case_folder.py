@@ -1,0 +1,144 @@
+"""What a prediction leaves of one case: tables, DICOM, maps with their geometry, pictures, a summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Image, Prediction
+from clearmargin.report.overlay import heat_overlay, overlay
+from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
+
+__all__ = ["by_class", "picture", "write_case", "write_picture", "write_rows", "write_summary"]
+
+log = logging.getLogger(__name__)
+
+
+def write_case(folder: Path, prediction: Prediction, image: Image, **summary: Any) -> None:
+    """Write everything of one image or volume into ``folder``; docs/predict.md lists the files.
+
+    Args:
+        folder: Made where it is not there.
+        prediction: On the image's grid.
+        image: What was segmented.
+        summary: Further entries of ``summary.json``.
+
+    Raises:
+        OutputError: DICOM cannot hold the prediction.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder, instance_rows(image.source, prediction))
+    if image.source.kind == "dicom":
+        _write_dicom(folder, prediction, image)
+    _write_maps(folder, prediction, image)
+    _write_pictures(folder, prediction, image)
+    write_summary(folder, prediction, image, len(prediction.instances), **summary)
+
+
+def write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write ``instances.csv`` and ``.json``."""
+    write_rows_csv(folder / "instances.csv", rows)
+    write_rows_json(folder / "instances.json", rows)
+
+
+def write_summary(folder: Path, prediction: Prediction, image: Image, instances: int, **further: Any) -> None:
+    """Write ``summary.json``: counts, the grid, what made it, and what else there is to say."""
+    made_by = prediction.provenance
+    summary = {
+        "case": image.source.case,
+        "instances": instances,
+        "shape": list(image.grid.shape),
+        "spacing": list(image.grid.spacing),
+        "unit": image.grid.unit,
+        "model": made_by.model,
+        "weights_sha256": made_by.weights_sha256,
+        "config_sha256": made_by.config_sha256,
+        "runtime": made_by.runtime,
+        "software": made_by.software,
+        **further,
+        "use": "research only; not for diagnosis or treatment",
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:
+    """Return the overlay, with the entropy map on its right where there is one."""
+    drawn = overlay(image, prediction.instances, z=z, label_map=prediction.label_map)
+    if "entropy" not in prediction.maps:
+        return drawn
+    return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z, limit=1.0)], axis=1)
+
+
+def write_picture(path: Path, drawn: NDArray[np.uint8]) -> None:
+    """Write a picture, ``(Y, X, 3)``."""
+    from clearmargin.formats.raster import write_raster
+
+    write_raster(path, np.moveaxis(drawn, -1, 0))
+
+
+def by_class(prediction: Prediction) -> dict[str, int]:
+    """Return the number of instances of each class name."""
+    labels = prediction.instances.labels
+    return {c.name: int((labels == c.id).sum()) for c in prediction.label_map.classes}
+
+
+def _write_dicom(folder: Path, prediction: Prediction, image: Image) -> None:
+    """Write the SEG, for volumes a report beside it, and the maps of a volume."""
+    from clearmargin.formats.dicom_seg import write_dicom_seg
+
+    written = write_dicom_seg(folder / "seg.dcm", prediction, image)
+    if written.path is None:
+        log.info(
+            "%s: nothing was found, and a DICOM SEG cannot hold nothing: none is written", image.source.case
+        )
+    elif image.grid.ndim == 3 and image.grid.unit == "mm":
+        from clearmargin.formats.structured_report import write_structured_report
+        from clearmargin.report.quantities import measured_quantities
+
+        quantities = measured_quantities(prediction)
+        write_structured_report(folder / "report.dcm", prediction, image, written.path, quantities)
+    if image.grid.ndim == 3:
+        _write_dicom_maps(folder, prediction, image)
+
+
+def _write_dicom_maps(folder: Path, prediction: Prediction, image: Image) -> None:
+    from clearmargin.formats.dicom_seg_kinds import write_fractional_seg
+    from clearmargin.formats.parametric_map import write_parametric_map
+
+    for name in prediction.maps:
+        # A fractional segment is the probability of one class; the largest over several is no class's own.
+        if name == "foreground" and len(prediction.label_map) == 1:
+            label = prediction.label_map.classes[0].id
+            write_fractional_seg(folder / f"{name}.dcm", prediction, name, label, image)
+        else:
+            write_parametric_map(folder / f"{name}.dcm", prediction, name, image)
+
+
+def _write_maps(folder: Path, prediction: Prediction, image: Image) -> None:
+    """Write each map with its geometry: NIfTI for a volume, 32-bit TIFF for a picture."""
+    for name, values in prediction.maps.items():
+        if image.grid.ndim == 3:
+            from clearmargin.formats.volume import write_volume
+
+            write_volume(folder / f"{name}.nii.gz", values, image.grid)
+        else:
+            from clearmargin.formats.raster import write_raster
+
+            write_raster(folder / f"{name}.tif", values)
+
+
+def _write_pictures(folder: Path, prediction: Prediction, image: Image) -> None:
+    """Write an overlay for a picture; for a volume one for each slice in which something was found."""
+    if image.grid.ndim == 2:
+        write_picture(folder / "overlay.png", picture(prediction, image))
+        return
+    (folder / "overlay").mkdir(exist_ok=True)
+    for z in range(image.grid.shape[0]):
+        if len(prediction.instances.plane(z)[0]):
+            write_picture(folder / "overlay" / f"slice-{z:04d}.png", picture(prediction, image, z))
