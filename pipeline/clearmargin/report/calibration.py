@@ -66,7 +66,7 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
     if calibration.refused:
         lines += ["", "## Refused", "", *(f"- {r.what}: {r.why}" for r in calibration.refused)]
     if judged is not None:
-        lines += _judged_lines(judged, calibration)
+        lines += _judged_lines(judged)
     return "\n".join(lines) + "\n"
 
 
@@ -93,8 +93,7 @@ def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, 
     found["threshold/margins"] = calibration.threshold
     if judged is None:
         return found
-    if judged.miss_rate is not None:
-        found["judged/miss_rate"] = judged.miss_rate.estimate
+    found |= {f"missed/{name}": interval.estimate for name, interval in judged.misses.items()}
     for row in judged.coverage:
         if row.units:
             found[f"coverage/{margin_name(row.margin)}"] = row.covered / row.units
@@ -154,13 +153,12 @@ def _scaling_lines(calibration: Calibration) -> list[str]:
     return lines
 
 
-def _judged_lines(judged: Judgement, calibration: Calibration) -> list[str]:
+def _judged_lines(judged: Judgement) -> list[str]:
     lines = ["", f"## Judged on {judged.units} other units ({judged.cases} cases)", ""]
-    if judged.miss_rate is not None:
-        lines += [
-            f"Instances missed at the threshold: {_interval(judged.miss_rate, 100)} % (mean over units).",
-            "",
-        ]
+    for name, interval in judged.misses.items():
+        share = f"{_interval(interval, 100)} % (mean over units)"
+        lines += [f"- Instances missed at the threshold of {name}: {share}."]
+    lines += [""] if judged.misses else []
     lines += ["### Coverage", "", *_markdown(_coverage_rows(judged.coverage))]
     if judged.shifts:
         lines += [

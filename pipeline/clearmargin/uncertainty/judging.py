@@ -25,8 +25,8 @@ class Judgement:
     Attributes:
         units: Judged units.
         cases: Judged cases.
-        miss_rate: Mean share of a unit's instances that are missed at the calibration's threshold; None where no
-            unit has an instance.
+        misses: Mean share of a unit's instances that are missed at each threshold: that of the margins, and by
+            alpha those against misses; none where no unit has an instance.
         coverage: One for each margin.
         shifts: One for each 100 % margin and pair of values of the card's strata.
         scaled: One for each error of each kind of probability.
@@ -36,7 +36,7 @@ class Judgement:
 
     units: int
     cases: int
-    miss_rate: Interval | None
+    misses: Mapping[str, Interval]
     coverage: tuple[Coverage, ...]
     shifts: tuple[Shift, ...]
     scaled: tuple[Scaled, ...]
@@ -73,7 +73,7 @@ def judge(
     return Judgement(
         units=len({case.unit for case in observed}),
         cases=len(cases),
-        miss_rate=_miss_rate(observed, calibration.threshold, rng),
+        misses=_misses(calibration, observed, rng),
         coverage=tuple(coverage_of(calibration, cases, margin_cases, rng)),
         shifts=tuple(shifts_of(calibration, margin_cases, observed)),
         scaled=(*of_scores[1], *of_pixels[1]),
@@ -82,12 +82,19 @@ def judge(
     )
 
 
-def _miss_rate(cases: Sequence[ObservedCase], threshold: float, rng: np.random.Generator) -> Interval | None:
-    missed: dict[str, list[float]] = {}
+def _misses(
+    calibration: Calibration, cases: Sequence[ObservedCase], rng: np.random.Generator
+) -> dict[str, Interval]:
+    thresholds = {"margins": calibration.threshold}
+    thresholds |= {f"alpha {m.alpha:g}": m.threshold for m in calibration.misses}
+    by_unit: dict[str, list[float]] = {}
     for case in cases:
         for one in case.found:
-            missed.setdefault(one.unit, []).append(float(one.score is None or one.score < threshold))
-    if not missed:
-        return None
-    rates = [float(np.mean(values)) for values in missed.values()]
-    return bootstrap_means({"misses": rates}, list(missed), rng=rng)["misses"]
+            by_unit.setdefault(one.unit, []).append(-np.inf if one.score is None else one.score)
+    if not by_unit:
+        return {}
+    losses = {
+        name: [float(np.mean(np.array(scores) < threshold)) for scores in by_unit.values()]
+        for name, threshold in thresholds.items()
+    }
+    return bootstrap_means(losses, list(by_unit), rng=rng)
