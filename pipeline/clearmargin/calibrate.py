@@ -67,6 +67,7 @@ def calibrate(
     judge_on: Split | None = None,
     by: Sequence[By] = (),
     shares: Sequence[float] = (1.0, 0.99, 0.95),
+    area_shares: Sequence[float] = (0.99, 0.9),
     fit_share: float = 0.3,
     risk_limit: float = 4.0,
     band: float | None = None,
@@ -85,6 +86,7 @@ def calibrate(
         judge_on: A further split on which everything is judged; nothing is fitted on it.
         by: What strata of margins are made of.
         shares: Of the instance's surface that a margin shall hold; 1 is always among them.
+        area_shares: Of the instance's pixels or voxels that an outer margin shall hold.
         fit_share: Share of the units for the threshold, scalings and limits; the others are for margins.
         risk_limit: HD95 over which an instance should have been referred, in the images' unit.
         band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
@@ -97,7 +99,7 @@ def calibrate(
         InputError: A unit was trained on, or the model does not say on which it was; nothing was found; too few
             units to divide.
     """
-    asked = _asked(alphas, shares, by, risk_limit)
+    asked = _asked(alphas, shares, area_shares, by, risk_limit)
     if judge_on == split:
         raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
     if not 0 < fit_share < 1:
@@ -122,6 +124,7 @@ def calibrate(
             "uncertainty": uncertainty,
             "alphas": list(asked.alphas),
             "shares": list(asked.shares),
+            "area_shares": list(asked.areas),
             "by": list(asked.by),
             "fit_share": fit_share,
             "seed": seed,
@@ -247,7 +250,13 @@ def judge_cases(
 _Pixels = dict[str, PixelCounts]
 
 
-def _asked(alphas: Sequence[float], shares: Sequence[float], by: Sequence[By], risk_limit: float) -> Asked:
+def _asked(
+    alphas: Sequence[float],
+    shares: Sequence[float],
+    areas: Sequence[float],
+    by: Sequence[By],
+    risk_limit: float,
+) -> Asked:
     for alpha in alphas:
         if not 0 < alpha < 1:
             raise ConfigError(f"alpha is the share of units that may fail, between 0 and 1, not {alpha:g}")
@@ -256,6 +265,7 @@ def _asked(alphas: Sequence[float], shares: Sequence[float], by: Sequence[By], r
     return Asked(
         alphas=tuple(sorted(set(alphas), reverse=True)),
         shares=tuple(sorted({1.0, *shares}, reverse=True)),
+        areas=tuple(sorted(set(areas), reverse=True)),
         by=tuple(dict.fromkeys(by)),
         risk_limit=risk_limit,
     )

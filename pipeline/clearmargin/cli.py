@@ -294,6 +294,10 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Of the instance's surface that a margin holds; default: 1,0.99,0.95."),
     ] = None,
+    area_share: Annotated[
+        list[str] | None,
+        typer.Option(help="Of its pixels or voxels that an outer margin holds; default: 0.99,0.9."),
+    ] = None,
     fit_share: Annotated[
         float, typer.Option(help="Share of the units for threshold, scaling and limits; the rest: margins.")
     ] = 0.3,
@@ -324,6 +328,7 @@ def calibrate(
         judge_on=None if judge is None else judge.value,
         by=_strata(by or []),
         shares=_numbers("--share", share or ["1,0.99,0.95"]),
+        area_shares=_numbers("--area-share", area_share or ["0.99,0.9"]),
         fit_share=fit_share,
         risk_limit=risk_limit,
         band=band,

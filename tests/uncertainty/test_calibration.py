@@ -47,7 +47,7 @@ def test_margins_are_those_of_the_margin_units_alone(fitted):
     calibration, margin_cases = fitted
     assert calibration.units == {"fit": 13, "margin": 31}
     units = {case.unit for case in margin_cases}
-    assert len(calibration.margins) == 2 * 2 * 2 + 2 * 2  # sides, shares, alphas; and scaled
+    assert len(calibration.margins) == 2 * 2 * 2 + 2 + 2 * 2  # sides, shares, alphas; of the area; scaled
     for margin in calibration.margins:
         needs = needs_of(margin_cases, margin.promise, calibration.threshold)
         again = fit_margin(needs, units, margin.promise, margin.alpha, margin.data)

@@ -26,9 +26,8 @@ Row = dict[str, Any]
 
 def margin_name(margin: Margin) -> str:
     """Return a short name, such as ``outer, 99 %, alpha 0.1``."""
-    kind = "scaled" if margin.promise.floor is not None else f"{100 * margin.promise.share:g} %"
     stratum = "" if margin.stratum == "all" else f", {margin.stratum}"
-    return f"{margin.promise.side}, {kind}, alpha {margin.alpha:g}{stratum}"
+    return f"{margin.promise.side}, {margin.promise.short}, alpha {margin.alpha:g}{stratum}"
 
 
 def report_text(calibration: Calibration, judged: Judgement | None = None) -> str:
@@ -216,6 +215,7 @@ def _margin_rows(calibration: Calibration, judged: Judgement | None) -> list[Row
         row: Row = {
             "side": margin.promise.side,
             "share": margin.promise.share,
+            "of": margin.promise.of,
             "floor": margin.promise.floor,
             "stratum": margin.stratum,
             "alpha": margin.alpha,

@@ -61,7 +61,7 @@ class Shift:
     """A 100 % margin calibrated on one stratum of the card and judged on another.
 
     Attributes:
-        name: Of the margin, such as ``outer`` or ``outer, scaled``.
+        name: Of the margin, such as ``outer, 100 %`` or ``outer, 100 %, scaled``.
         alpha: Share of units that may fail.
         column: Of the card.
         calibrated_on: Value of the column.
@@ -159,7 +159,7 @@ def _shifts(
             continue
         rows += [
             Shift(
-                name=margin.promise.side + ("" if margin.promise.floor is None else ", scaled"),
+                name=f"{margin.promise.side}, {margin.promise.short}",
                 alpha=margin.alpha,
                 column=column,
                 calibrated_on=here,

@@ -36,12 +36,14 @@ class Asked:
     Attributes:
         alphas: Shares of units that may fail.
         shares: Of the instance's surface, 1 among them.
+        areas: Of the instance's elements, for outer margins: what is published as coverage of pixels.
         by: What strata are made of; nothing for none.
         risk_limit: HD95 over which an instance is one that a person should have looked at, in the grid's unit.
     """
 
     alphas: tuple[float, ...] = (0.1, 0.05)
     shares: tuple[float, ...] = (1.0, 0.99, 0.95)
+    areas: tuple[float, ...] = ()
     by: tuple[By, ...] = ()
     risk_limit: float = 4.0
 
@@ -73,7 +75,8 @@ def trial_floors(element: float) -> tuple[float, ...]:
 def promises_of(asked: Asked, floors: Sequence[float] = ()) -> tuple[Promise, ...]:
     """Return what margins shall promise: each side and share, and 100 % of a scaled one for each floor."""
     plain = [Promise(side=side, share=share) for side in SIDES for share in asked.shares]
-    return (*plain, *(Promise(side=side, floor=floor) for floor in floors for side in SIDES))
+    areas = [Promise(share=share, of="area") for share in asked.areas]
+    return (*plain, *areas, *(Promise(side=side, floor=floor) for floor in floors for side in SIDES))
 
 
 def fit_limits(
@@ -189,8 +192,7 @@ def _margins(
     refused: list[Refusal] = []
     for promise in promises_of(asked, () if limits.floor is None else (limits.floor,)):
         for alpha in asked.alphas:
-            kind = ("scaled " if promise.floor is not None else "") + f"{100 * promise.share:g} %"
-            name = f"{promise.side} margin, {kind}, alpha {alpha:g}"
+            name = f"{promise.side} margin, {promise.short}, alpha {alpha:g}"
             try:
                 needs = needs_of(cases, promise, limits.threshold)
                 found.append(fit_margin(needs, units, promise, alpha, data))

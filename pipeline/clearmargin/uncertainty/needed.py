@@ -73,6 +73,12 @@ class Promise:
                 "take a share of the surface"
             )
 
+    @property
+    def short(self) -> str:
+        """What it promises, without the side: ``99 %``, ``90 % of the area``, ``100 %, scaled``."""
+        share = f"{100 * self.share:g} %" + (" of the area" if self.of == "area" else "")
+        return share if self.floor is None else f"{share}, scaled"
+
     def __str__(self) -> str:
         grown = "the predicted one grown by it"
         if self.side == "outer" and self.share == 1:
