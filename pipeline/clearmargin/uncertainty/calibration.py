@@ -59,7 +59,7 @@ class Calibration:
         units: Number of units that scalings and limits were fitted on (``fit``), and margins (``margin``).
         length_unit: ``mm`` or ``px``, of everything that is a length.
         threshold: Margins hold for the matched instances at this score, as predicted and not scaled, or any higher.
-        scores: Scaling of instance scores; None where no instance was found.
+        scores: Scaling of instance scores.
         pixels: Scaling of the foreground map; None where there is no map.
         nsd: Scaling of predicted NSD to NSD at ``tolerance``; None where it is not predicted.
         tolerance: In ``length_unit``.
@@ -78,7 +78,7 @@ class Calibration:
     units: Mapping[str, int]
     length_unit: Unit
     threshold: float
-    scores: ChosenScaling | None
+    scores: ChosenScaling
     pixels: ChosenScaling | None
     nsd: Scaling | None
     tolerance: float
@@ -121,7 +121,7 @@ class Calibration:
                 columns[f"margin_{side}"] = _float32([m.value for m in own if m is not None])
                 areas = [self.region(prediction, i, side).area * instances.grid.voxel_size for i in every]
                 columns[f"size_{side}"] = _float32(areas)
-        scores = instances.scores if self.scores is None else self.scores.apply(instances.scores)
+        scores = self.scores.apply(instances.scores)
         scaled = replace(instances, scores=np.clip(scores, 0, 1), uncertainty=columns)
         return replace(prediction, instances=scaled, maps=maps)
 
@@ -174,7 +174,7 @@ class Calibration:
             "units": dict(self.units),
             "length_unit": self.length_unit,
             "threshold": self.threshold,
-            "scores": None if self.scores is None else self.scores.to_data(),
+            "scores": self.scores.to_data(),
             "pixels": None if self.pixels is None else self.pixels.to_data(),
             "nsd": None if self.nsd is None else scaling_to_data(self.nsd),
             "tolerance": self.tolerance,
@@ -200,8 +200,8 @@ class Calibration:
             limits = content["strata"]["size_limits"]
             read: dict[str, Any] = {
                 "data": CalibrationData(**content["data"]),
-                "scores": _scaling_or_none(content["scores"]),
-                "pixels": _scaling_or_none(content["pixels"]),
+                "scores": ChosenScaling.from_data(content["scores"]),
+                "pixels": None if content["pixels"] is None else ChosenScaling.from_data(content["pixels"]),
                 "nsd": None if content["nsd"] is None else scaling_from_data(content["nsd"]),
                 "misses": tuple(MissThreshold(**m) for m in content["misses"]),
                 "strata": Strata(
@@ -266,10 +266,6 @@ def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibratio
 
 def _path(model: Path, mode: Mode) -> Path:
     return model / _FOLDER / f"{mode}.yaml"
-
-
-def _scaling_or_none(content: Mapping[str, Any] | None) -> ChosenScaling | None:
-    return None if content is None else ChosenScaling.from_data(content)
 
 
 def _float32(values: NDArray[np.floating] | Sequence[float]) -> NDArray[np.float32]:

@@ -58,7 +58,7 @@ class Limits:
 
     threshold: float
     misses: tuple[MissThreshold, ...]
-    scores: ChosenScaling | None
+    scores: ChosenScaling
     pixels: ChosenScaling | None
     nsd: Scaling | None
     strata: Strata
@@ -113,7 +113,11 @@ def fit_limits(
     threshold = min([own_threshold, *(m.threshold for m in misses if m.alpha == max(asked.alphas))])
     kept = [one for one in instances if one.score >= threshold]
     scores = fit_scaling(list(_score_counts(cases).values()))
-    predicted = [(one.columns["predicted_nsd"], one.nsd) for one in kept if _has_nsd(one) and one.matched]
+    predicted = [
+        (one.columns["predicted_nsd"], one.nsd)
+        for one in kept
+        if one.matched and "predicted_nsd" in one.columns
+    ]
     nsd = fit_isotonic(*zip(*predicted, strict=True)) if predicted else None
     return Limits(
         threshold=threshold,
@@ -282,19 +286,15 @@ def _floor(cases: Sequence[ObservedCase], threshold: float, alpha: float) -> flo
 
 
 def _referral(
-    kept: Sequence[ObservedInstance], scores: ChosenScaling | None, nsd: Scaling | None, risk_limit: float
+    kept: Sequence[ObservedInstance], scores: ChosenScaling, nsd: Scaling | None, risk_limit: float
 ) -> ReferralRules:
     """Return the rules, with limits on what `Calibration.apply` makes of the columns."""
     if not kept:
         return ReferralRules()
     raw = np.array([one.score for one in kept], np.float32)
-    columns = {"score": raw if scores is None else scores.apply(raw)}
+    columns = {"score": scores.apply(raw)}
     for name in LIMITED:
         if all(name in one.columns for one in kept):
             values = np.array([one.columns[name] for one in kept], np.float32)
             columns[name] = nsd.apply(values) if nsd is not None and name == "predicted_nsd" else values
     return fit_rules(columns, [not one.matched or one.hd95 > risk_limit for one in kept])
-
-
-def _has_nsd(one: ObservedInstance) -> bool:
-    return "predicted_nsd" in one.columns

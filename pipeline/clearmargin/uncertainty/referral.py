@@ -25,6 +25,9 @@ LIMITED = ("pairwise_dice", "predicted_nsd", "score")
 WITHIN = 0.9
 """Share of the instances that are not flagged which shall be within the risk limit."""
 
+MOST = 0.5
+"""Share of the instances that a fitted limit may flag: a rule that flags nearly everything tells nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferralRules:
@@ -114,7 +117,8 @@ def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRu
     """Return rules whose limits flag as few instances as `WITHIN` of the others needs to be good.
 
     Where that needs no flag at all, the limit is the smallest value seen, or the default where it is smaller:
-    what is worse than all of these is still flagged. Where no limit suffices, the default stays, and it is said.
+    what is worse than all of these is still flagged. Where it would flag more than `MOST`, the default stays, and it
+    is said.
 
     Args:
         columns: ``(n,)`` values of the fit units' instances, by name in `LIMITED`; scores are scaled.
@@ -129,8 +133,10 @@ def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRu
         values = np.sort(np.asarray(columns[name], np.float64))
         done = refer(-np.asarray(columns[name], np.float64), bad, 0.0, within=WITHIN, name="failures")
         default = float(getattr(ReferralRules(), name))
-        if done.referred == done.cases:
-            fitted[name] = f"default: no limit leaves {100 * WITHIN:g} % good of {done.cases} instances"
+        if done.referred > MOST * done.cases:
+            fitted[name] = (
+                f"default: a limit that leaves {100 * WITHIN:g} % good flags {done.referred} of {done.cases} instances"
+            )
             continue
         limit = min(default, float(values[0]))
         if done.referred:

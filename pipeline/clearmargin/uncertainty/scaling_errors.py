@@ -115,7 +115,7 @@ def _scores(case: ObservedCase, calibration: Calibration, least: float) -> _Scor
     before = np.array([one.score for one in chosen], np.float64)
     return _Scores(
         before=before,
-        after=before if calibration.scores is None else calibration.scores.apply(before).astype(np.float64),
+        after=calibration.scores.apply(before).astype(np.float64),
         right=np.array([one.matched for one in chosen], bool),
         sizes=np.array([one.relative_size for one in chosen], np.float64),
     )
