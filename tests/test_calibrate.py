@@ -81,7 +81,7 @@ def test_a_known_signal_finds_what_goes_wrong():
 def test_a_shift_between_strata_is_reported(found):
     _, _, judgement = found
     pairs = {(row.calibrated_on, row.judged_on) for row in judgement.shifts}
-    assert pairs == {(a, b) for a in ("blue", "red") for b in ("blue", "red")}
+    assert pairs == {(a, b) for a in ("", "blue", "red") for b in ("blue", "red")}
     assert all(row.column == "stain" and row.units for row in judgement.shifts)
 
 

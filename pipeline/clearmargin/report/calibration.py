@@ -210,9 +210,9 @@ def _coverage_rows(coverage: Sequence[Coverage]) -> list[Row]:
 
 def _margin_rows(calibration: Calibration, judged: Judgement | None) -> list[Row]:
     rows = []
-    coverage = {id(row.margin): row for row in (judged.coverage if judged else ())}
-    for margin in calibration.margins:
+    for k, margin in enumerate(calibration.margins):
         row: Row = {
+            "margin": margin_name(margin),
             "side": margin.promise.side,
             "share": margin.promise.share,
             "of": margin.promise.of,
@@ -224,14 +224,14 @@ def _margin_rows(calibration: Calibration, judged: Judgement | None) -> list[Row
             "n": margin.n,
             "without": margin.without,
         }
-        found = coverage.get(id(margin))
-        if found is not None:
+        if judged is not None:
+            found = judged.coverage[k]
             mean, low, high = found.splits
             row |= {"units": found.units, "covered": found.covered, "low": found.low, "high": found.high}
             row |= {"expected": found.expected, "splits": mean, "splits_low": low, "splits_high": high}
             row["stretch"] = found.stretch
         rows.append(row)
-    rows += [{"side": refusal.what, "refused": refusal.why} for refusal in calibration.refused]
+    rows += [{"margin": refusal.what, "refused": refusal.why} for refusal in calibration.refused]
     return rows
 
 
@@ -240,7 +240,7 @@ def _shift_rows(judged: Judgement) -> list[Row]:
         {
             "margin": row.name,
             "alpha": row.alpha,
-            "calibrated on": f"{row.column} {row.calibrated_on}",
+            "calibrated on": f"{row.column} {row.calibrated_on or 'any'}",
             "n": row.n,
             "value": round(row.value, 3),
             "judged on": f"{row.column} {row.judged_on}",

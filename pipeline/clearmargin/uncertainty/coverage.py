@@ -64,8 +64,8 @@ class Shift:
         name: Of the margin, such as ``outer, 100 %`` or ``outer, 100 %, scaled``.
         alpha: Share of units that may fail.
         column: Of the card.
-        calibrated_on: Value of the column.
-        judged_on: Likewise.
+        calibrated_on: Value of the column; empty for all units.
+        judged_on: Value of the column.
         n: Units that calibrated.
         value: The margin or factor.
         units: Judged units.
@@ -106,7 +106,7 @@ def coverage_of(
 def shifts_of(
     calibration: Calibration, fitted: Sequence[ObservedCase], fresh: Sequence[ObservedCase]
 ) -> list[Shift]:
-    """Return 100 % margins calibrated on each value of the card's strata and judged on each.
+    """Return 100 % margins calibrated on each value of the card's strata, and on all, and judged on each.
 
     A value with too few units for alpha calibrates nothing; a card without strata, or with one value, has no shift.
 
@@ -126,7 +126,8 @@ def shifts_of(
         for column, values in columns.items():
             if len(values) > 1:
                 before, after = (_by_value(calibration, margin, of, column) for of in (fitted, fresh))
-                rows += _shifts(margin, column, before, after)
+                every = list(unit_scores(needs_of(fitted, margin.promise, calibration.threshold)).values())
+                rows += _shifts(margin, column, {"": every} | before, after)
     return rows
 
 
