@@ -32,10 +32,11 @@ def test_margins_cover_the_judged_units_as_they_promise(found):
     assert judgement.units == 36 and len(judgement.coverage) == len(calibration.margins)
     for row in judgement.coverage:
         mean, low, high = row.splits
-        # ties cover more; 100 splits of 67 units
-        assert row.expected - 0.03 < mean < row.expected + 0.06 and low < mean < high
+        # 100 splits of 67 units; ties cover more, and 90 % of the area needs one pixel or none
+        most = 0.06 if row.margin.promise.of == "surface" else 0.15
+        assert row.expected - 0.03 < mean < row.expected + most and low < mean < high
         assert row.low <= row.covered / row.units <= row.high
-        assert row.low < row.expected < row.high + 0.05
+        assert row.low < row.expected + most and row.expected < row.high + 0.05
         assert (row.stretch is not None) == (row.margin.promise.side == "outer")
         assert row.stretch is None or row.stretch > 1
 

@@ -51,7 +51,7 @@ class Referral:
             return f"refer all {self.cases} {self.what}: no part of them has {self.name} of at most {limit}"
         return (
             f"refer {share:.3g} % of the {self.what} ({self.referred} of {self.cases}), {rest} {self.name} of at most "
-            f"{limit} (of all cases {100 * self.without:.3g} %)"
+            f"{limit} (of all {self.what} {100 * self.without:.3g} %)"
         )
 
 
