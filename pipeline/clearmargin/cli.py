@@ -10,11 +10,11 @@ import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from clearmargin.errors import BatchError, ClearMarginError, ConfigError
+from clearmargin.errors import BatchError, ClearMarginError, ConfigError, nearest
 
 __all__ = ["app", "main"]
 
@@ -270,6 +270,76 @@ def evaluate(
     _say(render(found))
     if found.run_id:
         _say(f"run: {found.run_id} (clearmargin review shows it)")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
+    ],
+    card: Annotated[Path, typer.Option("--card", help="A data card with a calibration split.")],
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(help="Share of units that may fail; repeatable, or 0.1,0.05 (which is the default)."),
+    ] = None,
+    uncertainty: Sampling = Uncertainty.none,
+    split: Annotated[Split, typer.Option(help="Which split to calibrate on.")] = Split.calibration,
+    judge: Annotated[
+        Split | None, typer.Option(help="A further split to judge on; nothing is fitted on it.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Margins by class, by size, or class,size; default: for all.")
+    ] = None,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the instance's surface that a margin holds; default: 1,0.99,0.95."),
+    ] = None,
+    area_share: Annotated[
+        list[str] | None,
+        typer.Option(help="Of its pixels or voxels that an outer margin holds; default: 0.99,0.9."),
+    ] = None,
+    fit_share: Annotated[
+        float, typer.Option(help="Share of the units for threshold, scaling and limits; the rest: margins.")
+    ] = 0.3,
+    risk_limit: Annotated[
+        float, typer.Option(min=0, help="HD95 over which an instance should be referred, in mm or px.")
+    ] = 4.0,
+    band: Annotated[
+        float | None,
+        typer.Option(help="Half the band of the boundary errors, in mm or px; default: two elements."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the division of units, and of resamples.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for tables, figures and the report.")
+    ] = None,
+) -> None:
+    """Fit scaled scores and margins of safety on units that the model has not seen; they stay with the model."""
+    from clearmargin.calibrate import calibrate as call
+    from clearmargin.calibrate import render_calibration
+    from clearmargin.tracking.resolve import model_folder
+
+    done = call(
+        model_folder(model),
+        card,
+        alphas=_numbers("--alpha", alpha or ["0.1,0.05"]),
+        uncertainty=uncertainty.value,
+        split=split.value,
+        judge_on=None if judge is None else judge.value,
+        by=_strata(by or []),
+        shares=_numbers("--share", share or ["1,0.99,0.95"]),
+        area_shares=_numbers("--area-share", area_share or ["0.99,0.9"]),
+        fit_share=fit_share,
+        risk_limit=risk_limit,
+        band=band,
+        seed=seed,
+        device=device,
+        out=out,
+    )
+    _say(render_calibration(done))
+    _say(f"calibration: {done.file}; `clearmargin predict --uncertainty {uncertainty.value}` applies it")
+    if done.run_id:
+        _say(f"run: {done.run_id} (clearmargin review shows it)")
 
 
 @app.command()
@@ -536,6 +606,25 @@ def main() -> None:
             sys.exit(error.exit_code)
         _report_bug(error)
         sys.exit(1)
+
+
+def _numbers(option: str, items: list[str]) -> list[float]:
+    """Return the numbers of a repeatable option that takes commas as well."""
+    try:
+        return [float(part) for item in items for part in item.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{option} takes numbers, such as 0.1 or 0.1,0.05, not {', '.join(items)}"
+        ) from None
+
+
+def _strata(items: list[str]) -> list[Literal["class", "size"]]:
+    known: dict[str, Literal["class", "size"]] = {"class": "class", "size": "size"}
+    names = [part.strip() for item in items for part in item.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"--by '{unknown[0]}': {nearest(unknown[0], known)}")
+    return [known[name] for name in names]
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,7 @@ volumes take the same small memory. Whatever falls in one cell stays together in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,17 @@ class Reliability:
         found.add(probabilities, outcomes)
         return found
 
+    @staticmethod
+    def together(parts: Iterable[Reliability]) -> Reliability:
+        """Return the counts of all parts, such as those of several cases; of no event for none."""
+        whole = Reliability.zeros()
+        for part in parts:
+            whole.count += part.count
+            whole.said += part.said
+            whole.right += part.right
+            whole.squares += part.squares
+        return whole
+
     def add(
         self, probabilities: ArrayLike, outcomes: ArrayLike, where: NDArray[np.bool_] | None = None
     ) -> None:
@@ -109,12 +120,16 @@ class Reliability:
 
     def _count(self, probabilities: NDArray[np.floating], came_true: NDArray[np.bool_]) -> None:
         p = probabilities.astype(np.float64)
-        # right-closed, as sklearn's calibration_curve; 0 belongs to the first cell
-        cell = np.maximum(np.ceil(p * CELLS - 1e-9).astype(np.int64) - 1, 0)
+        cell = self.cell(p)
         self.count += np.bincount(cell, minlength=CELLS)
         self.said += np.bincount(cell, p, CELLS)
         self.right += np.bincount(cell[came_true], minlength=CELLS)
         self.squares += float(((p - came_true) ** 2).sum())
+
+    @staticmethod
+    def cell(probabilities: Cells) -> NDArray[np.int64]:
+        """Return each probability's cell: right-closed, as sklearn's calibration_curve; 0 is in the first."""
+        return np.maximum(np.ceil(probabilities * CELLS - 1e-9).astype(np.int64) - 1, 0)
 
     @property
     def total(self) -> int:

@@ -31,6 +31,7 @@ class Referral:
         unit: Of the risk, such as ``mm``; empty for none.
         within: Share of the rest that is within the limit: at least what was asked for; 1 for no rest.
         without: Share of all cases within the limit when none is referred.
+        what: What one case is, in the plural.
     """
 
     cases: int
@@ -40,16 +41,17 @@ class Referral:
     unit: str
     within: float
     without: float
+    what: str = "cases"
 
     def __str__(self) -> str:
         share = 100 * self.referred / self.cases if self.cases else 0.0
         rest = "the rest have" if self.within == 1 else f"{100 * self.within:.3g} % of the rest have"
         limit = f"{self.limit:g} {self.unit}".strip()
         if self.referred == self.cases:
-            return f"refer all {self.cases} cases: no part of them has {self.name} of at most {limit}"
+            return f"refer all {self.cases} {self.what}: no part of them has {self.name} of at most {limit}"
         return (
-            f"refer {share:.3g} % of the cases ({self.referred} of {self.cases}), {rest} {self.name} of at most "
-            f"{limit} (of all cases {100 * self.without:.3g} %)"
+            f"refer {share:.3g} % of the {self.what} ({self.referred} of {self.cases}), {rest} {self.name} of at most "
+            f"{limit} (of all {self.what} {100 * self.without:.3g} %)"
         )
 
 
@@ -140,6 +142,7 @@ def refer(
     within: float = 1.0,
     name: str = "a risk",
     unit: str = "",
+    what: str = "cases",
 ) -> Referral:
     """Return the smallest referral after which ``within`` of the rest have a risk of at most ``limit``.
 
@@ -150,6 +153,7 @@ def refer(
         within: Share of the rest, in (0, 1].
         name: Of the risk.
         unit: Of the risk.
+        what: What one case is, in the plural.
 
     It describes these cases and promises nothing of others.
     """
@@ -171,6 +175,7 @@ def refer(
         unit=unit,
         within=float(good[rest - 1]) / rest if rest else 1.0,
         without=float(good[-1]) / n if n else 1.0,
+        what=what,
     )
 
 

@@ -7,7 +7,7 @@ here first takes the mean over each patient's cases and then treats patients as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "Interval",
     "bootstrap_means",
     "bootstrap_statistic",
+    "bootstrap_statistics",
     "compare",
     "holm",
     "inter_rater_ceiling",
@@ -165,6 +166,22 @@ def bootstrap_statistic(
 
     Source: see `bootstrap_means`.
     """
+    found = bootstrap_statistics(
+        lambda chosen: {"": statistic(chosen)}, cases, patients, rng=rng, level=level, resamples=resamples
+    )
+    return found[""]
+
+
+def bootstrap_statistics(
+    statistics: Callable[[Sequence[Any]], Mapping[str, float]],
+    cases: Sequence[Any],
+    patients: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 1_000,
+) -> dict[str, Interval]:
+    """Return several statistics of a list of cases by name, all of the same resamples; see `bootstrap_statistic`."""
     if len(cases) != len(patients) or not len(cases):
         raise InputError(
             f"{len(cases)} cases with {len(patients)} patients: give one patient a case, and some case"
@@ -174,17 +191,25 @@ def bootstrap_statistic(
         groups.setdefault(str(patient), []).append(case)
     clusters = [groups[name] for name in sorted(groups)]
     n = len(clusters)
-    estimate = float(statistic(list(cases)))
-    found = Interval(estimate=estimate, low=None, high=None, level=level, patients=n, cases=len(cases))
-    if n < 2:
-        return found
-    drawn = np.array(
-        [[statistic([c for i in rng.integers(0, n, n) for c in clusters[i]])] for _ in range(resamples)],
-        np.float64,
-    )
-    left_out = np.array([[statistic([c for i in range(n) if i != k for c in clusters[i]])] for k in range(n)])
-    low, high = _bca(drawn, np.array([estimate]), left_out, level)[:, 0]
-    return replace(found, low=float(low), high=float(high))
+    whole = {name: float(value) for name, value in statistics(list(cases)).items()}
+    ends = np.full((2, len(whole)), np.nan)
+    if n > 1:
+        samples = ([c for i in rng.integers(0, n, n) for c in clusters[i]] for _ in range(resamples))
+        drawn = np.array([list(statistics(sample).values()) for sample in samples], np.float64)
+        without = ([c for i in range(n) if i != k for c in clusters[i]] for k in range(n))
+        left_out = np.array([list(statistics(sample).values()) for sample in without], np.float64)
+        ends = _bca(drawn, np.array(list(whole.values())), left_out, level)
+    return {
+        name: Interval(
+            estimate=value,
+            low=None if n < 2 else float(ends[0, k]),
+            high=None if n < 2 else float(ends[1, k]),
+            level=level,
+            patients=n,
+            cases=len(cases),
+        )
+        for k, (name, value) in enumerate(whole.items())
+    }
 
 
 def compare(

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Series", "precision_recall", "reliability", "trade_off", "training_curves"]
+__all__ = [
+    "Series",
+    "coverage_splits",
+    "precision_recall",
+    "reliability",
+    "reliability_compared",
+    "risk_coverage_curves",
+    "trade_off",
+    "training_curves",
+]
 
 Series = Sequence[tuple[float, float]]
 """``(step, value)`` pairs in step order."""
@@ -86,6 +95,92 @@ def reliability(confidence: ArrayLike, accuracy: ArrayLike, count: ArrayLike) ->
     bottom.bar(said, cases, width=0.8 / max(1, len(said)), color=_COLOURS[0])
     bottom.set_xlim(0, 1)
     _finish(bottom, x="confidence", y="cases", legend=False)
+    return figure
+
+
+def reliability_compared(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], title: str) -> Figure:
+    """Return several reliability curves in one diagram, such as before and after scaling, and how many are behind.
+
+    Args:
+        curves: ``(B,)`` mean confidence, share that was right (NaN for an empty bin) and count of each bin, by name.
+        title: What was said with a confidence.
+    """
+    figure = _figure(4.6, 5.2)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle="--")
+    for i, (name, (said, right, count)) in enumerate(curves.items()):
+        cases = np.asarray(count, np.float64)
+        some = cases > 0
+        x = np.asarray(said, np.float64)[some]
+        top.plot(
+            x, np.asarray(right, np.float64)[some], marker="os^"[i % 3], markersize=4, label=name, **_look(i)
+        )
+        bottom.plot(x, cases[some], marker="os^"[i % 3], markersize=3, **_look(i))
+    top.set_ylim(0, 1.02)
+    bottom.set_xlim(0, 1)
+    bottom.set_yscale("log")
+    _finish(top, title=title, y="share that is right", legend=True)
+    _finish(bottom, x="probability that was said", y="events", legend=False)
+    return figure
+
+
+def risk_coverage_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    risk: str,
+    best: tuple[ArrayLike, ArrayLike],
+) -> Figure:
+    """Return the mean risk of what is kept over the share that is kept, a line for each uncertainty.
+
+    Args:
+        curves: Coverages and risks by name (`metrics.risk_coverage`).
+        title: Over what.
+        risk: Its name and unit.
+        best: The curve of the order by the risk itself.
+    """
+    figure = _figure(5.4, 4.0)
+    axes = figure.add_subplot()
+    for i, (name, (coverage, risks)) in enumerate(curves.items()):
+        axes.plot(np.asarray(coverage), np.asarray(risks), label=name, **_look(i))
+    axes.plot(
+        np.asarray(best[0]),
+        np.asarray(best[1]),
+        color="#999999",
+        linewidth=1,
+        linestyle="--",
+        label="best order",
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    _finish(axes, title=title, x="share that is not referred", y=f"their {risk}", legend=True)
+    return figure
+
+
+def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -> Figure:
+    """Return a histogram of the coverages of random splits for each margin, with what is expected.
+
+    Args:
+        panels: ``(S,)`` shares of covered units and the expected share, by name.
+        title: What was split.
+    """
+    columns = min(2, max(1, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    figure = _figure(4.2 * columns, 2.4 * rows)
+    figure.suptitle(title, fontsize=10)
+    lowest = min([0.7, *(float(np.min(np.asarray(values))) for values, _ in panels.values())])
+    shared: Axes | None = None
+    for k, (name, (values, expected)) in enumerate(panels.items()):
+        axes = shared = figure.add_subplot(rows, columns, k + 1, sharex=shared)
+        shares = np.asarray(values, np.float64)
+        axes.hist(100 * shares, bins=list(np.linspace(100 * lowest, 100, 25)), color=_COLOURS[5])
+        axes.axvline(
+            100 * expected, color=_COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}"
+        )
+        axes.axvline(100 * shares.mean(), color=_COLOURS[0], label=f"mean {100 * shares.mean():.1f}")
+        last = k >= len(panels) - columns
+        _finish(axes, title=name, x="units covered, %" if last else "", y="splits", legend=True)
+        axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 
 

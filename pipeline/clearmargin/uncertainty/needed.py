@@ -9,7 +9,7 @@ grown prediction (outer), and the shrunk prediction within the true instance (in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,9 +29,19 @@ from clearmargin.uncertainty.reach import (
     face_areas,
 )
 
-__all__ = ["Need", "Part", "Promise", "Side", "Strata", "needed_margin", "needed_margins"]
+__all__ = [
+    "Need",
+    "Part",
+    "Promise",
+    "Side",
+    "Strata",
+    "needed_by_promise",
+    "needed_margin",
+    "needed_margins",
+]
 
 Side = Literal["outer", "inner"]
+SIDES: tuple[Side, ...] = ("outer", "inner")
 Part = Literal["surface", "area"]
 
 
@@ -63,6 +73,12 @@ class Promise:
                 "take a share of the surface"
             )
 
+    @property
+    def short(self) -> str:
+        """What it promises, without the side: ``99 %``, ``90 % of the area``, ``100 %, scaled``."""
+        share = f"{100 * self.share:g} %" + (" of the area" if self.of == "area" else "")
+        return share if self.floor is None else f"{share}, scaled"
+
     def __str__(self) -> str:
         grown = "the predicted one grown by it"
         if self.side == "outer" and self.share == 1:
@@ -92,13 +108,17 @@ class Strata:
 
     def of(self, predicted: InstanceSet, i: int) -> str:
         """Return the stratum of predicted instance ``i``; ``all`` where nothing is told apart."""
+        grid = predicted.grid
+        size = predicted.masks[i].area * grid.voxel_size
+        return self.named(int(predicted.labels[i]), size, f"{grid.unit}^{grid.ndim}")
+
+    def named(self, label: int, size: float, unit: str) -> str:
+        """Return the stratum of an instance of ``label`` and ``size`` in ``unit``, such as ``mm^3``."""
         parts = []
         if self.class_names:
-            parts.append(self.class_names.get(int(predicted.labels[i]), "other"))
+            parts.append(self.class_names.get(label, "other"))
         if self.size_limits is not None:
-            grid = predicted.grid
-            size = predicted.masks[i].area * grid.voxel_size
-            parts += size_strata([size], f"{grid.unit}^{grid.ndim}", self.size_limits)
+            parts += size_strata([size], unit, self.size_limits)
         return ", ".join(parts) or "all"
 
 
@@ -142,24 +162,54 @@ def needed_margin(
         GeometryError: The grid is sheared.
         ValueError: A mask is empty, or promise and scale do not fit.
     """
+    return needed_by_promise(predicted, reference, grid, (promise,), scale=scale, ignore=ignore)[promise]
+
+
+def needed_by_promise(
+    predicted: Mask,
+    reference: Mask,
+    grid: Grid,
+    promises: Iterable[Promise],
+    *,
+    scale: EdgeScale | None = None,
+    ignore: Mask | None = None,
+) -> dict[Promise, float]:
+    """Return what `needed_margin` does for several promises, all with the floor of ``scale`` or without one.
+
+    Distances are measured once for each side.
+    """
     check_right_angles(grid)
     if not (predicted.area and reference.area):
         raise ValueError("a matched pair has two masks that are not empty")
-    if (None if scale is None else scale.floor) != promise.floor:
-        raise ValueError(f"the promise has floor {promise.floor}, the scale {scale and scale.floor}")
     box, origin = _joint_box(predicted, reference)
     ours, theirs = (np.pad(mask.within(box), 1) for mask in (predicted, reference))
     asked = np.ones(ours.shape, bool) if ignore is None else ~np.pad(ignore.within(box), 1)
-    if promise.side == "outer":
-        distances = distance_outside(ours, grid.spacing, scale, origin)
-    else:
-        distances = depth(ours, grid.spacing, scale, origin)
+    measured: dict[Side, NDArray[np.float64]] = {}
+    found = {}
+    for promise in promises:
+        if (None if scale is None else scale.floor) != promise.floor:
+            raise ValueError(f"the promise has floor {promise.floor}, the scale {scale and scale.floor}")
+        if promise.side not in measured:
+            reach = distance_outside if promise.side == "outer" else depth
+            measured[promise.side] = reach(ours, grid.spacing, scale, origin)
+        found[promise] = _needed(ours, theirs, asked, measured[promise.side], promise, grid.spacing)
+    return found
+
+
+def _needed(
+    ours: NDArray[np.bool_],
+    theirs: NDArray[np.bool_],
+    asked: NDArray[np.bool_],
+    distances: NDArray[np.float64],
+    promise: Promise,
+    spacing: tuple[float, ...],
+) -> float:
     if promise.share == 1:
         wanted = (theirs if promise.side == "outer" else ours & ~theirs) & asked
         return float(distances[wanted].max(initial=0.0))
     if promise.of == "area":
         return _quantile(distances[theirs & asked], np.ones(np.count_nonzero(theirs & asked)), promise.share)
-    areas = face_areas(theirs, grid.spacing, inside=promise.side == "outer") * asked
+    areas = face_areas(theirs, spacing, inside=promise.side == "outer") * asked
     return _quantile(distances[areas > 0], areas[areas > 0], promise.share)
 
 

@@ -1,0 +1,331 @@
+"""Calibrate a model on a card's calibration split: scores, pixels, and margins of safety with a promise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from clearmargin.core import Image, InstanceSet, Prediction, Segmenter
+from clearmargin.datasets.card import Split
+from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.errors import ConfigError
+from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
+from clearmargin.report.progress import Bar, progress
+from clearmargin.tracking.run import TrackedRun
+from clearmargin.uncertainty.calibration import Calibration, save_calibration
+from clearmargin.uncertainty.fitting import (
+    Asked,
+    By,
+    fit_calibration,
+    fit_limits,
+    promises_of,
+    trial_floors,
+)
+from clearmargin.uncertainty.judged import JudgedCase, judge_case
+from clearmargin.uncertainty.judging import Judgement, judge
+from clearmargin.uncertainty.margins import CalibrationData
+from clearmargin.uncertainty.needed import Promise
+from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, observe
+from clearmargin.uncertainty.sampling import Mode, open_segmenter, trained_units
+from clearmargin.uncertainty.units import refuse_shared_units, split_units
+
+__all__ = ["Calibrated", "calibrate", "calibrate_cases", "judge_cases", "render_calibration"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A calibration, where it lies, and how it was judged.
+
+    Attributes:
+        calibration: What was fitted.
+        file: Below the model's folder.
+        judged: None where no split was to judge it.
+        run_id: In the tracking store; empty where it was not tracked.
+    """
+
+    calibration: Calibration
+    file: Path
+    judged: Judgement | None
+    run_id: str
+
+
+def calibrate(
+    model: Path,
+    card: Path,
+    *,
+    alphas: Sequence[float] = (0.1, 0.05),
+    uncertainty: Mode = "none",
+    split: Split = "calibration",
+    judge_on: Split | None = None,
+    by: Sequence[By] = (),
+    shares: Sequence[float] = (1.0, 0.99, 0.95),
+    area_shares: Sequence[float] = (0.99, 0.9),
+    fit_share: float = 0.3,
+    risk_limit: float = 4.0,
+    band: float | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    out: Path | None = None,
+) -> Calibrated:
+    """Calibrate a model and save the calibration with it; log it as a run of its own.
+
+    Args:
+        model: A model folder.
+        card: A data card with the model's classes.
+        alphas: Shares of units that may fail.
+        uncertainty: How the model is sampled; each way has its own calibration.
+        split: Of the card; on none of its units was the model trained or chosen.
+        judge_on: A further split on which everything is judged; nothing is fitted on it.
+        by: What strata of margins are made of.
+        shares: Of the instance's surface that a margin shall hold; 1 is always among them.
+        area_shares: Of the instance's pixels or voxels that an outer margin shall hold.
+        fit_share: Share of the units for the threshold, scalings and limits; the others are for margins.
+        risk_limit: HD95 over which an instance should have been referred, in the images' unit.
+        band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
+        seed: Of the division of units, of random splits and of resamples.
+        device: As of ``load_segmenter``.
+        out: A folder for tables, figures and the report; None writes none.
+
+    Raises:
+        ConfigError: An option, the card, or the model's classes do not fit; the split is empty.
+        InputError: A unit was trained on, or the model does not say on which it was; nothing was found; too few
+            units to divide.
+    """
+    asked = _asked(alphas, shares, area_shares, by, risk_limit)
+    if judge_on == split:
+        raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
+    if not 0 < fit_share < 1:
+        raise ConfigError(f"a share of the units to fit on lies between 0 and 1, not {fit_share:g}")
+    segmenter = open_segmenter(model, uncertainty, device=device)
+    dataset = open_dataset(card)
+    if segmenter.label_map.names != dataset.card.label_map.names:
+        raise ConfigError(
+            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
+            f"{', '.join(dataset.card.label_map.names)}: calibrate on a card with the model's classes"
+        )
+    cases = dataset.split(split)
+    others = dataset.split(judge_on) if judge_on is not None else ()
+    refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
+    data = _where_from(dataset, cases)
+    run = TrackedRun(name=f"calibrate-{dataset.card.name}-{uncertainty}")
+    run.on_start(
+        params={
+            "card": dataset.card.name,
+            "split": split,
+            "judge": judge_on or "none",
+            "uncertainty": uncertainty,
+            "alphas": list(asked.alphas),
+            "shares": list(asked.shares),
+            "area_shares": list(asked.areas),
+            "by": list(asked.by),
+            "fit_share": fit_share,
+            "seed": seed,
+            "weights_sha256": segmenter.provenance.weights_sha256,
+        },
+        tags={"verb": "calibrate"},
+    )
+    with run:
+        run.log_data(dataset.card.name, data.digest, context=split)
+        ranked = segmenter.with_threshold(0.0)
+        found, margin_cases = calibrate_cases(
+            ranked,
+            dataset,
+            cases,
+            asked,
+            data,
+            mode=uncertainty,
+            weights_sha256=segmenter.provenance.weights_sha256,
+            own_threshold=segmenter.choice.score_threshold,
+            fit_share=fit_share,
+            seed=seed,
+            band=band,
+        )
+        file = save_calibration(model, found)
+        judged = None
+        if others:
+            judged = judge_cases(ranked, dataset, others, found, margin_cases, asked, seed=seed, band=band)
+        done = Calibrated(calibration=found, file=file, judged=judged, run_id=run.run_id)
+        _report(done, run, out)
+    return done
+
+
+def calibrate_cases(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    asked: Asked,
+    data: CalibrationData,
+    *,
+    mode: Mode,
+    weights_sha256: str,
+    own_threshold: float,
+    fit_share: float = 0.3,
+    seed: int = 0,
+    band: float | None = None,
+) -> tuple[Calibration, list[ObservedCase]]:
+    """Return the calibration on ``cases``, and the observed cases of its margin units.
+
+    Each case is segmented once: those of the fit units first, as they say which floor the margins are scaled with.
+
+    Args:
+        segmenter: Returns every instance, down to score 0.
+        dataset: Where the cases are read from.
+        cases: Of units that the model has not seen.
+        asked: What shall be had.
+        data: Where they come from.
+        mode: How the segmenter samples.
+        weights_sha256: Of its weights.
+        own_threshold: The model's score threshold.
+        fit_share: See `calibrate`.
+        seed: Of the division of units.
+        band: See `calibrate`.
+    """
+    parts = split_units([c.unit for c in cases], {"fit": fit_share, "margin": 1 - fit_share}, seed)
+    of_part = {name: [case for case in cases if case.unit in units] for name, units in parts.items()}
+    grid = dataset.read(of_part["fit"][0])[0].grid  # one floor for all images, of about an element
+    floors = trial_floors(float(np.prod(grid.spacing) ** (1 / grid.ndim)))
+    with progress("calibrate", len(cases)) as bar:
+        fit, pixels = _observed(segmenter, dataset, of_part["fit"], promises_of(asked, floors), band, bar)
+        limits = fit_limits(
+            fit,
+            pixels,
+            asked,
+            own_threshold=own_threshold,
+            exchangeable=data.exchangeable,
+            class_names={c.id: c.name for c in dataset.card.classes},
+        )
+        chosen = promises_of(asked, () if limits.floor is None else (limits.floor,))
+        margin, _ = _observed(segmenter, dataset, of_part["margin"], chosen, band, bar)
+    calibration = fit_calibration(
+        limits, fit, margin, asked, data, mode=mode, weights_sha256=weights_sha256, card=dataset.card.name
+    )
+    return calibration, margin
+
+
+def judge_cases(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    calibration: Calibration,
+    margin_cases: Sequence[ObservedCase],
+    asked: Asked,
+    *,
+    seed: int = 0,
+    band: float | None = None,
+    resamples: int = 1000,
+) -> Judgement:
+    """Return how a calibration does on cases that nothing was fitted on; arguments as of `calibrate_cases`."""
+    promises = tuple(dict.fromkeys(margin.promise for margin in calibration.margins))
+    found: list[JudgedCase] = []
+    before: _Pixels = {}
+    after: _Pixels = {}
+    with progress("judge", len(cases)) as bar:
+        for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
+            observed = observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
+            found.append(judge_case(calibration, observed, prediction, reference))
+            if calibration.pixels is not None and "foreground" in prediction.maps:
+                _count(before, case.unit, prediction, reference, band)
+                scaled = np.asarray(calibration.pixels.apply(prediction.maps["foreground"]), np.float32)
+                after.setdefault(case.unit, PixelCounts()).add(scaled, reference, band)
+            bar.advance()
+    return judge(
+        calibration,
+        found,
+        (before, after),
+        margin_cases,
+        risk_limit=asked.risk_limit,
+        rng=np.random.default_rng(seed),
+        resamples=resamples,
+    )
+
+
+_Pixels = dict[str, PixelCounts]
+
+
+def _asked(
+    alphas: Sequence[float],
+    shares: Sequence[float],
+    areas: Sequence[float],
+    by: Sequence[By],
+    risk_limit: float,
+) -> Asked:
+    for alpha in alphas:
+        if not 0 < alpha < 1:
+            raise ConfigError(f"alpha is the share of units that may fail, between 0 and 1, not {alpha:g}")
+    if not alphas:
+        raise ConfigError("give at least one alpha: the share of units that may fail, such as 0.1")
+    return Asked(
+        alphas=tuple(sorted(set(alphas), reverse=True)),
+        shares=tuple(sorted({1.0, *shares}, reverse=True)),
+        areas=tuple(sorted(set(areas), reverse=True)),
+        by=tuple(dict.fromkeys(by)),
+        risk_limit=risk_limit,
+    )
+
+
+def _predicted(
+    segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]
+) -> Iterator[tuple[Case, Image, Prediction, InstanceSet]]:
+    for case in cases:
+        image, reference = dataset.read(case)
+        yield case, image, segmenter(image), reference
+
+
+def _observed(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    promises: Sequence[Promise],
+    band: float | None,
+    bar: Bar,
+) -> tuple[list[ObservedCase], _Pixels]:
+    """Return what is kept of each case, and the counts of pixels by unit; none without a foreground map."""
+    observed: list[ObservedCase] = []
+    pixels: _Pixels = {}
+    for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
+        observed.append(
+            observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
+        )
+        _count(pixels, case.unit, prediction, reference, band)
+        bar.advance()
+    return observed, pixels
+
+
+def _count(
+    pixels: _Pixels, unit: str, prediction: Prediction, reference: InstanceSet, band: float | None
+) -> None:
+    if "foreground" in prediction.maps:
+        pixels.setdefault(unit, PixelCounts()).add(prediction.maps["foreground"], reference, band)
+
+
+def _where_from(dataset: Dataset, cases: Sequence[Case]) -> CalibrationData:
+    return CalibrationData(
+        exchangeable=dataset.card.unit,
+        date=datetime.now(UTC).date().isoformat(),
+        digest=replace(dataset, cases=tuple(cases)).digest(),
+    )
+
+
+def _report(done: Calibrated, run: TrackedRun, out: Path | None) -> None:
+    figures = figures_of(done.judged) if done.judged is not None else {}
+    run.log_metrics(metrics_of(done.calibration, done.judged), step=0)
+    for name, figure in figures.items():
+        run.log_figure(figure, f"figures/{name}.png")
+    with TemporaryDirectory() as folder:
+        write_calibration(Path(folder), done.calibration, done.judged, {})
+        run.log_artifact(Path(folder), "calibration")
+    if out is not None:
+        write_calibration(out, done.calibration, done.judged, figures)
+
+
+def render_calibration(done: Calibrated) -> str:
+    """Return the report as the console shows it."""
+    return report_text(done.calibration, done.judged)

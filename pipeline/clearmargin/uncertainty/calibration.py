@@ -1,0 +1,272 @@
+"""A calibration: what was fitted for one model and one way of sampling it, and how a prediction is changed by it.
+
+It lies with the model, ``MODEL/calibration/<mode>.yaml``, as plain data that names the weights it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from clearmargin.config import read_yaml
+from clearmargin.core import Mask, Prediction
+from clearmargin.core.grid import Unit
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.uncertainty.chosen import ChosenScaling
+from clearmargin.uncertainty.drift import Drift, Features, Fingerprint, check_drift
+from clearmargin.uncertainty.maps import entropy
+from clearmargin.uncertainty.margins import CalibrationData, Margin
+from clearmargin.uncertainty.misses import MissThreshold
+from clearmargin.uncertainty.needed import SIDES, Side, Strata
+from clearmargin.uncertainty.reach import EdgeScale
+from clearmargin.uncertainty.referral import ReferralRules
+from clearmargin.uncertainty.sampling import Mode
+from clearmargin.uncertainty.scaling import Scaling, scaling_from_data, scaling_to_data
+
+__all__ = ["Calibration", "Refusal", "load_calibration", "save_calibration"]
+
+_FOLDER = "calibration"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Something that was asked for and could not be had.
+
+    Attributes:
+        what: Such as ``outer margin, alpha 0.05, stratum 'nucleus'``.
+        why: With the level that is reached, where units are too few.
+    """
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was fitted, on whom.
+
+    Attributes:
+        mode: How the model was sampled; another way gives other scores and edges.
+        weights_sha256: Of the model, all members together.
+        card: Name of the data card.
+        data: Unit, date, and digest of the calibration split.
+        units: Number of units that scalings and limits were fitted on (``fit``), and margins (``margin``).
+        length_unit: ``mm`` or ``px``, of everything that is a length.
+        threshold: Margins hold for the matched instances at this score, as predicted and not scaled, or any higher.
+        scores: Scaling of instance scores.
+        pixels: Scaling of the foreground map; None where there is no map.
+        nsd: Scaling of predicted NSD to NSD at ``tolerance``; None where it is not predicted.
+        tolerance: In ``length_unit``.
+        misses: Score thresholds that keep misses rare, by alpha.
+        strata: Which instances share a margin.
+        margins: All that could be had.
+        refused: What could not.
+        referral: When a person should look.
+        fingerprint: What calibration cases look like.
+    """
+
+    mode: Mode
+    weights_sha256: str
+    card: str
+    data: CalibrationData
+    units: Mapping[str, int]
+    length_unit: Unit
+    threshold: float
+    scores: ChosenScaling
+    pixels: ChosenScaling | None
+    nsd: Scaling | None
+    tolerance: float
+    misses: tuple[MissThreshold, ...]
+    strata: Strata
+    margins: tuple[Margin, ...]
+    refused: tuple[Refusal, ...]
+    referral: ReferralRules
+    fingerprint: Fingerprint = field(repr=False)
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
+
+        Scores and the map ``foreground`` are scaled, ``entropy`` and ``mean_entropy`` follow the scaled map, and
+        ``predicted_nsd`` is scaled. New columns, each where it was calibrated: ``margin_outer`` and
+        ``margin_inner``, the one margin all around of the instance's stratum (`margin`), in the grid's unit;
+        ``size_inner`` and ``size_outer``, the size of what `region` leaves and reaches, in the grid's unit squared
+        or cubed: as likely as the margin, the true size lies between them. Masks stay as they are.
+
+        Raises:
+            InputError: The grid is in mm and the calibration in px, or the other way round.
+        """
+        instances = prediction.instances
+        self._check_unit(prediction)
+        columns = dict(instances.uncertainty)
+        if self.nsd is not None and "predicted_nsd" in columns:
+            columns["predicted_nsd"] = _float32(self.nsd.apply(columns["predicted_nsd"]))
+        maps = dict(prediction.maps)
+        if self.pixels is not None and "foreground" in maps:
+            maps["foreground"] = _float32(self.pixels.apply(maps["foreground"]))
+            if "entropy" in maps:
+                maps["entropy"] = _float32(entropy(maps["foreground"].astype(np.float64)))
+            if "mean_entropy" in columns and "entropy" in maps:
+                means = [maps["entropy"][m.slices][m.crop].mean() if m.area else 0.0 for m in instances.masks]
+                columns["mean_entropy"] = np.array(means, np.float32)
+        every = range(len(instances))
+        for side in SIDES:
+            if self.margin(side) is not None:  # no stratum has a margin where all together have none
+                own = [self.margin(side, self.strata.of(instances, i)) for i in every]
+                columns[f"margin_{side}"] = _float32([m.value for m in own if m is not None])
+                areas = [self.region(prediction, i, side).area * instances.grid.voxel_size for i in every]
+                columns[f"size_{side}"] = _float32(areas)
+        scores = self.scores.apply(instances.scores)
+        scaled = replace(instances, scores=np.clip(scores, 0, 1), uncertainty=columns)
+        return replace(prediction, instances=scaled, maps=maps)
+
+    def margin(self, side: Side, stratum: str = "all", *, scaled: bool = False) -> Margin | None:
+        """Return the 100 % margin of the largest alpha: of the stratum, or else of all instances; None for none."""
+        chosen = [
+            m
+            for m in self.margins
+            if m.promise.side == side and m.promise.share == 1 and (m.promise.floor is not None) == scaled
+        ]
+        for name in (stratum, "all"):
+            own = [m for m in chosen if m.stratum == name]
+            if own:
+                return max(own, key=lambda m: m.alpha)
+        return None
+
+    def region(self, prediction: Prediction, i: int, side: Side) -> Mask:
+        """Return instance ``i`` grown (outer) or shrunk (inner) by its 100 % margin.
+
+        By the scaled margin of all instances where it was calibrated and the prediction has edges, else by that of
+        the instance's stratum.
+
+        Raises:
+            InputError: There is no such margin, or the grid is in another unit of length.
+        """
+        self._check_unit(prediction)
+        mask, grid = prediction.instances.masks[i], prediction.instances.grid
+        scaled = self.margin(side, scaled=True)
+        if scaled is not None and scaled.promise.floor is not None and prediction.edges:
+            edge = prediction.edges[i]
+            scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=scaled.promise.floor)
+            return scaled.region(mask, grid, scale)
+        plain = self.margin(side, self.strata.of(prediction.instances, i))
+        if plain is None:
+            whys = [r.why for r in self.refused if r.what.startswith(f"{side} margin")]
+            raise InputError(f"the calibration has no {side} margin" + (f": {whys[0]}" if whys else ""))
+        return plain.region(mask, grid)
+
+    def drift(self, features: Iterable[Features]) -> Drift:
+        """Return what differs between incoming cases (`case_features`) and the calibration cases."""
+        return check_drift(self.fingerprint, list(features))
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the record as plain data, for YAML and JSON."""
+        return {
+            "mode": self.mode,
+            "weights_sha256": self.weights_sha256,
+            "card": self.card,
+            "data": asdict(self.data),
+            "units": dict(self.units),
+            "length_unit": self.length_unit,
+            "threshold": self.threshold,
+            "scores": self.scores.to_data(),
+            "pixels": None if self.pixels is None else self.pixels.to_data(),
+            "nsd": None if self.nsd is None else scaling_to_data(self.nsd),
+            "tolerance": self.tolerance,
+            "misses": [asdict(m) for m in self.misses],
+            "strata": {
+                "class_names": dict(self.strata.class_names),
+                "size_limits": None if self.strata.size_limits is None else list(self.strata.size_limits),
+            },
+            "margins": [m.to_data() for m in self.margins],
+            "refused": [asdict(r) for r in self.refused],
+            "referral": self.referral.to_data(),
+            "fingerprint": self.fingerprint.to_data(),
+        }
+
+    @staticmethod
+    def from_data(content: Mapping[str, Any]) -> Calibration:
+        """Return the record that `to_data` gave.
+
+        Raises:
+            ConfigError: A field is missing or unknown.
+        """
+        try:
+            limits = content["strata"]["size_limits"]
+            read: dict[str, Any] = {
+                "data": CalibrationData(**content["data"]),
+                "scores": ChosenScaling.from_data(content["scores"]),
+                "pixels": None if content["pixels"] is None else ChosenScaling.from_data(content["pixels"]),
+                "nsd": None if content["nsd"] is None else scaling_from_data(content["nsd"]),
+                "misses": tuple(MissThreshold(**m) for m in content["misses"]),
+                "strata": Strata(
+                    class_names=content["strata"]["class_names"],
+                    size_limits=None if limits is None else (float(limits[0]), float(limits[1])),
+                ),
+                "margins": tuple(Margin.from_data(m) for m in content["margins"]),
+                "refused": tuple(Refusal(**r) for r in content["refused"]),
+                "referral": ReferralRules.from_data(content["referral"]),
+                "fingerprint": Fingerprint.from_data(content["fingerprint"]),
+            }
+            return Calibration(**(dict(content) | read))
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ConfigError(
+                f"this is no calibration ({error}): run `clearmargin calibrate` again"
+            ) from None
+
+    def _check_unit(self, prediction: Prediction) -> None:
+        unit = prediction.instances.grid.unit
+        if unit != self.length_unit:
+            raise InputError(
+                f"the model was calibrated on images in {self.length_unit} and this one is in {unit}: a calibration "
+                "holds for images like those it was made on; calibrate on images with the same unit"
+            )
+
+
+def save_calibration(model: Path, calibration: Calibration) -> Path:
+    """Write a calibration into the model's folder, in place of an earlier one of the mode; return the file."""
+    path = _path(model, calibration.mode)
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    text = yaml.safe_dump(calibration.to_data(), sort_keys=False, allow_unicode=True, width=120)
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibration | None:
+    """Return a model's calibration for a way of sampling it; None where it was not calibrated for it.
+
+    Args:
+        model: A model folder.
+        mode: ``none``, ``checkpoints``, ...
+        weights_sha256: Of the segmenter that it will be applied to.
+
+    Raises:
+        InputError: The file is of other weights.
+        ConfigError: It is no calibration.
+    """
+    path = _path(model, mode)
+    if not path.is_file():
+        return None
+    found = Calibration.from_data(read_yaml(path))
+    if found.weights_sha256 != weights_sha256:
+        raise InputError(
+            f"the calibration of '{model.name}' for uncertainty '{mode}' is of other weights "
+            f"({found.weights_sha256[:12]}) than the model's ({weights_sha256[:12]}): run "
+            f"`clearmargin calibrate` again, or remove {_FOLDER}/{path.name}"
+        )
+    return found
+
+
+def _path(model: Path, mode: Mode) -> Path:
+    return model / _FOLDER / f"{mode}.yaml"
+
+
+def _float32(values: NDArray[np.floating] | Sequence[float]) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)

@@ -1,0 +1,202 @@
+"""The verb: on phantoms whose predictions are known, and on a model that was trained a little."""
+
+import csv
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from calibrated import ASKED, MADE_BY, calibrated, drawn_set, judged
+from command import command
+from displaced import SPACE
+from toy import write_toy_experiment, write_toy_set
+
+from clearmargin.errors import InputError
+from clearmargin.models.folder import CONFIG_FILE
+from clearmargin.report.calibration import figures_of, report_text, write_calibration
+from clearmargin.train import train
+from clearmargin.uncertainty.calibration import Calibration, load_calibration
+from clearmargin.uncertainty.observed import observe
+
+
+@pytest.fixture(scope="module")
+def found():
+    drawn = drawn_set(80)
+    calibration, margin_cases = calibrated(drawn, drawn.cases[:44])
+    return drawn, calibration, judged(drawn, drawn.cases[44:], calibration, margin_cases)
+
+
+def test_margins_cover_the_judged_units_as_they_promise(found):
+    _, calibration, judgement = found
+    assert judgement.units == 36 and len(judgement.coverage) == len(calibration.margins)
+    for row in judgement.coverage:
+        mean, low, high = row.splits
+        # 100 splits of 67 units; ties cover more, and 90 % of the area needs one pixel or none
+        most = 0.06 if row.margin.promise.of == "surface" else 0.15
+        assert row.expected - 0.03 < mean < row.expected + most and low < mean < high
+        assert row.low <= row.covered / row.units <= row.high
+        assert row.low < row.expected + most and row.expected < row.high + 0.05
+        assert (row.stretch is not None) == (row.margin.promise.side == "outer")
+        assert row.stretch is None or row.stretch > 1
+
+
+def test_scaling_makes_pixels_say_what_comes_true(found):
+    _, _, judgement = found
+    change = {(row.what, row.number): row for row in judgement.scaled}
+    pixels = change["pixels near the edge", "ECE"]
+    assert pixels.after.estimate < pixels.before.estimate and pixels.change.high < 0
+    assert ("scores, kept instances", "D-ECE") in change
+    for row in judgement.scaled:
+        assert row.change.estimate == pytest.approx(row.after.estimate - row.before.estimate)
+
+
+def test_a_known_signal_finds_what_goes_wrong():
+    """Where pairwise Dice says how far each edge is off, it orders instances as the risk does."""
+    drawn = drawn_set(60)
+    calibration, margin_cases = calibrated(drawn, drawn.cases[:40])
+    distance = {}
+    for case in drawn.cases:
+        image, reference = drawn.read(case)
+        for one in observe(case.unit, image, drawn(image), reference, promises=()).instances:
+            distance[one.size, one.score] = one.hd95
+
+    def knowing(prediction):
+        instances = prediction.instances
+        cell = instances.grid.voxel_size
+        known = [
+            1 - distance.get((m.area * cell, float(s)), 0.0) / 10
+            for m, s in zip(instances.masks, instances.scores, strict=True)
+        ]
+        columns = dict(instances.uncertainty) | {"pairwise_dice": np.array(known)}
+        return replace(prediction, instances=replace(instances, uncertainty=columns))
+
+    judgement = judged(drawn.change(knowing), drawn.cases[40:], calibration, margin_cases)
+    rows = {(r.over, r.uncertainty): r for r in judgement.failures if r.risk == "HD95"}
+    best, blind = rows["matched instances", "1 - pairwise Dice"], rows["matched instances", "1 - score"]
+    assert best.auroc == 1 and best.e_aurc == pytest.approx(0, abs=1e-6) and best.ause < 0.01
+    assert blind.e_aurc > 10 * abs(best.e_aurc) and 0.2 < blind.auroc < 0.8
+    assert "of the matched instances" in str(best.referral)
+
+
+def test_a_shift_between_strata_is_reported(found):
+    _, _, judgement = found
+    pairs = {(row.calibrated_on, row.judged_on) for row in judgement.shifts}
+    assert pairs == {(a, b) for a in ("", "blue", "red") for b in ("blue", "red")}
+    assert all(row.column == "stain" and row.units for row in judgement.shifts)
+
+
+def test_tables_figures_and_report(found, tmp_path):
+    _, calibration, judgement = found
+    figures = figures_of(judgement)
+    assert {
+        "coverage_over_splits",
+        "reliability_pixels_near_the_edge",
+        "risk_coverage_cases_one_minus_dice",
+    } <= set(figures)
+    write_calibration(tmp_path, calibration, judgement, figures)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"report.md", "margins.csv", "calibration.csv", "failure.csv", "shift.csv"} <= names
+    rows = list(csv.DictReader((tmp_path / "margins.csv").read_text().splitlines()))
+    assert len([r for r in rows if r["value"]]) == len(calibration.margins)
+    text = report_text(calibration, judgement)
+    for margin in calibration.margins:
+        assert str(margin) in text  # with its full sentence
+    assert "unit-" not in text and "case-" not in text  # no unit and no case is named
+
+
+def test_volumes_are_calibrated_in_millimetres():
+    drawn = drawn_set(14, SPACE)
+    calibration, margin_cases = calibrated(drawn, drawn.cases[:11], replace(ASKED, alphas=(0.2,)))
+    assert calibration.length_unit == "mm" and calibration.margin("outer", scaled=True) is not None
+    judgement = judged(drawn, drawn.cases[11:], calibration, margin_cases)
+    assert all(row.units == 3 for row in judgement.coverage)
+    image, _ = drawn.read(drawn.cases[0])
+    after = calibration.apply(drawn(image)).instances
+    assert (after.uncertainty["size_outer"] > after.uncertainty["size_inner"]).all()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of toy discs, a set with twelve calibration images, and a tracking store."""
+    place = tmp_path_factory.mktemp("calibrate")
+    card = write_toy_set(place / "data", cases=24)
+    index = place / "data" / "index.csv"
+    rows = index.read_text().splitlines()
+    splits = ["train"] * 6 + ["validation"] + ["calibration"] * 13 + ["test"] * 4
+    index.write_text(
+        "\n".join([rows[0], *(f"{r.split(',')[0]},{s}" for r, s in zip(rows[1:], splits, strict=True))])
+        + "\n"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+        config = write_toy_experiment(place, card, epochs=2, steps_per_epoch=30, learning_rate=0.003)
+        result = train(config, overrides=["prediction.score_threshold=0.1"], runs=place / "runs")
+        yield result.model, card, place
+
+
+def test_a_trained_model_from_the_command_line(trained, tmp_path):
+    from mlflow import MlflowClient
+
+    model, card, place = trained
+    code, said = command(
+        "calibrate", model, "--card", card, "--alpha", "0.2,0.1", "--uncertainty", "checkpoints", "--judge", "test",
+        "--share", 1, "--by", "size", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, said
+    assert "for a new image the chance is at least 80 %" in said and "The images have no spacing" in said
+    assert "% at best" in said  # alpha 0.1 needs nine units of a stratum
+    kept = Calibration.from_data(yaml.safe_load((model / "calibration" / "checkpoints.yaml").read_text()))
+    assert load_calibration(model, "checkpoints", kept.weights_sha256) == kept
+    assert kept.length_unit == "px" and kept.units == {"fit": 4, "margin": 9}
+    assert kept.pixels is not None and any(m.promise.floor is not None for m in kept.margins)
+    assert (tmp_path / "out" / "report.md").is_file() and list((tmp_path / "out").glob("*.png"))
+    # the run is tracked, and names no case
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
+    run = next(r for r in runs if r.data.tags.get("verb") == "calibrate")
+    assert run.info.run_id in said and run.info.status == "FINISHED" and run.data.params["judge"] == "test"
+    assert any(name.startswith("coverage/outer") for name in run.data.metrics)
+    assert not any("case-" in str(v) for v in (run.data.params, run.data.metrics, run.data.tags, said))
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"calibration", "figures"}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--split", "train"], 4, "were also trained on"),
+        (["--judge", "calibration"], 2, "cannot both calibrate and judge"),
+        (["--alpha", "ten"], 2, "--alpha takes numbers"),
+        (["--alpha", "10"], 2, "alpha is the share of units that may fail"),
+        (["--by", "colour"], 2, "--by 'colour'"),
+        (["--fit-share", "1"], 2, "between 0 and 1"),
+        (["--uncertainty", "ensemble"], 2, "ensemble"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(trained, options, code, message):
+    model, card, _ = trained
+    ended, said = command("calibrate", model, "--card", card, *options)
+    assert (ended, message in said) == (code, True), said
+
+
+def test_an_empty_split_and_a_model_that_does_not_say_what_it_saw(trained, tmp_path):
+    model, card, _ = trained
+    empty = yaml.safe_load(card.read_text())
+    empty["splits"]["values"].pop("calibration")
+    empty["splits"]["values"]["test"] = ["calibration", "test"]
+    (card.parent / "empty.yaml").write_text(yaml.safe_dump(empty))
+    code, said = command("calibrate", model, "--card", card.parent / "empty.yaml")
+    assert code == 2 and "calibration" in said
+    shutil.copytree(model, tmp_path / "model")
+    settings = yaml.safe_load((model / CONFIG_FILE).read_text()) | {"trained_on": []}
+    (tmp_path / "model" / CONFIG_FILE).write_text(yaml.safe_dump(settings))
+    code, said = command("calibrate", tmp_path / "model", "--card", card)
+    assert code == 4 and "does not say which units it was trained on" in said
+
+
+def test_the_network_alone_has_neither_edges_nor_a_map(trained):
+    model, card, _ = trained
+    code, said = command("calibrate", model, "--card", card, "--alpha", 0.2)
+    assert code == 0 and "pixels: none" in said and "scaled" not in said, said
+    with pytest.raises(InputError, match="of other weights"):
+        load_calibration(model, "none", MADE_BY.weights_sha256)
