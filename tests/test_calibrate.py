@@ -113,7 +113,7 @@ def test_volumes_are_calibrated_in_millimetres():
     assert all(row.units == 3 for row in judgement.coverage)
     image, _ = drawn.read(drawn.cases[0])
     after = calibration.apply(drawn(image)).instances
-    assert (after.uncertainty["size_outer"] > after.uncertainty["size_inner"]).all()
+    assert (after.uncertainty["outer_volume_mm3"] > after.uncertainty["inner_volume_mm3"]).all()
 
 
 @pytest.fixture(scope="module")

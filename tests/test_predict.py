@@ -5,11 +5,14 @@ import json
 import re
 import subprocess
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bright import bright_segmenter
+from calibrated import ASKED, calibrated, drawn_set
+from displaced import SPACE
 
 from clearmargin import privacy
 from clearmargin.core import Grid, Image, Source
@@ -17,6 +20,7 @@ from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats import read_image
 from clearmargin.formats.dicom_seg import read_dicom_seg, write_dicom_seg
+from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import read_volume, write_volume
 from clearmargin.predict import predict
@@ -227,3 +231,55 @@ def test_no_identifier_leaves_the_dicom_files(bright, tmp_path, caplog, capsys):
     for canary in CANARIES:
         assert not [t[:80] for t in texts if canary in t]
     assert privacy.recorded_cases()[done.case] == str(folder.resolve())
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    """Of phantoms in mm, in space, with edges."""
+    drawn = drawn_set(14, SPACE)
+    return calibrated(drawn, asked=replace(ASKED, alphas=(0.2,)))[0]
+
+
+def test_a_calibrated_model_gives_margins_in_every_form(bright, calibration, monkeypatch, tmp_path):
+    monkeypatch.setattr("clearmargin.predict.load_calibration", lambda *_: calibration)
+    ct(tmp_path / "ct")
+    report = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), uncertainty="tta")
+    (done,) = report.done
+    outer, _inner = report.promises
+    assert outer.startswith("outer margin") and "n = " in outer and "alpha 0.2" in outer
+    image = read_image(tmp_path / "ct")
+    mask, grown, shrunk = (
+        read_dicom_seg(done.folder / name, grid=image.grid).masks[0].dense()
+        for name in ("seg.dcm", "margin_outer.dcm", "margin_inner.dcm")
+    )
+    assert (grown | mask == grown).all() and (shrunk & mask == shrunk).all()
+    (row,) = json.loads((done.folder / "instances.json").read_text())
+    voxel = 5.0 * 0.8 * 0.7
+    assert row["outer_volume_mm3"] == pytest.approx(grown.sum() * voxel, rel=1e-5)
+    assert row["inner_volume_mm3"] == pytest.approx(shrunk.sum() * voxel, rel=1e-5)
+    assert row["margin_outer_mm"] == pytest.approx(calibration.margin("outer").value, rel=1e-5)
+    # phantoms have no Hounsfield units: the case is not like them, and it is said everywhere
+    assert done.referred == row["refer"] == 1
+    assert "differs from the calibration cases" in row["refer_because"]
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert summary["referred"] == 1 and summary["warnings"] == list(done.warnings) != []
+    assert summary["calibration"]["margins"] == list(report.promises)
+    tool = Path(sysconfig.get_path("scripts")) / "tid1500reader"
+    command = [tool, "--inputDICOM", done.folder / "report.dcm", "--outputMetadata", tmp_path / "sr.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    (group,) = json.loads((tmp_path / "sr.json").read_text())["Measurements"]
+    items = {m["quantity"]["CodeMeaning"]: m for m in group["measurementItems"]}
+    assert float(items["Margin outer"]["value"]) == pytest.approx(row["margin_outer_mm"], rel=1e-5)
+    assert items["Margin outer"]["units"]["CodeValue"] == "mm"
+    assert items["Outer volume"]["units"]["CodeValue"] == "mm3"
+    assert {"entropy.dcm", "foreground.dcm", "mutual_information.dcm", "variance.dcm"} <= {
+        p.name for p in done.folder.iterdir()
+    }
+
+
+def test_a_calibration_in_other_units_is_said_not_to_apply(bright, calibration, monkeypatch, tmp_path):
+    monkeypatch.setattr("clearmargin.predict.load_calibration", lambda *_: calibration)
+    write_raster(tmp_path / "a.png", np.full((64, 64), 60, np.uint8))
+    (done,) = predict(tmp_path / "a.png", tmp_path / "out", model=Path("any")).done
+    assert "calibrated on images in mm and this one is in px" in done.warnings[0]
+    assert not (done.folder / "margin_outer.dcm").exists()

@@ -402,7 +402,14 @@ def predict(
     )
     for done in report.done:
         classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())
-        _say(f"{done.case}: {classes} -> {done.folder}")
+        referred = f"; refer {done.referred}" if done.referred else ""
+        _say(f"{done.case}: {classes}{referred} -> {done.folder}")
+        for warning in done.warnings:
+            _say(f"  warning: {warning}")
+    for sentence in report.promises:
+        _say(sentence)
+    for warning in report.drift:
+        _say(f"warning: {warning}")
     if report.failed:
         raise BatchError(
             f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.config import validate
-from clearmargin.core import Image, Prediction, Segmenter
+from clearmargin.core import Image, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.privacy import record_case
 from clearmargin.report.case_folder import (
     by_class,
+    case_rows,
     picture,
     write_case,
     write_picture,
@@ -26,13 +27,18 @@ from clearmargin.report.case_folder import (
     write_summary,
 )
 from clearmargin.report.progress import progress
-from clearmargin.report.tables import instance_rows
 from clearmargin.transforms.intensity import Window
+from clearmargin.uncertainty.assessment import Assessment, assess
+from clearmargin.uncertainty.calibration import Calibration, load_calibration
+from clearmargin.uncertainty.drift import Features
+from clearmargin.uncertainty.needed import SIDES
 from clearmargin.uncertainty.sampling import Mode, open_segmenter
 
 __all__ = ["Predicted", "PredictionReport", "predict"]
 
 log = logging.getLogger(__name__)
+
+Look = Callable[[Image], Assessment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +50,16 @@ class Predicted:
         folder: What was written lies here.
         instances: How many were found, over all slices or frames.
         by_class: The same for each class name.
+        referred: How many of them a person should look at; ``instances.csv`` says why.
+        warnings: How the case differs from the calibration cases, or why the calibration does not apply.
     """
 
     case: str
     folder: Path
     instances: int
     by_class: dict[str, int]
+    referred: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +69,14 @@ class PredictionReport:
     Attributes:
         done: The inputs that were segmented, in order.
         failed: Case id and message of those that were refused.
+        promises: What the margins hold for, a sentence each; nothing where the model was not calibrated.
+        drift: How all inputs together differ from the calibration cases.
     """
 
     done: tuple[Predicted, ...]
     failed: dict[str, str] = field(default_factory=dict)
+    promises: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
 
 
 def predict(
@@ -114,18 +128,52 @@ def predict(
         return _for_display(changed) if display_window else changed
 
     segmenter = open_segmenter(model, uncertainty, device=device, runtime=runtime, adjust=adjust)
+    calibration = load_calibration(model, uncertainty, segmenter.provenance.weights_sha256)
+    own = segmenter.choice.score_threshold
     if score_threshold is not None:
         segmenter = segmenter.with_threshold(score_threshold)
+
+    def look(image: Image) -> Assessment:
+        return assess(segmenter(image), image, calibration, threshold=own)
+
     if not source.exists():
         raise InputError(f"there is no file or folder '{source}'")
     out.mkdir(parents=True, exist_ok=True)
     if is_video(source):
-        return PredictionReport(done=(_predict_clip(source, out, segmenter),))
-    if source.is_dir() and not is_dicom(source):
-        return _predict_folder(source, out, segmenter)
-    image = read_image(source, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    record_case(image.source.case, source)
-    return PredictionReport(done=(_predict_image(image, out, segmenter),))
+        report = PredictionReport(done=(_predict_clip(source, out, look, calibration),))
+    elif source.is_dir() and not is_dicom(source):
+        report = _predict_folder(source, out, look, calibration)
+    else:
+        image = read_image(source, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
+        record_case(image.source.case, source)
+        report = PredictionReport(done=(_predict_image(image, out, look(image), calibration),))
+    return replace(report, promises=_promises(calibration))
+
+
+def _promises(calibration: Calibration | None) -> tuple[str, ...]:
+    """Return the sentences of the margins that were applied: of each side, the one around all instances."""
+    if calibration is None:
+        return ()
+    chosen = [calibration.margin(side, scaled=True) or calibration.margin(side) for side in SIDES]
+    return tuple(str(margin) for margin in chosen if margin is not None)
+
+
+def _made_with(calibration: Calibration | None) -> dict[str, Any]:
+    """Return what ``summary.json`` says of the calibration."""
+    if calibration is None:
+        return {"calibration": None}
+    data = calibration.data
+    return {
+        "calibration": {
+            "card": calibration.card,
+            "unit": data.exchangeable,
+            "units": dict(calibration.units),
+            "date": data.date,
+            "data_sha256": data.digest,
+            "margins": list(_promises(calibration)),
+            "misses": [str(threshold) for threshold in calibration.misses],
+        }
+    }
 
 
 def _in_tiles(segmenter: NetworkSegmenter, tile: int) -> NetworkSegmenter:
@@ -144,19 +192,22 @@ def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
     return replace(segmenter, image=shown)
 
 
-def _predict_folder(folder: Path, out: Path, segmenter: Segmenter) -> PredictionReport:
+def _predict_folder(folder: Path, out: Path, look: Look, calibration: Calibration | None) -> PredictionReport:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(tuple(READERS)))
     if not files:
         raise InputError(
             f"'{folder}' holds nothing that can be segmented: expected DICOM, or files ending in {', '.join(READERS)}"
         )
     done, failed = [], {}
+    features: list[Features] = []
     with progress("predict", len(files)) as bar:
         for number, path in enumerate(files, start=1):
             try:
                 image = read_image(path)
                 record_case(image.source.case, path)
-                done.append(_predict_image(image, out, segmenter))
+                assessed = look(image)
+                done.append(_predict_image(image, out, assessed, calibration))
+                features.append(assessed.features)
             except ClearMarginError as error:
                 name = f"input-{number:05d}"
                 record_case(name, path)
@@ -169,28 +220,33 @@ def _predict_folder(folder: Path, out: Path, segmenter: Segmenter) -> Prediction
         raise InputError(
             f"none of the {len(files)} files in '{folder}' could be segmented; the first: {first}"
         )
-    return PredictionReport(done=tuple(done), failed=failed)
+    drift = calibration.drift(features).warnings if calibration is not None and len(features) > 1 else ()
+    return PredictionReport(done=tuple(done), failed=failed, drift=drift)
 
 
-def _predict_image(image: Image, out: Path, segmenter: Segmenter) -> Predicted:
-    prediction = segmenter(image)
+def _predict_image(
+    image: Image, out: Path, assessed: Assessment, calibration: Calibration | None
+) -> Predicted:
     folder = out / image.source.case
-    write_case(folder, prediction, image)
+    write_case(folder, assessed, image, **_made_with(calibration))
     return Predicted(
         case=image.source.case,
         folder=folder,
-        instances=len(prediction.instances),
-        by_class=by_class(prediction),
+        instances=len(assessed.prediction.instances),
+        by_class=by_class(assessed.prediction),
+        referred=sum(bool(why) for why in assessed.reasons),
+        warnings=assessed.warnings,
     )
 
 
-def _predict_clip(path: Path, out: Path, segmenter: Segmenter) -> Predicted:
+def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | None) -> Predicted:
     """Segment every frame on its own; tables carry frame and time."""
     from clearmargin.formats.video import write_video
 
     clip = open_video(path)
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
+    warned: set[str] = set()
     last: list[tuple[Image, Prediction]] = []
     with progress("predict", clip.frame_count) as bar:
         frames = clip.frames()
@@ -205,9 +261,11 @@ def _predict_clip(path: Path, out: Path, segmenter: Segmenter) -> Predicted:
         def pictures() -> Iterator[NDArray[np.uint8]]:
             image: Image | None = first
             while image is not None:
-                prediction = segmenter(image)
+                assessed = look(image)
+                prediction = assessed.prediction
                 number = image.source.frame or 0
-                rows.extend(instance_rows(image.source, prediction))
+                rows.extend(case_rows(assessed, image))
+                warned.update(assessed.warnings)
                 for name, count in by_class(prediction).items():
                     counts[name] = counts.get(name, 0) + count
                 drawn = picture(prediction, image)
@@ -222,5 +280,22 @@ def _predict_clip(path: Path, out: Path, segmenter: Segmenter) -> Predicted:
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
     write_rows(folder, rows)
     image, prediction = last[0]
-    write_summary(folder, prediction, image, len(rows))
-    return Predicted(case=case, folder=folder, instances=len(rows), by_class=counts)
+    referred = sum(bool(row["refer_because"]) for row in rows)
+    warnings = tuple(sorted(warned))
+    write_summary(
+        folder,
+        prediction,
+        image,
+        len(rows),
+        referred=referred,
+        warnings=list(warnings),
+        **_made_with(calibration),
+    )
+    return Predicted(
+        case=case,
+        folder=folder,
+        instances=len(rows),
+        by_class=counts,
+        referred=referred,
+        warnings=warnings,
+    )

@@ -64,15 +64,15 @@ def test_what_it_does_to_a_prediction(drawn, fitted):
     columns = after.instances.uncertainty
     outer, inner = calibration.margin("outer"), calibration.margin("inner")
     assert outer.alpha == 0.2 and outer.promise == Promise()
-    assert np.allclose(columns["margin_outer"], outer.value) and np.allclose(
-        columns["margin_inner"], inner.value
+    assert np.allclose(columns["margin_outer_mm"], outer.value) and np.allclose(
+        columns["margin_inner_mm"], inner.value
     )
     cell = before.instances.grid.voxel_size
     for i, mask in enumerate(before.instances.masks):
         grown, shrunk = (calibration.region(before, i, side) for side in ("outer", "inner"))
-        assert columns["size_outer"][i] == pytest.approx(grown.area * cell)
-        assert columns["size_inner"][i] == pytest.approx(shrunk.area * cell)
-        assert columns["size_inner"][i] <= mask.area * cell <= columns["size_outer"][i]
+        assert columns["outer_area_mm2"][i] == pytest.approx(grown.area * cell)
+        assert columns["inner_area_mm2"][i] == pytest.approx(shrunk.area * cell)
+        assert columns["inner_area_mm2"][i] <= mask.area * cell <= columns["outer_area_mm2"][i]
         scaled = calibration.margin("outer", scaled=True)
         assert scaled.promise.floor is not None and grown.area > mask.area
     inside = before.maps["foreground"] > 0.99
@@ -148,7 +148,7 @@ def test_few_units_give_scalings_and_the_reason_why_there_is_no_margin(drawn):
     assert not calibration.margins and calibration.scores is not None
     assert all("units" in r.why for r in calibration.refused if "margin" in r.what)
     prediction = drawn(drawn.read(drawn.cases[0])[0])
-    assert "margin_outer" not in calibration.apply(prediction).instances.uncertainty
+    assert "margin_outer_px" not in calibration.apply(prediction).instances.uncertainty
     with pytest.raises(InputError, match=r"no outer margin: .*needs 4 calibration units"):
         calibration.region(prediction, 0, "outer")
 
@@ -164,7 +164,7 @@ def test_a_model_that_finds_nothing_is_refused():
 
 def test_an_image_without_an_instance(drawn, fitted):
     after = fitted[0].apply(nothing(drawn(drawn.read(drawn.cases[0])[0])))
-    assert len(after.instances) == 0 and after.instances.uncertainty["margin_outer"].shape == (0,)
+    assert len(after.instances) == 0 and after.instances.uncertainty["margin_outer_mm"].shape == (0,)
 
 
 def test_without_edges_and_maps_there_is_one_margin_all_around():

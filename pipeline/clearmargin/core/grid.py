@@ -90,6 +90,13 @@ class Grid:
         return float(np.linalg.norm(np.cross(self.affine[:3, 1], self.affine[:3, 2])))
 
     @property
+    def size_name(self) -> str:
+        """What a column of sizes is called: ``area_px``, ``area_mm2``, ``volume_voxels`` or ``volume_mm3``."""
+        if self.unit == "mm":
+            return "volume_mm3" if self.ndim == 3 else "area_mm2"
+        return "volume_voxels" if self.ndim == 3 else "area_px"
+
+    @property
     def is_orthogonal(self) -> bool:
         """Whether the axes are at right angles; false for a tilted gantry."""
         axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from clearmargin.core.image import Image
 from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import LabelMap
+from clearmargin.core.mask import Mask
 
 __all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter"]
 
@@ -59,6 +60,8 @@ class Prediction:
         provenance: What made it.
         maps: float32 arrays of ``instances.grid.shape`` by name, such as ``foreground`` and ``entropy``.
         edges: One for each instance where it was sampled (``uncertainty.sampling``); empty where it was not.
+        outer: What each instance's outer margin reaches, where it was calibrated; empty where it was not.
+        inner: What each instance's inner margin leaves, likewise.
     """
 
     instances: InstanceSet
@@ -66,11 +69,16 @@ class Prediction:
     provenance: Provenance
     maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     edges: tuple[EdgeSpread, ...] = ()
+    outer: tuple[Mask, ...] = ()
+    inner: tuple[Mask, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "maps", MappingProxyType(dict(self.maps)))
-        if self.edges and len(self.edges) != len(self.instances):
-            raise ValueError(f"{len(self.edges)} edges for {len(self.instances)} instance(s)")
+        for column in ("edges", "outer", "inner"):
+            if getattr(self, column) and len(getattr(self, column)) != len(self.instances):
+                raise ValueError(
+                    f"{len(getattr(self, column))} {column} for {len(self.instances)} instance(s)"
+                )
         for name, values in self.maps.items():
             if values.shape != self.instances.grid.shape:
                 raise ValueError(

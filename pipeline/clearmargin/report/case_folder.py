@@ -5,40 +5,57 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Image, Prediction
+from clearmargin.core import Image, LabelMap, Mask, Prediction
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
+from clearmargin.uncertainty.assessment import Assessment
 
-__all__ = ["by_class", "picture", "write_case", "write_picture", "write_rows", "write_summary"]
+__all__ = ["by_class", "case_rows", "picture", "write_case", "write_picture", "write_rows", "write_summary"]
 
 log = logging.getLogger(__name__)
 
 
-def write_case(folder: Path, prediction: Prediction, image: Image, **summary: Any) -> None:
+def write_case(folder: Path, assessed: Assessment, image: Image, **summary: Any) -> None:
     """Write everything of one image or volume into ``folder``; docs/predict.md lists the files.
 
     Args:
         folder: Made where it is not there.
-        prediction: On the image's grid.
+        assessed: A prediction on the image's grid, and what is to be said of it.
         image: What was segmented.
         summary: Further entries of ``summary.json``.
 
     Raises:
         OutputError: DICOM cannot hold the prediction.
     """
+    prediction = assessed.prediction
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder, instance_rows(image.source, prediction))
+    write_rows(folder, case_rows(assessed, image))
     if image.source.kind == "dicom":
         _write_dicom(folder, prediction, image)
     _write_maps(folder, prediction, image)
     _write_pictures(folder, prediction, image)
-    write_summary(folder, prediction, image, len(prediction.instances), **summary)
+    write_summary(
+        folder,
+        prediction,
+        image,
+        len(prediction.instances),
+        referred=sum(bool(why) for why in assessed.reasons),
+        warnings=list(assessed.warnings),
+        **summary,
+    )
+
+
+def case_rows(assessed: Assessment, image: Image) -> list[dict[str, Any]]:
+    """Return the instances' rows (`instance_rows`), each with ``refer_because``, empty where nothing speaks for it."""
+    rows = instance_rows(image.source, assessed.prediction)
+    return [row | {"refer_because": "; ".join(why)} for row, why in zip(rows, assessed.reasons, strict=True)]
 
 
 def write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -68,8 +85,10 @@ def write_summary(folder: Path, prediction: Prediction, image: Image, instances:
 
 
 def picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:
-    """Return the overlay, with the entropy map on its right where there is one."""
-    drawn = overlay(image, prediction.instances, z=z, label_map=prediction.label_map)
+    """Return the overlay with the margins dotted, and the entropy map on its right where there is one."""
+    instances = prediction.instances
+    margins = [replace(instances, masks=masks) for masks in (prediction.outer, prediction.inner) if masks]
+    drawn = overlay(image, instances, z=z, label_map=prediction.label_map, margins=margins)
     if "entropy" not in prediction.maps:
         return drawn
     return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z, limit=1.0)], axis=1)
@@ -103,8 +122,24 @@ def _write_dicom(folder: Path, prediction: Prediction, image: Image) -> None:
 
         quantities = measured_quantities(prediction)
         write_structured_report(folder / "report.dcm", prediction, image, written.path, quantities)
+    for side, masks in (("outer", prediction.outer), ("inner", prediction.inner)):
+        if masks:
+            write_dicom_seg(folder / f"margin_{side}.dcm", _as_regions(prediction, masks, side), image)
     if image.grid.ndim == 3:
         _write_dicom_maps(folder, prediction, image)
+
+
+def _as_regions(prediction: Prediction, masks: tuple[Mask, ...], side: str) -> Prediction:
+    """Return the margins' regions as instances whose classes are named after what they are."""
+    classes = tuple(replace(c, name=f"{c.name}, {side} margin") for c in prediction.label_map.classes)
+    return replace(
+        prediction,
+        instances=replace(prediction.instances, masks=masks),
+        label_map=LabelMap(classes),
+        edges=(),
+        outer=(),
+        inner=(),
+    )
 
 
 def _write_dicom_maps(folder: Path, prediction: Prediction, image: Image) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ def overlay(
     window: tuple[float, float] | None = None,
     label_map: LabelMap | None = None,
     reference: InstanceSet | None = None,
+    margins: Sequence[InstanceSet] = (),
 ) -> Picture:
     """Return the image with each instance's outline and a translucent fill, one colour an instance.
 
@@ -42,6 +44,7 @@ def overlay(
         window: As for :func:`~clearmargin.report.picture.display`.
         label_map: Where given, each instance is named, with its score where that is not 1.
         reference: The truth, on the same grid.
+        margins: What outer and inner margins make of the instances, in their order: dots in the instance's colour.
 
     Returns:
         ``(k Y, k X, 3)`` uint8, enlarged by a whole factor ``k`` where the image is small; ``Y`` and ``X`` as
@@ -50,7 +53,7 @@ def overlay(
     Raises:
         ValueError: If instances do not lie on the image's grid.
     """
-    for drawn in (instances, *(() if reference is None else (reference,))):
+    for drawn in (instances, *margins, *(() if reference is None else (reference,))):
         if drawn.grid.shape != image.grid.shape:
             raise ValueError(f"instances on a grid {drawn.grid.shape} over an image of {image.grid.shape}")
     if image.grid.ndim == 3 and z is None:
@@ -65,6 +68,9 @@ def overlay(
     for i in order:
         share = masks[i].area / total
         _draw(picture, masks[i], colour(int(positions[i])), factor, fill=0.06 if share > 0.08 else 0.22)
+    for drawn in margins:
+        for mask, position in zip(*_plane(drawn, z, turn), strict=True):
+            _draw(picture, mask, colour(int(position)), factor, fill=0.0, dash=2)
     if reference is not None:
         for mask in _plane(reference, z, turn)[0]:
             _draw(picture, mask, (255, 255, 255), factor, fill=0.0, dash=4)

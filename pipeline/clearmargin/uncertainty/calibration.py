@@ -93,10 +93,11 @@ class Calibration:
         """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
 
         Scores and the map ``foreground`` are scaled, ``entropy`` and ``mean_entropy`` follow the scaled map, and
-        ``predicted_nsd`` is scaled. New columns, each where it was calibrated: ``margin_outer`` and
-        ``margin_inner``, the one margin all around of the instance's stratum (`margin`), in the grid's unit;
-        ``size_inner`` and ``size_outer``, the size of what `region` leaves and reaches, in the grid's unit squared
-        or cubed: as likely as the margin, the true size lies between them. Masks stay as they are.
+        ``predicted_nsd`` is scaled. Where margins were calibrated, ``outer`` and ``inner`` hold each instance's
+        `region`, and there are columns, with the grid's unit in their names: ``margin_outer_mm`` and
+        ``margin_inner_mm``, the one margin all around of the instance's stratum (`margin`), and
+        ``inner_volume_mm3`` and ``outer_volume_mm3``, the regions' sizes: as likely as the margin, the true size lies
+        between them. Masks stay as they are.
 
         Raises:
             InputError: The grid is in mm and the calibration in px, or the other way round.
@@ -114,16 +115,24 @@ class Calibration:
             if "mean_entropy" in columns and "entropy" in maps:
                 means = [maps["entropy"][m.slices][m.crop].mean() if m.area else 0.0 for m in instances.masks]
                 columns["mean_entropy"] = np.array(means, np.float32)
-        every = range(len(instances))
+        grid, every = instances.grid, range(len(instances))
+        regions: dict[Side, tuple[Mask, ...]] = {}
         for side in SIDES:
             if self.margin(side) is not None:  # no stratum has a margin where all together have none
                 own = [self.margin(side, self.strata.of(instances, i)) for i in every]
-                columns[f"margin_{side}"] = _float32([m.value for m in own if m is not None])
-                areas = [self.region(prediction, i, side).area * instances.grid.voxel_size for i in every]
-                columns[f"size_{side}"] = _float32(areas)
+                columns[f"margin_{side}_{grid.unit}"] = _float32([m.value for m in own if m is not None])
+                regions[side] = tuple(self.region(prediction, i, side) for i in every)
+                sizes = [region.area * grid.voxel_size for region in regions[side]]
+                columns[f"{side}_{grid.size_name}"] = _float32(sizes)
         scores = self.scores.apply(instances.scores)
         scaled = replace(instances, scores=np.clip(scores, 0, 1), uncertainty=columns)
-        return replace(prediction, instances=scaled, maps=maps)
+        return replace(
+            prediction,
+            instances=scaled,
+            maps=maps,
+            outer=regions.get("outer", ()),
+            inner=regions.get("inner", ()),
+        )
 
     def margin(self, side: Side, stratum: str = "all", *, scaled: bool = False) -> Margin | None:
         """Return the 100 % margin of the largest alpha: of the stratum, or else of all instances; None for none."""

@@ -361,17 +361,13 @@ def _trim_heap() -> None:
 
 def _columns(spreads: list[Spread], instances: InstanceSet) -> dict[str, NDArray[np.float32]]:
     grid = instances.grid
-    if grid.unit == "mm":
-        size, element = ("area_mm2" if grid.ndim == 2 else "volume_mm3"), grid.voxel_size
-    else:
-        size, element = ("area_px" if grid.ndim == 2 else "volume_voxels"), 1.0
     columns = {
         "found_by": [s.found_by for s in spreads],
         "pairwise_dice": [s.pairwise_dice for s in spreads],
         f"edge_sd_{grid.unit}": [s.edge_sd for s in spreads],
         "predicted_nsd": [s.predicted_nsd for s in spreads],
-        f"least_{size}": [s.size[0] * element for s in spreads],
-        f"most_{size}": [s.size[1] * element for s in spreads],
+        f"least_{grid.size_name}": [s.size[0] * grid.voxel_size for s in spreads],
+        f"most_{grid.size_name}": [s.size[1] * grid.voxel_size for s in spreads],
     }
     return {name: np.array(values, np.float32) for name, values in columns.items()}
 

@@ -1,0 +1,69 @@
+"""What a person is told of a prediction: margins, whom to look at and why, and whether the case is like the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clearmargin.core import Image, Prediction
+from clearmargin.uncertainty.calibration import Calibration
+from clearmargin.uncertainty.drift import Features, case_features
+from clearmargin.uncertainty.referral import ReferralRules, reasons
+
+__all__ = ["Assessment", "assess"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assessment:
+    """A prediction with what is to be said of it.
+
+    Attributes:
+        prediction: As `Calibration.apply` returns it, where there is a calibration that fits; with the column
+            ``refer``, 1 where a person should look and 0 elsewhere.
+        reasons: For each instance, why a person should look; nothing where no rule speaks.
+        warnings: Of the case: how it differs from the calibration cases, or why the calibration does not apply.
+        features: Of the case, for a check of many together.
+    """
+
+    prediction: Prediction
+    reasons: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...]
+    features: Features
+
+
+def assess(
+    prediction: Prediction, image: Image, calibration: Calibration | None, *, threshold: float
+) -> Assessment:
+    """Apply a model's calibration to a prediction and say which instances a person should look at.
+
+    Args:
+        prediction: On the image's grid.
+        image: What was segmented.
+        calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
+            stand.
+        threshold: The model's own score threshold, at which calibration cases were counted.
+    """
+    scores = prediction.instances.scores
+    features = case_features(image.pixels, scores[scores >= threshold])
+    warnings: tuple[str, ...] = ()
+    applied = prediction
+    if calibration is not None and calibration.length_unit != image.grid.unit:
+        warnings = (
+            f"the model was calibrated on images in {calibration.length_unit} and this one is in {image.grid.unit}: "
+            "no margins, and scores as predicted; give the image a spacing, or calibrate on images without one",
+        )
+        calibration = None
+    if calibration is not None:
+        warnings = calibration.drift([features]).warnings
+        applied = calibration.apply(prediction)
+    rules = ReferralRules() if calibration is None else calibration.referral
+    every = tuple(
+        tuple(reasons(applied, i, rules, warnings if calibration is not None else ()))
+        for i in range(len(applied.instances))
+    )
+    flags = np.array([bool(why) for why in every], np.float32)
+    flagged = replace(applied.instances, uncertainty={**applied.instances.uncertainty, "refer": flags})
+    return Assessment(
+        prediction=replace(applied, instances=flagged), reasons=every, warnings=warnings, features=features
+    )
