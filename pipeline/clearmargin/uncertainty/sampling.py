@@ -6,7 +6,9 @@ the memory for probabilities is a plane's, and not a volume's times members.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +48,7 @@ __all__ = [
 Mode = Literal["none", "checkpoints", "ensemble", "tta", "dropout"]
 
 _ZOOM = 1.2
+_TRIM_EVERY = 8  # slices
 _DRAWS = 10  # of dropout
 
 Adjust = Callable[[NetworkSegmenter], NetworkSegmenter]
@@ -176,6 +179,8 @@ class SampledSegmenter:
             if moments is None:
                 raise ValueError("a sampled segmenter has at least one member")
             z += _fill(maps, moments, z)
+            if z % _TRIM_EVERY == 0:
+                _trim_heap()
         every = [
             member.segmenter.with_threshold(0.0).merge(found, image)
             for member, found in zip(self.members, parts, strict=True)
@@ -341,6 +346,17 @@ def _fill(maps: dict[str, NDArray[np.float32]], moments: Moments, z: int) -> int
         plane = values if values.ndim == 2 else values[z]
         plane[...] = MAPS[name](moments).max(axis=0)
     return 1
+
+
+def _trim_heap() -> None:
+    """Give unused memory back to the system.
+
+    The small masks that are kept of each look are cut from the large blocks that it has freed, which then are too
+    small for the next look: measured, 0.9 GB of a volume's 3.5 GB. Nothing happens where the C library is not glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _columns(spreads: list[Spread], instances: InstanceSet) -> dict[str, NDArray[np.float32]]:

@@ -1,0 +1,169 @@
+"""What samples cost: ``python benchmarks/bench_uncertainty.py [--model MODEL --card CARD]``.
+
+Memory: a volume of 512 x 512 x 300 with 30 objects, five members; a process of its own. Time: N members beside one
+prediction, interleaved, on the validation images of a card (by default the network that sees what is bright, which
+is cheap, so that what the samples add to it weighs most).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+SHAPE = (300, 512, 512)
+OBJECTS, MEMBERS = 30, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", action="store_true", help="measure memory in this process")
+    parser.add_argument("--model", type=Path, help="a model folder with snapshots")
+    parser.add_argument("--card", type=Path, help="a data card")
+    parser.add_argument("--cases", type=int, default=12)
+    chosen = parser.parse_args()
+    if chosen.memory:
+        memory()
+        return
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, __file__, "--memory"], env=environment, check=True)
+    if chosen.model and chosen.card:
+        cost(chosen.model, chosen.card, chosen.cases)
+
+
+def volume() -> np.ndarray:
+    """Balls on noise, ``(1, Z, Y, X)`` int16: radii from 20 to 40 voxels, one in each cell of a lattice."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(-100, 0, (1, *SHAPE), dtype=np.int16)
+    cells = [(z, y, x) for z in (50, 150, 250) for y in (90, 256, 422) for x in (70, 190, 310, 430)][:OBJECTS]
+    for centre in cells:
+        radius = int(rng.integers(20, 41))
+        z, y, x = np.ogrid[tuple(slice(-radius, radius + 1) for _ in range(3))]
+        ball = z**2 + y**2 + x**2 <= radius**2
+        pixels[0][tuple(slice(c - radius, c + radius + 1) for c in centre)][ball] = 400
+    return pixels
+
+
+class Balls:
+    """Finds every bright part of a slice, ``shift`` columns from where it is, with a 64 x 64 mask in its box."""
+
+    def __init__(self, shift: int) -> None:
+        self.shift = shift
+
+    def detect(self, images):
+        import torch
+        import torch.nn.functional as F
+        from scipy import ndimage
+
+        from clearmargin.models.network import Detections
+
+        numbered, count = ndimage.label(images[0, 1].numpy() > 0.5)
+        boxes, masks = [], []
+        for k, (rows, columns) in enumerate(ndimage.find_objects(numbered), start=1):
+            boxes.append([columns.start + self.shift, rows.start, columns.stop + self.shift, rows.stop])
+            part = torch.from_numpy(numbered[rows, columns] == k).float()
+            masks.append(F.interpolate(part[None, None], (64, 64), mode="area")[0, 0])
+        regions = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        return [
+            Detections(
+                boxes=regions,
+                labels=torch.ones(count, dtype=torch.int64),
+                scores=torch.full((count,), 0.9),
+                masks=torch.stack(masks) if masks else torch.zeros(0, 64, 64),
+                regions=regions,
+            )
+        ]
+
+
+def memory() -> None:
+    import torch
+
+    from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
+    from clearmargin.models.segmenter import NetworkSegmenter
+    from clearmargin.transforms.intensity import Window
+    from clearmargin.transforms.view import ImageSettings
+    from clearmargin.uncertainty.sampling import Member, SampledSegmenter
+
+    torch.set_num_threads(1)
+    code = Code(value="108369006", scheme="SCT", meaning="Tumor")
+    first = NetworkSegmenter(
+        network=Balls(0),
+        image=ImageSettings(intensity=Window(low=-100, high=400)),
+        label_map=LabelMap((LabelClass(id=1, name="tumour", type=code, category=code),)),
+        provenance=Provenance(
+            model="balls", weights_sha256="0" * 64, config_sha256="0" * 64, software="bench"
+        ),
+        device=torch.device("cpu"),
+    )
+    members = tuple(Member(segmenter=replace(first, network=Balls(k - MEMBERS // 2))) for k in range(MEMBERS))
+    sampled = SampledSegmenter(members=members, mode="ensemble", choice=first.choice)
+    image = Image(pixels=volume(), grid=Grid.from_spacing(SHAPE, (1.5, 0.8, 0.8)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    start = time.perf_counter()
+    found = sampled(image)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    doubt = found.instances.uncertainty["edge_sd_mm"]
+    print(
+        f"{MEMBERS} members, {SHAPE[0]} x {SHAPE[1]} x {SHAPE[2]}: {len(found.instances)} instances, "
+        f"{seconds:.0f} s, peak {peak:.2f} GiB ({before:.2f} with the libraries and the volume alone), "
+        f"mean edge SD {doubt.mean():.2f} mm",
+        flush=True,
+    )
+
+
+def cost(model: Path, card: Path, cases: int) -> None:
+    import torch
+
+    from clearmargin.datasets.cases import open_dataset
+    from clearmargin.uncertainty.sampling import open_segmenter
+
+    torch.set_num_threads(1)
+    dataset = open_dataset(card)
+    images = [dataset.read(case)[0] for case in dataset.split("validation")[:cases]]
+    one = open_segmenter(model, "none")
+    one(images[0])
+    for mode in ("checkpoints", "tta"):
+        sampled = open_segmenter(model, mode)
+        count = len(sampled.members)
+        sampled(images[0])
+        ratios, singles, wholes = [], [], []
+        for image in images:
+            plain = sum(timed(plainly, member, image) for member in sampled.members)
+            whole = timed(sampled, image)
+            singles.append(1000 * plain / count)
+            wholes.append(1000 * whole)
+            ratios.append(whole / plain)
+        print(
+            f"{mode}: {count} members, median of {len(images)} images: {median(wholes):.0f} ms, one prediction "
+            f"{median(singles):.0f} ms: {median(ratios):.3f} times {count} predictions",
+            flush=True,
+        )
+
+
+def plainly(member: object, image: object) -> None:
+    """Predict with one member as ``NetworkSegmenter`` does; views are of several sizes, so each counts its own."""
+    segmenter = member.segmenter
+    parts = [
+        look.instances(segmenter.choice.mask_nms)
+        for look in segmenter.looks(segmenter.prepared(image), member.view)
+    ]
+    segmenter.merge(parts, image)
+
+
+def timed(action, *arguments) -> float:
+    start = time.process_time()
+    action(*arguments)
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
