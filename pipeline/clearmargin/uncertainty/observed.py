@@ -155,7 +155,7 @@ def observe(
         length_unit=instances.grid.unit,
         ndim=instances.grid.ndim,
         instances=tuple(kept),
-        found=tuple(find_references(unit, instances, reference)),
+        found=tuple(find_references(unit, instances, reference, matches=matches)),
         intensities=intensity_features(image.pixels),
     )
 
