@@ -12,8 +12,10 @@ from command import command
 from displaced import SPACE
 from toy import write_toy_experiment, write_toy_set
 
+from clearmargin.calibrate import calibrate
+from clearmargin.core import InstanceSet
 from clearmargin.errors import InputError
-from clearmargin.models.folder import CONFIG_FILE
+from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE
 from clearmargin.report.calibration import figures_of, report_text, write_calibration
 from clearmargin.train import train
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
@@ -103,6 +105,20 @@ def test_tables_figures_and_report(found, tmp_path):
     for margin in calibration.margins:
         assert str(margin) in text  # with its full sentence
     assert "unit-" not in text and "case-" not in text  # no unit and no case is named
+
+
+def test_a_judged_split_in_which_nothing_is_found(tmp_path):
+    drawn = drawn_set(24)
+    calibration, margin_cases = calibrated(drawn, drawn.cases[:20])
+
+    def nothing(prediction):
+        return replace(prediction, instances=InstanceSet.empty(prediction.instances.grid), edges=())
+
+    judgement = judged(drawn.change(nothing), drawn.cases[20:], calibration, margin_cases)
+    assert all((row.units, row.covered, row.low, row.high) == (0, 0, 0, 1) for row in judgement.coverage)
+    assert judgement.misses["margins"].estimate == 1 and {r.over for r in judgement.failures} == {"cases"}
+    write_calibration(tmp_path, calibration, judgement, figures_of(judgement))
+    assert "0 of 0" in (tmp_path / "report.md").read_text()
 
 
 def test_volumes_are_calibrated_in_millimetres():
@@ -200,3 +216,14 @@ def test_the_network_alone_has_neither_edges_nor_a_map(trained):
     assert code == 0 and "pixels: none" in said and "scaled" not in said, said
     with pytest.raises(InputError, match="of other weights"):
         load_calibration(model, "none", MADE_BY.weights_sha256)
+
+
+def test_an_ensemble_has_a_calibration_of_its_own_and_twins_are_certain(trained, tmp_path):
+    model, card, _ = trained
+    for name in ("first", "second"):
+        shutil.copytree(model, tmp_path / name, ignore=shutil.ignore_patterns("snapshots", "calibration"))
+    (tmp_path / ENSEMBLE_FILE).write_text(yaml.safe_dump({"members": ["first", "second"]}))
+    done = calibrate(tmp_path, card, alphas=[0.2], uncertainty="ensemble", shares=[1], area_shares=[])
+    assert done.file == tmp_path / "calibration" / "ensemble.yaml" and done.judged is None
+    plain, scaled = (done.calibration.margin("outer", scaled=s) for s in (False, True))
+    assert scaled.value * scaled.promise.floor == pytest.approx(plain.value)

@@ -57,7 +57,7 @@ def test_help_imports_nothing_heavy(tmp_path):
     )
     text, heavy = done.stdout.rsplit("|", 1)
     assert heavy == ""
-    for verb in ("train", "evaluate", "predict", "data", "review", "demo"):
+    for verb in ("train", "evaluate", "predict", "calibrate", "data", "review", "demo"):
         assert verb in text
 
 

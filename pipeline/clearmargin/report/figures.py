@@ -36,6 +36,7 @@ _COLOURS = (
     "#000000",
 )  # Okabe and Ito, 2008
 _STYLES = ("-", "--", ":", "-.")
+_FEW = 0.05  # share of the cases whose mean risk jumps: it may leave the picture
 
 
 def training_curves(history: Mapping[str, Series]) -> Figure:
@@ -141,8 +142,11 @@ def risk_coverage_curves(
     """
     figure = _figure(5.4, 4.0)
     axes = figure.add_subplot()
+    top = 0.0
     for i, (name, (coverage, risks)) in enumerate(curves.items()):
-        axes.plot(np.asarray(coverage), np.asarray(risks), label=name, **_look(i))
+        shares, values = np.asarray(coverage, np.float64), np.asarray(risks, np.float64)
+        axes.plot(shares, values, label=name, **_look(i))
+        top = max(top, float(values[shares > _FEW].max(initial=0.0)))
     axes.plot(
         np.asarray(best[0]),
         np.asarray(best[1]),
@@ -152,7 +156,7 @@ def risk_coverage_curves(
         label="best order",
     )
     axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * top or 1.0)
     _finish(axes, title=title, x="share that is not referred", y=f"their {risk}", legend=True)
     return figure
 

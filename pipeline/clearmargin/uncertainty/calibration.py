@@ -15,11 +15,11 @@ import yaml
 from numpy.typing import NDArray
 
 from clearmargin.config import read_yaml
-from clearmargin.core import Mask, Prediction
+from clearmargin.core import Image, Mask, Prediction
 from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.uncertainty.chosen import ChosenScaling
-from clearmargin.uncertainty.drift import Drift, Features, Fingerprint, check_drift
+from clearmargin.uncertainty.drift import Drift, Features, Fingerprint, case_features, check_drift
 from clearmargin.uncertainty.maps import entropy
 from clearmargin.uncertainty.margins import CalibrationData, Margin
 from clearmargin.uncertainty.misses import MissThreshold
@@ -169,8 +169,18 @@ class Calibration:
             raise InputError(f"the calibration has no {side} margin" + (f": {whys[0]}" if whys else ""))
         return plain.region(mask, grid)
 
+    def features(self, image: Image, prediction: Prediction) -> dict[str, float]:
+        """Return what `drift` compares of an incoming case.
+
+        Args:
+            image: What was segmented.
+            prediction: As predicted and not yet scaled, with all instances of a score of ``threshold`` or more.
+        """
+        scores = prediction.instances.scores
+        return case_features(image.pixels, scores[scores >= self.threshold])
+
     def drift(self, features: Iterable[Features]) -> Drift:
-        """Return what differs between incoming cases (`case_features`) and the calibration cases."""
+        """Return what differs between incoming cases (their `features`) and the calibration cases."""
         return check_drift(self.fingerprint, list(features))
 
     def to_data(self) -> dict[str, Any]:

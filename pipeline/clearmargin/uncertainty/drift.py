@@ -20,7 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.metrics.statistics import holm
 
-__all__ = ["Drift", "Fingerprint", "case_features", "check_drift", "fingerprint"]
+__all__ = [
+    "Drift",
+    "Fingerprint",
+    "case_features",
+    "check_drift",
+    "fingerprint",
+    "intensity_features",
+    "score_features",
+]
 
 _QUANTILES = (5, 25, 50, 75, 95)
 _MOST = 500  # values kept of each feature
@@ -82,30 +90,38 @@ class Drift:
 
 
 def case_features(pixels: NDArray[Any], scores: ArrayLike) -> dict[str, float]:
-    """Return the numbers of one case.
+    """Return the numbers of one case: `intensity_features` and `score_features`."""
+    return intensity_features(pixels) | score_features(scores)
+
+
+def intensity_features(pixels: NDArray[Any]) -> dict[str, float]:
+    """Return quantiles of the intensities of one case.
 
     Args:
         pixels: In the unit that the network takes them in (HU of a CT), any shape. Of large volumes about a
             million evenly spaced ones are looked at. What is not finite is left out; with no pixel left there
             are no intensities.
-        scores: Of its predicted instances; none is allowed, and then there is no mean score.
     """
     flat = np.asarray(pixels).ravel()
     flat = flat[:: (flat.size // _PIXELS) | 1].astype(
         np.float64
     )  # an odd step: not one column of an image alone
     flat = flat[np.isfinite(flat)]
-    found: dict[str, float] = {}
-    if flat.size:
-        found = {
-            f"intensity p{q:02d}": float(v)
-            for q, v in zip(_QUANTILES, np.percentile(flat, _QUANTILES), strict=True)
-        }
+    if not flat.size:
+        return {}
+    quantiles = np.percentile(flat, _QUANTILES)
+    return {f"intensity p{q:02d}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
+
+
+def score_features(scores: ArrayLike) -> dict[str, float]:
+    """Return number and mean score of the instances of one case; of none there is no mean score.
+
+    Args:
+        scores: Of instances above one threshold, in calibration and after.
+    """
     values = np.asarray(scores, np.float64).ravel()
-    found["instances"] = float(values.size)
-    if values.size:
-        found["mean score"] = float(values.mean())
-    return found
+    found = {"instances": float(values.size)}
+    return found | ({"mean score": float(values.mean())} if values.size else {})
 
 
 def fingerprint(cases: Sequence[Features]) -> Fingerprint:

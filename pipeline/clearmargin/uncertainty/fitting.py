@@ -14,7 +14,7 @@ from clearmargin.metrics.calibration import Reliability
 from clearmargin.uncertainty.calibration import Calibration, Refusal
 from clearmargin.uncertainty.chosen import ChosenScaling, fit_scaling
 from clearmargin.uncertainty.conformal import conformal_rank
-from clearmargin.uncertainty.drift import fingerprint
+from clearmargin.uncertainty.drift import fingerprint, score_features
 from clearmargin.uncertainty.margins import CalibrationData, Margin, fit_margin, fit_margins, unit_scores
 from clearmargin.uncertainty.misses import MissThreshold, fit_threshold
 from clearmargin.uncertainty.needed import SIDES, Promise, Strata
@@ -177,8 +177,13 @@ def fit_calibration(
         margins=tuple(margins),
         refused=(*limits.refused, *refused),
         referral=limits.referral,
-        fingerprint=fingerprint([case.features for case in (*fit, *margin)]),
+        fingerprint=fingerprint([_features(case, limits.threshold) for case in (*fit, *margin)]),
     )
+
+
+def _features(case: ObservedCase, threshold: float) -> dict[str, float]:
+    scores = [one.score for one in case.instances if one.score >= threshold]
+    return dict(case.intensities) | score_features(scores)
 
 
 def _length_unit(cases: Sequence[ObservedCase]) -> Unit:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.metrics.matching import ignored_share, match_instances
+from clearmargin.metrics.matching import Matches, ignored_share, match_instances
 
 __all__ = ["LOSSES", "Found", "Loss", "MissThreshold", "find_references", "fit_threshold"]
 
@@ -89,7 +89,12 @@ LOSSES: dict[Loss, Callable[[NDArray[np.bool_]], float]] = {"share": _share, "an
 
 
 def find_references(
-    unit: str, predicted: InstanceSet, reference: InstanceSet, *, iou_threshold: float = 0.5
+    unit: str,
+    predicted: InstanceSet,
+    reference: InstanceSet,
+    *,
+    iou_threshold: float = 0.5,
+    matches: Matches | None = None,
 ) -> list[Found]:
     """Return for each reference instance the score from which on it is missed.
 
@@ -98,8 +103,9 @@ def find_references(
         predicted: All instances, down to the lowest score.
         reference: On the same grid. What lies in its ignored region as a whole is not asked for.
         iou_threshold: IoU from which a pair counts as the same object.
+        matches: Of the two, where they are known.
     """
-    matches = match_instances(predicted, reference, iou_threshold=iou_threshold)
+    matches = matches or match_instances(predicted, reference, iou_threshold=iou_threshold)
     partner = {int(j): int(i) for i, j in matches.pairs}
     return [
         Found(unit=unit, score=float(predicted.scores[partner[j]]) if j in partner else None)

@@ -18,7 +18,7 @@ from clearmargin.metrics.calibration import Reliability, boundary_band
 from clearmargin.metrics.matching import match_instances
 from clearmargin.metrics.pair import MaskPair
 from clearmargin.metrics.surface import hd95, nsd
-from clearmargin.uncertainty.drift import case_features
+from clearmargin.uncertainty.drift import intensity_features
 from clearmargin.uncertainty.misses import Found, find_references
 from clearmargin.uncertainty.needed import Need, Promise, Strata, needed_by_promise
 from clearmargin.uncertainty.reach import EdgeScale
@@ -104,7 +104,7 @@ class ObservedCase:
         ndim: 2 or 3.
         instances: Predicted ones, but for those in the ignored region.
         found: Of each reference, when it is found.
-        features: See `case_features`.
+        intensities: See `intensity_features`.
     """
 
     unit: str
@@ -113,7 +113,7 @@ class ObservedCase:
     ndim: int
     instances: tuple[ObservedInstance, ...]
     found: tuple[Found, ...]
-    features: Mapping[str, float]
+    intensities: Mapping[str, float]
 
     @property
     def size_unit(self) -> str:
@@ -155,8 +155,8 @@ def observe(
         length_unit=instances.grid.unit,
         ndim=instances.grid.ndim,
         instances=tuple(kept),
-        found=tuple(find_references(unit, instances, reference)),
-        features=case_features(image.pixels, instances.scores),
+        found=tuple(find_references(unit, instances, reference, matches=matches)),
+        intensities=intensity_features(image.pixels),
     )
 
 
