@@ -13,11 +13,13 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.samples import collate
 from clearmargin.datasets.volume_windows import VolumeWindows
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.export import export
 from clearmargin.formats.volume import write_volume
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import VolumeTargets
 from clearmargin.models.placing import place_volume
+from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.models.volumetric import VolumeSegmenter
 from clearmargin.train import train
 from clearmargin.transforms.intensity import Window
@@ -68,18 +70,22 @@ def learned():
     return network, totals
 
 
-@pytest.fixture
-def folder(tmp_path, learned):
+def save(folder, network, labels, *, brightest):
     card = ModelCard(
         software="clearmargin test",
         model=network_config(MODEL | {"spacing_mm": [2.0, 2.0, 2.0]}).model_dump(mode="json"),
-        image=ImageSettings(intensity=Window(low=0, high=1), channels=1),
+        image=ImageSettings(intensity=Window(low=0, high=brightest), channels=1),
         augment=AugmentSettings(),
-        classes=label_map_entries(LABELS),
+        classes=label_map_entries(labels),
         show_in_tracking=True,
     )
-    save_model(tmp_path / "model", card, learned[0].state_dict())
-    return tmp_path / "model"
+    save_model(folder, card, network.state_dict())
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, learned):
+    return save(tmp_path / "model", learned[0], LABELS, brightest=1)
 
 
 def test_the_loss_falls_and_balls_are_found_where_they_are(learned, folder):
@@ -289,6 +295,18 @@ def test_windows_of_a_volume_follow_from_seed_and_position(experiment):
     assert seen >= 4
     batch, wanted = collate([windows[1][k] for k in range(2)])
     assert build().losses(batch, wanted)["cross_entropy"] > 0
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_an_export_finds_the_same_balls(name, experiment, learned):
+    card = experiment.parent / "card.yaml"
+    model = save(experiment.parent / "model", learned[0], open_dataset(card).card.label_map, brightest=100)
+    done = export(model, card, format=name, split="train", cases=1)
+    assert done.parity.instances == 2 and done.parity.problems == ()
+    image = open_dataset(card).read(open_dataset(card).split("test")[0])[0]
+    usual, exported = load_segmenter(model)(image), load_segmenter(model, runtime=name)(image)
+    for a, b in zip(usual.instances.masks, exported.instances.masks, strict=True):
+        assert (a.dense() ^ b.dense()).sum() <= max(1, 0.005 * a.area)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from clearmargin.core import Grid, Image, InstanceSet, Mask, Prediction
+from clearmargin.core import Grid, Image, InstanceSet, Prediction
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models.components import Component, connected_components
 from clearmargin.models.network import VolumeTargets
-from clearmargin.models.placing import place_volume
+from clearmargin.models.placing import Crop, place_volume, threshold
 from clearmargin.models.segmenter import NetworkSegmenter, PlaneDetections, View
 from clearmargin.models.semantic_cc import UNetSettings, build_unet, class_unions, semantic_losses
 from clearmargin.transforms.samples import KEYS
@@ -29,7 +30,7 @@ from clearmargin.transforms.spatial import resample, volume_view
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import VolumeView, prepare, to_channels
 
-__all__ = ["SemanticCC3D", "SemanticCC3DConfig", "VolumeSegmenter"]
+__all__ = ["SemanticCC3D", "SemanticCC3DConfig", "VolumeDetections", "VolumeSegmenter"]
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,42 @@ class SemanticCC3D(nn.Module):
         return found[0].clamp(0, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VolumeDetections:
+    """What the network found in a volume, and the way back.
+
+    Attributes:
+        components: Each with its label, best first, in network voxels.
+        matrix: ``(4, 4)``, from network indices to the volume's.
+        grid: The volume's.
+    """
+
+    components: tuple[tuple[int, Component], ...]
+    matrix: NDArray[np.float64]
+    grid: Grid
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Of each component, ``(N,)``."""
+        return np.array([label for label, _ in self.components], np.int64)
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Of each component, ``(N,)``."""
+        return np.array([component.score for _, component in self.components], np.float32)
+
+    def placed(self, index: int) -> Crop:
+        """Return a component's probabilities on the volume's grid."""
+        _, component = self.components[index]
+        return place_volume(component.probabilities, component.origin, self.matrix, self.grid.shape)
+
+    def instances(self) -> InstanceSet:
+        """Return the instances on the volume's grid, best score first, without those that hold no voxel there."""
+        masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.components))]
+        every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
+        return every.select(np.array([m.area > 0 for m in masks], bool))
+
+
 class VolumeSegmenter(NetworkSegmenter):
     """A network of volumes with what it needs to be shown one."""
 
@@ -101,6 +138,10 @@ class VolumeSegmenter(NetworkSegmenter):
         Raises:
             InputError: It is no volume, or channels or spacing are not what the model needs.
         """
+        return self.predicted(self.find(image).instances())
+
+    def find(self, image: Image) -> VolumeDetections:
+        """Return the components above the score threshold; as the call that segments."""
         network: SemanticCC3D = self.network  # type: ignore[assignment]
         matrix, shown = self._shown(image, network.config)
         with torch.inference_mode():
@@ -119,7 +160,7 @@ class VolumeSegmenter(NetworkSegmenter):
                 network.config.smallest,
             )
         found = sorted(found, key=lambda pair: -pair[1].score)[: network.config.detections]
-        return self.predicted(_instances(found, matrix, image.grid))
+        return VolumeDetections(components=tuple(found), matrix=matrix, grid=image.grid)
 
     def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
         """Refuse: there are no planes to look at in other ways.
@@ -140,17 +181,3 @@ class VolumeSegmenter(NetworkSegmenter):
         matrix, size = volume_view(image.grid.shape, view.scales_for(image.grid))
         sample = resample({"image": to_tensor(pixels, image.grid)}, matrix, size, keys=KEYS[:1])
         return matrix, sample["image"].as_tensor()
-
-
-def _instances(found: list[tuple[int, Component]], matrix: NDArray[np.float64], grid: Grid) -> InstanceSet:
-    masks = []
-    for _, component in found:
-        crop, origin = place_volume(component.probabilities, component.origin, matrix, grid.shape)
-        masks.append(Mask.from_crop(crop >= 0.5, origin, grid.shape))
-    every = InstanceSet(
-        grid=grid,
-        masks=tuple(masks),
-        labels=np.array([label for label, _ in found], np.int64),
-        scores=np.array([component.score for _, component in found], np.float32),
-    )
-    return every.select(np.array([m.area > 0 for m in masks], bool))
