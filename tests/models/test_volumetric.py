@@ -1,6 +1,7 @@
 """Networks that see volumes: training windows, sliding windows, and the way back to the volume's grid."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.export import export
 from clearmargin.formats.volume import write_volume
 from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models.clock import Clock
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import VolumeTargets
 from clearmargin.models.placing import place_volume
@@ -100,6 +102,16 @@ def test_the_loss_falls_and_balls_are_found_where_they_are(learned, folder):
         assert max(ious) > 0.85
         best = found.masks[int(np.argmax(ious))].dense()
         assert np.abs(np.argwhere(best).mean(0) - np.argwhere(truth).mean(0)).max() < 0.25
+
+
+def test_the_stages_of_a_volume_are_timed(folder):
+    """``select`` adds them up: a stage that is not counted would make the model look quick."""
+    clock = Clock()
+    segmenter = load_segmenter(folder, device="cpu").timed(clock)
+    start = time.perf_counter()
+    segmenter(balls()[0])
+    assert set(clock.seconds) == {"transform", "network", "masks"}
+    assert 0.5 * (time.perf_counter() - start) < sum(clock.seconds.values())
 
 
 def test_thick_slices_are_seen_at_the_networks_spacing(folder):

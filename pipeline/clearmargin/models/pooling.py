@@ -78,11 +78,11 @@ def look_up_regions(
     torchvision's operator on the CPU goes through channels one number at a time.
     """
     table, firsts = _table(maps)
-    extents = torch.tensor([m.shape[-2:] for m in maps])[levels]
+    extents = torch.tensor([m.shape[-2:] for m in maps], dtype=torch.int32)[levels]
     boxes = rois[:, 1:] / torch.tensor([float(s) for s in strides])[levels][:, None] - 0.5
     columns, across = _taps(boxes[:, 0], boxes[:, 2], extents[:, 1], size)
     rows, down = _taps(boxes[:, 1], boxes[:, 3], extents[:, 0], size)
-    starts = firsts[levels] + rois[:, 0].long() * extents.prod(1)
+    starts = firsts[levels] + rois[:, 0].int() * extents[:, 0] * extents[:, 1]
     rows = starts[:, None, None] + rows * extents[:, 1, None, None]
     places = rows[:, :, None, :, None] + columns[:, None, :, None, :]
     weights = down[:, :, None, :, None] * across[:, None, :, None, :]
@@ -99,10 +99,10 @@ def _table(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return all pixels of all maps as rows of channels, and each map's first row."""
     counts = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
     table = maps[0].new_empty((sum(counts), maps[0].shape[1]))
-    for rows, features in zip(table.split(counts), maps, strict=True):
+    for rows, features in zip(torch.split(table, counts), maps, strict=True):
         pixels = features.flatten(2).transpose(1, 2)
         rows.view_as(pixels).copy_(pixels)
-    return table, torch.tensor([0, *counts[:-1]]).cumsum(0)
+    return table, torch.tensor([0, *counts[:-1]]).cumsum(0).int()
 
 
 def _taps(low: Tensor, high: Tensor, extent: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ def _taps(low: Tensor, high: Tensor, extent: Tensor, size: int) -> tuple[Tensor,
     where = low[:, None] + (high - low)[:, None] * steps
     inside = (where >= -1) & (where <= extent[:, None])
     where = where.clamp(min=0).minimum(extent[:, None] - 1)
-    before = where.long()
+    before = where.int()
     share = where - before
     after = (before + 1).minimum(extent[:, None] - 1)
     weights = torch.stack([1 - share, share], dim=-1) * (inside / _SAMPLES)[..., None]

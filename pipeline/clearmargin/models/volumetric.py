@@ -138,29 +138,33 @@ class VolumeSegmenter(NetworkSegmenter):
         Raises:
             InputError: It is no volume, or channels or spacing are not what the model needs.
         """
-        return self.predicted(self.find(image).instances())
+        found = self.find(image)
+        with self.clock("masks"):
+            return self.predicted(found.instances())
 
     def find(self, image: Image) -> VolumeDetections:
         """Return the components above the score threshold; as the call that segments."""
         network: SemanticCC3D = self.network  # type: ignore[assignment]
-        matrix, shown = self._shown(image, network.config)
-        with torch.inference_mode():
+        with self.clock("transform"):
+            matrix, shown = self._shown(image, network.config)
+        with self.clock("network"), torch.inference_mode():
             maps = network.probabilities(shown.to(self.device)).cpu().numpy()
+        with self.clock("masks"):
+            return VolumeDetections(
+                components=self._components(maps, image.source.case), matrix=matrix, grid=image.grid
+            )
+
+    def _components(self, maps: NDArray[np.float32], case: str) -> tuple[tuple[int, Component], ...]:
+        config = self.network.config  # type: ignore[attr-defined]
         found: list[tuple[int, Component]] = []
         specks = 0
         for label, one in enumerate(maps, start=1):
-            components, dropped = connected_components(one, network.config.smallest)
+            components, dropped = connected_components(one, config.smallest)
             found += [(label, c) for c in components if c.score >= self.choice.score_threshold]
             specks += dropped
         if specks:
-            log.debug(
-                "%s: %d component(s) of fewer than %d voxels dropped",
-                image.source.case,
-                specks,
-                network.config.smallest,
-            )
-        found = sorted(found, key=lambda pair: -pair[1].score)[: network.config.detections]
-        return VolumeDetections(components=tuple(found), matrix=matrix, grid=image.grid)
+            log.debug("%s: %d component(s) of fewer than %d voxels dropped", case, specks, config.smallest)
+        return tuple(sorted(found, key=lambda pair: -pair[1].score)[: config.detections])
 
     def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
         """Refuse: there are no planes to look at in other ways.
