@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -194,6 +194,8 @@ def test_an_instance_of_one_pixel_may_come_and_go():
     assert compare(plane, nothing, empty, floor=0.5).lost == 0
     pixels[10, 21] = 1
     assert compare(nothing, plane_of(pixels), empty, floor=0.5).lost == 1
+    doubtful = compare(nothing, plane_of(pixels), empty, floor=0.875)  # as much as its score
+    assert doubtful.lost == 0 and json.dumps(asdict(doubtful))
 
 
 def test_not_a_number_is_a_problem():

@@ -103,7 +103,7 @@ def compare(first: Found, second: Found, reference: InstanceSet, *, floor: float
     pairs = _partners(first, one, second, two)
     clear = floor + LIMITS["score"]
     lost = sum(
-        found.scores[i] >= clear and mask.area > 1
+        bool(found.scores[i] >= clear) and mask.area > 1
         for found, masks, paired in ((first, one, set(pairs)), (second, two, set(pairs.values())))
         for i, mask in masks.items()
         if i not in paired
