@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-coverage fuzz clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -20,7 +20,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: bench-metrics bench-formats bench-step bench-large bench-coverage
+bench: bench-metrics bench-formats bench-step bench-large bench-export bench-coverage
 
 bench-formats: .venv/installed
 	$(BIN)/python benchmarks/bench_formats.py
@@ -37,6 +37,9 @@ bench-step: .venv/installed
 
 bench-large: .venv/installed
 	$(BIN)/python benchmarks/bench_large.py
+
+bench-export: .venv/installed
+	$(BIN)/python benchmarks/bench_export.py
 
 # 100,000 damaged files; RUN=n repeats a run, CASES=n shortens it, what fails is kept in fuzz/.
 CASES ?= 100000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, ParityError
-from clearmargin.models import NETWORKS, load_segmenter
+from clearmargin.models import load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
-from clearmargin.models.parity import Parity, compare_planes, worst
+from clearmargin.models.parity import Parity, compare, worst
 from clearmargin.models.parts import find_parts
 from clearmargin.models.runtimes import runtime
-from clearmargin.models.segmenter import NetworkSegmenter, View
+from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.report.progress import progress
 
 __all__ = ["Export", "export"]
@@ -66,10 +66,6 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     """
     runtime(format)  # refused before the work
     segmenter = load_segmenter(model, device="cpu")
-    name = segmenter.provenance.model
-    if not segmenter.network.parts or NETWORKS[name].dimensions != 2:
-        able = "mask_rcnn, yolact, solov2 and semantic_cc"
-        raise ConfigError(f"{name} cannot be exported: {able} can; torch computes it")
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
         raise ConfigError(
@@ -109,8 +105,8 @@ def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Pat
         raise TypeError(f"{type(network).__name__} is no nn.Module")
 
     def look() -> None:
-        for image, _ in pairs:
-            for _ in segmenter.detect(image, View()):
+        for image, reference in pairs:
+            for _ in _looks(segmenter, image, reference):
                 pass
 
     parts = find_parts(network, network.parts, look)
@@ -137,15 +133,23 @@ def _compare(
     seconds: list[tuple[float, float]] = []
     with progress("compare", len(pairs)) as bar:
         for image, reference in pairs:
-            for view in _VIEWS:
-                looks = zip(segmenter.detect(image, view), exported.detect(image, view), strict=True)
-                for z, (one, two) in enumerate(looks):
-                    truth = reference if image.grid.ndim == 2 else reference.plane(z)[0]
-                    found.append(compare_planes(one, two, truth, floor=segmenter.choice.score_threshold))
+            looks = (_looks(one, image, reference) for one in (segmenter, exported))
+            for (one, truth), (two, _) in zip(*looks, strict=True):
+                found.append(compare(one, two, truth, floor=segmenter.choice.score_threshold))
             seconds.append((_time(segmenter, image), _time(exported, image)))
             bar.advance()
     middle = len(seconds) // 2
     return worst(found), (sorted(s[0] for s in seconds)[middle], sorted(s[1] for s in seconds)[middle])
+
+
+def _looks(
+    segmenter: NetworkSegmenter, image: Image, reference: InstanceSet
+) -> Iterator[tuple[Look, InstanceSet]]:
+    """Yield what is found in each plane at each size, or in a volume seen whole, with what is truly there."""
+    ready = segmenter.prepared(image)
+    for view in _VIEWS:
+        for z, look in enumerate(segmenter.looks(ready, view)):
+            yield look, reference if look.grid.ndim == image.grid.ndim else reference.plane(z)[0]
 
 
 def _time(segmenter: NetworkSegmenter, image: Image) -> float:

@@ -129,12 +129,20 @@ def predict(
 
     segmenter = open_segmenter(model, uncertainty, device=device, runtime=runtime, adjust=adjust)
     calibration = load_calibration(model, uncertainty, segmenter.provenance.weights_sha256)
-    own = segmenter.choice.score_threshold
-    if score_threshold is not None:
-        segmenter = segmenter.with_threshold(score_threshold)
+    wanted = segmenter.choice.score_threshold if score_threshold is None else score_threshold
+    if calibration is not None:
+        if wanted < calibration.threshold:
+            log.warning(
+                "the margins hold for instances with a score of %.3g or more, and --score-threshold is %.3g",
+                calibration.threshold,
+                wanted,
+            )
+        segmenter = segmenter.with_threshold(min(wanted, calibration.threshold))
+    else:
+        segmenter = segmenter.with_threshold(wanted)
 
     def look(image: Image) -> Assessment:
-        return assess(segmenter(image), image, calibration, threshold=own)
+        return assess(segmenter(image), image, calibration, threshold=wanted)
 
     if not source.exists():
         raise InputError(f"there is no file or folder '{source}'")
@@ -220,7 +228,11 @@ def _predict_folder(folder: Path, out: Path, look: Look, calibration: Calibratio
         raise InputError(
             f"none of the {len(files)} files in '{folder}' could be segmented; the first: {first}"
         )
-    drift = calibration.drift(features).warnings if calibration is not None and len(features) > 1 else ()
+    drift = (
+        calibration.drift([f for f in features if f]).warnings
+        if calibration is not None and any(features)
+        else ()
+    )
     return PredictionReport(done=tuple(done), failed=failed, drift=drift)
 
 

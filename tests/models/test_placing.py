@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearmargin.core import Grid, InstanceSet
+from clearmargin.metrics.counting import split_and_merge
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Targets
 from clearmargin.models.placing import foreground, place, threshold
@@ -115,6 +116,21 @@ def test_cuts_of_one_object_become_one_instance():
     areas = [disc((10, 10), 5).sum(), disc((10, 11), 5).sum(), disc((10, 12), 5).sum()]
     chain = next(i for i, m in enumerate(found.masks) if m.dense()[0, 10, 10])
     assert found.scores[chain] == pytest.approx(np.average([0.9, 0.7, 0.5], weights=areas))
+
+
+def test_what_linking_splits_and_merges_is_counted():
+    """A slice in which one object is missed splits it; one in which two are found as one merges them."""
+    grid = Grid.from_spacing((3, 40, 40), (3, 1, 1))
+    upper, lower = disc((10, 10), 5), disc((28, 10), 5)
+    truth = InstanceSet.from_dense(grid, [np.stack([upper] * 3), np.stack([lower] * 3)])
+    missed = [plane_set([upper, lower]), plane_set([lower]), plane_set([upper, lower])]
+    split = split_and_merge(link_slices(missed, grid), truth)
+    assert (split.splits, split.merges, split.split_references) == (1, 0, (0,))
+    joined = [plane_set([upper | lower])] * 3
+    merged = split_and_merge(link_slices(joined, grid), truth)
+    assert (merged.splits, merged.merges, merged.merging_predictions) == (0, 1, (0,))
+    whole = split_and_merge(link_slices([plane_set([upper, lower])] * 3, grid), truth)
+    assert (whole.splits, whole.merges) == (0, 0)
 
 
 def test_a_gap_another_label_and_a_small_overlap_are_not_linked():

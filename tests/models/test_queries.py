@@ -175,6 +175,36 @@ def test_a_timm_vit_gives_the_same_tokens_in_eomt(kind, tmp_path):
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_a_grey_vit_sees_what_three_equal_channels_showed(tmp_path):
+    vit = timm_vit()
+    colours = eomt_of(vit, tmp_path)
+    torch.manual_seed(0)
+    grey = build_network(colours.config, classes=2, channels=1, pretrained=True).eval()
+    image = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        wanted = colours.vit.embeddings.patch_embeddings(image.expand(-1, 3, -1, -1))
+        found = grey.vit.embeddings.patch_embeddings(image)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_any_timm_backbone_with_weights_of_ones_own_carries_mask2former(tmp_path):
+    from clearmargin.models.backbones import build_backbone
+
+    torch.manual_seed(1)
+    own = build_backbone("resnet18", weights=None, pretrained=False, freeze_norm=True)
+    torch.save(own.state_dict(), tmp_path / "own.pth")
+    network = build(
+        "mask2former", backbone="resnet18", weights=str(tmp_path / "own.pth"), pretrained=True
+    ).eval()
+    taken = network.segmenter.model.pixel_level_module.encoder.backbone.state_dict()
+    for key, value in own.state_dict().items():
+        torch.testing.assert_close(taken[key], value)
+    image, targets = scene()
+    assert all(torch.isfinite(value) for value in network.losses(image[None], [targets]).values())
+    with torch.no_grad():
+        assert len(network.detect(image[None])) == 1
+
+
 def test_a_vit_of_another_patch_and_size_is_resampled(tmp_path):
     """Patches of 16 on a picture twice as large see what patches of 8 saw."""
     vit = timm_vit(size=32, patch=8)
@@ -220,6 +250,8 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     for name in ("mask2former", "eomt"):
         with pytest.raises(InputError, match="another architecture"):
             build(name, pretrained=True, weights=str(tmp_path / "other.pth"))
+        with pytest.raises(InputError, match=r"no weights file 'none.pth'"):
+            build(name, pretrained=True, weights=str(tmp_path / "none.pth"))
 
 
 def test_without_masked_attention_eomt_is_transformers_with_it_faded_out():

@@ -60,6 +60,12 @@ def test_the_papers_layers_have_the_papers_weights(papers):
     assert sum(p.numel() for p in papers.parameters()) == wanted
 
 
+def test_the_defaults_are_the_light_variant(papers):
+    light = build_network(network_config({"network": "solov2"}), classes=80, pretrained=False)
+    counts = [sum(p.numel() for p in network.parameters()) for network in (light, papers)]
+    assert counts[0] < counts[1] / 8
+
+
 def test_the_papers_grids_have_3872_cells_on_any_image(papers):
     assert papers.grids((128, 192)) == [(40, 40), (36, 36), (24, 24), (16, 16), (12, 12)]
     shapes = copy.deepcopy(papers).to("meta")  # the paper's width is a matter of a GPU; shapes are free

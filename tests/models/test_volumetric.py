@@ -1,6 +1,7 @@
 """Networks that see volumes: training windows, sliding windows, and the way back to the volume's grid."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.samples import collate
 from clearmargin.datasets.volume_windows import VolumeWindows
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.export import export
 from clearmargin.formats.volume import write_volume
 from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models.clock import Clock
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import VolumeTargets
 from clearmargin.models.placing import place_volume
+from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.models.volumetric import VolumeSegmenter
 from clearmargin.train import train
 from clearmargin.transforms.intensity import Window
@@ -68,18 +72,22 @@ def learned():
     return network, totals
 
 
-@pytest.fixture
-def folder(tmp_path, learned):
+def save(folder, network, labels, *, brightest):
     card = ModelCard(
         software="clearmargin test",
         model=network_config(MODEL | {"spacing_mm": [2.0, 2.0, 2.0]}).model_dump(mode="json"),
-        image=ImageSettings(intensity=Window(low=0, high=1), channels=1),
+        image=ImageSettings(intensity=Window(low=0, high=brightest), channels=1),
         augment=AugmentSettings(),
-        classes=label_map_entries(LABELS),
+        classes=label_map_entries(labels),
         show_in_tracking=True,
     )
-    save_model(tmp_path / "model", card, learned[0].state_dict())
-    return tmp_path / "model"
+    save_model(folder, card, network.state_dict())
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, learned):
+    return save(tmp_path / "model", learned[0], LABELS, brightest=1)
 
 
 def test_the_loss_falls_and_balls_are_found_where_they_are(learned, folder):
@@ -94,6 +102,16 @@ def test_the_loss_falls_and_balls_are_found_where_they_are(learned, folder):
         assert max(ious) > 0.85
         best = found.masks[int(np.argmax(ious))].dense()
         assert np.abs(np.argwhere(best).mean(0) - np.argwhere(truth).mean(0)).max() < 0.25
+
+
+def test_the_stages_of_a_volume_are_timed(folder):
+    """``select`` adds them up: a stage that is not counted would make the model look quick."""
+    clock = Clock()
+    segmenter = load_segmenter(folder, device="cpu").timed(clock)
+    start = time.perf_counter()
+    segmenter(balls()[0])
+    assert set(clock.seconds) == {"transform", "network", "masks"}
+    assert 0.5 * (time.perf_counter() - start) < sum(clock.seconds.values())
 
 
 def test_thick_slices_are_seen_at_the_networks_spacing(folder):
@@ -285,6 +303,18 @@ def test_windows_of_a_volume_follow_from_seed_and_position(experiment):
     assert seen >= 4
     batch, wanted = collate([windows[1][k] for k in range(2)])
     assert build().losses(batch, wanted)["cross_entropy"] > 0
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_an_export_finds_the_same_balls(name, experiment, learned):
+    card = experiment.parent / "card.yaml"
+    model = save(experiment.parent / "model", learned[0], open_dataset(card).card.label_map, brightest=100)
+    done = export(model, card, format=name, split="train", cases=1)
+    assert done.parity.instances == 2 and done.parity.problems == ()
+    image = open_dataset(card).read(open_dataset(card).split("test")[0])[0]
+    usual, exported = load_segmenter(model)(image), load_segmenter(model, runtime=name)(image)
+    for a, b in zip(usual.instances.masks, exported.instances.masks, strict=True):
+        assert (a.dense() ^ b.dense()).sum() <= max(1, 0.005 * a.area)
 
 
 @pytest.mark.slow

@@ -47,6 +47,12 @@ def test_the_papers_layers_have_the_papers_weights(papers):
     assert sum(p.numel() for p in papers.parameters()) == wanted
 
 
+def test_the_defaults_are_the_light_variant(papers):
+    light = build_network(network_config({"network": "yolact"}), classes=80, pretrained=False)
+    counts = [sum(p.numel() for p in network.parameters()) for network in (light, papers)]
+    assert counts[0] < counts[1] / 8
+
+
 def test_each_level_has_its_stride_and_each_of_its_pixels_three_anchors(papers):
     shapes = copy.deepcopy(papers).to("meta")  # the paper's width is a matter of a GPU; shapes are free
     features = shapes._features(torch.rand(1, 3, 256, 384, device="meta"), learning=False)

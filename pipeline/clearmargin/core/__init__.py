@@ -5,7 +5,7 @@ from clearmargin.core.image import Image, Source
 from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import Code, LabelClass, LabelMap
 from clearmargin.core.mask import Mask
-from clearmargin.core.prediction import EdgeSpread, Prediction, Provenance, Segmenter
+from clearmargin.core.prediction import EdgeSpread, Prediction, Provenance, Segmenter, at_least
 
 __all__ = [
     "Code",
@@ -20,4 +20,5 @@ __all__ = [
     "Provenance",
     "Segmenter",
     "Source",
+    "at_least",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import LabelMap
 from clearmargin.core.mask import Mask
 
-__all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter"]
+__all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter", "at_least"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,16 @@ class Prediction:
                 raise ValueError(
                     f"map '{name}' of shape {values.shape} is not on {self.instances.grid.shape}"
                 )
+
+
+def at_least(prediction: Prediction, score: float) -> Prediction:
+    """Return a prediction without the instances below a score."""
+    kept = np.flatnonzero(prediction.instances.scores >= score)
+    columns = {
+        name: tuple(getattr(prediction, name)[k] for k in kept) if getattr(prediction, name) else ()
+        for name in ("edges", "outer", "inner")
+    }
+    return replace(prediction, instances=prediction.instances.select(kept), **columns)
 
 
 class Segmenter(Protocol):

@@ -55,8 +55,6 @@ class EoMT(nn.Module):
     pixel means the same at every size. Nothing is looked up or loaded by name, and there is no dropout.
     """
 
-    parts = ()  # position embeddings of one size are constants to a converter
-
     def __init__(self, config: EoMTConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()
         if classes < 1:
@@ -70,6 +68,12 @@ class EoMT(nn.Module):
         self.stride = config.patch / 2**self.vit.config.num_upscale_blocks
         if pretrained and config.weights is not None:
             load_vit(self.vit, read_weights(Path(config.weights)))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Everything but the position embeddings, which are resampled to each picture's size, and small heads."""
+        layers = (f"vit.layers.{index}" for index in range(self.config.layers))
+        return ("vit.embeddings.patch_embeddings", *layers, "vit.upscale_block")
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``classes``, ``masks`` and ``dice``, each summed over the predictions before and after each layer.

@@ -48,7 +48,8 @@ class Mask2Former(nn.Module):
     Built from options alone: nothing is looked up or loaded by name, and there is no dropout.
     """
 
-    parts = ()  # sizes of maps are constants to a converter
+    # The attention over maps takes their sizes as Python numbers, which a converter would keep as constants.
+    parts = ("segmenter.model.pixel_level_module.encoder.backbone",)
 
     def __init__(self, config: Mask2FormerConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()

@@ -16,7 +16,6 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from torchvision.ops.poolers import LevelMapper
 
 from clearmargin.errors import ConfigError
 from clearmargin.models.losses import MaskLossSettings, mask_loss
@@ -29,6 +28,7 @@ from clearmargin.models.point_rend import (
     sample_at,
     uncertain_points,
 )
+from clearmargin.models.pooling import RegionPool
 from clearmargin.models.pyramid import Pyramid, PyramidSettings
 from clearmargin.models.suppression import soft_nms
 
@@ -127,7 +127,7 @@ class MaskRCNN(nn.Module):
             nms_thresh=config.box_nms if config.soft_nms is None else 1.0,
             detections_per_img=config.detections if config.soft_nms is None else _CANDIDATES,
         )
-        self.levels = LevelMapper(2, 5, canonical_scale=224, canonical_level=4, eps=1e-6)
+        self.pool = RegionPool(_STRIDES)
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return the losses ``objectness``, ``proposals``, ``classes``, ``boxes``, ``masks`` and ``points``.
@@ -253,21 +253,8 @@ class MaskRCNN(nn.Module):
 
     def _pool(self, features: dict[str, Tensor], boxes: list[Tensor], size: int) -> Tensor:
         """Return ``(R, C, size, size)`` features of all boxes, each from the level that fits its size."""
-        rois = torch.cat(
-            [torch.cat([b.new_full((len(b), 1), float(i)), b], dim=1) for i, b in enumerate(boxes)]
-        ).to(features["0"].dtype)
-        levels = self.levels(boxes)
-        parts, places = [], []
-        for level, stride in enumerate(_STRIDES):
-            chosen = torch.where(levels == level)[0]
-            if len(chosen):
-                parts.append(
-                    roi_align(features[str(level)], rois[chosen], (size, size), 1 / stride, 2, aligned=True)
-                )
-                places.append(chosen)
-        if not parts:
-            return features["0"].new_zeros((0, features["0"].shape[1], size, size))
-        return torch.cat(parts)[torch.cat(places).argsort()]
+        pooled: Tensor = self.pool([features[str(level)] for level in range(len(_STRIDES))], boxes, size)
+        return pooled
 
 
 def masks_within(masks: Tensor, boxes: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -87,12 +87,15 @@ class Network(Protocol):
 
     What either returns never depends on ``training``.
 
-    Attributes:
-        parts: Paths of the modules, from tensors to tensors, that ``detect`` spends its time in: what a runtime
-            can compute in torch's place.
     """
 
-    parts: ClassVar[tuple[str, ...]]
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Paths of the modules, from tensors to tensors, that ``detect`` spends its time in.
+
+        They are what a runtime can compute in torch's place.
+        """
+        ...
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return named scalar losses; ``images`` are ``(B, C, H, W)`` in [0, 1]."""

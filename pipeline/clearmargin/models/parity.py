@@ -7,22 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.ops import box_iou
 
 from clearmargin.core import InstanceSet, Mask
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.metrics.pair import MaskPair
 from clearmargin.metrics.surface import nsd
-from clearmargin.models.placing import place, threshold
-from clearmargin.models.segmenter import PlaneDetections
+from clearmargin.models.placing import Crop, threshold
+from clearmargin.models.segmenter import Look
 
-__all__ = ["LIMITS", "Parity", "compare_planes", "worst"]
+__all__ = ["LIMITS", "Parity", "compare", "worst"]
 
 LIMITS = {"score": 1e-3, "probability": 1e-3, "flipped": 1.0, "nsd": 2e-3, "lost": 0.0}
 """The largest values of a parity that holds."""
 
-_SAME_BOX = 0.5
+_SAME_OBJECT = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,8 @@ class Parity:
 
     Attributes:
         instances: How many were compared.
-        lost: Instances of one that the other lacks, beyond those whose score is within the limit of the floor.
+        lost: Instances of one that the other lacks, beyond those whose score is within the limit of the floor, and
+            those of one pixel.
         score: Difference of an instance's scores.
         probability: Difference of mask probabilities at a pixel of the source.
         flipped: Pixels of an instance that changed sides, as a share of those that may: the larger of 1 and 0.5 %.
@@ -68,75 +67,74 @@ def worst(parities: Iterable[Parity]) -> Parity:
     )
 
 
-def compare_planes(
-    first: PlaneDetections, second: PlaneDetections, reference: InstanceSet, *, floor: float
-) -> Parity:
-    """Return how far the second's detections of a plane are from the first's.
+def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) -> Parity:
+    """Return how far the second's instances are from the first's.
 
     Args:
         first: From torch.
-        second: From the runtime.
-        reference: The plane's true instances; may be empty.
-        floor: Only detections with this score or more are compared.
+        second: From the runtime, in the same plane or volume.
+        reference: The true instances there; may be empty.
+        floor: Only detections with this score or more are compared. Those without a pixel are no instances.
     """
-    partners = _partners(first, second, floor)
-    found, other = first.found, second.found
-    used = {j for j in partners.values() if j is not None}
+    one, two = _instances(first, floor), _instances(second, floor)
+    pairs = _partners(first, one, second, two)
     clear = floor + LIMITS["score"]
-    lost = sum(j is None and float(found.scores[i]) >= clear for i, j in partners.items())
-    lost += sum(j not in used and float(score) >= clear for j, score in enumerate(other.scores))
-    pairs = [(i, j) for i, j in partners.items() if j is not None]
-    return worst(
-        [
-            Parity(lost=lost),
-            *(
-                _compare_masks(first, second, i, j, reference, abs(float(found.scores[i] - other.scores[j])))
-                for i, j in pairs
-            ),
-        ]
+    lost = sum(
+        bool(found.scores[i] >= clear) and mask.area > 1
+        for found, masks, paired in ((first, one, set(pairs)), (second, two, set(pairs.values())))
+        for i, mask in masks.items()
+        if i not in paired
     )
+    compared = [_compare_masks(first, i, second, j, reference) for i, j in pairs.items()]
+    return worst([Parity(lost=lost), *compared])
 
 
-def _partners(first: PlaneDetections, second: PlaneDetections, floor: float) -> dict[int, int | None]:
-    """Return for each of the first's detections above the floor the second's of its label with the nearest box."""
-    ious = box_iou(first.found.boxes, second.found.boxes)
-    partners: dict[int, int | None] = {}
-    taken: set[int] = set()
-    for i, label in enumerate(first.found.labels.tolist()):
-        if float(first.found.scores[i]) < floor:
-            continue
-        free = [
-            j for j, other in enumerate(second.found.labels.tolist()) if other == label and j not in taken
-        ]
-        best = max(free, key=lambda j: float(ious[i, j]), default=None)
-        partners[i] = best if best is not None and float(ious[i, best]) >= _SAME_BOX else None
-        taken |= {best} if partners[i] is not None and best is not None else set()
+def _instances(found: Look, floor: float) -> dict[int, Mask]:
+    """Return the masks of what is at least at the floor, by their positions."""
+    chosen = np.flatnonzero(found.scores >= floor).tolist()
+    masks = {i: threshold(*found.placed(i), found.grid.shape) for i in chosen}
+    return {i: mask for i, mask in masks.items() if mask.area}
+
+
+def _partners(first: Look, one: dict[int, Mask], second: Look, two: dict[int, Mask]) -> dict[int, int]:
+    """Return the position in the second of the first's instances: of one label, the free one that overlaps best."""
+    ious = iou_matrix(tuple(one.values()), tuple(two.values()))
+    partners: dict[int, int] = {}
+    for row, i in zip(ious, one, strict=True):
+        free = {
+            j: iou
+            for j, iou in zip(two, row.tolist(), strict=True)
+            if second.labels[j] == first.labels[i] and j not in partners.values()
+        }
+        best = max(free, key=lambda j: free[j], default=None)
+        if best is not None and free[best] >= _SAME_OBJECT:
+            partners[i] = best
     return partners
 
 
-def _compare_masks(
-    first: PlaneDetections, second: PlaneDetections, i: int, j: int, reference: InstanceSet, score: float
-) -> Parity:
-    one = _placed(first, first.found.masks[i], first.found.regions[i])
-    two = _placed(second, second.found.masks[j], second.found.regions[j])
+def _compare_masks(first: Look, i: int, second: Look, j: int, reference: InstanceSet) -> Parity:
+    one, two, origin = _side_by_side(first.placed(i), second.placed(j))
     flipped = int(((one >= 0.5) != (two >= 0.5)).sum())
-    shape = (first.plane.grid.shape[0], first.plane.grid.shape[1])
-    masks = [threshold(dense, (0, 0), shape) for dense in (one, two)]
+    masks = [threshold(crop, origin, first.grid.shape) for crop in (one, two)]
     return Parity(
         instances=1,
-        score=score,
+        score=abs(float(first.scores[i] - second.scores[j])),
         probability=float(np.abs(one - two).max()),
         flipped=flipped / max(1.0, 0.005 * masks[0].area),
         nsd=_nsd_change(masks[0], masks[1], reference),
     )
 
 
-def _placed(plane: PlaneDetections, mask: Tensor, region: Tensor) -> NDArray[np.float32]:
-    shape = (plane.plane.grid.shape[0], plane.plane.grid.shape[1])
-    dense = np.zeros(shape, np.float32)
-    crop, (y, x) = place(mask, region, plane.matrix, shape)
-    dense[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
-    return dense
+def _side_by_side(one: Crop, two: Crop) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, ...]]:
+    """Return both crops in the box that holds them, and its origin."""
+    low = np.min([one[1], two[1]], axis=0)
+    high = np.max([np.add(origin, crop.shape) for crop, origin in (one, two)], axis=0)
+    grown = []
+    for crop, origin in (one, two):
+        whole = np.zeros(high - low, np.float32)
+        whole[tuple(slice(o, o + n) for o, n in zip(origin - low, crop.shape, strict=True))] = crop
+        grown.append(whole)
+    return grown[0], grown[1], tuple(low.tolist())
 
 
 def _nsd_change(one: Mask, two: Mask, reference: InstanceSet) -> float:

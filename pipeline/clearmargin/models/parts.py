@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ["Part", "RuntimePart", "Structure", "find_parts", "replace_parts"]
 
-Structure = int | list[Any]
-"""Where a flat row's tensors lie: a position, or a list of structures."""
+Structure = int | list[Any] | None
+"""Where a flat row's tensors lie: a position, a list of structures, or none for an argument left out."""
 
 Compiled = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -103,6 +103,8 @@ def _flatten(value: Any) -> tuple[list[Tensor], Structure]:
     tensors: list[Tensor] = []
 
     def walk(item: Any) -> Structure:
+        if item is None:
+            return None
         if isinstance(item, Tensor):
             tensors.append(item)
             return len(tensors) - 1
@@ -115,6 +117,8 @@ def _flatten(value: Any) -> tuple[list[Tensor], Structure]:
 
 
 def _rebuild(structure: Structure, tensors: Sequence[Tensor]) -> Any:
+    if structure is None:
+        return None
     if isinstance(structure, int):
         return tensors[structure]
     return [_rebuild(one, tensors) for one in structure]

@@ -13,7 +13,10 @@ from torch import Tensor
 from clearmargin.core import Mask
 from clearmargin.models.network import Detections
 
-__all__ = ["foreground", "place", "place_volume", "threshold"]
+__all__ = ["Crop", "foreground", "place", "place_volume", "threshold"]
+
+Crop = tuple[NDArray[np.float32], tuple[int, ...]]
+"""Probabilities on a part of the source's grid, and the index of the first; 0 elsewhere."""
 
 
 def place(
@@ -91,7 +94,7 @@ def _between(values: NDArray[np.float32], taps: _Taps) -> NDArray[np.float32]:
     return placed
 
 
-def threshold(crop: NDArray[np.float32], origin: tuple[int, int], shape: tuple[int, int]) -> Mask:
+def threshold(crop: NDArray[np.float32], origin: tuple[int, ...], shape: tuple[int, ...]) -> Mask:
     """Return the mask of the elements with a probability of at least one half."""
     return Mask.from_crop(crop >= 0.5, origin, shape)
 

@@ -65,9 +65,9 @@ def _write_onnx(part: Part, path: Path) -> None:
             str(path),
             dynamo=False,
             input_names=names,
-            # sizes of images and numbers of regions vary, channels do not
+            # Sizes of images, numbers of regions and of tokens vary; channels follow from the weights.
             dynamic_axes={
-                name: {axis: f"{name}_{axis}" for axis in range(tensor.ndim) if axis != 1}
+                name: {axis: f"{name}_{axis}" for axis in range(tensor.ndim)}
                 for name, tensor in zip(names, part.inputs, strict=True)
             },
         )

@@ -18,7 +18,7 @@ from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Pro
 from clearmargin.models.clock import Clock
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
-from clearmargin.models.placing import foreground, place, threshold
+from clearmargin.models.placing import Crop, foreground, place, threshold
 from clearmargin.models.repeats import without_repeats
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.transforms.samples import KEYS
@@ -85,6 +85,20 @@ class Look(Protocol):
         """The plane's grid, or the volume's."""
         ...
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Of each detection, ``(N,)``."""
+        ...
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Of each detection, ``(N,)``."""
+        ...
+
+    def placed(self, index: int) -> Crop:
+        """Return a detection's probabilities on ``grid``."""
+        ...
+
     def instances(self, mask_nms: float) -> InstanceSet:
         """Return the instances on ``grid``, best score first; ``mask_nms`` as of ``PredictionSettings``."""
         ...
@@ -113,24 +127,29 @@ class PlaneDetections:
         """The plane's."""
         return self.plane.grid
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Of each detection, ``(N,)``."""
+        return self.found.labels.cpu().numpy()
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Of each detection, ``(N,)``."""
+        return self.found.scores.cpu().numpy()
+
+    def placed(self, index: int) -> Crop:
+        """Return a detection's probabilities on the plane's grid."""
+        shape = (self.grid.shape[0], self.grid.shape[1])
+        return place(self.found.masks[index], self.found.regions[index], self.matrix, shape)
+
     def instances(self, mask_nms: float) -> InstanceSet:
         """Return the instances on the plane's grid, best score first.
 
         What falls below one pixel there is left out and counted. Of two masks of one label whose IoU is above
         ``mask_nms`` the lower score is left out: two looks at one object.
         """
-        grid = self.plane.grid
-        shape = (grid.shape[0], grid.shape[1])
-        masks = []
-        for mask, region in zip(self.found.masks, self.found.regions, strict=True):
-            crop, origin = place(mask, region, self.matrix, shape)
-            masks.append(threshold(crop, origin, shape))
-        every = InstanceSet(
-            grid=grid,
-            masks=tuple(masks),
-            labels=self.found.labels.cpu().numpy(),
-            scores=self.found.scores.cpu().numpy(),
-        )
+        masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found.scores))]
+        every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
         kept = np.array([m.area > 0 for m in masks], bool)
         if not kept.all():
             log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
@@ -221,13 +240,6 @@ class NetworkSegmenter:
 
         An image is its own plane.
         """
-        yield from self._planes(ready, view)
-
-    def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
-        """Yield what the network finds in each plane of an image, with the way back from its pixels."""
-        yield from self._planes(self.prepared(image), view)
-
-    def _planes(self, ready: Image, view: View) -> Iterator[PlaneDetections]:
         if ready.grid.ndim == 2:
             yield self._detect_plane(ready, view)
             return

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from clearmargin.core import Grid, Image, InstanceSet, Mask
+from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models.components import Component, connected_components
 from clearmargin.models.dropout import dropping
 from clearmargin.models.network import VolumeTargets
-from clearmargin.models.placing import place_volume
-from clearmargin.models.segmenter import Look, NetworkSegmenter, PlaneDetections, View
+from clearmargin.models.placing import Crop, place_volume, threshold
+from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.models.semantic_cc import UNetSettings, build_unet, class_unions, semantic_losses
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import resample, volume_view
@@ -111,20 +111,25 @@ class VolumeDetections:
     grid: Grid
     found: tuple[tuple[int, Component], ...]
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Of each component, ``(N,)``."""
+        return np.array([label for label, _ in self.found], np.int64)
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Of each component, ``(N,)``."""
+        return np.array([component.score for _, component in self.found], np.float32)
+
+    def placed(self, index: int) -> Crop:
+        """Return a component's probabilities on the volume's grid."""
+        _, component = self.found[index]
+        return place_volume(component.probabilities, component.origin, self.matrix, self.grid.shape)
+
     def instances(self, mask_nms: float) -> InstanceSet:
         """Return the components as instances on the volume's grid; those of one class never overlap."""
-        masks = []
-        for _, component in self.found:
-            crop, origin = place_volume(
-                component.probabilities, component.origin, self.matrix, self.grid.shape
-            )
-            masks.append(Mask.from_crop(crop >= 0.5, origin, self.grid.shape))
-        every = InstanceSet(
-            grid=self.grid,
-            masks=tuple(masks),
-            labels=np.array([label for label, _ in self.found], np.int64),
-            scores=np.array([component.score for _, component in self.found], np.float32),
-        )
+        masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found))]
+        every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
         return every.select(np.array([m.area > 0 for m in masks], bool))
 
     def foreground(self, classes: int) -> NDArray[np.float32]:
@@ -190,11 +195,3 @@ class VolumeSegmenter(NetworkSegmenter):
             )
         best = sorted(found, key=lambda pair: -pair[1].score)[: network.config.detections]
         return VolumeDetections(maps=maps, matrix=matrix, grid=ready.grid, found=tuple(best))
-
-    def detect(self, image: Image, view: View) -> Iterator[PlaneDetections]:
-        """Refuse: there are no planes.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError("this model sees volumes, and what was asked for needs a network of planes")

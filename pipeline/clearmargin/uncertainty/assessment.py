@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clearmargin.core import Image, Prediction
+from clearmargin.core import Image, Prediction, at_least
 from clearmargin.uncertainty.calibration import Calibration
-from clearmargin.uncertainty.drift import Features, case_features
+from clearmargin.uncertainty.drift import Features
 from clearmargin.uncertainty.referral import ReferralRules, reasons
 
 __all__ = ["Assessment", "assess"]
@@ -23,7 +23,7 @@ class Assessment:
             ``refer``, 1 where a person should look and 0 elsewhere.
         reasons: For each instance, why a person should look; nothing where no rule speaks.
         warnings: Of the case: how it differs from the calibration cases, or why the calibration does not apply.
-        features: Of the case, for a check of many together.
+        features: Of the case, for a check of many together; none where there is no calibration that fits.
     """
 
     prediction: Prediction
@@ -38,30 +38,29 @@ def assess(
     """Apply a model's calibration to a prediction and say which instances a person should look at.
 
     Args:
-        prediction: On the image's grid.
+        prediction: On the image's grid, of all instances down to ``threshold``, and to the calibration's own: it is
+            the latter by which cases are compared.
         image: What was segmented.
         calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
             stand.
-        threshold: The model's own score threshold, at which calibration cases were counted.
+        threshold: Instances with less of a score, as predicted, are not returned.
     """
-    scores = prediction.instances.scores
-    features = case_features(image.pixels, scores[scores >= threshold])
     warnings: tuple[str, ...] = ()
-    applied = prediction
+    features: Features = {}
+    applied = at_least(prediction, threshold)
+    rules = ReferralRules()
+    differs: tuple[str, ...] = ()
     if calibration is not None and calibration.length_unit != image.grid.unit:
         warnings = (
             f"the model was calibrated on images in {calibration.length_unit} and this one is in {image.grid.unit}: "
             "no margins, and scores as predicted; give the image a spacing, or calibrate on images without one",
         )
-        calibration = None
-    if calibration is not None:
-        warnings = calibration.drift([features]).warnings
-        applied = calibration.apply(prediction)
-    rules = ReferralRules() if calibration is None else calibration.referral
-    every = tuple(
-        tuple(reasons(applied, i, rules, warnings if calibration is not None else ()))
-        for i in range(len(applied.instances))
-    )
+    elif calibration is not None:
+        features = calibration.features(image, prediction)
+        warnings = differs = calibration.drift([features]).warnings
+        applied = calibration.apply(applied)
+        rules = calibration.referral
+    every = tuple(tuple(reasons(applied, i, rules, differs)) for i in range(len(applied.instances)))
     flags = np.array([bool(why) for why in every], np.float32)
     flagged = replace(applied.instances, uncertainty={**applied.instances.uncertainty, "refer": flags})
     return Assessment(
