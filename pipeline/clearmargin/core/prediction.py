@@ -89,11 +89,13 @@ class Prediction:
 def at_least(prediction: Prediction, score: float) -> Prediction:
     """Return a prediction without the instances below a score."""
     kept = np.flatnonzero(prediction.instances.scores >= score)
-    columns = {
-        name: tuple(getattr(prediction, name)[k] for k in kept) if getattr(prediction, name) else ()
-        for name in ("edges", "outer", "inner")
-    }
-    return replace(prediction, instances=prediction.instances.select(kept), **columns)
+    return replace(
+        prediction,
+        instances=prediction.instances.select(kept),
+        edges=tuple(prediction.edges[k] for k in kept) if prediction.edges else (),
+        outer=tuple(prediction.outer[k] for k in kept) if prediction.outer else (),
+        inner=tuple(prediction.inner[k] for k in kept) if prediction.inner else (),
+    )
 
 
 class Segmenter(Protocol):
