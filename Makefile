@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage fuzz clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -20,7 +20,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: bench-metrics bench-formats bench-step bench-large bench-export bench-coverage
+bench: bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty
 
 bench-formats: .venv/installed
 	$(BIN)/python benchmarks/bench_formats.py
@@ -28,6 +28,10 @@ bench-formats: .venv/installed
 # Not timed: how often margins hold, on units made here.
 bench-coverage: .venv/installed
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_coverage.py
+
+# MODEL=runs/x/model CARD=data_cards/x.yaml adds what members cost beside single predictions.
+bench-uncertainty: .venv/installed
+	$(BIN)/python benchmarks/bench_uncertainty.py $(if $(MODEL),--model $(MODEL)) $(if $(CARD),--card $(CARD))
 
 bench-metrics: .venv/installed
 	$(BIN)/python benchmarks/bench_metrics.py

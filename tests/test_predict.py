@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bright import bright_segmenter
-from calibrated import ASKED, calibrated, drawn_set
+from calibrated import ASKED, COARSE, calibrated, drawn_set
 from displaced import SPACE
 
 from clearmargin import privacy
@@ -283,3 +283,19 @@ def test_a_calibration_in_other_units_is_said_not_to_apply(bright, calibration, 
     (done,) = predict(tmp_path / "a.png", tmp_path / "out", model=Path("any")).done
     assert "calibrated on images in mm and this one is in px" in done.warnings[0]
     assert not (done.folder / "margin_outer.dcm").exists()
+
+
+def test_a_folder_unlike_the_calibration_is_warned_of_as_a_whole(bright, monkeypatch, tmp_path, caplog):
+    drawn = drawn_set(14, replace(COARSE, spacing=None))
+    of_pixels, _ = calibrated(drawn, asked=replace(ASKED, alphas=(0.2,)))
+    monkeypatch.setattr("clearmargin.predict.load_calibration", lambda *_: of_pixels)
+    (tmp_path / "in").mkdir()
+    for k in range(5):
+        pixels = np.full((64, 64), 60 + k, np.uint8)
+        pixels[20:40, 20:40] = 250
+        write_raster(tmp_path / "in" / f"{k}.png", pixels)
+    report = predict(tmp_path / "in", tmp_path / "out", model=Path("any"), score_threshold=0.1)
+    assert any("differs from the calibration cases" in warning for warning in report.drift)
+    assert of_pixels.threshold > 0.1 and "the margins hold for instances with a score of" in caplog.text
+    (row,) = json.loads((report.done[0].folder / "instances.json").read_text())
+    assert row["margin_outer_px"] > 0 and row["inner_area_px"] <= row["area_px"] <= row["outer_area_px"]
