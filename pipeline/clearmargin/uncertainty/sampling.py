@@ -48,7 +48,7 @@ __all__ = [
 Mode = Literal["none", "checkpoints", "ensemble", "tta", "dropout"]
 
 _ZOOM = 1.2
-_TRIM_EVERY = 8  # slices
+_TRIM_EVERY = 2  # slices
 _DRAWS = 10  # of dropout
 
 Adjust = Callable[[NetworkSegmenter], NetworkSegmenter]
