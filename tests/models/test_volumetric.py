@@ -310,7 +310,7 @@ def test_an_export_finds_the_same_balls(name, experiment, learned):
     card = experiment.parent / "card.yaml"
     model = save(experiment.parent / "model", learned[0], open_dataset(card).card.label_map, brightest=100)
     done = export(model, card, format=name, split="train", cases=1)
-    assert done.parity.instances == 2 and done.parity.problems == ()
+    assert done.parity.instances == 4 and done.parity.problems == ()  # two balls, at two sizes
     image = open_dataset(card).read(open_dataset(card).split("test")[0])[0]
     usual, exported = load_segmenter(model)(image), load_segmenter(model, runtime=name)(image)
     for a, b in zip(usual.instances.masks, exported.instances.masks, strict=True):
