@@ -108,6 +108,7 @@ def test_predict_writes_tables_pictures_and_maps(trained):
         "instances.json",
         "summary.json",
         "overlay.png",
+        "edges.csv",
         "entropy.tif",
         "foreground.tif",
         "mutual_information.tif",

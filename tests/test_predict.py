@@ -261,6 +261,11 @@ def test_a_calibrated_model_gives_margins_in_every_form(bright, calibration, mon
     # phantoms have no Hounsfield units: the case is not like them, and it is said everywhere
     assert done.referred == row["refer"] == 1
     assert "differs from the calibration cases" in row["refer_because"]
+    edges = list(csv.DictReader((done.folder / "edges.csv").read_text().splitlines()))
+    inside = [mask[tuple(int(e[axis]) for axis in "zyx")] for e in edges]
+    assert all(inside) and row["edge_sd_mm"] == pytest.approx(
+        np.mean([float(e["sd_mm"]) for e in edges]), abs=1e-3
+    )
     summary = json.loads((done.folder / "summary.json").read_text())
     assert summary["referred"] == 1 and summary["warnings"] == list(done.warnings) != []
     assert summary["calibration"]["margins"] == list(report.promises)

@@ -37,6 +37,8 @@ def write_case(folder: Path, assessed: Assessment, image: Image, **summary: Any)
     prediction = assessed.prediction
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder, case_rows(assessed, image))
+    if prediction.edges:
+        _write_edges(folder / "edges.csv", prediction)
     if image.source.kind == "dicom":
         _write_dicom(folder, prediction, image)
     _write_maps(folder, prediction, image)
@@ -105,6 +107,20 @@ def by_class(prediction: Prediction) -> dict[str, int]:
     """Return the number of instances of each class name."""
     labels = prediction.instances.labels
     return {c.name: int((labels == c.id).sum()) for c in prediction.label_map.classes}
+
+
+def _write_edges(path: Path, prediction: Prediction) -> None:
+    """Write a row for each edge element of each instance: where it lies, and the edge's standard deviation there."""
+    grid = prediction.instances.grid
+    axes = "zyx"[3 - grid.ndim :]
+    rows = [
+        {"instance": i + 1}
+        | {axis: int(v) for axis, v in zip(axes, point, strict=True)}
+        | {f"sd_{grid.unit}": float(f"{sd:.4g}")}
+        for i, edge in enumerate(prediction.edges)
+        for point, sd in zip(edge.points, edge.sigma, strict=True)
+    ]
+    write_rows_csv(path, rows, ("instance", *axes, f"sd_{grid.unit}"))
 
 
 def _write_dicom(folder: Path, prediction: Prediction, image: Image) -> None:
