@@ -133,6 +133,14 @@ def test_what_one_sample_alone_has_is_certain_of_its_edge_and_not_of_itself(mask
     assert found.predicted_nsd == pytest.approx(1 / len(masks))
 
 
+def test_a_sample_that_would_not_have_returned_it_has_not_found_it():
+    one = box(5, 15, 5, 15)
+    unsure = cluster(one, one, None, scores=[0.9, 0.2, 0.0])
+    assert measure_spread(unsure, one, GRID).found_by == pytest.approx(2 / 3)
+    found = measure_spread(unsure, one, GRID, thresholds=[0.5, 0.5, 0.5])
+    assert found.found_by == pytest.approx(1 / 3) and found.pairwise_dice == pytest.approx(1 / 3)
+
+
 def test_samples_that_agree_give_no_spread():
     one = box(5, 15, 5, 15)
     found = measure_spread(cluster(one, one, one, one), one, GRID)

@@ -137,7 +137,11 @@ class SampledSegmenter:
             c for c in find_clusters(samples) if c.existence >= self.choice.score_threshold - _ROUNDING
         ]
         masks = [agreed_mask(cluster) for cluster in clusters]
-        spreads = [measure_spread(c, mask, image.grid) for c, mask in zip(clusters, masks, strict=True)]
+        thresholds = [member.segmenter.choice.score_threshold for member in self.members]
+        spreads = [
+            measure_spread(c, mask, image.grid, thresholds=thresholds)
+            for c, mask in zip(clusters, masks, strict=True)
+        ]
         instances = InstanceSet(
             grid=image.grid,
             masks=tuple(masks),

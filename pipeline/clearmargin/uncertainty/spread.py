@@ -30,7 +30,7 @@ class Spread:
     """What the samples of one object say of it.
 
     Attributes:
-        found_by: Share of the samples that have it, in (0, 1].
+        found_by: Share of the samples that have it with a score at which each would have returned it alone, in [0, 1].
         pairwise_dice: Mean Dice over all pairs of samples; a pair of which one misses it counts 0. 1 for one
             sample, which nothing contradicts.
         edge: Standard deviation of the edge, and where; over the samples that have the object.
@@ -48,8 +48,17 @@ class Spread:
     size: tuple[int, int]
 
 
-def measure_spread(cluster: Cluster, agreed: Mask, grid: Grid) -> Spread:
-    """Return what the samples of one object say of it, its agreed mask given."""
+def measure_spread(
+    cluster: Cluster, agreed: Mask, grid: Grid, *, thresholds: Sequence[float] | None = None
+) -> Spread:
+    """Return what the samples of one object say of it.
+
+    Args:
+        cluster: The object in all samples.
+        agreed: Its agreed mask.
+        grid: That all masks lie on.
+        thresholds: Each sample's own score threshold; None for 0.
+    """
     found = cluster.found
     count = len(cluster.masks)
     points = _edge_elements(agreed)
@@ -60,8 +69,10 @@ def measure_spread(cluster: Cluster, agreed: Mask, grid: Grid) -> Spread:
     sigma = places.std(axis=0, ddof=1) if len(places) > 1 else np.zeros(len(points))
     near = np.abs(places - own) <= TOLERANCE
     areas = [mask.area for mask in found]
+    own_thresholds = np.zeros(count) if thresholds is None else np.asarray(thresholds)
+    has = np.array([mask is not None for mask in cluster.masks])
     return Spread(
-        found_by=len(found) / count,
+        found_by=float(np.mean(has & (cluster.scores >= own_thresholds - 1e-6))),
         pairwise_dice=pairwise_dice(cluster.masks),
         edge=EdgeSpread(points=points, sigma=sigma),
         edge_sd=float(sigma.mean()) if len(sigma) else 0.0,
