@@ -1,8 +1,7 @@
 """What samples cost: ``python benchmarks/bench_uncertainty.py [--model MODEL --card CARD]``.
 
-Memory: a volume of 512 x 512 x 300 with 30 objects, five members; a process of its own. Time: N members beside one
-prediction, interleaved, on the validation images of a card (by default the network that sees what is bright, which
-is cheap, so that what the samples add to it weighs most).
+Memory: a volume of 512 x 512 x 300 with 30 objects, five members that find what is bright, each kind of network in a
+process of its own. Time: N members beside one prediction, interleaved, on the validation images of a card.
 """
 
 from __future__ import annotations
@@ -21,20 +20,22 @@ import numpy as np
 
 SHAPE = (300, 512, 512)
 OBJECTS, MEMBERS = 30, 5
+KINDS = ("planes", "volume")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--memory", action="store_true", help="measure memory in this process")
+    parser.add_argument("--memory", choices=KINDS, help="measure memory in this process")
     parser.add_argument("--model", type=Path, help="a model folder with snapshots")
     parser.add_argument("--card", type=Path, help="a data card")
     parser.add_argument("--cases", type=int, default=12)
     chosen = parser.parse_args()
     if chosen.memory:
-        memory()
+        memory(chosen.memory)
         return
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, __file__, "--memory"], env=environment, check=True)
+    for kind in KINDS:
+        subprocess.run([sys.executable, __file__, "--memory", kind], env=environment, check=True)
     if chosen.model and chosen.card:
         cost(chosen.model, chosen.card, chosen.cases)
 
@@ -83,27 +84,57 @@ class Balls:
         ]
 
 
-def memory() -> None:
+def bright(shift: int):
+    """Return a network of volumes with its own windows that finds what is bright, ``shift`` columns from where it is.
+
+    The U-Net that it stands for is run in every hundredth batch of windows, so that its memory is there: in all of
+    them it would take hours.
+    """
+    from torch import nn
+
+    from clearmargin.models.volumetric import SemanticCC3D, SemanticCC3DConfig
+
+    class Bright(nn.Module):
+        def __init__(self, unet: nn.Module) -> None:
+            super().__init__()
+            self.unet, self.calls = unet, 0
+
+        def forward(self, windows):
+            if self.calls % 100 == 0:
+                self.unet(windows)
+            self.calls += 1
+            return 20 * (windows[:, :1].roll(shift, dims=-1) - 0.5)
+
+    network = SemanticCC3D(SemanticCC3DConfig(), classes=1, channels=1, pretrained=False).eval()
+    network.unet = Bright(network.unet)
+    return network
+
+
+def memory(kind: str) -> None:
     import torch
 
     from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
     from clearmargin.models.segmenter import NetworkSegmenter
+    from clearmargin.models.volumetric import VolumeSegmenter
     from clearmargin.transforms.intensity import Window
     from clearmargin.transforms.view import ImageSettings
     from clearmargin.uncertainty.sampling import Member, SampledSegmenter
 
     torch.set_num_threads(1)
     code = Code(value="108369006", scheme="SCT", meaning="Tumor")
-    first = NetworkSegmenter(
-        network=Balls(0),
-        image=ImageSettings(intensity=Window(low=-100, high=400)),
+    made, build, channels = {"planes": (NetworkSegmenter, Balls, 3), "volume": (VolumeSegmenter, bright, 1)}[
+        kind
+    ]
+    first = made(
+        network=build(0),
+        image=ImageSettings(intensity=Window(low=-100, high=400), channels=channels),
         label_map=LabelMap((LabelClass(id=1, name="tumour", type=code, category=code),)),
         provenance=Provenance(
             model="balls", weights_sha256="0" * 64, config_sha256="0" * 64, software="bench"
         ),
         device=torch.device("cpu"),
     )
-    members = tuple(Member(segmenter=replace(first, network=Balls(k - MEMBERS // 2))) for k in range(MEMBERS))
+    members = tuple(Member(segmenter=replace(first, network=build(k - MEMBERS // 2))) for k in range(MEMBERS))
     sampled = SampledSegmenter(members=members, mode="ensemble", choice=first.choice)
     image = Image(pixels=volume(), grid=Grid.from_spacing(SHAPE, (1.5, 0.8, 0.8)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -113,7 +144,7 @@ def memory() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     doubt = found.instances.uncertainty["edge_sd_mm"]
     print(
-        f"{MEMBERS} members, {SHAPE[0]} x {SHAPE[1]} x {SHAPE[2]}: {len(found.instances)} instances, "
+        f"{kind}: {MEMBERS} members, {SHAPE[0]} x {SHAPE[1]} x {SHAPE[2]}: {len(found.instances)} instances, "
         f"{seconds:.0f} s, peak {peak:.2f} GiB ({before:.2f} with the libraries and the volume alone), "
         f"mean edge SD {doubt.mean():.2f} mm",
         flush=True,

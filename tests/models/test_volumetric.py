@@ -20,14 +20,16 @@ from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.network import VolumeTargets
-from clearmargin.models.placing import place_volume
+from clearmargin.models.placing import place_slice, place_volume
 from clearmargin.models.runtimes import RUNTIMES
+from clearmargin.models.segmenter import View
 from clearmargin.models.volumetric import VolumeSegmenter
 from clearmargin.train import train
 from clearmargin.transforms.intensity import Window
 from clearmargin.transforms.samples import make_sample, read_instances
 from clearmargin.transforms.spatial import resample, volume_augmentation, volume_view
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.transforms.tensors import to_tensor
+from clearmargin.transforms.view import AugmentSettings, ImageSettings, prepare
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
@@ -114,6 +116,25 @@ def test_the_stages_of_a_volume_are_timed(folder):
     assert 0.5 * (time.perf_counter() - start) < sum(clock.seconds.values())
 
 
+def test_a_block_within_another_is_counted_once():
+    clock = Clock()
+    with clock("outer"):
+        time.sleep(0.02)
+        with clock("inner"), clock("innermost"):
+            time.sleep(0.05)
+        with clock("inner"):
+            time.sleep(0.01)
+    with clock("outer"):
+        pass
+    assert clock.seconds["innermost"] >= 0.05
+    assert clock.seconds["inner"] >= 0.01 and clock.seconds["outer"] >= 0.02
+    start = time.perf_counter()
+    with clock("whole"), clock("part"):
+        time.sleep(0.02)
+    assert clock.seconds["whole"] + clock.seconds["part"] <= time.perf_counter() - start
+    assert clock.seconds["whole"] < clock.seconds["part"]
+
+
 def test_thick_slices_are_seen_at_the_networks_spacing(folder):
     """The same balls in slices of 2 mm with pixels of 0.8 mm: found at the same place, in millimetres."""
     image, masks = balls(shape=(12, 60, 70), spacing=(2.0, 0.8, 0.8))
@@ -162,7 +183,7 @@ def test_windows_that_cover_a_volume_give_what_one_window_gives():
     network.unet = torch.nn.Conv3d(1, 1, 1)
     volume = torch.rand(1, 13, 40, 21)
     with torch.no_grad():
-        found = network.probabilities(volume)
+        found = torch.from_numpy(network.probabilities(lambda a, b: volume[:, a:b], 13))
         torch.testing.assert_close(found, network.unet(volume[None])[0].sigmoid(), atol=1e-5, rtol=1e-5)
 
 
@@ -195,6 +216,45 @@ def test_placing_agrees_with_scipy():
     )
     np.testing.assert_allclose(crop, wanted, atol=1e-6)
     assert place_volume(samples, (40, 0, 0), matrix, (11, 9, 8))[0].size == 0
+
+
+@pytest.mark.parametrize("flip", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (0.6, 1.25, 0.8), (2.5, 0.5, 1.0)])
+def test_a_slice_alone_is_that_of_the_whole_volume(scales, flip):
+    shape = (11, 9, 8)
+    matrix, size = volume_view(shape, scales, flip=flip)
+    samples = np.random.default_rng(3).random(size).astype(np.float32)
+    whole = np.zeros(shape, np.float32)
+    crop, origin = place_volume(samples, (0, 0, 0), matrix, shape)
+    whole[tuple(slice(o, o + n) for o, n in zip(origin, crop.shape, strict=True))] = crop
+    for z in range(shape[0]):
+        np.testing.assert_allclose(place_slice(samples, z, matrix, shape), whole[z], atol=1e-6)
+    assert not place_slice(samples, 40, matrix, shape).any()
+
+
+@pytest.mark.parametrize("flip", [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.8, 2.5, 1.6), (5.0, 1.0, 3.4)])
+def test_slices_are_shown_as_the_whole_volume_would_be(folder, monkeypatch, spacing, flip):
+    """The network is asked for its windows' slices alone; MONAI's resampling of everything at once is the oracle."""
+    segmenter = load_segmenter(folder, device="cpu")
+    image, _ = balls(shape=(23, 20, 24), spacing=spacing)
+    seen = {}
+
+    def whole(slab, depth):
+        seen["rows"] = torch.cat([slab(k, min(k + 5, depth)) for k in range(0, depth, 5)], dim=1)
+        return np.zeros((1, *seen["rows"].shape[1:]), np.float32)
+
+    monkeypatch.setattr(segmenter.network, "probabilities", whole)
+    ready = segmenter.prepared(image)
+    next(iter(segmenter.looks(ready, View(flip=flip))))
+    scales = segmenter.network.config.scales_for(image.grid)
+    matrix, size = volume_view(image.grid.shape, scales, flip=flip)
+    pixels = prepare(image, segmenter.image.model_copy(update={"neighbours": 0}))
+    wanted = resample({"image": to_tensor(pixels, image.grid)}, matrix, size, keys=("image",))["image"]
+    torch.testing.assert_close(seen["rows"], wanted.as_tensor(), atol=1e-4, rtol=0)
+    if scales == (1.0, 1.0, 1.0):
+        mirrored = tuple(2 + axis for axis in (0, 1) if flip[axis])
+        np.testing.assert_allclose(seen["rows"].numpy(), np.flip(pixels, mirrored), atol=1e-4)
 
 
 def test_a_turned_window_carries_image_and_masks_alike():

@@ -8,7 +8,14 @@ from pydantic import ValidationError
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
 from clearmargin.transforms.intensity import Percentiles, Window, WindowStack, normalise
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
+from clearmargin.transforms.view import (
+    AugmentSettings,
+    ImageSettings,
+    PreparedImage,
+    augment_intensity,
+    planes,
+    prepare,
+)
 
 
 def test_window_maps_hounsfield_and_clips():
@@ -78,6 +85,38 @@ def test_percentiles_ignore_outliers_and_constants_are_zero():
     scaled = normalise(values, Percentiles(low=0, high=99))
     assert scaled[0] == 0 and scaled[-1] == 1 and 0.4 < scaled[500] < 0.6
     assert (normalise(np.full((4, 4), 7), Percentiles()) == 0).all()
+
+
+def test_percentiles_that_are_one_value_give_way_to_the_extremes():
+    values = np.zeros((1, 100, 100), np.uint8)
+    values[0, :2, :2] = 200, 100  # 4 of 10,000: both percentiles are 0
+    assert np.unique(normalise(values, Percentiles())).tolist() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels"),
+    [
+        (Window(low=10, high=60), 6),
+        (WindowStack(windows=((0, 50), (20, 90))), 12),
+        (Percentiles(), 6),
+        (Percentiles(per_channel=True), 6),
+    ],
+)
+def test_a_volume_that_is_scaled_slice_by_slice_is_the_one_scaled_at_once(settings, channels):
+    pixels = np.random.default_rng(0).integers(0, 100, (2, 5, 6, 7), dtype=np.int16)
+    pixels[1] *= 3
+    image = Image(pixels=pixels, grid=Grid.from_spacing((5, 6, 7), (2, 1, 1)))
+    takes = ImageSettings(intensity=settings, channels=channels)
+    whole = replace(image, pixels=prepare(image, takes))
+    ready = PreparedImage(image, takes)
+    for z in (0, 2, 4, 2):
+        found, wanted = ready.plane(z), planes(whole, takes, z)
+        np.testing.assert_array_equal(found.pixels, wanted.pixels)
+        assert found.grid.same_as(wanted.grid)
+    assert ready.plane(2) is ready.plane(2)  # the members of an ensemble share it
+    alone = takes.model_copy(update={"neighbours": 0, "channels": len(whole.pixels)})
+    np.testing.assert_array_equal(PreparedImage(image, alone).slab(1, 4), whole.pixels[:, 1:4])
+    assert PreparedImage(image, takes).grid is image.grid
 
 
 def test_a_slice_is_seen_with_its_neighbours():

@@ -263,12 +263,13 @@ def test_a_network_of_volumes_is_sampled_whole(tmp_path):
     image = square((6, 100, 120))
     found = open_segmenter(folder, "checkpoints").with_threshold(0)(image)
     members = [open_segmenter(folder, "checkpoints").members[k].segmenter.with_threshold(0) for k in (0, 1)]
-    looks = [next(iter(m.looks(m.prepared(image), View()))).foreground(1)[0] for m in members]
+    looks = [next(iter(m.looks(m.prepared(image), View()))) for m in members]
+    looks = [np.stack([plane[0] for plane in look.foreground(1)]) for look in looks]
     np.testing.assert_allclose(found.maps["foreground"], (looks[0] + looks[1]) / 2, atol=1e-5)
     np.testing.assert_allclose(found.maps["variance"], np.var(looks, axis=0), atol=1e-5)
     # a mirrored view comes back to where it was: on a mirrored image it is the mirrored prediction
     (segmenter, ready) = members[0], members[0].prepared(image)
     turned = replace(image, pixels=image.pixels[..., ::-1].copy())
-    here = next(iter(segmenter.looks(ready, View(flip=(False, True))))).foreground(1)
-    there = next(iter(segmenter.looks(segmenter.prepared(turned), View()))).foreground(1)
+    here = np.stack(list(next(iter(segmenter.looks(ready, View(flip=(False, True))))).foreground(1)))
+    there = np.stack(list(next(iter(segmenter.looks(segmenter.prepared(turned), View()))).foreground(1)))
     np.testing.assert_allclose(here, there[..., ::-1], atol=1e-4)

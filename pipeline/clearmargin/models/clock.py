@@ -23,15 +23,19 @@ class Clock:
 
     device: torch.device | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    _inner: float = field(default=0.0, init=False, repr=False)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of a block under ``name``."""
-        start = self._now()
+        """Count the time of a block under ``name``, less that of blocks within it, which have their own names."""
+        start, around = self._now(), self._inner
+        self._inner = 0.0
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+            whole = self._now() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._inner
+            self._inner = around + whole
 
     def shares(self) -> dict[str, float]:
         """Return each name's share of all that was counted, in [0, 1]."""

@@ -47,18 +47,29 @@ def connected_components(probabilities: NDArray[np.float32], smallest: int) -> t
     """
     from scipy import ndimage
 
-    parts, count = ndimage.label(probabilities >= 0.5)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    parts, count = _numbered(probabilities >= 0.5)
     found = [
         _cut_out(probabilities, parts, number, place)
         for number, place in enumerate(ndimage.find_objects(parts), start=1)
-        if sizes[number] >= smallest
+        if np.count_nonzero(parts[place] == number)
+        >= smallest  # np.bincount would copy the volume to 64 bits
     ]
     return sorted(found, key=lambda c: -c.score), count - len(found)
 
 
+def _numbered(mask: NDArray[np.bool_]) -> tuple[NDArray[np.integer], int]:
+    """Return the number of each element's part, from 1 on, and how many there are; in 16 bits where they are enough."""
+    from scipy import ndimage
+
+    try:
+        parts, count = ndimage.label(mask, output=np.uint16)
+    except RuntimeError:  # more than 65,535 parts
+        parts, count = ndimage.label(mask)
+    return parts, int(count)
+
+
 def _cut_out(
-    probabilities: NDArray[np.float32], parts: NDArray[np.int32], number: int, place: tuple[slice, ...]
+    probabilities: NDArray[np.float32], parts: NDArray[np.integer], number: int, place: tuple[slice, ...]
 ) -> Component:
     grown = tuple(
         slice(max(s.start - _RIM, 0), min(s.stop + _RIM, extent))

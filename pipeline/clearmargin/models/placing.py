@@ -13,7 +13,7 @@ from torch import Tensor
 from clearmargin.core import Mask
 from clearmargin.models.network import Detections
 
-__all__ = ["Crop", "foreground", "place", "place_volume", "threshold"]
+__all__ = ["Crop", "foreground", "place", "place_slice", "place_volume", "threshold"]
 
 Crop = tuple[NDArray[np.float32], tuple[int, ...]]
 """Probabilities on a part of the source's grid, and the index of the first; 0 elsewhere."""
@@ -58,9 +58,9 @@ class _Taps:
 
 
 def _taps(count: int, start: float, stop: float, step: float, offset: float, extent: int) -> _Taps | None:
-    size = (stop - start) / count
-    if size <= 0:
+    if count == 0 or stop <= start:
         return None
+    size = (stop - start) / count
     # One sample beyond each edge is where the padded mask reaches 0.
     ends = sorted(step * (edge - 0.5) + offset for edge in (start - size, stop + size))
     low, high = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]) + 1, extent)
@@ -128,7 +128,7 @@ def place_volume(
     Args:
         probabilities: ``(d, h, w)``, a sample for each network voxel.
         origin: Network index of its first sample.
-        matrix: ``(4, 4)``, from network indices to source indices, scales and shifts alone (``volume_view``).
+        matrix: ``(4, 4)``, from network indices to source indices; it scales, mirrors and moves (``volume_view``).
         shape: ``(Z, Y, X)`` of the source.
 
     Returns:
@@ -144,3 +144,21 @@ def place_volume(
         return np.zeros((0, 0, 0), np.float32), (0, 0, 0)
     z, y, x = within
     return _interpolated(probabilities, within), (z.low, y.low, x.low)
+
+
+def place_slice(
+    probabilities: NDArray[np.float32], z: int, matrix: NDArray[np.float64], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return slice ``z`` of what ``place_volume`` makes of a network's whole volume, ``(Y, X)``.
+
+    All 0 where the network's volume does not reach.
+    """
+    low = max(math.floor((z - matrix[0, 3]) / matrix[0, 0]), 0)
+    around = probabilities[low : low + 2]  # no other slice has a share in it
+    moved = matrix.copy()
+    moved[0, 3] -= z
+    placed = np.zeros(shape[1:], np.float32)
+    crop, (_, y, x) = place_volume(around, (low, 0, 0), moved, (1, *shape[1:]))
+    if crop.size:
+        placed[y : y + crop.shape[1], x : x + crop.shape[2]] = crop[0]
+    return placed

@@ -24,7 +24,7 @@ from clearmargin.models.tiling import find_in_tiles
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, planes, prepare, to_channels
+from clearmargin.transforms.view import AugmentSettings, ImageSettings, PreparedImage
 
 __all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View"]
 
@@ -103,8 +103,8 @@ class Look(Protocol):
         """Return the instances on ``grid``, best score first; ``mask_nms`` as of ``PredictionSettings``."""
         ...
 
-    def foreground(self, classes: int) -> NDArray[np.float32]:
-        """Return each element's probability of each class, ``(K, *grid.shape)``."""
+    def foreground(self, classes: int) -> Iterator[NDArray[np.float32]]:
+        """Yield each plane's probability of each class, ``(K, Y, X)``, in slice order."""
         ...
 
 
@@ -155,9 +155,9 @@ class PlaneDetections:
             log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
         return without_repeats(every.select(kept), mask_nms)
 
-    def foreground(self, classes: int) -> NDArray[np.float32]:
-        """Return each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid."""
-        return foreground(
+    def foreground(self, classes: int) -> Iterator[NDArray[np.float32]]:
+        """Yield each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid, once."""
+        yield foreground(
             self.found, self.matrix, (self.plane.grid.shape[0], self.plane.grid.shape[1]), classes
         )
 
@@ -225,32 +225,29 @@ class NetworkSegmenter:
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
         return whole.select(whole.scores >= self.choice.score_threshold)
 
-    def prepared(self, image: Image) -> Image:
+    def prepared(self, image: Image) -> PreparedImage:
         """Return the image with the intensities that the network is shown; the same for every view of it.
 
         Raises:
             InputError: Its channels are not what the model needs.
         """
-        # Intensity is a matter of the whole image, as in training: a slice's own percentiles would be others.
         with self.clock("transform"):
-            return replace(image, pixels=prepare(image, self.image))
+            return PreparedImage(image, self.image)
 
-    def looks(self, ready: Image, view: View) -> Iterator[Look]:
+    def looks(self, ready: PreparedImage, view: View) -> Iterator[Look]:
         """Yield what the network finds in each plane of a ``prepared`` image, in slice order.
 
         An image is its own plane.
         """
-        if ready.grid.ndim == 2:
-            yield self._detect_plane(ready, view)
-            return
-        for z in range(ready.grid.shape[0]):
-            yield self._detect_plane(planes(ready, self.image, z), view)
+        for z in range(ready.grid.shape[0] if ready.grid.ndim == 3 else 1):
+            with self.clock("transform"):
+                plane = ready.plane(z)
+            yield self._detect_plane(plane, view)
 
     def _detect_plane(self, plane: Image, view: View) -> PlaneDetections:
-        pixels = to_channels(plane.pixels, self.image.channels)
         scale = self.image.scale_for(plane.grid) * view.zoom
         matrix, size = fitting_view((plane.grid.shape[0], plane.grid.shape[1]), scale, flip=view.flip)
-        sample = {"image": to_tensor(pixels, plane.grid)}
+        sample = {"image": to_tensor(plane.pixels, plane.grid)}
 
         def look(corner: tuple[int, int], extent: tuple[int, int]) -> Detections:
             window = matrix @ np.array([[1, 0, corner[0]], [0, 1, corner[1]], [0, 0, 1]], np.float64)

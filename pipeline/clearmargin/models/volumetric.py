@@ -7,12 +7,14 @@ probabilities and its components are 3-D.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -20,20 +22,25 @@ from torch import Tensor, nn
 
 from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.memory import trim_heap
 from clearmargin.models.components import Component, connected_components
 from clearmargin.models.dropout import dropping
 from clearmargin.models.network import VolumeTargets
-from clearmargin.models.placing import Crop, place_volume, threshold
+from clearmargin.models.placing import Crop, place_slice, place_volume, threshold
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.models.semantic_cc import UNetSettings, build_unet, class_unions, semantic_losses
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import resample, volume_view
 from clearmargin.transforms.tensors import to_tensor
-from clearmargin.transforms.view import VolumeView, prepare, to_channels
+from clearmargin.transforms.view import PreparedImage, VolumeView
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig", "VolumeDetections", "VolumeSegmenter"]
 
 log = logging.getLogger(__name__)
+
+_PIECE = 4  # slices resampled at once: MONAI's coordinates take four to eight times what the slices do
+
+Slab = Callable[[int, int], Tensor]
 
 
 class SemanticCC3DConfig(UNetSettings, VolumeView):
@@ -41,7 +48,7 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
 
     network: Literal["semantic_cc_3d"] = "semantic_cc_3d"
     overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows in prediction")
-    windows: int = Field(2, ge=1, description="that are predicted at once")
+    windows: int = Field(1, ge=1, description="that are predicted at once; more are quicker on a GPU")
 
     @model_validator(mode="after")
     def _fits(self) -> SemanticCC3DConfig:
@@ -78,12 +85,38 @@ class SemanticCC3D(nn.Module):
         with dropping(self):
             return semantic_losses(self.unet(volumes), torch.stack(wanted), self.config.mask_loss)
 
-    def probabilities(self, volume: Tensor) -> Tensor:
-        """Return each class's probability, ``(K, D, H, W)``, of one volume ``(C, D, H, W)`` of any extent.
+    def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
+        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.
 
         Windows of ``config.patch`` overlap, and their probabilities are averaged, the middle of a window counting
-        most (MONAI's sliding window with Gaussian weights). A smaller volume is filled up with 0.
+        most (MONAI's sliding window with Gaussian weights). A smaller volume is filled up with 0. One row of windows
+        after the other: beside the result, no more than a window's slices are held.
+
+        Args:
+            slab: Returns the slices from its first up to its second argument, ``(C, d, H, W)``.
+            depth: Number of slices D.
         """
+        extent = min(self.config.patch[0], depth)
+        step = max(1, int(extent * (1 - self.config.overlap)))
+        weight = compute_importance_map((extent,), mode="gaussian")
+        weights = torch.zeros(depth)
+        every: Tensor | None = None
+        for (z,) in dense_patch_slices((depth,), (extent,), (step,)):
+            found = self._row(slab(z.start, z.stop)).cpu()
+            if every is None:
+                every = torch.zeros(found.shape[0], depth, *found.shape[2:])
+            # The weights of a window are one Gaussian an axis, so that what is averaged within slices can be
+            # averaged over slices afterwards.
+            every[:, z] += found.mul_(weight[:, None, None])
+            weights[z] += weight
+            del found
+            trim_heap()
+        if every is None:
+            raise ValueError(f"a volume has at least one slice, not {depth}")
+        return every.div_(weights[:, None, None]).clamp_(0, 1).numpy()
+
+    def _row(self, volume: Tensor) -> Tensor:
+        """Return each class's probability, ``(K, d, H, W)``, of a window's slices, ``(C, d, H, W)``."""
         found: Tensor = sliding_window_inference(
             volume[None],
             roi_size=self.config.patch,
@@ -92,7 +125,7 @@ class SemanticCC3D(nn.Module):
             overlap=self.config.overlap,
             mode="gaussian",
         )
-        return found[0].clamp(0, 1)
+        return found[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +165,16 @@ class VolumeDetections:
         every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
         return every.select(np.array([m.area > 0 for m in masks], bool))
 
-    def foreground(self, classes: int) -> NDArray[np.float32]:
-        """Return each voxel's probability of each class, ``(K, Z, Y, X)`` on the volume's grid."""
-        placed = np.zeros((classes, *self.grid.shape), np.float32)
-        for whole, one in zip(placed, self.maps, strict=True):
-            crop, origin = place_volume(one, (0, 0, 0), self.matrix, self.grid.shape)
-            whole[tuple(slice(o, o + n) for o, n in zip(origin, crop.shape, strict=True))] = crop
-        return placed
+    def foreground(self, classes: int) -> Iterator[NDArray[np.float32]]:
+        """Yield each slice's probability of each class, ``(K, Y, X)`` on the volume's grid."""
+        for z in range(self.grid.shape[0]):
+            yield np.stack([place_slice(one, z, self.matrix, self.grid.shape) for one in self.maps[:classes]])
 
 
 class VolumeSegmenter(NetworkSegmenter):
     """A network of volumes with what it needs to be shown one."""
 
-    def prepared(self, image: Image) -> Image:
+    def prepared(self, image: Image) -> PreparedImage:
         """Return the volume with the intensities that the network is shown.
 
         Raises:
@@ -152,11 +182,10 @@ class VolumeSegmenter(NetworkSegmenter):
         """
         if image.grid.ndim != 3:
             raise InputError(f"{image.source.case} is a picture, and the model takes volumes")
-        settings = self.image.model_copy(update={"neighbours": 0})
         with self.clock("transform"):
-            return replace(image, pixels=prepare(image, settings))
+            return PreparedImage(image, self.image.model_copy(update={"neighbours": 0}))
 
-    def looks(self, ready: Image, view: View) -> Iterator[Look]:
+    def looks(self, ready: PreparedImage, view: View) -> Iterator[Look]:
         """Yield one look at the whole volume: components on the network's grid.
 
         Raises:
@@ -164,20 +193,26 @@ class VolumeSegmenter(NetworkSegmenter):
         """
         yield self._look(ready, view)  # kept in no name here: a suspended generator would hold it
 
-    def _look(self, ready: Image, view: View) -> VolumeDetections:
+    def _look(self, ready: PreparedImage, view: View) -> VolumeDetections:
         network: SemanticCC3D = self.network  # type: ignore[assignment]
         z, y, x = network.config.scales_for(ready.grid)
-        matrix, size = volume_view(ready.grid.shape, (z, y * view.zoom, x * view.zoom))
-        pixels = to_channels(ready.pixels, self.image.channels)
-        with self.clock("transform"):
-            shown = resample({"image": to_tensor(pixels, ready.grid)}, matrix, size, keys=KEYS[:1])["image"]
-        mirrored = [2 + axis for axis in (0, 1) if view.flip[axis]]  # of (C, D, H, W)
+        scales = (z, y * view.zoom, x * view.zoom)
+        matrix, (depth, height, width) = volume_view(ready.grid.shape, scales, flip=view.flip)
+
+        def slab(start: int, stop: int) -> Tensor:
+            with self.clock("transform"):
+                pieces = [
+                    _slices(ready, matrix, (k, min(k + _PIECE, stop)), (height, width))
+                    for k in range(start, stop, _PIECE)
+                ]
+                return torch.cat(pieces, dim=1).to(self.device)
+
         with self.clock("network"), torch.inference_mode():
-            maps = network.probabilities(shown.as_tensor().flip(mirrored).to(self.device)).flip(mirrored)
-        return self._components(maps.cpu().numpy(), matrix, ready)
+            maps = network.probabilities(slab, depth)
+        return self._components(maps, matrix, ready)
 
     def _components(
-        self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: Image
+        self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: PreparedImage
     ) -> VolumeDetections:
         network: SemanticCC3D = self.network  # type: ignore[assignment]
         found: list[tuple[int, Component]] = []
@@ -195,3 +230,20 @@ class VolumeSegmenter(NetworkSegmenter):
             )
         best = sorted(found, key=lambda pair: -pair[1].score)[: network.config.detections]
         return VolumeDetections(maps=maps, matrix=matrix, grid=ready.grid, found=tuple(best))
+
+
+def _slices(
+    ready: PreparedImage, matrix: NDArray[np.float64], extent: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Return the slices from ``extent[0]`` up to ``extent[1]`` that the network sees, ``(C, d, *size)``."""
+    start, stop = extent
+    depth = ready.grid.shape[0]
+    first, last = (matrix[0, 0] * k + matrix[0, 3] for k in (start, stop - 1))
+    low = max(min(math.floor(first), depth - 2), 0)  # the last voxel of a size rounded up may lie beyond the end
+    pixels = ready.slab(low, min(max(math.floor(last), low) + 2, depth))
+    moved = matrix.copy()
+    moved[0, 3] = first - low
+    grid = Grid.from_spacing(pixels.shape[1:])
+    sample = {"image": to_tensor(pixels, grid)}
+    shown: Tensor = resample(sample, moved, (stop - start, *size), keys=KEYS[:1])["image"].as_tensor()
+    return shown

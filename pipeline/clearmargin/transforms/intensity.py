@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from monai.transforms import ScaleIntensityRange, ScaleIntensityRangePercentiles
+from monai.transforms import ScaleIntensityRange
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from clearmargin.config import Settings
 
-__all__ = ["Intensity", "Percentiles", "Window", "WindowStack", "channels_made", "normalise"]
+__all__ = [
+    "Intensity",
+    "Percentiles",
+    "Scaling",
+    "Window",
+    "WindowStack",
+    "channels_made",
+    "normalise",
+    "scaling_of",
+]
 
 
 class Window(Settings):
@@ -52,6 +63,9 @@ class Percentiles(Settings):
     )
 
 
+Scaling = Callable[[NDArray[Any]], NDArray[np.float32]]
+"""From the values of an image, ``(C, ...)``, to [0, 1]."""
+
 Intensity = Annotated[Window | WindowStack | Percentiles, Field(discriminator="kind")]
 
 
@@ -69,26 +83,46 @@ def normalise(pixels: NDArray[Any], settings: Window | WindowStack | Percentiles
 
     A constant image (channel, where each has its own) becomes 0 under percentiles.
     """
+    return scaling_of(pixels, settings)(pixels)
+
+
+def scaling_of(pixels: NDArray[Any], settings: Window | WindowStack | Percentiles) -> Scaling:
+    """Return what brings these pixels, or any part of them that has all channels, into [0, 1] as ``normalise`` does.
+
+    So a volume's percentiles are found once, and its slices are scaled when they are looked at.
+    """
+    if isinstance(settings, WindowStack):
+        return partial(_in_windows, windows=settings.windows)
+    if isinstance(settings, Window):
+        return partial(_in_window, window=(settings.low, settings.high))
+    if settings.per_channel:
+        return partial(_by_channel, windows=[_window_of(channel, settings) for channel in pixels])
+    return partial(_in_window, window=_window_of(pixels, settings))
+
+
+_Bounds = tuple[float, float]
+
+
+def _window_of(values: NDArray[Any], settings: Percentiles) -> _Bounds | None:
+    """Return the percentiles, or the extremes where the percentiles are one value; None for constant values."""
+    low, high = (float(v) for v in np.percentile(values, (settings.low, settings.high)))
+    if low == high:
+        low, high = float(values.min()), float(values.max())
+    return None if low == high else (low, high)
+
+
+def _in_window(pixels: NDArray[Any], window: _Bounds | None) -> NDArray[np.float32]:
     # The 16-bit values are kept up to here: a float16 or 8-bit shortcut would lose CT's resolution.
     values = np.asarray(pixels, dtype=np.float32)
-    if isinstance(settings, WindowStack):
-        return np.stack([_windowed(c, low, high) for c in values for low, high in settings.windows])
-    if isinstance(settings, Window):
-        return _windowed(values, settings.low, settings.high)
-    if settings.per_channel:
-        return np.stack([_by_percentiles(c, settings) for c in values])
-    return _by_percentiles(values, settings)
-
-
-def _windowed(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    return _numbers(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(values))
-
-
-def _by_percentiles(values: NDArray[np.float32], settings: Percentiles) -> NDArray[np.float32]:
-    if values.min() == values.max():
+    if window is None:
         return np.zeros_like(values)
-    return _numbers(ScaleIntensityRangePercentiles(settings.low, settings.high, 0.0, 1.0, clip=True)(values))
-
-
-def _numbers(scaled: Any) -> NDArray[np.float32]:
+    scaled = ScaleIntensityRange(*window, 0.0, 1.0, clip=True)(values)
     return np.nan_to_num(np.asarray(scaled, dtype=np.float32))
+
+
+def _in_windows(pixels: NDArray[Any], windows: Sequence[_Bounds]) -> NDArray[np.float32]:
+    return np.stack([_in_window(channel, window) for channel in pixels for window in windows])
+
+
+def _by_channel(pixels: NDArray[Any], windows: Sequence[_Bounds | None]) -> NDArray[np.float32]:
+    return np.stack([_in_window(c, window) for c, window in zip(pixels, windows, strict=True)])

@@ -95,18 +95,23 @@ def augmentation_matrix(
 
 
 def volume_view(
-    shape: tuple[int, ...], scales: tuple[float, float, float]
+    shape: tuple[int, ...],
+    scales: tuple[float, float, float],
+    *,
+    flip: tuple[bool, bool] = (False, False),
 ) -> tuple[NDArray[np.float64], tuple[int, int, int]]:
     """Return the matrix and size that show a whole volume to a network of volumes.
 
     Args:
         shape: ``(Z, Y, X)`` of the volume.
         scales: Network voxels per voxel of the volume, on each axis.
+        flip: Whether to mirror ``y`` and ``x``; slices keep their order.
     """
     matrix = np.eye(4)
-    for axis, scale in enumerate(scales):
-        matrix[axis, axis] = 1 / scale
-        matrix[axis, 3] = 0.5 / scale - 0.5  # edges on edges
+    for axis, (extent, scale, mirrored) in enumerate(zip(shape, scales, (False, *flip), strict=True)):
+        step = 1 / scale
+        matrix[axis, axis] = -step if mirrored else step
+        matrix[axis, 3] = extent - 0.5 - step / 2 if mirrored else step / 2 - 0.5  # edges on edges
     depth, height, width = (max(1, math.ceil(round(n * s, 6))) for n, s in zip(shape, scales, strict=True))
     return matrix, (depth, height, width)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,19 +12,29 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from clearmargin.config import Settings
-from clearmargin.core import Grid, Image
+from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
-from clearmargin.transforms.intensity import Intensity, Percentiles, channels_made, normalise
+from clearmargin.transforms.intensity import (
+    Intensity,
+    Percentiles,
+    Scaling,
+    channels_made,
+    normalise,
+    scaling_of,
+)
 
 __all__ = [
     "AugmentSettings",
     "ImageSettings",
+    "PreparedImage",
     "VolumeView",
     "augment_intensity",
     "planes",
     "prepare",
     "to_channels",
 ]
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 class ImageSettings(Settings):
@@ -130,6 +140,74 @@ def prepare(image: Image, settings: ImageSettings) -> NDArray[np.float32]:
     Raises:
         InputError: With its windows and its slices' neighbours, C is neither 1 nor what the network takes.
     """
+    _check_channels(image, settings)
+    return normalise(image.pixels, settings.intensity)
+
+
+class PreparedImage:
+    """An image as a network is shown it, at every view of it.
+
+    A volume's intensities are found from all of it, as in training: a slice's own percentiles would be others. Its
+    slices are scaled when they are asked for, and so no second volume of floats is kept.
+    """
+
+    def __init__(self, image: Image, settings: ImageSettings) -> None:
+        """Find the intensities.
+
+        Raises:
+            InputError: As of ``prepare``.
+        """
+        _check_channels(image, settings)
+        self._settings = settings
+        self._scaled = scaling_of(image.pixels, settings.intensity)
+        self._image = image
+        self._last: tuple[int, Image] | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The image's."""
+        return self._image.grid
+
+    @property
+    def source(self) -> Source:
+        """The image's."""
+        return self._image.source
+
+    def plane(self, z: int) -> Image:
+        """Return a slice with its neighbours, as ``planes``; an image is its own plane. The last one is kept."""
+        if self._last is None or self._last[0] != z:
+            self._last = z, planes(self._image, self._settings, z, self._scaled)
+        return self._last[1]
+
+    def slab(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the slices from ``start`` up to ``stop`` of a volume, ``(C, d, Y, X)``."""
+        pixels = self._scaled(self._image.pixels[:, start:stop])
+        return to_channels(pixels, self._settings.channels)
+
+
+def planes(image: Image, settings: ImageSettings, z: int, scaled: Scaling | None = None) -> Image:
+    """Return slice ``z`` of a volume with its neighbours as channels, 2.5-D; each channel's slices in order.
+
+    At the ends the last slice stands in for the one that is not there. An image is its own plane.
+
+    Args:
+        image: With pixels in [0, 1], or else with ``scaled``.
+        settings: Say how many neighbours and channels.
+        z: The slice.
+        scaled: Brings the pixels into [0, 1].
+    """
+    pixels, grid = image.pixels, image.grid
+    if grid.ndim == 3:
+        reach = settings.neighbours
+        pixels = pixels[:, np.clip(np.arange(z - reach, z + reach + 1), 0, grid.shape[0] - 1)]
+        grid = grid.plane(z)
+    if scaled is not None:
+        pixels = scaled(pixels)
+    pixels = to_channels(pixels.reshape(-1, *grid.shape), settings.channels)
+    return replace(image, pixels=pixels, grid=grid)
+
+
+def _check_channels(image: Image, settings: ImageSettings) -> None:
     slices = 1 + 2 * settings.neighbours if image.grid.ndim == 3 else 1
     windows = channels_made(settings.intensity)
     found = image.pixels.shape[0] * windows * slices
@@ -141,21 +219,9 @@ def prepare(image: Image, settings: ImageSettings) -> NDArray[np.float32]:
             f"{image.source.case} has {image.pixels.shape[0]} channel(s){each}; "
             f"the network takes {settings.channels} (image.channels)"
         )
-    return normalise(image.pixels, settings.intensity)
 
 
-def planes(image: Image, settings: ImageSettings, z: int) -> Image:
-    """Return slice ``z`` of a volume with its neighbours as channels, 2.5-D; each channel's slices in order.
-
-    At the ends the last slice stands in for the one that is not there.
-    """
-    reach = settings.neighbours
-    around = np.clip(np.arange(z - reach, z + reach + 1), 0, image.grid.shape[0] - 1)
-    pixels = image.pixels[:, around].reshape(-1, *image.grid.shape[1:])
-    return replace(image, pixels=to_channels(pixels, settings.channels), grid=image.grid.plane(z))
-
-
-def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
+def to_channels(pixels: NDArray[_Number], channels: int) -> NDArray[_Number]:
     """Return as many channels: a single one is repeated."""
     return np.repeat(pixels, channels, axis=0) if pixels.shape[0] == 1 else pixels
 

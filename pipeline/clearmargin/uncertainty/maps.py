@@ -31,7 +31,7 @@ class Moments:
 
     @staticmethod
     def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float64) -> Moments:
-        """Return the moments of no sample; of a volume at once float32 halves what they take."""
+        """Return the moments of no sample."""
         return Moments(
             count=0,
             total=np.zeros(shape, dtype),
@@ -42,22 +42,13 @@ class Moments:
     def add(self, probability: NDArray[np.floating]) -> None:
         """Count one more sample: probabilities in [0, 1], of the image's shape."""
         self.count += 1
-        for line in np.ndindex(self.total.shape[:-2]):  # plane by plane: a volume is never copied whole
+        for line in np.ndindex(self.total.shape[:-2]):
             p = probability[line]
             some = p > 0  # most of an image is background, and 0 adds nothing
             values = p[some].astype(np.float64)
             self.total[line][some] += values
             self.squares[line][some] += values**2
             self.entropies[line][some] += entropy(values)
-
-    def plane(self, z: int) -> Moments:
-        """Return the moments of slice ``z`` of ``(K, Z, Y, X)``."""
-        return Moments(
-            count=self.count,
-            total=self.total[:, z].astype(np.float64),
-            squares=self.squares[:, z].astype(np.float64),
-            entropies=self.entropies[:, z].astype(np.float64),
-        )
 
 
 def entropy(probability: NDArray[np.float64]) -> NDArray[np.float64]:
