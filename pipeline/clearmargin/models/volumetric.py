@@ -239,7 +239,9 @@ def _slices(
     start, stop = extent
     depth = ready.grid.shape[0]
     first, last = (matrix[0, 0] * k + matrix[0, 3] for k in (start, stop - 1))
-    low = max(min(math.floor(first), depth - 2), 0)  # the last voxel of a size rounded up may lie beyond the end
+    low = max(
+        min(math.floor(first), depth - 2), 0
+    )  # the last voxel of a size rounded up may lie beyond the end
     pixels = ready.slab(low, min(max(math.floor(last), low) + 2, depth))
     moved = matrix.copy()
     moved[0, 3] = first - low
