@@ -41,6 +41,31 @@ def test_by_hand():
     np.testing.assert_allclose(MAPS["mutual_information"](found), h - mean_h, atol=1e-6)
 
 
+@pytest.mark.parametrize(("compact", "within"), [(False, 1e-9), (True, 5e-4)])
+def test_maps_of_many_samples_are_what_their_definitions_give(compact, within):
+    """Also in few bits, and where samples agree closely: errors are a share of the value, and noise is none."""
+    generator = np.random.default_rng(0)
+    centre = generator.random((20, 30))
+    samples = [np.clip(centre + generator.normal(0, 10.0 ** -(k % 4), centre.shape), 0, 1) for k in range(3)]
+    samples += [np.clip(centre + generator.normal(0, 0.003, centre.shape), 0, 1) for _ in range(9)]
+    for chosen in (samples, samples[3:], [centre] * 5):
+        found = Moments.zeros(centre.shape, compact=compact)
+        for sample in chosen:
+            found.add(sample.astype(np.float32))
+        every = np.stack(chosen).astype(np.float32).astype(np.float64)
+        mean = every.mean(0)
+        wanted = {
+            "foreground": mean,
+            "entropy": entropy(mean),
+            "mutual_information": entropy(mean) - np.mean([entropy(p) for p in every], axis=0),
+            "variance": every.var(0),
+        }
+        for name, values in wanted.items():
+            np.testing.assert_allclose(
+                MAPS[name](found), values, rtol=12 * within, atol=2e-6 if compact else 1e-7, err_msg=name
+            )
+
+
 def test_no_sample_is_no_map():
     with pytest.raises(ValueError, match="no sample"):
         MAPS["entropy"](Moments.zeros((2, 2)))

@@ -266,7 +266,7 @@ def test_a_network_of_volumes_is_sampled_whole(tmp_path):
     looks = [next(iter(m.looks(m.prepared(image), View()))) for m in members]
     looks = [np.stack([plane[0] for plane in look.foreground(1)]) for look in looks]
     np.testing.assert_allclose(found.maps["foreground"], (looks[0] + looks[1]) / 2, atol=1e-5)
-    np.testing.assert_allclose(found.maps["variance"], np.var(looks, axis=0), atol=1e-5)
+    np.testing.assert_allclose(found.maps["variance"], np.var(looks, axis=0), rtol=2e-3, atol=1e-6)
     # a mirrored view comes back to where it was: on a mirrored image it is the mirrored prediction
     (segmenter, ready) = members[0], members[0].prepared(image)
     turned = replace(image, pixels=image.pixels[..., ::-1].copy())

@@ -336,9 +336,8 @@ def _add(seen: list[Moments], look: Look, classes: int) -> None:
     whole = look.grid.ndim == 3
     depth = look.grid.shape[0] if whole else 1
     if not seen:
-        # of a volume at once float32 halves what they take
-        dtype = np.float32 if whole else np.float64
-        seen += [Moments.zeros((classes, *look.grid.shape[-2:]), dtype) for _ in range(depth)]
+        shape = (classes, *look.grid.shape[-2:])
+        seen += [Moments.zeros(shape, compact=whole) for _ in range(depth)]
     if len(seen) != depth:
         raise ConfigError("an ensemble's members see planes, or they see volumes: not both")
     for moments, plane in zip(seen, look.foreground(classes), strict=True):
