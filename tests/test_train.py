@@ -19,7 +19,7 @@ from clearmargin.errors import ConfigError, InputError, TrainingError
 from clearmargin.models import load_segmenter
 from clearmargin.models.checkpoint import TrainingState
 from clearmargin.models.processes import ProcessGroup
-from clearmargin.train import Experiment, TrainingSettings, _loader, _rate, train
+from clearmargin.train import Experiment, TrainingSettings, _rate, load_batches, train
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_accumulated_steps_see_the_windows_of_one_large_batch(place):
         raw["training"] |= {"batch_size": size, "accumulate": passes, "workers": 0}
         experiment = Experiment.model_validate(raw)
         dataset = open_dataset(card)
-        batches = _loader(experiment, dataset, dataset.split("train"), 1, 3, ProcessGroup())
+        batches = load_batches(experiment, dataset, dataset.split("train"), 1, 3, ProcessGroup())
         assert len(batches) == 2 * passes
         seen.append(torch.cat([images for images, _ in batches]))
     assert len(seen[0]) == 8

@@ -277,7 +277,9 @@ def _loop(
 ) -> None:
     settings = experiment.training
     total = settings.epochs * settings.steps_per_epoch
-    batches = iter(_loader(experiment, dataset, cases, state.epoch * settings.steps_per_epoch, total, group))
+    batches = iter(
+        load_batches(experiment, dataset, cases, state.epoch * settings.steps_per_epoch, total, group)
+    )
     take_step = TrainingStep(
         state=state,
         compute_losses=loss_module(state.network, device, group),
@@ -453,7 +455,7 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
     return cases[:: math.ceil(len(cases) / most)]
 
 
-def _loader(
+def load_batches(
     experiment: Experiment,
     dataset: Dataset,
     cases: Sequence[Case],

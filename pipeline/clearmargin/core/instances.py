@@ -83,14 +83,14 @@ class InstanceSet:
         """
         if label_image.shape != grid.shape:
             raise ValueError(f"a label image of shape {label_image.shape} on a grid of shape {grid.shape}")
-        values, inverse = np.unique(label_image, return_inverse=True)
-        compact = inverse.reshape(label_image.shape).astype(np.int32)
-        starts, stops = _boxes(compact, len(values))
-        masks = []
-        for k, value in enumerate(values):
-            if value > 0:
-                box = tuple(slice(int(a), int(b)) for a, b in zip(starts[k], stops[k], strict=True))
-                masks.append(Mask.from_crop(compact[box] == k, tuple(int(a) for a in starts[k]), grid.shape))
+        numbers = label_image
+        if (
+            label_image.size and label_image.max() > _FEW
+        ):  # such as colours as numbers: most values are of nothing
+            values, inverse = np.unique(label_image, return_inverse=True)
+            positive = values > 0
+            numbers = (np.cumsum(positive) * positive)[inverse].reshape(label_image.shape)
+        masks = [mask for mask in masks_by_number(numbers) if mask is not None]
         n = len(masks)
         return InstanceSet(
             grid=grid, masks=tuple(masks), labels=np.full(n, label), scores=np.ones(n, np.float32)
@@ -132,16 +132,17 @@ class InstanceSet:
         return f"InstanceSet({len(self)} instance(s), {self.grid})"
 
 
-def _boxes(compact: NDArray[np.int32], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return ``(n, ndim)`` first and one-past-last indices of the values 0..n-1, in one pass per axis."""
-    starts = np.zeros((n, compact.ndim), np.int64)
-    stops = np.zeros((n, compact.ndim), np.int64)
-    for axis in range(compact.ndim):
-        size = compact.shape[axis]
-        lines = np.moveaxis(compact, axis, 0).reshape(size, -1)
-        seen = np.zeros((size, n), bool)
-        for i in range(size):
-            seen[i, lines[i]] = True
-        starts[:, axis] = seen.argmax(axis=0)
-        stops[:, axis] = size - seen[::-1].argmax(axis=0)
-    return starts, stops
+_FEW = 2**16
+
+
+def masks_by_number(numbers: NDArray[np.integer]) -> list[Mask | None]:
+    """Return the mask of each number from 1 to the largest, None where an array of any shape does not hold it."""
+    from scipy import ndimage
+
+    return [
+        None
+        if place is None
+        # its box is as small as can be, and so nothing is left to be cut off
+        else Mask(shape=numbers.shape, origin=tuple(s.start for s in place), crop=numbers[place] == k)
+        for k, place in enumerate(ndimage.find_objects(numbers), start=1)
+    ]

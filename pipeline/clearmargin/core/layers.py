@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core.grid import Grid
-from clearmargin.core.instances import InstanceSet
+from clearmargin.core.instances import InstanceSet, masks_by_number
 from clearmargin.core.mask import Mask
 
 __all__ = ["pack_layers", "unpack_layers"]
@@ -35,9 +35,9 @@ def unpack_layers(
     """
     masks = [Mask.from_crop(np.zeros((0,) * grid.ndim, bool), (0,) * grid.ndim, grid.shape)] * len(labels)
     for layer in layers:
-        found = InstanceSet.from_label_image(grid, layer)
-        for value, mask in zip(np.unique(layer[layer > 0]), found.masks, strict=True):
-            masks[int(value) - 1] = mask
+        for position, mask in enumerate(masks_by_number(layer)):
+            if mask is not None:
+                masks[position] = mask
     return InstanceSet(grid=grid, masks=tuple(masks), labels=labels, scores=scores)
 
 

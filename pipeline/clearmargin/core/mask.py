@@ -78,7 +78,7 @@ class Mask:
         """Number of pixels or voxels; 0 when empty."""
         return int(np.count_nonzero(self.crop))
 
-    @property
+    @cached_property
     def box(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """``(start, stop)`` indices per axis, stop exclusive; both all zero when empty."""
         return self.origin, tuple(o + n for o, n in zip(self.origin, self.crop.shape, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,30 @@ from clearmargin.transforms.samples import Sample, make_sample, read_instances
 from clearmargin.transforms.spatial import augmentation_matrix, resample
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
 
-__all__ = ["Windows", "collate", "window_centre"]
+__all__ = ["Read", "Windows", "collate", "window_centre"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A case as it is kept between its windows.
+
+    Attributes:
+        image: With pixels in [0, 1].
+        instances: On its grid.
+        sample: Both, where windows are cut from all of the image: its layers and anchors are found once.
+    """
+
+    image: Image
+    instances: InstanceSet
+    sample: Sample | None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes; a sample's image is the image's own."""
+        ignored = () if self.instances.ignore is None else (self.instances.ignore,)
+        arrays = (self.image.pixels, *(m.crop for m in (*self.instances.masks, *ignored)))
+        layers = 0 if self.sample is None else self.sample["layers"].nbytes
+        return sum(int(array.nbytes) for array in arrays) + layers
 
 
 class Windows(TorchDataset[Any]):
@@ -43,12 +66,12 @@ class Windows(TorchDataset[Any]):
         self.dataset, self.cases, self.image, self.augment = dataset, tuple(cases), image, augment
         self.seed = seed
         self.walks = Walks(np.ones(len(self.cases)), seed=seed)
-        self._cache: dict[int, tuple[Image, InstanceSet]] = {}
+        self._cache: dict[int, Read] = {}
         self._cache_left = cache_bytes
 
     def classes_of(self, index: int) -> frozenset[int]:
         """Return the classes that a case holds; it is read, and kept for the windows as far as the cache goes."""
-        return frozenset(int(label) for label in self._load(index)[1].labels)
+        return frozenset(int(label) for label in self._load(index).instances.labels)
 
     def repeat_by(self, factors: NDArray[np.float64]) -> None:
         """Let each case come as often as its factor says, in place of once a walk."""
@@ -69,8 +92,7 @@ class Windows(TorchDataset[Any]):
         self, index: int, augment: AugmentSettings, generator: np.random.Generator
     ) -> tuple[Tensor, InstanceSet]:
         """Return a window of a case before its intensity is changed, and its instances."""
-        image, instances = self._load(index)
-        sample, grid = _plane_sample(image, instances, self.image, augment, generator)
+        sample, grid = _plane_sample(self._load(index), self.image, augment, generator)
         window = self._window(sample, grid, augment, generator)
         return window["image"].as_tensor(), read_instances(window, grid)
 
@@ -97,16 +119,21 @@ class Windows(TorchDataset[Any]):
         )
         return torch.from_numpy(laid), instances
 
-    def _load(self, index: int) -> tuple[Image, InstanceSet]:
+    def _load(self, index: int) -> Read:
         if index not in self._cache:
             image, instances = self.dataset.read(self.cases[index])
             image = replace(image, pixels=prepare(image, self.image))
-            needed = _bytes(image, instances)
-            if needed > self._cache_left:
-                return image, instances
-            self._cache_left -= needed
-            self._cache[index] = (image, instances)
+            sample = make_sample(image, instances) if self._seen_whole(image) else None
+            read = Read(image=image, instances=instances, sample=sample)
+            if read.bytes > self._cache_left:
+                return read
+            self._cache_left -= read.bytes
+            self._cache[index] = read
         return self._cache[index]
+
+    def _seen_whole(self, image: Image) -> bool:
+        """Return whether windows are cut from all of the image, and not from one of its slices."""
+        return image.grid.ndim == 2
 
     def _window(
         self, sample: Sample, grid: Grid, augment: AugmentSettings, generator: np.random.Generator
@@ -141,11 +168,6 @@ def collate(items: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, list[Targe
     return torch.stack([image for image, _ in items]), [targets for _, targets in items]
 
 
-def _bytes(image: Image, instances: InstanceSet) -> int:
-    ignored = () if instances.ignore is None else (instances.ignore,)
-    return sum(int(array.nbytes) for array in (image.pixels, *(m.crop for m in (*instances.masks, *ignored))))
-
-
 def window_centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
     """Return where a window of ``window`` image pixels is centred along an axis of ``extent`` pixels.
 
@@ -169,15 +191,12 @@ def _aimed_at(labels: NDArray[np.int64], augment: AugmentSettings, generator: np
 
 
 def _plane_sample(
-    image: Image,
-    instances: InstanceSet,
-    settings: ImageSettings,
-    augment: AugmentSettings,
-    generator: np.random.Generator,
+    read: Read, settings: ImageSettings, augment: AugmentSettings, generator: np.random.Generator
 ) -> tuple[Sample, Grid]:
     """Return an image, or one slice of a volume (with an instance as often as asked for), and its grid."""
-    if image.grid.ndim == 2:
-        return make_sample(image, instances), image.grid
+    image, instances = read.image, read.instances
+    if read.sample is not None:
+        return read.sample, image.grid
     depth = image.grid.shape[0]
     z = int(generator.integers(depth))
     if len(instances) and generator.random() < augment.foreground:

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clearmargin.core import InstanceSet
+from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.samples import Windows, window_centre
 from clearmargin.errors import InputError
 from clearmargin.models.network import VolumeTargets
-from clearmargin.transforms.samples import make_sample, read_instances
+from clearmargin.transforms.samples import read_instances
 from clearmargin.transforms.spatial import resample, volume_augmentation
 from clearmargin.transforms.view import AugmentSettings, ImageSettings, VolumeView, augment_intensity
 
@@ -47,17 +47,21 @@ class VolumeWindows(Windows):
             InputError: The case is a picture.
         """
         generator = np.random.default_rng((self.seed, position))
-        image, instances = self._load(self.walks.case_at(position))
-        if image.grid.ndim != 3:
+        read = self._load(self.walks.case_at(position))
+        image, instances = read.image, read.instances
+        if image.grid.ndim != 3 or read.sample is None:
             raise InputError(f"{image.source.case} is a picture, and the network takes volumes")
         zoom = float(np.exp(generator.uniform(-1, 1) * np.log(self.augment.scale)))
         z, y, x = self.view.scales_for(image.grid)
         matrix = self._matrix(image.grid.shape, instances, (z, y * zoom, x * zoom), generator)
-        window = resample(make_sample(image, instances), matrix, self.view.patch)
+        window = resample(read.sample, matrix, self.view.patch)
         pixels = augment_intensity(window["image"].as_tensor(), self.augment, generator)
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1, 1)
         return pixels.contiguous(), _targets(read_instances(window, image.grid))
+
+    def _seen_whole(self, image: Image) -> bool:
+        return image.grid.ndim == 3
 
     def _matrix(
         self,
