@@ -85,15 +85,24 @@ def held_bytes(rows):
 @pytest.mark.parametrize("shape", [(80, 100), (9, 80, 100)])
 @pytest.mark.parametrize("kept", [0, 2, 5])
 def test_the_cache_keeps_to_its_budget_and_changes_no_window(shape, kept):
-    one = np.prod(shape) * 4 + 3 * np.prod([n // 4 for n in shape])  # float32 pixels, and three boxes of bool
-    if len(shape) == 2:  # seen whole: two layers of float32 too, since boxes overlap
-        one += 2 * np.prod(shape) * 4
-    rows, never = windows(shape, cache=int(kept * one)), windows(shape, cache=0)
+    every, never = windows(shape, cache=2**30), windows(shape, cache=0)
+    for k in range(8):
+        every[k]
+    sizes = [read.bytes for read in every._cache.values()]  # in the order that they are read in
+    least = np.prod(shape) * 4 + 3 * np.prod(
+        [n // 4 for n in shape]
+    )  # float32 pixels, and three boxes of bool
+    if len(shape) == 2:
+        least += np.prod(shape) * 4  # seen whole: layers too, one where no boxes overlap
+    assert len(sizes) == 5 and min(sizes) >= least and held_bytes(every) == sum(sizes)
+    rows = windows(shape, cache=int(sum(sizes[:kept])))
     for k in range(8):
         assert torch.equal(rows[k][0], never[k][0]) and torch.equal(rows[k][1].masks, never[k][1].masks)
     assert len(rows._cache) == kept and len(never._cache) == 0
-    assert held_bytes(rows) == kept * one
-    assert windows(shape, cache=int(one) - 1)[0] and not windows(shape, cache=int(one) - 1)._cache
+    assert held_bytes(rows) == sum(sizes[:kept])
+    short = windows(shape, cache=int(sizes[0]) - 1)
+    short[0]
+    assert not short._cache
 
 
 def test_windows_hold_what_they_aim_at():
