@@ -1,12 +1,15 @@
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.balance import repeat_factors
 from clearmargin.datasets.samples import Windows, _aimed_at, collate, window_centre
+from clearmargin.models.network import Targets
 from clearmargin.transforms.intensity import Window
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
@@ -119,6 +122,25 @@ def test_a_batch_is_stacked():
     rows = windows()
     images, targets = collate([rows[0], rows[1]])
     assert images.shape == (2, 3, 64, 64) and len(targets) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_comes_from_a_worker_as_it_was_made(workers):
+    rows = windows()
+    batches = [[0, 1, 2], [3]]
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    for (images, targets), chosen in zip(loader, batches, strict=True):
+        assert len(targets) == len(chosen)
+        for k, position in enumerate(chosen):
+            pixels, wanted = rows[position]
+            assert torch.equal(images[k], pixels)
+            for name in ("boxes", "labels", "masks"):
+                assert torch.equal(getattr(targets[k], name), getattr(wanted, name))
+    empty = Targets(
+        boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64), masks=torch.zeros(0, 8, 8)
+    )
+    (again,) = pickle.loads(pickle.dumps(collate([(torch.zeros(3, 8, 8), empty)])))[1]
+    assert again.masks.shape == (0, 8, 8)
 
 
 def test_a_class_is_aimed_at_as_often_as_any_other():

