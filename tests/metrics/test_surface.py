@@ -124,7 +124,9 @@ def test_equal_to_surface_distance(masks, spacing, planar):
     theirs = oracle.compute_surface_distances(b, a, spacing)
     pair = MaskPair.from_arrays(a, b, spacing)
     assert hausdorff(pair) == pytest.approx(oracle.compute_robust_hausdorff(theirs, 100), abs=1e-9)
-    assert hd95(pair) == pytest.approx(oracle.compute_robust_hausdorff(theirs, 95), abs=1e-9)
+    # where a share of the surface is 95 % to the last digit, rounding decides which side of it their sum lies on
+    low, high = (oracle.compute_robust_hausdorff(theirs, 95 + nudge) for nudge in (-1e-9, 1e-9))
+    assert low - 1e-9 <= hd95(pair) <= high + 1e-9
     assert masd(pair) == pytest.approx(np.mean(oracle.compute_average_surface_distance(theirs)), abs=1e-9)
     for tolerance in (0.0, 0.7, 1.0, 2.2):
         expected = oracle.compute_surface_dice_at_tolerance(theirs, tolerance)
