@@ -300,7 +300,8 @@ def _choose_training(
         choices.set("training.max_minutes", float(minutes), "asked for; the learning rate falls with it")
     choices.set("training.workers", max(1, min(8, cores // 2)), f"of {cores} cores")
     pixels = float((found.shapes.prod(axis=1) * found.depths).mean())
-    wanted = math.ceil(found.of * pixels * (4 * found.channels + 1) / 2**20 * 1.1)
+    each = 4 * (found.channels + 1) + 1  # bytes: channels and a layer of float32, masks of bool
+    wanted = math.ceil(found.of * pixels * each / 2**20 * 1.1)
     limit = max(256, _memory_mb() // (4 * max(1, cores // 2)))
     choices.set(
         "training.cache_mb",
