@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from clearmargin import train
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.samples import Windows
-from clearmargin.models.processes import ProcessGroup
+from clearmargin.training.batches import load_batches
+from clearmargin.training.experiment import Experiment, read_experiment
+from clearmargin.training.processes import ProcessGroup
 
 STEPS, FIRST = 120, 20
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    experiment = train.read_experiment(chosen.config, [f"training.batch_size={chosen.batch}"])
+    experiment = read_experiment(chosen.config, [f"training.batch_size={chosen.batch}"])
     dataset = open_dataset(Path(experiment.card))
     cases = dataset.split("train")
     windows = Windows(
@@ -51,19 +52,19 @@ def main() -> None:
     for workers in (1, 2):
         for busy in chosen.busy_ms:
             options = [f"training.batch_size={chosen.batch}", f"training.workers={workers}"]
-            wait = waiting(train.read_experiment(chosen.config, options), busy / 1000)
+            wait = waiting(read_experiment(chosen.config, options), busy / 1000)
             print(
                 f"{workers} worker(s), a batch of {chosen.batch} every {busy:.0f} ms: waits for {wait:.1%} of the time",
                 flush=True,
             )
 
 
-def waiting(experiment: train.Experiment, busy: float) -> float:
+def waiting(experiment: Experiment, busy: float) -> float:
     """Return the share of the time in which nothing is there to be computed; every case has been seen once before."""
     dataset = open_dataset(Path(experiment.card))
     cases = dataset.split("train")
     warm = len(cases) // experiment.training.batch_size + FIRST
-    batches = iter(train.load_batches(experiment, dataset, cases, 0, warm + STEPS, ProcessGroup()))
+    batches = iter(load_batches(experiment, dataset, cases, 0, warm + STEPS, ProcessGroup()))
     for _ in range(warm):
         next(batches)
     waited, start = 0.0, time.perf_counter()

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from clearmargin.models import NETWORKS, build_network, network_config
-from clearmargin.models.checkpoint import TrainingState
 from clearmargin.models.network import Targets
-from clearmargin.models.processes import ProcessGroup, loss_module
-from clearmargin.models.step import TrainingStep
+from clearmargin.training.checkpoint import TrainingState
+from clearmargin.training.processes import ProcessGroup, loss_module
+from clearmargin.training.step import TrainingStep
 
 
 def make_batch(size: int, images: int) -> tuple[torch.Tensor, list[Targets]]:

@@ -64,7 +64,7 @@ def test_unknown_network_gets_the_nearest_name():
     "path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_shipped_configuration_fits(path):
-    from clearmargin.train import Experiment
+    from clearmargin.training.experiment import Experiment
 
     experiment = load_settings(path, Experiment)
     assert network_config(experiment.model).model_dump()["network"] == experiment.model["network"]

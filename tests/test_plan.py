@@ -13,7 +13,7 @@ from clearmargin.errors import ConfigError
 from clearmargin.formats.raster import write_raster
 from clearmargin.models import network_config
 from clearmargin.plan import objection, plan, render_plan
-from clearmargin.train import read_experiment
+from clearmargin.training.experiment import read_experiment
 
 GRID = Grid.from_spacing((64, 64))
 

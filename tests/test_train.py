@@ -17,9 +17,11 @@ from toy import write_toy_experiment, write_toy_set
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, TrainingError
 from clearmargin.models import load_segmenter
-from clearmargin.models.checkpoint import TrainingState
-from clearmargin.models.processes import ProcessGroup
-from clearmargin.train import Experiment, TrainingSettings, _rate, load_batches, train
+from clearmargin.train import _rate, train
+from clearmargin.training.batches import load_batches
+from clearmargin.training.checkpoint import TrainingState
+from clearmargin.training.experiment import Experiment, TrainingSettings
+from clearmargin.training.processes import ProcessGroup
 
 
 @pytest.fixture
@@ -228,7 +230,7 @@ def test_two_processes_train_one_model(place):
     (place / "runs" / "toy").mkdir(parents=True)  # the name is taken: both must agree on the next
     code = (
         "import hashlib, os, sys; from pathlib import Path; from clearmargin import train as verb\n"
-        "from clearmargin.models import checkpoint\n"
+        "from clearmargin.training import checkpoint\n"
         "move = checkpoint.TrainingState.move_average\n"
         "def keep(state, *rest):\n"
         "    move(state, *rest)\n"

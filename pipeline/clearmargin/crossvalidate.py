@@ -21,10 +21,12 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.evaluate import Evaluation, evaluate_cases, write_tables
 from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise, summary_csv, summary_markdown
 from clearmargin.models import load_segmenter
-from clearmargin.models.checkpoint import CHECKPOINT
 from clearmargin.models.folder import ENSEMBLE_FILE
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.train import Experiment, new_folder, read_experiment, train
+from clearmargin.train import train
+from clearmargin.training.checkpoint import CHECKPOINT
+from clearmargin.training.experiment import Experiment, read_experiment
+from clearmargin.training.run_folder import new_folder
 
 __all__ = ["CrossValidation", "Member", "crossvalidate"]
 

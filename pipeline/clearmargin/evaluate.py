@@ -38,10 +38,10 @@ from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.report.overlay import overlay
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
+from clearmargin.training.experiment import VALIDATION_METRICS
 from clearmargin.uncertainty.sampling import Mode, open_segmenter
 
 __all__ = [
-    "VALIDATION_METRICS",
     "Evaluation",
     "compare",
     "evaluate",
@@ -52,9 +52,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-VALIDATION_METRICS = ("ap", "ap50", "pq", "dice")
-"""What ``score`` returns; each is better higher."""
 
 _PICTURES = 8  # in the tracking store
 _PROTOCOL = Protocol(metrics=("dice", "iou", "hd95", "assd", "volume_error"), tolerances=(1.0, 2.0, 3.0))

@@ -19,7 +19,7 @@ from clearmargin.datasets.fingerprint import Fingerprint, take_fingerprint
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.models import NETWORKS, network_config
 from clearmargin.report.progress import progress
-from clearmargin.train import Experiment
+from clearmargin.training.experiment import Experiment
 
 __all__ = ["OBJECTIONS", "Plan", "objection", "plan", "render_plan"]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,130 +17,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from torch import nn
-from torch.utils.data import DataLoader
 
 from clearmargin import __version__
-from clearmargin.config import Settings, apply_overrides, digest, dump_yaml, read_yaml, validate
-from clearmargin.datasets.balance import repeat_factors
+from clearmargin.config import digest, dump_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
-from clearmargin.datasets.folds import FoldSettings, in_fold
-from clearmargin.datasets.samples import Windows, collate
-from clearmargin.datasets.volume_windows import VolumeWindows
-from clearmargin.errors import ConfigError, InputError, nearest
-from clearmargin.evaluate import VALIDATION_METRICS, compare, score
+from clearmargin.datasets.folds import in_fold
+from clearmargin.evaluate import compare, score
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
-from clearmargin.models.checkpoint import (
+from clearmargin.models.clock import Clock
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
+from clearmargin.report.progress import progress
+from clearmargin.tracking.run import TrackedRun
+from clearmargin.training.batches import load_batches
+from clearmargin.training.checkpoint import (
     CHECKPOINT,
     TrainingState,
     guard_disk,
     restore_checkpoint,
     save_checkpoint,
 )
-from clearmargin.models.clock import Clock
-from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
-from clearmargin.models.processes import ProcessGroup, loss_module, process_group
-from clearmargin.models.profiling import OPERATORS, operator_profile
-from clearmargin.models.segmenter import PredictionSettings
-from clearmargin.models.step import TrainingStep
-from clearmargin.report.progress import progress
-from clearmargin.tracking.run import TrackedRun
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, VolumeView
+from clearmargin.training.experiment import Experiment, TrainingSettings
+from clearmargin.training.processes import ProcessGroup, loss_module, process_group
+from clearmargin.training.profiling import OPERATORS, operator_profile
+from clearmargin.training.run_folder import CONFIG, MODEL, RUN, open_run, write_config
+from clearmargin.training.step import TrainingStep
 
-__all__ = [
-    "EarlyStopping",
-    "Experiment",
-    "TrainingResult",
-    "TrainingSettings",
-    "new_folder",
-    "read_experiment",
-    "train",
-]
+__all__ = ["TrainingResult", "train"]
 
 log = logging.getLogger(__name__)
 
 # Of weights and images, by the network's dimensions.
 _LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
-MODEL, CONFIG, RUN, PROFILE = "model", "config.yaml", "run.yaml", "profile"
-
-
-class EarlyStopping(Settings):
-    """Stop when a metric of the validation split has not improved, and keep the best model."""
-
-    metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or dice")
-    patience: int = Field(10, ge=1, description="validations without improvement before the end")
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        if metric not in VALIDATION_METRICS:
-            raise ValueError(f"no metric '{metric}': there are {', '.join(VALIDATION_METRICS)}")
-        return metric
-
-
-class TrainingSettings(Settings):
-    """How the weights are found."""
-
-    epochs: int = Field(20, ge=1)
-    steps_per_epoch: int = Field(
-        50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
-    )
-    batch_size: int = Field(2, ge=1, description="windows of one forward pass, on each process")
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="forward passes a step, whose gradients are averaged: for batches beyond the memory",
-    )
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_steps: int = Field(50, ge=0)
-    clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
-    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
-    validate_every: int = Field(1, ge=1, description="epochs between validations")
-    validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
-    early_stopping: EarlyStopping | None = Field(
-        None, description="none: all epochs are run, the last one kept"
-    )
-    workers: int = Field(1, ge=0, description="processes that prepare windows")
-    threads: int = Field(0, ge=0, description="threads of torch; 0 takes the cores that workers leave")
-    cache_mb: int = Field(
-        2048,
-        ge=0,
-        description="memory in each worker for what was read: images as float32, and masks; the rest is read again",
-    )
-    snapshots: int = Field(
-        5,
-        ge=0,
-        description="epochs of the last half whose weights are kept in the model folder: a checkpoint ensemble",
-    )
-    max_minutes: float | None = Field(
-        None,
-        gt=0,
-        description="time for all epochs; the learning rate falls with it, and no epoch is started after it",
-    )
-
-
-class Experiment(Settings):
-    """A training configuration, complete."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    card: str = Field(description="path of the data card, from the working directory")
-    seed: int = Field(0, ge=0)
-    fold: FoldSettings | None = Field(
-        None, description="train on all but one fold of the card's train and validation units (crossvalidate)"
-    )
-    model: dict[str, Any] = Field(description="the section of the network's own config class")
-    image: ImageSettings = ImageSettings()
-    augment: AugmentSettings = AugmentSettings()
-    training: TrainingSettings = TrainingSettings()
-    prediction: PredictionSettings = PredictionSettings()
+PROFILE = "profile"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +98,7 @@ def train(
             the last good checkpoint is kept, as it is on Ctrl-C and SIGTERM, which are passed on.
     """
     with process_group() as group:
-        experiment, folder = _open(config, overrides, resume, runs, group)
+        experiment, folder = open_run(config, overrides, resume, runs, group)
         threads = torch.get_num_threads()
         try:
             return _train(
@@ -235,7 +147,7 @@ def _train(
     )
     if resumes and restore_checkpoint(state, folder) != digest(experiment) and group.rank == 0:
         log.info("run '%s' goes on with a changed configuration", folder.name)
-        _write_config(folder, experiment)
+        write_config(folder, experiment)
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=model_config.model_dump(mode="json"),
@@ -372,78 +284,11 @@ def _finish_epoch(
     return stop
 
 
-def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
-    """Return the experiment of a YAML with overrides, its model section complete.
-
-    Raises:
-        ConfigError: It does not fit.
-    """
-    experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
-    complete = network_config(experiment.model).model_dump(mode="json")
-    return experiment.model_copy(update={"model": complete})
-
-
-def _open(
-    config: Path | Experiment | None,
-    overrides: Sequence[str],
-    resume: Path | str | None,
-    runs: Path,
-    group: ProcessGroup,
-) -> tuple[Experiment, Path]:
-    """Return the experiment and its run's folder; a new folder is made and holds the resolved configuration."""
-    if resume is not None:
-        if config is not None:
-            raise ConfigError(
-                "give a configuration or --resume, not both: a run resumes with its own, and --set"
-            )
-        folder = _find_run(str(resume), runs)
-        return read_experiment(folder / CONFIG, overrides), folder
-    if config is None:
-        raise ConfigError("give a configuration, or --resume and a run's folder")
-    if isinstance(config, Experiment) and overrides:
-        raise ValueError("overrides are for a YAML: change the experiment itself")
-    experiment = config if isinstance(config, Experiment) else read_experiment(config, overrides)
-    folder = group.shared(new_folder(runs, experiment.name) if group.rank == 0 else None)
-    if group.rank == 0:
-        _write_config(folder, experiment)
-    return experiment, folder
-
-
 def _dataset(experiment: Experiment) -> Dataset:
     dataset = open_dataset(Path(experiment.card))
     if experiment.fold is None:
         return dataset
     return in_fold(dataset, experiment.fold, validate=experiment.training.early_stopping is not None)
-
-
-def _find_run(run: str, runs: Path) -> Path:
-    """Return the folder of a run, given as that folder, as its name, or as its id in the tracking store."""
-    for folder in (Path(run), runs / run):
-        if (folder / CONFIG).is_file():
-            return folder
-    for known in runs.glob(f"*/{RUN}"):
-        if yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] == run:
-            return known.parent
-    names = [known.parent.name for known in runs.glob(f"*/{CONFIG}")]
-    raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
-
-
-def new_folder(runs: Path, name: str) -> Path:
-    """Make and return ``runs/name``, or ``name-2``, ... where that exists."""
-    for count in range(1, 10_000):
-        folder = runs / (name if count == 1 else f"{name}-{count}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise ConfigError(f"'{runs}' holds 10,000 runs called '{name}': choose another name")
-
-
-def _write_config(folder: Path, experiment: Experiment) -> None:
-    draft = folder / f".{CONFIG}"  # whole at every moment: another process may be reading it
-    draft.write_text(dump_yaml(experiment), encoding="utf-8")
-    draft.replace(folder / CONFIG)
 
 
 def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, ...]:
@@ -453,73 +298,6 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
     cases = dataset.split("validation")
     most = experiment.training.validation_cases
     return cases[:: math.ceil(len(cases) / most)]
-
-
-def load_batches(
-    experiment: Experiment,
-    dataset: Dataset,
-    cases: Sequence[Case],
-    first: int,
-    total: int,
-    group: ProcessGroup,
-) -> DataLoader[Any]:
-    """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
-    settings = experiment.training
-    size = settings.batch_size
-    passes = settings.accumulate
-    windows = _windows(experiment, dataset, cases)
-    if experiment.augment.repeat_threshold is not None:
-        windows.repeat_by(_repeats(windows, experiment.augment.repeat_threshold))
-    firsts = [
-        ((step * group.size + group.rank) * passes + k) * size
-        for step in range(first, total)
-        for k in range(passes)
-    ]
-    return DataLoader(
-        windows,
-        batch_sampler=[list(range(first, first + size)) for first in firsts],
-        collate_fn=collate,
-        num_workers=settings.workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
-    )
-
-
-def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) -> Windows:
-    view = network_config(experiment.model)
-    cache = experiment.training.cache_mb * 2**20
-    if isinstance(view, VolumeView):
-        return VolumeWindows(
-            dataset,
-            cases,
-            experiment.image,
-            experiment.augment,
-            view=view,
-            seed=experiment.seed,
-            cache_bytes=cache,
-        )
-    return Windows(
-        dataset, cases, experiment.image, experiment.augment, seed=experiment.seed, cache_bytes=cache
-    )
-
-
-def _repeats(windows: Windows, threshold: float) -> NDArray[np.float64]:
-    """Return how often each case comes; all are read for it, and the workers start with what the cache has kept."""
-    classes = []
-    with progress("classes of the cases", len(windows.cases)) as bar:
-        for index in range(len(windows.cases)):
-            classes.append(windows.classes_of(index))
-            bar.advance()
-    factors = repeat_factors(classes, threshold)
-    log.info(
-        "%d of %d cases are repeated, at most %.1f times", (factors > 1).sum(), len(factors), factors.max()
-    )
-    return factors
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

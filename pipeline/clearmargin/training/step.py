@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from clearmargin.errors import TrainingError
-from clearmargin.models.checkpoint import TrainingState
 from clearmargin.models.clock import Clock
 from clearmargin.models.network import Targets
+from clearmargin.training.checkpoint import TrainingState
 
 __all__ = ["TrainingStep"]
 

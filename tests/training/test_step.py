@@ -10,10 +10,10 @@ from small import SMALL, scene
 
 from clearmargin.errors import TrainingError
 from clearmargin.models import build_network, network_config
-from clearmargin.models.checkpoint import TrainingState
 from clearmargin.models.clock import Clock
-from clearmargin.models.processes import ProcessGroup, loss_module
-from clearmargin.models.step import TrainingStep
+from clearmargin.training.checkpoint import TrainingState
+from clearmargin.training.processes import ProcessGroup, loss_module
+from clearmargin.training.step import TrainingStep
 
 
 class Slope(torch.nn.Module):
@@ -82,7 +82,7 @@ import sys
 import torch
 from small import SMALL, scene
 from clearmargin.models import build_network, network_config
-from clearmargin.models.processes import loss_module, process_group
+from clearmargin.training.processes import loss_module, process_group
 
 with process_group() as group:
     torch.set_num_threads(1)

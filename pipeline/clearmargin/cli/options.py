@@ -1,0 +1,48 @@
+"""What several verbs take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["AnyModel", "Overrides", "Runs", "Sampling", "Split", "Uncertainty"]
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; repeatable.")
+]
+Runs = Annotated[Path, typer.Option(help="Where runs' folders lie.")]
+AnyModel = Annotated[
+    str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
+]
+
+
+class Split(StrEnum):
+    """Splits of a card."""
+
+    train = "train"
+    validation = "validation"
+    calibration = "calibration"
+    test = "test"
+
+
+class Uncertainty(StrEnum):
+    """Ways to estimate uncertainty."""
+
+    none = "none"
+    checkpoints = "checkpoints"
+    ensemble = "ensemble"
+    tta = "tta"
+    dropout = "dropout"
+
+
+Sampling = Annotated[
+    Uncertainty,
+    typer.Option(
+        help="What is sampled: the epochs that training kept, an ensemble's members, mirrored and scaled views, or "
+        "the network's dropout."
+    ),
+]

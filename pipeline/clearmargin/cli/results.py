@@ -1,0 +1,302 @@
+"""Verbs that use models and judge masks: predict, evaluate, calibrate, measure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from clearmargin.cli.app import app, say
+from clearmargin.cli.options import AnyModel, Sampling, Split, Uncertainty
+from clearmargin.errors import BatchError, ConfigError, nearest
+
+__all__: list[str] = []
+
+
+class Runtime(StrEnum):
+    """What computes a network."""
+
+    torch = "torch"
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+class Objects(StrEnum):
+    """What one object is in a label file."""
+
+    classes = "classes"
+    components = "components"
+    instances = "instances"
+
+
+@app.command(rich_help_panel="Results")
+def predict(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="DICOM file or folder, volume, picture, folder of pictures, or clip."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="A model folder, a run's folder, a run id, or models:/NAME@champion."
+        ),
+    ],
+    uncertainty: Sampling = Uncertainty.none,
+    series: Annotated[
+        str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
+    runtime: Annotated[
+        Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
+    ] = Runtime.torch,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Show large images in square tiles of so many network pixels; default: as the model does."
+        ),
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
+    ] = False,
+    allow_tilt: Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")] = False,
+    display_window: Annotated[
+        bool,
+        typer.Option(
+            "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
+        ),
+    ] = False,
+) -> None:
+    """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
+    from clearmargin.predict import predict as call
+    from clearmargin.tracking.resolve import model_folder
+
+    report = call(
+        source,
+        out,
+        model=model_folder(model),
+        uncertainty=uncertainty.value,
+        series=series,
+        device=device,
+        runtime=runtime.value,
+        score_threshold=score_threshold,
+        tile=tile,
+        display_window=display_window,
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
+    )
+    for done in report.done:
+        classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())
+        referred = f"; refer {done.referred}" if done.referred else ""
+        say(f"{done.case}: {classes}{referred} -> {done.folder}")
+        for warning in done.warnings:
+            say(f"  warning: {warning}")
+    for sentence in report.promises:
+        say(sentence)
+    for warning in report.drift:
+        say(f"warning: {warning}")
+    if report.failed:
+        raise BatchError(
+            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; "
+            "the others are done:\n"
+            + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
+        )
+
+
+@app.command(rich_help_panel="Results")
+def evaluate(
+    model: AnyModel,
+    card: Annotated[Path, typer.Option("--card", help="A data card.")],
+    split: Annotated[Split, typer.Option(help="Which split of it.")] = Split.test,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables; none are written without.")
+    ] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score, but for AP; default: the model's.")
+    ] = None,
+    uncertainty: Sampling = Uncertainty.none,
+) -> None:
+    """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
+    from clearmargin.evaluate import evaluate as call
+    from clearmargin.evaluate import render
+    from clearmargin.tracking.resolve import model_folder
+
+    found = call(
+        model_folder(model),
+        card,
+        split=split.value,
+        score_threshold=score_threshold,
+        uncertainty=uncertainty.value,
+        out=out,
+    )
+    say(render(found))
+    if found.run_id:
+        say(f"run: {found.run_id} (clearmargin review shows it)")
+
+
+@app.command(rich_help_panel="Results")
+def calibrate(
+    model: AnyModel,
+    card: Annotated[Path, typer.Option("--card", help="A data card with a calibration split.")],
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(help="Share of units that may fail; repeatable, or 0.1,0.05 (which is the default)."),
+    ] = None,
+    uncertainty: Sampling = Uncertainty.none,
+    split: Annotated[Split, typer.Option(help="Which split to calibrate on.")] = Split.calibration,
+    judge: Annotated[
+        Split | None, typer.Option(help="A further split to judge on; nothing is fitted on it.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Margins by class, by size, or class,size; default: for all.")
+    ] = None,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the instance's surface that a margin holds; default: 1,0.99,0.95."),
+    ] = None,
+    area_share: Annotated[
+        list[str] | None,
+        typer.Option(help="Of its pixels or voxels that an outer margin holds; default: 0.99,0.9."),
+    ] = None,
+    fit_share: Annotated[
+        float, typer.Option(help="Share of the units for threshold, scaling and limits; the rest: margins.")
+    ] = 0.3,
+    risk_limit: Annotated[
+        float, typer.Option(min=0, help="HD95 over which an instance should be referred, in mm or px.")
+    ] = 4.0,
+    band: Annotated[
+        float | None,
+        typer.Option(help="Half the band of the boundary errors, in mm or px; default: two elements."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the division of units, and of resamples.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for tables, figures and the report.")
+    ] = None,
+) -> None:
+    """Fit scaled scores and margins of safety on units that the model has not seen; they stay with the model."""
+    from clearmargin.calibrate import calibrate as call
+    from clearmargin.calibrate import render_calibration
+    from clearmargin.tracking.resolve import model_folder
+
+    done = call(
+        model_folder(model),
+        card,
+        alphas=_numbers("--alpha", alpha or ["0.1,0.05"]),
+        uncertainty=uncertainty.value,
+        split=split.value,
+        judge_on=None if judge is None else judge.value,
+        by=_strata(by or []),
+        shares=_numbers("--share", share or ["1,0.99,0.95"]),
+        area_shares=_numbers("--area-share", area_share or ["0.99,0.9"]),
+        fit_share=fit_share,
+        risk_limit=risk_limit,
+        band=band,
+        seed=seed,
+        device=device,
+        out=out,
+    )
+    say(render_calibration(done))
+    say(f"calibration: {done.file}; `clearmargin predict --uncertainty {uncertainty.value}` applies it")
+    if done.run_id:
+        say(f"run: {done.run_id} (clearmargin review shows it)")
+
+
+@app.command(rich_help_panel="Results")
+def measure(
+    predicted: Annotated[
+        Path, typer.Argument(help="Folder or file of label volumes, label images, SEG or COCO.")
+    ],
+    reference: Annotated[Path, typer.Argument(help="The same of the truth; files belong together by name.")],
+    objects: Annotated[
+        Objects,
+        typer.Option(help="What one object is in a label file: a class, a connected part, or a value."),
+    ] = Objects.classes,
+    tolerances: Annotated[
+        list[float] | None,
+        typer.Option("--tolerance", help="Of NSD, in mm (px without spacing); repeatable."),
+    ] = None,
+    bands: Annotated[
+        list[float] | None, typer.Option("--band", help="Of boundary IoU, in the same unit; repeatable.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="What to measure; repeatable.")
+    ] = None,
+    subvoxel: Annotated[
+        bool, typer.Option("--subvoxel", help="Interpolate the surface (docs/metrics.md).")
+    ] = False,
+    iou_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="From which two objects are the same.")
+    ] = 0.5,
+    distance_cap: Annotated[
+        float | None, typer.Option(help="What each distance of a miss counts; default: the grid's diagonal.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Put predictions on the reference's grid where grids differ.")
+    ] = False,
+    missing_as_empty: Annotated[
+        bool,
+        typer.Option("--missing-as-empty", help="A missing prediction file means that nothing was found."),
+    ] = False,
+    cases: Annotated[
+        Path | None, typer.Option(help="CSV with the columns case, patient, and any others to split by.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Split by class, size, crowding, occlusion, or a column; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
+    track: Annotated[bool, typer.Option("--track", help="Log the numbers and tables as a run.")] = False,
+) -> None:
+    """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
+    from clearmargin.measure import DEFAULT_METRICS, render
+    from clearmargin.measure import measure as call
+
+    found = call(
+        predicted,
+        reference,
+        objects=objects.value,
+        tolerances=tolerances or (1.0, 2.0, 3.0),
+        bands=bands or (),
+        metrics=metrics or DEFAULT_METRICS,
+        surface="subvoxel" if subvoxel else "surface",
+        iou_threshold=iou_threshold,
+        distance_cap=distance_cap,
+        resample_predictions=resample,
+        missing_as_empty=missing_as_empty,
+        cases=cases,
+        by=by or (),
+        seed=seed,
+        out=out,
+        track=track,
+    )
+    say(render(found))
+
+
+def _numbers(option: str, items: list[str]) -> list[float]:
+    """Return the numbers of a repeatable option that takes commas as well."""
+    try:
+        return [float(part) for item in items for part in item.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{option} takes numbers, such as 0.1 or 0.1,0.05, not {', '.join(items)}"
+        ) from None
+
+
+def _strata(items: list[str]) -> list[Literal["class", "size"]]:
+    known: dict[str, Literal["class", "size"]] = {"class": "class", "size": "size"}
+    names = [part.strip() for item in items for part in item.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"--by '{unknown[0]}': {nearest(unknown[0], known)}")
+    return [known[name] for name in names]

@@ -1,0 +1,1 @@
+"""The engine that trains all networks."""

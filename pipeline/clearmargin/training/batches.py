@@ -1,0 +1,94 @@
+"""The batches of a training, each a function of its step."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from clearmargin.datasets.balance import repeat_factors
+from clearmargin.datasets.cases import Case, Dataset
+from clearmargin.datasets.samples import Windows, collate
+from clearmargin.datasets.volume_windows import VolumeWindows
+from clearmargin.models import network_config
+from clearmargin.report.progress import progress
+from clearmargin.training.experiment import Experiment
+from clearmargin.training.processes import ProcessGroup
+from clearmargin.transforms.view import VolumeView
+
+__all__ = ["load_batches"]
+
+log = logging.getLogger(__name__)
+
+
+def load_batches(
+    experiment: Experiment,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    first: int,
+    total: int,
+    group: ProcessGroup,
+) -> DataLoader[Any]:
+    """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
+    settings = experiment.training
+    size = settings.batch_size
+    passes = settings.accumulate
+    windows = _windows(experiment, dataset, cases)
+    if experiment.augment.repeat_threshold is not None:
+        windows.repeat_by(_repeats(windows, experiment.augment.repeat_threshold))
+    firsts = [
+        ((step * group.size + group.rank) * passes + k) * size
+        for step in range(first, total)
+        for k in range(passes)
+    ]
+    return DataLoader(
+        windows,
+        batch_sampler=[list(range(first, first + size)) for first in firsts],
+        collate_fn=collate,
+        num_workers=settings.workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) -> Windows:
+    view = network_config(experiment.model)
+    cache = experiment.training.cache_mb * 2**20
+    if isinstance(view, VolumeView):
+        return VolumeWindows(
+            dataset,
+            cases,
+            experiment.image,
+            experiment.augment,
+            view=view,
+            seed=experiment.seed,
+            cache_bytes=cache,
+        )
+    return Windows(
+        dataset, cases, experiment.image, experiment.augment, seed=experiment.seed, cache_bytes=cache
+    )
+
+
+def _repeats(windows: Windows, threshold: float) -> NDArray[np.float64]:
+    """Return how often each case comes; all are read for it, and the workers start with what the cache has kept."""
+    classes = []
+    with progress("classes of the cases", len(windows.cases)) as bar:
+        for index in range(len(windows.cases)):
+            classes.append(windows.classes_of(index))
+            bar.advance()
+    factors = repeat_factors(classes, threshold)
+    log.info(
+        "%d of %d cases are repeated, at most %.1f times", (factors > 1).sum(), len(factors), factors.max()
+    )
+    return factors
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers

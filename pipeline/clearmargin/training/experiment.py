@@ -1,0 +1,103 @@
+"""What a training is told: the sections of its YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from clearmargin.config import Settings, apply_overrides, read_yaml, validate
+from clearmargin.datasets.folds import FoldSettings
+from clearmargin.models import network_config
+from clearmargin.models.segmenter import PredictionSettings
+from clearmargin.transforms.view import AugmentSettings, ImageSettings
+
+__all__ = ["VALIDATION_METRICS", "EarlyStopping", "Experiment", "TrainingSettings", "read_experiment"]
+
+VALIDATION_METRICS = ("ap", "ap50", "pq", "dice")
+"""By which a model can be chosen; each is better higher."""
+
+
+class EarlyStopping(Settings):
+    """Stop when a metric of the validation split has not improved, and keep the best model."""
+
+    metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or dice")
+    patience: int = Field(10, ge=1, description="validations without improvement before the end")
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in VALIDATION_METRICS:
+            raise ValueError(f"no metric '{metric}': there are {', '.join(VALIDATION_METRICS)}")
+        return metric
+
+
+class TrainingSettings(Settings):
+    """How the weights are found."""
+
+    epochs: int = Field(20, ge=1)
+    steps_per_epoch: int = Field(
+        50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
+    )
+    batch_size: int = Field(2, ge=1, description="windows of one forward pass, on each process")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="forward passes a step, whose gradients are averaged: for batches beyond the memory",
+    )
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(50, ge=0)
+    clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
+    ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="none: all epochs are run, the last one kept"
+    )
+    workers: int = Field(1, ge=0, description="processes that prepare windows")
+    threads: int = Field(0, ge=0, description="threads of torch; 0 takes the cores that workers leave")
+    cache_mb: int = Field(
+        2048,
+        ge=0,
+        description="memory in each worker for what was read: images as float32, and masks; the rest is read again",
+    )
+    snapshots: int = Field(
+        5,
+        ge=0,
+        description="epochs of the last half whose weights are kept in the model folder: a checkpoint ensemble",
+    )
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="time for all epochs; the learning rate falls with it, and no epoch is started after it",
+    )
+
+
+class Experiment(Settings):
+    """A training configuration, complete."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    card: str = Field(description="path of the data card, from the working directory")
+    seed: int = Field(0, ge=0)
+    fold: FoldSettings | None = Field(
+        None, description="train on all but one fold of the card's train and validation units (crossvalidate)"
+    )
+    model: dict[str, Any] = Field(description="the section of the network's own config class")
+    image: ImageSettings = ImageSettings()
+    augment: AugmentSettings = AugmentSettings()
+    training: TrainingSettings = TrainingSettings()
+    prediction: PredictionSettings = PredictionSettings()
+
+
+def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
+    """Return the experiment of a YAML with overrides, its model section complete.
+
+    Raises:
+        ConfigError: It does not fit.
+    """
+    experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
+    complete = network_config(experiment.model).model_dump(mode="json")
+    return experiment.model_copy(update={"model": complete})
