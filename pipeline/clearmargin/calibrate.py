@@ -27,8 +27,8 @@ from clearmargin.uncertainty.fitting import (
     promises_of,
     trial_floors,
 )
-from clearmargin.uncertainty.judged import JudgedCase, judge_case
-from clearmargin.uncertainty.judging import Judgement, judge
+from clearmargin.uncertainty.judging.case import JudgedCase, judge_case
+from clearmargin.uncertainty.judging.judge import Judgement, judge
 from clearmargin.uncertainty.margins import CalibrationData
 from clearmargin.uncertainty.needed import Promise
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, observe

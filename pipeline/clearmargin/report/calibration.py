@@ -12,8 +12,8 @@ from clearmargin.report.figures import coverage_splits, reliability_compared, ri
 from clearmargin.report.tables import write_rows_csv
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.chosen import ChosenScaling
-from clearmargin.uncertainty.coverage import SPLITS, Coverage
-from clearmargin.uncertainty.judging import Judgement
+from clearmargin.uncertainty.judging.coverage import SPLITS, Coverage
+from clearmargin.uncertainty.judging.judge import Judgement
 from clearmargin.uncertainty.margins import Margin
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from clearmargin.metrics.failure import Referral, aurc, ause, e_aurc, error_auroc, refer
 from clearmargin.metrics.statistics import Interval, bootstrap_statistic
 from clearmargin.uncertainty.calibration import Calibration
-from clearmargin.uncertainty.judged import JudgedCase
+from clearmargin.uncertainty.judging.case import JudgedCase
 from clearmargin.uncertainty.observed import ObservedInstance
 from clearmargin.uncertainty.referral import WITHIN
 

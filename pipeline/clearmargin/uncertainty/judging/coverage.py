@@ -10,7 +10,7 @@ import numpy as np
 from clearmargin.errors import InputError
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.conformal import conformal_quantile, coverage_over_splits, expected_coverage
-from clearmargin.uncertainty.judged import JudgedCase
+from clearmargin.uncertainty.judging.case import JudgedCase
 from clearmargin.uncertainty.margins import Margin, covered_units, unit_scores
 from clearmargin.uncertainty.needed import Need
 from clearmargin.uncertainty.observed import ObservedCase, needs_of

@@ -9,11 +9,11 @@ import numpy as np
 
 from clearmargin.metrics.statistics import Interval, bootstrap_means
 from clearmargin.uncertainty.calibration import Calibration
-from clearmargin.uncertainty.coverage import Coverage, Shift, coverage_of, shifts_of
-from clearmargin.uncertainty.failures import Failure, failures_of
-from clearmargin.uncertainty.judged import JudgedCase
+from clearmargin.uncertainty.judging.case import JudgedCase
+from clearmargin.uncertainty.judging.coverage import Coverage, Shift, coverage_of, shifts_of
+from clearmargin.uncertainty.judging.failures import Failure, failures_of
+from clearmargin.uncertainty.judging.scaling_errors import Reliabilities, Scaled, pixel_errors, score_errors
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts
-from clearmargin.uncertainty.scaling_errors import Reliabilities, Scaled, pixel_errors, score_errors
 
 __all__ = ["Judgement", "judge"]
 
