@@ -8,8 +8,7 @@ demo: .venv/installed
 	$(BIN)/clearmargin demo demo
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --ignore=tests/tracking
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile tests/tracking  # in processes of its own
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,11 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +30,27 @@ from clearmargin.models.segmenter import PredictionSettings, View
 from clearmargin.train import train
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
 
+SIGNAL_AFTER_PARTS = """
+import os, signal, sys, tempfile
+from pathlib import Path
+import torch
+from torch import nn
+from clearmargin.models.parts import Part
+from clearmargin.models.runtimes import RUNTIMES
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+runtime = RUNTIMES[sys.argv[1]]
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / ("part" + runtime.suffix)
+    given = (torch.zeros(1, 1, 8, 8),)
+    runtime.write(Part(name="part", module=nn.Conv2d(1, 1, 3), inputs=given, outputs=[0]), path)
+    parts = [runtime.load(path, 1) for _ in range(3)]
+    while parts:
+        parts.pop(0)(given)
+os.kill(os.getpid(), signal.SIGUSR1)
+sys.stdout.write(f"heard {len(heard)}")
+"""
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -39,6 +64,17 @@ def trained(tmp_path_factory):
         patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
         result = train(config, overrides=["prediction.score_threshold=0.2"], runs=place / "runs")
     return result.model, card
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_signals_are_heard_after_a_runtimes_parts_are_gone(name, tmp_path):
+    """OpenVINO's cores, gone in the order in which they came, left a freed signal stack: Ctrl-C was a segfault."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SIGNAL_AFTER_PARTS, name],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "pipeline")},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "heard 1"), done.stderr
 
 
 @pytest.mark.parametrize("name", list(RUNTIMES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -103,15 +104,26 @@ def _write_openvino(part: Part, path: Path) -> None:
         through.unlink()
 
 
-def _load_openvino(path: Path, threads: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+@cache
+def _openvino_core() -> Any:
+    """Return the only core of the process.
+
+    A core's CPU plugin gives the process an alternate signal stack, and puts back the one before it when it goes. Of
+    several that do not go last in first out, one that is freed stays in place, and the next signal that Python
+    handles, such as Ctrl-C, ends the process without a word.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _load_openvino(path: Path, threads: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",  # some CPUs would compute in bfloat16
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled: Any = openvino.Core().compile_model(path, "CPU", settings)
+    compiled: Any = _openvino_core().compile_model(path, "CPU", settings)
 
     def compute(tensors: Sequence[Tensor]) -> list[Tensor]:
         found = compiled([t.contiguous().numpy() for t in tensors])
