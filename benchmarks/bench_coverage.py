@@ -162,10 +162,11 @@ def main() -> int:
         (Promise(side="inner", floor=FLOOR), "plane, inner, scaled"),
     ):
         worst.append(report_coverage(kind, plane.needs(promise), 100, chosen.splits))
-    stratified = plane.needs(Promise(), STRATA)
-    for stratum in sorted({need.stratum for need in stratified}):
-        chosen_needs = [need for need in stratified if need.stratum == stratum]
-        worst.append(report_coverage(f"plane, outer, {stratum}", chosen_needs, 60, chosen.splits))
+    for promise, kind in ((Promise(), "plane, outer"), (Promise(floor=FLOOR), "plane, outer, scaled")):
+        stratified = plane.needs(promise, STRATA)
+        for stratum in sorted({need.stratum for need in stratified}):
+            own = [need for need in stratified if need.stratum == stratum]
+            worst.append(report_coverage(f"{kind}, {stratum}", own, 60, chosen.splits))
     for promise, kind in (
         (Promise(), "space, outer"),
         (Promise(side="inner"), "space, inner"),

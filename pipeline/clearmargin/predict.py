@@ -159,11 +159,10 @@ def predict(
 
 
 def _promises(calibration: Calibration | None) -> tuple[str, ...]:
-    """Return the sentences of the margins that were applied: of each side, the one around all instances."""
+    """Return the sentences of the margins that were applied."""
     if calibration is None:
         return ()
-    chosen = [calibration.margin(side, scaled=True) or calibration.margin(side) for side in SIDES]
-    return tuple(str(margin) for margin in chosen if margin is not None)
+    return tuple(str(margin) for side in SIDES for margin in calibration.applied(side))
 
 
 def _made_with(calibration: Calibration | None) -> dict[str, Any]:

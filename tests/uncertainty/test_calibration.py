@@ -16,6 +16,7 @@ from clearmargin.uncertainty.fitting import Asked
 from clearmargin.uncertainty.margins import fit_margin
 from clearmargin.uncertainty.needed import Promise
 from clearmargin.uncertainty.observed import needs_of
+from clearmargin.uncertainty.reach import EdgeScale
 from clearmargin.uncertainty.referral import ReferralRules
 from clearmargin.uncertainty.scaling import Temperature
 
@@ -120,6 +121,17 @@ def test_strata_have_their_own_margins_or_a_reason(drawn):
     own = next(m for m in calibration.margins if m.stratum in strata and m.promise.side == "outer")
     assert calibration.margin("outer", own.stratum) == own
     assert calibration.margin("outer", "nothing like it").stratum == "all"
+    scaled = {m.stratum: m for m in calibration.margins if m.promise.floor and m.promise.side == "outer"}
+    assert strata & scaled.keys()
+    prediction = drawn(drawn.read(drawn.cases[0])[0])
+    for i, mask in enumerate(prediction.instances.masks):  # by its stratum's, where that has one
+        margin = scaled.get(calibration.strata.of(prediction.instances, i), scaled["all"])
+        edge = prediction.edges[i]
+        scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=margin.promise.floor)
+        region = margin.region(mask, prediction.instances.grid, scale)
+        assert (region.dense() == calibration.region(prediction, i, "outer").dense()).all()
+        assert margin in calibration.applied("outer")
+    assert {m.stratum for m in calibration.applied("outer")} == scaled.keys()
     read = Calibration.from_data(calibration.to_data())
     assert read.strata == calibration.strata and read == calibration
 

@@ -47,9 +47,10 @@ def test_all_margins_cover_as_promised(setting, n):
     by_area = scores_of(found.needs(Promise(share=0.9, of="area")))
     for alpha in (0.1, 0.05):
         assert over_splits(by_area, n, alpha, 500)[0] > expected_coverage(n, alpha) - 0.01
-    stratified = found.needs(Promise(), STRATA)
-    for stratum in {need.stratum for need in stratified}:
-        check_coverage([need for need in stratified if need.stratum == stratum], n // 2, 500)
+    for promise in (Promise(), Promise(floor=floor)):
+        stratified = found.needs(promise, STRATA)
+        for stratum in {need.stratum for need in stratified}:
+            check_coverage([need for need in stratified if need.stratum == stratum], n // 2, 500)
     for alpha in (0.1, 0.05):
         plain, scaled = (
             over_splits(scores_of(found.needs(p)), n, alpha, 200) for p in (Promise(), Promise(floor=floor))

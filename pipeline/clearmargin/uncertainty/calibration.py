@@ -147,23 +147,30 @@ class Calibration:
                 return max(own, key=lambda m: m.alpha)
         return None
 
+    def applied(self, side: Side) -> tuple[Margin, ...]:
+        """Return the margins that `region` chooses from: that of all instances, and those of strata."""
+        scaled = self.margin(side, scaled=True) is not None
+        found = {m.stratum: self.margin(side, m.stratum, scaled=scaled) for m in self.margins}
+        return tuple(m for name, m in sorted(found.items()) if m is not None and m.stratum == name)
+
     def region(self, prediction: Prediction, i: int, side: Side) -> Mask:
         """Return instance ``i`` grown (outer) or shrunk (inner) by its 100 % margin.
 
-        By the scaled margin of all instances where it was calibrated and the prediction has edges, else by that of
-        the instance's stratum.
+        By the scaled margin where one was calibrated and the prediction has edges; by that of the instance's
+        stratum where it has one, else by that of all instances.
 
         Raises:
             InputError: There is no such margin, or the grid is in another unit of length.
         """
         self._check_unit(prediction)
         mask, grid = prediction.instances.masks[i], prediction.instances.grid
-        scaled = self.margin(side, scaled=True)
+        stratum = self.strata.of(prediction.instances, i)
+        scaled = self.margin(side, stratum, scaled=True)
         if scaled is not None and scaled.promise.floor is not None and prediction.edges:
             edge = prediction.edges[i]
             scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=scaled.promise.floor)
             return scaled.region(mask, grid, scale)
-        plain = self.margin(side, self.strata.of(prediction.instances, i))
+        plain = self.margin(side, stratum)
         if plain is None:
             whys = [r.why for r in self.refused if r.what.startswith(f"{side} margin")]
             raise InputError(f"the calibration has no {side} margin" + (f": {whys[0]}" if whys else ""))

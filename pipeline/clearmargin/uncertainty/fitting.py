@@ -207,7 +207,7 @@ def _margins(
                 found.append(fit_margin(needs, units, promise, alpha, data))
             except InputError as error:
                 refused.append(Refusal(what=name, why=str(error)))
-            if limits.strata != Strata() and promise.floor is None:
+            if limits.strata != Strata():
                 stratified = fit_margins(
                     needs_of(cases, promise, limits.threshold, limits.strata), units, promise, alpha, data
                 )
