@@ -16,7 +16,7 @@ from clearmargin.calibrate import calibrate
 from clearmargin.core import InstanceSet
 from clearmargin.errors import InputError
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE
-from clearmargin.report.calibration import figures_of, report_text, write_calibration
+from clearmargin.report.calibration import figures_of, margin_name, report_text, write_calibration
 from clearmargin.train import train
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.observed import observe
@@ -102,8 +102,9 @@ def test_tables_figures_and_report(found, tmp_path):
     rows = list(csv.DictReader((tmp_path / "margins.csv").read_text().splitlines()))
     assert len([r for r in rows if r["value"]]) == len(calibration.margins)
     text = report_text(calibration, judgement)
-    for margin in calibration.margins:
-        assert str(margin) in text  # with its full sentence
+    for margin in calibration.margins:  # with its full sentence, or of a stratum a row under one
+        named = str(margin) if margin.stratum == "all" else f"| {margin_name(margin)} | {margin.value:.3g} "
+        assert named in text
     assert "unit-" not in text and "case-" not in text  # no unit and no case is named
 
 

@@ -12,6 +12,7 @@ from clearmargin.report.figures import coverage_splits, reliability_compared, ri
 from clearmargin.report.tables import write_rows_csv
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.chosen import ChosenScaling
+from clearmargin.uncertainty.conformal import expected_coverage
 from clearmargin.uncertainty.judging.coverage import SPLITS, Coverage
 from clearmargin.uncertainty.judging.judge import Judgement
 from clearmargin.uncertainty.margins import Margin
@@ -42,8 +43,9 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         "",
         "## Margins",
         "",
-        *(f"- {margin}" for margin in calibration.margins),
+        *(f"- {margin}" for margin in calibration.margins if margin.stratum == "all"),
         *([] if calibration.margins else ["None."]),
+        *_strata_lines(calibration),
         "",
         "## Misses",
         "",
@@ -135,6 +137,39 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
     return figures
 
 
+def _strata_lines(calibration: Calibration) -> list[str]:
+    """Return a table of the margins of strata; their sentences are those of all, but for the numbers."""
+    rows = [
+        {
+            "margin": margin_name(margin),
+            "value": _value(margin),
+            "n": margin.n,
+            "without": margin.without,
+            "expected": f"{100 * expected_coverage(margin.n, margin.alpha):.1f} %",
+        }
+        for margin in calibration.margins
+        if margin.stratum != "all"
+    ]
+    if not rows:
+        return []
+    data = calibration.data
+    return [
+        "",
+        "### Of strata",
+        "",
+        f"As above, for the matched instances of a stratum; n counts the {data.exchangeable} units that have one. "
+        f"Calibrated {data.date} on data {data.digest[:12]}; they hold for data like the calibration data and say "
+        "nothing of instances that were missed.",
+        "",
+        *_markdown(rows),
+    ]
+
+
+def _value(margin: Margin) -> str:
+    unit = "scales" if margin.promise.floor is not None else margin.length_unit
+    return f"{margin.value:.3g} {unit}"
+
+
 def _scaling_lines(calibration: Calibration) -> list[str]:
     kinds: dict[str, ChosenScaling | None] = {"scores": calibration.scores, "pixels": calibration.pixels}
     lines = []
@@ -193,11 +228,10 @@ def _coverage_rows(coverage: Sequence[Coverage]) -> list[Row]:
         mean, low, high = row.splits
         share = 100 * row.covered / row.units if row.units else 0.0
         margin = row.margin
-        unit = "scales" if margin.promise.floor is not None else margin.length_unit
         rows.append(
             {
                 "margin": margin_name(margin),
-                "value": f"{margin.value:.3g} {unit}",
+                "value": _value(margin),
                 "n": margin.n,
                 "covered": f"{row.covered} of {row.units} = {share:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]",
                 f"over {SPLITS} splits": f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
