@@ -115,7 +115,10 @@ def _load(path: Path, *, palette: bool) -> tuple[NDArray[Any], bool]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - Pillow and tifffile raise many types on damaged files
-        raise InputError(f"'{path.name}' is not readable as a picture ({type(error).__name__})") from None
+        raise InputError(
+            f"'{path.name}' is not readable as a picture ({type(error).__name__}): it is damaged or cut off, or no "
+            f"{path.suffix.lower() or 'picture'} file inside; copy it anew, or give PNG, JPEG or TIFF"
+        ) from None
 
 
 def _load_pillow(path: Path, palette: bool) -> tuple[NDArray[Any], bool]:

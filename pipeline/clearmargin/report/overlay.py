@@ -42,7 +42,7 @@ def overlay(
         z: The slice of a volume; by default the one in which instances (of the reference, where there are
             none) fill most; the middle one where there are none at all.
         window: As for :func:`~clearmargin.report.picture.display`.
-        label_map: Where given, each instance is named, with its score where that is not 1.
+        label_map: Where given, each instance is named, with its score unless all scores are 1, as a reference's are.
         reference: The truth, on the same grid.
         margins: What outer and inner margins make of the instances, in their order: dots in the instance's colour.
 
@@ -80,7 +80,7 @@ def overlay(
         scores = instances.scores[positions]
         labels = [
             (
-                names[i] if scores[i] == 1 else f"{names[i]} {scores[i]:.2f}",
+                names[i] if (instances.scores == 1).all() else f"{names[i]} {scores[i]:.2f}",
                 _scaled_box(masks[i], factor),
                 colour(int(positions[i])),
             )
