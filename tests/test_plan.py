@@ -96,6 +96,18 @@ def test_each_networks_plan_fits_its_options(tmp_path, network):
     assert done.experiment.training.max_minutes == 20
 
 
+def test_queries_are_enough_for_a_window_and_tiles_for_an_image(tmp_path):
+    crowd = [(y, x, 10, 10) for y in range(2, 90, 14) for x in range(2, 120, 14)]  # 63, apart
+    done = plan(write_lines(tmp_path / "crowd", boxes=crowd), network="mask2former", device="cpu")
+    found, crop = done.experiment, done.experiment.image.crop
+    area = np.prod([n * found.image.scale for n in (96, 128)])
+    inside = len(crowd) * np.prod(crop) / area
+    assert inside < len(crowd) and 1.5 * inside <= found.model["queries"] < len(crowd)
+    assert found.prediction.tile == crop and 2 * found.prediction.tile_overlap <= min(crop)
+    few = plan(write_lines(tmp_path / "few", boxes=crowd[:4]), network="mask2former", device="cpu").experiment
+    assert few.model["queries"] == 20 and few.prediction.tile is None
+
+
 def test_small_objects_are_enlarged_and_large_images_parted(tmp_path):
     small = plan(write_lines(tmp_path / "small", boxes=[(10, 10, 8, 8), (40, 40, 9, 9)]), device="cpu")
     assert small.experiment.image.scale == 2.0

@@ -258,11 +258,30 @@ def _choose_options(choices: _Choices, found: Fingerprint, scale: float, network
         max(20, 10 * math.ceil(1.5 * most / 10)),
         f"an image has up to {most} objects",
     )
+    if "queries" in fields:
+        _choose_queries(choices, found, scale)
     if "mask_loss" in fields and float(np.quantile(found.thickness * scale, 0.25)) < 8:
         loss = fields["mask_loss"] | {"cross_entropy": 1.0, "dice": 1.0}
         choices.set(
             "model.mask_loss", loss, "a quarter of the objects is thinner than 8 network px: Dice weighs them"
         )
+
+
+def _choose_queries(choices: _Choices, found: Fingerprint, scale: float) -> None:
+    """Choose queries for the objects of a training window, and tiles of its size where an image holds more of them."""
+    crop: list[int] = choices.tree["image"]["crop"]
+    extents = np.median(found.shapes, axis=0) * scale
+    share = float(np.prod([min(1.0, n / extent) for n, extent in zip(crop, extents, strict=True)]))
+    most = int(found.counts.max())
+    queries = max(20, 10 * math.ceil(1.5 * most * share / 10))
+    choices.set(
+        "model.queries",
+        queries,
+        f"each finds one object, and a window has up to about {math.ceil(most * share)}",
+    )
+    if most > queries:
+        choices.set("prediction.tile", crop, f"an image has up to {most} objects, which is more than queries")
+        choices.set("prediction.tile_overlap", 32 * max(1, min(crop) // 64), "half a tile")
 
 
 def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> None:
