@@ -60,13 +60,22 @@ def test_the_same_map_is_the_same_file(axial, write_series, predict, tmp_path):
     )
 
 
-def test_a_flat_map_is_written_too(axial, write_series, predict, tmp_path, dciodvfy):
+@pytest.mark.parametrize("largest", [0.0, 0.003, 0.25, 1.0, 40.0])
+def test_a_flat_map_and_one_of_small_values_are_shown_from_black_to_white(
+    axial, write_series, predict, tmp_path, dciodvfy, largest
+):
     write_series(tmp_path / "series", axial)
     image = read_dicom(tmp_path / "series")
-    prediction = replace(predict(image), maps={"entropy": np.zeros(axial.shape, np.float32)})
+    values = np.linspace(0, largest, np.prod(axial.shape), dtype=np.float32).reshape(axial.shape)
+    prediction = replace(predict(image), maps={"entropy": values})
     write_parametric_map(tmp_path / "map.dcm", prediction, "entropy", image)
     assert dciodvfy(tmp_path / "map.dcm") == []
-    assert not read_parametric_map(tmp_path / "map.dcm")[0].any()
+    assert_array_equal(read_parametric_map(tmp_path / "map.dcm")[0], values)
+    shown = highdicom.imread(tmp_path / "map.dcm").get_frames(
+        apply_real_world_transform=False, apply_voi_transform=True
+    )
+    assert shown.min() == (0.5 if largest == 0 else 0)
+    assert shown.max() == pytest.approx(1 if largest else 0.5)
 
 
 def test_refusals(axial, write_series, predict, tmp_path):

@@ -100,7 +100,10 @@ def _head(
         intercept=0.0,
         quantity_definition=highdicom.sr.CodedConcept(map_name[:16], "99CLEARMARGIN", map_name[:64]),
     )
-    window = highdicom.VOILUTTransformation((low + high) / 2, high - low if high > low else 1.0)
+    # LINEAR, the usual function, takes 1 from the width, which is that of integers (PS3.3 C.11.2.1.2.1).
+    window = highdicom.VOILUTTransformation(
+        (low + high) / 2, high - low if high > low else 1.0, voi_lut_function="LINEAR_EXACT"
+    )
     return highdicom.pm.ParametricMap(
         source_images=headers,
         pixel_array=np.zeros((1, 1, 1), np.float32),

@@ -116,7 +116,7 @@ def _write_edges(path: Path, prediction: Prediction) -> None:
     rows = [
         {"instance": i + 1}
         | {axis: int(v) for axis, v in zip(axes, point, strict=True)}
-        | {f"sd_{grid.unit}": float(f"{sd:.4g}")}
+        | {f"sd_{grid.unit}": round(float(sd), 4)}
         for i, edge in enumerate(prediction.edges)
         for point, sd in zip(edge.points, edge.sigma, strict=True)
     ]
