@@ -17,8 +17,11 @@ import sysconfig
 import time
 import venv
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+
+from metrics_detection import boundary_ap, coco_ap
+from metrics_shapes import blobs, discs
+from side_by_side import interleaved, report
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / ".venv-bench"
@@ -67,28 +70,6 @@ def prepare() -> str:
     return str(python)
 
 
-def interleaved(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
-    """Return the median time of each side in seconds, run in turns after one call each that is not counted."""
-    for side in sides.values():
-        side()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def report(title: str, times: dict[str, float], limits: dict[str, float]) -> None:
-    """Print one table: each tool's time and how many times ours goes into it, with what was aimed at."""
-    ours = times["clearmargin"]
-    print(f"\n### {title}\n\n| tool | seconds | ratio | asked for |\n|---|---:|---:|---:|")
-    for name, value in times.items():
-        limit = f"{limits[name]:g}" if name in limits else ""
-        print(f"| {name.replace('_', ' ')} | {value:.4f} | {value / ours:.1f} | {limit} |")
-
-
 def measure_all(rounds: int) -> None:
     logging.disable(logging.WARNING)
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, medians of {rounds} interleaved rounds")
@@ -120,17 +101,6 @@ def first_call() -> None:
     print(
         f"\nimport of clearmargin.metrics {found[0]} s; first measurement, with the cache on disk, {found[1]} s"
     )
-
-
-def blobs(shape, seed, widths):
-    """Return two masks of smooth random blobs that differ by a little."""
-    import numpy as np
-    from scipy.ndimage import gaussian_filter
-
-    rng = np.random.default_rng(seed)
-    base, change = (gaussian_filter(rng.standard_normal(shape).astype(np.float32), widths) for _ in range(2))
-    base, change = base / base.std(), change / change.std()
-    return base + 0.15 * change > 0.9, base > 0.9
 
 
 def volumes(rounds: int) -> None:
@@ -180,29 +150,6 @@ def volumes(rounds: int) -> None:
     print(f"\nlargest difference from surface-distance (NSD, HD95): {difference:.1e}")
 
 
-def discs(count: int, size: tuple[int, int], seed: int, low: float, high: float):
-    """Return ``count`` pairs of an ellipse and a slightly moved and resized one, as dense masks."""
-    import numpy as np
-
-    height, width = size
-    rng = np.random.default_rng(seed)
-    y, x = np.ogrid[:height, :width]
-
-    def ellipse(cy, cx, a, b):
-        return ((y - cy) / a) ** 2 + ((x - cx) / b) ** 2 <= 1
-
-    for _ in range(count):
-        cy, cx = rng.uniform(high, height - high), rng.uniform(high, width - high)
-        a, b = rng.uniform(low, high, 2)
-        moved = (
-            cy + rng.normal(0, 2),
-            cx + rng.normal(0, 2),
-            a * rng.uniform(0.92, 1.08),
-            b * rng.uniform(0.92, 1.08),
-        )
-        yield ellipse(*moved), ellipse(cy, cx, a, b)
-
-
 def images(rounds: int) -> None:
     import surface_distance as tool
 
@@ -244,167 +191,6 @@ def images(rounds: int) -> None:
         times,
         {"surface_distance": 2.5},
     )
-
-
-def coco_pairs():
-    """Return 500 images of 480 x 640 with 10 objects of 3 classes as pairs of instance sets."""
-    import numpy as np
-
-    from clearmargin.core import Grid, InstanceSet
-
-    grid = Grid.from_spacing((480, 640))
-    rng = np.random.default_rng(3)
-    pairs = []
-    for seed in range(500):
-        masks = list(discs(10, (480, 640), seed, 8, 60))
-        labels = rng.integers(1, 4, 10)
-        scores = np.round(rng.random(10), 3)
-        pairs.append((
-            InstanceSet.from_dense(grid, [p for p, _ in masks], labels, scores),
-            InstanceSet.from_dense(grid, [r for _, r in masks], labels),
-        ))  # fmt: skip
-    return pairs
-
-
-def coco_json(pairs):
-    """Return the pairs as a COCO data set and results, with compressed run lengths, as the other tools read them."""
-    import numpy as np
-    from pycocotools import mask as coco
-
-    truth, found = [], []
-    for image, pair in enumerate(pairs, start=1):
-        for instances, entries in zip(pair, (found, truth), strict=True):
-            for mask, label, score in zip(instances.masks, instances.labels, instances.scores, strict=True):
-                runs = coco.encode(np.asfortranarray(mask.dense(), np.uint8))
-                entry = {"id": len(entries) + 1, "image_id": image, "category_id": int(label), "iscrowd": 0,
-                         "segmentation": {"size": runs["size"], "counts": runs["counts"].decode()},
-                         "area": float(mask.area), "bbox": [float(v) for v in coco.toBbox(runs)]}  # fmt: skip
-                if entries is found:
-                    entry["score"] = float(score)
-                entries.append(entry)
-    base = {
-        "info": {},
-        "images": [{"id": k + 1, "height": 480, "width": 640} for k in range(len(pairs))],
-        "categories": [{"id": k, "name": str(k)} for k in (1, 2, 3)],
-    }
-    return base | {"annotations": truth}, found
-
-
-def quiet(function: Callable[[], float]) -> Callable[[], float]:
-    """Return ``function`` with its prints thrown away."""
-    import contextlib
-    import io
-
-    def run() -> float:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return function()
-
-    return run
-
-
-def boundary_ap(rounds: int) -> None:
-    import copy
-
-    import cv2
-    import faster_coco_eval
-    import numpy as np
-    from pycocotools import mask as coco
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    from clearmargin.metrics import boundary_average_precision
-
-    pairs = coco_pairs()
-    truth, found = coco_json(pairs)
-
-    class BoundaryEval(COCOeval):
-        """The published method: decode, erode the padded mask by 3 x 3 squares, encode; the smaller of both IoUs."""
-
-        def edges(self, entries):
-            for entry in entries:
-                mask = coco.decode(entry["segmentation"])
-                width = max(1, round(0.02 * np.hypot(*mask.shape)))
-                padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-                inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
-                entry["edge"] = coco.encode(np.asfortranarray(mask - inner))
-
-        def _prepare(self):
-            super()._prepare()
-            for group in (self._gts, self._dts):
-                for entries in group.values():
-                    self.edges(entries)
-
-        def computeIoU(self, image, category):  # noqa: N802
-            whole = super().computeIoU(image, category)
-            truth, found = self._gts[image, category], self._dts[image, category]
-            if not len(truth) or not len(found):
-                return whole
-            order = np.argsort([-d["score"] for d in found], kind="mergesort")
-            edge = coco.iou([found[i]["edge"] for i in order], [g["edge"] for g in truth], [0] * len(truth))
-            return np.minimum(whole, edge)
-
-    def load(kind):
-        data = kind()
-        data.dataset = copy.deepcopy(truth)
-        data.createIndex()
-        return data, data.loadRes(copy.deepcopy(found))
-
-    def published():
-        evaluation = BoundaryEval(*load(COCO), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        return evaluation.stats[0]
-
-    def faster():
-        evaluation = faster_coco_eval.COCOeval_faster(*load(faster_coco_eval.COCO), "boundary")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        return evaluation.stats[0]
-
-    values = [boundary_average_precision(pairs).ap, quiet(published)(), quiet(faster)()]
-    times = interleaved(
-        max(1, rounds // 2),
-        clearmargin=lambda: boundary_average_precision(pairs),
-        published_method=quiet(published),
-        faster_coco_eval=quiet(faster),
-    )
-    report(
-        "Boundary AP: 500 images x 10, band 2 % of the diagonal",
-        times,
-        {"published_method": 10, "faster_coco_eval": 1},
-    )
-    print("\nvalues: " + ", ".join(f"{v:.12f}" for v in values))
-
-
-def coco_ap(rounds: int) -> None:
-    import copy
-
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    from clearmargin.metrics import mask_average_precision
-
-    pairs = coco_pairs()
-    truth, found = coco_json(pairs)
-
-    def pycocotools():
-        data = COCO()
-        data.dataset = copy.deepcopy(truth)
-        data.createIndex()
-        evaluation = COCOeval(data, data.loadRes(copy.deepcopy(found)), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        return evaluation.stats[0]
-
-    values = [mask_average_precision(pairs).ap, quiet(pycocotools)()]
-    times = interleaved(
-        max(1, rounds // 2), clearmargin=lambda: mask_average_precision(pairs), pycocotools=quiet(pycocotools)
-    )
-    report("Mask AP: 500 images x 10, from crops (ours) and from run lengths", times, {})
-    print("\nvalues: " + ", ".join(f"{v:.12f}" for v in values))
 
 
 def bootstrap(rounds: int) -> None:
