@@ -43,7 +43,7 @@ from clearmargin.training.checkpoint import (
 from clearmargin.training.experiment import Experiment, TrainingSettings
 from clearmargin.training.processes import ProcessGroup, loss_module, process_group
 from clearmargin.training.profiling import OPERATORS, operator_profile
-from clearmargin.training.run_folder import CONFIG, MODEL, RUN, open_run, write_config
+from clearmargin.training.run_folder import CONFIG, MODEL, RUN, open_folder, write_config
 from clearmargin.training.step import TrainingStep
 
 __all__ = ["TrainingResult", "train"]
@@ -98,7 +98,7 @@ def train(
             the last good checkpoint is kept, as it is on Ctrl-C and SIGTERM, which are passed on.
     """
     with process_group() as group:
-        experiment, folder = open_run(config, overrides, resume, runs, group)
+        experiment, folder = open_folder(config, overrides, resume, runs, group)
         threads = torch.get_num_threads()
         try:
             return _train(

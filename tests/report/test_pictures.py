@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,18 @@ def test_names_are_written_beside_and_not_over_the_instance() -> None:
     assert changed.any() and not changed[100:200, 300:400].any()
     rows = np.flatnonzero(changed.any(axis=1))
     assert rows.min() > 70 and rows.max() < 230
+
+
+def test_a_score_of_one_is_written_unless_all_are_one_as_a_references_are() -> None:
+    image = _image()
+    reference = _square(image.grid, (slice(100, 200), slice(300, 400)), (slice(400, 500), slice(300, 400)))
+    predicted = replace(reference, scores=np.array([1, 0.5], np.float32))
+    bare = overlay(image, reference)
+    first = [
+        np.count_nonzero((overlay(image, one, label_map=LABELS) != bare).any(axis=2)[:300].any(axis=0))
+        for one in (reference, predicted)
+    ]
+    assert first[1] > first[0] + 10  # columns that the first instance's label takes
 
 
 def test_labels_of_neighbours_do_not_hide_each_other() -> None:

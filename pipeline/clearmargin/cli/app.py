@@ -15,8 +15,7 @@ import typer
 
 from clearmargin.errors import ClearMarginError
 
-__all__ = ["app", "main", "say"]
-
+__all__ = ["app", "main", "say", "say_run"]
 
 app = typer.Typer(
     name="clearmargin",
@@ -66,6 +65,12 @@ def main() -> None:
 def say(text: str) -> None:
     """Print what came of a verb."""
     typer.echo(text)
+
+
+def say_run(run_id: str) -> None:
+    """Print where a run is found again, if it was tracked."""
+    if run_id:
+        say(f"run: {run_id} (clearmargin review shows it)")
 
 
 def _complain(message: str) -> None:

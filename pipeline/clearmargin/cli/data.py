@@ -12,7 +12,6 @@ from clearmargin.errors import BatchError
 
 __all__: list[str] = []
 
-
 data_app = typer.Typer(help="Look at the data sets that cards describe.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel="Data")
 

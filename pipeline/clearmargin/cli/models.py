@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clearmargin.cli.app import app, say
+from clearmargin.cli.app import app, say, say_run
 from clearmargin.cli.options import AnyModel, Overrides, Runs, Split
 from clearmargin.errors import ConfigError
 
@@ -70,8 +70,7 @@ def train(
     best = ", ".join(f"{name} {value:.4g}" for name, value in result.best.items())
     say(f"{result.epochs} epochs; best on validation: {best or 'not validated'}")
     say(f"model: {result.model}")
-    if result.run_id:
-        say(f"run: {result.run_id} (clearmargin review shows it)")
+    say_run(result.run_id)
 
 
 @app.command(rich_help_panel="Models")
@@ -118,8 +117,7 @@ def select(
     folders = [model_folder(model) for model in models]
     done = call(folders, card, budget_ms=budget_ms, metric=metric, device=device, cases=cases, out=out)
     say(render_selection(done))
-    if done.run_id:
-        say(f"run: {done.run_id} (clearmargin review shows it)")
+    say_run(done.run_id)
 
 
 @app.command(rich_help_panel="Models")

@@ -10,7 +10,6 @@ import typer
 
 __all__ = ["AnyModel", "Overrides", "Runs", "Sampling", "Split", "Uncertainty"]
 
-
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; repeatable.")
 ]

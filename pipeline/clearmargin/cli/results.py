@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from clearmargin.cli.app import app, say
+from clearmargin.cli.app import app, say, say_run
 from clearmargin.cli.options import AnyModel, Sampling, Split, Uncertainty
 from clearmargin.errors import BatchError, ConfigError, nearest
 
@@ -139,8 +139,7 @@ def evaluate(
         out=out,
     )
     say(render(found))
-    if found.run_id:
-        say(f"run: {found.run_id} (clearmargin review shows it)")
+    say_run(found.run_id)
 
 
 @app.command(rich_help_panel="Results")
@@ -207,8 +206,7 @@ def calibrate(
     )
     say(render_calibration(done))
     say(f"calibration: {done.file}; `clearmargin predict --uncertainty {uncertainty.value}` applies it")
-    if done.run_id:
-        say(f"run: {done.run_id} (clearmargin review shows it)")
+    say_run(done.run_id)
 
 
 @app.command(rich_help_panel="Results")

@@ -35,7 +35,10 @@ def load_batches(
     total: int,
     group: ProcessGroup,
 ) -> DataLoader[Any]:
-    """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows."""
+    """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows.
+
+    Each batch is what ``collate`` makes of ``batch_size`` windows; ``accumulate`` of them are a step.
+    """
     settings = experiment.training
     size = settings.batch_size
     passes = settings.accumulate

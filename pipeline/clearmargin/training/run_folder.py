@@ -12,12 +12,12 @@ from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.training.experiment import Experiment, read_experiment
 from clearmargin.training.processes import ProcessGroup
 
-__all__ = ["CONFIG", "MODEL", "RUN", "new_folder", "open_run", "write_config"]
+__all__ = ["CONFIG", "MODEL", "RUN", "new_folder", "open_folder", "write_config"]
 
 MODEL, CONFIG, RUN = "model", "config.yaml", "run.yaml"
 
 
-def open_run(
+def open_folder(
     config: Path | Experiment | None,
     overrides: Sequence[str],
     resume: Path | str | None,
