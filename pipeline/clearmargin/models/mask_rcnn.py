@@ -29,7 +29,7 @@ from clearmargin.models.point_rend import (
     uncertain_points,
 )
 from clearmargin.models.pooling import RegionPool
-from clearmargin.models.pyramid import Pyramid, PyramidSettings
+from clearmargin.models.pyramid import Pyramid, PyramidSettings, separable
 from clearmargin.models.suppression import soft_nms
 
 __all__ = ["MaskRCNN", "MaskRCNNConfig", "masks_within"]
@@ -103,6 +103,8 @@ class MaskRCNN(nn.Module):
             post_nms_top_n=keep,
             nms_thresh=config.rpn_nms,
         )
+        if config.separable:
+            self.rpn.head.conv[0][0] = separable(width)
         self.box_branch = nn.Sequential(
             TwoMLPHead(width * 7 * 7, config.box_features),
             FastRCNNPredictor(config.box_features, classes + 1),

