@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from small import SMALL, scene
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.errors import ConfigError, InputError
@@ -210,3 +211,29 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, model_folder):
     (model_folder / "model.yaml").write_text(text.replace("fpn_channels: 32", "fpn_channels: 48"))
     with pytest.raises(InputError, match="do not fit its configuration"):
         load_segmenter(model_folder)
+
+
+def test_masks_are_decided_as_torchvisions_predictor_decides_them():
+    torch.manual_seed(0)
+    ours = small_network().mask_branch[-1]
+    with torch.no_grad():
+        for weights in ours.parameters():
+            weights.normal_()
+    channels = ours.conv5_mask.in_channels
+    plain = MaskRCNNPredictor(channels, ours.conv5_mask.out_channels, ours.mask_fcn_logits.out_channels)
+    plain.load_state_dict(ours.state_dict())
+    pooled = torch.randn(3, channels, 5, 7)
+    assert ours(pooled).shape == (3, ours.mask_fcn_logits.out_channels, 10, 14)
+    torch.testing.assert_close(ours(pooled), plain(pooled), rtol=1e-4, atol=1e-4)
+
+
+def test_separable_convolutions_are_few_weights():
+    """Each 3 x 3 of the pyramid and of the proposal head: 9 C C weights become 9 C + C C, and C biases."""
+    dense, separate = (small_network(separable=chosen) for chosen in (False, True))
+    width = dense.config.fpn_channels
+    maps = len(dense.pyramid.fpn.layer_blocks)
+    saved = sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in separate.parameters())
+    assert saved == (maps + 1) * (8 * width**2 - 9 * width) - maps * width  # the dense ones had no biases
+    images = torch.rand(1, 3, 64, 96)
+    shapes = [[tuple(m.shape) for m in net.pyramid(images)] for net in (dense, separate)]
+    assert shapes[0] == shapes[1]

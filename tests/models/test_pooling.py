@@ -12,7 +12,7 @@ STRIDES = (4, 8, 16, 32)
 
 def pools():
     aligned, looked_up = RegionPool(STRIDES), RegionPool(STRIDES)
-    looked_up.pool = look_up_regions
+    looked_up.reader = look_up_regions
     return aligned, looked_up
 
 
@@ -28,7 +28,7 @@ def test_a_lookup_gives_what_torchvisions_operator_gives(seed, images, size):
         extent = 600 * torch.rand((9, 2), generator=generator) ** 4
         boxes.append(torch.cat([low, low + extent], 1))
     boxes[0][0] = torch.tensor([10.0, 20.0, 10.0, 20.0])
-    aligned, looked_up = (pool(maps, boxes, size) for pool in pools())
+    aligned, looked_up = (pool(maps)(boxes, size) for pool in pools())
     assert aligned.shape == (9 * images, 6, size, size)
     torch.testing.assert_close(looked_up, aligned, atol=2e-4, rtol=1e-4)
 
@@ -37,7 +37,7 @@ def test_a_ramp_is_read_at_the_bins_centres():
     x = torch.arange(32.0).expand(1, 1, 32, 32)
     maps = [x, *(torch.zeros(1, 1, 128 // s, 128 // s) for s in STRIDES[1:])]
     for pool in pools():
-        (found,) = pool(maps, [torch.tensor([[16.0, 32.0, 44.0, 60.0]])], 7)
+        (found,) = pool(maps)([torch.tensor([[16.0, 32.0, 44.0, 60.0]])], 7)
         # bins of one feature pixel from 4 on: the first's centre is that of pixel 4
         torch.testing.assert_close(found[0], torch.arange(4.0, 11.0).expand(7, 7))
 
@@ -45,11 +45,20 @@ def test_a_ramp_is_read_at_the_bins_centres():
 def test_no_region_is_no_row():
     maps = [torch.zeros(2, 3, 64 // s, 64 // s) for s in STRIDES]
     for pool in pools():
-        assert pool(maps, [torch.zeros(0, 4), torch.zeros(0, 4)], 7).shape == (0, 3, 7, 7)
+        assert pool(maps)([torch.zeros(0, 4), torch.zeros(0, 4)], 7).shape == (0, 3, 7, 7)
+
+
+def test_a_box_that_is_no_number_gives_no_number():
+    maps = [torch.ones(1, 3, 64 // s, 64 // s) for s in STRIDES]
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [8.0, 8.0, float("nan"), 40.0]])
+    _, looked_up = pools()
+    found = looked_up(maps)([boxes], 7)
+    assert (found[0] == 1).all()
+    assert found[1].isnan().all()
 
 
 def test_gradients_reach_the_level_of_a_region():
     maps = [torch.rand(1, 2, 64 // s, 64 // s, requires_grad=True) for s in STRIDES]
-    RegionPool(STRIDES)(maps, [torch.tensor([[8.0, 8.0, 40.0, 40.0]])], 7).sum().backward()
+    RegionPool(STRIDES)(maps)([torch.tensor([[8.0, 8.0, 40.0, 40.0]])], 7).sum().backward()
     assert maps[0].grad.sum() == pytest.approx(49 * 2, rel=1e-4)
     assert all(m.grad is None for m in maps[1:])

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.metrics.compiled import compiled
+from clearmargin.compiled import compiled
 
 __all__ = ["round_band", "square_band"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.metrics.compiled import compiled
+from clearmargin.compiled import compiled
 
 __all__ = ["coco_matches", "common_count", "run_length_bytes"]
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.metrics.compiled import compiled
+from clearmargin.compiled import compiled
 
 __all__ = ["bounding_box", "find_elements", "padded"]
 

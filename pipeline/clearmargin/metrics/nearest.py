@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.metrics.compiled import compiled
+from clearmargin.compiled import compiled
 
 __all__ = ["nearest_distances", "run_parts"]
 

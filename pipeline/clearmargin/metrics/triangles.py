@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.metrics.compiled import compiled
+from clearmargin.compiled import compiled
 
 __all__ = ["to_triangles"]
 

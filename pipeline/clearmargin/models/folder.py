@@ -238,7 +238,7 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
     )
     for module in network.modules():
         if isinstance(module, RegionPool):
-            module.pool = look_up_regions
+            module.reader = look_up_regions
 
 
 def _segmenter_class(name: str) -> type[NetworkSegmenter]:

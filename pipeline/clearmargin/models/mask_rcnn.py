@@ -28,7 +28,7 @@ from clearmargin.models.point_rend import (
     sample_at,
     uncertain_points,
 )
-from clearmargin.models.pooling import RegionPool
+from clearmargin.models.pooling import RegionPool, Regions
 from clearmargin.models.pyramid import Pyramid, PyramidSettings, separable
 from clearmargin.models.suppression import soft_nms
 
@@ -111,11 +111,11 @@ class MaskRCNN(nn.Module):
         )
         self.mask_branch = nn.Sequential(
             MaskRCNNHeads(width, (config.mask_channels,) * config.mask_layers, 1),
-            MaskRCNNPredictor(config.mask_channels, config.mask_channels, classes + 1),
+            _MaskPredictor(config.mask_channels, config.mask_channels, classes + 1),
         )
         self.point_head = PointHead(width, config.point_channels, classes + 1) if config.point_steps else None
         # torchvision's proposal sampling and box decoding; its pooling and mask loss are replaced below
-        self.regions = RoIHeads(
+        self.roi_heads = RoIHeads(
             box_roi_pool=None,
             box_head=None,
             box_predictor=None,
@@ -139,28 +139,31 @@ class MaskRCNN(nn.Module):
         features = self._features(images, learning=True)
         wanted = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
         proposals, rpn = self._propose(images, features, wanted)
-        proposals, matched, labels, regression = self.regions.select_training_samples(proposals, wanted)
-        logits, deltas = self._classify(features, proposals)
+        proposals, matched, labels, regression = self.roi_heads.select_training_samples(proposals, wanted)
+        regions = self._regions(features)
+        logits, deltas = self.box_branch(regions(proposals, 7))
         classes, boxes = fastrcnn_loss(logits, deltas, labels, regression)
         return {
             "objectness": rpn["loss_objectness"],
             "proposals": rpn["loss_rpn_box_reg"],
             "classes": classes,
             "boxes": boxes,
-            **self._mask_losses(features, proposals, matched, labels, targets),
+            **self._mask_losses(features, regions, proposals, matched, labels, targets),
         }
 
     def detect(self, images: Tensor) -> list[Detections]:
         """Return detections whose masks span their boxes: 28 x 28, doubled until a pixel has a sample of its own."""
         features = self._features(images, learning=False)
         proposals, _ = self._propose(images, features, None)
-        logits, deltas = self._classify(features, proposals)
+        regions = self._regions(features)
+        logits, deltas = self.box_branch(regions(proposals, 7))
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        found = self.regions.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
+        found = self.roi_heads.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
         detections = []
         for i, one in enumerate(zip(*found, strict=True)):
             boxes, scores, labels = self._suppress(*one)
-            masks = self._masks({k: v[i : i + 1] for k, v in features.items()}, boxes, labels)
+            own = [boxes if k == i else boxes[:0] for k in range(len(proposals))]
+            masks = self._masks(regions, features["0"][i : i + 1], own, labels)
             detections.append(
                 Detections(boxes=boxes, labels=labels, scores=scores.clamp(0, 1), masks=masks, regions=boxes)
             )
@@ -188,20 +191,21 @@ class MaskRCNN(nn.Module):
         proposals, losses = self.rpn(ImageList(images, [size] * len(images)), features, targets)
         return list(proposals), losses
 
-    def _classify(self, features: dict[str, Tensor], proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
-        logits, deltas = self.box_branch(self._pool(features, proposals, 7))
-        return logits, deltas
+    def _regions(self, features: dict[str, Tensor]) -> Regions:
+        """Return the features to pool regions from, each from the level that fits its size."""
+        regions: Regions = self.pool([features[str(level)] for level in range(len(_STRIDES))])
+        return regions
 
-    def _coarse(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+    def _coarse(self, regions: Regions, boxes: list[Tensor]) -> Tensor:
         """Return coarse mask logits of the boxes, ``(R, K + 1, 28, 28)``."""
-        logits: Tensor = self.mask_branch(self._pool(features, boxes, 14))
+        logits: Tensor = self.mask_branch(regions(boxes, 14))
         return logits
 
-    def _masks(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _masks(self, regions: Regions, fine: Tensor, own: list[Tensor], labels: Tensor) -> tuple[Tensor, ...]:
         """Return one image's mask probabilities, each of its own class; larger boxes have finer ones."""
         if len(labels) == 0:
             return ()
-        coarse = self._coarse(features, [boxes])
+        coarse, boxes = self._coarse(regions, own), torch.cat(own)
         if self.point_head is None:
             return tuple(coarse[torch.arange(len(labels)), labels].sigmoid().float())
         # A mask finer than the network's pixels would cost time and show nothing.
@@ -209,16 +213,17 @@ class MaskRCNN(nn.Module):
         steps = sides.log2().ceil().clamp(0, self.config.point_steps)
         masks: dict[int, Tensor] = {}
         for step in range(self.config.point_steps + 1):
-            own = torch.where(steps == step)[0]
+            rows = torch.where(steps == step)[0]
             refined = refine(
-                self.point_head, features["0"], _STRIDES[0], boxes[own], labels[own], coarse[own], step
+                self.point_head, fine, _STRIDES[0], boxes[rows], labels[rows], coarse[rows], step
             )
-            masks |= zip(own.tolist(), refined.sigmoid().float(), strict=True)
+            masks |= zip(rows.tolist(), refined.sigmoid().float(), strict=True)
         return tuple(masks[i] for i in range(len(labels)))
 
     def _mask_losses(
         self,
         features: dict[str, Tensor],
+        regions: Regions,
         proposals: list[Tensor],
         matched: list[Tensor],
         labels: list[Tensor],
@@ -239,7 +244,7 @@ class MaskRCNN(nn.Module):
             t.masks[own, None].to(features["0"].dtype) for t, own in zip(targets, picked, strict=True)
         ]
         wanted = torch.cat([masks_within(masks, own) for masks, own in zip(references, boxes, strict=True)])
-        coarse = self._coarse(features, boxes)
+        coarse = self._coarse(regions, boxes)
         logits = coarse[torch.arange(len(chosen), device=chosen.device), chosen]
         losses = {"masks": mask_loss(logits, wanted, self.config.mask_loss)}
         if self.point_head is not None:
@@ -253,10 +258,23 @@ class MaskRCNN(nn.Module):
             losses["points"] = F.binary_cross_entropy_with_logits(decided, truth)
         return losses
 
-    def _pool(self, features: dict[str, Tensor], boxes: list[Tensor], size: int) -> Tensor:
-        """Return ``(R, C, size, size)`` features of all boxes, each from the level that fits its size."""
-        pooled: Tensor = self.pool([features[str(level)] for level in range(len(_STRIDES))], boxes, size)
-        return pooled
+
+class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
+    """torchvision's last layers of masks, with their weights: twice the size, then a pixel's logits from its features.
+
+    A transposed convolution of 2 x 2 in steps of 2 mixes no neighbours, so that it is four plain ones, and what
+    follows it too: the small logits are put in their places instead of the wide features.
+    """
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return ``(R, K, 2 h, 2 w)`` logits of ``(R, C, h, w)``."""
+        double, decide = self.conv5_mask, self.mask_fcn_logits
+        corners = double.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None]
+        features = F.relu(F.conv2d(pooled, corners, double.bias.repeat(4)))
+        logits = F.conv2d(features, decide.weight.repeat(4, 1, 1, 1), decide.bias.repeat(4), groups=4)
+        regions, _, height, width = logits.shape
+        by_class = logits.view(regions, 4, -1, height, width).transpose(1, 2)
+        return F.pixel_shuffle(by_class.flatten(1, 2), 2)
 
 
 def masks_within(masks: Tensor, boxes: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ class Pyramid(nn.Module):
 
 
 def separable(width: int) -> nn.Sequential:
+    """Return a 3 x 3 convolution in two: of each channel with itself, then of all channels at a pixel.
+
+    A ninth of the products, as in SSDLite's heads (Sandler et al., CVPR 2018).
+    """
     return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.Conv2d(width, width, 1, bias=True)
+        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.Conv2d(width, width, 1)
     )
