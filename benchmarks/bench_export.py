@@ -2,8 +2,8 @@
 
 On the CPU, at 512 x 512 with at most 20 instances, with as many threads for each. Rounds are interleaved, so that
 whatever else the machine does meets all. Pictures are parts of a card's validation images. The network is
-``MaskRCNNConfig``'s own with those two numbers, after 100 short steps on the card, or ``--model``'s; what is exported
-has passed the parity gate on the card.
+``MaskRCNNConfig``'s own with those two numbers (and what ``--set`` says), after 100 short steps on the card, or
+``--model``'s; what is exported has passed the parity gate on the card.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIDE, INSTANCES = 512, 20
 STAGES = ("transform", "network", "masks")
 
 
-def trained(card: Path, place: Path) -> Path:
+def trained(card: Path, place: Path, overrides: list[str]) -> Path:
     """Train the default network for 100 steps of two windows of 128 pixels; return the model folder."""
     settings = {
         "name": "bench",
@@ -52,7 +52,7 @@ def trained(card: Path, place: Path) -> Path:
         },
     }
     (place / "bench.yaml").write_text(yaml.safe_dump(settings))
-    return train(place / "bench.yaml", runs=place / "runs").model
+    return train(place / "bench.yaml", runs=place / "runs", overrides=overrides).model
 
 
 def pictures(card: Path) -> list[Image]:
@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--card", type=Path, default=Path("data_cards/dsb2018_nuclei.yaml"))
     parser.add_argument("--model", type=Path, help="a model folder of mask_rcnn; it is copied")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--threshold", type=float, default=0.2, help="least score of an instance")
@@ -91,7 +92,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place / 'mlflow.db'}"
-        model = limited(options.model, place) if options.model else trained(options.card, place)
+        model = (
+            limited(options.model, place)
+            if options.model
+            else trained(options.card, place, options.overrides)
+        )
         for name in RUNTIMES:
             export(model, options.card, format=name, cases=4)
         every = {name: load_segmenter(model, device="cpu", runtime=name) for name in ("torch", *RUNTIMES)}

@@ -37,7 +37,8 @@ SMALL: dict[str, Small] = {
             "box_features": 64,
             "mask_channels": 32,
             "rpn_proposals": 50,
-        }
+        },
+        steps=110,
     ),
     "yolact": Small(
         model={

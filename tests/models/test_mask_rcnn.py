@@ -25,13 +25,13 @@ def small_network(seed=0, **options):
 
 @pytest.fixture(scope="module")
 def overfitted():
-    """A small network after 40 steps on one picture of two boxes."""
+    """A small network after 60 steps on one picture of two boxes."""
     torch.manual_seed(0)
     network = small_network()
     image, targets = scene()
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
     losses = []
-    for step in range(40):
+    for step in range(60):
         torch.manual_seed(step)
         loss = sum(network.losses(image[None], [targets]).values())
         optimiser.zero_grad()

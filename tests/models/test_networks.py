@@ -179,3 +179,17 @@ def test_the_parts_that_a_runtime_can_compute_are_there(name):
     network = build(name)
     for part in network.parts:
         assert any(True for _ in network.get_submodule(part).parameters())
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "yolact", "solov2"])
+def test_separable_convolutions_of_a_pyramid_learn(name):
+    network = build_network(
+        network_config(SMALL[name].model | {"separable": True}), classes=1, channels=3, pretrained=True
+    )
+    width = network.config.fpn_channels
+    depthwise = [p for p in network.pyramid.fpn.parameters() if p.shape == (width, 1, 3, 3)]
+    assert len(depthwise) == len(network.pyramid.fpn.layer_blocks)
+    image, targets = scene()
+    sum(network.losses(image[None], [targets]).values()).backward()
+    # a map that no object lies on may learn nothing
+    assert sum(bool(p.grad.abs().sum() > 0) for p in depthwise) >= 2

@@ -42,6 +42,11 @@ class MaskRCNNConfig(PyramidSettings):
     """Options of Mask R-CNN; the defaults train on two CPU cores."""
 
     network: Literal["mask_rcnn"] = "mask_rcnn"
+    separable: bool = Field(
+        True,
+        description="depthwise and pointwise convolutions in place of dense 3 x 3 ones in the pyramid and the proposal "
+        "head: as good in as much time of training, and quicker once exported",
+    )
     anchor_sizes: tuple[float, ...] = Field((16, 32, 64, 128, 256), min_length=5, max_length=5)
     anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
     rpn_proposals: int = Field(500, ge=1, description="proposals kept for each level and image")

@@ -24,7 +24,9 @@ class PyramidSettings(Settings):
     weights: str | None = Field(None, description="path of a state dict for the backbone")
     freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
     fpn_channels: int = Field(96, ge=16, multiple_of=16)
-    separable: bool = Field(False, description="depthwise and pointwise in place of dense 3 x 3 convolutions")
+    separable: bool = Field(
+        False, description="depthwise and pointwise convolutions in place of the pyramid's dense 3 x 3 ones"
+    )
 
 
 class Pyramid(nn.Module):
