@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
@@ -72,7 +73,7 @@ class Regions:
 
 
 def align_regions(maps: Sequence[Tensor], strides: Sequence[int]) -> Read:
-    """Return what means 2 x 2 bilinear samples in each bin, with torchvision's operator.
+    """Return what gives each bin the mean of 2 x 2 bilinear samples, with torchvision's operator.
 
     Args:
         maps: ``(B, C, h, w)`` at each of the strides.
@@ -114,9 +115,9 @@ def _align(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, levels:
 
 def _look_up(
     table: Tensor,
-    firsts: np.ndarray,
-    extents: np.ndarray,
-    strides: np.ndarray,
+    firsts: NDArray[np.int64],
+    extents: NDArray[np.int64],
+    strides: NDArray[np.float32],
     rois: Tensor,
     levels: Tensor,
     size: int,

@@ -92,7 +92,7 @@ class Pyramid(nn.Module):
 def separable(width: int) -> nn.Sequential:
     """Return a 3 x 3 convolution in two: of each channel with itself, then of all channels at a pixel.
 
-    A ninth of the products, as in SSDLite's heads (Sandler et al., CVPR 2018).
+    About a ninth of the products, as in SSDLite's heads (Sandler et al., CVPR 2018).
     """
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.Conv2d(width, width, 1)
