@@ -275,7 +275,7 @@ class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
         """Return ``(R, K, 2 h, 2 w)`` logits of ``(R, C, h, w)``."""
         double, decide = self.conv5_mask, self.mask_fcn_logits
         corners = double.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None]
-        features = F.relu(F.conv2d(pooled, corners, double.bias.repeat(4)))
+        features = F.conv2d(pooled, corners, double.bias.repeat(4)).relu_()
         logits = F.conv2d(features, decide.weight.repeat(4, 1, 1, 1), decide.bias.repeat(4), groups=4)
         regions, _, height, width = logits.shape
         by_class = logits.view(regions, 4, -1, height, width).transpose(1, 2)
