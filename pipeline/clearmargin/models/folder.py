@@ -182,7 +182,10 @@ def load_segmenter(
     try:
         network.load_state_dict(load_file(weights_path))
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"the weights in '{folder.name}' do not fit its configuration: {error}") from None
+        raise InputError(
+            f"the weights in '{folder.name}' do not fit its configuration; they are of another network, or of "
+            f"a version with other defaults (CHANGELOG.md): {error}"
+        ) from None
     default = "cuda" if torch.cuda.is_available() and runtime == "torch" else "cpu"
     where = torch.device(device or default)
     if where.type == "cuda" and runtime != "torch":
