@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
-__all__ = ["RegionPool", "Regions", "align_regions", "look_up_regions"]
+__all__ = ["SAMPLES", "RegionPool", "Regions", "align_regions", "look_up_regions"]
 
-_SAMPLES = 2  # a bin's samples along each axis
+SAMPLES = 2  # a bin's samples along each axis
 
 Read = Callable[[Tensor, Tensor, int], Tensor]
 """From ``(R, 5)`` rois, at least one, their maps ``(R,)`` and bins along each axis to ``(R, C, size, size)``."""
@@ -108,7 +108,7 @@ def _align(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, levels:
     for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         chosen = torch.where(levels == level)[0]
         if len(chosen):
-            parts.append(roi_align(features, rois[chosen], (size, size), 1 / stride, _SAMPLES, aligned=True))
+            parts.append(roi_align(features, rois[chosen], (size, size), 1 / stride, SAMPLES, aligned=True))
             places.append(chosen)
     return torch.cat(parts)[torch.cat(places).argsort()]
 

@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.compiled import compiled
+from clearmargin.models.pooling import SAMPLES
 
 __all__ = ["pool_regions"]
-
-_SAMPLES = 2  # a bin's samples along each axis, each between two pixels
 
 
 @compiled
@@ -35,7 +34,7 @@ def pool_regions(
         size: Bins along each axis.
         pooled: ``(R, C, size * size)``.
     """
-    taps = 2 * _SAMPLES
+    taps = 2 * SAMPLES  # each sample lies between two pixels
     columns, rows = np.empty(size * taps, np.int64), np.empty(size * taps, np.int64)
     across, down = np.empty(size * taps, np.float32), np.empty(size * taps, np.float32)
     bins = np.empty((size * size, table.shape[1]), np.float32)
@@ -83,5 +82,5 @@ def _find_taps(
             before = int(where)
             share = where - np.float32(before)
             places[2 * k], places[2 * k + 1] = before, min(before + 1, extent - 1)
-            weights[2 * k] = (np.float32(1) - share) / _SAMPLES
-            weights[2 * k + 1] = share / _SAMPLES
+            weights[2 * k] = (np.float32(1) - share) / SAMPLES
+            weights[2 * k + 1] = share / SAMPLES
