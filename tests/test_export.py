@@ -1,6 +1,7 @@
 """An exported model finds what the model finds, or it is not written."""
 
 import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -177,6 +178,22 @@ def test_what_cannot_be_exported_or_loaded_is_said(trained, tmp_path):
     (copied / "onnx" / "runtime.yaml").write_text(yaml.safe_dump(entries))
     with pytest.raises(InputError, match="of other weights"):
         load_segmenter(copied, runtime="onnx")
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_a_damaged_part_of_an_export_is_named(trained, tmp_path, name):
+    model, _ = trained
+    for file in ("model.yaml", "weights.safetensors"):
+        (tmp_path / file).write_bytes((model / file).read_bytes())
+    weights = hashlib.sha256((model / "weights.safetensors").read_bytes()).hexdigest()
+    entries = {"runtime": name, "weights_sha256": weights, "torch": "2", "parts": {"pyramid": [0]}}
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "runtime.yaml").write_text(yaml.safe_dump(entries))
+    part = f"pyramid{RUNTIMES[name].suffix}"
+    for damage in (lambda: None, lambda: (tmp_path / name / part).write_bytes(b"cut off")):
+        damage()
+        with pytest.raises(InputError, match=f"'{part}' of the export to '{name}' is missing or damaged"):
+            load_segmenter(tmp_path, runtime=name)
 
 
 def test_the_command_exports_and_predicts(trained, tmp_path, monkeypatch):

@@ -233,14 +233,17 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
         raise InputError(f"the export to '{name}' is of other weights than the model's: export it again")
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no nn.Module")
-    threads = torch.get_num_threads()
-    replace_parts(
-        network,
-        {
-            part: RuntimePart(target.load(folder / f"{part}{target.suffix}", threads), outputs)
-            for part, outputs in card.parts.items()
-        },
-    )
+    threads, parts = torch.get_num_threads(), {}
+    for part, outputs in card.parts.items():
+        path = folder / f"{part}{target.suffix}"
+        try:
+            parts[part] = RuntimePart(target.load(path, threads), outputs)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no class in common
+            raise InputError(
+                f"'{path.name}' of the export to '{name}' is missing or damaged ({type(error).__name__}): "
+                "export it again"
+            ) from None
+    replace_parts(network, parts)
     for module in network.modules():
         if isinstance(module, RegionPool):
             module.reader = look_up_regions
