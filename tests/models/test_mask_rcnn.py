@@ -231,12 +231,15 @@ def test_masks_are_decided_as_torchvisions_predictor_decides_them():
 
 
 def test_separable_convolutions_are_few_weights():
-    """Each 3 x 3 of the pyramid and of the proposal head: 9 C C weights become 9 C + C C, and C biases."""
+    """Each 3 x 3 of the pyramid and of the heads of proposals and masks: 9 C C weights become 9 C + C C, and C biases."""
     dense, separate = (small_network(separable=chosen) for chosen in (False, True))
     width = dense.config.fpn_channels
+    of_masks = dense.config.mask_channels
     maps = len(dense.pyramid.fpn.layer_blocks)
     saved = sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in separate.parameters())
-    assert saved == (maps + 1) * (8 * width**2 - 9 * width) - maps * width  # the dense ones had no biases
+    of_maps = (maps + 1) * (8 * width**2 - 9 * width) - maps * width  # the dense ones had no biases
+    heads = [(width, of_masks)] + [(of_masks, of_masks)] * (dense.config.mask_layers - 1)
+    assert saved == of_maps + sum(8 * wide * out - 9 * wide for wide, out in heads)
     images = torch.rand(1, 3, 64, 96)
     shapes = [[tuple(m.shape) for m in net.pyramid(images)] for net in (dense, separate)]
     assert shapes[0] == shapes[1]

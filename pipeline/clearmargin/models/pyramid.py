@@ -89,11 +89,19 @@ class Pyramid(nn.Module):
         return list(self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps))).values())
 
 
-def separable(width: int) -> nn.Sequential:
+def separable(width: int, out: int | None = None) -> nn.Sequential:
     """Return a 3 x 3 convolution in two: of each channel with itself, then of all channels at a pixel.
 
     About a ninth of the products, as in SSDLite's heads (Sandler et al., CVPR 2018).
+
+    Args:
+        width: Channels.
+        out: Channels of the result; none: as many.
     """
-    return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.Conv2d(width, width, 1)
-    )
+    each = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+    mix = nn.Conv2d(width, out or width, 1)
+    # of unit gain, so that layers without a norm can follow one another (He et al., ICCV 2015)
+    nn.init.kaiming_normal_(each.weight, nonlinearity="linear")
+    nn.init.kaiming_normal_(mix.weight, nonlinearity="relu")
+    nn.init.zeros_(mix.bias)
+    return nn.Sequential(each, mix)
