@@ -108,6 +108,24 @@ def train(
             torch.set_num_threads(threads)  # they are the process's, and others work in it after us
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """What is learnt from, and what is validated on."""
+
+    dataset: Dataset
+    train: Sequence[Case]
+    validation: Sequence[Case]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Output:
+    """Where a run's results go: its folder, with models of this card, and the tracking store."""
+
+    folder: Path
+    card: ModelCard
+    run: TrackedRun
+
+
 def _train(
     experiment: Experiment,
     folder: Path,
@@ -165,7 +183,15 @@ def _train(
             (folder / RUN).write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
         run.log_data(dataset.card.name, dataset.digest())
         with operator_profile(folder / PROFILE) if profile else nullcontext() as profiler:
-            _loop(state, experiment, dataset, cases, validation, card, folder, run, device, group, profiler)
+            _loop(
+                state,
+                experiment,
+                _Data(dataset=dataset, train=cases, validation=validation),
+                _Output(folder=folder, card=card, run=run),
+                device,
+                group,
+                profiler,
+            )
         if (folder / PROFILE).is_dir():
             run.log_artifact(folder / PROFILE / OPERATORS, PROFILE)
         if group.rank == 0:
@@ -177,12 +203,8 @@ def _train(
 def _loop(
     state: TrainingState,
     experiment: Experiment,
-    dataset: Dataset,
-    cases: Sequence[Case],
-    validation: Sequence[Case],
-    card: ModelCard,
-    folder: Path,
-    run: TrackedRun,
+    data: _Data,
+    output: _Output,
     device: torch.device,
     group: ProcessGroup,
     profiler: Any,
@@ -190,7 +212,9 @@ def _loop(
     settings = experiment.training
     total = settings.epochs * settings.steps_per_epoch
     batches = iter(
-        load_batches(experiment, dataset, cases, state.epoch * settings.steps_per_epoch, total, group)
+        load_batches(
+            experiment, data.dataset, data.train, state.epoch * settings.steps_per_epoch, total, group
+        )
     )
     take_step = TrainingStep(
         state=state,
@@ -225,9 +249,9 @@ def _loop(
             take_step.clock.seconds.clear()
         if group.rank == 0:
             metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
-            stop = _finish_epoch(state, experiment, dataset, validation, card, folder, run, metrics)
+            stop = _finish_epoch(state, experiment, data, output, metrics)
             # Written last: a resumed run repeats an epoch that was not seen to its end.
-            save_checkpoint(state, folder, digest(experiment))
+            save_checkpoint(state, output.folder, digest(experiment))
         if group.shared(stop):
             break
 
@@ -235,11 +259,8 @@ def _loop(
 def _finish_epoch(
     state: TrainingState,
     experiment: Experiment,
-    dataset: Dataset,
-    validation: Sequence[Case],
-    card: ModelCard,
-    folder: Path,
-    run: TrackedRun,
+    data: _Data,
+    output: _Output,
     metrics: dict[str, float],
 ) -> bool:
     """Validate where it is time, keep the best model, log; return whether training should stop."""
@@ -249,32 +270,32 @@ def _finish_epoch(
     out_of_time = settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes
     stop = out_of_time
     found: dict[str, float] = {}
-    if validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
-        draft = folder / ".candidate"
-        guard_disk(lambda: save_model(draft, card, weights))
+    if data.validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
+        draft = output.folder / ".candidate"
+        guard_disk(lambda: save_model(draft, output.card, weights))
         candidate = load_segmenter(draft)
-        found = score(candidate, dataset, validation)
+        found = score(candidate, data.dataset, data.validation)
         metrics |= {f"validation/{name}": value for name, value in found.items()}
-        if dataset.card.show_in_tracking:
-            for number, picture in enumerate(compare(candidate, dataset, validation[:2])):
-                run.log_image(f"validation {number + 1}", picture, state.epoch)
+        if data.dataset.card.show_in_tracking:
+            for number, picture in enumerate(compare(candidate, data.dataset, data.validation[:2])):
+                output.run.log_image(f"validation {number + 1}", picture, state.epoch)
     if stopping is None:
-        guard_disk(lambda: save_model(folder / MODEL, card, weights))
+        guard_disk(lambda: save_model(output.folder / MODEL, output.card, weights))
         state.best = found or state.best
     elif found:
         if found[stopping.metric] > state.best.get(stopping.metric, -1.0):
             state.best, state.since_best = {**found, "epoch": float(state.epoch)}, 0
-            guard_disk(lambda: save_model(folder / MODEL, card, weights))
+            guard_disk(lambda: save_model(output.folder / MODEL, output.card, weights))
         else:
             state.since_best += 1
             stop = stop or state.since_best >= stopping.patience
     if settings.snapshots:
         guard_disk(
             lambda: save_snapshot(
-                folder / MODEL, state.epoch, state.network.state_dict(), keep=settings.snapshots
+                output.folder / MODEL, state.epoch, state.network.state_dict(), keep=settings.snapshots
             )
         )
-    run.log_metrics(metrics, step=state.epoch)
+    output.run.log_metrics(metrics, step=state.epoch)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate")
     log.info("epoch %d: %s", state.epoch, shown)
     if stop and not last:

@@ -230,8 +230,25 @@ def test_masks_are_decided_as_torchvisions_predictor_decides_them():
     torch.testing.assert_close(ours(pooled), plain(pooled), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "proposals"),
+    [
+        ({"detections": 20}, 300),
+        ({"detections": 400}, 500),
+        ({"detections": 20, "rpn_proposals": 1000}, 1000),
+    ],
+)
+def test_proposals_follow_from_detections_where_none_are_said(options, proposals):
+    config = network_config({"network": "mask_rcnn", **options})
+    rpn = build_network(config, classes=1, pretrained=False).rpn
+    rpn.eval()
+    assert rpn.pre_nms_top_n() == rpn.post_nms_top_n() == proposals
+    rpn.train()
+    assert rpn.pre_nms_top_n() == rpn.post_nms_top_n() == 2 * proposals
+
+
 def test_separable_convolutions_are_few_weights():
-    """Each 3 x 3 of the pyramid and of the heads of proposals and masks: 9 C C weights become 9 C + C C, and C biases."""
+    """Each 3 x 3 of the pyramid and of two heads: 9 C C weights become 9 C + C C, and C biases."""
     dense, separate = (small_network(separable=chosen) for chosen in (False, True))
     width = dense.config.fpn_channels
     of_masks = dense.config.mask_channels

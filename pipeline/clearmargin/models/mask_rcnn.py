@@ -13,7 +13,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -29,6 +29,7 @@ from clearmargin.models.point_rend import (
     uncertain_points,
 )
 from clearmargin.models.pooling import RegionPool, Regions
+from clearmargin.models.proposals import ProposalNetwork
 from clearmargin.models.pyramid import Pyramid, PyramidSettings, separable
 from clearmargin.models.suppression import soft_nms
 
@@ -49,7 +50,11 @@ class MaskRCNNConfig(PyramidSettings):
     )
     anchor_sizes: tuple[float, ...] = Field((16, 32, 64, 128, 256), min_length=5, max_length=5)
     anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
-    rpn_proposals: int = Field(500, ge=1, description="proposals kept for each level and image")
+    rpn_proposals: int | None = Field(
+        None,
+        ge=1,
+        description="proposals kept for each level and image; none: fifteen for each of `detections`, at most 500",
+    )
     rpn_nms: float = Field(0.7, gt=0, le=1)
     box_features: int = Field(256, ge=16)
     box_samples: int = Field(128, ge=8, description="proposals an image that the box head learns from")
@@ -96,8 +101,9 @@ class MaskRCNN(nn.Module):
         anchors = AnchorGenerator(
             tuple((size,) for size in config.anchor_sizes), (config.anchor_ratios,) * len(config.anchor_sizes)
         )
-        keep = {"training": 2 * config.rpn_proposals, "testing": config.rpn_proposals}
-        self.rpn = RegionProposalNetwork(
+        proposals = config.rpn_proposals or min(15 * config.detections, 500)
+        keep = {"training": 2 * proposals, "testing": proposals}
+        self.rpn = ProposalNetwork(
             anchors,
             RPNHead(width, len(config.anchor_ratios)),
             fg_iou_thresh=0.7,
@@ -112,13 +118,14 @@ class MaskRCNN(nn.Module):
             TwoMLPHead(width * 7 * 7, config.box_features),
             FastRCNNPredictor(config.box_features, classes + 1),
         )
+        mask_head = MaskRCNNHeads(width, (config.mask_channels,) * config.mask_layers, 1)
         self.mask_branch = nn.Sequential(
-            MaskRCNNHeads(width, (config.mask_channels,) * config.mask_layers, 1),
+            mask_head,
             _MaskPredictor(config.mask_channels, config.mask_channels, classes + 1),
         )
         if config.separable:
             self.rpn.head.conv[0][0] = separable(width)
-            for layer in self.mask_branch[0]:
+            for layer in mask_head:
                 layer[0] = separable(layer[0].in_channels, layer[0].out_channels)
         self.point_head = PointHead(width, config.point_channels, classes + 1) if config.point_steps else None
         # torchvision's proposal sampling and box decoding; its pooling and mask loss are replaced below

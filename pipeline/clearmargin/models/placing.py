@@ -69,18 +69,19 @@ def _taps(count: int, start: float, stop: float, step: float, offset: float, ext
     # float64 up to here: a float32 coordinate is off by 0.0002 at 4000.
     network = (np.arange(low, high, dtype=np.float64) - offset) / step
     # Sample k of the padded mask lies at k - 0.5 steps from the region's edge.
-    sample = np.clip((network + 0.5 - start) / size + 0.5, 0, count + 1)
+    sample = np.minimum(np.maximum((network + (0.5 - start)) / size + 0.5, 0), count + 1)
     before = np.minimum(sample.astype(np.int64), count)
     return _Taps(low=low, before=before, share=(sample - before).astype(np.float32))
 
 
 def _interpolated(samples: NDArray[np.float32], taps: Sequence[_Taps]) -> NDArray[np.float32]:
     """Return ``samples`` between their padded elements, one row of taps for each axis."""
-    values = np.pad(samples, 1)
+    values = np.zeros([n + 2 for n in samples.shape], np.float32)
+    values[(slice(1, -1),) * samples.ndim] = samples
     # Multilinear is linear along one axis after the other: no grid of coordinates is made.
     for axis in reversed(range(values.ndim)):
-        turned = np.ascontiguousarray(np.moveaxis(values, axis, 0))
-        values = np.moveaxis(_between(turned, taps[axis]), 0, axis)
+        turned = np.ascontiguousarray(values.swapaxes(axis, 0))
+        values = _between(turned, taps[axis]).swapaxes(0, axis)
     return np.ascontiguousarray(values)
 
 

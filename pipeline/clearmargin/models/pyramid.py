@@ -103,5 +103,5 @@ def separable(width: int, out: int | None = None) -> nn.Sequential:
     # of unit gain, so that layers without a norm can follow one another (He et al., ICCV 2015)
     nn.init.kaiming_normal_(each.weight, nonlinearity="linear")
     nn.init.kaiming_normal_(mix.weight, nonlinearity="relu")
-    nn.init.zeros_(mix.bias)
+    nn.init.zeros_(mix.bias)  # type: ignore[arg-type]  # it has one
     return nn.Sequential(each, mix)
