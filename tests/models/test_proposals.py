@@ -77,3 +77,21 @@ def test_losses_and_gradients_are_torchvisions():
     torch.testing.assert_close(own, slopes)
     assert not any(boxes.requires_grad for boxes in found)
     assert losses["loss_objectness"] > 0 and losses["loss_rpn_box_reg"] > 0
+
+
+def test_boxes_are_in_32_bits_where_the_head_is_in_16():
+    """Anchors of 16 pixels near pixel 500 that do not move: in bfloat16 their edges would be even numbers."""
+    network = built(ProposalNetwork).float().eval()
+    with torch.no_grad():
+        for weights in network.head.parameters():
+            weights.zero_()
+    maps = {str(k): torch.zeros(1, 24, 512 // s, 512 // s) for k, s in enumerate((4, 8, 16))}
+    images = ImageList(torch.zeros(1, 3, 512, 512), [(512, 512)])
+    network.anchor_generator.cell_anchors = [
+        torch.tensor([[-7.5, -7.5, 7.5, 7.5]]).repeat(3, 1) for _ in range(3)
+    ]
+    network.filter_proposals = lambda boxes, *_: (list(boxes), None)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        (found,), _ = network(images, maps)
+    assert found.dtype == torch.float32
+    assert set((found % 1).unique().tolist()) == {0.5}

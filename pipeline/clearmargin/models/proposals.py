@@ -25,11 +25,8 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         """Return each image's proposals, ``(R_i, 4)``, best first, and with ``targets`` the two losses."""
         maps = list(features.values())
         objectness, deltas = self.head(maps)
-        boxes, logits = self._likeliest(images, objectness, deltas)
-        counts = [one.shape[1] for one in logits]
-        proposals, _ = self.filter_proposals(
-            torch.cat(boxes, 1), torch.cat(logits, 1), images.image_sizes, counts
-        )
+        boxes, logits, counts = self._likeliest(images, objectness, deltas)
+        proposals, _ = self.filter_proposals(boxes, logits, images.image_sizes, counts)
         if targets is None:
             return proposals, {}
         anchors = self.anchor_generator(images, maps)
@@ -40,23 +37,27 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
 
     def _likeliest(
         self, images: ImageList, objectness: Sequence[Tensor], deltas: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return of each level the boxes ``(B, n, 4)`` of the anchors with the highest logits, and these ``(B, n)``."""
-        boxes, logits = [], []
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Return boxes ``(B, N, 4)`` of each level's most likely anchors, their logits ``(B, N)``, N of each level."""
+        logits, chosen, anchors = [], [], []
         shapes = self.anchor_generator.cell_anchors
         for shape, level, changes in zip(shapes, objectness, deltas, strict=True):
-            images_, ratios, height, width = level.shape
+            count, ratios, height, width = level.shape
             # in torchvision's order, so that of equal logits the same are taken
             flat = level.detach().permute(0, 2, 3, 1).flatten(1)
             best, index = flat.topk(min(self.pre_nms_top_n(), flat.shape[1]), dim=1)
-            cell, ratio = index // ratios, index % ratios
-            y, x = cell // width, cell % width
-            image = torch.arange(images_, device=level.device)[:, None]
-            chosen = torch.unflatten(changes.detach(), 1, (ratios, 4))[image, ratio, :, y, x]
-            strides = (images.tensors.shape[-2] // height, images.tensors.shape[-1] // width)
-            moved = torch.stack([x * strides[1], y * strides[0]] * 2, dim=2)
-            anchors = moved + shape.to(moved.device)[ratio]
-            made = self.box_coder.decode_single(chosen.flatten(0, 1), anchors.flatten(0, 1))
-            boxes.append(made.view(images_, -1, 4))
+            cell = index // ratios
+            ratio, y = index - cell * ratios, cell // width
+            x = cell - y * width
+            image = torch.arange(count, device=level.device)[:, None]
             logits.append(best)
-        return boxes, logits
+            chosen.append(torch.unflatten(changes.detach(), 1, (ratios, 4))[image, ratio, :, y, x])
+            strides = (images.tensors.shape[-2] // height, images.tensors.shape[-1] // width)
+            corner = torch.stack([x * strides[1], y * strides[0]] * 2, dim=2)
+            anchors.append(corner + shape.to(level.device)[ratio])
+        moves = torch.cat(chosen, 1).flatten(0, 1)
+        # in 16 bits, as automatic precision computes them, boxes would be rounded to as much as 4 pixels
+        moves = moves.to(torch.promote_types(moves.dtype, torch.float32))
+        boxes = self.box_coder.decode_single(moves, torch.cat(anchors, 1).flatten(0, 1))
+        best = torch.cat(logits, 1).to(moves.dtype)
+        return boxes.view(len(images.tensors), -1, 4), best, [one.shape[1] for one in logits]
