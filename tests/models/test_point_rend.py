@@ -70,7 +70,11 @@ def test_a_coarse_disc_becomes_a_fine_one(steps):
     boxes = torch.tensor([[16.0, 16.0, 112.0, 112.0]])
     coarse = sample_at(inside[None, None], torch.rand(1, 1, 2)).new_zeros(1, 2, 28, 28) - 3
     coarse[:, :, 4:24, 4:24] = 3  # a square in place of the circle
-    masks = refine(Knowing(), inside[None, None], 1.0, boxes, torch.tensor([1]), coarse, steps)
+
+    def fine(points):
+        return features_at(inside[None, None], [boxes], points, 1.0)
+
+    masks = refine(Knowing(), fine, torch.tensor([1]), coarse, steps)
     size = 28 * 2**steps
     assert masks.shape == (1, size, size)
     at = (torch.arange(size) + 0.5) / size * 96 + 16
@@ -87,6 +91,5 @@ def test_a_coarse_disc_becomes_a_fine_one(steps):
 
 def test_no_step_is_the_coarse_mask_of_the_own_class():
     coarse = torch.randn(2, 3, 28, 28)
-    boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0]] * 2)
-    found = refine(PointHead(4, 8, 3), torch.zeros(1, 4, 8, 8), 4.0, boxes, torch.tensor([2, 1]), coarse, 0)
+    found = refine(PointHead(4, 8, 3), None, torch.tensor([2, 1]), coarse, 0)
     torch.testing.assert_close(found, torch.stack([coarse[0, 2], coarse[1, 1]]))

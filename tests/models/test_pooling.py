@@ -1,18 +1,18 @@
-"""Both ways of pooling regions give the same numbers."""
+"""Both ways of reading regions give the same numbers."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clearmargin.models.pooling import RegionPool, look_up_regions
+from clearmargin.models.pooling import RegionPool, TabledMaps
 
 STRIDES = (4, 8, 16, 32)
 
 
 def pools():
     aligned, looked_up = RegionPool(STRIDES), RegionPool(STRIDES)
-    looked_up.reader = look_up_regions
+    looked_up.reader = TabledMaps
     return aligned, looked_up
 
 
@@ -54,6 +54,31 @@ def test_a_box_that_is_no_number_gives_no_number():
     _, looked_up = pools()
     found = looked_up(maps)([boxes], 7)
     torch.testing.assert_close(found[0], torch.ones(3, 7, 7))
+    assert found[1].isnan().all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 3), count=st.sampled_from([1, 16, 37]))
+def test_points_are_what_torchs_operator_gives(seed, images, count):
+    """Also in boxes that reach beyond the image, and with none in one of its images."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn((images, 6, 128 // s, 96 // s), generator=generator) for s in STRIDES]
+    boxes = []
+    for k in range(images):
+        low = torch.rand((3 * (k != 1), 2), generator=generator) * 160 - 40
+        boxes.append(torch.cat([low, low + 90 * torch.rand(low.shape, generator=generator)], 1))
+    points = torch.rand((sum(len(b) for b in boxes), count, 2), generator=generator)
+    aligned, looked_up = (pool(maps).at(boxes, points) for pool in pools())
+    assert aligned.shape == (len(points), 6, count)
+    torch.testing.assert_close(looked_up, aligned, atol=2e-4, rtol=1e-4)
+
+
+def test_a_point_that_is_no_number_has_no_number():
+    maps = [torch.ones(1, 3, 64 // s, 64 // s) for s in STRIDES]
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [8.0, 8.0, float("nan"), 40.0]])
+    _, looked_up = pools()
+    found = looked_up(maps).at([boxes], torch.full((2, 1, 2), 0.5))
+    torch.testing.assert_close(found[0], torch.ones(3, 1))
     assert found[1].isnan().all()
 
 

@@ -21,7 +21,7 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import NETWORKS, build_network, network_config
 from clearmargin.models.network import Network
 from clearmargin.models.parts import RuntimePart, replace_parts
-from clearmargin.models.pooling import RegionPool, look_up_regions
+from clearmargin.models.pooling import RegionPool, TabledMaps
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
@@ -246,7 +246,7 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
     replace_parts(network, parts)
     for module in network.modules():
         if isinstance(module, RegionPool):
-            module.reader = look_up_regions
+            module.reader = TabledMaps
 
 
 def _segmenter_class(name: str) -> type[NetworkSegmenter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,7 +23,6 @@ from clearmargin.models.losses import MaskLossSettings, mask_loss
 from clearmargin.models.network import Detections, Targets
 from clearmargin.models.point_rend import (
     PointHead,
-    features_at,
     in_image,
     refine,
     sample_at,
@@ -177,7 +177,7 @@ class MaskRCNN(nn.Module):
         for i, one in enumerate(zip(*found, strict=True)):
             boxes, scores, labels = self._suppress(*one)
             own = [boxes if k == i else boxes[:0] for k in range(len(proposals))]
-            masks = self._masks(regions, features["0"][i : i + 1], own, labels)
+            masks = self._masks(regions, own, labels)
             detections.append(
                 Detections(boxes=boxes, labels=labels, scores=scores.clamp(0, 1), masks=masks, regions=boxes)
             )
@@ -215,7 +215,7 @@ class MaskRCNN(nn.Module):
         logits: Tensor = self.mask_branch(regions(boxes, 14))
         return logits
 
-    def _masks(self, regions: Regions, fine: Tensor, own: list[Tensor], labels: Tensor) -> tuple[Tensor, ...]:
+    def _masks(self, regions: Regions, own: list[Tensor], labels: Tensor) -> tuple[Tensor, ...]:
         """Return one image's mask probabilities, each of its own class; larger boxes have finer ones."""
         if len(labels) == 0:
             return ()
@@ -228,9 +228,8 @@ class MaskRCNN(nn.Module):
         masks: dict[int, Tensor] = {}
         for step in range(self.config.point_steps + 1):
             rows = torch.where(steps == step)[0]
-            refined = refine(
-                self.point_head, fine, _STRIDES[0], boxes[rows], labels[rows], coarse[rows], step
-            )
+            fine = partial(regions.at, [b[rows] if len(b) else b for b in own])
+            refined = refine(self.point_head, fine, labels[rows], coarse[rows], step)
             masks |= zip(rows.tolist(), refined.sigmoid().float(), strict=True)
         return tuple(masks[i] for i in range(len(labels)))
 
@@ -266,9 +265,9 @@ class MaskRCNN(nn.Module):
             size = (references[0].shape[3], references[0].shape[2])
             on_image = in_image(points, torch.cat(boxes), size)
             truth = sample_at(torch.cat(references), on_image)[:, 0]
-            decided = self.point_head(
-                features_at(features["0"], boxes, points, _STRIDES[0]), sample_at(coarse, points)
-            )[torch.arange(len(chosen), device=chosen.device), chosen]
+            decided = self.point_head(regions.at(boxes, points), sample_at(coarse, points))[
+                torch.arange(len(chosen), device=chosen.device), chosen
+            ]
             losses["points"] = F.binary_cross_entropy_with_logits(decided, truth)
         return losses
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,9 +99,7 @@ def in_image(points: Tensor, boxes: Tensor, size: tuple[float, float]) -> Tensor
 
 def refine(
     head: PointHead,
-    features: Tensor,
-    stride: float,
-    boxes: Tensor,
+    fine: Callable[[Tensor], Tensor],
     labels: Tensor,
     coarse: Tensor,
     steps: int,
@@ -112,9 +110,7 @@ def refine(
 
     Args:
         head: The trained head.
-        features: ``(1, C, H, W)`` fine features.
-        stride: Network pixels per feature.
-        boxes: ``(R, 4)`` in network pixels.
+        fine: From points ``(R, P, 2)``, ``x y`` in [0, 1] of the masks, to the fine features there, ``(R, C, P)``.
         labels: ``(R,)``, each mask's class.
         coarse: ``(R, K, h, w)`` coarse logits of all classes.
         steps: Doublings; 0 returns the coarse masks.
@@ -129,7 +125,6 @@ def refine(
         points = torch.stack(
             [(doubtful % width + 0.5) / width, (doubtful // width + 0.5) / height], dim=2
         ).to(masks.dtype)
-        fine = features_at(features, [boxes], points, stride)
-        decided = head(fine, sample_at(coarse, points))[rows, labels]
+        decided = head(fine(points), sample_at(coarse, points))[rows, labels]
         masks = masks.flatten(1).scatter(1, doubtful, decided).reshape(-1, height, width)
     return masks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,20 +13,34 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
-__all__ = ["SAMPLES", "RegionPool", "Regions", "align_regions", "look_up_regions"]
+from clearmargin.models.point_rend import features_at, in_image
+
+__all__ = ["SAMPLES", "AlignedMaps", "Maps", "RegionPool", "Regions", "TabledMaps"]
 
 SAMPLES = 2  # a bin's samples along each axis
 
-Read = Callable[[Tensor, Tensor, int], Tensor]
-"""From ``(R, 5)`` rois, at least one, their maps ``(R,)`` and bins along each axis to ``(R, C, size, size)``."""
+
+class Maps(Protocol):
+    """A batch's maps, made ready to be read."""
+
+    def pool(self, rois: Tensor, levels: Tensor, size: int) -> Tensor:
+        """Return of ``(R, 5)`` rois, at least one, the mean of 2 x 2 bilinear samples a bin, ``(R, C, size, size)``.
+
+        ``levels``, ``(R,)``, says which map a roi is read from.
+        """
+        ...
+
+    def at(self, boxes: Sequence[Tensor], points: Tensor) -> Tensor:
+        """Return the finest map's values at points of boxes, ``(R, C, P)``; as ``features_at``."""
+        ...
 
 
 class RegionPool(nn.Module):
-    """Pools regions out of maps with half-pixel alignment; it has no weights.
+    """Reads regions out of maps with half-pixel alignment; it has no weights.
 
     Attributes:
-        reader: Makes maps ready: ``align_regions``, torchvision's operator, which has gradients and runs on every
-            device; beside a runtime ``look_up_regions``, which is several times as fast on a CPU.
+        reader: Makes maps ready, ``(B, C, h, w)`` at each of the strides: ``AlignedMaps``, torch's operators, which
+            have gradients and run on every device; beside a runtime ``TabledMaps``, several times as fast on a CPU.
     """
 
     def __init__(self, strides: Sequence[int]) -> None:
@@ -36,11 +50,11 @@ class RegionPool(nn.Module):
         first = self.strides[0].bit_length() - 1
         last = self.strides[-1].bit_length() - 1
         self.levels = LevelMapper(first, last, canonical_scale=224, canonical_level=4, eps=1e-6)
-        self.reader: Callable[[Sequence[Tensor], Sequence[int]], Read] = align_regions
+        self.reader: Callable[[Sequence[Tensor], Sequence[int]], Maps] = AlignedMaps
 
     def forward(self, maps: Sequence[Tensor]) -> Regions:
-        """Return maps to pool regions from, as often as wanted: ``(B, C, h, w)`` at each of the strides."""
-        return Regions(like=maps[0], levels=self.levels, read=self.reader(maps, self.strides))
+        """Return maps to read regions from, as often as wanted: ``(B, C, h, w)`` at each of the strides."""
+        return Regions(like=maps[0], levels=self.levels, maps=self.reader(maps, self.strides))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +64,12 @@ class Regions:
     Attributes:
         like: One of the maps.
         levels: Which map fits a box.
-        read: What reads them.
+        maps: All of them.
     """
 
     like: Tensor
     levels: LevelMapper
-    read: Read
+    maps: Maps
 
     def __call__(self, boxes: Sequence[Tensor], size: int) -> Tensor:
         """Return ``(R, C, size, size)`` features of all boxes.
@@ -69,70 +83,92 @@ class Regions:
         ).to(self.like.dtype)
         if not len(rois):
             return self.like.new_zeros((0, self.like.shape[1], size, size))
-        return self.read(rois, self.levels(list(boxes)), size)
+        return self.maps.pool(rois, self.levels(list(boxes)), size)
+
+    def at(self, boxes: Sequence[Tensor], points: Tensor) -> Tensor:
+        """Return ``(R, C, P)`` features of the finest map.
+
+        Args:
+            boxes: As above.
+            points: ``(R, P, 2)``, ``x y`` in [0, 1] of the boxes.
+        """
+        return self.maps.at(boxes, points)
 
 
-def align_regions(maps: Sequence[Tensor], strides: Sequence[int]) -> Read:
-    """Return what gives each bin the mean of 2 x 2 bilinear samples, with torchvision's operator.
+@dataclass(frozen=True)
+class AlignedMaps:
+    """Maps read by torchvision's and torch's operators.
 
-    Args:
+    Attributes:
         maps: ``(B, C, h, w)`` at each of the strides.
         strides: Network pixels per pixel of each map.
     """
-    return partial(_align, maps, strides)
+
+    maps: Sequence[Tensor]
+    strides: Sequence[int]
+
+    def pool(self, rois: Tensor, levels: Tensor, size: int) -> Tensor:
+        """As of ``Maps``."""
+        parts, places = [], []
+        for level, (features, stride) in enumerate(zip(self.maps, self.strides, strict=True)):
+            chosen = torch.where(levels == level)[0]
+            if len(chosen):
+                read = roi_align(features, rois[chosen], (size, size), 1 / stride, SAMPLES, aligned=True)
+                parts.append(read)
+                places.append(chosen)
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+    def at(self, boxes: Sequence[Tensor], points: Tensor) -> Tensor:
+        """As of ``Maps``."""
+        return features_at(self.maps[0], boxes, points, self.strides[0])
 
 
-def look_up_regions(maps: Sequence[Tensor], strides: Sequence[int]) -> Read:
-    """Return what gives the same numbers as ``align_regions``, on a CPU, in 32 bits and without gradients.
+class TabledMaps:
+    """Maps as one table of pixels: the same numbers on a CPU, in 32 bits and without gradients.
 
-    A bin is a weighted sum of 16 of the map's pixels. The maps are turned into one table of pixels, so that a pixel's
-    channels are a row, and sums are of vectors, where torchvision's operator on the CPU goes through channels one
-    number at a time.
+    A pixel's channels are a row, and a sample is a sum of a few rows, as vectors, where torch's operators on the CPU go
+    through channels one number at a time.
     """
-    pixels = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
-    table = torch.empty((sum(pixels), maps[0].shape[1]), dtype=torch.float32)
-    for rows, images in zip(torch.split(table, pixels), maps, strict=True):
-        for own, image in zip(rows.chunk(len(images)), images, strict=True):
-            own.copy_(image.flatten(1).t())  # of matrices torch has a fast transposition
-    return partial(
-        _look_up,
-        table,
-        np.cumsum([0, *pixels[:-1]]),
-        np.array([m.shape[2:] for m in maps], np.int64),
-        np.array(strides, np.float32),
-    )
 
+    def __init__(self, maps: Sequence[Tensor], strides: Sequence[int]) -> None:
+        """Fill the table; as of ``AlignedMaps``."""
+        self._extents: NDArray[np.int64] = np.array([m.shape[2:] for m in maps], np.int64)
+        self._strides = np.array(strides, np.float32)
+        pixels = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
+        self._firsts: NDArray[np.int64] = np.cumsum([0, *pixels[:-1]])
+        self._table = torch.empty((sum(pixels), maps[0].shape[1]), dtype=torch.float32)
+        for rows, images in zip(torch.split(self._table, pixels), maps, strict=True):
+            for own, image in zip(rows.chunk(len(images)), images, strict=True):
+                own.copy_(image.flatten(1).t())  # of matrices torch has a fast transposition
 
-def _align(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, levels: Tensor, size: int) -> Tensor:
-    parts, places = [], []
-    for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
-        chosen = torch.where(levels == level)[0]
-        if len(chosen):
-            parts.append(roi_align(features, rois[chosen], (size, size), 1 / stride, SAMPLES, aligned=True))
-            places.append(chosen)
-    return torch.cat(parts)[torch.cat(places).argsort()]
+    def pool(self, rois: Tensor, levels: Tensor, size: int) -> Tensor:
+        """As of ``Maps``."""
+        from clearmargin.models.pooling_kernel import pool_regions
 
+        pooled = torch.empty((len(rois), self._table.shape[1], size * size), dtype=torch.float32)
+        pool_regions(
+            self._table.numpy(),
+            self._firsts,
+            self._extents,
+            self._strides,
+            rois.contiguous().numpy(),
+            levels.numpy(),
+            size,
+            pooled.numpy(),
+        )
+        return pooled.view(len(rois), -1, size, size)
 
-def _look_up(
-    table: Tensor,
-    firsts: NDArray[np.int64],
-    extents: NDArray[np.int64],
-    strides: NDArray[np.float32],
-    rois: Tensor,
-    levels: Tensor,
-    size: int,
-) -> Tensor:
-    from clearmargin.models.pooling_kernel import pool_regions
+    def at(self, boxes: Sequence[Tensor], points: Tensor) -> Tensor:
+        """As of ``Maps``."""
+        from clearmargin.models.pooling_kernel import sample_points
 
-    pooled = torch.empty((len(rois), table.shape[1], size * size), dtype=torch.float32)
-    pool_regions(
-        table.numpy(),
-        firsts,
-        extents,
-        strides,
-        rois.contiguous().numpy(),
-        levels.numpy(),
-        size,
-        pooled.numpy(),
-    )
-    return pooled.view(len(rois), -1, size, size)
+        height, width = (int(n) for n in self._extents[0])
+        size = (width * float(self._strides[0]), height * float(self._strides[0]))
+        sampled = torch.empty((len(points), self._table.shape[1], points.shape[1]), dtype=torch.float32)
+        counts = [len(own) for own in boxes]
+        parts = (torch.split(one, counts) for one in (points, sampled))
+        for image, (own, inside, out) in enumerate(zip(boxes, *parts, strict=True)):
+            pixels = self._table[image * height * width : (image + 1) * height * width]
+            where = in_image(inside, own, size) * inside.new_tensor((width, height))
+            sample_points(pixels.numpy(), width, where.float().contiguous().numpy(), out.numpy())
+        return sampled

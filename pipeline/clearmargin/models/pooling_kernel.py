@@ -1,4 +1,4 @@
-"""The inner loops of pooling regions on a CPU."""
+"""The inner loops of reading regions on a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from clearmargin.compiled import compiled
 from clearmargin.models.pooling import SAMPLES
 
-__all__ = ["pool_regions"]
+__all__ = ["pool_regions", "sample_points"]
+
+_TOGETHER = 16  # points, whose values of a channel fill a line of the cache
 
 
 @compiled
@@ -61,6 +63,51 @@ def pool_regions(
         for c in range(table.shape[1]):
             for b in range(size * size):
                 pooled[r, c, b] = bins[b, c]
+
+
+@compiled
+def sample_points(
+    table: NDArray[np.float32], width: int, points: NDArray[np.float32], sampled: NDArray[np.float32]
+) -> None:
+    """Write a map's bilinear values at points into ``sampled``, ``(R, C, P)``.
+
+    Beyond the outermost centres values stay as they are there. What is no number stays none.
+
+    Args:
+        table: ``(h * w, C)``, the map's pixels, row by row.
+        width: Of the map.
+        points: ``(R, P, 2)``, ``x y`` in the map's pixels; pixel k covers [k, k + 1).
+        sampled: ``(R, C, P)``.
+    """
+    height = len(table) // width
+    values = np.empty((_TOGETHER, table.shape[1]), np.float32)
+    for r in range(len(points)):
+        for start in range(0, points.shape[1], _TOGETHER):
+            count = min(_TOGETHER, points.shape[1] - start)
+            for k in range(count):
+                x0, x1, right = _between(points[r, start + k, 0], width)
+                y0, y1, below = _between(points[r, start + k, 1], height)
+                p0, p1 = table[y0 * width + x0], table[y0 * width + x1]
+                p2, p3 = table[y1 * width + x0], table[y1 * width + x1]
+                w0, w1 = (1 - below) * (1 - right), (1 - below) * right
+                w2, w3 = below * (1 - right), below * right
+                for c in range(table.shape[1]):
+                    values[k, c] = w0 * p0[c] + w1 * p1[c] + w2 * p2[c] + w3 * p3[c]
+            for c in range(table.shape[1]):
+                for k in range(count):
+                    sampled[r, c, start + k] = values[k, c]
+
+
+@compiled
+def _between(place: np.float32, extent: int) -> tuple[int, int, np.float32]:
+    """Return the two pixels along an axis that a place lies between, and the second one's share."""
+    where = place - np.float32(0.5)
+    if not where > 0:
+        return 0, 0, np.float32(0) * where
+    if where >= extent - 1:
+        return extent - 1, extent - 1, np.float32(0)
+    before = int(where)
+    return before, before + 1, where - np.float32(before)
 
 
 @compiled
