@@ -69,7 +69,7 @@ def test_points_are_what_torchs_operator_gives(seed, images, count):
         boxes.append(torch.cat([low, low + 90 * torch.rand(low.shape, generator=generator)], 1))
     points = torch.rand((sum(len(b) for b in boxes), count, 2), generator=generator)
     aligned, looked_up = (pool(maps).at(boxes, points) for pool in pools())
-    assert aligned.shape == (len(points), 6, count)
+    assert aligned.shape == (len(points), count, 6)
     torch.testing.assert_close(looked_up, aligned, atol=2e-4, rtol=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_a_point_that_is_no_number_has_no_number():
     boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [8.0, 8.0, float("nan"), 40.0]])
     _, looked_up = pools()
     found = looked_up(maps).at([boxes], torch.full((2, 1, 2), 0.5))
-    torch.testing.assert_close(found[0], torch.ones(3, 1))
+    torch.testing.assert_close(found[0], torch.ones(1, 3))
     assert found[1].isnan().all()
 
 

@@ -265,8 +265,8 @@ class MaskRCNN(nn.Module):
             size = (references[0].shape[3], references[0].shape[2])
             on_image = in_image(points, torch.cat(boxes), size)
             truth = sample_at(torch.cat(references), on_image)[:, 0]
-            decided = self.point_head(regions.at(boxes, points), sample_at(coarse, points))[
-                torch.arange(len(chosen), device=chosen.device), chosen
+            decided = self.point_head(regions.at(boxes, points), sample_at(coarse, points).transpose(1, 2))[
+                torch.arange(len(chosen), device=chosen.device), :, chosen
             ]
             losses["points"] = F.binary_cross_entropy_with_logits(decided, truth)
         return losses

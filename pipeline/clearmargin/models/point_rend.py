@@ -20,19 +20,19 @@ class PointHead(nn.Module):
         super().__init__()
         # The coarse logits are shown to every layer, as in the paper.
         widths = [features] + [hidden] * layers
-        self.hidden = nn.ModuleList(nn.Conv1d(width + classes, hidden, 1) for width in widths[:-1])
-        self.predictor = nn.Conv1d(hidden + classes, classes, 1)
+        self.hidden = nn.ModuleList(nn.Linear(width + classes, hidden) for width in widths[:-1])
+        self.predictor = nn.Linear(hidden + classes, classes)
 
     def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
-        """Return logits ``(R, K, P)`` of P points in each of R regions.
+        """Return logits ``(R, P, K)`` of P points in each of R regions.
 
         Args:
-            features: ``(R, C, P)`` fine features at the points.
-            coarse: ``(R, K, P)`` the coarse mask's logits there.
+            features: ``(R, P, C)`` fine features at the points.
+            coarse: ``(R, P, K)`` the coarse mask's logits there.
         """
         for layer in self.hidden:
-            features = F.relu(layer(torch.cat([features, coarse], 1)))
-        logits: Tensor = self.predictor(torch.cat([features, coarse], 1))
+            features = F.relu(layer(torch.cat([features, coarse], 2)))
+        logits: Tensor = self.predictor(torch.cat([features, coarse], 2))
         return logits
 
 
@@ -68,7 +68,7 @@ def sample_at(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def features_at(features: Tensor, boxes: Sequence[Tensor], points: Tensor, stride: float) -> Tensor:
-    """Return the features of an image's batch at points of its boxes, ``(R, C, P)``.
+    """Return the features of an image's batch at points of its boxes, ``(R, P, C)``.
 
     Args:
         features: ``(B, C, h, w)``.
@@ -77,12 +77,12 @@ def features_at(features: Tensor, boxes: Sequence[Tensor], points: Tensor, strid
         stride: Network pixels per feature.
     """
     size = (features.shape[3] * stride, features.shape[2] * stride)
-    parts = [features.new_zeros((features.shape[1], 0, points.shape[1]))]
+    parts = [features.new_zeros((0, points.shape[1], features.shape[1]))]
     for one, own, inside in zip(features, boxes, torch.split(points, [len(b) for b in boxes]), strict=True):
         if len(own):
             flat = in_image(inside, own, size).reshape(1, -1, 2)
-            parts.append(sample_at(one[None], flat)[0].reshape(-1, *inside.shape[:2]))
-    return torch.cat(parts, 1).transpose(0, 1)
+            parts.append(sample_at(one[None], flat)[0].t().reshape(*inside.shape[:2], -1))
+    return torch.cat(parts)
 
 
 def in_image(points: Tensor, boxes: Tensor, size: tuple[float, float]) -> Tensor:
@@ -110,7 +110,7 @@ def refine(
 
     Args:
         head: The trained head.
-        fine: From points ``(R, P, 2)``, ``x y`` in [0, 1] of the masks, to the fine features there, ``(R, C, P)``.
+        fine: From points ``(R, P, 2)``, ``x y`` in [0, 1] of the masks, to the fine features there, ``(R, P, C)``.
         labels: ``(R,)``, each mask's class.
         coarse: ``(R, K, h, w)`` coarse logits of all classes.
         steps: Doublings; 0 returns the coarse masks.
@@ -125,6 +125,6 @@ def refine(
         points = torch.stack(
             [(doubtful % width + 0.5) / width, (doubtful // width + 0.5) / height], dim=2
         ).to(masks.dtype)
-        decided = head(fine(points), sample_at(coarse, points))[rows, labels]
+        decided = head(fine(points), sample_at(coarse, points).transpose(1, 2))[rows, :, labels]
         masks = masks.flatten(1).scatter(1, doubtful, decided).reshape(-1, height, width)
     return masks

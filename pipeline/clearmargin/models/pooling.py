@@ -31,7 +31,7 @@ class Maps(Protocol):
         ...
 
     def at(self, boxes: Sequence[Tensor], points: Tensor) -> Tensor:
-        """Return the finest map's values at points of boxes, ``(R, C, P)``; as ``features_at``."""
+        """Return the finest map's values at points of boxes, ``(R, P, C)``; as ``features_at``."""
         ...
 
 
@@ -86,7 +86,7 @@ class Regions:
         return self.maps.pool(rois, self.levels(list(boxes)), size)
 
     def at(self, boxes: Sequence[Tensor], points: Tensor) -> Tensor:
-        """Return ``(R, C, P)`` features of the finest map.
+        """Return ``(R, P, C)`` features of the finest map.
 
         Args:
             boxes: As above.
@@ -164,7 +164,7 @@ class TabledMaps:
 
         height, width = (int(n) for n in self._extents[0])
         size = (width * float(self._strides[0]), height * float(self._strides[0]))
-        sampled = torch.empty((len(points), self._table.shape[1], points.shape[1]), dtype=torch.float32)
+        sampled = torch.empty((*points.shape[:2], self._table.shape[1]), dtype=torch.float32)
         counts = [len(own) for own in boxes]
         parts = (torch.split(one, counts) for one in (points, sampled))
         for image, (own, inside, out) in enumerate(zip(boxes, *parts, strict=True)):

@@ -10,8 +10,6 @@ from clearmargin.models.pooling import SAMPLES
 
 __all__ = ["pool_regions", "sample_points"]
 
-_TOGETHER = 16  # points, whose values of a channel fill a line of the cache
-
 
 @compiled
 def pool_regions(
@@ -69,7 +67,7 @@ def pool_regions(
 def sample_points(
     table: NDArray[np.float32], width: int, points: NDArray[np.float32], sampled: NDArray[np.float32]
 ) -> None:
-    """Write a map's bilinear values at points into ``sampled``, ``(R, C, P)``.
+    """Write a map's bilinear values at points into ``sampled``, ``(R, P, C)``.
 
     Beyond the outermost centres values stay as they are there. What is no number stays none.
 
@@ -77,25 +75,20 @@ def sample_points(
         table: ``(h * w, C)``, the map's pixels, row by row.
         width: Of the map.
         points: ``(R, P, 2)``, ``x y`` in the map's pixels; pixel k covers [k, k + 1).
-        sampled: ``(R, C, P)``.
+        sampled: ``(R, P, C)``.
     """
     height = len(table) // width
-    values = np.empty((_TOGETHER, table.shape[1]), np.float32)
     for r in range(len(points)):
-        for start in range(0, points.shape[1], _TOGETHER):
-            count = min(_TOGETHER, points.shape[1] - start)
-            for k in range(count):
-                x0, x1, right = _between(points[r, start + k, 0], width)
-                y0, y1, below = _between(points[r, start + k, 1], height)
-                p0, p1 = table[y0 * width + x0], table[y0 * width + x1]
-                p2, p3 = table[y1 * width + x0], table[y1 * width + x1]
-                w0, w1 = (1 - below) * (1 - right), (1 - below) * right
-                w2, w3 = below * (1 - right), below * right
-                for c in range(table.shape[1]):
-                    values[k, c] = w0 * p0[c] + w1 * p1[c] + w2 * p2[c] + w3 * p3[c]
-            for c in range(table.shape[1]):
-                for k in range(count):
-                    sampled[r, c, start + k] = values[k, c]
+        for p in range(points.shape[1]):
+            x0, x1, right = _between(points[r, p, 0], width)
+            y0, y1, below = _between(points[r, p, 1], height)
+            p0, p1 = table[y0 * width + x0], table[y0 * width + x1]
+            p2, p3 = table[y1 * width + x0], table[y1 * width + x1]
+            w0, w1 = (1 - below) * (1 - right), (1 - below) * right
+            w2, w3 = below * (1 - right), below * right
+            values = sampled[r, p]
+            for c in range(len(values)):
+                values[c] = w0 * p0[c] + w1 * p1[c] + w2 * p2[c] + w3 * p3[c]
 
 
 @compiled
