@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -102,6 +103,32 @@ def test_an_export_finds_the_same_instances(trained, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["yolact", "solov2", "semantic_cc", "mask2former", "eomt"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_torchs_threads_leave_the_cores_to_a_runtime_and_come_back(fails):
+    """Of Mask R-CNN; also where it ends in an error."""
+    network = build_network(network_config(SMALL["mask_rcnn"].model), classes=1, channels=3, pretrained=False)
+    seen = []
+
+    def look(*_):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise RuntimeError("stopped")
+
+    network.pyramid.register_forward_hook(look)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for beside in (False, True):
+            if beside:
+                network.beside_runtime()
+            with torch.inference_mode(), pytest.raises(RuntimeError) if fails else nullcontext():
+                network.detect(torch.rand(1, 3, 64, 64))
+            assert torch.get_num_threads() == 3
+        assert seen == [3, 1]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_other_networks_parts_find_the_same_instances(network, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     card = write_toy_set(tmp_path / "data", cases=10)

@@ -19,9 +19,8 @@ from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import NETWORKS, build_network, network_config
-from clearmargin.models.network import Network
+from clearmargin.models.network import BesideRuntime, Network
 from clearmargin.models.parts import RuntimePart, replace_parts
-from clearmargin.models.pooling import RegionPool, TabledMaps
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.transforms.view import AugmentSettings, ImageSettings
@@ -244,9 +243,8 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
                 "export it again"
             ) from None
     replace_parts(network, parts)
-    for module in network.modules():
-        if isinstance(module, RegionPool):
-            module.reader = TabledMaps
+    if isinstance(network, BesideRuntime):
+        network.beside_runtime()
 
 
 def _segmenter_class(name: str) -> type[NetworkSegmenter]:

@@ -28,10 +28,11 @@ from clearmargin.models.point_rend import (
     sample_at,
     uncertain_points,
 )
-from clearmargin.models.pooling import RegionPool, Regions
+from clearmargin.models.pooling import RegionPool, Regions, TabledMaps
 from clearmargin.models.proposals import ProposalNetwork
 from clearmargin.models.pyramid import Pyramid, PyramidSettings, separable
 from clearmargin.models.suppression import soft_nms
+from clearmargin.models.threads import torch_threads
 
 __all__ = ["MaskRCNN", "MaskRCNNConfig", "masks_within"]
 
@@ -144,6 +145,16 @@ class MaskRCNN(nn.Module):
             detections_per_img=config.detections if config.soft_nms is None else _CANDIDATES,
         )
         self.pool = RegionPool(_STRIDES)
+        self._threads: int | None = None
+
+    def beside_runtime(self) -> None:
+        """Make ready for a CPU on which a runtime computes the parts, with threads of its own.
+
+        What is left to torch is small, and torch's threads, which wait by spinning, would hold the cores of the
+        runtime's.
+        """
+        self.pool.reader = TabledMaps
+        self._threads = 1
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return the losses ``objectness``, ``proposals``, ``classes``, ``boxes``, ``masks`` and ``points``.
@@ -167,6 +178,10 @@ class MaskRCNN(nn.Module):
 
     def detect(self, images: Tensor) -> list[Detections]:
         """Return detections whose masks span their boxes: 28 x 28, doubled until a pixel has a sample of its own."""
+        with torch_threads(self._threads):
+            return self._detect(images)
+
+    def _detect(self, images: Tensor) -> list[Detections]:
         features = self._features(images, learning=False)
         proposals, _ = self._propose(images, features, None)
         regions = self._regions(features)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Detections", "Network", "Targets", "VolumeTargets"]
+__all__ = ["BesideRuntime", "Detections", "Network", "Targets", "VolumeTargets"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +119,13 @@ class Network(Protocol):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
         """As ``nn.Module``."""
+        ...
+
+
+@runtime_checkable
+class BesideRuntime(Protocol):
+    """A network that does the rest of its work otherwise where a runtime computes its parts."""
+
+    def beside_runtime(self) -> None:
+        """Make ready for it."""
         ...

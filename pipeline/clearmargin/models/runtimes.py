@@ -79,8 +79,9 @@ def _load_onnx(path: Path, threads: int) -> Callable[[Sequence[Tensor]], list[Te
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Each part has threads of its own, and torch has too: threads that wait by spinning take the next one's cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Each part has threads of its own, and torch has too: threads that wait by spinning when a part is done would
+    # take the next one's cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # warnings name the file's path
     session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
