@@ -101,8 +101,6 @@ def test_an_export_finds_the_same_instances(trained, name):
         assert (a.dense() ^ b.dense()).sum() <= max(1, 0.005 * a.area)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", ["yolact", "solov2", "semantic_cc", "mask2former", "eomt"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_torchs_threads_leave_the_cores_to_a_runtime_and_come_back(fails):
     """Of Mask R-CNN; also where it ends in an error."""
@@ -129,6 +127,8 @@ def test_torchs_threads_leave_the_cores_to_a_runtime_and_come_back(fails):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["yolact", "solov2", "semantic_cc", "mask2former", "eomt"])
 def test_the_other_networks_parts_find_the_same_instances(network, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     card = write_toy_set(tmp_path / "data", cases=10)
