@@ -3,11 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from pydantic import ValidationError
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.transforms.intensity import Percentiles, Window, WindowStack, normalise
+from clearmargin.transforms.intensity import Percentiles, Window, WindowStack, _percentiles, normalise
 from clearmargin.transforms.view import (
     AugmentSettings,
     ImageSettings,
@@ -78,6 +81,24 @@ def test_each_channel_by_its_own_percentiles():
     np.testing.assert_allclose(own[1], own[0], atol=1e-6)
     assert (own[2] == 0).all()
     assert normalise(both, Percentiles(low=0, high=100))[1].max() == pytest.approx(0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=arrays(
+        st.sampled_from([np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32]),
+        array_shapes(min_dims=2, max_dims=4, max_side=7),
+        elements=st.integers(0, 127),
+    ),
+    low=st.floats(0, 100),
+    high=st.floats(0, 100),
+)
+def test_counted_percentiles_are_numpys(values, low, high):
+    values = values * np.array(
+        -200 if values.dtype == np.int16 else 1, values.dtype
+    )  # negative, and far apart
+    expected = np.percentile(values, (low, high))
+    np.testing.assert_allclose(_percentiles(values, (low, high)), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_percentiles_ignore_outliers_and_constants_are_zero():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -105,10 +106,30 @@ _Bounds = tuple[float, float]
 
 def _window_of(values: NDArray[Any], settings: Percentiles) -> _Bounds | None:
     """Return the percentiles, or the extremes where the percentiles are one value; None for constant values."""
-    low, high = (float(v) for v in np.percentile(values, (settings.low, settings.high)))
+    low, high = _percentiles(values, (settings.low, settings.high))
     if low == high:
         low, high = float(values.min()), float(values.max())
     return None if low == high else (low, high)
+
+
+def _percentiles(values: NDArray[Any], shares: tuple[float, float]) -> _Bounds:
+    """Return numpy's percentiles, linear between elements; integers of up to 16 bits are counted, not sorted."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+        low, high = (float(v) for v in np.percentile(values, shares))
+        return low, high
+    least = int(values.min())
+    counts = np.zeros(int(values.max()) - least + 1, np.int64)
+    for plane in values.reshape(
+        -1, *values.shape[-2:]
+    ):  # one at a time: 64 bits a value are much for a volume
+        counts += np.bincount(plane.ravel().astype(np.intp) - least, minlength=len(counts))
+    upto = counts.cumsum()
+    found = []
+    for share in shares:
+        place = share / 100 * (upto[-1] - 1)
+        below, above = np.searchsorted(upto, (math.floor(place), math.ceil(place)), side="right")
+        found.append(float(least + below + (above - below) * (place % 1)))
+    return found[0], found[1]
 
 
 def _in_window(pixels: NDArray[Any], window: _Bounds | None) -> NDArray[np.float32]:
@@ -116,8 +137,8 @@ def _in_window(pixels: NDArray[Any], window: _Bounds | None) -> NDArray[np.float
     values = np.asarray(pixels, dtype=np.float32)
     if window is None:
         return np.zeros_like(values)
-    scaled = ScaleIntensityRange(*window, 0.0, 1.0, clip=True)(values)
-    return np.nan_to_num(np.asarray(scaled, dtype=np.float32))
+    scaled = np.asarray(ScaleIntensityRange(*window, 0.0, 1.0, clip=True)(values), dtype=np.float32)
+    return np.nan_to_num(scaled, copy=False) if pixels.dtype.kind == "f" else scaled
 
 
 def _in_windows(pixels: NDArray[Any], windows: Sequence[_Bounds]) -> NDArray[np.float32]:
