@@ -233,6 +233,7 @@ def test_masks_are_decided_as_torchvisions_predictor_decides_them():
 @pytest.mark.parametrize(
     ("options", "proposals"),
     [
+        ({"detections": 1}, 100),
         ({"detections": 20}, 300),
         ({"detections": 400}, 500),
         ({"detections": 20, "rpn_proposals": 1000}, 1000),

@@ -54,7 +54,7 @@ class MaskRCNNConfig(PyramidSettings):
     rpn_proposals: int | None = Field(
         None,
         ge=1,
-        description="proposals kept for each level and image; none: fifteen for each of `detections`, at most 500",
+        description="proposals kept for each level and image; none: 15 for each of `detections`, from 100 to 500",
     )
     rpn_nms: float = Field(0.7, gt=0, le=1)
     box_features: int = Field(256, ge=16)
@@ -102,7 +102,7 @@ class MaskRCNN(nn.Module):
         anchors = AnchorGenerator(
             tuple((size,) for size in config.anchor_sizes), (config.anchor_ratios,) * len(config.anchor_sizes)
         )
-        proposals = config.rpn_proposals or min(15 * config.detections, 500)
+        proposals = config.rpn_proposals or min(max(15 * config.detections, 100), 500)
         keep = {"training": 2 * proposals, "testing": proposals}
         self.rpn = ProposalNetwork(
             anchors,
