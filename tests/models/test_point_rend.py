@@ -89,6 +89,27 @@ def test_a_coarse_disc_becomes_a_fine_one(steps):
     assert ((masks[0] > 0) == truth)[truth & blob].all()
 
 
+def test_rounding_does_not_show_in_a_mask(monkeypatch):
+    """Which points are decided hangs on rounding; without a fade some probabilities would hang on it, too."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = 2 * torch.randn((200, 1, 28, 28), generator=generator)
+    other = coarse + 1e-5 * torch.randn(coarse.shape, generator=generator)
+
+    def fine(points):
+        return (40 * points[..., :1]).sin()  # what is decided is far from what was there
+
+    def largest():
+        masks = (
+            refine(Knowing(), fine, torch.zeros(200, dtype=torch.int64), one, 1) for one in (coarse, other)
+        )
+        one, two = (m.sigmoid() for m in masks)
+        return float((one - two).abs().max())
+
+    assert largest() < 1e-3
+    monkeypatch.setattr("clearmargin.models.point_rend._FADE", 1e-9)
+    assert largest() > 0.1
+
+
 def test_no_step_is_the_coarse_mask_of_the_own_class():
     coarse = torch.randn(2, 3, 28, 28)
     found = refine(PointHead(4, 8, 3), None, torch.tensor([2, 1]), coarse, 0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 __all__ = ["PointHead", "features_at", "in_image", "refine", "sample_at", "uncertain_points"]
 
 _OVERSAMPLING, _IMPORTANT = 3, 0.75  # the paper's k and beta
+_FADE = 0.25  # of the doubt of the last point that is decided
 
 
 class PointHead(nn.Module):
@@ -106,7 +107,9 @@ def refine(
 ) -> Tensor:
     """Return one image's masks at ``2 ** steps`` times their resolution, ``(R, h, w)`` logits.
 
-    Each step doubles the masks and decides anew as many points as the coarse mask has: the least certain.
+    Each step doubles the masks and decides anew as many points as the coarse mask has: the least certain. The most
+    certain of these keep more and more of what they had, the last one all of it: which of two that are nearly alike
+    comes last is a matter of rounding, and must not show.
 
     Args:
         head: The trained head.
@@ -121,10 +124,14 @@ def refine(
     for _ in range(steps if len(masks) else 0):
         masks = F.interpolate(masks[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
         height, width = masks.shape[1:]
-        doubtful = (-masks.flatten(1).abs()).topk(count, dim=1).indices
+        flat = masks.flatten(1)
+        nearness, doubtful = (-flat.abs()).topk(count, dim=1)
         points = torch.stack(
             [(doubtful % width + 0.5) / width, (doubtful // width + 0.5) / height], dim=2
         ).to(masks.dtype)
         decided = head(fine(points), sample_at(coarse, points).transpose(1, 2))[rows, :, labels]
-        masks = masks.flatten(1).scatter(1, doubtful, decided).reshape(-1, height, width)
+        last = -nearness[:, -1:]
+        share = ((last + nearness) / (_FADE * last).clamp(min=torch.finfo(last.dtype).tiny)).clamp(max=1)
+        decided = torch.lerp(flat.gather(1, doubtful), decided.to(flat.dtype), share)
+        masks = flat.scatter(1, doubtful, decided).reshape(-1, height, width)
     return masks
