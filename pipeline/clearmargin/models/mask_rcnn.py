@@ -125,9 +125,9 @@ class MaskRCNN(nn.Module):
             _MaskPredictor(config.mask_channels, config.mask_channels, classes + 1),
         )
         if config.separable:
-            self.rpn.head.conv[0][0] = separable(width)
+            self.rpn.head.conv[0][0] = separable(width)  # small first: proposals begin as anchors
             for layer in mask_head:
-                layer[0] = separable(layer[0].in_channels, layer[0].out_channels)
+                layer[0] = separable(layer[0].in_channels, layer[0].out_channels, unit_gain=True)
         self.point_head = PointHead(width, config.point_channels, classes + 1) if config.point_steps else None
         # torchvision's proposal sampling and box decoding; its pooling and mask loss are replaced below
         self.roi_heads = RoIHeads(

@@ -89,7 +89,7 @@ class Pyramid(nn.Module):
         return list(self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps))).values())
 
 
-def separable(width: int, out: int | None = None) -> nn.Sequential:
+def separable(width: int, out: int | None = None, *, unit_gain: bool = False) -> nn.Sequential:
     """Return a 3 x 3 convolution in two: of each channel with itself, then of all channels at a pixel.
 
     About a ninth of the products, as in SSDLite's heads (Sandler et al., CVPR 2018).
@@ -97,11 +97,13 @@ def separable(width: int, out: int | None = None) -> nn.Sequential:
     Args:
         width: Channels.
         out: Channels of the result; none: as many.
+        unit_gain: Whether values keep their size, for layers that follow one another with ReLU and without a norm
+            (He et al., ICCV 2015); torch's own first weights make them smaller.
     """
     each = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
     mix = nn.Conv2d(width, out or width, 1)
-    # of unit gain, so that layers without a norm can follow one another (He et al., ICCV 2015)
-    nn.init.kaiming_normal_(each.weight, nonlinearity="linear")
-    nn.init.kaiming_normal_(mix.weight, nonlinearity="relu")
-    nn.init.zeros_(mix.bias)  # type: ignore[arg-type]  # it has one
+    if unit_gain:
+        nn.init.kaiming_normal_(each.weight, nonlinearity="linear")
+        nn.init.kaiming_normal_(mix.weight, nonlinearity="relu")
+        nn.init.zeros_(mix.bias)  # type: ignore[arg-type]  # it has one
     return nn.Sequential(each, mix)
