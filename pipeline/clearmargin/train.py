@@ -30,6 +30,7 @@ from clearmargin.evaluate import compare, score
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
+from clearmargin.models.threads import torch_threads
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.batches import load_batches
@@ -99,13 +100,10 @@ def train(
     """
     with process_group() as group:
         experiment, folder = open_folder(config, overrides, resume, runs, group)
-        threads = torch.get_num_threads()
-        try:
+        with torch_threads(None):  # they are the process's, and others work in it after us
             return _train(
                 experiment, folder, group, resumes=resume is not None, profile=profile, parent=parent
             )
-        finally:
-            torch.set_num_threads(threads)  # they are the process's, and others work in it after us
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,17 @@ def pools():
     return aligned, looked_up
 
 
+def random_maps(seed, images):
+    """Return maps of pictures of 96 x 128, and what draws more."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn((images, 6, 128 // s, 96 // s), generator=generator) for s in STRIDES], generator
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 3), size=st.sampled_from([1, 7, 14]))
 def test_a_lookup_gives_what_torchvisions_operator_gives(seed, images, size):
     """Boxes of all levels, thin ones, ones of no extent, and ones far beyond the image."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = [torch.randn((images, 6, 128 // s, 96 // s), generator=generator) for s in STRIDES]
+    maps, generator = random_maps(seed, images)
     boxes = []
     for _ in range(images):
         low = torch.rand((9, 2), generator=generator) * 160 - 40
@@ -61,8 +66,7 @@ def test_a_box_that_is_no_number_gives_no_number():
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 3), count=st.sampled_from([1, 16, 37]))
 def test_points_are_what_torchs_operator_gives(seed, images, count):
     """Also in boxes that reach beyond the image, and with none in one of its images."""
-    generator = torch.Generator().manual_seed(seed)
-    maps = [torch.randn((images, 6, 128 // s, 96 // s), generator=generator) for s in STRIDES]
+    maps, generator = random_maps(seed, images)
     boxes = []
     for k in range(images):
         low = torch.rand((3 * (k != 1), 2), generator=generator) * 160 - 40

@@ -12,7 +12,7 @@ __all__ = ["torch_threads"]
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with ``count`` threads within a block that runs in this thread; None changes nothing."""
+    """Let torch compute with ``count`` threads, or as many as now, within a block; with as many as before behind it."""
     before = torch.get_num_threads()
     if count is not None and count != before:
         torch.set_num_threads(count)
