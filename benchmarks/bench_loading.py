@@ -64,7 +64,7 @@ def waiting(experiment: Experiment, busy: float) -> float:
     dataset = open_dataset(Path(experiment.card))
     cases = dataset.split("train")
     warm = len(cases) // experiment.training.batch_size + FIRST
-    batches = iter(load_batches(experiment, dataset, cases, 0, warm + STEPS, ProcessGroup()))
+    batches = load_batches(experiment, dataset, cases, 0, warm + STEPS, ProcessGroup())
     for _ in range(warm):
         next(batches)
     waited, start = 0.0, time.perf_counter()

@@ -1,12 +1,21 @@
 """Of two models the smaller is chosen unless it is significantly worse; test cases are never read."""
 
 import csv
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
+import yaml
 from command import command
 from toy import write_toy_experiment, write_toy_set
 
+from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.metrics.statistics import Interval
 from clearmargin.report.figures import trade_off
@@ -138,5 +147,68 @@ def test_a_budget_that_none_keeps_still_writes_the_table(models, tmp_path, monke
     assert (tmp_path / "out" / "candidates.csv").is_file()
     with pytest.raises(ConfigError, match="no metric 'nsd_9px'"):
         select(folders, card, budget_ms=10, metric="nsd@9px")
-    with pytest.raises((InputError, ConfigError)):
-        select([tmp_path], card, budget_ms=10)
+    with pytest.raises(InputError, match=r"is no model folder: it lacks model\.yaml"):
+        select([*folders, tmp_path], card, budget_ms=10)
+    with pytest.raises(ConfigError, match="model 'w32' is given twice"):
+        select([*folders, folders[0]], card, budget_ms=10)
+
+
+def copy_of(model, place, **changes):
+    """Copy a model folder; ``changes`` are made to its model.yaml."""
+    made = shutil.copytree(model, place / "model")
+    described = yaml.safe_load((made / "model.yaml").read_text()) | changes
+    (made / "model.yaml").write_text(yaml.safe_dump(described))
+    return made
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_timed(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", lambda *_: pytest.fail("a candidate was measured"))
+    folders, card = models
+    classes = yaml.safe_load((folders[0] / "model.yaml").read_text())["classes"]
+    other = copy_of(folders[0], tmp_path / "other", classes=[classes[0] | {"name": "ring"}])
+    with pytest.raises(ConfigError, match="model 'other' knows the classes ring, card 'toy' has disc"):
+        select([*folders, other], card, budget_ms=10)
+    shutil.copytree(card.parent, tmp_path / "data")
+    card = tmp_path / "data" / card.name
+    case = open_dataset(card).split("validation")[-1]
+    case.image.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=f"^{case.case}: its image is not readable"):
+        select(folders, card, budget_ms=10, metric="dice")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_candidate_that_fails_is_listed_and_the_others_are_compared(models, tmp_path, monkeypatch):
+    """One model's weights are damaged; another is a copy that goes by the same name as the first."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    folders, card = models
+    broken = copy_of(folders[1], tmp_path / "broken")
+    weights = broken / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    twin = copy_of(folders[0], tmp_path / folders[0].parent.name)
+    code, said = command(
+        "select", broken, folders[0], twin, "--card", card, "--budget-ms", 60_000, "--cases", 1,
+        "--metric", "dice", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 3 and "1 of 3 candidates could not be measured" in said
+    assert "  broken: the weights in 'model' do not fit" in said
+    table = list(csv.DictReader((tmp_path / "out" / "candidates.csv").read_text().splitlines()))
+    assert {row["name"] for row in table} == {"w32", "w32-2"}
+    why = (tmp_path / "out" / "why.txt").read_text()
+    assert "Chosen: w32" in why and "broken could not be measured: the weights" in why
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_so(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    folders, card = models
+
+    def kill():
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.01)
+        os.kill(children[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(InputError, match="its process was ended from outside, most often as memory ran out"):
+        select(folders[:1], card, budget_ms=10, metric="dice")
+    killer.join()

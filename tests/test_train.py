@@ -17,6 +17,7 @@ from toy import write_toy_experiment, write_toy_set
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, TrainingError
 from clearmargin.models import load_segmenter
+from clearmargin.privacy import recorded_cases
 from clearmargin.train import _rate, train
 from clearmargin.training.batches import load_batches
 from clearmargin.training.checkpoint import TrainingState
@@ -274,12 +275,39 @@ def test_accumulated_steps_see_the_windows_of_one_large_batch(place):
         raw["training"] |= {"batch_size": size, "accumulate": passes, "workers": 0}
         experiment = Experiment.model_validate(raw)
         dataset = open_dataset(card)
-        batches = load_batches(experiment, dataset, dataset.split("train"), 1, 3, ProcessGroup())
+        batches = list(load_batches(experiment, dataset, dataset.split("train"), 1, 3, ProcessGroup()))
         assert len(batches) == 2 * passes
         seen.append(torch.cat([images for images, _ in batches]))
     assert len(seen[0]) == 8
     for other in seen[1:]:
         torch.testing.assert_close(other, seen[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_case_that_cannot_be_read_is_named_in_one_line_wherever_it_is_read(place, workers):
+    card = write_toy_set(place / "data")
+    dataset = open_dataset(card)
+    cases = dataset.split("train")
+    for case in cases:
+        case.image.write_bytes(case.image.read_bytes()[:200])
+    raw = yaml.safe_load(write_toy_experiment(place, card).read_text())
+    raw["training"] |= {"workers": workers}
+    batches = load_batches(Experiment.model_validate(raw), dataset, cases, 0, 3, ProcessGroup())
+    with pytest.raises(
+        InputError, match=r"^case-[0-9a-f]{12}: its image is not readable as a picture"
+    ) as said:
+        next(batches)
+    assert "\n" not in str(said.value) and not any(c.image.name in str(said.value) for c in cases)
+
+
+def test_a_validation_case_that_cannot_be_read_ends_the_run_before_its_first_step(place):
+    card = write_toy_set(place / "data")
+    case = open_dataset(card).split("validation")[0]
+    case.reference.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=f"^{case.case}: its reference is not readable"):
+        train(write_toy_experiment(place, card))
+    assert recorded_cases()[case.case] == str(case.reference.resolve())
+    assert not (place / "mlflow").exists()
 
 
 def test_a_damaged_checkpoint_is_said(place):

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import InstanceSet, LabelMap, Segmenter
+from clearmargin.core import Grid, InstanceSet, LabelMap, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError
@@ -46,6 +46,7 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_cases",
+    "metric_names",
     "render",
     "score",
     "write_tables",
@@ -191,6 +192,12 @@ def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> It
         if image.grid.ndim == 3:
             z = int(np.argmax([len(reference.plane(k)[0]) for k in range(image.grid.shape[0])]))
         yield overlay(image, predicted, z=z, label_map=dataset.card.label_map, reference=reference)
+
+
+def metric_names(grid: Grid) -> tuple[str, ...]:
+    """Return the names of what `evaluate_cases` measures of an instance on a grid; its unit is part of some."""
+    nothing = InstanceSet.empty(grid)
+    return tuple(evaluate_instances(nothing, nothing, protocol=_PROTOCOL)[0].values)
 
 
 def evaluate_cases(

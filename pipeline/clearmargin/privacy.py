@@ -15,7 +15,9 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["case_id", "home", "record_case", "record_cases", "recorded_cases"]
+from clearmargin.errors import InputError
+
+__all__ = ["case_id", "home", "named_by_case", "record_case", "record_cases", "recorded_cases"]
 
 
 def home() -> Path:
@@ -59,6 +61,26 @@ def recorded_cases() -> dict[str, str]:
         return {}
     rows = (json.loads(line) for line in crosswalk.read_text().splitlines() if line)
     return {row["case"]: row["path"] for row in rows}
+
+
+@contextlib.contextmanager
+def named_by_case(case: str, path: Path, what: str) -> Iterator[None]:
+    """Let an InputError from within name the case, and not a file that the user did not type.
+
+    Args:
+        case: The case id that the message begins with; the crosswalk is told its path.
+        path: The file that is read within.
+        what: What the file is to the case, in place of its name: ``its image``.
+
+    Raises:
+        InputError: In place of one from within, of the same kind.
+    """
+    try:
+        yield
+    except InputError as error:
+        record_case(case, path)
+        message = str(error).replace(f"'{path.name}'", what).replace(path.name, what)
+        raise type(error)(f"{case}: {message} (the private crosswalk gives the file)") from None
 
 
 def _key() -> bytes:

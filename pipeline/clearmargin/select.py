@@ -5,20 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
+import logging
 import resource
-from collections.abc import Sequence
-from dataclasses import dataclass
+import signal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from clearmargin.config import load_settings
-from clearmargin.datasets.cases import open_dataset
+from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
+from clearmargin.evaluate import evaluate_cases, metric_names
 from clearmargin.metrics import METRICS
 from clearmargin.metrics.statistics import Interval, bootstrap_means, compare
-from clearmargin.models.folder import RUNTIME_FILE, ModelCard
+from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.report.figures import trade_off
 from clearmargin.report.progress import progress
@@ -34,6 +40,8 @@ __all__ = [
     "select",
     "table_csv",
 ]
+
+log = logging.getLogger(__name__)
 
 STAGES = ("decode", "transform", "network", "masks", "encoding")
 _WARM_UP = 2
@@ -80,6 +88,7 @@ class Selection:
         front: Names of those that no other beats in both time and metric.
         metric: What was compared.
         run_id: In the tracking store.
+        failed: What could not be measured, and why.
     """
 
     candidates: tuple[Candidate, ...]
@@ -88,6 +97,7 @@ class Selection:
     front: tuple[str, ...]
     metric: str
     run_id: str
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 def select(
@@ -103,7 +113,8 @@ def select(
     """Time models end to end on this machine, measure them on the card's validation split, and choose one.
 
     Each runs in a process of its own, with torch and with each runtime that it was exported to. Test cases are
-    not read.
+    not read. The table is written after each candidate; one that fails is listed in ``failed``, and the others are
+    compared all the same.
 
     Args:
         models: Model folders.
@@ -116,49 +127,77 @@ def select(
         out: A folder for the table, the figure and the reasons; None writes none.
 
     Raises:
-        InputError: No candidate is fast enough; the table is written all the same.
-        ConfigError: The metric is not known, or a model has other classes.
+        InputError: No candidate is fast enough, the table is written all the same; or none could be measured, or
+            a validation case cannot be read.
+        ConfigError: The metric is not known, a model has other classes, or is given twice.
     """
-    name = metric.replace("@", "_")
-    tasks = [(model, runtime) for model in models for runtime in _runtimes(model, device)]
-    if not tasks:
-        raise ConfigError("give at least one model folder")
+    wanted = metric.replace("@", "_")
+    dataset = open_dataset(card)
+    tasks = _tasks(models, device, dataset)
+    _check_data(dataset, wanted)
     run = TrackedRun(name=f"select-{card.stem}")
-    run.on_start(params={"budget_ms": budget_ms, "metric": name, "device": device}, tags={"verb": "select"})
+    run.on_start(params={"budget_ms": budget_ms, "metric": wanted, "device": device}, tags={"verb": "select"})
     with run:
-        found = []
+        run.log_data(dataset.card.name, dataset.digest(), context="validation")
+        found: list[Candidate] = []
+        failed: dict[str, ClearMarginError] = {}
         with progress("select", len(tasks)) as bar:
-            for model, runtime in tasks:
-                found.append(_in_own_process(model, runtime, card, device, name, cases))
-                bar.advance()
-        candidates = tuple(sorted(found, key=lambda c: c.p50))
-        chosen, why = choose(candidates, name, budget_ms)
-        done = Selection(
-            candidates=candidates,
-            chosen=chosen,
-            why=why,
-            front=front_of(candidates, name),
-            metric=name,
-            run_id=run.run_id,
-        )
-        figure = trade_off(
-            {c.name: (c.p95, c.interval.estimate, c.interval.low, c.interval.high) for c in candidates},
-            front=done.front,
-            chosen=chosen,
-            budget=budget_ms,
-            metric=name,
-        )
-        run.log_figure(figure, "trade_off.png")
-        run.log_text(table_csv(done), "candidates.csv")
-        run.log_text(why + "\n", "why.txt")
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out / "trade_off.png")
-            (out / "candidates.csv").write_text(table_csv(done), encoding="utf-8")
-            (out / "why.txt").write_text(why + "\n", encoding="utf-8")
-        if not chosen:
-            raise InputError(why)
+            for name, (model, runtime) in tasks.items():
+                try:
+                    found.append(_in_own_process(name, model, runtime, card, device, wanted, cases))
+                except ClearMarginError as error:
+                    failed[name] = error
+                    log.warning("%s could not be measured: %s", name, error)
+                if out is not None and found:
+                    _write(_selection(found, wanted, budget_ms, run.run_id, failed), budget_ms, out)
+                bar.advance(last=name)
+        if not found:
+            raise next(iter(failed.values()))
+        done = _selection(found, wanted, budget_ms, run.run_id, failed)
+        with TemporaryDirectory() as folder:
+            _write(done, budget_ms, Path(folder))
+            run.log_artifact(Path(folder), "selection")
+        if not done.chosen:
+            raise InputError(done.why)
     return done
+
+
+def _tasks(models: Sequence[Path], device: str, dataset: Dataset) -> dict[str, tuple[Path, str]]:
+    """Return the candidates, a model with a runtime, by a name of their own; refuse what could not be compared."""
+    if not models:
+        raise ConfigError("give at least one model folder")
+    tasks: dict[str, tuple[Path, str]] = {}
+    seen: set[Path] = set()
+    for model in models:
+        label = _label(model)
+        if model.resolve() in seen:
+            raise ConfigError(f"model '{label}' is given twice: leave one out")
+        seen.add(model.resolve())
+        if not (model / CONFIG_FILE).is_file():
+            raise InputError(
+                f"'{label}' is no model folder: it lacks {CONFIG_FILE} (an ensemble is not selected)"
+            )
+        classes = load_settings(model / CONFIG_FILE, ModelCard).label_map.names
+        if classes != dataset.card.label_map.names:
+            raise ConfigError(
+                f"model '{label}' knows the classes {', '.join(classes)}, card '{dataset.card.name}' has "
+                f"{', '.join(dataset.card.label_map.names)}: select on a card with the models' classes"
+            )
+        count = sum(_label(other) == label for other in seen)
+        name = label if count == 1 else f"{label}-{count}"  # two folders may go by one name
+        for runtime in _runtimes(model, device):
+            tasks[name if runtime == "torch" else f"{name} ({runtime})"] = (model, runtime)
+    return tasks
+
+
+def _check_data(dataset: Dataset, metric: str) -> None:
+    """Read all that will be measured on: what is wrong with it is not to be met after minutes of timing."""
+    names: tuple[str, ...] = ()
+    for case in dataset.split("validation"):
+        image, _ = dataset.read(case)
+        names = names or metric_names(image.grid)
+    if metric not in names:
+        raise ConfigError(f"no metric '{metric}' for card '{dataset.card.name}': {nearest(metric, names)}")
 
 
 def _runtimes(model: Path, device: str) -> list[str]:
@@ -166,28 +205,62 @@ def _runtimes(model: Path, device: str) -> list[str]:
     return ["torch", *(exported if device == "cpu" else [])]
 
 
-def _in_own_process(model: Path, runtime: str, card: Path, device: str, metric: str, cases: int) -> Candidate:
+def _selection(
+    found: Sequence[Candidate],
+    metric: str,
+    budget_ms: float,
+    run_id: str,
+    failed: Mapping[str, ClearMarginError],
+) -> Selection:
+    chosen, why = choose(found, metric, budget_ms)
+    return Selection(
+        candidates=tuple(sorted(found, key=lambda c: c.p50)),
+        chosen=chosen,
+        why=" ".join([why, *(f"{name} could not be measured: {error}." for name, error in failed.items())]),
+        front=front_of(found, metric),
+        metric=metric,
+        run_id=run_id,
+        failed={name: str(error) for name, error in failed.items()},
+    )
+
+
+def _write(done: Selection, budget_ms: float, folder: Path) -> None:
+    """Write the table, the figure and the reasons."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = trade_off(
+        {c.name: (c.p95, c.interval.estimate, c.interval.low, c.interval.high) for c in done.candidates},
+        front=done.front,
+        chosen=done.chosen,
+        budget=budget_ms,
+        metric=done.metric,
+    )
+    figure.savefig(folder / "trade_off.png")
+    (folder / "candidates.csv").write_text(table_csv(done), encoding="utf-8")
+    (folder / "why.txt").write_text(done.why + "\n", encoding="utf-8")
+
+
+def _in_own_process(
+    name: str, model: Path, runtime: str, card: Path, device: str, metric: str, cases: int
+) -> Candidate:
     """Measure a candidate where no other has taken memory or started threads."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        answer = pool.apply(_measure, (model, runtime, card, device, metric, cases))
-    if isinstance(answer, ClearMarginError):
-        raise answer
-    if not isinstance(answer, Candidate):
-        raise TypeError(answer)
-    return answer
+    with ProcessPoolExecutor(
+        1,
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    ) as pool:
+        try:
+            return pool.submit(_measured, name, model, runtime, card, device, metric, cases).result()
+        except BrokenProcessPool:
+            raise InputError(
+                "its process was ended from outside, most often as memory ran out: leave it out, or measure it "
+                "where there is more"
+            ) from None
 
 
-def _measure(
-    model: Path, runtime: str, card: Path, device: str, metric: str, cases: int
-) -> Candidate | ClearMarginError:
-    try:
-        return _measured(model, runtime, card, device, metric, cases)
-    except ClearMarginError as error:  # an exception of ours may not survive the way through the pipe
-        return error
-
-
-def _measured(model: Path, runtime: str, card: Path, device: str, metric: str, cases: int) -> Candidate:
-    from clearmargin.evaluate import evaluate_cases
+def _measured(
+    name: str, model: Path, runtime: str, card: Path, device: str, metric: str, cases: int
+) -> Candidate:
     from clearmargin.formats import read_image
     from clearmargin.models import load_segmenter
     from clearmargin.models.clock import Clock
@@ -195,8 +268,6 @@ def _measured(model: Path, runtime: str, card: Path, device: str, metric: str, c
 
     segmenter = load_segmenter(model, device=device, runtime=runtime)
     dataset = open_dataset(card)
-    if segmenter.label_map.names != dataset.card.label_map.names:
-        raise ConfigError(f"model '{model.name}' has other classes than card '{dataset.card.name}'")
     validation = dataset.split("validation")
     timed = validation[:: -(-len(validation) // cases)]
     spans: list[dict[str, float]] = []
@@ -214,9 +285,6 @@ def _measured(model: Path, runtime: str, card: Path, device: str, metric: str, c
             spans.append(clock.seconds)
     threshold = segmenter.choice.score_threshold
     found = evaluate_cases(segmenter.with_threshold(0.0), dataset, validation, score_threshold=threshold)
-    known = list(found.rows[0].values)
-    if metric not in known:
-        raise ConfigError(f"no metric '{metric}' for card '{dataset.card.name}': {nearest(metric, known)}")
     rows: dict[str, list[float]] = {}
     units: dict[str, str] = {}
     for row in found.rows:
@@ -226,8 +294,8 @@ def _measured(model: Path, runtime: str, card: Path, device: str, metric: str, c
     totals = np.array([sum(span.values()) for span in spans]) * 1000
     parameters = sum(p.numel() for p in load_segmenter(model, device="cpu").network.parameters())
     return Candidate(
-        name=_label(model) + ("" if runtime == "torch" else f" ({runtime})"),
-        network=load_settings(model / "model.yaml", ModelCard).model["network"],
+        name=name,
+        network=load_settings(model / CONFIG_FILE, ModelCard).model["network"],
         parameters=parameters,
         stages={s: 1000 * float(np.median([span.get(s, 0.0) for span in spans])) for s in STAGES},
         p50=float(np.percentile(totals, 50)),

@@ -209,10 +209,8 @@ def _loop(
 ) -> None:
     settings = experiment.training
     total = settings.epochs * settings.steps_per_epoch
-    batches = iter(
-        load_batches(
-            experiment, data.dataset, data.train, state.epoch * settings.steps_per_epoch, total, group
-        )
+    batches = load_batches(
+        experiment, data.dataset, data.train, state.epoch * settings.steps_per_epoch, total, group
     )
     take_step = TrainingStep(
         state=state,
@@ -316,7 +314,10 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
         return ()
     cases = dataset.split("validation")
     most = experiment.training.validation_cases
-    return cases[:: math.ceil(len(cases) / most)]
+    chosen = cases[:: math.ceil(len(cases) / most)]
+    for case in chosen:  # one that cannot be read would be met after hours of training
+        dataset.read(case)
+    return chosen
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

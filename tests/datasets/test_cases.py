@@ -15,6 +15,7 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
+from clearmargin.privacy import recorded_cases
 
 TUMOUR = {"value": "108369006", "meaning": "Tumor"}
 CATEGORY = {"value": "49755003", "meaning": "Morphologically Altered Structure"}
@@ -359,3 +360,35 @@ def test_sequences_on_different_grids_are_refused_by_case_not_by_path(tmp_path):
     (tmp_path / "SECRET-t2.nii.gz").unlink()
     with pytest.raises(InputError, match="lack a file"):
         open_dataset(tmp_path / "card.yaml")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("image", "its image is not readable as a picture"),
+        ("reference", "its reference is not readable as a picture"),
+        ("size", "its reference lies on another grid than its image"),
+        ("ignore", "its ignored region lies on another grid"),
+    ],
+)
+def test_a_case_that_cannot_be_read_is_named_by_its_id_and_the_crosswalk_knows_its_file(
+    tmp_path, broken, message
+):
+    card = card_dict()
+    card["cases"] = card["cases"] | {"ignore": "{id}_ignore.png"}
+    listed = [{"id": "MILLER", "patient": "MILLER"}, *rows()]
+    path = write_set(tmp_path, listed, card)
+    files = {name: tmp_path / f"MILLER{end}.png" for name, end in (("image", ""), ("reference", "_labels"))}
+    files |= {"size": files["reference"], "ignore": tmp_path / "MILLER_ignore.png"}
+    write_raster(files["ignore"], np.zeros((9, 9) if broken == "ignore" else (32, 48), np.uint8))
+    if broken == "size":
+        write_raster(files["reference"], np.zeros((9, 9), np.uint8))
+    elif broken != "ignore":
+        files[broken].write_bytes(files[broken].read_bytes()[:45])
+    dataset = open_dataset(path)
+    with pytest.raises(InputError) as refusal:
+        dataset.read(dataset.cases[0])
+    said = str(refusal.value)
+    assert said.startswith(f"{dataset.cases[0].case}: {message}") and "MILLER" not in said
+    assert type(refusal.value) is (GeometryError if broken in ("size", "ignore") else InputError)
+    assert recorded_cases()[dataset.cases[0].case] == str(files[broken].resolve())

@@ -220,3 +220,16 @@ def test_large_and_negative_values_are_values_like_others(tmp_path):
     truth = np.where(TUMOUR, 7_000_000, np.where(OTHER, -1, 0)).astype(np.int32)
     found = measure(*folders(tmp_path, {"a": (labels((1, TUMOUR)), truth)}), objects="instances")
     assert [(row.status, row.values["dice"]) for row in found.rows] == [("tp", 1.0)]
+
+
+@pytest.mark.parametrize("side", ["predicted", "reference"])
+def test_a_file_that_cannot_be_read_is_named_by_its_case_but_for_one_that_was_typed(tmp_path, side):
+    paths = folders(tmp_path, {"MILLER": (labels((1, LIVER)),) * 2})
+    file = tmp_path / side / "MILLER.nii.gz"
+    file.write_bytes(file.read_bytes()[:40])
+    what = {"predicted": "its prediction", "reference": "its reference"}[side]
+    with pytest.raises(InputError, match=f"^case-[0-9a-f]{{12}}: {what} is ") as caught:
+        measure(*paths)
+    assert "MILLER" not in str(caught.value)
+    with pytest.raises(InputError, match=r"'MILLER\.nii\.gz' is "):
+        measure(*(path / "MILLER.nii.gz" for path in paths))

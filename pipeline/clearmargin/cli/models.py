@@ -10,7 +10,7 @@ import typer
 
 from clearmargin.cli.app import app, say, say_run
 from clearmargin.cli.options import AnyModel, Overrides, Runs, Split
-from clearmargin.errors import ConfigError
+from clearmargin.errors import BatchError, ConfigError
 
 __all__: list[str] = []
 
@@ -118,6 +118,12 @@ def select(
     done = call(folders, card, budget_ms=budget_ms, metric=metric, device=device, cases=cases, out=out)
     say(render_selection(done))
     say_run(done.run_id)
+    if done.failed:
+        raise BatchError(
+            f"{len(done.failed)} of {len(done.failed) + len(done.candidates)} candidates could not be measured; "
+            "the others were compared:\n"
+            + "\n".join(f"  {name}: {message}" for name, message in done.failed.items())
+        )
 
 
 @app.command(rich_help_panel="Models")

@@ -27,7 +27,7 @@ from clearmargin.datasets.clips import Clips, nearest_levels
 from clearmargin.datasets.splits import assign_splits
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats import read_image
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_id, named_by_case
 
 __all__ = ["Case", "Dataset", "open_dataset"]
 
@@ -89,18 +89,22 @@ class Dataset:
             InputError: A file is missing or does not hold what the card says; GeometryError: its reference
                 lies on another grid.
         """
-        image = _read_frame(self, case, case.image) if case.frame is not None else read_image(case.image)
+        with named_by_case(case.case, case.image, "its image"):
+            image = _read_frame(self, case, case.image) if case.frame is not None else read_image(case.image)
+            grid = _with_spacing(image.grid, self.card)
         image = replace(
             image,
             pixels=_with_further(case, image),
-            grid=_with_spacing(image.grid, self.card),
+            grid=grid,
             source=replace(
                 image.source, case=case.case, modality=image.source.modality or self.card.modality
             ),
         )
-        reference = _REFERENCE_READERS[self.card.encoding.kind](self, case, image.grid)
+        with named_by_case(case.case, case.references[0], "its reference"):
+            reference = _REFERENCE_READERS[self.card.encoding.kind](self, case, image.grid)
         if case.ignore is not None:
-            reference = replace(reference, ignore=Mask.from_dense(_read_labels(case.ignore, image.grid)))
+            with named_by_case(case.case, case.ignore, "its ignored region"):
+                reference = replace(reference, ignore=Mask.from_dense(_read_labels(case.ignore, image.grid)))
         return image, reference
 
     def digest(self) -> str:
@@ -218,12 +222,13 @@ def _with_further(case: Case, image: Image) -> NDArray[np.generic]:
     """Return the channels of all sequences of a case, whose first is ``image``."""
     channels = [image.pixels]
     for number, path in enumerate(case.further, start=2):
-        found = read_image(path)
-        if not found.grid.same_as(image.grid):
-            raise GeometryError(
-                f"{case.case}: sequence {number} of {1 + len(case.further)} lies on another grid than the first: "
-                f"{found.grid} and {image.grid}; resample them to one grid before they enter a card"
-            )
+        with named_by_case(case.case, path, f"its sequence {number}"):
+            found = read_image(path)
+            if not found.grid.same_as(image.grid):
+                raise GeometryError(
+                    f"sequence {number} of {1 + len(case.further)} lies on another grid than the first: "
+                    f"{found.grid} and {image.grid}; resample them to one grid before they enter a card"
+                )
         channels.append(found.pixels)
     return np.concatenate(channels) if case.further else image.pixels
 
@@ -235,7 +240,7 @@ def _read_labels(path: Path, grid: Grid) -> NDArray[np.integer[Any]]:
     labels, found = (read_label_raster(path), None) if grid.ndim == 2 else read_label_volume(path)
     if labels.shape != grid.shape or (found is not None and not found.same_as(grid)):
         raise GeometryError(
-            f"a reference lies on another grid than its image: {found or labels.shape} and {grid}; "
+            f"'{path.name}' lies on another grid than its image: {found or labels.shape} and {grid}; "
             "resample one of them before it enters a card"
         )
     return labels
@@ -258,13 +263,11 @@ def _value_table(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
         raise TypeError(encoding)
     labels = _read_labels(case.reference, grid)
     if labels.min() < 0:
-        raise InputError(f"{case.case}: its reference holds negative values; label values are 0 or more")
+        raise InputError("its reference holds negative values; label values are 0 or more")
     values = [int(v) for v in np.unique(labels) if v != 0]
     unknown = [v for v in values if v not in encoding.values]
     if unknown:
-        raise InputError(
-            f"{case.case}: its reference holds the values {unknown} that card '{card.name}' does not list"
-        )
+        raise InputError(f"its reference holds the values {unknown} that card '{card.name}' does not list")
     found = InstanceSet.from_label_image(grid, labels)
     classes = np.array([card.label_map.by_name(encoding.values[v]).id for v in values], np.int64)
     if isinstance(encoding, LabelVolume) and encoding.split_components:
@@ -310,11 +313,11 @@ def _video_masks(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     for path in case.references:
         frame = _read_frame(dataset, case, path)
         if frame.grid.shape != grid.shape:
-            raise GeometryError(f"{case.case}: a mask video is {frame.grid.shape}, its clip {grid.shape}")
+            raise GeometryError(f"a mask video is {frame.grid.shape}, its clip {grid.shape}")
         try:
             found = nearest_levels(frame.pixels, encoding.levels, encoding.tolerance)
         except InputError as error:
-            raise InputError(f"{case.case}: {error}; list it in encoding.levels") from None
+            raise InputError(f"{error}; list it in encoding.levels") from None
         masks += [Mask.from_dense(mask) for mask in found.values()]
         labels += [dataset.card.label_map.by_name(name).id for name in found]
     return InstanceSet(
@@ -329,13 +332,10 @@ def _read_frame(dataset: Dataset, case: Case, path: Path) -> Image:
     """Return the case's frame of its clip, or of a mask video, which has as many."""
     if case.frame is None:
         raise TypeError(f"{case.case} is no frame of a clip")
-    try:
-        counts = [dataset.clips.frame_count(p) for p in (case.image, path)]
-        if counts[0] != counts[1]:
-            raise InputError(f"a mask video has {counts[1]} frames, its clip {counts[0]}")
-        return dataset.clips.frame(path, case.frame)
-    except InputError as error:
-        raise InputError(f"{case.case}: {error}") from None
+    counts = [dataset.clips.frame_count(p) for p in (case.image, path)]
+    if counts[0] != counts[1]:
+        raise InputError(f"a mask video has {counts[1]} frames, its clip {counts[0]}")
+    return dataset.clips.frame(path, case.frame)
 
 
 # A new encoding is one class in card.py, one reader here, one line.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from clearmargin.core import Grid, InstanceSet, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.formats.label_files import LABEL_SUFFIXES, Objects, read_label_file
-from clearmargin.privacy import case_id, record_case
+from clearmargin.privacy import case_id, named_by_case, record_case
 
 __all__ = ["Pair", "read_pairs", "resample"]
 
@@ -57,7 +58,7 @@ def read_pairs(
     if predicted.suffix.lower() == ".json" or reference.suffix.lower() == ".json":
         return _coco_pairs(predicted, reference, missing_as_empty)
     if not predicted.is_dir():
-        return [_read_pair(reference.stem, predicted, reference, objects)], 0
+        return [_read_pair(reference.stem, predicted, reference, objects, typed=True)], 0
     ours, theirs = _label_files(predicted), _label_files(reference)
     if not theirs:
         raise InputError(f"no label file in '{reference.name}': expected {', '.join(LABEL_SUFFIXES)}")
@@ -90,11 +91,19 @@ def _label_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_pair(name: str, predicted: Path | None, reference: Path, objects: Objects) -> Pair:
-    truth = read_label_file(reference, objects)
-    found = InstanceSet.empty(truth.grid) if predicted is None else read_label_file(predicted, objects)
+def _read_pair(
+    name: str, predicted: Path | None, reference: Path, objects: Objects, *, typed: bool = False
+) -> Pair:
+    """Return a pair; what is ``typed`` by the user is named in errors as it was, and else by its case."""
     case = _case(reference)
     record_case(case, reference)
+
+    def read(path: Path, what: str) -> InstanceSet:
+        with nullcontext() if typed else named_by_case(case, path, what):
+            return read_label_file(path, objects)
+
+    truth = read(reference, "its reference")
+    found = InstanceSet.empty(truth.grid) if predicted is None else read(predicted, "its prediction")
     return Pair(case=case, name=name, predicted=found, reference=truth)
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from clearmargin.datasets.balance import repeat_factors
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.datasets.volume_windows import VolumeWindows
+from clearmargin.errors import ClearMarginError
 from clearmargin.models import network_config
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
@@ -34,10 +36,13 @@ def load_batches(
     first: int,
     total: int,
     group: ProcessGroup,
-) -> DataLoader[Any]:
+) -> Iterator[Any]:
     """Return the batches of steps ``first`` to ``total``; a process takes its own share of each step's windows.
 
     Each batch is what ``collate`` makes of ``batch_size`` windows; ``accumulate`` of them are a step.
+
+    Raises:
+        ClearMarginError: A case cannot be read: as it was raised, in whichever process that was.
     """
     settings = experiment.training
     size = settings.batch_size
@@ -50,14 +55,39 @@ def load_batches(
         for step in range(first, total)
         for k in range(passes)
     ]
-    return DataLoader(
-        windows,
+    loader = DataLoader(
+        _Answers(windows),
         batch_sampler=[list(range(first, first + size)) for first in firsts],
-        collate_fn=collate,
+        collate_fn=_collate,
         num_workers=settings.workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
     )
+    return _batches(loader)
+
+
+class _Answers(TorchDataset[Any]):
+    """Windows, or the error in place of one: what a worker raises comes out with its traceback for a message."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+
+    def __getitem__(self, position: int) -> Any:
+        try:
+            return self.windows[position]
+        except ClearMarginError as error:
+            return error
+
+
+def _collate(answers: Sequence[Any]) -> Any:
+    return next((a for a in answers if isinstance(a, ClearMarginError)), None) or collate(answers)
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, ClearMarginError):
+            raise batch
+        yield batch
 
 
 def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) -> Windows:
