@@ -36,9 +36,12 @@ def resample(
     from_centre, to_centre = np.eye(len(matrix)), np.eye(len(matrix))
     from_centre[:-1, -1] = [(n - 1) / 2 for n in size]
     to_centre[:-1, -1] = [-(n - 1) / 2 for n in shape]
+    affine = to_centre @ matrix @ from_centre
+    # It takes an axis of one element for one of two, and so halves the way along it.
+    affine[:-1][np.array(shape) == 1] *= 2
     move = Affined(
         keys,
-        affine=to_centre @ matrix @ from_centre,
+        affine=affine,
         spatial_size=size,
         mode=[MODES[KEYS.index(k)] for k in keys],
         padding_mode="zeros",
