@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from bright_parts import BrightParts
 
 SHAPE = (3000, 4000)
 INSTANCES = 300
@@ -48,34 +49,6 @@ def picture() -> np.ndarray:
         disc = y**2 + x**2 <= radius**2
         pixels[:, cy - radius : cy + radius + 1, cx - radius : cx + radius + 1][:, disc] = 200
     return pixels
-
-
-class Discs:
-    """Finds every bright part, with a 28 x 28 mask in its box."""
-
-    def detect(self, images):
-        import torch
-        import torch.nn.functional as F
-        from scipy import ndimage
-
-        from clearmargin.models.network import Detections
-
-        numbered, count = ndimage.label(images[0, 0].numpy() > 0.5)
-        boxes, masks = [], []
-        for k, (rows, columns) in enumerate(ndimage.find_objects(numbered), start=1):
-            boxes.append([columns.start, rows.start, columns.stop, rows.stop])
-            part = torch.from_numpy(numbered[rows, columns] == k).float()
-            masks.append(F.interpolate(part[None, None], (28, 28), mode="area")[0, 0])
-        regions = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        return [
-            Detections(
-                boxes=regions,
-                labels=torch.ones(count, dtype=torch.int64),
-                scores=torch.full((count,), 0.9),
-                masks=torch.stack(masks) if masks else torch.zeros(0, 28, 28),
-                regions=regions,
-            )
-        ]
 
 
 def measure(name: str, network: object, *, tile: tuple[int, int] | None, views: int = 0) -> None:
@@ -122,9 +95,9 @@ def mask_rcnn() -> object:
 
 
 CASES: dict[str, Callable[[], None]] = {
-    "discs, tiles": lambda: measure("discs, tiles", Discs(), tile=TILE),
-    "discs, whole": lambda: measure("discs, whole", Discs(), tile=None),
-    "discs, tiles, 4 views": lambda: measure("discs, tiles, 4 views", Discs(), tile=TILE, views=4),
+    "discs, tiles": lambda: measure("discs, tiles", BrightParts(0, 28), tile=TILE),
+    "discs, whole": lambda: measure("discs, whole", BrightParts(0, 28), tile=None),
+    "discs, tiles, 4 views": lambda: measure("discs, tiles, 4 views", BrightParts(0, 28), tile=TILE, views=4),
     "mask_rcnn, tiles": lambda: measure("mask_rcnn, tiles", mask_rcnn(), tile=TILE),
     "mask_rcnn, whole": lambda: measure("mask_rcnn, whole", mask_rcnn(), tile=None),
 }

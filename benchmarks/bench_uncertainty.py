@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from bright_parts import BrightParts
 
 SHAPE = (300, 512, 512)
 OBJECTS, MEMBERS = 30, 5
@@ -51,37 +53,6 @@ def volume() -> np.ndarray:
         ball = z**2 + y**2 + x**2 <= radius**2
         pixels[0][tuple(slice(c - radius, c + radius + 1) for c in centre)][ball] = 400
     return pixels
-
-
-class Balls:
-    """Finds every bright part of a slice, ``shift`` columns from where it is, with a 64 x 64 mask in its box."""
-
-    def __init__(self, shift: int) -> None:
-        self.shift = shift
-
-    def detect(self, images):
-        import torch
-        import torch.nn.functional as F
-        from scipy import ndimage
-
-        from clearmargin.models.network import Detections
-
-        numbered, count = ndimage.label(images[0, 1].numpy() > 0.5)
-        boxes, masks = [], []
-        for k, (rows, columns) in enumerate(ndimage.find_objects(numbered), start=1):
-            boxes.append([columns.start + self.shift, rows.start, columns.stop + self.shift, rows.stop])
-            part = torch.from_numpy(numbered[rows, columns] == k).float()
-            masks.append(F.interpolate(part[None, None], (64, 64), mode="area")[0, 0])
-        regions = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        return [
-            Detections(
-                boxes=regions,
-                labels=torch.ones(count, dtype=torch.int64),
-                scores=torch.full((count,), 0.9),
-                masks=torch.stack(masks) if masks else torch.zeros(0, 64, 64),
-                regions=regions,
-            )
-        ]
 
 
 def bright(shift: int):
@@ -122,9 +93,10 @@ def memory(kind: str) -> None:
 
     torch.set_num_threads(1)
     code = Code(value="108369006", scheme="SCT", meaning="Tumor")
-    made, build, channels = {"planes": (NetworkSegmenter, Balls, 3), "volume": (VolumeSegmenter, bright, 1)}[
-        kind
-    ]
+    made, build, channels = {
+        "planes": (NetworkSegmenter, partial(BrightParts, 1, 64), 3),
+        "volume": (VolumeSegmenter, bright, 1),
+    }[kind]
     first = made(
         network=build(0),
         image=ImageSettings(intensity=Window(low=-100, high=400), channels=channels),
