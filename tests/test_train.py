@@ -1,6 +1,7 @@
 """Training: what it leaves behind, how it stops, and that a resumed run is the run that never stopped."""
 
 import itertools
+import logging
 import signal
 import subprocess
 import sys
@@ -109,7 +110,8 @@ def test_workers_do_not_change_the_weights(place):
         torch.testing.assert_close(weights(helped)[name], value, rtol=0, atol=0)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(place):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(place, caplog):
+    caplog.set_level(logging.INFO)
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=3)
     from clearmargin.models.mask_rcnn import MaskRCNN
@@ -132,6 +134,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(place):
     assert all(torch.isfinite(v).all() for v in saved["network"].values())
     run_id = yaml.safe_load((place / "runs" / "toy" / "run.yaml").read_text())["run_id"]
     assert client(place).get_run(run_id).info.status == "FAILED"
+    assert "`clearmargin train --resume runs/toy` goes on behind it" in caplog.text
+    assert train(resume="runs/toy").epochs == 3  # as it was said
 
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays_whole(place, monkeypatch):

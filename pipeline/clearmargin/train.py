@@ -100,10 +100,17 @@ def train(
     """
     with process_group() as group:
         experiment, folder = open_folder(config, overrides, resume, runs, group)
-        with torch_threads(None):  # they are the process's, and others work in it after us
-            return _train(
-                experiment, folder, group, resumes=resume is not None, profile=profile, parent=parent
-            )
+        try:
+            with torch_threads(None):  # they are the process's, and others work in it after us
+                return _train(
+                    experiment, folder, group, resumes=resume is not None, profile=profile, parent=parent
+                )
+        except BaseException:  # an error, Ctrl-C, a signal: all the same to what is kept
+            if (folder / CHECKPOINT).is_file() and group.rank == 0:
+                log.info(
+                    "the last whole epoch is kept: `clearmargin train --resume %s` goes on behind it", folder
+                )
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
