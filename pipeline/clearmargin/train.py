@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -106,11 +107,17 @@ def train(
                     experiment, folder, group, resumes=resume is not None, profile=profile, parent=parent
                 )
         except BaseException:  # an error, Ctrl-C, a signal: all the same to what is kept
-            if (folder / CHECKPOINT).is_file() and group.rank == 0:
-                log.info(
-                    "the last whole epoch is kept: `clearmargin train --resume %s` goes on behind it", folder
-                )
+            if group.rank == 0:
+                _leave(folder, new=resume is None)
             raise
+
+
+def _leave(folder: Path, *, new: bool) -> None:
+    """Say how a run that ended early goes on; one that never began leaves no folder behind."""
+    if (folder / CHECKPOINT).is_file():
+        log.info("the last whole epoch is kept: `clearmargin train --resume %s` goes on behind it", folder)
+    elif new and not any((folder / name).exists() for name in (RUN, MODEL)):
+        shutil.rmtree(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
