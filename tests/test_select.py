@@ -64,6 +64,16 @@ def test_the_smallest_that_is_not_significantly_worse_within_the_budget():
     )  # now the best is 0.1 better than all
 
 
+def test_a_choice_that_another_beats_in_time_and_metric_says_so():
+    small = candidate("small", values=BASE, parameters=3e6, p95=30)
+    better = BASE + np.tile([0.022, -0.02], 15)  # by 0.001, which is not significant
+    assert choose([candidate("quick", values=better, p95=10, parameters=9e6), small], "dice", 40)[1].endswith(
+        "It is not on the front: quick, though larger, is faster (p95) and better."
+    )
+    chosen, why = choose([candidate("slow", values=better, p95=35, parameters=9e6), small], "dice", 40)
+    assert chosen == "small" and "front" not in why
+
+
 def test_distances_are_better_lower():
     assert choose([LARGE, WORSE], "hd95", 40)[0] == "worse"
     assert front_of([LARGE, WORSE], "hd95") == ("worse",)

@@ -355,6 +355,15 @@ def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tu
         f"Chosen: {chosen.name}, the smallest of the {len(good)} that are not significantly worse "
         f"({chosen.parameters / 1e6:.1f} million parameters, {chosen.p50:.0f} ms)."
     )
+    ahead = [
+        c.name
+        for c in fast
+        if c.p95 < chosen.p95 and sign * c.interval.estimate > sign * chosen.interval.estimate
+    ]
+    if ahead:
+        reasons.append(
+            f"It is not on the front: {', '.join(ahead)}, though larger, is faster (p95) and better."
+        )
     return chosen.name, " ".join(reasons)
 
 
