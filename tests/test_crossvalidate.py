@@ -1,6 +1,7 @@
 """Every case is measured by a model that never saw it; a stopped cross-validation goes on."""
 
 import csv
+import logging
 
 import mlflow
 import pytest
@@ -45,7 +46,8 @@ def test_folds_are_trained_measured_and_shown_under_one_run(config, tmp_path, mo
     assert client.get_run(done.run_id).data.metrics["mean/dice"] == pytest.approx(done.spread()["dice"][0])
 
 
-def test_a_stopped_cross_validation_goes_on_where_it_was(config, monkeypatch):
+def test_a_stopped_cross_validation_goes_on_where_it_was(config, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     trained = []
     original = verb.train
 
@@ -59,6 +61,7 @@ def test_a_stopped_cross_validation_goes_on_where_it_was(config, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         crossvalidate(config, folds=2, seeds=1)
     (folder,) = config.parent.glob("runs/toy-folds")
+    assert "`clearmargin crossvalidate --resume runs/toy-folds` goes on from there" in caplog.text
     first = (folder / "fold-1-seed-0" / "model" / "weights.safetensors").read_bytes()
     monkeypatch.setattr(verb, "train", original)
     done = crossvalidate(resume=folder)

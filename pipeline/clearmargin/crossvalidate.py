@@ -110,13 +110,19 @@ def crossvalidate(
     numbers: dict[str, dict[str, float]] = {}
     with run:
         run.log_data(dataset.card.name, dataset.digest())
-        for count, member in enumerate(members, 1):
-            log.info("%s (%d of %d)", member.name, count, len(members))
-            _train_member(experiment, member, folder, run)
-            found = _measure_member(experiment, member, dataset, folder)
-            numbers[member.name] = found.flat()
-            rows += found.rows
-            _write_ensemble(folder, list(numbers))
+        try:
+            for count, member in enumerate(members, 1):
+                log.info("%s (%d of %d)", member.name, count, len(members))
+                _train_member(experiment, member, folder, run)
+                found = _measure_member(experiment, member, dataset, folder)
+                numbers[member.name] = found.flat()
+                rows += found.rows
+                _write_ensemble(folder, list(numbers))
+        except BaseException:  # an error, Ctrl-C, a signal: all the same to what is kept
+            log.info(
+                "what is done is kept: `clearmargin crossvalidate --resume %s` goes on from there", folder
+            )
+            raise
         done = CrossValidation(
             folder=folder,
             numbers=numbers,

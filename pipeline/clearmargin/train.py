@@ -107,7 +107,7 @@ def train(
                     experiment, folder, group, resumes=resume is not None, profile=profile, parent=parent
                 )
         except BaseException:  # an error, Ctrl-C, a signal: all the same to what is kept
-            if group.rank == 0:
+            if group.rank == 0 and parent is None:  # else its verb says so
                 _leave(folder, new=resume is None)
             raise
 
