@@ -64,13 +64,13 @@ def recorded_cases() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def named_by_case(case: str, path: Path, what: str) -> Iterator[None]:
+def named_by_case(case: str, what: str, *paths: Path) -> Iterator[None]:
     """Let an InputError from within name the case, and not a file that the user did not type.
 
     Args:
-        case: The case id that the message begins with; the crosswalk is told its path.
-        path: The file that is read within.
-        what: What the file is to the case, in place of its name: ``its image``.
+        case: The case id that the message begins with; the crosswalk is told its paths.
+        what: What a file is to the case, in place of its name, which messages quote: ``its image``.
+        paths: The files that are read within.
 
     Raises:
         InputError: In place of one from within, of the same kind.
@@ -78,8 +78,10 @@ def named_by_case(case: str, path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        record_case(case, path)
-        message = str(error).replace(f"'{path.name}'", what).replace(path.name, what)
+        message = str(error)
+        for path in paths:
+            record_case(case, path)
+            message = message.replace(f"'{path.name}'", what)
         raise type(error)(f"{case}: {message} (the private crosswalk gives the file)") from None
 
 

@@ -89,7 +89,7 @@ class Dataset:
             InputError: A file is missing or does not hold what the card says; GeometryError: its reference
                 lies on another grid.
         """
-        with named_by_case(case.case, case.image, "its image"):
+        with named_by_case(case.case, "its image", case.image):
             image = _read_frame(self, case, case.image) if case.frame is not None else read_image(case.image)
             grid = _with_spacing(image.grid, self.card)
         image = replace(
@@ -100,10 +100,10 @@ class Dataset:
                 image.source, case=case.case, modality=image.source.modality or self.card.modality
             ),
         )
-        with named_by_case(case.case, case.references[0], "its reference"):
+        with named_by_case(case.case, "its reference", *case.references):
             reference = _REFERENCE_READERS[self.card.encoding.kind](self, case, image.grid)
         if case.ignore is not None:
-            with named_by_case(case.case, case.ignore, "its ignored region"):
+            with named_by_case(case.case, "its ignored region", case.ignore):
                 reference = replace(reference, ignore=Mask.from_dense(_read_labels(case.ignore, image.grid)))
         return image, reference
 
@@ -222,7 +222,7 @@ def _with_further(case: Case, image: Image) -> NDArray[np.generic]:
     """Return the channels of all sequences of a case, whose first is ``image``."""
     channels = [image.pixels]
     for number, path in enumerate(case.further, start=2):
-        with named_by_case(case.case, path, f"its sequence {number}"):
+        with named_by_case(case.case, f"its sequence {number}", path):
             found = read_image(path)
             if not found.grid.same_as(image.grid):
                 raise GeometryError(

@@ -99,7 +99,7 @@ def _read_pair(
     record_case(case, reference)
 
     def read(path: Path, what: str) -> InstanceSet:
-        with nullcontext() if typed else named_by_case(case, path, what):
+        with nullcontext() if typed else named_by_case(case, what, path):
             return read_label_file(path, objects)
 
     truth = read(reference, "its reference")
