@@ -173,6 +173,20 @@ def test_what_a_tile_cut_and_another_sees_whole_and_does_not_find_is_left_out():
     assert len(from_two_tiles([], []).labels) == 0
 
 
+def test_what_two_tiles_cut_alike_is_left_out_where_those_that_see_it_whole_do_not_find_it():
+    """Four tiles of 96 over 160: rows 64 to 96 and columns 64 to 96 are shared."""
+
+    def found(lower):
+        sliver = [(1, 0.7, (90, 70), box(6, 8))]  # at the upper tiles' cut edge, in the strip between them
+        seen = {(0, 0): sliver, (0, 64): [(1, 0.7, (90, 6), box(6, 8))], (64, 0): lower, (64, 64): []}
+        return find_in_tiles(
+            lambda corner, _: detections(seen[corner]), (160, 160), (96, 96), 32, mask_nms=0.5
+        )
+
+    assert len(found([]).labels) == 0
+    assert len(found([(1, 0.7, (26, 70), box(20, 8))]).labels) == 1  # its tile sees it, and more of it
+
+
 def test_a_second_look_within_a_tile_does_not_survive_the_joining():
     again = [(1, 0.9, (10, 50), box(20, 46)), (1, 0.5, (10, 49), box(20, 46))]
     assert len(from_two_tiles(again, [(1, 0.6, (10, 0), box(20, 26))]).labels) == 1

@@ -77,7 +77,7 @@ def find_in_tiles(
         [
             _join(members, view) if len(members) > 1 else members[0]
             for members in objects
-            if len(members) > 1 or not _is_refuted(members[0], tiles, view)
+            if not _is_refuted(members, tiles, view)
         ]
     )
 
@@ -165,11 +165,18 @@ def _pieces(mask: Mask, strip: tuple[slice, ...]) -> list[Mask]:
     ]
 
 
-def _is_refuted(part: _Part, tiles: tuple[Tile, ...], view: tuple[int, int]) -> bool:
-    """Return whether a part without a partner was cut by its tile while another tile sees it whole."""
-    if part.mask.area == 0 or not part.tile.is_cut(part.mask.box, view):
-        return False
-    return any(t != part.tile and t.holds(part.mask.box) and not t.is_cut(part.mask.box, view) for t in tiles)
+def _is_refuted(members: list[_Part], tiles: tuple[Tile, ...], view: tuple[int, int]) -> bool:
+    """Return whether each part of an object was cut by its tile while a tile without a part of it sees it whole."""
+    own = {part.tile for part in members}
+    others = [t for t in tiles if t not in own]
+
+    def refuted(part: _Part) -> bool:
+        box = part.mask.box
+        if part.mask.area == 0 or not part.tile.is_cut(box, view):
+            return False
+        return any(t.holds(box) and not t.is_cut(box, view) for t in others)
+
+    return all(refuted(part) for part in members)
 
 
 def _join(members: list[_Part], view: tuple[int, int]) -> _Part:
