@@ -29,6 +29,7 @@ from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.train import train
 
 SIDE, INSTANCES = 512, 20
+REST = 0.05  # seconds after which the threads of the runtime before have ceased to wait by spinning
 STAGES = ("transform", "network", "masks")
 
 
@@ -117,6 +118,7 @@ def compare(segmenters: dict[str, NetworkSegmenter], shown: list[Image], rounds:
         for name in order:
             clock = Clock()
             one = segmenters[name].timed(clock)
+            time.sleep(REST)
             start = time.perf_counter()
             found = one(image)
             if number >= 0:

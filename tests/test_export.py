@@ -24,6 +24,7 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, ParityError
 from clearmargin.export import export
 from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models import segmenter as segmenter_module
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.parity import Parity, compare, worst
 from clearmargin.models.parts import RuntimePart, find_parts
@@ -79,6 +80,14 @@ def test_signals_are_heard_after_a_runtimes_parts_are_gone(name, tmp_path):
     assert (done.returncode, done.stdout) == (0, "heard 1"), done.stderr
 
 
+def picture():
+    """Return a picture of a disc, of another size than any of the set."""
+    pixels = np.full((1, 160, 96), 60, np.uint8)
+    y, x = np.mgrid[:160, :96]
+    pixels[0][(y - 90) ** 2 + (x - 40) ** 2 < 14**2] = 180
+    return Image(pixels=pixels, grid=Grid.from_spacing((160, 96)))
+
+
 @pytest.mark.parametrize("name", list(RUNTIMES))
 def test_an_export_finds_the_same_instances(trained, name):
     model, card = trained
@@ -88,10 +97,7 @@ def test_an_export_finds_the_same_instances(trained, name):
     card_written = yaml.safe_load((model / name / "runtime.yaml").read_text())
     assert set(card_written["parts"]) >= {"pyramid", "rpn.head", "box_branch", "mask_branch"}
     assert json.loads((model / name / "parity.json").read_text())["score"] <= 1e-3
-    pixels = np.full((1, 160, 96), 60, np.uint8)  # another size than any picture of the set
-    y, x = np.mgrid[:160, :96]
-    pixels[0][(y - 90) ** 2 + (x - 40) ** 2 < 14**2] = 180
-    image = Image(pixels=pixels, grid=Grid.from_spacing((160, 96)))
+    image = picture()
     usual, exported = load_segmenter(model), load_segmenter(model, runtime=name)
     assert usual.provenance == replace(exported.provenance, runtime="torch")
     first, second = usual(image).instances, exported(image).instances
@@ -99,6 +105,64 @@ def test_an_export_finds_the_same_instances(trained, name):
     np.testing.assert_allclose(first.scores, second.scores, atol=1e-3)
     for a, b in zip(first.masks, second.masks, strict=True):
         assert (a.dense() ^ b.dense()).sum() <= max(1, 0.005 * a.area)
+
+
+class Halves(torch.nn.Module):
+    """Maps of halved size, and a row of each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(8, 5, 3, stride=2, padding=1)
+
+    def forward(self, maps):
+        halved = self.conv(maps)
+        return halved, halved.mean((2, 3))
+
+
+@pytest.mark.parametrize("name", list(RUNTIMES))
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_part_takes_and_gives_tensors_in_the_layout_of_torch(name, layout, tmp_path):
+    """So that no map is put in another order between parts; of other sizes, and given in another layout, too."""
+    module = Halves().to(memory_format=layout).eval()
+    with torch.inference_mode():
+        given = torch.rand(1, 8, 16, 24).to(memory_format=layout)
+        (part,) = find_parts(torch.nn.ModuleDict({"a": module}), ["a"], lambda: module(given))
+        path = tmp_path / f"a{RUNTIMES[name].suffix}"
+        RUNTIMES[name].write(part, path)
+        compute = RUNTIMES[name].load(path, 1)
+        for size in ((1, 8, 16, 24), (2, 8, 30, 18)):
+            image = torch.rand(size)
+            expected = module(image.to(memory_format=layout))
+            for asked in (torch.channels_last, torch.contiguous_format):
+                maps, row = compute([image.to(memory_format=asked)])
+                torch.testing.assert_close(maps, expected[0], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(row, expected[1], atol=1e-5, rtol=1e-5)
+                assert maps.is_contiguous(memory_format=layout)
+
+
+def test_around_a_runtime_torch_keeps_to_one_thread(trained, monkeypatch):
+    """Its threads wait by spinning when they are done, and would hold the cores of the runtime's."""
+    model, card = trained
+    export(model, card, format="onnx", split="train", cases=2)
+    image, seen = picture(), []
+    for name in ("resample", "threshold"):  # before the network, and behind it
+        usual = getattr(segmenter_module, name)
+
+        def noting(*args, usual=usual, name=name, **kwargs):
+            seen.append((name, torch.get_num_threads()))
+            return usual(*args, **kwargs)
+
+        monkeypatch.setattr(segmenter_module, name, noting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for runtime, threads in (("torch", 3), ("onnx", 1)):
+            seen.clear()
+            load_segmenter(model, runtime=runtime, device="cpu")(image)
+            assert set(seen) == {("resample", threads), ("threshold", threads)}
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("fails", [False, True])

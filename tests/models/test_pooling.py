@@ -38,6 +38,21 @@ def test_a_lookup_gives_what_torchvisions_operator_gives(seed, images, size):
     torch.testing.assert_close(looked_up, aligned, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_maps_channels_last_are_read_where_they_lie(images):
+    maps, generator = random_maps(0, images)
+    last = [m.to(memory_format=torch.channels_last) for m in maps]
+    boxes = [100 * torch.rand((4, 4), generator=generator).sort(1).values for _ in range(images)]
+    read = TabledMaps(last, STRIDES)
+    regions = RegionPool(STRIDES)
+    regions.reader = lambda *_: read
+    usual, before = (regions(last)(boxes, 7) for _ in range(2))
+    torch.testing.assert_close(usual, pools()[0](maps)(boxes, 7), atol=2e-4, rtol=1e-4)
+    for m in last:
+        m.zero_()  # no copy was made
+    assert before.abs().max() > 0 and regions(last)(boxes, 7).abs().max() == 0
+
+
 def test_a_ramp_is_read_at_the_bins_centres():
     x = torch.arange(32.0).expand(1, 1, 32, 32)
     maps = [x, *(torch.zeros(1, 1, 128 // s, 128 // s) for s in STRIDES[1:])]

@@ -211,6 +211,7 @@ def load_segmenter(
         device=where,
         choice=card.prediction,
         augment=card.augment,
+        threads=None if runtime == "torch" else 1,
     )
 
 

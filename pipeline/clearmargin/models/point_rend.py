@@ -11,6 +11,7 @@ from torch import Tensor, nn
 __all__ = ["PointHead", "features_at", "in_image", "refine", "sample_at", "uncertain_points"]
 
 _OVERSAMPLING, _IMPORTANT = 3, 0.75  # the paper's k and beta
+_BAND = 4  # points decided in a step, for each pixel of the finished mask's height and width
 _FADE = 0.25  # of the doubt of the last point that is decided
 
 
@@ -107,9 +108,9 @@ def refine(
 ) -> Tensor:
     """Return one image's masks at ``2 ** steps`` times their resolution, ``(R, h, w)`` logits.
 
-    Each step doubles the masks and decides anew as many points as the coarse mask has: the least certain. The most
-    certain of these keep more and more of what they had, the last one all of it: which of two that are nearly alike
-    comes last is a matter of rounding, and must not show.
+    Each step doubles the masks and decides the least certain points anew: twice as many as pixels lie along the border
+    of the finished mask. The most certain of these keep more and more of what they had, the last one all of it: which
+    of two that are nearly alike comes last is a matter of rounding, and must not show.
 
     Args:
         head: The trained head.
@@ -120,17 +121,17 @@ def refine(
     """
     rows = torch.arange(len(labels), device=labels.device)
     masks = coarse[rows, labels]
-    count = masks.shape[1] * masks.shape[2]
+    count = _BAND * sum(masks.shape[1:]) * 2**steps
     for _ in range(steps if len(masks) else 0):
         masks = F.interpolate(masks[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
         height, width = masks.shape[1:]
         flat = masks.flatten(1)
-        nearness, doubtful = (-flat.abs()).topk(count, dim=1)
+        nearness, doubtful = (-flat.abs()).topk(min(count, flat.shape[1]), dim=1, sorted=False)
         points = torch.stack(
             [(doubtful % width + 0.5) / width, (doubtful // width + 0.5) / height], dim=2
         ).to(masks.dtype)
         decided = head(fine(points), sample_at(coarse, points).transpose(1, 2))[rows, :, labels]
-        last = -nearness[:, -1:]
+        last = -nearness.amin(1, keepdim=True)
         share = ((last + nearness) / (_FADE * last).clamp(min=torch.finfo(last.dtype).tiny)).clamp(max=1)
         decided = torch.lerp(flat.gather(1, doubtful), decided.to(flat.dtype), share)
         masks = flat.scatter(1, doubtful, decided).reshape(-1, height, width)

@@ -124,31 +124,28 @@ class AlignedMaps:
 
 
 class TabledMaps:
-    """Maps as one table of pixels: the same numbers on a CPU, in 32 bits and without gradients.
+    """Maps as tables of pixels: the same numbers on a CPU, in 32 bits and without gradients.
 
     A pixel's channels are a row, and a sample is a sum of a few rows, as vectors, where torch's operators on the CPU go
     through channels one number at a time.
     """
 
     def __init__(self, maps: Sequence[Tensor], strides: Sequence[int]) -> None:
-        """Fill the table; as of ``AlignedMaps``."""
+        """Make the tables, of maps channels last without a copy; as of ``AlignedMaps``."""
         self._extents: NDArray[np.int64] = np.array([m.shape[2:] for m in maps], np.int64)
         self._strides = np.array(strides, np.float32)
-        pixels = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
-        self._firsts: NDArray[np.int64] = np.cumsum([0, *pixels[:-1]])
-        self._table = torch.empty((sum(pixels), maps[0].shape[1]), dtype=torch.float32)
-        for rows, images in zip(torch.split(self._table, pixels), maps, strict=True):
-            for own, image in zip(rows.chunk(len(images)), images, strict=True):
-                own.copy_(image.flatten(1).t())  # of matrices torch has a fast transposition
+        self._channels = int(maps[0].shape[1])
+        self._tables: tuple[NDArray[np.float32], ...] = tuple(
+            m.permute(0, 2, 3, 1).reshape(-1, self._channels).float().numpy() for m in maps
+        )
 
     def pool(self, rois: Tensor, levels: Tensor, size: int) -> Tensor:
         """As of ``Maps``."""
         from clearmargin.models.pooling_kernel import pool_regions
 
-        pooled = torch.empty((len(rois), self._table.shape[1], size * size), dtype=torch.float32)
+        pooled = torch.empty((len(rois), self._channels, size * size), dtype=torch.float32)
         pool_regions(
-            self._table.numpy(),
-            self._firsts,
+            self._tables,
             self._extents,
             self._strides,
             rois.contiguous().numpy(),
@@ -164,11 +161,11 @@ class TabledMaps:
 
         height, width = (int(n) for n in self._extents[0])
         size = (width * float(self._strides[0]), height * float(self._strides[0]))
-        sampled = torch.empty((*points.shape[:2], self._table.shape[1]), dtype=torch.float32)
+        sampled = torch.empty((*points.shape[:2], self._channels), dtype=torch.float32)
         counts = [len(own) for own in boxes]
         parts = (torch.split(one, counts) for one in (points, sampled))
         for image, (own, inside, out) in enumerate(zip(boxes, *parts, strict=True)):
-            pixels = self._table[image * height * width : (image + 1) * height * width]
+            pixels = self._tables[0][image * height * width : (image + 1) * height * width]
             where = in_image(inside, own, size) * inside.new_tensor((width, height))
-            sample_points(pixels.numpy(), width, where.float().contiguous().numpy(), out.numpy())
+            sample_points(pixels, width, where.float().contiguous().numpy(), out.numpy())
         return sampled

@@ -13,8 +13,7 @@ __all__ = ["pool_regions", "sample_points"]
 
 @compiled
 def pool_regions(
-    table: NDArray[np.float32],
-    firsts: NDArray[np.int64],
+    tables: tuple[NDArray[np.float32], ...],
     extents: NDArray[np.int64],
     strides: NDArray[np.float32],
     rois: NDArray[np.float32],
@@ -25,8 +24,7 @@ def pool_regions(
     """Write into ``pooled``, ``(R, C, size * size)``, the mean of each bin's samples.
 
     Args:
-        table: ``(P, C)``, all pixels of all maps, a map's images one after the other.
-        firsts: ``(L,)``, the row of each map's first pixel.
+        tables: Of L maps, ``(B * h * w, C)`` each: the pixels of its images, one after the other.
         extents: ``(L, 2)``, each map's height and width.
         strides: ``(L,)``, network pixels per pixel of each map.
         rois: ``(R, 5)``: image, ``x1 y1 x2 y2`` in network pixels.
@@ -37,14 +35,14 @@ def pool_regions(
     taps = 2 * SAMPLES  # each sample lies between two pixels
     columns, rows = np.empty(size * taps, np.int64), np.empty(size * taps, np.int64)
     across, down = np.empty(size * taps, np.float32), np.empty(size * taps, np.float32)
-    bins = np.empty((size * size, table.shape[1]), np.float32)
+    bins = np.empty((size * size, pooled.shape[1]), np.float32)
     for r in range(len(rois)):
         level = min(max(levels[r], 0), len(strides) - 1)  # a box that is no number has none
-        stride = strides[level]
+        table, stride = tables[level], strides[level]
         height, width = extents[level]
         _find_taps(rois[r, 1] / stride, rois[r, 3] / stride, width, columns, across)
         _find_taps(rois[r, 2] / stride, rois[r, 4] / stride, height, rows, down)
-        first = firsts[level] + np.int64(rois[r, 0]) * height * width
+        first = np.int64(rois[r, 0]) * height * width
         for b in range(size * size):
             y, x = b // size * taps, b % size * taps
             sums = bins[b]
@@ -58,7 +56,7 @@ def pool_regions(
                 w2, w3 = down[i] * across[x + 2], down[i] * across[x + 3]
                 for c in range(len(sums)):
                     sums[c] += w0 * p0[c] + w1 * p1[c] + w2 * p2[c] + w3 * p3[c]
-        for c in range(table.shape[1]):
+        for c in range(pooled.shape[1]):
             for b in range(size * size):
                 pooled[r, c, b] = bins[b, c]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.models.parts import Part
@@ -55,21 +56,80 @@ def runtime(name: str) -> Runtime:
     return found
 
 
+_LAST = "_channels_last"  # of a tensor's name in a graph: it is (B, h, w, C) there
+
+
+class _KeepsLayouts(nn.Module):
+    """A part whose graph takes and gives each tensor in the memory layout that torch has it in.
+
+    A graph knows of no layouts. As ``(B, h, w, C)`` maps of channels last go from part to part, and to what reads
+    pixels out of them, as they lie; runtimes reorder their own blocks of channels into this as fast as into rows of
+    pixels.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Sequence[bool], outputs: Sequence[bool]) -> None:
+        super().__init__()
+        self.module, self.inputs, self.outputs = module, inputs, outputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = (_channels_first(t) if last else t for t, last in zip(tensors, self.inputs, strict=True))
+        found = zip(self.module(*given), self.outputs, strict=True)
+        return tuple(_channels_last(t) if last else t for t, last in found)
+
+
+def _channels_first(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 3, 1, 2)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1)
+
+
+def _lies_channels_last(tensor: Tensor) -> bool:
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return last and not tensor.is_contiguous()
+
+
+def _array(name: str, tensor: Tensor) -> NDArray[Any]:
+    """Return what a graph's input of that name takes."""
+    array: NDArray[Any] = (_channels_last(tensor) if name.endswith(_LAST) else tensor).contiguous().numpy()
+    return array
+
+
+def _tensor(name: str, array: NDArray[Any]) -> Tensor:
+    """Return what a graph's output of that name is."""
+    tensor = torch.from_numpy(array)
+    return _channels_first(tensor) if name.endswith(_LAST) else tensor
+
+
 def _write_onnx(part: Part, path: Path) -> None:
-    names = [f"input_{k}" for k in range(len(part.inputs))]
+    with torch.inference_mode():
+        results = part.module(*part.inputs)
+    layouts = {
+        kind: [_lies_channels_last(t) for t in tensors]
+        for kind, tensors in (("input", part.inputs), ("output", results))
+    }
+    names = {
+        kind: [f"{kind}_{k}{_LAST if last else ''}" for k, last in enumerate(layouts[kind])]
+        for kind in layouts
+    }
+    inputs = tuple(
+        _channels_last(t) if last else t for t, last in zip(part.inputs, layouts["input"], strict=True)
+    )
     with warnings.catch_warnings(), torch.inference_mode():
         # The exporter that replaces this one takes minutes over shapes that vary; torch is capped to where it is.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            part.module,
-            part.inputs,
+            _KeepsLayouts(part.module, layouts["input"], layouts["output"]).eval(),
+            inputs,
             str(path),
             dynamo=False,
-            input_names=names,
+            input_names=names["input"],
+            output_names=names["output"],
             # Sizes of images, numbers of regions and of tokens vary; channels follow from the weights.
             dynamic_axes={
                 name: {axis: f"{name}_{axis}" for axis in range(tensor.ndim)}
-                for name, tensor in zip(names, part.inputs, strict=True)
+                for name, tensor in zip(names["input"], inputs, strict=True)
             },
         )
 
@@ -84,11 +144,12 @@ def _load_onnx(path: Path, threads: int) -> Callable[[Sequence[Tensor]], list[Te
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # warnings name the file's path
     session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    takes = [given.name for given in session.get_inputs()]
+    gives = [found.name for found in session.get_outputs()]
 
     def compute(tensors: Sequence[Tensor]) -> list[Tensor]:
-        arrays = {name: t.contiguous().numpy() for name, t in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+        arrays = {name: _array(name, t) for name, t in zip(takes, tensors, strict=True)}
+        return [_tensor(name, array) for name, array in zip(gives, session.run(None, arrays), strict=True)]
 
     return compute
 
@@ -125,11 +186,13 @@ def _load_openvino(path: Path, threads: int) -> Callable[[Sequence[Tensor]], lis
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled: Any = _openvino_core().compile_model(path, "CPU", settings)
+    takes = [given.get_any_name() for given in compiled.inputs]
+    gives = [found.get_any_name() for found in compiled.outputs]
 
     def compute(tensors: Sequence[Tensor]) -> list[Tensor]:
-        found = compiled([t.contiguous().numpy() for t in tensors])
+        found = compiled([_array(name, t) for name, t in zip(takes, tensors, strict=True)])
         # the next call writes over these
-        return [torch.from_numpy(found[k].copy()) for k in range(len(compiled.outputs))]
+        return [_tensor(name, found[k].copy()) for k, name in enumerate(gives)]
 
     return compute
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import Crop, foreground, place, threshold
 from clearmargin.models.repeats import without_repeats
+from clearmargin.models.threads import torch_threads
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import fitting_view, resample
@@ -174,6 +176,8 @@ class NetworkSegmenter:
         device: Where it runs.
         choice: Which of its detections become instances.
         augment: What its training varied, and so what it can be asked to see differently.
+        threads: Of torch's, for what is done around the network; none: as many as torch has. Beside a runtime one: its
+            threads wait by spinning when they are done, and would hold the cores of the runtime's.
         clock: Counts the time of ``transform``, ``network`` and ``masks``.
     """
 
@@ -184,6 +188,7 @@ class NetworkSegmenter:
     device: torch.device
     choice: PredictionSettings = field(default_factory=PredictionSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    threads: int | None = None
     clock: Clock = field(default_factory=Clock, repr=False, compare=False)
 
     def __call__(self, image: Image) -> Prediction:
@@ -197,14 +202,20 @@ class NetworkSegmenter:
         """
         parts = []
         for look in self.looks(self.prepared(image), View()):
-            with self.clock("masks"):
+            with self.stage("masks"):
                 parts.append(look.instances(self.choice.mask_nms))
-        with self.clock("masks"):
+        with self.stage("masks"):
             return self.predicted(self.merge(parts, image))
 
     def timed(self, clock: Clock) -> NetworkSegmenter:
         """Return this segmenter with another clock."""
         return replace(self, clock=clock)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of what is done around the network, with the threads that are for it."""
+        with self.clock(name), torch_threads(self.threads):
+            yield
 
     def with_threshold(self, score_threshold: float) -> NetworkSegmenter:
         """Return this segmenter with another score threshold; 0 returns all it has found."""
@@ -231,7 +242,7 @@ class NetworkSegmenter:
         Raises:
             InputError: Its channels are not what the model needs.
         """
-        with self.clock("transform"):
+        with self.stage("transform"):
             return PreparedImage(image, self.image)
 
     def looks(self, ready: PreparedImage, view: View) -> Iterator[Look]:
@@ -240,7 +251,7 @@ class NetworkSegmenter:
         An image is its own plane.
         """
         for z in range(ready.grid.shape[0] if ready.grid.ndim == 3 else 1):
-            with self.clock("transform"):
+            with self.stage("transform"):
                 plane = ready.plane(z)
             yield self._detect_plane(plane, view)
 
@@ -251,7 +262,7 @@ class NetworkSegmenter:
 
         def look(corner: tuple[int, int], extent: tuple[int, int]) -> Detections:
             window = matrix @ np.array([[1, 0, corner[0]], [0, 1, corner[1]], [0, 0, 1]], np.float64)
-            with self.clock("transform"):
+            with self.stage("transform"):
                 shown: Tensor = resample(sample, window, extent, keys=KEYS[:1])["image"].as_tensor()
             with self.clock("network"), torch.inference_mode():
                 (found,) = self.network.detect(shown[None].to(self.device))

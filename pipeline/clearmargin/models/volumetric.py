@@ -182,7 +182,7 @@ class VolumeSegmenter(NetworkSegmenter):
         """
         if image.grid.ndim != 3:
             raise InputError(f"{image.source.case} is a picture, and the model takes volumes")
-        with self.clock("transform"):
+        with self.stage("transform"):
             return PreparedImage(image, self.image.model_copy(update={"neighbours": 0}))
 
     def looks(self, ready: PreparedImage, view: View) -> Iterator[Look]:
@@ -200,7 +200,7 @@ class VolumeSegmenter(NetworkSegmenter):
         matrix, (depth, height, width) = volume_view(ready.grid.shape, scales, flip=view.flip)
 
         def slab(start: int, stop: int) -> Tensor:
-            with self.clock("transform"):
+            with self.stage("transform"):
                 pieces = [
                     _slices(ready, matrix, (k, min(k + _PIECE, stop)), (height, width))
                     for k in range(start, stop, _PIECE)
