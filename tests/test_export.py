@@ -138,6 +138,8 @@ def test_a_part_takes_and_gives_tensors_in_the_layout_of_torch(name, layout, tmp
                 torch.testing.assert_close(maps, expected[0], atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(row, expected[1], atol=1e-5, rtol=1e-5)
                 assert maps.is_contiguous(memory_format=layout)
+                compute([torch.zeros(size)])
+                torch.testing.assert_close(row, expected[1], atol=1e-5, rtol=1e-5)  # not written over
 
 
 def test_around_a_runtime_torch_keeps_to_one_thread(trained, monkeypatch):

@@ -190,9 +190,9 @@ def _load_openvino(path: Path, threads: int) -> Callable[[Sequence[Tensor]], lis
     gives = [found.get_any_name() for found in compiled.outputs]
 
     def compute(tensors: Sequence[Tensor]) -> list[Tensor]:
-        found = compiled([_array(name, t) for name, t in zip(takes, tensors, strict=True)])
-        # the next call writes over these
-        return [_tensor(name, found[k].copy()) for k, name in enumerate(gives)]
+        arrays = [_array(name, t) for name, t in zip(takes, tensors, strict=True)]
+        found = compiled(arrays, share_outputs=False)  # copies: the next call writes over its own
+        return [_tensor(name, found[k]) for k, name in enumerate(gives)]
 
     return compute
 
