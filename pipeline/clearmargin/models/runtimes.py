@@ -63,8 +63,7 @@ class _KeepsLayouts(nn.Module):
     """A part whose graph takes and gives each tensor in the memory layout that torch has it in.
 
     A graph knows of no layouts. As ``(B, h, w, C)`` maps of channels last go from part to part, and to what reads
-    pixels out of them, as they lie; runtimes reorder their own blocks of channels into this as fast as into rows of
-    pixels.
+    pixels out of them, as they lie; ONNX Runtime reorders its blocks of channels into this as fast as into planes.
     """
 
     def __init__(self, module: nn.Module, inputs: Sequence[bool], outputs: Sequence[bool]) -> None:
