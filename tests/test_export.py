@@ -259,6 +259,10 @@ def test_what_cannot_be_exported_or_loaded_is_said(trained, tmp_path):
     with pytest.raises(ConfigError, match="no runtime 'tensorrt'"):
         export(model, card, format="tensorrt")
     copied = tmp_path / "model"
+    other = card.with_name("other.yaml")
+    other.write_text(card.read_text().replace("disc", "ring"))
+    with pytest.raises(ConfigError, match="knows the classes disc, card 'toy' has ring: compare on"):
+        export(model, other, format="onnx")
     copied.mkdir()
     for name in ("model.yaml", "weights.safetensors"):
         (copied / name).write_bytes((model / name).read_bytes())

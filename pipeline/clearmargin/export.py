@@ -69,7 +69,8 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
         raise ConfigError(
-            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' others"
+            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
+            f"{', '.join(dataset.card.label_map.names)}: compare on a card with the model's classes"
         )
     chosen = dataset.split(split)
     pairs = [dataset.read(case) for case in chosen[:: -(-len(chosen) // cases)]]
