@@ -105,7 +105,7 @@ def test_rounding_does_not_show_in_a_mask(monkeypatch):
         one, two = (m.sigmoid() for m in masks)
         return float((one - two).abs().max())
 
-    assert largest() < 2e-3
+    assert largest() < 1e-3
     monkeypatch.setattr("clearmargin.models.point_rend._FADE", 1e-9)
     assert largest() > 0.1
 

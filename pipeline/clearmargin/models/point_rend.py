@@ -12,7 +12,7 @@ __all__ = ["PointHead", "features_at", "in_image", "refine", "sample_at", "uncer
 
 _OVERSAMPLING, _IMPORTANT = 3, 0.75  # the paper's k and beta
 _BAND = 4  # points decided in a step, for each pixel of the finished mask's height and width
-_FADE = 0.25  # of the doubt of the last point that is decided
+_FADE = 0.4  # of the doubt of the last point that is decided
 
 
 class PointHead(nn.Module):
