@@ -5,13 +5,13 @@ import logging
 import signal
 import subprocess
 import sys
-import time
 
 import mlflow
 import numpy as np
 import pytest
 import torch
 import yaml
+from children import LIMIT_S, child, wait_until
 from safetensors.torch import load_file
 from toy import write_toy_experiment, write_toy_set
 
@@ -199,27 +199,18 @@ def run_in_background(place, config):
         "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
     )
     with (place / "errors.txt").open("wb") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, str(config)], cwd=place, stderr=errors
-        )
+        return child([sys.executable, "-W", "ignore", "-c", code, config], cwd=place, stderr=errors)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_process_loses_at_most_one_epoch(place, sign):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=200)
-    process = run_in_background(place, config)
     checkpoint = place / "runs" / "toy" / "checkpoint.pt"
-    try:
-        deadline = time.monotonic() + 120
-        while not checkpoint.exists():
-            assert process.poll() is None, (place / "errors.txt").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    with run_in_background(place, config) as process:
+        wait_until(checkpoint.exists, process)
         process.send_signal(sign)
-        process.wait(timeout=60)
-    finally:
-        process.kill()
+        process.wait(timeout=LIMIT_S)
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["epoch"] >= 1
     assert all(np.isfinite(v.numpy()).all() for v in saved["network"].values())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import LIMIT_S, child, read_line
 
 from clearmargin.errors import InputError
 from clearmargin.tracking.run import TrackedRun
@@ -28,23 +29,20 @@ with contextlib.ExitStack() as stack:
         run = stack.enter_context(TrackedRun(name=name, uri=sys.argv[1], experiment=name))
         run.log_metrics({"loss": 1.0}, step=1)
         print(run.run_id, flush=True)
-    time.sleep(100)
+    time.sleep(1000)
 """
 
 
 def _child(store: str, *names: str, number: signal.Signals) -> tuple[int, list[str]]:
     """Stop a process in the middle of a run of each name; return its exit code and the runs' ids."""
-    with subprocess.Popen(
+    with child(
         [sys.executable, "-W", "ignore", "-c", CHILD, store, *names],
         stdout=subprocess.PIPE,
-        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "pipeline")},
     ) as process:
-        if process.stdout is None:
-            pytest.fail("no pipe")
-        ids = [process.stdout.readline().strip() for _ in names]
+        ids = [read_line(process.stdout).strip() for _ in names]
         process.send_signal(number)
-        return process.wait(30), ids
+        return process.wait(LIMIT_S), ids
 
 
 def test_a_run_holds_what_was_logged(store: str, folder_of_model: Path) -> None:

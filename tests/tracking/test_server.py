@@ -51,7 +51,7 @@ def test_review_opens_the_page_of_our_runs(server: str) -> None:
 
 
 def test_review_shows_the_pages(server: str) -> None:
-    with urllib.request.urlopen(server, timeout=20) as answer:
+    with urllib.request.urlopen(server, timeout=120) as answer:
         assert b"MLflow" in answer.read()
 
 
