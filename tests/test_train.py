@@ -1,5 +1,6 @@
 """Training: what it leaves behind, how it stops, and that a resumed run is the run that never stopped."""
 
+import contextlib
 import itertools
 import logging
 import signal
@@ -194,12 +195,14 @@ def test_the_rate_warms_up_falls_and_ends_with_the_time():
     assert _rate(20, 1000, timed, 2.5) == pytest.approx(0.505)
 
 
+@contextlib.contextmanager
 def run_in_background(place, config):
     code = (
         "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
     )
-    with (place / "errors.txt").open("wb") as errors:
-        return child([sys.executable, "-W", "ignore", "-c", code, config], cwd=place, stderr=errors)
+    command = [sys.executable, "-W", "ignore", "-c", code, config]
+    with (place / "errors.txt").open("wb") as errors, child(command, cwd=place, stderr=errors) as process:
+        yield process
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.config import validate
-from clearmargin.core import Image, Prediction
+from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
@@ -252,6 +252,7 @@ def _predict_image(
 
 def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | None) -> Predicted:
     """Segment every frame on its own; tables carry frame and time."""
+    from clearmargin.formats.coco import write_coco
     from clearmargin.formats.video import write_video
 
     clip = open_video(path)
@@ -259,6 +260,7 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
     counts: dict[str, int] = {}
     warned: set[str] = set()
     last: list[tuple[Image, Prediction]] = []
+    masks: list[tuple[str, InstanceSet]] = []
     with progress("predict", clip.frame_count) as bar:
         frames = clip.frames()
         first = next(frames, None)
@@ -284,12 +286,14 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
                 if number % max(1, round(clip.fps)) == 0:
                     write_picture(folder / "overlay" / f"frame-{number:06d}.png", drawn)
                 last[:] = [(image, prediction)]
+                masks.append((f"frame-{number:06d}", prediction.instances))
                 bar.advance(instances=str(len(prediction.instances)))
                 yield np.moveaxis(drawn, -1, 0)
                 image = next(frames, None)
 
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
     write_rows(folder, rows)
+    write_coco(folder / "coco.json", masks, last[0][1].label_map)
     image, prediction = last[0]
     referred = sum(bool(row["refer_because"]) for row in rows)
     warnings = tuple(sorted(warned))
