@@ -52,7 +52,7 @@ def write_masks(
         grid: The input's.
 
     Returns:
-        Names of the files under ``stem.parent``: ``instances.png``, or ``instances/0001.png`` and so on, 0 and 1 in each.
+        Names of the files under ``stem.parent``: ``instances.png``, or ``instances/0001.png``, ... of 0 and 1.
     """
     labels = _label_map(masks, values, grid)
     if labels is not None:

@@ -126,7 +126,7 @@ def _write_edges(path: Path, prediction: Prediction) -> None:
 
 
 def _write_masks(folder: Path, prediction: Prediction, image: Image) -> dict[str, Any]:
-    """Write masks by instance and by class in the input's own kind, COCO beside those of a picture; return their names."""
+    """Write masks by instance and by class in the input's own kind, for a picture COCO too; return their names."""
     from clearmargin.formats.coco import write_coco
     from clearmargin.formats.mask_files import mask_suffix, write_masks
 
