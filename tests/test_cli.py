@@ -86,7 +86,7 @@ def test_evaluate_prints_and_writes_the_numbers(trained):
         cwd=trained,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("ap50", "pq", "dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
+    for name in ("ap50", "pq", "semantic_dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
         assert name in done.stdout
     found = json.loads((trained / "tables" / "numbers.json").read_text())
     assert found["length_unit"] == "px"

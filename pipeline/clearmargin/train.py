@@ -27,6 +27,7 @@ from clearmargin.config import digest, dump_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.folds import in_fold
+from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare, score
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
@@ -289,6 +290,13 @@ def _finish_epoch(
         if data.dataset.card.show_in_tracking:
             for number, picture in enumerate(compare(candidate, data.dataset, data.validation[:2])):
                 output.run.log_image(f"validation {number + 1}", picture, state.epoch)
+        if not found["detections"]:
+            log.warning(
+                "the model detects nothing on the %d validation cases at its score threshold of %g: "
+                "it needs more steps, a lower prediction.score_threshold, or another network (`clearmargin plan`)",
+                len(data.validation),
+                experiment.prediction.score_threshold,
+            )
     if stopping is None:
         guard_disk(lambda: save_model(output.folder / MODEL, output.card, weights))
         state.best = found or state.best
@@ -329,8 +337,13 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
     cases = dataset.split("validation")
     most = experiment.training.validation_cases
     chosen = cases[:: math.ceil(len(cases) / most)]
-    for case in chosen:  # one that cannot be read would be met after hours of training
-        dataset.read(case)
+    # One that cannot be read would be met after hours of training.
+    instances = sum(len(dataset.read(case)[1]) for case in chosen)
+    if not instances and experiment.training.early_stopping is not None:
+        raise ConfigError(
+            f"none of the {len(chosen)} validation cases holds an instance, so that a model that detects nothing would "
+            "be the best: give the split cases with instances, or set training.early_stopping=null"
+        )
     return chosen
 
 

@@ -378,7 +378,7 @@ def test_an_export_finds_the_same_balls(name, experiment, learned):
 @pytest.mark.slow
 def test_a_training_of_volumes_from_configuration_to_prediction(experiment):
     result = train(experiment)
-    assert result.best["dice"] > 0.7
+    assert result.best["semantic_dice"] > 0.7
     image, _ = balls(shape=(12, 40, 48), spacing=(2.0, 1.2, 1.2))
     found = load_segmenter(result.model)(
         Image(pixels=image.pixels * 100, grid=image.grid, source=image.source)
