@@ -23,6 +23,7 @@ from clearmargin.formats.dicom_seg import read_dicom_seg, write_dicom_seg
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import read_volume, write_volume
+from clearmargin.models.domain import Domain
 from clearmargin.predict import predict
 
 BOX = (slice(2, 5), slice(20, 36), slice(10, 42))
@@ -185,6 +186,24 @@ def test_tiles_give_the_same_object_and_refuse_what_cannot_be(bright, tmp_path):
     assert tiled["volume_mm3"] == pytest.approx(190 * 260 * 0.8 * 0.7 * 5)
     with pytest.raises(ConfigError, match="multiples of 32"):
         predict(tmp_path / "x.nii.gz", tmp_path / "out", model=Path("any"), tile=100)
+
+
+def test_an_image_of_another_kind_is_refused_and_forced(monkeypatch, tmp_path):
+    """Trained on CT: a colour Doppler picture is refused with the reason; forced, each instance is referred."""
+    colour = np.full((3, 64, 64), 10, np.uint8)
+    colour[0, 20:40, 20:40] = 250
+    colour[1:, 20:40, 20:40] = 200
+    write_raster(tmp_path / "doppler.png", colour)
+    domain = Domain(modalities=("CT",), channels=(1,), lows=(-1000, -900), highs=(900, 1500))
+    segmenter = replace(bright_segmenter(0, 255), domain=domain)
+    monkeypatch.setattr("clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: segmenter)
+    with pytest.raises(InputError, match=r"trained on grey images, and this one is colour.*--force"):
+        predict(tmp_path / "doppler.png", tmp_path / "out", model=Path("any"))
+    (done,) = predict(tmp_path / "doppler.png", tmp_path / "out", model=Path("any"), force=True).done
+    assert done.referred == done.instances == 1
+    assert any("colour" in warning for warning in done.warnings)
+    (row,) = json.loads((done.folder / "instances.json").read_text())
+    assert "trained on grey images" in row["refer_because"]
 
 
 def test_an_empty_folder_says_what_was_expected(bright, tmp_path):

@@ -273,7 +273,7 @@ def _case_rows(
 
 
 def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
-    """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, and ``detections`` per case; no distances are computed.
+    """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, and ``detections`` per case, without distances.
 
     Of volumes, average precision is taken over slices, all else over whole volumes, as ``evaluate`` does.
     """

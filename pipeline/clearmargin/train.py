@@ -31,6 +31,7 @@ from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare, score
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
+from clearmargin.models.domain import domain_of
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
 from clearmargin.models.threads import torch_threads
 from clearmargin.report.progress import progress
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 _LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 PROFILE = "profile"
+_DOMAIN_CASES = 32  # at most, evenly spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,7 @@ def _train(
         augment=experiment.augment,
         classes=label_map_entries(dataset.card.label_map),
         prediction=experiment.prediction,
+        domain=domain_of(dataset.read(case)[0] for case in cases[:: math.ceil(len(cases) / _DOMAIN_CASES)]),
         show_in_tracking=dataset.card.show_in_tracking,
         trained_on=tuple(
             sorted({c.unit for c in (*cases, *(validation if settings.early_stopping is not None else ()))})
