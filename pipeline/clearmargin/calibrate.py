@@ -117,7 +117,8 @@ def calibrate(
     others = dataset.split(judge_on) if judge_on is not None else ()
     refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
     data = _where_from(dataset, cases)
-    run = TrackedRun(name=f"calibrate-{dataset.card.name}-{uncertainty}")
+    name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
+    run = TrackedRun(name=name.format(segmenter.provenance.model))
     run.on_start(
         params={
             "card": dataset.card.name,
@@ -135,6 +136,7 @@ def calibrate(
         tags={"verb": "calibrate"},
     )
     with run:
+        run.log_model_used(segmenter.provenance.weights_sha256, name)
         run.log_data(dataset.card.name, data.digest, context=split)
         ranked = segmenter.with_threshold(0.0)
         found, margin_cases = calibrate_cases(

@@ -121,7 +121,8 @@ def evaluate(
         )
     threshold = segmenter.choice.score_threshold if score_threshold is None else score_threshold
     cases = dataset.split(split)
-    run = TrackedRun(name=f"evaluate-{dataset.card.name}-{split}")
+    name = f"evaluate-{{}}-{dataset.card.name}-{split}"
+    run = TrackedRun(name=name.format(segmenter.provenance.model))
     run.on_start(
         params={
             "card": dataset.card.name,
@@ -134,6 +135,7 @@ def evaluate(
         tags={"verb": "evaluate"},
     )
     with run:
+        run.log_model_used(segmenter.provenance.weights_sha256, name)
         run.log_data(dataset.card.name, dataset.digest(), context=split)
         # average precision ranks all instances, also those that predict() would not return
         ranked = segmenter.with_threshold(0.0)

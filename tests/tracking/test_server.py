@@ -46,7 +46,10 @@ def test_review_opens_the_page_of_our_runs(server: str) -> None:
     with run:
         pass
     number = open_client(server).get_run(run.run_id).info.experiment_id
-    assert runs_page(server) == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert (
+        runs_page(server)
+        == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=clearmargin"
+    )
     assert runs_page("http://127.0.0.1:9") == "http://127.0.0.1:9"
 
 
