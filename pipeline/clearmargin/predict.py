@@ -16,7 +16,8 @@ from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
 from clearmargin.models.domain import mismatch
-from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.privacy import record_case
 from clearmargin.report.case_folder import (
     by_class,
@@ -28,7 +29,7 @@ from clearmargin.report.case_folder import (
     write_summary,
 )
 from clearmargin.report.progress import progress
-from clearmargin.transforms.intensity import Window
+from clearmargin.transforms.settings import Window
 from clearmargin.uncertainty.assessment import Assessment, assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.drift import Features
