@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearmargin.cli.app import app, say
-from clearmargin.errors import BatchError, ConfigError
+from clearmargin.cli.options import Names
+from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from clearmargin.datasets.card import Split
@@ -171,6 +172,7 @@ def data_show(
         Path | None, typer.Option("--out", "-o", help="Where the contact sheet goes; default: ./NAME.png")
     ] = None,
     cases: Annotated[int, typer.Option(min=1, help="How many cases the sheet shows.")] = 24,
+    names: Names = None,
 ) -> None:
     """Count the cases and instances of a data set and draw a contact sheet."""
     from clearmargin.show import show_dataset
@@ -178,6 +180,36 @@ def data_show(
     shown = show_dataset(card, out=out, cases=cases)
     say(shown.text)
     say(f"contact sheet: {shown.sheet}")
+
+
+@app.command("cases", rich_help_panel="Data")
+def cases_command(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Case ids; default: all that are known.")
+    ] = None,
+    moved: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="OLD NEW", help="Data that lay under OLD lie under NEW now: ids stay."),
+    ] = None,
+) -> None:
+    """Say which file a case id is, from your private crosswalk."""
+    from clearmargin.privacy import home, paths_of_case, record_moved, recorded_cases
+
+    if moved is not None:
+        record_moved(*moved)
+        say(f"cases under {moved[1]} keep the ids that they had under {moved[0]}")
+        return
+    unknown = []
+    for case in ids or recorded_cases():
+        paths = paths_of_case(case)
+        for path in paths:
+            say(f"{case}  {path}{'' if Path(path).exists() else '  (not there)'}")
+        unknown += [] if paths else [case]
+    if unknown:
+        raise InputError(
+            f"the crosswalk of '{home()}' knows no case {', '.join(unknown)}: an id is known to the user whose command "
+            "named it (CLEARMARGIN_HOME)"
+        )
 
 
 @app.command(rich_help_panel="Data")

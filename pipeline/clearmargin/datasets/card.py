@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from clearmargin.config import Settings, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap
 from clearmargin.errors import ConfigError
+from clearmargin.privacy import Naming
 
 __all__ = ["SPLITS", "Card", "Encoding", "Split", "beside_card", "data_root", "public", "read_card"]
 
@@ -225,6 +226,9 @@ class Card(Settings):
     unit: Literal["patient", "surgery", "image"]
     splits: Splits
     faults: tuple[str, ...] = ()
+    names: Naming = Field(
+        "hashed", description="what its cases are called: keyed hashes, or for public data plain ids"
+    )
     show_in_tracking: bool = Field(
         False, description="whether pictures of it may be shown in a tracking server"
     )

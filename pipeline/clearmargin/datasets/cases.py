@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +31,8 @@ from clearmargin.datasets.card import (
 from clearmargin.datasets.clips import Clips, nearest_levels
 from clearmargin.datasets.splits import assign_splits
 from clearmargin.errors import ConfigError, GeometryError, InputError
-from clearmargin.formats import read_image
-from clearmargin.privacy import case_id, named_by_case
+from clearmargin.formats import case_of, read_image
+from clearmargin.privacy import case_id, named_by_case, naming, plain_name, record_case, record_cases
 
 __all__ = ["Case", "Dataset", "build_dataset", "open_dataset"]
 
@@ -40,7 +42,7 @@ class Case:
     """One image with its reference.
 
     Attributes:
-        case: Keyed hash; the only name that leaves this process.
+        case: Case id, a keyed hash (or plain, if the card says so); the only name that leaves this process.
         unit: Keyed hash of the unit of independence.
         split: The split its unit belongs to.
         strata: Values of the card's stratifying columns.
@@ -168,17 +170,40 @@ def build_dataset(card: Card, root: Path, rows: Sequence[dict[str, str]]) -> Dat
     for row, unit in zip(rows, units, strict=True):
         for full in _frame_rows(row, card, root, clips):
             cases.append(_case(full, unit, assigned[unit], card, root))
-    if len({c.case for c in cases}) != len(cases):
+    ids = [_fill(card.cases.id, c.row, card) for c in cases]
+    if len(set(ids)) != len(ids):
         raise ConfigError(
             f"card '{card.name}': cases.id gives the same id to several cases (frames need {{frame}})"
         )
-    missing = [c.case for c in cases if not all(p.exists() for p in (c.image, *c.further, *c.references))]
+    cases = _told_apart(cases)
+    record_cases({re.sub(r"-f\d+$", "", c.case): c.image for c in cases})
+    missing = [(c.case, what, p) for c in cases for what, p in _paths(c) if not p.exists()]
     if missing:
+        case, what, path = missing[0]
+        record_case(case, path)
+        count = len({case for case, _, _ in missing})
         raise InputError(
-            f"card '{card.name}': {len(missing)} of {len(cases)} cases lack a file (first: {missing[0]}); "
-            "check cases.image and cases.reference"
+            f"card '{card.name}': {count} of {len(cases)} cases lack a file (first: {case}); {what} was tried under "
+            f"'{root}' (`clearmargin cases {case}` gives the whole path): check the template, and root"
         )
     return Dataset(card=card, cases=tuple(cases), clips=clips)
+
+
+def _paths(case: Case) -> Iterator[tuple[str, Path]]:
+    """Yield the paths of a case, each with the card's key that it comes from."""
+    yield from (("cases.image", path) for path in (case.image, *case.further))
+    yield from (("cases.reference", path) for path in case.references)
+
+
+def _told_apart(cases: list[Case]) -> list[Case]:
+    """Return the cases with ids of their own: the second one of a picture, such as another reader's, gets ``-2``."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for case in cases:
+        seen[case.case] += 1
+        again = seen[case.case]
+        apart.append(case if again == 1 else replace(case, case=f"{case.case}-{again}"))
+    return apart
 
 
 def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> Iterator[dict[str, Any]]:
@@ -195,31 +220,45 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
     try:
         count = clips.frame_count(clip) if clip.exists() else 1  # a missing one is counted with the others
     except InputError:
-        name = case_id(card.name, _fill(card.cases.id, row | {"frame": 0}, card))
-        raise InputError(f"{name}: its clip is not readable as a video (cases.frames is set)") from None
+        name = case_of(clip)
+        record_case(name, clip)
+        raise InputError(
+            f"{name}: its clip is not readable as a video (cases.frames is set; `clearmargin cases {name}` "
+            "gives the file)"
+        ) from None
     yield from (row | {"frame": number} for number in range(0, count, every))
 
 
 def _case(row: dict[str, Any], unit: str, split: Split, card: Card, root: Path) -> Case:
     references = _fill(card.cases.reference, row, card).split(";")
+    image = root / _fill(card.cases.images[0], row, card)
+    series = None if card.cases.series is None else _fill(card.cases.series, row, card) or None
     return Case(
-        case=case_id(card.name, _fill(card.cases.id, row, card)),
+        case=_name_of_case(row, card, image, series),
         unit=case_id(card.name, "unit", unit),
         split=split,
         strata={name: row[name] for name in card.cases.strata},
-        image=root / _fill(card.cases.images[0], row, card),
+        image=image,
         further=tuple(root / _fill(template, row, card) for template in card.cases.images[1:]),
         references=tuple(root / name.strip() for name in references),
-        series=None if card.cases.series is None else _fill(card.cases.series, row, card) or None,
+        series=series,
         ignore=None if card.cases.ignore is None else root / _fill(card.cases.ignore, row, card),
         frame=row["frame"] if card.cases.frames is not None else None,
         row=row,
     )
 
 
+def _name_of_case(row: Mapping[str, Any], card: Card, image: Path, series: str | None) -> str:
+    """Return the id that any verb gives the picture (a frame's number behind its clip's), or the card's plain one."""
+    if card.names == "plain" or naming() == "plain":
+        return plain_name(_fill(card.cases.id, row, card))
+    frame = f"-f{row['frame']}" if card.cases.frames is not None else ""
+    return f"{case_of(image, series=series)}{frame}"
+
+
 def _read_index(path: Path, card: Card) -> list[dict[str, str]]:
     if not path.is_file():
-        raise ConfigError(f"card '{card.name}': no index '{path.name}' in its data folder")
+        raise ConfigError(f"card '{card.name}': no index '{path}'")
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     if not rows:

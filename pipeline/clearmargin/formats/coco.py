@@ -139,7 +139,7 @@ def _annotation(mask: Mask, *, polygons: bool) -> dict[str, Any]:
 
 def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"there is no file '{path}'")
     return _parsed(path, path.stat().st_mtime_ns)
 
 

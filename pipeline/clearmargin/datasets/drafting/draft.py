@@ -290,7 +290,7 @@ def _in_millimetres(card: Card, folder: Path, layout: Layout) -> bool:
 
 def _reason(error: ClearMarginError, case: Case) -> str:
     """Return why a case is left out, without its id and the way to the crosswalk: the list names the file."""
-    text = str(error).removeprefix(f"{case.case}: ").split(" (the private crosswalk")[0]
+    text = str(error).removeprefix(f"{case.case}: ").split(" (`clearmargin cases")[0]
     text = re.sub(r"'[^']*\.[A-Za-z.]{2,8}'", "a file", text)
     return f"cases that cannot be read: {text}"
 
