@@ -7,11 +7,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from children import LIMIT_S, child, wait_until
 from toy import write_toy_experiment, write_toy_set
 
 from clearmargin.cli import main
@@ -86,7 +86,7 @@ def test_evaluate_prints_and_writes_the_numbers(trained):
         cwd=trained,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("ap50", "pq", "dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
+    for name in ("ap50", "pq", "semantic_dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
         assert name in done.stdout
     found = json.loads((trained / "tables" / "numbers.json").read_text())
     assert found["length_unit"] == "px"
@@ -176,15 +176,9 @@ def test_data_show_counts_and_draws(trained):
 def test_ctrl_c_ends_with_130(trained):
     command = [sys.executable, "-m", "clearmargin.cli", "train", "toy.yaml", "--set", "training.epochs=1000"]
     command += ["--set", "name=stopped", "--set", "training.steps_per_epoch=1"]
-    process = subprocess.Popen(command, cwd=trained, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (trained / "runs" / "stopped" / "checkpoint.pt").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+    with child(command, cwd=trained, stderr=subprocess.PIPE) as process:
+        wait_until((trained / "runs" / "stopped" / "checkpoint.pt").exists, process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, errors
     assert "interrupted" in errors and "Traceback" not in errors

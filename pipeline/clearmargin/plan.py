@@ -328,7 +328,7 @@ def _choose_training(
         f"all training cases decoded are {wanted} MB" + (f", of which {limit} fit" if wanted > limit else ""),
     )
     validated = any(case.split == "validation" for case in dataset.cases)
-    metric = "ap" if float(np.median(found.counts)) > 1 else "dice"
+    metric = "ap" if float(np.median(found.counts)) > 1 else "semantic_dice"
     choices.set(
         "training.early_stopping",
         {"metric": metric, "patience": 8} if validated else None,

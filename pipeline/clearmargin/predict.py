@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.config import validate
-from clearmargin.core import Image, Prediction
+from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
+from clearmargin.models.domain import mismatch
 from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
 from clearmargin.privacy import record_case
 from clearmargin.report.case_folder import (
@@ -32,7 +33,7 @@ from clearmargin.uncertainty.assessment import Assessment, assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.drift import Features
 from clearmargin.uncertainty.needed import SIDES
-from clearmargin.uncertainty.sampling import Mode, open_segmenter
+from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
 
 __all__ = ["Predicted", "PredictionReport", "predict"]
 
@@ -93,6 +94,7 @@ def predict(
     display_window: bool = False,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
+    force: bool = False,
 ) -> PredictionReport:
     """Segment what lies at ``source`` and write the results under ``out``.
 
@@ -113,6 +115,7 @@ def predict(
             captures and clips of CT.
         allow_gaps: Resample a DICOM series with missing slices; it is refused otherwise.
         allow_tilt: Straighten a DICOM series of a tilted gantry; it is refused otherwise.
+        force: Segment also an image of another kind than the model's training images; it is refused otherwise.
 
     Returns:
         What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
@@ -142,7 +145,8 @@ def predict(
         segmenter = segmenter.with_threshold(wanted)
 
     def look(image: Image) -> Assessment:
-        return assess(segmenter(image), image, calibration, threshold=wanted)
+        unlike = _unlike(segmenter, image, displayed=display_window, force=force)
+        return assess(segmenter(image), image, calibration, threshold=wanted, unlike=unlike)
 
     if not source.exists():
         raise InputError(f"there is no file or folder '{source}'")
@@ -156,6 +160,25 @@ def predict(
         record_case(image.source.case, source)
         report = PredictionReport(done=(_predict_image(image, out, look(image), calibration),))
     return replace(report, promises=_promises(calibration))
+
+
+def _unlike(
+    segmenter: NetworkSegmenter | SampledSegmenter, image: Image, *, displayed: bool, force: bool
+) -> tuple[str, ...]:
+    """Return how an image differs from the training images.
+
+    Raises:
+        InputError: It is of another kind altogether, and that is not forced.
+    """
+    if segmenter.domain is None:  # a model folder written before models knew their training images
+        return ()
+    difference = mismatch(segmenter.domain, image, segmenter.image.intensity, displayed=displayed)
+    if difference.refusals and not force:
+        raise InputError(
+            f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it all "
+            "the same with --force, which refers every instance"
+        )
+    return difference.refusals + difference.warnings
 
 
 def _promises(calibration: Calibration | None) -> tuple[str, ...]:
@@ -252,6 +275,7 @@ def _predict_image(
 
 def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | None) -> Predicted:
     """Segment every frame on its own; tables carry frame and time."""
+    from clearmargin.formats.coco import write_coco
     from clearmargin.formats.video import write_video
 
     clip = open_video(path)
@@ -259,6 +283,7 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
     counts: dict[str, int] = {}
     warned: set[str] = set()
     last: list[tuple[Image, Prediction]] = []
+    masks: list[tuple[str, InstanceSet]] = []
     with progress("predict", clip.frame_count) as bar:
         frames = clip.frames()
         first = next(frames, None)
@@ -284,12 +309,14 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
                 if number % max(1, round(clip.fps)) == 0:
                     write_picture(folder / "overlay" / f"frame-{number:06d}.png", drawn)
                 last[:] = [(image, prediction)]
+                masks.append((f"frame-{number:06d}", prediction.instances))
                 bar.advance(instances=str(len(prediction.instances)))
                 yield np.moveaxis(drawn, -1, 0)
                 image = next(frames, None)
 
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
     write_rows(folder, rows)
+    write_coco(folder / "coco.json", masks, last[0][1].label_map)
     image, prediction = last[0]
     referred = sum(bool(row["refer_because"]) for row in rows)
     warnings = tuple(sorted(warned))

@@ -46,12 +46,15 @@ def test_review_opens_the_page_of_our_runs(server: str) -> None:
     with run:
         pass
     number = open_client(server).get_run(run.run_id).info.experiment_id
-    assert runs_page(server) == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert (
+        runs_page(server)
+        == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=clearmargin"
+    )
     assert runs_page("http://127.0.0.1:9") == "http://127.0.0.1:9"
 
 
 def test_review_shows_the_pages(server: str) -> None:
-    with urllib.request.urlopen(server, timeout=20) as answer:
+    with urllib.request.urlopen(server, timeout=120) as answer:
         assert b"MLflow" in answer.read()
 
 

@@ -76,6 +76,13 @@ def predict(
             "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Segment images unlike the model's training images, too; every instance is referred.",
+        ),
+    ] = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
     from clearmargin.predict import predict as call
@@ -94,6 +101,7 @@ def predict(
         display_window=display_window,
         allow_gaps=allow_gaps,
         allow_tilt=allow_tilt,
+        force=force,
     )
     for done in report.done:
         classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())

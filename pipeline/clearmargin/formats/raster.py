@@ -16,7 +16,7 @@ from clearmargin.formats.dicom_pixels import MAX_BYTES
 from clearmargin.formats.quiet import hushed
 from clearmargin.privacy import case_of_file
 
-__all__ = ["read_label_raster", "read_raster", "write_raster"]
+__all__ = ["read_label_raster", "read_raster", "write_label_raster", "write_raster"]
 
 
 def read_raster(path: Path) -> Image:
@@ -88,6 +88,24 @@ def write_raster(path: Path, array: NDArray[np.generic]) -> None:
     if data.dtype == np.uint16 and (colour or path.suffix.lower() != ".png"):
         raise InputError(f"'{path.name}': 16-bit {'colour' if colour else 'grey'} is written as .tif")
     Pillow.fromarray(data).save(path)
+
+
+def write_label_raster(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:
+    """Write a label picture ``(Y, X)`` of uint8 or uint16 as PNG or TIFF, or ``(Z, Y, X)`` as the pages of a TIFF.
+
+    Raises:
+        InputError: A dtype or layout that the format would change.
+    """
+    if labels.ndim != 3:
+        write_raster(path, labels)
+        return
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(
+            f"'{path.name}': expected a picture (Y, X), got {labels.shape}; pages are written as .tif"
+        )
+    import tifffile
+
+    tifffile.imwrite(path, labels, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
 
 
 def _channels(data: NDArray[Any], coloured: bool, path: Path) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import NETWORKS, build_network, network_config
+from clearmargin.models.domain import Domain
 from clearmargin.models.network import BesideRuntime, Network
 from clearmargin.models.parts import RuntimePart, replace_parts
 from clearmargin.models.runtimes import runtime as find_runtime
@@ -60,6 +61,7 @@ class ModelCard(Settings):
     augment: AugmentSettings = Field(description="what training varied: test-time augmentation keeps to it")
     classes: tuple[ClassEntry, ...]
     prediction: PredictionSettings = PredictionSettings()
+    domain: Domain | None = Field(None, description="what its training images were like; none: not known")
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
     trained_on: tuple[str, ...] = Field(
         (), description="keyed hashes of the units it was trained or chosen on: none may calibrate it"
@@ -211,6 +213,7 @@ def load_segmenter(
         device=where,
         choice=card.prediction,
         augment=card.augment,
+        domain=card.domain,
         threads=None if runtime == "torch" else 1,
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from clearmargin.config import Settings
 from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance
 from clearmargin.models.clock import Clock
+from clearmargin.models.domain import Domain
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import Crop, foreground, place, threshold
@@ -176,6 +177,7 @@ class NetworkSegmenter:
         device: Where it runs.
         choice: Which of its detections become instances.
         augment: What its training varied, and so what it can be asked to see differently.
+        domain: What its training images were like; None if that is not known.
         threads: Of torch's, for what is done around the network; none: as many as torch has. Beside a runtime one: its
             threads wait by spinning when they are done, and would hold the cores of the runtime's.
         clock: Counts the time of ``transform``, ``network`` and ``masks``.
@@ -188,6 +190,7 @@ class NetworkSegmenter:
     device: torch.device
     choice: PredictionSettings = field(default_factory=PredictionSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    domain: Domain | None = None
     threads: int | None = None
     clock: Clock = field(default_factory=Clock, repr=False, compare=False)
 

@@ -41,6 +41,8 @@ def write_case(folder: Path, assessed: Assessment, image: Image, **summary: Any)
         _write_edges(folder / "edges.csv", prediction)
     if image.source.kind == "dicom":
         _write_dicom(folder, prediction, image)
+    else:
+        summary["masks"] = _write_masks(folder, prediction, image)
     _write_maps(folder, prediction, image)
     _write_pictures(folder, prediction, image)
     write_summary(
@@ -121,6 +123,28 @@ def _write_edges(path: Path, prediction: Prediction) -> None:
         for point, sd in zip(edge.points, edge.sigma, strict=True)
     ]
     write_rows_csv(path, rows, ("instance", *axes, f"sd_{grid.unit}"))
+
+
+def _write_masks(folder: Path, prediction: Prediction, image: Image) -> dict[str, Any]:
+    """Write masks by instance and by class in the input's own kind, for a picture COCO too; return their names."""
+    from clearmargin.formats.coco import write_coco
+    from clearmargin.formats.mask_files import mask_suffix, write_masks
+
+    instances, grid = prediction.instances, image.grid
+    suffix = mask_suffix(image.source.files[0] if image.source.files else Path(), grid)
+    numbers = range(1, len(instances) + 1)
+    names: dict[str, Any] = {
+        "instances": write_masks(folder / "instances", suffix, instances.masks, numbers, grid),
+        "classes": write_masks(folder / "classes", suffix, instances.masks, instances.labels.tolist(), grid),
+        "values_of_classes": {str(c.id): c.name for c in prediction.label_map.classes},
+    }
+    for side, masks in (("outer", prediction.outer), ("inner", prediction.inner)):
+        if masks:
+            names[f"margin_{side}"] = write_masks(folder / f"margin_{side}", suffix, masks, numbers, grid)
+    if grid.ndim == 2:
+        write_coco(folder / "coco.json", [(image.source.case, instances)], prediction.label_map)
+        names["coco"] = "coco.json"
+    return names
 
 
 def _write_dicom(folder: Path, prediction: Prediction, image: Image) -> None:

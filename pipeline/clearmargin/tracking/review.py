@@ -19,7 +19,7 @@ from pathlib import Path
 
 from clearmargin.errors import ConfigError
 from clearmargin.privacy import home
-from clearmargin.tracking.store import EXPERIMENT, artifact_folder, set_quiet, tracking_uri
+from clearmargin.tracking.store import EXPERIMENT, VIEW_KEY, artifact_folder, set_quiet, tracking_uri
 
 __all__ = ["review", "runs_page", "serving"]
 
@@ -70,7 +70,7 @@ def runs_page(server: str) -> str:
             number = json.load(answer)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):  # no such experiment yet, or a server that wants a login
         return server
-    return f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
+    return f"{server}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW_KEY}"
 
 
 @contextlib.contextmanager

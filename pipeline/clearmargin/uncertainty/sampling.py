@@ -24,6 +24,7 @@ from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenanc
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.memory import trim_heap
 from clearmargin.models import load_segmenter
+from clearmargin.models.domain import Domain
 from clearmargin.models.dropout import dropping, has_dropout
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE, ModelCard, snapshots
 from clearmargin.models.folder import load_segmenter as load_weights
@@ -98,6 +99,11 @@ class SampledSegmenter:
     def augment(self) -> AugmentSettings:
         """What the first member's training varied."""
         return self.members[0].segmenter.augment
+
+    @property
+    def domain(self) -> Domain | None:
+        """What the first member's training images were like."""
+        return self.members[0].segmenter.domain
 
     @property
     def provenance(self) -> Provenance:
