@@ -51,7 +51,7 @@ def inspect_path(path: Path, *, read: bool = True) -> list[Finding]:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"there is no file or folder '{path.name}'")
+        raise InputError(f"there is no file or folder '{path}'")
     if is_dicom(path):
         return _series(path, read=read)
     if is_video(path):

@@ -101,9 +101,7 @@ def _describe(dataset: Dataset, counted: list[tuple[Case, Grid, InstanceSet]]) -
             if label == c.id
         ]
         spread = f"{min(sizes):.3g} / {np.median(sizes):.3g} / {max(sizes):.3g} {power}" if sizes else "-"
-        lines.append(
-            f"{c.name} ({c.kind}; {c.type.value} {c.type.scheme}): {labels[c.id]} instances, {spread}"
-        )
+        lines.append(f"{c.name} ({c.kind}; {c.code_text or 'no code'}): {labels[c.id]} instances, {spread}")
     sizes_seen = Counter(str(grid) for _, grid, _ in counted)
     lines += [f"{count} x {grid}" for grid, count in sizes_seen.most_common(4)]
     if len(sizes_seen) > 4:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from clearmargin.cli.app import app, say, say_run
-from clearmargin.cli.options import AnyModel, Sampling, Split, Uncertainty
+from clearmargin.cli.options import AnyModel, Names, Sampling, Split, Uncertainty
 from clearmargin.errors import BatchError, ConfigError, nearest
 
 __all__: list[str] = []
@@ -52,6 +52,7 @@ def predict(
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
     ] = None,
+    names: Names = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
     runtime: Annotated[
         Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
@@ -132,6 +133,7 @@ def evaluate(
         float | None, typer.Option(min=0, max=1, help="Least score, but for AP; default: the model's.")
     ] = None,
     uncertainty: Sampling = Uncertainty.none,
+    names: Names = None,
 ) -> None:
     """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
     from clearmargin.evaluate import evaluate as call

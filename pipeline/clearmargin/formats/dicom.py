@@ -25,7 +25,7 @@ from clearmargin.formats.dicom_index import (
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom_resample import fill_gaps, straighten
 from clearmargin.formats.dicom_values import FrameScale, frame_scales, rescaled_dtype, to_channels, to_units
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_of_file
 
 __all__ = ["SeriesEntry", "index_dicom", "read_dicom", "read_dicom_pictures"]
 
@@ -120,7 +120,15 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
 def object_case(dataset: Any, file: Path) -> str:
     """Return the case id of one object: pictures of one series are cases of their own."""
     identity = [str(dataset.get(k) or "") for k in ("SeriesInstanceUID", "SOPInstanceUID")]
-    return case_id(*(identity if all(identity) else [str(file.resolve())]))
+    return case_of_file(file, *(identity if all(identity) else ()))
+
+
+def series_case(entry: SeriesEntry, header: Any) -> str:
+    """Return the case id that reading a series gives its image, from the header of one of its files."""
+    if entry.kind in ("image", "images", "clip"):
+        return object_case(header, entry.files[0])
+    place = entry.files[0] if len(entry.files) == 1 else entry.files[0].parent
+    return case_of_file(place, *(() if entry.uid.startswith("file:") else (entry.uid,)))
 
 
 def frame_time(dataset: Any, frame: int) -> float | None:
@@ -236,9 +244,8 @@ def _volume(entry: SeriesEntry, pixels: NDArray[Any], stack: Stack, files: tuple
         pixels, grid = straighten(pixels, grid)
     elif not stack.regular:
         pixels, grid = fill_gaps(pixels, grid, stack.offsets_mm)
-    uid = entry.uid if not entry.uid.startswith("file:") else str(files[0].resolve())
     return Image(
         pixels=pixels[None],
         grid=grid,
-        source=Source(case=case_id(uid), kind="dicom", modality=entry.modality, files=files),
+        source=Source(case=series_case(entry, None), kind="dicom", modality=entry.modality, files=files),
     )

@@ -164,8 +164,8 @@ def segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...])
         segment = highdicom.seg.SegmentDescription(
             segment_number=k + 1,
             segment_label=f"{kind.name[:50]} {k + 1}",
-            segmented_property_category=coded(kind.category),
-            segmented_property_type=coded(kind.type),
+            segmented_property_category=coded(kind.codes[0]),
+            segmented_property_type=coded(kind.codes[1]),
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
             tracking_id=f"{kind.name[:50]} {k + 1}",

@@ -75,9 +75,13 @@ def read_dicom_seg(path: Path, *, grid: Grid | None = None, label_map: LabelMap 
     labels = []
     for segment in content.segments:
         # pydicom's comparison knows SNOMED's retired SRT values for what they are today
-        found = [c.id for c in label_map.classes if _concept(c.type) == _concept(segment.type)]
+        found = [
+            c.id
+            for c in label_map.classes
+            if c.type is not None and _concept(c.type) == _concept(segment.type)
+        ]
         if not found:
-            known = ", ".join(f"{c.type.value} {c.type.scheme}" for c in label_map.classes)
+            known = ", ".join(c.code_text or f"{c.name} (no code)" for c in label_map.classes)
             raise InputError(
                 f"segment {segment.number} is of type {segment.type.value} {segment.type.scheme}, "
                 f"which is none of: {known}"

@@ -14,7 +14,7 @@ from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom_pixels import MAX_BYTES
 from clearmargin.formats.quiet import hushed
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_of_file
 
 __all__ = ["read_label_raster", "read_raster", "write_label_raster", "write_raster"]
 
@@ -33,7 +33,7 @@ def read_raster(path: Path) -> Image:
     return Image(
         pixels=pixels,
         grid=Grid.from_spacing(pixels.shape[1:]),
-        source=Source(case=case_id(str(path.resolve())), kind="raster", files=(path,)),
+        source=Source(case=case_of_file(path), kind="raster", files=(path,)),
     )
 
 
@@ -123,7 +123,7 @@ def _channels(data: NDArray[Any], coloured: bool, path: Path) -> NDArray[Any]:
 def _load(path: Path, *, palette: bool) -> tuple[NDArray[Any], bool]:
     """Return the values, and whether their last axis is colour."""
     if not path.exists():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"there is no file '{path}'")
     try:
         with hushed("tifffile", "PIL"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile)(\.|$)")

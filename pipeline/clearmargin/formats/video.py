@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_of_file
 
 __all__ = ["Clip", "VideoClip", "open_video", "write_video"]
 
@@ -64,14 +64,14 @@ def open_video(path: Path, *, threads: bool = True) -> Clip:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"there is no file '{path}'")
     from clearmargin.formats.dicom_index import looks_like_dicom
 
     if looks_like_dicom(path):
         from clearmargin.formats.dicom_clip import open_dicom_clip
 
         return open_dicom_clip(path, threads=threads)
-    return VideoClip(path, name=path.name, case=case_id(str(path.resolve())), threads=threads)
+    return VideoClip(path, name=path.name, case=case_of_file(path), threads=threads)
 
 
 class VideoClip:

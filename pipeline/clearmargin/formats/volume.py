@@ -15,7 +15,7 @@ from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_pixels import MAX_BYTES
 from clearmargin.formats.metaimage import holds_whole_values
 from clearmargin.formats.quiet import hushed
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_of_file
 
 __all__ = ["read_label_volume", "read_volume", "write_volume"]
 
@@ -36,9 +36,9 @@ def read_volume(path: Path) -> Image:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"there is no file '{path}'")
     pixels, grid = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
-    source = Source(case=case_id(str(path.resolve())), kind="volume", files=(path,))
+    source = Source(case=case_of_file(path), kind="volume", files=(path,))
     return Image(pixels=pixels, grid=grid, source=source)
 
 

@@ -49,8 +49,8 @@ class ClassEntry(Settings):
     id: int
     name: str
     kind: str
-    type: tuple[str, str, str]
-    category: tuple[str, str, str]
+    type: tuple[str, str, str] | None = None
+    category: tuple[str, str, str] | None = None
 
 
 class ModelCard(Settings):
@@ -101,8 +101,8 @@ def label_map_entries(label_map: LabelMap) -> tuple[ClassEntry, ...]:
             id=c.id,
             name=c.name,
             kind=c.kind,
-            type=(c.type.value, c.type.scheme, c.type.meaning),
-            category=(c.category.value, c.category.scheme, c.category.meaning),
+            type=_triplet(c.type),
+            category=_triplet(c.category),
         )
         for c in label_map.classes
     )
@@ -260,5 +260,9 @@ def _segmenter_class(name: str) -> type[NetworkSegmenter]:
     return VolumeSegmenter
 
 
-def _code(triplet: tuple[str, str, str]) -> Code:
-    return Code(value=triplet[0], scheme=triplet[1], meaning=triplet[2])
+def _code(triplet: tuple[str, str, str] | None) -> Code | None:
+    return None if triplet is None else Code(value=triplet[0], scheme=triplet[1], meaning=triplet[2])
+
+
+def _triplet(code: Code | None) -> tuple[str, str, str] | None:
+    return None if code is None else (code.value, code.scheme, code.meaning)
