@@ -24,6 +24,7 @@ __all__ = [
     "RESEARCH_USE",
     "Origin",
     "algorithm_identification",
+    "cielab",
     "coded",
     "derived_uid",
     "equipment",
@@ -267,6 +268,14 @@ def coded(code: Code) -> Any:
     return highdicom.sr.CodedConcept(
         value=code.value, scheme_designator=code.scheme, meaning=code.meaning[:64]
     )
+
+
+def cielab(colour: Sequence[int] | NDArray[np.uint8]) -> Any:
+    """Return highdicom's colour of an RGB triplet (0..255), for RecommendedDisplayCIELabValue."""
+    import highdicom
+
+    red, green, blue = (int(v) for v in colour)
+    return highdicom.color.CIELabColor.from_rgb(red, green, blue)
 
 
 def write_dates(dataset: Any, headers: Sequence[Any]) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Mask, Prediction, Provenance
+from clearmargin.core.colours import instance_colours
 from clearmargin.errors import GeometryError
 from clearmargin.formats.dicom_boundary import quiet_pydicom
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
     algorithm_identification,
+    cielab,
     coded,
     derived_uid,
     equipment,
@@ -158,6 +160,7 @@ def segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...])
     import highdicom
 
     algorithm = algorithm_identification(prediction.provenance)
+    colours = instance_colours(prediction.instances.labels)
     described = []
     for k, i in enumerate(kept):
         kind = prediction.label_map.by_id(int(prediction.instances.labels[i]))
@@ -170,6 +173,7 @@ def segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...])
             algorithm_identification=algorithm,
             tracking_id=f"{kind.name[:50]} {k + 1}",
             tracking_uid=derived_uid("tracking", k, *identity),
+            display_color=cielab(colours[i]),
         )
         segment.SegmentDescription = _description(prediction, i)
         described.append(segment)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask, Prediction
+from clearmargin.core.colours import instance_colours
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_output import (
@@ -42,7 +43,6 @@ _COPIED = (
     "ReferringPhysicianName",
     "FrameOfReferenceUID",
 )
-_COLOURS = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (60, 84, 136), (243, 155, 127), (132, 145, 180))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,8 +82,9 @@ def write_rtstruct(path: Path, prediction: Prediction, image: Image) -> str:
     dataset = _head(prediction, headers, contours)
     dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
     dataset.RTROIObservationsSequence = []
+    colours = instance_colours(prediction.instances.labels).tolist()
     for k, found in enumerate(contours):
-        _add_region(dataset, prediction, k, found, places)
+        _add_region(dataset, prediction, k, found, places, colours[k])
     write_dates(dataset, headers)
     dataset.StructureSetDate, dataset.StructureSetTime = dataset.ContentDate, dataset.ContentTime
     del dataset.ContentDate, dataset.ContentTime
@@ -165,7 +166,7 @@ def _image_reference(header: Any, frame: int | None) -> Any:
 
 
 def _add_region(
-    dataset: Any, prediction: Prediction, k: int, contours: Sequence[Any], places: Sequence[Origin | None]
+    dataset: Any, prediction: Prediction, k: int, contours: Sequence[Any], places: Sequence[Origin | None], colour: list[int]
 ) -> None:
     from pydicom.dataset import Dataset
     from pydicom.valuerep import format_number_as_ds
@@ -176,7 +177,7 @@ def _add_region(
     region.ReferencedFrameOfReferenceUID = dataset.FrameOfReferenceUID
     region.ROIGenerationAlgorithm = "AUTOMATIC"
     region.ROIDescription = f"score {float(prediction.instances.scores[k]):.4f}"
-    outline.ReferencedROINumber, outline.ROIDisplayColor = k + 1, list(_COLOURS[k % len(_COLOURS)])
+    outline.ReferencedROINumber, outline.ROIDisplayColor = k + 1, colour
     items = []
     for z, points in contours:
         item = Dataset()
