@@ -15,7 +15,7 @@ from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
-from clearmargin.formats.dicom_index import frame_planes
+from clearmargin.formats.dicom_planes import frame_planes
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 
 __all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content", "spanned_grid"]

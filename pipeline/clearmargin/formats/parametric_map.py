@@ -14,7 +14,7 @@ from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_geometry import Plane
-from clearmargin.formats.dicom_index import frame_planes
+from clearmargin.formats.dicom_planes import frame_planes
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
     derived_uid,
