@@ -93,6 +93,8 @@ def predict(
     display_window: bool = False,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
+    volume: str | None = None,
+    tolerance_mm: float | None = None,
 ) -> PredictionReport:
     """Segment what lies at ``source`` and write the results under ``out``.
 
@@ -103,7 +105,7 @@ def predict(
         model: A model folder; for ``ensemble`` an ensemble's.
         uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`). Any but ``none`` adds maps and the
             columns that say how far the samples lie apart.
-        series: Which DICOM series, where there are several.
+        series: Which DICOM series, if there are several.
         device: ``cpu`` or ``cuda``; None takes CUDA where it is.
         runtime: ``torch``, or what the model was exported to.
         score_threshold: Instances below it are not returned; None takes the model's own.
@@ -113,6 +115,9 @@ def predict(
             captures and clips of CT.
         allow_gaps: Resample a DICOM series with missing slices; it is refused otherwise.
         allow_tilt: Straighten a DICOM series of a tilted gantry; it is refused otherwise.
+        volume: Which volume of a DICOM series that holds several phases, echoes or stacks; ``all`` makes each a case.
+        tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says what
+            was accepted.
 
     Returns:
         What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
@@ -152,10 +157,22 @@ def predict(
     elif source.is_dir() and not is_dicom(source):
         report = _predict_folder(source, out, look, calibration)
     else:
-        image = read_image(source, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-        record_case(image.source.case, source)
-        report = PredictionReport(done=(_predict_image(image, out, look(image), calibration),))
+        gates = {"allow_gaps": allow_gaps, "allow_tilt": allow_tilt, "tolerance_mm": tolerance_mm}
+        done = []
+        for image in _volumes(source, series, volume, gates):
+            record_case(image.source.case, source)
+            done.append(_predict_image(image, out, look(image), calibration))
+        report = PredictionReport(done=tuple(done))
     return replace(report, promises=_promises(calibration))
+
+
+def _volumes(source: Path, series: str | None, volume: str | None, gates: dict[str, Any]) -> Iterator[Image]:
+    if volume == "all" and is_dicom(source):
+        from clearmargin.formats.dicom import read_dicom_volumes
+
+        yield from read_dicom_volumes(source, series=series, **gates)
+    else:
+        yield read_image(source, series=series, volume=volume, **gates)
 
 
 def _promises(calibration: Calibration | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from clearmargin.cli.app import app, say, say_run
-from clearmargin.cli.options import AnyModel, Sampling, Split, Uncertainty
+from clearmargin.cli.options import AnyModel, Sampling, Series, Split, Tolerance, Uncertainty, Volume
 from clearmargin.errors import BatchError, ConfigError, nearest
 
 __all__: list[str] = []
@@ -49,9 +49,8 @@ def predict(
         ),
     ],
     uncertainty: Sampling = Uncertainty.none,
-    series: Annotated[
-        str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
-    ] = None,
+    series: Series = None,
+    volume: Volume = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
     runtime: Annotated[
         Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
@@ -69,6 +68,7 @@ def predict(
         bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
     ] = False,
     allow_tilt: Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")] = False,
+    tolerance_mm: Tolerance = None,
     display_window: Annotated[
         bool,
         typer.Option(
@@ -93,6 +93,8 @@ def predict(
         display_window=display_window,
         allow_gaps=allow_gaps,
         allow_tilt=allow_tilt,
+        volume=volume,
+        tolerance_mm=tolerance_mm,
     )
     for done in report.done:
         classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())

@@ -242,7 +242,7 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
                 f"HighBit {high} with {layout.stored} bits stored is not read from compressed pixels: which of both "
                 "the encoder kept is not known"
             )
-        for frame in iter_pixels(dataset, indices=picks, decoding_plugin=plugin, raw=True):
+        for frame in iter_pixels(dataset, indices=picks, decoding_plugin=plugin, correct_unused_bits=False):
             yield _stored_bits(np.asarray(frame), layout, high)
         return
     try:

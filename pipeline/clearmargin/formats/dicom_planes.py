@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -227,8 +228,9 @@ def _csa(header: Any) -> dict[str, Any]:
     if not hasattr(header, "csa"):
         header.csa = {}
         if (0x0029, 0x1010) in header and isinstance(header[0x0029, 0x1010].value, bytes):
-            from nibabel.nicom import csareader
-
+            with warnings.catch_warnings():  # nibabel's remark that its DICOM readers are experimental
+                warnings.simplefilter("ignore")
+                from nibabel.nicom import csareader
             try:
                 header.csa = csareader.read(header[0x0029, 0x1010].value)["tags"]
             except Exception:  # noqa: BLE001 - a damaged private header may provoke anything
