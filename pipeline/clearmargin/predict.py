@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from clearmargin.privacy import record_case
 from clearmargin.report.case_folder import (
     by_class,
     case_rows,
+    one_run,
     picture,
     write_case,
     write_picture,
@@ -33,6 +34,9 @@ from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.drift import Features
 from clearmargin.uncertainty.needed import SIDES
 from clearmargin.uncertainty.sampling import Mode, open_segmenter
+
+if TYPE_CHECKING:
+    from clearmargin.formats.video import Clip
 
 __all__ = ["Predicted", "PredictionReport", "predict"]
 
@@ -268,23 +272,31 @@ def _predict_image(
 
 
 def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | None) -> Predicted:
-    """Segment every frame on its own; tables carry frame and time."""
+    clip = open_video(path)
+    record_case(clip.case, path)
+    folder = out / clip.case
+    with one_run(folder) as draft:
+        predicted = _predict_frames(clip, path.name, draft, look, calibration)
+    return replace(predicted, folder=folder)
+
+
+def _predict_frames(
+    clip: Clip, name: str, folder: Path, look: Look, calibration: Calibration | None
+) -> Predicted:
+    """Segment every frame on its own; tables carry frame and time, and a DICOM clip gets a SEG of all frames."""
     from clearmargin.formats.video import write_video
 
-    clip = open_video(path)
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     warned: set[str] = set()
     last: list[tuple[Image, Prediction]] = []
+    masks: dict[int, Prediction] = {}  # of a DICOM clip, whose SEG is written once all frames were seen
     with progress("predict", clip.frame_count) as bar:
         frames = clip.frames()
         first = next(frames, None)
         if first is None:
-            raise InputError(f"'{path.name}' holds no frame that can be decoded")
-        case = first.source.case
-        record_case(case, path)
-        folder = out / case
-        (folder / "overlay").mkdir(parents=True, exist_ok=True)
+            raise InputError(f"'{name}' holds no frame that can be decoded")
+        (folder / "overlay").mkdir()
 
         def pictures() -> Iterator[NDArray[np.uint8]]:
             image: Image | None = first
@@ -301,6 +313,8 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
                 if number % max(1, round(clip.fps)) == 0:
                     write_picture(folder / "overlay" / f"frame-{number:06d}.png", drawn)
                 last[:] = [(image, prediction)]
+                if image.source.kind == "dicom" and len(prediction.instances):
+                    masks[number] = replace(prediction, maps={}, edges=(), outer=(), inner=())
                 bar.advance(instances=str(len(prediction.instances)))
                 yield np.moveaxis(drawn, -1, 0)
                 image = next(frames, None)
@@ -308,6 +322,10 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
     write_rows(folder, rows)
     image, prediction = last[0]
+    if masks:
+        from clearmargin.formats.dicom_seg import write_clip_seg
+
+        write_clip_seg(folder / "seg.dcm", masks, image)
     referred = sum(bool(row["refer_because"]) for row in rows)
     warnings = tuple(sorted(warned))
     write_summary(
@@ -320,7 +338,7 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
         **_made_with(calibration),
     )
     return Predicted(
-        case=case,
+        case=image.source.case,
         folder=folder,
         instances=len(rows),
         by_class=counts,

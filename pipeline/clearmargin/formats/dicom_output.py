@@ -131,7 +131,7 @@ def _cleaned(source: Any, image: Image) -> Any:
         header.PositionReferenceIndicator = ""
     else:
         header.PatientOrientation = ""
-    header.pictures = pictures_of(source)
+    header.pictures = pictures_of(source) if spatial else []
     header.many = frame_count(source) > 1
     # highdicom knows only some storage classes and treats them differently: it sees a stand-in, and
     # refer_to_sources puts the true class in place.
