@@ -174,7 +174,7 @@ def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]
         raise InputError(_nothing_readable(len(files), damage))
     if damage:
         log.warning("%d file(s) begin as DICOM does and cannot be read: left out; the first: %s", len(damage), damage[0])
-    distinct = [(uid, *_without_copies(members)) for uid, members in groups.items()]
+    distinct = [(uid, *_without_copies(_whole_mosaics(members))) for uid, members in groups.items()]
     distinct.sort(key=lambda group: (_modality(group[1]), -len(group[1]), group[0]))
     return [
         (_entry(number, uid, members, clash), [header for _, header in members])
@@ -204,6 +204,17 @@ def _header(file: Path) -> Any:
     if header is not None and (is_mosaic(header) or _has_many_frames(header)):
         header = read_header(file)  # vectors and private elements say where their slices lie
     return header
+
+
+def _whole_mosaics(members: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+    """Read the headers whole if the first is a mosaic by private elements alone, which an index does not keep."""
+    file, header = members[0]
+    try:
+        if modality_of(header) != "MR" or is_mosaic(header) or not is_mosaic(read_header(file)):
+            return members
+        return [(file, read_header(file)) for file, _ in members]
+    except InputError:  # in an element that nobody asked for
+        return members
 
 
 def _has_many_frames(header: Any) -> bool:

@@ -269,9 +269,10 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _sortable(value: Any) -> tuple[int, float, str]:
-    number = _number(value[0] if isinstance(value, tuple) and value else value)
-    return (0, number, str(value)) if number is not None else (1, 0.0, str(value))
+def _sortable(value: Any) -> tuple[int, tuple[float, ...], str]:
+    numbers = [_number(v) for v in (value if isinstance(value, tuple) else (value,))]
+    known = tuple(n for n in numbers if n is not None)
+    return (0, known, "") if len(known) == len(numbers) else (1, (), str(value))
 
 
 def _plain(value: Any) -> Any:
