@@ -206,6 +206,22 @@ def test_an_image_of_another_kind_is_refused_and_forced(monkeypatch, tmp_path):
     assert "trained on grey images" in row["refer_because"]
 
 
+def test_values_that_are_not_finite_are_counted_and_referred(bright, tmp_path):
+    pixels = np.full(SHAPE, -50, np.float32)
+    pixels[BOX] = 390
+    pixels[0, 0, :3] = np.nan, -np.inf, -np.inf
+    write_volume(tmp_path / "x.nii.gz", pixels, Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7)))
+    (done,) = predict(tmp_path / "x.nii.gz", tmp_path / "out", model=Path("any")).done
+    assert done.instances == done.referred == 1
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert summary["warnings"] == [
+        f"3 of {pixels.size} values are not finite (NaN or infinite): they were left out"
+    ]
+    write_volume(tmp_path / "y.nii.gz", np.full(SHAPE, np.nan, np.float32), Grid.from_spacing(SHAPE))
+    with pytest.raises(InputError, match="none of its 28672 values is finite"):
+        predict(tmp_path / "y.nii.gz", tmp_path / "out", model=Path("any"))
+
+
 def test_an_empty_folder_says_what_was_expected(bright, tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(

@@ -196,15 +196,30 @@ def _unlike(
     Raises:
         InputError: It is of another kind altogether, and that is not forced.
     """
+    remarks = _remarks(image)
     if segmenter.domain is None:  # a model folder written before models knew their training images
-        return ()
+        return remarks
     difference = mismatch(segmenter.domain, image, segmenter.image.intensity, displayed=displayed)
     if difference.refusals and not force:
         raise InputError(
             f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it all "
             "the same with --force, which refers every instance"
         )
-    return difference.refusals + difference.warnings
+    return remarks + difference.refusals + difference.warnings
+
+
+def _remarks(image: Image) -> tuple[str, ...]:
+    """Return what a reader had to decide, and how many values are not finite.
+
+    Raises:
+        InputError: No value is finite.
+    """
+    if not image.not_finite:
+        return image.source.remarks
+    if image.not_finite == image.pixels.size:
+        raise InputError(f"{image.source.case}: none of its {image.pixels.size} values is finite")
+    counted = f"{image.not_finite} of {image.pixels.size} values are not finite (NaN or infinite): they were left out"
+    return (*image.source.remarks, counted)
 
 
 def _promises(calibration: Calibration | None) -> tuple[str, ...]:

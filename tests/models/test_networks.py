@@ -171,6 +171,23 @@ def test_weights_of_another_number_of_classes_are_refused(name, learned, tmp_pat
         load_segmenter(tmp_path / "model")
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    card = ModelCard(
+        software="clearmargin test",
+        model=network_config(SMALL["semantic_cc"].model).model_dump(mode="json"),
+        image=ImageSettings(),
+        augment=AugmentSettings(),
+        classes=label_map_entries(LABELS),
+        show_in_tracking=True,
+    )
+    state = build("semantic_cc").state_dict()
+    name = next(k for k, v in state.items() if v.is_floating_point() and v.numel() > 3)
+    state[name].view(-1)[:2] = float("nan")
+    save_model(tmp_path / "model", card, state)
+    with pytest.raises(InputError, match="2 of the weights in 'model' are not finite"):
+        load_segmenter(tmp_path / "model")
+
+
 @EVERY
 def test_the_parts_that_a_runtime_can_compute_are_there(name):
     network = build(name)

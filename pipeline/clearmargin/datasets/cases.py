@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ from clearmargin.formats import case_of, read_image
 from clearmargin.privacy import case_id, named_by_case, naming, plain_name, record_case, record_cases
 
 __all__ = ["Case", "Dataset", "build_dataset", "open_dataset"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,7 @@ class Dataset:
                 image.source, case=case.case, modality=image.source.modality or self.card.modality
             ),
         )
+        _tell(image)
         with named_by_case(case.case, "its reference", *case.references):
             reference = _REFERENCE_READERS[self.card.encoding.kind](self, case, image.grid)
         if case.ignore is not None:
@@ -131,6 +136,27 @@ class Dataset:
                     known[path] = b"".join(_digest(file) for file in _files(path))
                 total.update(b"" if path is None else known[path])
         return total.hexdigest()
+
+
+_told: set[str] = set()
+
+
+def _tell(image: Image) -> None:
+    """Log what a reader had to decide or leave out of a case, once per process.
+
+    Raises:
+        InputError: No value is finite.
+    """
+    case = image.source.case
+    if case in _told:
+        return
+    if image.not_finite == image.pixels.size:
+        raise InputError(f"{case}: none of its {image.pixels.size} values is finite")
+    _told.add(case)
+    if image.not_finite:
+        log.warning("%s: %d of %d values are not finite: left out", case, image.not_finite, image.pixels.size)
+    for remark in image.source.remarks:
+        log.warning("%s: %s", case, remark)
 
 
 def open_dataset(card_path: Path) -> Dataset:

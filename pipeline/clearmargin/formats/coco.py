@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
-from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.limits import max_bytes
 
 __all__ = ["CocoImage", "read_coco", "read_coco_images", "write_coco"]
 
@@ -187,7 +187,7 @@ def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str])
             shown = number if isinstance(number, int) else f"{k + 1} of its image"
             raise InputError(f"annotation {shown} is damaged ({type(error).__name__})") from None
         held += mask.crop.size
-        if held > MAX_BYTES:
+        if held > max_bytes():
             raise InputError("the annotations of one image are more than is read at once")
         if annotation.get("iscrowd"):
             crowd = mask.dense() if crowd is None else crowd | mask.dense()

@@ -188,6 +188,14 @@ def load_segmenter(
             f"the weights in '{folder.name}' do not fit its configuration; they are of another network, or of "
             f"a version with other defaults (CHANGELOG.md): {error}"
         ) from None
+    broken = sum(
+        int((~torch.isfinite(v)).sum()) for v in network.state_dict().values() if v.is_floating_point()
+    )
+    if broken:
+        raise InputError(
+            f"{broken} of the weights in '{folder.name}' are not finite: the training that wrote them went astray; "
+            "take another model"
+        )
     default = "cuda" if torch.cuda.is_available() and runtime == "torch" else "cpu"
     where = torch.device(device or default)
     if where.type == "cuda" and runtime != "torch":

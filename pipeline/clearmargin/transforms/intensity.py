@@ -32,7 +32,8 @@ def normalise(pixels: NDArray[Any], settings: Window | WindowStack | Percentiles
         pixels: ``(C, ...)``, any dtype.
         settings: A stack of K windows makes K channels of each, those of the first channel first.
 
-    A constant image (channel, where each has its own) becomes 0 under percentiles.
+    A constant image (channel, where each has its own) becomes 0 under percentiles. Values that are not finite have no
+    part in percentiles; NaN becomes 0, an infinity the window's end.
     """
     return scaling_of(pixels, settings)(pixels)
 
@@ -58,12 +59,16 @@ def _window_of(values: NDArray[Any], settings: Percentiles) -> _Bounds | None:
     """Return the percentiles, or the extremes where the percentiles are one value; None for constant values."""
     low, high = _percentiles(values, (settings.low, settings.high))
     if low == high:
-        low, high = float(values.min()), float(values.max())
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     return None if low == high else (low, high)
 
 
 def _percentiles(values: NDArray[Any], shares: tuple[float, float]) -> _Bounds:
     """Return numpy's percentiles, linear between elements; integers of up to 16 bits are counted, not sorted."""
+    if values.dtype.kind == "f":  # what is not finite says nothing of the others
+        finite = values[np.isfinite(values)]
+        values = finite if len(finite) else np.zeros(1, values.dtype)
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
         low, high = (float(v) for v in np.percentile(values, shares))
         return low, high
