@@ -131,6 +131,9 @@ class Grid:
         affine[:3, 3] += z * affine[:3, 0]
         return Grid(shape=self.shape[1:], affine=affine, unit=self.unit)
 
+    def __repr__(self) -> str:
+        return f"Grid({self})"
+
     def __str__(self) -> str:
         size = " x ".join(str(n) for n in self.shape)
         step = " x ".join(f"{s:g}" for s in self.spacing)
