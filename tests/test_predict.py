@@ -164,7 +164,7 @@ def test_a_clip_is_segmented_frame_by_frame(bright, tmp_path):
 def test_display_values_need_a_window(monkeypatch, tmp_path):
     from dataclasses import replace
 
-    from clearmargin.transforms.intensity import Percentiles
+    from clearmargin.transforms.settings import Percentiles
 
     segmenter = bright_segmenter()
     percentiles = replace(segmenter, image=segmenter.image.model_copy(update={"intensity": Percentiles()}))

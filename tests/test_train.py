@@ -22,7 +22,7 @@ from clearmargin.errors import ConfigError, InputError, TrainingError
 from clearmargin.evaluate import score
 from clearmargin.formats.raster import write_raster
 from clearmargin.models import load_segmenter
-from clearmargin.models.segmenter import PredictionSettings
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.privacy import recorded_cases
 from clearmargin.train import _rate, train
 from clearmargin.training.batches import load_batches

@@ -16,7 +16,8 @@ from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
 from clearmargin.models.domain import mismatch
-from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.privacy import record_case
 from clearmargin.report.case_folder import (
     by_class,
@@ -28,7 +29,7 @@ from clearmargin.report.case_folder import (
     write_summary,
 )
 from clearmargin.report.progress import progress
-from clearmargin.transforms.intensity import Window
+from clearmargin.transforms.settings import Window
 from clearmargin.uncertainty.assessment import Assessment, assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.drift import Features
@@ -95,6 +96,7 @@ def predict(
     allow_gaps: bool = False,
     allow_tilt: bool = False,
     force: bool = False,
+    on_done: Callable[[Predicted], object] = lambda _: None,
 ) -> PredictionReport:
     """Segment what lies at ``source`` and write the results under ``out``.
 
@@ -116,6 +118,7 @@ def predict(
         allow_gaps: Resample a DICOM series with missing slices; it is refused otherwise.
         allow_tilt: Straighten a DICOM series of a tilted gantry; it is refused otherwise.
         force: Segment also an image of another kind than the model's training images; it is refused otherwise.
+        on_done: Called with each input as soon as its results are written.
 
     Returns:
         What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
@@ -125,6 +128,8 @@ def predict(
     """
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
+    if not source.exists():
+        raise InputError(f"there is no file or folder '{source}' (looked for at {source.absolute()})")
 
     def adjust(segmenter: NetworkSegmenter) -> NetworkSegmenter:
         changed = segmenter if tile is None else _in_tiles(segmenter, tile)
@@ -148,17 +153,17 @@ def predict(
         unlike = _unlike(segmenter, image, displayed=display_window, force=force)
         return assess(segmenter(image), image, calibration, threshold=wanted, unlike=unlike)
 
-    if not source.exists():
-        raise InputError(f"there is no file or folder '{source}'")
     out.mkdir(parents=True, exist_ok=True)
     if is_video(source):
         report = PredictionReport(done=(_predict_clip(source, out, look, calibration),))
+        on_done(report.done[0])
     elif source.is_dir() and not is_dicom(source):
-        report = _predict_folder(source, out, look, calibration)
+        report = _predict_folder(source, out, look, calibration, on_done)
     else:
         image = read_image(source, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
         record_case(image.source.case, source)
         report = PredictionReport(done=(_predict_image(image, out, look(image), calibration),))
+        on_done(report.done[0])
     return replace(report, promises=_promises(calibration))
 
 
@@ -222,7 +227,13 @@ def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
     return replace(segmenter, image=shown)
 
 
-def _predict_folder(folder: Path, out: Path, look: Look, calibration: Calibration | None) -> PredictionReport:
+def _predict_folder(
+    folder: Path,
+    out: Path,
+    look: Look,
+    calibration: Calibration | None,
+    on_done: Callable[[Predicted], object],
+) -> PredictionReport:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(tuple(READERS)))
     if not files:
         raise InputError(
@@ -238,6 +249,7 @@ def _predict_folder(folder: Path, out: Path, look: Look, calibration: Calibratio
                 assessed = look(image)
                 done.append(_predict_image(image, out, assessed, calibration))
                 features.append(assessed.features)
+                on_done(done[-1])
             except ClearMarginError as error:
                 name = f"input-{number:05d}"
                 record_case(name, path)

@@ -152,8 +152,8 @@ def recorded_cases() -> dict[str, str]:
 def paths_of_case(case: str) -> Sequence[str]:
     """Return every path that was recorded for a case, the last one first; none if the crosswalk does not know it.
 
-    A frame of a clip (``case-0123456789ab-f20``) is looked up by itself, and then by its clip. The word ``case-`` may
-    be missing.
+    A frame of a clip (``case-0123456789ab-f20``) is looked up by itself, and then by its clip. The word ``case-``
+    may be missing.
     """
     recorded: dict[str, dict[str, None]] = {}
     for row in reversed(_rows()):

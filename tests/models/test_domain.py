@@ -5,7 +5,7 @@ import pytest
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.models.domain import domain_of, mismatch
-from clearmargin.transforms.intensity import Percentiles, Window
+from clearmargin.transforms.settings import Percentiles, Window
 
 HOUNSFIELD = Window(low=-150, high=250)
 

@@ -10,8 +10,7 @@ from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.backbones import build_backbone
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.mask_rcnn import masks_within
-from clearmargin.transforms.intensity import Window
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))

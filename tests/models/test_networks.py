@@ -8,8 +8,7 @@ from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
-from clearmargin.transforms.intensity import Window
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))

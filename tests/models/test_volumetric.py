@@ -25,11 +25,11 @@ from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.models.segmenter import View
 from clearmargin.models.volumetric import VolumeSegmenter
 from clearmargin.train import train
-from clearmargin.transforms.intensity import Window
 from clearmargin.transforms.samples import make_sample, read_instances
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 from clearmargin.transforms.spatial import resample, volume_augmentation, volume_view
 from clearmargin.transforms.tensors import to_tensor
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, prepare
+from clearmargin.transforms.view import prepare
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))

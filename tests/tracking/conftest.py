@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from children import LIMIT_S, child, read_line
+from reviewing import REVIEW
 
 from clearmargin.tracking.store import open_client
 
@@ -35,15 +36,6 @@ def store(made_store: Path, tmp_path: Path) -> str:
     folder.mkdir()
     shutil.copy(made_store, folder / "mlflow.db")
     return f"sqlite:///{folder}/mlflow.db"
-
-
-REVIEW = """
-import logging, sys
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-from clearmargin.tracking.review import review
-review(port=0, browser=False)
-print("left", flush=True)
-"""
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.transforms.intensity import Percentiles, Window, WindowStack, _percentiles, normalise
+from clearmargin.transforms.intensity import _percentiles, normalise
+from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 from clearmargin.transforms.view import (
     AugmentSettings,
     ImageSettings,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearmargin.cli.app import app, say
+from clearmargin.cli.app import app, emit, say
 from clearmargin.cli.options import Names
 from clearmargin.errors import BatchError, ConfigError, InputError
 
@@ -44,12 +45,13 @@ def inspect_command(
     from clearmargin.inspection import inspect_path, write_overview
 
     for found in inspect_path(path, read=not header_only):
-        say(f"{found.what}: {found.size}{'' if found.readable else ' (not read)'}")
-        for name in ("geometry", "values", "problem"):
-            if getattr(found, name):
-                say(f"  {name}: {getattr(found, name)}")
+        lines = [f"{found.what}: {found.size}{'' if found.readable else ' (not read)'}"]
+        lines += [
+            f"  {n}: {getattr(found, n)}" for n in ("geometry", "values", "problem") if getattr(found, n)
+        ]
         if found.selector and found.readable:
-            say(f"  choose it with --series {found.selector}")
+            lines.append(f"  choose it with --series {found.selector}")
+        emit("\n".join(lines), **asdict(found))
     if out is not None:
         write_overview(path, out, series=series)
         say(f"picture: {out}")
@@ -118,7 +120,9 @@ def data_new(
             overwrite=overwrite,
             advance=advance,
         )
-    say(drafted.text)
+    emit(
+        drafted.text, card=drafted.card, index=drafted.index, cases=drafted.cases, instances=drafted.instances
+    )
 
 
 @contextlib.contextmanager
@@ -178,8 +182,7 @@ def data_show(
     from clearmargin.show import show_dataset
 
     shown = show_dataset(card, out=out, cases=cases)
-    say(shown.text)
-    say(f"contact sheet: {shown.sheet}")
+    emit(f"{shown.text}\ncontact sheet: {shown.sheet}", sheet=shown.sheet)
 
 
 @app.command("cases", rich_help_panel="Data")
@@ -203,7 +206,8 @@ def cases_command(
     for case in ids or recorded_cases():
         paths = paths_of_case(case)
         for path in paths:
-            say(f"{case}  {path}{'' if Path(path).exists() else '  (not there)'}")
+            there = Path(path).exists()
+            emit(f"{case}  {path}{'' if there else '  (not there)'}", case=case, path=path, exists=there)
         unknown += [] if paths else [case]
     if unknown:
         raise InputError(
@@ -248,8 +252,8 @@ def deidentify(
         look_for_text=look_for_text,
         workers=workers,
     )
-    say(", ".join(f"{count} {status}" for status, count in sorted(done.files.items())))
-    say(f"report: {out / 'report.json'}")
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(done.files.items()))
+    emit(f"{counts}\nreport: {out / 'report.json'}", files=done.files, report=out / "report.json")
     if done.left_out:
         raise BatchError(
             f"{done.left_out} DICOM files are not among the results (files.csv names their case ids):\n"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clearmargin.cli.app import app, say, say_run
+from clearmargin.cli.app import app, emit, say, say_run
+from clearmargin.cli.checks import check_card, check_device, check_folder, check_source
 from clearmargin.cli.options import AnyModel, Names, Sampling, Split, Uncertainty
 from clearmargin.errors import BatchError, ConfigError, nearest
+
+if TYPE_CHECKING:
+    from clearmargin.predict import Predicted
 
 __all__: list[str] = []
 
@@ -85,13 +90,18 @@ def predict(
     ] = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
-    from clearmargin.predict import predict as call
     from clearmargin.tracking.resolve import model_folder
+
+    check_source(source)
+    check_folder(out)
+    check_device(device)
+    folder = model_folder(model)
+    from clearmargin.predict import predict as call
 
     report = call(
         source,
         out,
-        model=model_folder(model),
+        model=folder,
         uncertainty=uncertainty.value,
         series=series,
         device=device,
@@ -102,13 +112,8 @@ def predict(
         allow_gaps=allow_gaps,
         allow_tilt=allow_tilt,
         force=force,
+        on_done=_say_predicted,
     )
-    for done in report.done:
-        classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())
-        referred = f"; refer {done.referred}" if done.referred else ""
-        say(f"{done.case}: {classes}{referred} -> {done.folder}")
-        for warning in done.warnings:
-            say(f"  warning: {warning}")
     for sentence in report.promises:
         say(sentence)
     for warning in report.drift:
@@ -119,6 +124,14 @@ def predict(
             "the others are done:\n"
             + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
         )
+
+
+def _say_predicted(done: Predicted) -> None:
+    classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())
+    referred = f"; refer {done.referred}" if done.referred else ""
+    lines = [f"{done.case}: {classes}{referred} -> {done.folder}"]
+    lines += [f"  warning: {warning}" for warning in done.warnings]
+    emit("\n".join(lines), **asdict(done))
 
 
 @app.command(rich_help_panel="Results")
@@ -136,19 +149,30 @@ def evaluate(
     names: Names = None,
 ) -> None:
     """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
-    from clearmargin.evaluate import evaluate as call
-    from clearmargin.evaluate import render
     from clearmargin.tracking.resolve import model_folder
 
+    check_card(card)
+    check_folder(out)
+    folder = model_folder(model)
+    from clearmargin.evaluate import evaluate as call
+    from clearmargin.evaluate import render
+
     found = call(
-        model_folder(model),
+        folder,
         card,
         split=split.value,
         score_threshold=score_threshold,
         uncertainty=uncertainty.value,
         out=out,
     )
-    say(render(found))
+    emit(
+        render(found),
+        numbers=found.flat(),
+        counts=found.counts,
+        length_unit=found.length_unit,
+        run_id=found.run_id,
+        tables=out,
+    )
     say_run(found.run_id)
 
 
@@ -193,14 +217,20 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit scaled scores and margins of safety on units that the model has not seen; they stay with the model."""
-    from clearmargin.calibrate import calibrate as call
-    from clearmargin.calibrate import render_calibration
     from clearmargin.tracking.resolve import model_folder
 
+    check_card(card)
+    check_folder(out)
+    check_device(device)
+    alphas = _numbers("--alpha", alpha or ["0.1,0.05"])
+    folder = model_folder(model)
+    from clearmargin.calibrate import calibrate as call
+    from clearmargin.calibrate import render_calibration
+
     done = call(
-        model_folder(model),
+        folder,
         card,
-        alphas=_numbers("--alpha", alpha or ["0.1,0.05"]),
+        alphas=alphas,
         uncertainty=uncertainty.value,
         split=split.value,
         judge_on=None if judge is None else judge.value,
@@ -214,7 +244,7 @@ def calibrate(
         device=device,
         out=out,
     )
-    say(render_calibration(done))
+    emit(render_calibration(done), calibration=done.calibration.to_data(), file=done.file, run_id=done.run_id)
     say(f"calibration: {done.file}; `clearmargin predict --uncertainty {uncertainty.value}` applies it")
     say_run(done.run_id)
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from clearmargin.config import Settings
 from clearmargin.core import Image
-from clearmargin.transforms.intensity import Percentiles, Window, WindowStack
+from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 
 __all__ = ["Domain", "Mismatch", "domain_of", "mismatch"]
 

@@ -23,8 +23,9 @@ from clearmargin.models.domain import Domain
 from clearmargin.models.network import BesideRuntime, Network
 from clearmargin.models.parts import RuntimePart, replace_parts
 from clearmargin.models.runtimes import runtime as find_runtime
-from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.settings import PredictionSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
 __all__ = [
     "ModelCard",

@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 from clearmargin.config import Settings, apply_overrides, read_yaml, validate
 from clearmargin.datasets.folds import FoldSettings
 from clearmargin.models import network_config
-from clearmargin.models.segmenter import PredictionSettings
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.models.settings import PredictionSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
 __all__ = ["VALIDATION_METRICS", "EarlyStopping", "Experiment", "TrainingSettings", "read_experiment"]
 

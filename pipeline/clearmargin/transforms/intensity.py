@@ -5,69 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from monai.transforms import ScaleIntensityRange
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from clearmargin.config import Settings
+from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 
-__all__ = [
-    "Intensity",
-    "Percentiles",
-    "Scaling",
-    "Window",
-    "WindowStack",
-    "channels_made",
-    "normalise",
-    "scaling_of",
-]
-
-
-class Window(Settings):
-    """A fixed window, such as -100..200 Hounsfield units, or 0..255 for 8-bit colour."""
-
-    kind: Literal["window"] = "window"
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Window:
-        if not self.low < self.high:
-            raise ValueError("low must lie below high")
-        return self
-
-
-class WindowStack(Settings):
-    """Several windows of the same values, each a channel, such as soft tissue, lung and bone of a CT."""
-
-    kind: Literal["windows"] = "windows"
-    windows: tuple[tuple[float, float], ...] = Field(min_length=1, description="low and high of each")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> WindowStack:
-        if any(not low < high for low, high in self.windows):
-            raise ValueError("low must lie below high in each window")
-        return self
-
-
-class Percentiles(Settings):
-    """A window from the image's own percentiles: for MR, microscopy, ultrasound."""
-
-    kind: Literal["percentiles"] = "percentiles"
-    low: float = Field(0.5, ge=0, le=100)
-    high: float = Field(99.5, ge=0, le=100)
-    per_channel: bool = Field(
-        False, description="each channel by its own: for several MR sequences; colour keeps its hue without"
-    )
+__all__ = ["Scaling", "channels_made", "normalise", "scaling_of"]
 
 
 Scaling = Callable[[NDArray[Any]], NDArray[np.float32]]
 """From the values of an image, ``(C, ...)``, to [0, 1]."""
-
-Intensity = Annotated[Window | WindowStack | Percentiles, Field(discriminator="kind")]
 
 
 def channels_made(settings: Window | WindowStack | Percentiles) -> int:

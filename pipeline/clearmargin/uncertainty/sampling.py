@@ -28,8 +28,10 @@ from clearmargin.models.domain import Domain
 from clearmargin.models.dropout import dropping, has_dropout
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE, ModelCard, snapshots
 from clearmargin.models.folder import load_segmenter as load_weights
-from clearmargin.models.segmenter import Look, NetworkSegmenter, PredictionSettings, View
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, PreparedImage
+from clearmargin.models.segmenter import Look, NetworkSegmenter, View
+from clearmargin.models.settings import PredictionSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
+from clearmargin.transforms.view import PreparedImage
 from clearmargin.uncertainty.clusters import agreed_mask, find_clusters
 from clearmargin.uncertainty.maps import MAPS, Moments
 from clearmargin.uncertainty.spread import Spread, measure_spread
