@@ -503,3 +503,33 @@ def test_a_class_without_a_code_is_named_when_dicom_is_written():
     assert LabelClass(id=1, name="liver").code_text == ""
     with pytest.raises(ConfigError, match=r"class 'liver' has no code.*model.yaml.*data card"):
         _ = LabelClass(id=1, name="liver").codes
+
+
+@pytest.mark.parametrize(
+    "place", ["{case}/{case}_{what}.nii.gz", "{case}/{what}.nii.gz", "{case}_{what}.nii.gz"]
+)
+@pytest.mark.parametrize("sequences", [("flair", "t1"), ("ct",)])
+def test_sequences_of_a_case_share_its_mask(tmp_path, place, sequences):
+    grid = Grid.from_spacing((3, 10, 12), (3.0, 1.0, 1.0))
+    for k in range(3):
+        for n, what in enumerate((*sequences, "seg")):
+            path = tmp_path / "set" / place.format(case=f"brain_{k}", what=what)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = np.full(grid.shape, 5 * n, np.int16)
+            if what == "seg":
+                values = np.zeros(grid.shape, np.uint8)
+                values[1, 2:5, 2:5] = 1
+            write_volume(path, values, grid)
+    card, dataset, references = drafted(tmp_path / "set", tmp_path, classes={0: "tumour"})
+    image, _ = dataset.read(dataset.cases[0])
+    assert image.pixels.shape[0] == len(sequences) and counts(references) == [1] * 3
+    assert all(f"brain_{k}" in c.row["id"] for k, c in enumerate(dataset.cases))
+    assert ("channels: 2 images of a case, on one grid: flair, t1" in card.text) == (len(sequences) == 2)
+    if len(sequences) == 2:
+        (tmp_path / "set" / place.format(case="brain_1", what="t1")).unlink()
+        with pytest.raises(QuestionError, match=r"not the same ones .*--images '\*_NAME"):
+            drafted(tmp_path / "set", tmp_path / "2", classes={0: "tumour"})
+        _, _, references = drafted(
+            tmp_path / "set", tmp_path / "3", classes={0: "tumour"}, images="*flair.nii.gz"
+        )
+        assert counts(references) == [1] * 3
