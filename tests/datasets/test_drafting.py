@@ -533,3 +533,17 @@ def test_sequences_of_a_case_share_its_mask(tmp_path, place, sequences):
             tmp_path / "set", tmp_path / "3", classes={0: "tumour"}, images="*flair.nii.gz"
         )
         assert counts(references) == [1] * 3
+
+
+def test_specks_are_counted_and_said(tmp_path):
+    def speckled(k):
+        mask = squares(1)
+        mask[30, 50] = 255 * (k == 2)
+        return mask
+
+    card, _, references = drafted(label_set(tmp_path / "a", speckled), tmp_path, classes={0: "lesion"})
+    text = " ".join(card.text.split())
+    assert "1 objects have fewer than 10 px" in text and "lesion: 7 objects, 1 / 64 / 64 px" in text
+    assert counts(references)[2] == 2
+    card, _, references = drafted(tmp_path / "a", tmp_path / "2", classes={0: "lesion"}, objects="whole")
+    assert counts(references) == [1] * 6 and "fewer than" not in card.text
