@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Image
 from clearmargin.errors import InputError
 from clearmargin.formats import is_dicom, is_video, open_video, read_image
+from clearmargin.report.annotated import sides_of, with_sides
 
 __all__ = ["Finding", "inspect_path", "overview", "write_overview"]
 
@@ -124,7 +125,7 @@ def _values(image: Image) -> str:
 
 
 def overview(image: Image, *, size: int = 320) -> NDArray[np.uint8]:
-    """Return a picture ``(3, Y, X)``; of a volume its three middle planes, in true proportion.
+    """Return a picture ``(3, Y, X)``; of a volume its three middle planes, in true proportion, with the sides marked.
 
     Grey values are stretched between their 1st and 99th percentile.
 
@@ -146,6 +147,10 @@ def overview(image: Image, *, size: int = 320) -> NDArray[np.uint8]:
         ]
     low, high = (float(v) for v in np.percentile(image.pixels.astype(np.float64), (1, 99)))
     tiles = [_tile(values, spacing, size, (low, max(high, low + 1e-6))) for values, spacing in planes]
+    if image.grid.ndim == 3 and image.grid.unit == "mm":
+        up, down, right = -image.grid.affine[:3, 0], image.grid.affine[:3, 1], image.grid.affine[:3, 2]
+        sides = (sides_of(down, right), sides_of(up, right), sides_of(up, down))
+        tiles = [_marked(tile, marks, size) for tile, marks in zip(tiles, sides, strict=True)]
     return np.concatenate(_separated(tiles), axis=2)
 
 
@@ -160,6 +165,12 @@ def _tile(
     grey = (values[:, y][:, :, x].astype(np.float64) - window[0]) / (window[1] - window[0])
     tile = (np.clip(grey, 0, 1) * 255).astype(np.uint8)
     return tile if len(tile) == 3 else np.repeat(tile[:1], 3, axis=0)
+
+
+def _marked(tile: NDArray[np.uint8], marks: tuple[str, str, str, str], size: int) -> NDArray[np.uint8]:
+    """Return a tile ``(3, Y, X)`` with the sides of the patient at its edges."""
+    picture = np.ascontiguousarray(np.moveaxis(tile, 0, -1))
+    return np.moveaxis(with_sides(picture, marks, size=max(13, size // 24)), -1, 0)
 
 
 def _separated(tiles: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:

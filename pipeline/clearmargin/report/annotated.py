@@ -24,8 +24,10 @@ __all__ = [
     "class_keys",
     "drawing_keys",
     "side_marks",
+    "sides_of",
     "with_legend",
     "with_marks",
+    "with_sides",
 ]
 
 _INK, _PAPER = (235, 235, 235), (24, 26, 30)
@@ -119,18 +121,9 @@ def with_marks(picture: Picture, grid: Grid, z: int | None = None, *, size: int 
         size: Of the letters in pixels; None for what suits the picture.
     """
     size = size or letter_size(picture)
-    height, width = picture.shape[:2]
-    gap = size // 2
+    width, gap = picture.shape[1], size // 2
     if grid.ndim == 3 and grid.unit == "mm":
-        for (row, column), text in zip(
-            ((0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5)), side_marks(grid), strict=True
-        ):
-            wide, tall = text_size(text, size)
-            at = (
-                round(gap + row * (height - tall - 2 * gap)),
-                round(gap + column * (width - wide - 2 * gap)),
-            )
-            picture = write_text(picture, text, at, _INK, size=size, backed=False)
+        picture = with_sides(picture, side_marks(grid), size=size)
     if grid.ndim == 3 and z is not None:  # below the side mark of a narrow picture
         for line, text in enumerate(_place(grid, z)):
             at = (gap + (line + 1) * (size + gap // 2), gap)
@@ -138,6 +131,17 @@ def with_marks(picture: Picture, grid: Grid, z: int | None = None, *, size: int 
                 picture, text, at, _INK, size=_fitting(text, width - 2 * gap, size), backed=False
             )
     return _with_scale(picture, grid, size)
+
+
+def with_sides(picture: Picture, marks: tuple[str, str, str, str], *, size: int) -> Picture:
+    """Return the picture with a mark at the middle of its left, right, top and bottom edge."""
+    height, width = picture.shape[:2]
+    gap = size // 2
+    for (row, column), text in zip(((0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5)), marks, strict=True):
+        wide, tall = text_size(text, size)
+        at = (round(gap + row * (height - tall - 2 * gap)), round(gap + column * (width - wide - 2 * gap)))
+        picture = write_text(picture, text, at, _INK, size=size, backed=False)
+    return picture
 
 
 def side_marks(grid: Grid) -> tuple[str, str, str, str]:
@@ -154,6 +158,11 @@ def side_marks(grid: Grid) -> tuple[str, str, str, str]:
         down, right = right, down
     down = -down if turn.reverse[0] else down
     right = -right if turn.reverse[1] else right
+    return sides_of(down, right)
+
+
+def sides_of(down: NDArray[np.float64], right: NDArray[np.float64]) -> tuple[str, str, str, str]:
+    """Return which sides lie at the left, right, top and bottom of a picture whose axes run so in the LPS world."""
     return _side(-right), _side(right), _side(-down), _side(down)
 
 
