@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Image
+from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
 from clearmargin.formats import is_dicom, is_video, open_video, read_image
-from clearmargin.report.annotated import sides_of, with_sides
+from clearmargin.report.annotated import side_marks, with_sides
+from clearmargin.report.orientation import upright
 
 __all__ = ["Finding", "inspect_path", "overview", "write_overview"]
 
@@ -125,7 +126,7 @@ def _values(image: Image) -> str:
 
 
 def overview(image: Image, *, size: int = 320) -> NDArray[np.uint8]:
-    """Return a picture ``(3, Y, X)``; of a volume its three middle planes, in true proportion, with the sides marked.
+    """Return a picture ``(3, Y, X)``; of a volume its three middle planes, in true proportion, upright, sides marked.
 
     Grey values are stretched between their 1st and 99th percentile.
 
@@ -133,25 +134,28 @@ def overview(image: Image, *, size: int = 320) -> NDArray[np.uint8]:
         image: What was read.
         size: Height of the picture in pixels.
     """
-    planes: list[tuple[NDArray[np.generic], tuple[float, float]]] = []
-    if image.grid.ndim == 2:
-        planes.append((image.pixels, (1.0, 1.0)))
-    else:
-        z, y, x = (n // 2 for n in image.grid.shape)
-        dz, dy, dx = image.grid.spacing
-        upright = image.pixels[:, ::-1]
-        planes = [
-            (image.pixels[:, z], (dy, dx)),
-            (upright[:, :, y], (dz, dx)),
-            (upright[:, :, :, x], (dz, dy)),
-        ]
     low, high = (float(v) for v in np.percentile(image.pixels.astype(np.float64), (1, 99)))
-    tiles = [_tile(values, spacing, size, (low, max(high, low + 1e-6))) for values, spacing in planes]
-    if image.grid.ndim == 3 and image.grid.unit == "mm":
-        up, down, right = -image.grid.affine[:3, 0], image.grid.affine[:3, 1], image.grid.affine[:3, 2]
-        sides = (sides_of(down, right), sides_of(up, right), sides_of(up, down))
-        tiles = [_marked(tile, marks, size) for tile, marks in zip(tiles, sides, strict=True)]
+    window = (low, max(high, low + 1e-6))
+    if image.grid.ndim == 2:
+        return _tile(image.pixels, (1.0, 1.0), size, window)
+    tiles = []
+    for axis in range(3):
+        plane, grid = _plane(image, axis)
+        turn = upright(grid)
+        shown = np.stack([turn.array(channel) for channel in plane])
+        spacing = grid.spacing[:0:-1] if turn.transpose else grid.spacing[1:]
+        tile = _tile(shown, (spacing[0], spacing[1]), size, window)
+        tiles.append(_marked(tile, side_marks(grid), size) if grid.unit == "mm" else tile)
     return np.concatenate(_separated(tiles), axis=2)
+
+
+def _plane(image: Image, axis: int) -> tuple[NDArray[np.generic], Grid]:
+    """Return the middle plane ``(C, Y, X)`` across an axis, and the volume's grid with that axis first."""
+    order = [axis, *(k for k in range(3) if k != axis)]
+    affine = image.grid.affine[:, [*order, 3]]
+    grid = Grid(shape=tuple(image.grid.shape[k] for k in order), affine=affine, unit=image.grid.unit)
+    middle: NDArray[np.generic] = np.moveaxis(image.pixels, 1 + axis, 1)[:, image.grid.shape[axis] // 2]
+    return middle, grid
 
 
 def _tile(

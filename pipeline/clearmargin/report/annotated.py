@@ -24,7 +24,6 @@ __all__ = [
     "class_keys",
     "drawing_keys",
     "side_marks",
-    "sides_of",
     "with_legend",
     "with_marks",
     "with_sides",
@@ -158,11 +157,6 @@ def side_marks(grid: Grid) -> tuple[str, str, str, str]:
         down, right = right, down
     down = -down if turn.reverse[0] else down
     right = -right if turn.reverse[1] else right
-    return sides_of(down, right)
-
-
-def sides_of(down: NDArray[np.float64], right: NDArray[np.float64]) -> tuple[str, str, str, str]:
-    """Return which sides lie at the left, right, top and bottom of a picture whose axes run so in the LPS world."""
     return _side(-right), _side(right), _side(-down), _side(down)
 
 
