@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from clearmargin.errors import InputError
 from clearmargin.formats import is_dicom, is_video, open_video, read_image
 from clearmargin.report.annotated import side_marks, with_sides
 from clearmargin.report.orientation import upright
+
+if TYPE_CHECKING:
+    from clearmargin.formats.dicom_index import SeriesEntry
+    from clearmargin.formats.dicom_volumes import VolumeEntry
 
 __all__ = ["Finding", "inspect_path", "overview", "write_overview"]
 
@@ -26,10 +31,12 @@ class Finding:
         what: Its number and kind, such as ``1: CT volume``.
         readable: Whether it is read as it is.
         size: Shape and files, such as ``108 x 512 x 512, 108 file(s)``.
-        geometry: Grid and slice direction where it was read, else ``""``.
+        geometry: Grid, slice direction and how far the slices lie from the grid, ``""`` if unknown.
         values: Dtype and range where it was read, else ``""``.
         problem: Why it is not read, or what to know; ``""`` for nothing.
-        selector: What ``--series`` takes to read it, ``""`` where there is nothing to choose.
+        selector: The options that read it, ``""`` where there is nothing to choose.
+        number: SeriesNumber; None if there is none.
+        description: SeriesDescription. Private, as free text: for the terminal, not for logs or tracking.
     """
 
     what: str
@@ -39,14 +46,17 @@ class Finding:
     values: str = ""
     problem: str = ""
     selector: str = ""
+    number: int | None = None
+    description: str = field(default="", repr=False)
 
 
-def inspect_path(path: Path, *, read: bool = True) -> list[Finding]:
-    """Return what is in a file or folder, without identity: no names, ids, dates, descriptions or paths.
+def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = None) -> list[Finding]:
+    """Return what is in a file or folder, without identity but for series' descriptions: no names, ids, dates, paths.
 
     Args:
         path: Anything that :func:`clearmargin.formats.read_image` or ``open_video`` reads, or fails to.
-        read: Also read the pixels of what is readable, for geometry and range.
+        read: Also read the pixels of what is readable, for their range.
+        tolerance_mm: How far corners of DICOM slices may lie from the grid; None for 0.01 mm.
 
     Raises:
         InputError: The path does not exist, or nothing in it is of a known format.
@@ -55,7 +65,7 @@ def inspect_path(path: Path, *, read: bool = True) -> list[Finding]:
     if not path.exists():
         raise InputError(f"there is no file or folder '{path}'")
     if is_dicom(path):
-        return _series(path, read=read)
+        return _series(path, read=read, tolerance_mm=tolerance_mm)
     if is_video(path):
         clip = open_video(path)
         height, width = clip.size
@@ -71,49 +81,82 @@ def inspect_path(path: Path, *, read: bool = True) -> list[Finding]:
     image = read_image(path)
     size = " x ".join(str(n) for n in image.grid.shape)
     kind = f"1: {image.source.kind}"
-    return [Finding(what=kind, readable=True, size=size, geometry=_geometry(image), values=_values(image))]
+    return [
+        Finding(what=kind, readable=True, size=size, geometry=_geometry(image.grid), values=_values(image))
+    ]
 
 
-def _series(path: Path, *, read: bool) -> list[Finding]:
+def _series(path: Path, *, read: bool, tolerance_mm: float | None) -> list[Finding]:
     from clearmargin.formats.dicom import index_dicom
 
     findings = []
     for entry in index_dicom(path):
-        geometry = values = ""
-        problem, readable = entry.reason, entry.readable
-        if readable and read:
-            try:
-                image = read_image(path, series=str(entry.number))
-            except InputError as error:
-                problem, readable = str(error), False
-            else:
-                geometry, values = _geometry(image), _values(image)
         size = " x ".join(str(n) for n in entry.shape) or "no size"
-        findings.append(
-            Finding(
-                what=f"{entry.number}: {entry.modality or 'no modality'} {entry.kind}",
-                readable=readable,
-                size=f"{size}, {len(entry.files)} file(s)",
-                geometry=geometry,
-                values=values,
-                problem=problem,
-                selector=str(entry.number),
-            )
+        selector = f"--series list:{entry.number}"
+        finding = Finding(
+            what=f"{entry.number}: {entry.modality or 'no modality'} {entry.kind}",
+            readable=entry.readable,
+            size=f"{size}, {len(entry.files)} file(s)",
+            problem=entry.reason,
+            selector=selector,
+            number=entry.series_number,
+            description=entry.description,
         )
+        if len(entry.volumes) == 1:
+            finding = _placed(finding, entry.volumes[0], entry.name, tolerance_mm)
+        if finding.readable and read:
+            finding = _read(finding, path, f"list:{entry.number}", tolerance_mm)
+        findings.append(finding)
+        if len(entry.volumes) > 1:
+            findings += [_part(entry, volume, selector, tolerance_mm) for volume in entry.volumes]
     return findings
 
 
-def _geometry(image: Image) -> str:
-    if image.grid.unit == "px":
-        return f"{image.grid}: no spacing in the patient is known"
-    if image.grid.ndim == 2:
-        return str(image.grid)
-    return f"{image.grid}, {_plane_name(image)}"
+def _part(entry: SeriesEntry, volume: VolumeEntry, selector: str, tolerance_mm: float | None) -> Finding:
+    """Return one volume of a series that holds several."""
+    part = Finding(
+        what=f"{entry.number}.{volume.number}: {volume.label}",
+        readable=True,
+        size=" x ".join(str(n) for n in volume.shape),
+        selector=f"{selector} --volume {volume.number}",
+    )
+    return _placed(part, volume, entry.name, tolerance_mm)
 
 
-def _plane_name(image: Image) -> str:
+def _placed(finding: Finding, volume: VolumeEntry, name: str, tolerance_mm: float | None) -> Finding:
+    """Return a finding with its volume's geometry, or the reason why it has none."""
+    from clearmargin.formats.dicom_geometry import stack_planes
+    from clearmargin.formats.dicom_planes import placed
+
+    try:
+        stack = stack_planes(placed(volume.pictures), name, tolerance_mm=tolerance_mm)
+    except InputError as error:
+        return replace(finding, readable=False, problem=str(error))
+    geometry = _geometry(stack.grid)
+    if stack.grid.ndim == 3 and stack.grid.shape[0] > 1:
+        geometry += f", slices within {stack.deviation_mm:.2g} mm of it"
+    return replace(finding, readable=True, problem="", geometry=geometry)
+
+
+def _read(finding: Finding, path: Path, series: str, tolerance_mm: float | None) -> Finding:
+    try:
+        image = read_image(path, series=series, tolerance_mm=tolerance_mm)
+    except InputError as error:
+        return replace(finding, readable=False, problem=str(error), geometry="")
+    return replace(finding, geometry=finding.geometry or _geometry(image.grid), values=_values(image))
+
+
+def _geometry(grid: Grid) -> str:
+    if grid.unit == "px":
+        return f"{grid}: no spacing in the patient is known"
+    if grid.ndim == 2:
+        return str(grid)
+    return f"{grid}, {_plane_name(grid)}"
+
+
+def _plane_name(grid: Grid) -> str:
     """Return the plane that slices lie closest to, and how far they are turned from it."""
-    normal = np.cross(image.grid.affine[:3, 2], image.grid.affine[:3, 1])
+    normal = np.cross(grid.affine[:3, 2], grid.affine[:3, 1])
     normal = np.abs(normal / np.linalg.norm(normal))
     name = ("sagittal", "coronal", "axial")[int(normal.argmax())]
     angle = float(np.degrees(np.arccos(np.clip(normal.max(), -1, 1))))
@@ -185,7 +228,14 @@ def _separated(tiles: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
     return spread
 
 
-def write_overview(path: Path, out: Path, *, series: str | None = None) -> None:
+def write_overview(
+    path: Path,
+    out: Path,
+    *,
+    series: str | None = None,
+    volume: str | None = None,
+    tolerance_mm: float | None = None,
+) -> None:
     """Write the overview of what ``path`` holds as a PNG.
 
     Raises:
@@ -197,5 +247,5 @@ def write_overview(path: Path, out: Path, *, series: str | None = None) -> None:
         clip = open_video(path)
         image = clip.frame(clip.frame_count // 2)
     else:
-        image = read_image(path, series=series)
+        image = read_image(path, series=series, volume=volume, tolerance_mm=tolerance_mm)
     write_raster(out, overview(image))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from clearmargin.privacy import record_case
 from clearmargin.report.case_folder import (
     by_class,
     case_rows,
+    one_run,
     picture,
     write_case,
     write_picture,
@@ -35,6 +36,9 @@ from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.drift import Features
 from clearmargin.uncertainty.needed import SIDES
 from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
+
+if TYPE_CHECKING:
+    from clearmargin.formats.video import Clip
 
 __all__ = ["Predicted", "PredictionReport", "predict"]
 
@@ -97,6 +101,8 @@ def predict(
     allow_tilt: bool = False,
     force: bool = False,
     on_done: Callable[[Predicted], object] = lambda _: None,
+    volume: str | None = None,
+    tolerance_mm: float | None = None,
 ) -> PredictionReport:
     """Segment what lies at ``source`` and write the results under ``out``.
 
@@ -107,7 +113,7 @@ def predict(
         model: A model folder; for ``ensemble`` an ensemble's.
         uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`). Any but ``none`` adds maps and the
             columns that say how far the samples lie apart.
-        series: Which DICOM series, where there are several.
+        series: Which DICOM series, if there are several.
         device: ``cpu`` or ``cuda``; None takes CUDA where it is.
         runtime: ``torch``, or what the model was exported to.
         score_threshold: Instances below it are not returned; None takes the model's own.
@@ -119,6 +125,9 @@ def predict(
         allow_tilt: Straighten a DICOM series of a tilted gantry; it is refused otherwise.
         force: Segment also an image of another kind than the model's training images; it is refused otherwise.
         on_done: Called with each input as soon as its results are written.
+        volume: Which volume of a DICOM series that holds several phases, echoes or stacks; ``all`` makes each a case.
+        tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says what
+            was accepted.
 
     Returns:
         What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
@@ -160,13 +169,25 @@ def predict(
     elif source.is_dir() and not is_dicom(source):
         report = _predict_folder(source, out, look, calibration, on_done)
     else:
-        image = read_image(source, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-        record_case(image.source.case, source)
-        if image.source.kind == "dicom":  # before the time is spent: results are DICOM, too
-            _ = [c.codes for c in segmenter.label_map.classes]
-        report = PredictionReport(done=(_predict_image(image, out, look(image), calibration),))
-        on_done(report.done[0])
+        gates = {"allow_gaps": allow_gaps, "allow_tilt": allow_tilt, "tolerance_mm": tolerance_mm}
+        done = []
+        for image in _volumes(source, series, volume, gates):
+            record_case(image.source.case, source)
+            if image.source.kind == "dicom":  # before the time is spent: results are DICOM, too
+                _ = [c.codes for c in segmenter.label_map.classes]
+            done.append(_predict_image(image, out, look(image), calibration))
+            on_done(done[-1])
+        report = PredictionReport(done=tuple(done))
     return replace(report, promises=_promises(calibration))
+
+
+def _volumes(source: Path, series: str | None, volume: str | None, gates: dict[str, Any]) -> Iterator[Image]:
+    if volume == "all" and is_dicom(source):
+        from clearmargin.formats.dicom import read_dicom_volumes
+
+        yield from read_dicom_volumes(source, series=series, **gates)
+    else:
+        yield read_image(source, series=series, volume=volume, **gates)
 
 
 def _unlike(
@@ -293,25 +314,33 @@ def _predict_image(
 
 
 def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | None) -> Predicted:
-    """Segment every frame on its own; tables carry frame and time."""
+    clip = open_video(path)
+    record_case(clip.case, path)
+    folder = out / clip.case
+    with one_run(folder) as draft:
+        predicted = _predict_frames(clip, path.name, draft, look, calibration)
+    return replace(predicted, folder=folder)
+
+
+def _predict_frames(
+    clip: Clip, name: str, folder: Path, look: Look, calibration: Calibration | None
+) -> Predicted:
+    """Segment every frame on its own; tables carry frame and time, and a DICOM clip gets a SEG of all frames."""
     from clearmargin.formats.coco import write_coco
     from clearmargin.formats.video import write_video
 
-    clip = open_video(path)
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     warned: set[str] = set()
     last: list[tuple[Image, Prediction]] = []
-    masks: list[tuple[str, InstanceSet]] = []
+    masks: dict[int, Prediction] = {}
+    numbers: list[int] = []
     with progress("predict", clip.frame_count) as bar:
         frames = clip.frames()
         first = next(frames, None)
         if first is None:
-            raise InputError(f"'{path.name}' holds no frame that can be decoded")
-        case = first.source.case
-        record_case(case, path)
-        folder = out / case
-        (folder / "overlay").mkdir(parents=True, exist_ok=True)
+            raise InputError(f"'{name}' holds no frame that can be decoded")
+        (folder / "overlay").mkdir()
 
         def pictures() -> Iterator[NDArray[np.uint8]]:
             image: Image | None = first
@@ -328,15 +357,26 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
                 if number % max(1, round(clip.fps)) == 0:
                     write_picture(folder / "overlay" / f"frame-{number:06d}.png", drawn)
                 last[:] = [(image, prediction)]
-                masks.append((f"frame-{number:06d}", prediction.instances))
+                numbers.append(number)
+                if len(prediction.instances):
+                    masks[number] = replace(prediction, maps={}, edges=(), outer=(), inner=())
                 bar.advance(instances=str(len(prediction.instances)))
                 yield np.moveaxis(drawn, -1, 0)
                 image = next(frames, None)
 
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
     write_rows(folder, rows)
-    write_coco(folder / "coco.json", masks, last[0][1].label_map)
     image, prediction = last[0]
+    empty = InstanceSet.empty(image.grid)
+    write_coco(
+        folder / "coco.json",
+        [(f"frame-{n:06d}", masks[n].instances if n in masks else empty) for n in numbers],
+        prediction.label_map,
+    )
+    if masks and image.source.kind == "dicom":
+        from clearmargin.formats.dicom_seg import write_clip_seg
+
+        write_clip_seg(folder / "seg.dcm", masks, image)
     referred = sum(bool(row["refer_because"]) for row in rows)
     warnings = tuple(sorted(warned))
     write_summary(
@@ -349,7 +389,7 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
         **_made_with(calibration),
     )
     return Predicted(
-        case=case,
+        case=image.source.case,
         folder=folder,
         instances=len(rows),
         by_class=counts,

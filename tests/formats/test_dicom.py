@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -106,8 +105,14 @@ def test_a_localizer_in_the_series_is_named(axial, write_series, tmp_path):
             ds.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
 
     write_series(tmp_path, axial, change=turn)
-    with pytest.raises(GeometryError, match="mixed orientations: 1 of 6 slices"):
+    with pytest.raises(
+        GeometryError, match="mixed orientations: 1 of 6 slices .* 1: axial, 5 .* 2: sagittal, 1 "
+    ) as caught:
         read_dicom(tmp_path)
+    assert isinstance(caught.value, GeometryError)
+    assert read_dicom(tmp_path, volume="sagittal").grid.shape == (1, 15, 13)
+    with pytest.raises(GeometryError, match="1 missing .gap after slice 3"):
+        read_dicom(tmp_path, volume="1")
 
 
 def test_slices_of_two_sizes_are_named(axial, write_series, tmp_path):
@@ -177,11 +182,11 @@ def test_one_of_several_series_must_be_chosen(axial, write_series, tmp_path):
 
     write_series(tmp_path / "b", small, uid="1.2.826.6", change=mr)
     with pytest.raises(
-        InputError, match="2 series, choose one with --series: 1: CT volume, 6 x 15 x 13"
+        InputError, match=r"2 series, choose one with --series: 1 \(SeriesNumber 1\): CT volume, 6 x 15 x 13"
     ) as caught:
         read_dicom(tmp_path)
     assert "CANARY" not in str(caught.value)
-    for rule, n in {"1": 6, "2": 2, "largest": 6, "mr": 2, "1.2.826.5": 6, "t2": 2}.items():
+    for rule, n in {"list:1": 6, "2": 2, "largest": 6, "mr": 2, "1.2.826.5": 6, "t2": 2}.items():
         assert read_image(tmp_path, series=rule).grid.shape[0] == n
     with pytest.raises(InputError, match="no series fits"):
         read_dicom(tmp_path, series="7")
@@ -219,28 +224,85 @@ def test_padding_becomes_the_lowest_measured_value(axial, write_series, tmp_path
     assert (pixels[:, :, :2] == -1004).all()
 
 
-def test_monochrome1_is_turned_over_only_without_a_unit(axial, write_series, tmp_path):
+@pytest.mark.parametrize("modality", ["DX", "CR", "MG", "XA", "US", "OT"])
+@pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (2, -1000)])
+def test_monochrome1_is_turned_over_for_grey_levels(
+    modality, slope, intercept, axial, write_series, tmp_path
+):
     lone = Grid(shape=(1, 15, 13), affine=axial.affine, unit="mm")
     stored = np.arange(15 * 13).reshape(lone.shape)
 
     def film(ds, _):
-        ds.PhotometricInterpretation, ds.PixelRepresentation, ds.BitsStored, ds.HighBit = (
-            "MONOCHROME1",
-            0,
-            12,
-            11,
-        )
-        ds.RescaleIntercept = "0"
+        ds.Modality, ds.PhotometricInterpretation = modality, "MONOCHROME1"
+        ds.PixelRepresentation, ds.BitsStored, ds.HighBit = 0, 12, 11
+        ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = str(slope), str(intercept), "US"
 
-    write_series(tmp_path / "a", lone, stored, change=film)
-    assert_array_equal(read_dicom(tmp_path / "a").pixels[0], 4095 - stored)
+    write_series(tmp_path, lone, stored, change=film)
+    assert_array_equal(read_dicom(tmp_path).pixels[0], (4095 - stored) * slope + intercept)
 
-    def film_in_units(ds, z):
-        film(ds, z)
-        ds.RescaleIntercept = "-1000"
 
-    write_series(tmp_path / "b", lone, stored, change=film_in_units)
-    assert_array_equal(read_dicom(tmp_path / "b").pixels[0], stored - 1000)
+@pytest.mark.parametrize("modality", ["CT", "MR", "PT", "NM"])
+@pytest.mark.parametrize("intercept", [0, -1000])
+def test_monochrome1_leaves_quantities_as_they_are(modality, intercept, axial, write_series, tmp_path):
+    """In a CT, display does not turn bone into air: whole series, half a series, whatever the rescale."""
+    stored = np.arange(np.prod(axial.shape)).reshape(axial.shape)
+    for name, inverted in {"all": range(6), "half": range(3)}.items():
+
+        def invert(ds, z, inverted=inverted):
+            ds.Modality, ds.RescaleIntercept = modality, str(intercept)
+            if z in inverted:
+                ds.PhotometricInterpretation = "MONOCHROME1"
+
+        write_series(tmp_path / name, axial, stored, change=invert)
+        assert_array_equal(read_dicom(tmp_path / name).pixels[0], stored + intercept)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("bits", "high"), [(12, 15), (12, 13), (10, 15), (8, 15), (12, 11)])
+def test_values_begin_where_the_high_bit_says(signed, bits, high, axial, write_series, tmp_path):
+    low = -(2 ** (bits - 1)) if signed else 0
+    values = np.random.default_rng(0).integers(low, low + 2**bits, axial.shape)
+    noise = np.random.default_rng(1).integers(0, 2**16, axial.shape) << (high + 1)  # overlays hide above
+
+    def place(ds, z):
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.RescaleIntercept = bits, high, int(signed), "0"
+        words = ((values[z] & (2**bits - 1)) << (high + 1 - bits)) | noise[z]
+        ds.PixelData = (words & 0xFFFF).astype("<u2").tobytes()
+
+    write_series(tmp_path, axial, change=place)
+    assert_array_equal(read_dicom(tmp_path).pixels[0], values)
+
+
+def test_a_high_bit_that_the_values_belie_is_refused(axial, write_series, tmp_path):
+    """Values from bit 0 on under a header that puts them four bits higher: which is right is not known."""
+
+    def wrong(ds, _):
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 15, 0
+
+    write_series(tmp_path, axial, np.full(axial.shape, 77), change=wrong)
+    with pytest.raises(
+        InputError, match="HighBit 15 says that the lowest 4 bits hold no values, and they do"
+    ):
+        read_dicom(tmp_path)
+
+    def impossible(ds, _):
+        ds.BitsStored, ds.HighBit = 12, 7
+
+    write_series(tmp_path, axial, change=impossible)
+    with pytest.raises(InputError, match="HighBit does not fit 12 bits stored in 16 allocated"):
+        read_dicom(tmp_path)
+
+
+def test_run_lengths_keep_the_high_bit(axial, write_series, tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, axial.shape)
+
+    def compress(ds, z):
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.RescaleIntercept = 12, 15, 0, "0"
+        ds.PixelData = (values[z] << 4).astype("<u2").tobytes()
+        ds.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+
+    write_series(tmp_path, axial, change=compress)
+    assert_array_equal(read_dicom(tmp_path).pixels[0], values)
 
 
 def test_bits_above_the_stored_ones_are_no_value(axial, write_series, tmp_path):
@@ -318,7 +380,12 @@ def test_the_quick_header_says_what_pydicom_says(data_root):
                 theirs = ds.get(keyword)
                 if theirs is None or keyword in ("SpecificCharacterSet", "PixelPaddingValue"):
                     continue
-                if keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+                if isinstance(quick.get(keyword), list | tuple):
+                    assert [str(v) for v in quick.get(keyword)] == [str(v) for v in theirs], (
+                        path.name,
+                        keyword,
+                    )
+                elif keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
                     ours = [
                         float(v) for v in quick.get_item(keyword).value.decode().strip("\0 ").split("\\") if v
                     ]
@@ -340,6 +407,5 @@ def test_a_damaged_modality_is_not_quoted():
 def test_a_rescale_beyond_floats_is_refused():
     from clearmargin.formats.dicom_values import FrameScale, to_units
 
-    layout = SimpleNamespace(photometric="MONOCHROME2", signed=False, stored=16)
     with pytest.raises(InputError, match="rescale is damaged"):
-        to_units(np.ones((2, 2), np.uint16), {}, layout, FrameScale(slope=1e300), np.dtype(np.float32))
+        to_units(np.ones((2, 2), np.uint16), {}, FrameScale(slope=1e300), np.dtype(np.float32))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearmargin.cli.app import app, emit, say
-from clearmargin.cli.options import Names
+from clearmargin.cli.options import Names, Series, Tolerance, Volume
 from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -38,22 +38,29 @@ class Objects(StrEnum):
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="File, folder, zip or DICOMDIR.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="PNG for a picture of it.")] = None,
-    series: Annotated[str | None, typer.Option(help="Which DICOM series the picture shows.")] = None,
+    series: Series = None,
+    volume: Volume = None,
+    tolerance_mm: Tolerance = None,
     header_only: Annotated[bool, typer.Option("--header-only", help="Read no pixels.")] = False,
 ) -> None:
     """Say what is in a path, what would be read, with which geometry, and why the rest is not."""
     from clearmargin.inspection import inspect_path, write_overview
 
-    for found in inspect_path(path, read=not header_only):
-        lines = [f"{found.what}: {found.size}{'' if found.readable else ' (not read)'}"]
+    for found in inspect_path(path, read=not header_only, tolerance_mm=tolerance_mm):
+        stated = "" if found.number is None else f", SeriesNumber {found.number}"
+        lines = [f"{found.what}{stated}: {found.size}{'' if found.readable else ' (not read)'}"]
+        if found.description:  # for who asks, on the terminal: neither logged nor tracked
+            lines.append(
+                f"  description: {''.join(c if c.isprintable() else ' ' for c in found.description)}"
+            )
         lines += [
             f"  {n}: {getattr(found, n)}" for n in ("geometry", "values", "problem") if getattr(found, n)
         ]
         if found.selector and found.readable:
-            lines.append(f"  choose it with --series {found.selector}")
+            lines.append(f"  choose it with {found.selector}")
         emit("\n".join(lines), **asdict(found))
     if out is not None:
-        write_overview(path, out, series=series)
+        write_overview(path, out, series=series, volume=volume, tolerance_mm=tolerance_mm)
         say(f"picture: {out}")
 
 

@@ -10,7 +10,18 @@ import typer
 
 from clearmargin.privacy import use_names
 
-__all__ = ["AnyModel", "Names", "Overrides", "Runs", "Sampling", "Split", "Uncertainty"]
+__all__ = [
+    "AnyModel",
+    "Names",
+    "Overrides",
+    "Runs",
+    "Sampling",
+    "Series",
+    "Split",
+    "Tolerance",
+    "Uncertainty",
+    "Volume",
+]
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; repeatable.")
@@ -18,6 +29,27 @@ Overrides = Annotated[
 Runs = Annotated[Path, typer.Option(help="Where runs' folders lie.")]
 AnyModel = Annotated[
     str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
+]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        help="Which DICOM series, if there are several: list:2 of the listing, number:5 for SeriesNumber 5, a plain "
+        "number if only one can be meant, a UID, a modality, words of the description, or `largest`."
+    ),
+]
+Volume = Annotated[
+    str | None,
+    typer.Option(
+        help="Which volume of a DICOM series that holds several phases, echoes or stacks: a number or words of its "
+        "list (`phase 2`), or `all`."
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="How far corners of DICOM slices may lie from the volume's grid, in mm; default: 0.01, else refused.",
+    ),
 ]
 
 

@@ -11,7 +11,16 @@ import typer
 
 from clearmargin.cli.app import app, emit, say, say_run
 from clearmargin.cli.checks import check_card, check_device, check_folder, check_source
-from clearmargin.cli.options import AnyModel, Names, Sampling, Split, Uncertainty
+from clearmargin.cli.options import (
+    AnyModel,
+    Names,
+    Sampling,
+    Series,
+    Split,
+    Tolerance,
+    Uncertainty,
+    Volume,
+)
 from clearmargin.errors import BatchError, ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -54,9 +63,8 @@ def predict(
         ),
     ],
     uncertainty: Sampling = Uncertainty.none,
-    series: Annotated[
-        str | None, typer.Option(help="Which DICOM series, where there are several: its number or UID.")
-    ] = None,
+    series: Series = None,
+    volume: Volume = None,
     names: Names = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
     runtime: Annotated[
@@ -75,6 +83,7 @@ def predict(
         bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
     ] = False,
     allow_tilt: Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")] = False,
+    tolerance_mm: Tolerance = None,
     display_window: Annotated[
         bool,
         typer.Option(
@@ -113,6 +122,8 @@ def predict(
         allow_tilt=allow_tilt,
         force=force,
         on_done=_say_predicted,
+        volume=volume,
+        tolerance_mm=tolerance_mm,
     )
     for sentence in report.promises:
         say(sentence)

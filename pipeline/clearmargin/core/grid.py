@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,6 +23,8 @@ class Grid:
         affine: ``(4, 4)`` float64. Maps a homogeneous array index ``(z, y, x, 1)`` (``z = 0`` for an image)
             to a world point ``(x, y, z, 1)`` in DICOM's LPS system, as highdicom's ``Volume.affine`` does.
         unit: ``"mm"``, or ``"px"`` where no physical spacing is known; nothing may then be called millimetres.
+        frame_of_reference: FrameOfReferenceUID of the world, ``""`` if unknown. Private, as every UID: equal points of
+            two frames are different places.
 
     Spacing is derived from the affine, so the two cannot disagree.
     """
@@ -30,6 +32,7 @@ class Grid:
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     unit: Unit
+    frame_of_reference: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
@@ -117,11 +120,16 @@ class Grid:
         return index
 
     def same_as(self, other: Grid, *, tolerance: float = 0.01) -> bool:
-        """Return whether both grids have one shape and unit and every corner within ``tolerance`` units."""
-        if self.shape != other.shape or self.unit != other.unit:
+        """Return whether both grids have one shape, unit and frame and every corner within ``tolerance`` units."""
+        if self.shape != other.shape or self.unit != other.unit or not self.shares_frame(other):
             return False
         corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
         return bool(np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance)
+
+    def shares_frame(self, other: Grid) -> bool:
+        """Return whether both lie in one frame of reference, as far as both say which."""
+        frames = {self.frame_of_reference, other.frame_of_reference} - {""}
+        return len(frames) < 2
 
     def plane(self, z: int) -> Grid:
         """Return the grid of slice ``z`` of a volume, at its place in the world."""
@@ -129,7 +137,7 @@ class Grid:
             raise ValueError(f"slice {z} of a grid of shape {self.shape}")
         affine = self.affine.copy()
         affine[:3, 3] += z * affine[:3, 0]
-        return Grid(shape=self.shape[1:], affine=affine, unit=self.unit)
+        return replace(self, shape=self.shape[1:], affine=affine)
 
     def __repr__(self) -> str:
         return f"Grid({self})"

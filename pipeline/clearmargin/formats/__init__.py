@@ -44,16 +44,24 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".m4v", ".web
 
 
 def read_image(
-    path: Path, *, series: str | None = None, allow_gaps: bool = False, allow_tilt: bool = False
+    path: Path,
+    *,
+    series: str | None = None,
+    volume: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    tolerance_mm: float | None = None,
 ) -> Image:
     """Return the image or volume in ``path``, by what it is: a DICOM file or folder, a volume file, a
     picture.
 
     Args:
         path: A file, or a folder with DICOM in it.
-        series: Which DICOM series, where there are several.
+        series: Which DICOM series, if there are several.
+        volume: Which volume of a DICOM series that holds several phases, echoes or stacks.
         allow_gaps: Resample a DICOM series with missing or unevenly spaced slices instead of refusing it.
         allow_tilt: Resample a DICOM series of a tilted gantry instead of refusing it.
+        tolerance_mm: How far corners of a DICOM series' slices may lie from the volume's grid; None for 0.01 mm.
 
     Raises:
         InputError: No such path, an unknown format, or what the format's reader refuses.
@@ -64,16 +72,24 @@ def read_image(
     if is_dicom(path):
         from clearmargin.formats.dicom import read_dicom
 
-        return read_dicom(path, series=series, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    if series is not None:
-        raise InputError(f"'{path.name}' is not DICOM: --series chooses among DICOM series")
+        return read_dicom(
+            path,
+            series=series,
+            volume=volume,
+            allow_gaps=allow_gaps,
+            allow_tilt=allow_tilt,
+            tolerance_mm=tolerance_mm,
+        )
+    if series is not None or volume is not None:
+        option = "series" if series is not None else "volume"
+        raise InputError(f"'{path.name}' is not DICOM: --{option} chooses among what DICOM holds")
     image: Image = _reader(path)(path)
     return image
 
 
 def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
-    """Yield every image in ``path``: the pictures of a folder in name order, the frames of a clip, or the one
-    image.
+    """Yield every image in ``path``: the pictures of a folder in name order, the frames of a clip, the volumes of a
+    DICOM series, or the one image.
 
     Raises:
         InputError: As :func:`read_image`; a folder in which nothing is readable.
@@ -88,11 +104,14 @@ def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
         for file in files:
             yield read_image(file)
     elif is_dicom(path):
-        from clearmargin.formats.dicom import read_dicom, read_dicom_pictures
+        from clearmargin.formats.dicom import read_dicom, read_dicom_pictures, read_dicom_volumes
         from clearmargin.formats.dicom_index import index_dicom, select_series
 
-        if select_series(index_dicom(path), series).kind in ("images", "clip"):
+        kind = select_series(index_dicom(path), series).kind
+        if kind in ("images", "clip"):
             yield from read_dicom_pictures(path, series=series)
+        elif kind == "volume":
+            yield from read_dicom_volumes(path, series=series)
         else:
             yield read_dicom(path, series=series)
     else:

@@ -13,21 +13,23 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import dicom_boundary, load_pixels, modality_of, read_header
-from clearmargin.formats.dicom_geometry import Plane, Stack, pixel_spacing, stack_planes
-from clearmargin.formats.dicom_index import (
-    SeriesEntry,
-    frame_planes,
-    index_dicom,
-    scan_dicom,
-    select_series,
-    single_plane,
-)
+from clearmargin.formats.dicom_geometry import TOLERANCE_MM, Stack, pixel_spacing, stack_planes
+from clearmargin.formats.dicom_index import SeriesEntry, index_dicom, scan_dicom, select_series
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
+from clearmargin.formats.dicom_planes import Picture, frame_count, placed
 from clearmargin.formats.dicom_resample import fill_gaps, straighten
-from clearmargin.formats.dicom_values import FrameScale, frame_scales, rescaled_dtype, to_channels, to_units
-from clearmargin.privacy import case_of_file
+from clearmargin.formats.dicom_values import (
+    FrameScale,
+    brighter_up,
+    frame_scales,
+    rescaled_dtype,
+    to_channels,
+    to_units,
+)
+from clearmargin.formats.dicom_volumes import VolumeEntry, select_volume
+from clearmargin.privacy import case_of_file, naming, plain_name
 
-__all__ = ["SeriesEntry", "index_dicom", "read_dicom", "read_dicom_pictures"]
+__all__ = ["SeriesEntry", "index_dicom", "read_dicom", "read_dicom_pictures", "read_dicom_volumes"]
 
 
 @dicom_boundary()
@@ -35,44 +37,80 @@ def read_dicom(
     path: Path | Iterable[Path],
     *,
     series: str | None = None,
+    volume: str | None = None,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
+    tolerance_mm: float | None = None,
 ) -> Image:
     """Return one DICOM series as an image.
 
-    Single-frame slices and enhanced multi-frame objects with positions become a ``(1, Z, Y, X)`` volume in
-    millimetres, slices along the growing normal; a lone picture without a position becomes ``(C, Y, X)``, in
-    millimetres only where its spacing is that of the patient. Values are after the modality rescale, as
-    integers where the rescale is integral and as float32 otherwise.
+    Slices, enhanced multi-frame objects, reconstructed SPECT, cone-beam CT and Siemens mosaics become a
+    ``(1, Z, Y, X)`` volume in millimetres, slices along the growing normal; a lone picture becomes ``(C, Y, X)``, in
+    millimetres only if its spacing is that of the patient. Values are after the modality rescale, as integers if the
+    rescale is integral and as float32 otherwise. ``source.deviation_mm`` says how far the slices lie from the grid.
 
     Args:
         path: A file, a folder with all below it, a zip, a DICOMDIR, or the files of one series.
-        series: Which series, where there are several (:func:`clearmargin.formats.dicom_index.select_series`).
+        series: Which series, if there are several (:func:`clearmargin.formats.dicom_index.select_series`).
+        volume: Which volume of a series that holds several phases, echoes or stacks: a number or words of its list
+            (:func:`clearmargin.formats.dicom_volumes.select_volume`).
         allow_gaps: Interpolate missing or unevenly spaced slices instead of refusing them.
         allow_tilt: Shift the slices of a tilted gantry upright instead of refusing them.
+        tolerance_mm: How far a slice's corners may lie from their place on the grid; None for 0.01 mm.
 
     Raises:
-        InputError: Nothing readable, several series and none chosen, pixels that cannot be decoded.
+        InputError: Nothing readable, several series or volumes and none chosen, pixels that cannot be decoded.
         GeometryError: The slices are not one regular volume; the message names what is wrong.
     """
+    entry, headers = _selected(path, series)
+    if entry.kind != "volume":
+        if not entry.readable:
+            raise InputError(entry.reason)
+        return read_picture(read_header(entry.files[0], pixels=True), entry.files[0])
+    if volume is None and len(entry.volumes) > 1:
+        raise GeometryError(entry.reason)
+    (first, *_) = volumes = _volumes(entry)
+    chosen = first if volume is None else select_volume(volumes, volume, entry.name)
+    return _read_volume(entry, headers, chosen, allow_gaps, allow_tilt, tolerance_mm)
+
+
+def read_dicom_volumes(
+    path: Path | Iterable[Path],
+    *,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    tolerance_mm: float | None = None,
+) -> Iterator[Image]:
+    """Yield every volume of one series, each a case of its own; arguments as for :func:`read_dicom`.
+
+    Raises:
+        InputError: As :func:`read_dicom`; the series holds no volume.
+    """
+    entry, headers = _selected(path, series)
+    if entry.kind != "volume":
+        raise InputError(entry.reason or f"{entry.name} is not a volume but one {entry.kind}")
+    for chosen in _volumes(entry):
+        with dicom_boundary():
+            image = _read_volume(entry, headers, chosen, allow_gaps, allow_tilt, tolerance_mm)
+        yield image
+
+
+@dicom_boundary()
+def _selected(path: Path | Iterable[Path], series: str | None) -> tuple[SeriesEntry, list[Any]]:
     scanned = scan_dicom(path)
     entry = select_series([found for found, _ in scanned], series)
-    headers = next(h for found, h in scanned if found is entry)
-    if not entry.readable and entry.kind != "volume":
-        raise InputError(entry.reason)
-    if len(headers) == 1:
-        dataset = read_header(entry.files[0], pixels=True)
-        return _read_one(entry, dataset, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    planes = [_plane(header, entry) for header in headers]
-    stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    files = tuple(entry.files[i] for i in stack.order)
-    datasets = [load_pixels(headers[i], entry.files[i]) for i in stack.order]
-    return _volume(entry, _slices(datasets), stack, files)
+    return entry, next(headers for found, headers in scanned if found is entry)
+
+
+def _volumes(entry: SeriesEntry) -> tuple[VolumeEntry, ...]:
+    if not entry.volumes:
+        raise GeometryError(entry.reason)
+    return entry.volumes
 
 
 def read_dicom_pictures(path: Path | Iterable[Path], *, series: str | None = None) -> Iterator[Image]:
-    """Yield the pictures of a series that is no volume one by one, ``(C, Y, X)``: stills, or the frames of
-    clips.
+    """Yield the pictures of a series that is not a volume one by one, ``(C, Y, X)``: stills, or the frames of clips.
 
     Raises:
         InputError: As :func:`read_dicom`.
@@ -123,12 +161,17 @@ def object_case(dataset: Any, file: Path) -> str:
     return case_of_file(file, *(identity if all(identity) else ()))
 
 
-def series_case(entry: SeriesEntry, header: Any) -> str:
-    """Return the case id that reading a series gives its image, from the header of one of its files."""
+def series_case(entry: SeriesEntry, header: Any, volume: str = "") -> str:
+    """Return the case id that reading a series gives its image, from the header of one of its files.
+
+    ``volume`` is the label of one of several volumes in it.
+    """
     if entry.kind in ("image", "images", "clip"):
         return object_case(header, entry.files[0])
     place = entry.files[0] if len(entry.files) == 1 else entry.files[0].parent
-    return case_of_file(place, *(() if entry.uid.startswith("file:") else (entry.uid,)))
+    identity = () if entry.uid.startswith("file:") else (entry.uid, *([volume] if volume else []))
+    case = case_of_file(place, *identity)
+    return f"{case}_{plain_name(volume)}" if volume and (naming() == "plain" or not identity) else case
 
 
 def frame_time(dataset: Any, frame: int) -> float | None:
@@ -143,67 +186,104 @@ def frame_time(dataset: Any, frame: int) -> float | None:
         return None
 
 
-def _plane(dataset: Any, entry: SeriesEntry) -> Plane:
-    plane = single_plane(dataset)
-    if plane is None:
-        raise GeometryError(entry.reason or f"{entry.name} has an image without a position")
-    return plane
-
-
-def _read_one(entry: SeriesEntry, dataset: Any, *, allow_gaps: bool, allow_tilt: bool) -> Image:
-    layout = pixel_layout(dataset)
-    if entry.kind == "image":
-        return read_picture(dataset, entry.files[0])
-    planes = (
-        [_plane(dataset, entry)]
-        if layout.frames == 1
-        else [p for p in frame_planes(dataset) if p is not None]
+def _read_volume(
+    entry: SeriesEntry,
+    headers: Sequence[Any],
+    chosen: VolumeEntry,
+    allow_gaps: bool,
+    allow_tilt: bool,
+    tolerance_mm: float | None,
+) -> Image:
+    options = {"allow_gaps": allow_gaps, "allow_tilt": allow_tilt, "tolerance_mm": tolerance_mm}
+    stack = stack_planes(placed(chosen.pictures), entry.name, **options)
+    pictures = [chosen.pictures[i] for i in stack.order]
+    pixels = _stacked(pictures, headers, entry.files)
+    grid = stack.grid
+    if stack.tilted and not stack.regular:
+        raise GeometryError(f"{entry.name} has a gantry tilt and gaps: together they are not resampled")
+    if stack.tilted:
+        pixels, grid = straighten(pixels, grid)
+    elif not stack.regular:
+        pixels, grid = fill_gaps(pixels, grid, stack.offsets_mm)
+    return Image(
+        pixels=pixels[None] if grid.ndim == 3 else pixels,
+        grid=grid,
+        source=_source(entry, headers, chosen, pictures, stack, tolerance_mm),
     )
-    stack = stack_planes(planes, entry.name, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
-    scales = frame_scales(dataset, layout.frames)
-    stored = _decoded(dataset)
-    pixels = _in_units(
-        [stored[i] for i in stack.order], [dataset] * len(stored), [scales[i] for i in stack.order]
-    )
-    return _volume(entry, pixels, stack, entry.files)
 
 
-def _slices(datasets: Sequence[Any]) -> NDArray[Any]:
-    """Return ``(Z, Y, X)`` real values of single-frame slices, decoded in threads where compressed."""
-    compressed = any(
-        d.file_meta.TransferSyntaxUID.is_encapsulated for d in datasets if hasattr(d, "file_meta")
+def _source(
+    entry: SeriesEntry,
+    headers: Sequence[Any],
+    chosen: VolumeEntry,
+    pictures: Sequence[Picture],
+    stack: Stack,
+    tolerance_mm: float | None,
+) -> Source:
+    order = list(dict.fromkeys(p.file for p in pictures))
+    files = tuple(entry.files[k] for k in order)
+    return Source(
+        case=series_case(entry, headers[0], chosen.label),
+        kind="dicom",
+        modality=entry.modality,
+        files=files,
+        frames=tuple((order.index(p.file), p.frame) for p in pictures if frame_count(headers[p.file]) > 1),
+        deviation_mm=stack.deviation_mm,
+        tolerance_mm=tolerance_mm if tolerance_mm is not None and stack.deviation_mm > TOLERANCE_MM else None,
     )
-    if compressed:
+
+
+def _stacked(pictures: Sequence[Picture], headers: Sequence[Any], files: Sequence[Path]) -> NDArray[Any]:
+    """Return ``(Z, Y, X)`` real values, decoded in threads if several files are compressed."""
+    needed: dict[int, list[int]] = {}
+    for picture in pictures:
+        frames = needed.setdefault(picture.file, [])
+        if picture.frame not in frames:
+            frames.append(picture.frame)
+    datasets = {k: load_pixels(headers[k], files[k]) for k in needed}
+    jobs = [(datasets[k], sorted(frames)) for k, frames in needed.items()]
+    if len(jobs) > 1 and any(_is_compressed(dataset) for dataset, _ in jobs):
         with ThreadPoolExecutor() as pool:
-            stored = [frames[0] for frames in pool.map(_decoded, datasets)]
+            decoded = list(pool.map(lambda job: _decoded(*job), jobs))
     else:
-        stored = [_decoded(d)[0] for d in datasets]
-    scales = [frame_scales(d, 1)[0] for d in datasets]
-    return _in_units(stored, datasets, scales)
+        decoded = [_decoded(*job) for job in jobs]
+    frames_of = dict(zip(needed, decoded, strict=True))
+    scales = {k: frame_scales(dataset, frame_count(headers[k])) for k, dataset in datasets.items()}
+    return _in_units(
+        [p.cut(frames_of[p.file][p.frame]) for p in pictures],
+        [datasets[p.file] for p in pictures],
+        [scales[p.file][p.frame] for p in pictures],
+    )
 
 
-def _decoded(dataset: Any) -> list[NDArray[Any]]:
+def _is_compressed(dataset: Any) -> bool:
+    return hasattr(dataset, "file_meta") and dataset.file_meta.TransferSyntaxUID.is_encapsulated
+
+
+def _decoded(dataset: Any, frames: list[int]) -> dict[int, NDArray[Any]]:
     layout = pixel_layout(dataset)
     dataset.layout = layout
     if layout.samples != 1:
         raise InputError("slices in colour are not a volume: read them with read_images")
-    frames = list(decode_frames(dataset))
-    if len(frames) != layout.frames:
-        raise InputError(f"the object holds {len(frames)} of the {layout.frames} frames it claims")
-    return frames
+    whole = len(frames) == layout.frames
+    decoded = list(decode_frames(dataset, None if whole else frames))
+    if len(decoded) != len(frames):
+        raise InputError(f"the object holds {len(decoded)} of the {len(frames)} frames that were asked for")
+    return dict(zip(frames, decoded, strict=True))
 
 
 def _in_units(
     stored: Sequence[NDArray[Any]], datasets: Sequence[Any], scales: Sequence[FrameScale]
 ) -> NDArray[Any]:
     """Return stored frames as real values ``(Z, Y, X)`` in one dtype, padding set to the lowest value."""
-    extremes = [(int(frame.min()), int(frame.max())) for frame in stored]
+    layouts = [getattr(dataset, "layout", None) or pixel_layout(dataset) for dataset in datasets]
+    bright = [brighter_up(*job) for job in zip(stored, datasets, layouts, strict=True)]
+    extremes = [(int(frame.min()), int(frame.max())) for frame in bright]
     kind = np.result_type(*[frame.dtype for frame in stored])
     dtype = rescaled_dtype(kind, extremes, scales)
-    layouts = [getattr(dataset, "layout", None) or pixel_layout(dataset) for dataset in datasets]
     frames = [
-        to_units(frame, dataset, layout, scale, dtype)
-        for frame, dataset, layout, scale in zip(stored, datasets, layouts, scales, strict=True)
+        to_units(frame, dataset, scale, dtype)
+        for frame, dataset, scale in zip(bright, datasets, scales, strict=True)
     ]
     volume = np.stack(frames)
     _level_padding(volume, stored, datasets)
@@ -234,18 +314,3 @@ def _padding(dataset: Any) -> tuple[int, int] | None:
         value -= 2 ** int(dataset.get("BitsAllocated"))
     other = limit if isinstance(limit, int) else value
     return min(value, other), max(value, other)
-
-
-def _volume(entry: SeriesEntry, pixels: NDArray[Any], stack: Stack, files: tuple[Path, ...]) -> Image:
-    grid = stack.grid
-    if stack.tilted and not stack.regular:
-        raise GeometryError(f"{entry.name} has a gantry tilt and gaps: together they are not resampled")
-    if stack.tilted:
-        pixels, grid = straighten(pixels, grid)
-    elif not stack.regular:
-        pixels, grid = fill_gaps(pixels, grid, stack.offsets_mm)
-    return Image(
-        pixels=pixels[None],
-        grid=grid,
-        source=Source(case=series_case(entry, None), kind="dicom", modality=entry.modality, files=files),
-    )

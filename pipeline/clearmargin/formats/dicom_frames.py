@@ -21,22 +21,27 @@ def is_placed(grid: Grid) -> bool:
 
 
 def head_geometry(grid: Grid) -> dict[str, Any]:
-    """Return highdicom's geometry arguments for one plane; none for a picture without a place."""
-    import highdicom
+    """Return highdicom's geometry arguments for one plane; none for a picture without a place.
 
+    highdicom keeps the stand-in headers' values instead of ours if they come close to them, so they only bring its
+    objects into being: :func:`set_frames` states the geometry.
+    """
     if not is_placed(grid):
         return {}
     return {
         "plane_positions": [_plane_position(grid, 0)],
-        "plane_orientation": highdicom.PlaneOrientationSequence("PATIENT", _orientation(grid)),
+        "plane_orientation": _plane_orientation(grid),
         "pixel_measures": _pixel_measures(grid),
     }
 
 
-def _orientation(grid: Grid) -> list[float]:
+def _plane_orientation(grid: Grid) -> Any:
+    import highdicom
+
     right = grid.affine[:3, 2] / np.linalg.norm(grid.affine[:3, 2])
     down = grid.affine[:3, 1] / np.linalg.norm(grid.affine[:3, 1])
-    return [float(v) for v in np.concatenate((right, down))]
+    cosines = [float(v) for v in np.concatenate((right, down))]
+    return highdicom.PlaneOrientationSequence("PATIENT", cosines)
 
 
 def _plane_position(grid: Grid, z: int) -> Any:
@@ -92,13 +97,17 @@ def frame_item(grid: Grid, index: Sequence[int], parts: tuple[Any, Any]) -> Any:
 
 
 def set_frames(dataset: Any, grid: Grid, items: list[Any]) -> None:
-    """Put frames of the grid's size in place of highdicom's one-pixel frames."""
+    """Put frames of the grid's size and at its place instead of highdicom's one-pixel frames."""
     organization = derived_uid("dimensions", dataset.SOPInstanceUID)
     for item in (*dataset.DimensionIndexSequence, *dataset.DimensionOrganizationSequence):
         item.DimensionOrganizationUID = organization
     shared = dataset.SharedFunctionalGroupsSequence[0]
     if "SegmentIdentificationSequence" in shared:
         del shared.SegmentIdentificationSequence
+    if is_placed(grid):
+        shared.PixelMeasuresSequence = _pixel_measures(grid)
+        shared.PlaneOrientationSequence = _plane_orientation(grid)
+    dataset.ContentCreatorName = ""  # type 2, which highdicom leaves out
     dataset.PerFrameFunctionalGroupsSequence = items
     dataset.NumberOfFrames = len(items)
     dataset.Rows, dataset.Columns = grid.shape[-2:]

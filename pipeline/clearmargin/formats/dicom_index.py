@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
-from clearmargin.formats.dicom_geometry import Plane, plane_of, stack_planes
+from clearmargin.formats.dicom_geometry import missing_of_plane
 from clearmargin.formats.dicom_media import is_zip, listed_files, unpacked_files
-from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.dicom_pixels import MAX_BYTES, decode_frames
+from clearmargin.formats.dicom_planes import frame_count, is_mosaic, object_size, pictures_of
 from clearmargin.formats.dicom_scan import quick_header
+from clearmargin.formats.dicom_volumes import MARKS, VolumeEntry, several, split_volumes
 
-__all__ = [
-    "SeriesEntry",
-    "frame_planes",
-    "index_dicom",
-    "looks_like_dicom",
-    "scan_dicom",
-    "select_series",
-    "single_plane",
-]
+__all__ = ["SeriesEntry", "index_dicom", "looks_like_dicom", "scan_dicom", "select_series"]
+
+log = logging.getLogger(__name__)
 
 SeriesKind = Literal["volume", "image", "images", "clip", "object"]
 
@@ -34,6 +33,10 @@ _TAGS = (
     "SeriesInstanceUID",
     "Modality",
     "SeriesDescription",
+    "SeriesNumber",
+    "InstanceNumber",
+    "ImageType",
+    "FrameOfReferenceUID",
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -50,11 +53,13 @@ _TAGS = (
     "PixelRepresentation",
     "RescaleSlope",
     "RescaleIntercept",
+    "RescaleType",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
     "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    *MARKS,
 )
 
 _NOT_IMAGES = {
@@ -78,39 +83,48 @@ class SeriesEntry:
     """One series of an index.
 
     Attributes:
-        number: From 1, in the order of the listing; what ``--series`` takes.
+        number: From 1, in the order of the listing.
         uid: SeriesInstanceUID. Private: never shown, logged or put in an error.
         modality: ``CT``, ``MR``, ...; ``""`` where the files do not say.
-        description: SeriesDescription, for selection only. Private: it is free text.
-        kind: A ``volume``, one ``image``, several separate ``images``, a ``clip``, or an ``object`` without
-            pixels.
+        series_number: SeriesNumber; None where the files do not say.
+        description: SeriesDescription. Private, as free text: for selection, and for the terminal of who asks.
+        kind: A ``volume`` (or several), one ``image``, several separate ``images``, a ``clip``, or an ``object``
+            without pixels, or with such that cannot be read.
         files: In the order found. Private: paths may hold record numbers.
         shape: ``(Z, Y, X)`` of a volume, ``(T, Y, X)`` of a clip or of images, ``(Y, X)`` of an image; () if
             unknown.
         readable: Whether :func:`clearmargin.formats.dicom.read_dicom` reads it as it is.
         reason: Why not, and the way out; ``""`` where readable.
+        volumes: What a series of kind ``volume`` holds: one, or several to choose from.
     """
 
     number: int
     uid: str = field(repr=False)
     modality: str
+    series_number: int | None
     description: str = field(repr=False)
     kind: SeriesKind
     files: tuple[Path, ...] = field(repr=False)
     shape: tuple[int, ...]
     readable: bool
     reason: str
+    volumes: tuple[VolumeEntry, ...] = ()
 
     @property
     def name(self) -> str:
         """What messages call the series, without identity: ``series 2 (CT)``."""
-        return f"series {self.number} ({self.modality or 'no modality'})"
+        return _name(self.number, self.modality)
 
     def __str__(self) -> str:
         size = " x ".join(str(n) for n in self.shape)
         state = "" if self.readable else ", not readable as it is"
-        what = f"{self.number}: {self.modality or '?'} {self.kind}, {size or 'no size'}"
+        stated = "" if self.series_number is None else f" (SeriesNumber {self.series_number})"
+        what = f"{self.number}{stated}: {self.modality or '?'} {self.kind}, {size or 'no size'}"
         return f"{what}, {len(self.files)} file(s){state}"
+
+
+def _name(number: int, modality: str) -> str:
+    return f"series {number} ({modality or 'no modality'})"
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -144,7 +158,7 @@ def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
 def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]]]:
     """Return what :func:`index_dicom` does, each series with its files' headers in the files' order."""
     groups: dict[str, list[tuple[Path, Any]]] = {}
-    damaged = 0
+    damage: list[str] = []
     files = _files(path)
     for file in files:
         try:
@@ -152,17 +166,37 @@ def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]
             if header is None:
                 continue
             uid = _series_uid(header, file)
-        except InputError:
-            damaged += 1
+        except InputError as error:
+            damage.append(str(error))
             continue
         groups.setdefault(uid, []).append((file, header))
     if not groups:
-        detail = f", {damaged} of them damaged" if damaged else ""
-        raise InputError(f"no readable DICOM in what was given ({len(files)} file(s){detail})")
-    distinct = [(uid, _without_copies(members)) for uid, members in groups.items()]
-    drafts = [(_entry(uid, members), [header for _, header in members]) for uid, members in distinct]
-    drafts.sort(key=lambda pair: (pair[0].modality, -len(pair[0].files), pair[0].uid))
-    return [(_numbered(entry, k + 1), headers) for k, (entry, headers) in enumerate(drafts)]
+        raise InputError(_nothing_readable(len(files), damage))
+    if damage:
+        log.warning(
+            "%d file(s) begin as DICOM does and cannot be read: left out; the first: %s",
+            len(damage),
+            damage[0],
+        )
+    distinct = [(uid, *_without_copies(_whole_mosaics(members))) for uid, members in groups.items()]
+    distinct.sort(key=lambda group: (_modality(group[1]), -len(group[1]), group[0]))
+    return [
+        (_entry(number, uid, members, clash), [header for _, header in members])
+        for number, (uid, members, clash) in enumerate(distinct, start=1)
+    ]
+
+
+def _nothing_readable(files: int, damage: list[str]) -> str:
+    if not damage:
+        what = "the file is not DICOM" if files == 1 else f"none of the {files} files is DICOM"
+        return f"no readable DICOM in what was given: {what}"
+    if files == 1:
+        return f"no readable DICOM in what was given: {damage[0]}"
+    return f"no readable DICOM in what was given ({files} files, {len(damage)} of them damaged; the first: {damage[0]})"
+
+
+def _modality(members: list[tuple[Path, Any]]) -> str:
+    return modality_of(members[0][1])
 
 
 def _header(file: Path) -> Any:
@@ -171,7 +205,27 @@ def _header(file: Path) -> Any:
     header: Any = quick_header(file, wanted, sequences)
     if header is None and looks_like_dicom(file):
         header = read_header(file, tags=_TAGS)
+    if header is not None and (is_mosaic(header) or _has_many_frames(header)):
+        header = read_header(file)  # vectors and private elements say where their slices lie
     return header
+
+
+def _whole_mosaics(members: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+    """Read the headers whole if the first is a mosaic by private elements alone, which an index does not keep."""
+    file, header = members[0]
+    try:
+        if modality_of(header) != "MR" or is_mosaic(header) or not is_mosaic(read_header(file)):
+            return members
+        return [(file, read_header(file)) for file, _ in members]
+    except InputError:  # in an element that nobody asked for
+        return members
+
+
+def _has_many_frames(header: Any) -> bool:
+    try:
+        return frame_count(header) > 1
+    except InputError:
+        return False
 
 
 @cache
@@ -205,76 +259,124 @@ def _files(path: Path | Iterable[Path]) -> list[Path]:
     return unpacked_files(path) if is_zip(path) else [path]
 
 
-def _without_copies(members: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
-    """Leave out further files of one SOP instance: the same UID is the same object."""
-    seen: dict[str, tuple[Path, Any]] = {}
+def _without_copies(members: list[tuple[Path, Any]]) -> tuple[list[tuple[Path, Any]], int]:
+    """Leave out further copies of one SOP instance; also return how many files share a UID but are no copies."""
+    seen: dict[str, list[tuple[Path, Any]]] = {}
     for file, header in members:
-        seen.setdefault(str(header.get("SOPInstanceUID") or file), (file, header))
-    return list(seen.values())
+        others = seen.setdefault(str(header.get("SOPInstanceUID") or file), [])
+        if not any(_is_copy(file, other) for other, _ in others):
+            others.append((file, header))
+    kept = [member for others in seen.values() for member in others]
+    return kept, sum(len(others) for others in seen.values() if len(others) > 1)
 
 
-def _numbered(entry: SeriesEntry, number: int) -> SeriesEntry:
-    values = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
-    values["number"] = number
-    values["reason"] = entry.reason.replace("series 0 (", f"series {number} (")
-    return SeriesEntry(**values)
+def _is_copy(file: Path, other: Path) -> bool:
+    """Return whether two files of one SOP instance hold the same picture in the same place, however encoded."""
+    if file.stat().st_size == other.stat().st_size and file.read_bytes() == other.read_bytes():
+        return True
+    try:
+        one, two = read_header(file, pixels=True), read_header(other, pixels=True)
+        places = (
+            "ImagePositionPatient",
+            "ImageOrientationPatient",
+            "PixelSpacing",
+            "RescaleSlope",
+            "RescaleIntercept",
+        )
+        if any(one.get(name) != two.get(name) for name in places):
+            return False
+        pictures = zip(decode_frames(one), decode_frames(two), strict=True)
+        return all(np.array_equal(a, b) for a, b in pictures)
+    except (InputError, ValueError):
+        return False
 
 
-def _entry(uid: str, members: list[tuple[Path, Any]]) -> SeriesEntry:
+def _entry(number: int, uid: str, members: list[tuple[Path, Any]], clash: int) -> SeriesEntry:
     headers = [header for _, header in members]
-    first = headers[0]
-    modality = modality_of(first)
+    modality = _modality(members)
+    name = _name(number, modality)
     kind: SeriesKind = "object"
     shape: tuple[int, ...] = ()
-    reason = ""
+    volumes: tuple[VolumeEntry, ...] = ()
     try:
-        kind, shape, reason = _describe(headers, modality, f"series 0 ({modality or 'no modality'})")
+        if clash:
+            raise InputError(
+                f"{name} has {clash} files that share a SOPInstanceUID and hold different pictures (a faulty "
+                "anonymiser, say): results could not say which they are of; give the files new UIDs"
+            )
+        kind, shape, reason, volumes = _describe(headers, modality, name)
+    except GeometryError as error:
+        kind, shape, reason = "volume", _claimed_shape(headers), _named(error, name)
     except InputError as error:
-        reason = str(error)
-        if isinstance(error, GeometryError):
-            kind, shape = "volume", _claimed_shape(headers)
+        reason = _named(error, name)
     return SeriesEntry(
-        number=0,
+        number=number,
         uid=uid,
         modality=modality,
-        description=str(first.get("SeriesDescription") or ""),
+        series_number=_series_number(headers[0]),
+        description=str(headers[0].get("SeriesDescription") or ""),
         kind=kind,
         files=tuple(file for file, _ in members),
         shape=shape,
         readable=not reason,
         reason=reason,
+        volumes=volumes,
     )
 
 
+def _named(error: InputError, name: str) -> str:
+    return str(error) if str(error).startswith(name) else f"{name}: {error}"
+
+
+def _series_number(header: Any) -> int | None:
+    try:
+        return int(str(header.get("SeriesNumber")))
+    except (InputError, TypeError, ValueError):
+        return None
+
+
 def _claimed_shape(headers: Sequence[Any]) -> tuple[int, ...]:
-    size, frames = _size(headers[0])
+    size, frames = object_size(headers[0]), frame_count(headers[0])
     return () if size is None else (max(frames, len(headers)), *size)
 
 
 @dicom_boundary()
-def _describe(headers: Sequence[Any], modality: str, name: str) -> tuple[SeriesKind, tuple[int, ...], str]:
-    """Return the kind, the shape and, where it is not readable, the reason."""
+def _describe(
+    headers: Sequence[Any], modality: str, name: str
+) -> tuple[SeriesKind, tuple[int, ...], str, tuple[VolumeEntry, ...]]:
+    """Return the kind, the shape, the reason if it is not readable as it is, and the volumes."""
     first = headers[0]
-    size, frames = _size(first)
+    size, frames = object_size(first), frame_count(first)
     reason = _without_picture(first, modality, size, frames)
     if size is None or reason:
-        return "object", (), f"{name} {reason}"
-    if len(headers) > 1 and any(_size(h)[1] > 1 for h in headers):
-        return (
-            "images",
-            (len(headers), *size),
-            f"{name} holds {len(headers)} multi-frame objects: give one file",
+        return "object", (), f"{name} {reason}", ()
+    if any(_in_colour(header) for header in headers):
+        return *_unplaced(size, frames, len(headers), "in colour", name), ()
+    pictures = [p for k, header in enumerate(headers) for p in pictures_of(header, k)]
+    lost = [p for p in pictures if p.plane is None]
+    if not lost:
+        volumes = tuple(split_volumes(pictures, headers, name))
+        if len(volumes) > 1:
+            return "volume", (len(pictures), *volumes[0].shape[1:]), several(volumes, name), volumes
+        return "volume", volumes[0].shape, volumes[0].reason, volumes
+    if len(headers) > 1 and any(frame_count(h) > 1 for h in headers):
+        reason = (
+            f"{name} holds {len(headers)} multi-frame objects without a place in the patient: give one file"
         )
-    planes = frame_planes(first) if frames > 1 else [single_plane(h) for h in headers]
-    placed = [p for p in planes if p is not None]
-    if len(placed) == len(planes):
-        return "volume", stack_planes(placed, name).grid.shape, ""
-    if placed and len(headers) > 1:
+        return "images", (len(headers), *size), reason, ()
+    missing = missing_of_plane(headers[lost[0].file]) or "a place in the patient"
+    if len(lost) < len(pictures):
         raise GeometryError(
-            f"{name} has {len(planes) - len(placed)} of {len(planes)} images without a position: "
-            "give the others"
+            f"{name} has {len(lost)} of {len(pictures)} images without {missing}: give the others alone"
         )
-    return _unplaced(size, frames, len(headers), name)
+    return *_unplaced(size, frames, len(headers), f"without {missing}", name), ()
+
+
+def _in_colour(header: Any) -> bool:
+    return (
+        str(header.get("SamplesPerPixel") or 1) != "1"
+        or header.get("PhotometricInterpretation") == "PALETTE COLOR"
+    )
 
 
 def _without_picture(header: Any, modality: str, size: tuple[int, int] | None, frames: int) -> str:
@@ -290,58 +392,14 @@ def _without_picture(header: Any, modality: str, size: tuple[int, int] | None, f
 
 
 def _unplaced(
-    size: tuple[int, int], frames: int, n: int, name: str
+    size: tuple[int, int], frames: int, n: int, how: str, name: str
 ) -> tuple[SeriesKind, tuple[int, ...], str]:
     if frames > 1:
         return "clip", (frames, *size), f"{name} is a clip of {frames} frames: open_video reads it"
     if n > 1:
-        reason = f"{name} holds {n} separate images without a position: give one file, or use read_images"
+        reason = f"{name} holds {n} separate images {how}: give one file, or use read_images"
         return "images", (n, *size), reason
     return "image", size, ""
-
-
-def _size(header: Any) -> tuple[tuple[int, int] | None, int]:
-    try:
-        rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
-        frames = int(str(header.get("NumberOfFrames") or 1))
-    except Exception:  # noqa: BLE001 - pydicom converts on access and raises what the bytes provoke
-        raise InputError("the number of rows, columns or frames is not a whole number") from None
-    return ((rows, columns) if rows > 0 and columns > 0 else None), max(1, frames)
-
-
-def single_plane(header: Any) -> Plane | None:
-    """Return the plane of a single-frame object, None where it has no place in the patient."""
-    if not hasattr(header, "plane"):
-        size, _ = _size(header)
-        header.plane = None if size is None else plane_of(header, header, header, size)
-    plane: Plane | None = header.plane
-    return plane
-
-
-def frame_planes(header: Any) -> list[Plane | None]:
-    """Return the plane of every frame of a multi-frame object by its functional groups (PS3.3, C.7.6.16)."""
-    size, frames = _size(header)
-    shared_items = header.get("SharedFunctionalGroupsSequence") or []
-    shared = shared_items[0] if len(shared_items) else None
-    each = header.get("PerFrameFunctionalGroupsSequence") or []
-    if size is None or len(each) != frames:
-        return [None] * frames
-    planes = []
-    for item in each:
-        groups = [
-            _group(item, shared, keyword)
-            for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        ]
-        planes.append(None if None in groups else plane_of(groups[0], groups[1], groups[2], size))
-    return planes
-
-
-def _group(item: Any, shared: Any, keyword: str) -> Any:
-    for holder in (item, shared):
-        sequence = holder.get(keyword) if holder is not None else None
-        if sequence:
-            return sequence[0]
-    return None
 
 
 def select_series(entries: Sequence[SeriesEntry], rule: str | None) -> SeriesEntry:
@@ -349,8 +407,9 @@ def select_series(entries: Sequence[SeriesEntry], rule: str | None) -> SeriesEnt
 
     Args:
         entries: From :func:`index_dicom`.
-        rule: A number of the listing, a SeriesInstanceUID, a modality, ``largest``, or words of the
-            description. None where there must be only one image series.
+        rule: ``list:2`` for a number of the listing, ``number:5`` for a SeriesNumber, ``5`` if both or only one of
+            them mean one series, a SeriesInstanceUID, a modality, ``largest``, or words of the description. None if
+            there must be only one image series.
 
     Raises:
         InputError: No series or several fit; the message lists what is there and the way out.
@@ -360,20 +419,32 @@ def select_series(entries: Sequence[SeriesEntry], rule: str | None) -> SeriesEnt
         if len(images) > 1:
             raise InputError(f"there are {len(images)} series, choose one with --series: {_listing(images)}")
         return images[0]
-    if rule.strip().isdigit():
-        found = [e for e in entries if e.number == int(rule)]
-    elif rule == "largest":
-        found = sorted((e for e in entries if e.kind != "object"), key=lambda e: -_voxels(e))[:1]
-    else:
-        found = (
-            [e for e in entries if e.uid == rule]
-            or [e for e in entries if e.modality.lower() == rule.lower()]
-            or [e for e in entries if rule.lower() in e.description.lower()]
-        )
-    if len(found) != 1:
-        count = "no series fits" if not found else f"{len(found)} series fit"
+    fitting = _fitting(entries, rule.strip())
+    if len(fitting) != 1:
+        count = "no series fits" if not fitting else f"{len(fitting)} series fit"
         raise InputError(f"{count} the --series that was given: there are {_listing(entries)}")
-    return found[0]
+    return fitting[0]
+
+
+def _fitting(entries: Sequence[SeriesEntry], rule: str) -> list[SeriesEntry]:
+    kind, _, digits = rule.rpartition(":")
+    if digits.isdigit() and kind.lower() in ("", "list", "number"):
+        listed = [e for e in entries if e.number == int(digits)] if kind.lower() != "number" else []
+        stated = [e for e in entries if e.series_number == int(digits)] if kind.lower() != "list" else []
+        if listed and stated and listed != stated:
+            others = ", ".join(str(e.number) for e in stated)
+            raise InputError(
+                f"--series {digits} is number {digits} of the listing, and the SeriesNumber of number {others}: say "
+                f"list:{digits} or number:{digits}; there are {_listing(entries)}"
+            )
+        return listed or stated
+    if rule == "largest":
+        return sorted((e for e in entries if e.kind != "object"), key=lambda e: -_voxels(e))[:1]
+    return (
+        [e for e in entries if e.uid == rule]
+        or [e for e in entries if e.modality.lower() == rule.lower()]
+        or [e for e in entries if rule and rule.lower() in e.description.lower()]
+    )
 
 
 def _voxels(entry: SeriesEntry) -> int:

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from clearmargin.core import Code, Grid, Image, Provenance
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
-from clearmargin.formats.dicom_geometry import Plane, plane_of
-from clearmargin.formats.dicom_index import frame_planes
+from clearmargin.formats.dicom_geometry import Plane
+from clearmargin.formats.dicom_planes import frame_count, pictures_of
 
 __all__ = [
     "MANUFACTURER",
     "RESEARCH_USE",
     "Origin",
     "algorithm_identification",
+    "cielab",
     "coded",
     "derived_uid",
     "equipment",
@@ -130,7 +131,8 @@ def _cleaned(source: Any, image: Image) -> Any:
         header.PositionReferenceIndicator = ""
     else:
         header.PatientOrientation = ""
-    header.planes = _planes(source)
+    header.pictures = pictures_of(source) if spatial else []
+    header.many = frame_count(source) > 1
     # highdicom knows only some storage classes and treats them differently: it sees a stand-in, and
     # refer_to_sources puts the true class in place.
     header.true_class = header.SOPClassUID
@@ -158,13 +160,6 @@ def _copy_lossy_history(source: Any, header: Any) -> None:
             setattr(header, name, source.get(name))
 
 
-def _planes(source: Any) -> list[Plane | None]:
-    shape = (int(source.Rows), int(source.Columns))
-    if int(source.get("NumberOfFrames") or 1) > 1:
-        return frame_planes(source)
-    return [plane_of(source, source, source, shape)]
-
-
 def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | None]:
     """Return for each plane of ``grid`` the source frame that lies in it, None where no source does.
 
@@ -177,11 +172,13 @@ def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | N
             1 if grid.ndim == 2 else grid.shape[0]
         )
     found: list[tuple[Plane, Origin]] = []
-    for header in headers:
-        many = len(header.planes) > 1
-        for k, plane in enumerate(header.planes):
-            if plane is not None:
-                found.append((plane, Origin(header=header, frame=k + 1 if many else None, preserved=False)))
+    frames = set(image.source.frames)
+    for number, header in enumerate(headers):
+        for picture in header.pictures:
+            if picture.plane is None or (header.many and frames and (number, picture.frame) not in frames):
+                continue
+            frame = picture.frame + 1 if header.many else None
+            found.append((picture.plane, Origin(header=header, frame=frame, preserved=False)))
     normal = np.cross(grid.affine[:3, 2], grid.affine[:3, 1])
     normal /= np.linalg.norm(normal)
     heights = np.array([plane.position @ normal for plane, _ in found])
@@ -267,6 +264,14 @@ def coded(code: Code) -> Any:
     return highdicom.sr.CodedConcept(
         value=code.value, scheme_designator=code.scheme, meaning=code.meaning[:64]
     )
+
+
+def cielab(colour: Sequence[int] | NDArray[np.uint8]) -> Any:
+    """Return highdicom's colour of an RGB triplet (0..255), for RecommendedDisplayCIELabValue."""
+    import highdicom
+
+    red, green, blue = (int(v) for v in colour)
+    return highdicom.color.CIELabColor.from_rgb(red, green, blue)
 
 
 def write_dates(dataset: Any, headers: Sequence[Any]) -> None:

@@ -32,6 +32,13 @@ _DECODERS = {
     "1.2.840.10008.1.2.4.202": "pylibjpeg",
     "1.2.840.10008.1.2.4.203": "pylibjpeg",
 }
+_BIT_BY_BIT = {  # syntaxes that keep every bit allocated
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.5",
+}
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420"}
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
@@ -148,8 +155,11 @@ def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator
 
 
 def _float_hint(dataset: Any) -> str:
-    floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
-    return ": its floating-point pixels are read by read_parametric_map" if floats else ""
+    if "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
+        return ""
+    if str(dataset.get("SOPClassUID") or "") == "1.2.840.10008.5.1.4.1.1.30":
+        return ": its floating-point pixels are read by read_parametric_map"
+    return " in integers, and floating-point pixels are read from Parametric Maps only"
 
 
 def _native_grey(
@@ -171,21 +181,47 @@ def _native_grey(
     if swapped and kind.itemsize == 1:
         yield from _by_pydicom(dataset, list(picks))
         return
-    unused = layout.allocated - layout.stored
-    high = layout.stored - 1 if not unused else _value(dataset, "HighBit")
     for k in picks:
         frame = np.frombuffer(
             stored, kind.newbyteorder(">" if swapped else "<"), size, k * size * kind.itemsize
         )
-        yield _drop_unused_bits(frame.astype(kind).reshape(layout.rows, layout.columns), layout, high)
+        yield _stored_bits(
+            frame.astype(kind).reshape(layout.rows, layout.columns), layout, _high_bit(dataset, layout)
+        )
 
 
-def _drop_unused_bits(frame: NDArray[Any], layout: PixelLayout, high: Any) -> NDArray[np.generic]:
-    """Clear the bits above the stored ones, where overlays used to hide, and extend the sign."""
-    unused = layout.allocated - layout.stored
-    if unused and high in (None, layout.stored - 1):  # what is malformed equals neither
-        shift = frame.dtype.type(unused)
-        frame = np.right_shift(np.left_shift(frame, shift), shift)
+def _high_bit(dataset: Any, layout: PixelLayout) -> int:
+    """Return the place of a value's highest bit, counted from 0.
+
+    Raises:
+        InputError: It leaves no room for the bits stored.
+    """
+    value = _value(dataset, "HighBit")
+    if value in (None, "") or layout.allocated == layout.stored or layout.allocated == 1:
+        return layout.stored - 1
+    if not isinstance(value, int) or not layout.stored - 1 <= value < layout.allocated:
+        raise InputError(
+            f"HighBit does not fit {layout.stored} bits stored in {layout.allocated} allocated: expected "
+            f"{layout.stored - 1}, or more for values that do not begin at the lowest bit"
+        )
+    return value
+
+
+def _stored_bits(frame: NDArray[Any], layout: PixelLayout, high: int) -> NDArray[np.generic]:
+    """Return the values between the lowest and the highest stored bit, the sign extended.
+
+    Bits above are dropped: overlays used to hide there. Bits below say that the header is wrong about where values
+    begin, which is more common than an overlay there: either way the values are in doubt.
+    """
+    above, below = layout.allocated - 1 - high, high + 1 - layout.stored
+    if below and np.bitwise_and(frame, frame.dtype.type((1 << below) - 1)).any():
+        raise InputError(
+            f"HighBit {high} says that the lowest {below} bits hold no values, and they do: the header is wrong about "
+            "where values begin"
+        )
+    if above or below:
+        kind = frame.dtype.type
+        frame = np.right_shift(np.left_shift(frame, kind(above)), kind(above + below))
     return frame
 
 
@@ -200,6 +236,17 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
 
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     plugin = _DECODERS.get(syntax, "")
+    layout = getattr(dataset, "layout", None) or pixel_layout(dataset)
+    high = _high_bit(dataset, layout) if layout.samples == 1 and layout.allocated > 1 else layout.stored - 1
+    if high != layout.stored - 1:
+        if syntax not in _BIT_BY_BIT:
+            raise InputError(
+                f"HighBit {high} with {layout.stored} bits stored is not read from compressed pixels: which of both "
+                "the encoder kept is not known"
+            )
+        for frame in iter_pixels(dataset, indices=picks, decoding_plugin=plugin, correct_unused_bits=False):
+            yield _stored_bits(np.asarray(frame), layout, high)
+        return
     try:
         if plugin == "gdcm":
             _check_frames(dataset, syntax)

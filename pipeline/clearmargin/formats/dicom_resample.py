@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def straighten(pixels: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Grid]:
     affine = grid.affine.copy()
     affine[:3, 0] = straight
     affine[:3, 3] += first[0] * down + first[1] * right
-    return out, Grid(shape=out.shape, affine=affine, unit=grid.unit)
+    return out, replace(grid, shape=out.shape, affine=affine)
 
 
 def _shifted(plane: NDArray[Any], shift: NDArray[np.float64], background: NDArray[Any]) -> NDArray[Any]:
@@ -70,33 +71,37 @@ def _shifted(plane: NDArray[Any], shift: NDArray[np.float64], background: NDArra
 
 
 def fill_gaps(pixels: NDArray[Any], grid: Grid, offsets_mm: NDArray[np.float64]) -> tuple[NDArray[Any], Grid]:
-    """Interpolate unevenly spaced slices linearly onto the smallest distance between two of them.
+    """Interpolate unevenly spaced slices linearly onto their usual distance.
 
-    Where slices are only missing, those that are there come back unchanged.
+    A slice that lies on the new grid to a hundredth of a millimetre (or of its distance, if that is less) comes back
+    unchanged: if slices are only missing, all that are there.
 
     Args:
         pixels: ``(Z, Y, X)``, one slice for each offset.
         grid: Origin and in-plane axes of the first slice; its slice step gives the direction only.
         offsets_mm: ``(Z,)`` growing distances from the first slice.
     """
-    step = float(np.diff(offsets_mm).min())
+    steps = np.diff(offsets_mm)
+    step = float(np.mean(steps[steps < 1.5 * steps.min()]))
     direction = grid.affine[:3, 0] / np.linalg.norm(grid.affine[:3, 0])
     n = round(float(offsets_mm[-1]) / step) + 1
     wanted = np.minimum(np.arange(n) * float(offsets_mm[-1]) / (n - 1), offsets_mm[-1])
     out = np.empty((n, *pixels.shape[1:]), pixels.dtype)
     below = np.clip(np.searchsorted(offsets_mm, wanted, side="right") - 1, 0, len(offsets_mm) - 2)
     for k, (low, where) in enumerate(zip(below, wanted, strict=True)):
-        weight = (where - offsets_mm[low]) / (offsets_mm[low + 1] - offsets_mm[low])
-        if weight < 0.01:
+        distance = offsets_mm[low + 1] - offsets_mm[low]
+        weight = (where - offsets_mm[low]) / distance
+        same = min(0.01, 0.01 / distance)
+        if weight < same:
             out[k] = pixels[low]
-        elif weight > 0.99:
+        elif weight > 1 - same:
             out[k] = pixels[low + 1]
         else:
             mixed = (1 - weight) * pixels[low].astype(np.float64) + weight * pixels[low + 1]
             out[k] = _as(mixed, pixels.dtype)
     affine = grid.affine.copy()
     affine[:3, 0] = direction * float(offsets_mm[-1]) / (n - 1)
-    return out, Grid(shape=out.shape, affine=affine, unit=grid.unit)
+    return out, replace(grid, shape=out.shape, affine=affine)
 
 
 def _as(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:

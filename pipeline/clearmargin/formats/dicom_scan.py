@@ -39,6 +39,14 @@ _SIGNED_BY_PIXELS = {"PixelPaddingValue", "PixelPaddingRangeLimit"}
 _DECIMALS = {"RescaleSlope", "RescaleIntercept", "SliceThickness", "SpacingBetweenSlices"}
 
 
+_MULTIPLE = {"ImageType", "EchoNumbers", "ConvolutionKernel"}
+_BINARY = {
+    "DiffusionBValue": "d",
+    "DiffusionGradientOrientation": "d",
+    "NominalPercentageOfCardiacPhase": "f",
+}
+
+
 @dataclass(frozen=True)
 class _Raw:
     value: bytes
@@ -80,7 +88,7 @@ class QuickHeader:
             return default
         try:
             return self._converted(keyword, raw)
-        except ValueError:
+        except (ValueError, struct.error):
             raise InputError(f"{keyword} is malformed") from None
 
     def _converted(self, keyword: str, raw: bytes) -> Any:
@@ -89,6 +97,12 @@ class QuickHeader:
                 raise ValueError(keyword)
             signed = keyword in _SIGNED_BY_PIXELS and self.get("PixelRepresentation") == 1
             return int.from_bytes(raw, "little", signed=signed)
+        if keyword in _BINARY:
+            kind = _BINARY[keyword]
+            values = struct.unpack(f"<{len(raw) // struct.calcsize(kind)}{kind}", raw)
+            return values[0] if len(values) == 1 else values
+        if keyword in _MULTIPLE and b"\\" in raw:
+            return raw.decode("ascii").rstrip("\0 ").split("\\")
         if keyword == "SeriesDescription":
             from pydicom.charset import convert_encodings, decode_bytes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Mask, Prediction, Provenance
-from clearmargin.errors import GeometryError
+from clearmargin.core.colours import instance_colours
+from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import quiet_pydicom
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
+    Origin,
     algorithm_identification,
+    cielab,
     coded,
     derived_uid,
     equipment,
@@ -28,11 +31,28 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_seg_content import SegContent, Segment, read_dicom_seg, read_seg_content
+from clearmargin.formats.dicom_seg_content import (
+    SegContent,
+    Segment,
+    read_clip_seg,
+    read_dicom_seg,
+    read_seg_content,
+)
 
 SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
 
-__all__ = ["SegContent", "SegWritten", "Segment", "read_dicom_seg", "read_seg_content", "write_dicom_seg"]
+_MOST_SEGMENTS = 65_535  # SegmentNumber is an unsigned short
+
+__all__ = [
+    "SegContent",
+    "SegWritten",
+    "Segment",
+    "read_clip_seg",
+    "read_dicom_seg",
+    "read_seg_content",
+    "write_clip_seg",
+    "write_dicom_seg",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +103,20 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
         return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=len(instances))
     headers = source_headers(image)
     identity = seg_identity(prediction, headers, kept)
+    masks = [instances.masks[i] for i in kept]
+    frames = [(s + 1, z) for s, mask in enumerate(masks) for z in _planes_of(mask)]
     dataset = seg_head(
         "BINARY", image, headers, segments(prediction, kept, identity), identity, prediction.provenance
     )
-    dataset.SegmentsOverlap = "YES" if _any_overlap([instances.masks[i] for i in kept]) else "NO"
-    frames = [(s + 1, z) for s, i in enumerate(kept) for z in _planes_of(instances.masks[i])]
-    refer_to_sources(dataset, headers)
-    set_frames(dataset, image.grid, frame_items(image, headers, frames))
-    dataset.PixelData = _packed([instances.masks[i] for i in kept], image.grid, frames)
-    dataset["PixelData"].VR = "OB"
-    if "PatientOrientation" in headers[0]:  # type 2C, required where there is no position in the patient
-        dataset.PatientOrientation = ""
-    write_dates(dataset, headers)
-    save(dataset, Path(path))
+    dataset.SegmentsOverlap = "YES" if _any_overlap(masks) else "NO"
+    _finish(
+        dataset,
+        Path(path),
+        image,
+        headers,
+        frame_items(image, headers, frames),
+        _packed(masks, image.grid, frames),
+    )
     return SegWritten(
         path=Path(path),
         segments=len(kept),
@@ -103,6 +124,84 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
         sop_instance_uid=str(dataset.SOPInstanceUID),
         skipped=len(instances) - len(kept),
     )
+
+
+@quiet_pydicom()
+def write_clip_seg(path: Path, predictions: Mapping[int, Prediction], image: Image) -> SegWritten:
+    """Write the predictions of a clip's frames as one binary SEG, one segment for each instance of each frame.
+
+    Each frame of the SEG names the source frame that it is of (ReferencedFrameNumber).
+
+    Args:
+        path: The file to write.
+        predictions: By frame number from 0; their instances lie on ``image.grid``.
+        image: Any frame of the clip, read from DICOM.
+
+    Returns:
+        As :func:`write_dicom_seg`.
+
+    Raises:
+        InputError: The image does not come from DICOM; more instances than a SEG has numbers for.
+        GeometryError: A prediction does not lie on the image's grid.
+    """
+    headers = source_headers(image)
+    masks: list[Mask] = []
+    items: list[Any] = []
+    described: list[Any] = []
+    total = sum(len(p.instances) for p in predictions.values())
+    if total > _MOST_SEGMENTS:
+        raise InputError(
+            f"{total} instances are more than the {_MOST_SEGMENTS} segments that one SEG can number"
+        )
+    identity = _clip_identity(predictions, headers)
+    for frame, prediction in sorted(predictions.items()):
+        if not prediction.instances.grid.same_as(image.grid):
+            raise GeometryError(
+                f"frame {frame} was predicted on {prediction.instances.grid}, the clip is {image.grid}"
+            )
+        kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
+        origin = Origin(header=headers[0], frame=frame + 1, preserved=True)
+        parts = frame_parts(image.grid, 0, origin, SEGMENTATION)
+        described += segments(prediction, kept, identity, first=len(masks) + 1)
+        items += [_segment_item(image.grid, len(masks) + k + 1, 1, parts) for k in range(len(kept))]
+        masks += [prediction.instances.masks[i] for i in kept]
+    if not masks:
+        return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=total)
+    provenance = next(iter(predictions.values())).provenance
+    dataset = seg_head("BINARY", image, headers, described, identity, provenance)
+    dataset.SegmentsOverlap = (
+        "UNDEFINED"  # segments of one frame may overlap, those of two have no common place
+    )
+    frames = [(s + 1, 0) for s in range(len(masks))]
+    _finish(dataset, Path(path), image, headers, items, _packed(masks, image.grid, frames))
+    return SegWritten(
+        path=Path(path),
+        segments=len(masks),
+        frames=len(masks),
+        sop_instance_uid=str(dataset.SOPInstanceUID),
+        skipped=total - len(masks),
+    )
+
+
+def _clip_identity(predictions: Mapping[int, Prediction], headers: list[Any]) -> tuple[str, ...]:
+    parts = []
+    for frame, prediction in sorted(predictions.items()):
+        kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
+        parts.append(f"{frame}:{seg_identity(prediction, [], kept)}")
+    return str(headers[0].SOPInstanceUID), hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _finish(
+    dataset: Any, path: Path, image: Image, headers: list[Any], items: list[Any], pixels: bytes
+) -> None:
+    refer_to_sources(dataset, headers)
+    set_frames(dataset, image.grid, items)
+    dataset.PixelData = pixels
+    dataset["PixelData"].VR = "OB"
+    if "PatientOrientation" in headers[0]:  # type 2C, required where there is no position in the patient
+        dataset.PatientOrientation = ""
+    write_dates(dataset, headers)
+    save(dataset, path)
 
 
 def _any_overlap(masks: list[Mask]) -> bool:
@@ -153,23 +252,27 @@ def seg_identity(prediction: Prediction, headers: list[Any], kept: list[int]) ->
     return (*sources, *provenance_parts(prediction.provenance), digest.hexdigest())
 
 
-def segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...]) -> list[Any]:
-    """Return a segment description for each kept instance."""
+def segments(
+    prediction: Prediction, kept: list[int], identity: tuple[str, ...], *, first: int = 1
+) -> list[Any]:
+    """Return a segment description for each kept instance, numbered from ``first``."""
     import highdicom
 
     algorithm = algorithm_identification(prediction.provenance)
+    colours = instance_colours(prediction.instances.labels)
     described = []
-    for k, i in enumerate(kept):
+    for number, i in enumerate(kept, start=first):
         kind = prediction.label_map.by_id(int(prediction.instances.labels[i]))
         segment = highdicom.seg.SegmentDescription(
-            segment_number=k + 1,
-            segment_label=f"{kind.name[:50]} {k + 1}",
+            segment_number=number,
+            segment_label=f"{kind.name[:50]} {number}",
             segmented_property_category=coded(kind.codes[0]),
             segmented_property_type=coded(kind.codes[1]),
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
-            tracking_id=f"{kind.name[:50]} {k + 1}",
-            tracking_uid=derived_uid("tracking", k, *identity),
+            tracking_id=f"{kind.name[:50]} {number}",
+            tracking_uid=derived_uid("tracking", number - 1, *identity),
+            display_color=cielab(colours[i]),
         )
         segment.SegmentDescription = _description(prediction, i)
         described.append(segment)
@@ -193,8 +296,6 @@ def _planes_of(mask: Mask) -> Iterator[int]:
 
 def frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> list[Any]:
     """Return one functional group item for each ``(segment, slice)``."""
-    from pydicom.dataset import Dataset
-
     places = origins(image.grid, image, headers)
     rank = {z: r + 1 for r, z in enumerate(sorted({z for _, z in frames}))}
     items = []
@@ -202,12 +303,18 @@ def frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]])
     for segment, z in frames:
         if z not in parts:  # all segments of a slice share its position and its source
             parts[z] = frame_parts(image.grid, z, places[z], SEGMENTATION)
-        item = frame_item(image.grid, [segment, rank[z]], parts[z])
-        identification = Dataset()
-        identification.ReferencedSegmentNumber = segment
-        item.SegmentIdentificationSequence = [identification]
-        items.append(item)
+        items.append(_segment_item(image.grid, segment, rank[z], parts[z]))
     return items
+
+
+def _segment_item(grid: Grid, segment: int, rank: int, parts: tuple[Any, Any]) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = frame_item(grid, [segment, rank], parts)
+    identification = Dataset()
+    identification.ReferencedSegmentNumber = segment
+    item.SegmentIdentificationSequence = [identification]
+    return item
 
 
 def _packed(masks: list[Mask], grid: Grid, frames: list[tuple[int, int]]) -> bytes:

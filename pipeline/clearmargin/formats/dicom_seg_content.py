@@ -16,13 +16,14 @@ from clearmargin.core.reprs import short_repr
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
-from clearmargin.formats.dicom_index import frame_planes
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
+from clearmargin.formats.dicom_planes import frame_planes, group_of
 
-__all__ = ["SegContent", "Segment", "read_dicom_seg", "read_seg_content", "spanned_grid"]
+__all__ = ["SegContent", "Segment", "read_clip_seg", "read_dicom_seg", "read_seg_content", "spanned_grid"]
 
 _SEG_CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
-_TOLERANCE = 0.05  # of a pixel or of a slice distance: how far a frame may lie from the grid's own elements
+# How far a frame may lie from the grid's own elements: in shares of a pixel or slice distance, and at most in mm.
+_TOLERANCE, _TOLERANCE_MM = 0.05, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,25 +104,90 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     """Return a SEG's instances with the codes and tracking identifiers of its segments.
 
     A fractional SEG gives masks at half of its maximum, and the fractions. Scores are 1, or what
-    :func:`clearmargin.formats.dicom_seg.write_dicom_seg` wrote.
+    :func:`clearmargin.formats.dicom_seg.write_dicom_seg` wrote. A tiled slide's masks lie on its total pixel matrix.
+
+    Raises:
+        InputError: No SEG, or damaged; frames of a segment that is not described.
+        GeometryError: Frames that span no regular grid, do not lie on ``grid``, or are of another frame of reference;
+            masks of several frames of a clip, which :func:`read_clip_seg` reads.
+    """
+    dataset, segments, scores = _opened(path)
+    planes, tiles = _places(dataset)
+    if grid is None:
+        grid = _own_grid(dataset, planes, tiles)
+    elif not grid.shares_frame(
+        replace(grid, frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""))
+    ):
+        raise GeometryError(
+            "the SEG is of another frame of reference than the grid: its coordinates mean other places, and only a "
+            "registration could relate them"
+        )
+    frames = _segment_frames(dataset, [s.number for s in segments])
+    pieces = [(number, _piece(frame, planes[k], tiles[k], grid)) for k, number, frame in frames]
+    if not tiles[0] and not any(planes):
+        _one_picture(dataset, pieces)
+    if (
+        grid.unit == "px"
+        and len({round(float(p.position @ p.normal), 2) for p in planes if p is not None}) > 1
+    ):
+        raise GeometryError(
+            f"the SEG's slices have places in the patient, and the place of the grid {grid} is not known"
+        )
+    return _content(dataset, segments, scores, [(n, p) for n, p in pieces if p is not None], grid)
+
+
+@dicom_boundary()
+def read_clip_seg(path: Path) -> dict[int, SegContent]:
+    """Return the masks of a clip: for each frame number from 0 that has a mask, those of its segments.
 
     Raises:
         InputError: No SEG, or damaged.
-        GeometryError: Frames that span no regular grid, or do not lie on ``grid``.
+        GeometryError: Frames that have a place in the patient or on a slide, or do not say which frame of the source
+            they are of.
     """
+    dataset, segments, scores = _opened(path)
+    planes, tiles = _places(dataset)
+    if tiles[0] or any(planes):
+        raise GeometryError("the masks have a place in the patient or on a slide: read_dicom_seg reads them")
+    sources = _source_frames(dataset)
+    layout = pixel_layout(dataset)
+    grid = Grid.from_spacing((layout.rows, layout.columns))
+    frames: dict[int, list[tuple[int, _Piece]]] = {}
+    for k, number, values in _segment_frames(dataset, [s.number for s in segments]):
+        source = sources[k]
+        if source is None:
+            raise GeometryError(f"frame {k + 1} of the SEG does not say which frame of the source it is of")
+        piece = _piece(values, None, None, grid)
+        if piece is not None:
+            frames.setdefault(source[1] - 1, []).append((number, piece))
+    if len({source[0] for source in sources if source is not None}) > 1:
+        raise GeometryError("the SEG holds masks of several objects: which clip is meant is not known")
+    contents = {}
+    for frame, pieces in sorted(frames.items()):
+        numbers = {number for number, _ in pieces}
+        kept = [i for i, segment in enumerate(segments) if segment.number in numbers]
+        contents[frame] = _content(dataset, [segments[i] for i in kept], scores[kept], pieces, grid)
+    return contents
+
+
+def _opened(path: Path) -> tuple[Any, list[Segment], NDArray[np.float32]]:
     dataset = read_header(Path(path), pixels=True)
     if str(dataset.get("SOPClassUID") or "") not in _SEG_CLASSES:
         raise InputError(f"'{Path(path).name}' is not a DICOM SEG")
-    layout = pixel_layout(dataset)
-    segments, scores = _segments(dataset)
-    planes = frame_planes(dataset)
-    if grid is None:
-        grid = spanned_grid(planes, (layout.rows, layout.columns))
+    pixel_layout(dataset)
+    return dataset, *_segments(dataset)
+
+
+def _content(
+    dataset: Any,
+    segments: Sequence[Segment],
+    scores: NDArray[np.float32],
+    found: Sequence[tuple[int, _Piece]],
+    grid: Grid,
+) -> SegContent:
     pieces: dict[int, list[_Piece]] = {s.number: [] for s in segments}
-    for number, frame, plane in _segment_frames(dataset, planes, [s.number for s in segments]):
-        piece = _piece(frame, plane)
-        if piece is not None:
-            pieces.setdefault(number, []).append(piece)
+    for number, piece in found:
+        pieces[number].append(piece)
     fractional = dataset.get("SegmentationType") == "FRACTIONAL"
     with converting("MaximumFractionalValue"):
         top = float(dataset.get("MaximumFractionalValue") or 1) if fractional else 1.0
@@ -130,6 +196,87 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     label_map, labels = _classes(segments)
     instances = InstanceSet(grid=grid, masks=masks, labels=labels, scores=scores)
     return SegContent(instances=instances, segments=tuple(segments), label_map=label_map, fractions=fractions)
+
+
+def _places(dataset: Any) -> tuple[list[Plane | None], list[tuple[int, int] | None]]:
+    """Return for each frame its plane in the patient, and its first row and column in a slide's total pixel matrix."""
+    layout = pixel_layout(dataset)
+    frames = layout.frames
+    each = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    if "TotalPixelMatrixRows" not in dataset:
+        positions = [group_of(item, shared, "PlanePositionSlideSequence") for item in each] or [None]
+        if any(position is not None for position in positions):
+            raise GeometryError("the SEG is of a slide, and does not say how large its total pixel matrix is")
+        return frame_planes(dataset), [None] * frames
+    with converting("the place of a tile"):
+        if int(dataset.get("TotalPixelMatrixFocalPlanes") or 1) > 1:
+            raise GeometryError("the SEG is of a slide with several focal planes, which have no common grid")
+        total = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
+        if dataset.get("DimensionOrganizationType") == "TILED_FULL":
+            across = range(0, total[1], layout.columns)
+            tiles = [(y, x) for y in range(0, total[0], layout.rows) for x in across]
+            if frames % len(tiles):
+                raise GeometryError(f"the SEG holds {frames} tiles, which are not whole sets of {len(tiles)}")
+            return [None] * frames, list(tiles * (frames // len(tiles)))
+        if len(each) != frames:
+            raise GeometryError(f"the SEG has {frames} tiles and places {len(each)} of them")
+        positions = [group_of(item, shared, "PlanePositionSlideSequence") for item in each]
+        if any(position is None for position in positions):
+            raise GeometryError("a tile of the SEG does not say where it lies on the slide")
+        corners = [
+            (int(p.RowPositionInTotalImagePixelMatrix) - 1, int(p.ColumnPositionInTotalImagePixelMatrix) - 1)
+            for p in positions
+        ]
+    return [None] * frames, list(corners)
+
+
+def _own_grid(dataset: Any, planes: Sequence[Plane | None], tiles: Sequence[tuple[int, int] | None]) -> Grid:
+    """Return the grid that the frames span: in the patient, a slide's total pixel matrix, or one picture."""
+    layout = pixel_layout(dataset)
+    if not tiles[0]:
+        return spanned_grid(planes, (layout.rows, layout.columns))
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    measures = group_of(shared, None, "PixelMeasuresSequence")
+    with converting("the size of the total pixel matrix"):
+        spacing = None if measures is None else measures.get("PixelSpacing")
+        steps = None if not spacing else (float(spacing[0]), float(spacing[1]))
+        shape = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
+        return Grid.from_spacing(shape, steps)
+
+
+def _source_frames(dataset: Any) -> list[tuple[str, int] | None]:
+    """Return for each frame its source's SOPInstanceUID and frame number from 1; None where it does not say."""
+    each = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    sources: list[tuple[str, int] | None] = []
+    for k in range(pixel_layout(dataset).frames):
+        derivation = group_of(each[k] if k < len(each) else None, shared, "DerivationImageSequence")
+        source = group_of(derivation, None, "SourceImageSequence")
+        with converting("the reference to a source frame"):
+            number = None if source is None else source.get("ReferencedFrameNumber") or 1
+            sources.append(
+                None
+                if source is None or number is None
+                else (str(source.get("ReferencedSOPInstanceUID")), int(number))
+            )
+    return sources
+
+
+def _one_picture(dataset: Any, pieces: Sequence[tuple[int, _Piece | None]]) -> None:
+    """Refuse frames without a place unless all are of one picture."""
+    sources = {source for source in _source_frames(dataset) if source is not None}
+    numbers = [number for number, _ in pieces]
+    if len(sources) > 1:
+        raise GeometryError(
+            f"the SEG holds masks of {len(sources)} frames of a clip, which do not lie on each other: read_clip_seg "
+            "reads them frame by frame"
+        )
+    if not sources and len(numbers) > len(set(numbers)):
+        raise GeometryError(
+            "the SEG holds several frames of one segment, and says neither where in the patient they lie nor which "
+            "frames of a clip they are of"
+        )
 
 
 @converting("the description of a segment")
@@ -188,28 +335,45 @@ def _classes(segments: Sequence[Segment]) -> tuple[LabelMap, NDArray[np.int64]]:
     return LabelMap(classes), np.array(labels, np.int64)
 
 
-def _segment_frames(
-    dataset: Any, planes: Sequence[Plane | None], numbers: Sequence[int]
-) -> Iterator[tuple[int, NDArray[Any], Plane | None]]:
-    """Yield ``(segment number, values, plane)`` a frame; a label-map frame once for each of its values."""
+def _segment_frames(dataset: Any, numbers: Sequence[int]) -> Iterator[tuple[int, int, NDArray[Any]]]:
+    """Yield ``(frame, segment number, values)``; a label-map frame once for each of its values.
+
+    Raises:
+        InputError: A frame of a segment that is not described: it would vanish.
+    """
     if dataset.get("SegmentationType") == "LABELMAP":
-        for frame, plane in zip(decode_frames(dataset), planes, strict=True):
+        padding = dataset.get("PixelPaddingValue")
+        background = {0, padding if isinstance(padding, int) and padding not in numbers else 0}
+        for k, frame in enumerate(decode_frames(dataset)):
             for value in np.unique(frame):
-                if value and int(value) in numbers:
-                    yield int(value), (frame == value).astype(np.uint8), plane
+                if int(value) not in background:
+                    yield k, _described(int(value), numbers), (frame == value).astype(np.uint8)
         return
-    shared_items = dataset.get("SharedFunctionalGroupsSequence") or []
+    frames = pixel_layout(dataset).frames
+    full = dataset.get("DimensionOrganizationType") == "TILED_FULL"
+    if full and frames % len(numbers):
+        raise InputError(f"the SEG holds {frames} tiles, which are not whole sets of {len(numbers)} segments")
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     each = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    for k, (frame, plane) in enumerate(zip(_frames(dataset), planes, strict=True)):
-        holders = [
-            item for item in (each[k] if k < len(each) else None, *shared_items[:1]) if item is not None
-        ]
-        found = next((h for h in holders if h.get("SegmentIdentificationSequence")), None)
-        if found is None:
-            raise InputError(f"frame {k + 1} of the SEG does not say which segment it belongs to")
+    for k, frame in enumerate(_frames(dataset)):
+        identification = group_of(each[k] if k < len(each) else None, shared, "SegmentIdentificationSequence")
+        if identification is None:
+            if not full:
+                raise InputError(f"frame {k + 1} of the SEG does not say which segment it belongs to")
+            yield k, numbers[k // (frames // len(numbers))], frame
+            continue
         with converting("a frame's segment number"):
-            number = int(found.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-        yield number, frame, plane
+            number = int(identification.ReferencedSegmentNumber)
+        yield k, _described(number, numbers), frame
+
+
+def _described(number: int, numbers: Sequence[int]) -> int:
+    if number not in numbers:
+        raise InputError(
+            f"the SEG holds pixels of segment {number}, which it does not describe (there are "
+            f"{', '.join(str(n) for n in list(numbers)[:20])}): it is damaged"
+        )
+    return number
 
 
 def _frames(dataset: Any) -> Iterator[NDArray[Any]]:
@@ -247,14 +411,17 @@ def spanned_grid(planes: Sequence[Plane | None], size: tuple[int, int]) -> Grid:
     low, high = placed[order[0]], placed[order[-1]]
     distinct = heights[order][np.concatenate(([True], np.diff(heights[order]) > 1e-3))]
     if len(distinct) == 1:
-        return _grid(low, 1, first.normal * (first.thickness or 1.0))
-    step = _common_step(distinct - distinct[0], first.thickness)
+        return _grid(low, 1, first.normal * (first.distance or first.thickness))
+    step = _common_step(distinct - distinct[0], first.distance)
     n = round(float(distinct[-1] - distinct[0]) / step) + 1
     return _grid(low, n, (high.position - low.position) / (n - 1))
 
 
 def _common_step(offsets: NDArray[np.float64], stated: float) -> float:
-    """Return the slice distance: the stated one where all offsets are multiples of it, else the smallest."""
+    """Return the slice distance: SpacingBetweenSlices if all offsets are multiples of it, else the smallest.
+
+    A slice's thickness is not asked: slices may overlap or have gaps between them.
+    """
     for step in (stated, float(np.diff(offsets).min())):
         if step > 0 and np.abs(offsets / step - np.round(offsets / step)).max() < _TOLERANCE:
             return step
@@ -265,9 +432,11 @@ def _common_step(offsets: NDArray[np.float64], stated: float) -> float:
 
 def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 3] = step, first.position
+    affine[:3, 0], affine[:3, 3] = step if step.any() else first.normal, first.position
     affine[:3, 1], affine[:3, 2] = first.down * first.spacing[0], first.right * first.spacing[1]
-    return Grid(shape=(n, *first.shape), affine=affine, unit="mm")
+    # One plane of unknown thickness is a picture in its place: a volume would need an invented distance.
+    shape = (n, *first.shape) if step.any() else first.shape
+    return Grid(shape=shape, affine=affine, unit="mm", frame_of_reference=first.frame_of_reference)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -276,8 +445,8 @@ class _Piece:
 
     Attributes:
         values: ``(y, x)``, tight around what is not zero.
-        corner: Row and column of its first pixel within the frame.
-        frame: The frame's size.
+        corner: Row and column of its first pixel within the frame, or within a slide's total pixel matrix.
+        frame: The frame's size, or the total pixel matrix's.
         plane: Where the frame lies; None where it has no place.
     """
 
@@ -287,15 +456,25 @@ class _Piece:
     plane: Plane | None
 
 
-def _piece(frame: NDArray[Any], plane: Plane | None) -> _Piece | None:
+def _piece(
+    frame: NDArray[Any], plane: Plane | None, tile: tuple[int, int] | None, grid: Grid
+) -> _Piece | None:
+    if tile is not None:
+        top, left = tile
+        if min(tile) < 0 or top >= grid.shape[-2] or left >= grid.shape[-1]:
+            raise GeometryError(f"a tile of the SEG lies outside the total pixel matrix {grid}")
+        frame = frame[: grid.shape[-2] - top, : grid.shape[-1] - left]  # tiles at the edge are filled up
     rows, columns = np.flatnonzero(frame.any(axis=1)), np.flatnonzero(frame.any(axis=0))
     if not len(rows):
         return None
     values = frame[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    top, left = tile or (0, 0)
     return _Piece(
         values=values,
-        corner=(int(rows[0]), int(columns[0])),
-        frame=(int(frame.shape[0]), int(frame.shape[1])),
+        corner=(int(rows[0]) + top, int(columns[0]) + left),
+        frame=(int(frame.shape[0]), int(frame.shape[1]))
+        if tile is None
+        else (grid.shape[-2], grid.shape[-1]),
         plane=plane,
     )
 
@@ -305,6 +484,10 @@ def _indices(piece: _Piece, grid: Grid) -> NDArray[np.int64]:
     rows, columns = piece.values.shape
     pixels = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
     if piece.plane is None or grid.unit == "px":
+        if piece.plane is not None and grid.ndim == 3 and grid.shape[0] > 1:
+            raise GeometryError(
+                f"a frame with a place in the patient cannot be put on {grid}, whose place is not known"
+            )
         if piece.frame != grid.shape[-2:] or grid.shape[:-2] not in ((), (1,)):
             raise GeometryError(
                 f"a frame of {piece.frame} without a position is not on a grid of {grid.shape}"
@@ -315,11 +498,15 @@ def _indices(piece: _Piece, grid: Grid) -> NDArray[np.int64]:
     along = np.stack((plane.down * plane.spacing[0], plane.right * plane.spacing[1]))
     origin = grid.to_index(plane.position + np.array(piece.corner) @ along)
     steps = np.stack([grid.to_index(plane.position + step) - grid.to_index(plane.position) for step in along])
+    limit = np.minimum(_TOLERANCE, _TOLERANCE_MM / np.array(grid.spacing))
     for end in (origin, origin + (rows - 1, columns - 1) @ steps):
-        off = float(np.abs(end - np.round(end)).max())
+        off = np.abs(end - np.round(end))
         inside = (np.round(end) >= 0).all() and (np.round(end) < grid.shape).all()
-        if off > _TOLERANCE or not inside:
-            state = f"{off:.2f} of a pixel beside its elements" if inside else "outside it"
+        if grid.ndim == 2:
+            height = float((plane.position - grid.affine[:3, 3]) @ plane.normal)
+            inside = inside and abs(height) <= _TOLERANCE_MM
+        if (off > limit).any() or not inside:
+            state = f"{off.max():.2f} of a pixel beside its elements" if inside else "outside it"
             raise GeometryError(
                 f"a frame of the SEG does not lie on the grid {grid}: {state}; resample one of them"
             )

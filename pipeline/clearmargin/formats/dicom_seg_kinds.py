@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from clearmargin.core import Image, Prediction
+from clearmargin.core.colours import class_colour
 from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.formats.dicom_boundary import quiet_pydicom
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, set_frames
 from clearmargin.formats.dicom_output import (
     algorithm_identification,
+    cielab,
     coded,
     derived_uid,
     origins,
@@ -123,6 +125,7 @@ def write_fractional_seg(
         algorithm_identification=algorithm_identification(prediction.provenance),
         tracking_id=f"{kind.name[:40]} {map_name[:20]}",
         tracking_uid=derived_uid("tracking", *identity),
+        display_color=cielab(class_colour(label)),
     )
     dataset = seg_head("FRACTIONAL", image, headers, [described], identity, prediction.provenance)
     items = frame_items(image, headers, [(1, z) for z in planes])

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom_boundary import quiet_pydicom
+from clearmargin.formats.dicom_boundary import modality_of, quiet_pydicom
 from clearmargin.formats.dicom_pixels import PixelLayout
 
-__all__ = ["FrameScale", "frame_scales", "rescaled_dtype", "to_channels", "to_units"]
+_QUANTITIES = {"CT", "MR", "PT", "NM"}
+
+__all__ = ["FrameScale", "brighter_up", "frame_scales", "rescaled_dtype", "to_channels", "to_units"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +94,11 @@ def rescaled_dtype(
 
 
 def to_units(
-    stored: NDArray[np.generic], header: Any, layout: PixelLayout, scale: FrameScale, dtype: np.dtype[Any]
+    stored: NDArray[np.generic], header: Any, scale: FrameScale, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
     """Return the real values of one grey frame in ``dtype``.
 
-    A modality look-up table is applied where there is one. MONOCHROME1 is turned over, so that larger is
-    always brighter, where values are mere grey levels; values with a rescale have a unit that display does
-    not change.
+    A modality look-up table is applied where there is one.
     """
     if header.get("ModalityLUTSequence"):
         from pydicom.pixels import apply_modality_lut
@@ -112,10 +112,25 @@ def to_units(
         if not np.isfinite(values).all():
             raise InputError("the rescaled values are too large for 32-bit floats: the rescale is damaged")
         return values
-    if layout.photometric == "MONOCHROME1":
-        top = -1 if layout.signed else 2**layout.stored - 1
-        return (top - stored.astype(np.int64)).astype(dtype)
     return stored.astype(dtype, copy=False)
+
+
+def brighter_up(stored: NDArray[Any], header: Any, layout: PixelLayout) -> NDArray[Any]:
+    """Return the stored values of one frame such that larger is brighter: MONOCHROME1 is turned over.
+
+    That holds for mere grey levels. Quantities (Hounsfield units, counts, a signal) stay what they are, however they
+    are displayed, and so do values that go through a modality look-up table.
+    """
+    if layout.photometric != "MONOCHROME1" or header.get("ModalityLUTSequence") or _is_quantity(header):
+        return stored
+    top = -1 if layout.signed else 2**layout.stored - 1
+    return (top - stored.astype(np.int64)).astype(stored.dtype)
+
+
+def _is_quantity(header: Any) -> bool:
+    """Return whether values measure something, whatever their rescale: Hounsfield units, counts, a signal."""
+    named = str(header.get("RescaleType") or "").strip().upper() not in ("", "US")
+    return named or modality_of(header) in _QUANTITIES
 
 
 def to_channels(stored: NDArray[np.generic], header: Any, layout: PixelLayout) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_geometry import Plane
-from clearmargin.formats.dicom_index import frame_planes
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
     derived_uid,
@@ -27,6 +27,7 @@ from clearmargin.formats.dicom_output import (
     write_dates,
 )
 from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.dicom_planes import frame_planes
 from clearmargin.formats.dicom_seg_content import spanned_grid
 
 __all__ = ["read_parametric_map", "write_parametric_map"]
@@ -148,9 +149,13 @@ def read_parametric_map(path: Path, *, grid: Grid | None = None) -> tuple[NDArra
         found_values = _stacked(frames, planes, found)
     if grid is None:
         return found_values, found
+    if not found.shares_frame(grid):
+        raise GeometryError(
+            "the map is of another frame of reference than the grid: its coordinates mean other places"
+        )
     if found.same_as(grid):
         return found_values, grid
-    mirrored = Grid(shape=found.shape, affine=_upside_down(found), unit=found.unit)
+    mirrored = replace(found, affine=_upside_down(found))
     if found.ndim == 3 and mirrored.same_as(grid):
         return np.ascontiguousarray(found_values[::-1]), grid
     raise GeometryError(f"the map lies on {found}, not on {grid}: resample one of them")
@@ -199,11 +204,19 @@ def _stacked(frames: NDArray[np.float32], planes: list[Plane | None], grid: Grid
     for frame, plane in zip(frames, planes, strict=True):
         if plane is None:
             raise GeometryError("some frames of the map have a position and others have none")
-        z = round(float(grid.to_index(plane.position)[0]))
+        index = grid.to_index(plane.corners())
+        z = round(float(index[0, 0]))
+        corners = [(z, y, x) for y in (0, grid.shape[1] - 1) for x in (0, grid.shape[2] - 1)]
+        if (np.abs(index - corners) * grid.spacing > 0.01).any():
+            raise GeometryError("the frames of the map do not lie on one regular grid")
         if z in seen:
             raise GeometryError("two frames of the map lie in one place: it holds several maps")
         seen.add(z)
         values[z] = frame
+    if len(seen) < grid.shape[0]:
+        raise GeometryError(
+            f"the map has values for {len(seen)} of the {grid.shape[0]} slices that it spans: the others are not known"
+        )
     return values
 
 

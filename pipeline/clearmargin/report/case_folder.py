@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,16 @@ from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 from clearmargin.uncertainty.assessment import Assessment
 
-__all__ = ["by_class", "case_rows", "picture", "write_case", "write_picture", "write_rows", "write_summary"]
+__all__ = [
+    "by_class",
+    "case_rows",
+    "one_run",
+    "picture",
+    "write_case",
+    "write_picture",
+    "write_rows",
+    "write_summary",
+]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +46,34 @@ def write_case(folder: Path, assessed: Assessment, image: Image, **summary: Any)
     Raises:
         OutputError: DICOM cannot hold the prediction.
     """
+    with one_run(folder) as draft:
+        _write_case(draft, assessed, image, summary)
+
+
+@contextmanager
+def one_run(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, which takes the place of ``folder`` once everything is written.
+
+    So a case folder holds the files of one run, whole: never some of an earlier one, and an earlier one stays if this
+    one fails.
+    """
+    draft, old = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
+    for left in (draft, old):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.replace(old)
+    draft.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_case(folder: Path, assessed: Assessment, image: Image, summary: dict[str, Any]) -> None:
     prediction = assessed.prediction
-    folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder, case_rows(assessed, image))
     if prediction.edges:
         _write_edges(folder / "edges.csv", prediction)
@@ -78,6 +115,7 @@ def write_summary(folder: Path, prediction: Prediction, image: Image, instances:
         "shape": list(image.grid.shape),
         "spacing": list(image.grid.spacing),
         "unit": image.grid.unit,
+        **_accepted(image),
         "model": made_by.model,
         "weights_sha256": made_by.weights_sha256,
         "config_sha256": made_by.config_sha256,
@@ -87,6 +125,13 @@ def write_summary(folder: Path, prediction: Prediction, image: Image, instances:
         "use": "research only; not for diagnosis or treatment",
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _accepted(image: Image) -> dict[str, float]:
+    """Return how far DICOM slices lie from the grid, and the tolerance that was needed to accept it."""
+    source = image.source
+    stated = {"deviation_mm": source.deviation_mm, "tolerance_mm": source.tolerance_mm}
+    return {name: value for name, value in stated.items() if value is not None}
 
 
 def picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:

@@ -91,14 +91,22 @@ class DicomReader(_Reader):
     suffixes = (".dcm", ".dicom", ".ima")
 
     def __init__(
-        self, *, series: str | None = None, allow_gaps: bool = False, allow_tilt: bool = False
+        self,
+        *,
+        series: str | None = None,
+        volume: str | None = None,
+        allow_gaps: bool = False,
+        allow_tilt: bool = False,
+        tolerance_mm: float | None = None,
     ) -> None:
         """See :func:`clearmargin.formats.dicom.read_dicom`."""
         super().__init__()
         self._options: dict[str, Any] = {
             "series": series,
+            "volume": volume,
             "allow_gaps": allow_gaps,
             "allow_tilt": allow_tilt,
+            "tolerance_mm": tolerance_mm,
         }
 
     def verify_suffix(self, filename: Sequence[_PathLike] | _PathLike) -> bool:
