@@ -1,17 +1,23 @@
 """One picture has one id in every verb, and its owner finds the file again."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
+from bright import bright_segmenter
 from command import command
 
 from clearmargin.core import Grid
 from clearmargin.datasets.cases import open_dataset
-from clearmargin.errors import InputError
+from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats import case_of, open_video, read_image, read_images
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import write_volume
+from clearmargin.predict import predict
+from clearmargin.privacy import use_names
 
 
 def write_card(folder, name="toy", **changes):
@@ -127,3 +133,42 @@ def test_a_missing_file_is_found_by_what_the_message_says(pictures):
     )
     assert f"{gone}  (not there)" in command("cases", case)[1]
     assert str(pictures / "nothing.png") in command("inspect", pictures / "nothing.png")[1]
+
+
+def test_predict_names_a_picture_as_a_card_does(pictures, monkeypatch):
+    monkeypatch.setenv("CLEARMARGIN_NAMES", "hashed")
+    monkeypatch.setattr(
+        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 255)
+    )
+    images = pictures / "images"
+    images.mkdir()
+    for name in ("a", "b"):
+        (pictures / f"MILLER {name}.png").rename(images / f"MILLER {name}.png")
+    (images / "MILLER c.png").write_bytes(b"no picture")
+    cases = {"image": "images/{id}.png"}
+    report = predict(images, pictures / "out", model=Path("any"))
+    dataset = open_dataset(write_card(pictures, cases=cases))
+    assert [d.case for d in report.done] == [c.case for c in dataset.cases]
+    (refused,) = report.failed
+    assert refused == case_of(images / "MILLER c.png") and "MILLER" not in report.failed[refused]
+    assert command("cases", refused)[1].split(None, 1)[1].strip() == str(images / "MILLER c.png")
+    use_names("plain")
+    write_raster(images / "MILLER a.bmp", np.full((8, 9), 7, np.uint8))
+    report = predict(images, pictures / "plain", model=Path("any"))
+    assert {d.case for d in report.done} == {"MILLER_a", "MILLER_b"} and (
+        pictures / "plain" / "MILLER_a"
+    ).is_dir()
+    assert "MILLER_c" in report.failed or "MILLER_a" in report.failed
+
+
+def test_dicom_without_codes_is_refused_before_it_is_segmented(tmp_path, monkeypatch):
+    from clearmargin.core import Image, LabelClass, LabelMap, Source
+    from clearmargin.datasets.phantom_study import write_ct_series
+
+    grid = Grid.from_spacing((5, 64, 64), (5.0, 0.8, 0.7))
+    pixels = np.zeros((1, 5, 64, 64), np.int16)
+    write_ct_series(tmp_path / "ct", Image(pixels=pixels, grid=grid, source=Source(modality="CT")), 1, 1)
+    uncoded = replace(bright_segmenter(0, 400), label_map=LabelMap((LabelClass(id=1, name="lesion"),)))
+    monkeypatch.setattr("clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: uncoded)
+    with pytest.raises(ConfigError, match="class 'lesion' has no code"):
+        predict(tmp_path / "ct", tmp_path / "out", model=Path("any"))

@@ -35,7 +35,7 @@ from clearmargin.metrics.tables import (
     summary_markdown,
 )
 from clearmargin.models.segmenter import NetworkSegmenter
-from clearmargin.report.overlay import overlay
+from clearmargin.report.annotated import annotated_overlay
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.experiment import VALIDATION_METRICS
@@ -193,7 +193,7 @@ def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> It
         z = None
         if image.grid.ndim == 3:
             z = int(np.argmax([len(reference.plane(k)[0]) for k in range(image.grid.shape[0])]))
-        yield overlay(image, predicted, z=z, label_map=dataset.card.label_map, reference=reference)
+        yield annotated_overlay(image, predicted, z, label_map=dataset.card.label_map, reference=reference)
 
 
 def metric_names(grid: Grid) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clearmargin.config import validate
 from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
-from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
+from clearmargin.formats import READERS, case_of, is_dicom, is_video, open_video, read_image
 from clearmargin.models.domain import mismatch
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
@@ -173,6 +173,8 @@ def predict(
         done = []
         for image in _volumes(source, series, volume, gates):
             record_case(image.source.case, source)
+            if image.source.kind == "dicom":  # before the time is spent: results are DICOM, too
+                _ = [c.codes for c in segmenter.label_map.classes]
             done.append(_predict_image(image, out, look(image), calibration))
             on_done(done[-1])
         report = PredictionReport(done=tuple(done))
@@ -275,11 +277,15 @@ def _predict_folder(
         raise InputError(
             f"'{folder}' holds nothing that can be segmented: expected DICOM, or files ending in {', '.join(READERS)}"
         )
-    done, failed = [], {}
+    done: list[Predicted] = []
+    failed: dict[str, str] = {}
     features: list[Features] = []
     with progress("predict", len(files)) as bar:
-        for number, path in enumerate(files, start=1):
+        for path in files:
+            name = case_of(path)
             try:
+                if name in {*failed, *(d.case for d in done)}:
+                    raise InputError(f"another file is called '{name}', too: leave out --names plain")
                 image = read_image(path)
                 record_case(image.source.case, path)
                 assessed = look(image)
@@ -287,7 +293,8 @@ def _predict_folder(
                 features.append(assessed.features)
                 on_done(done[-1])
             except ClearMarginError as error:
-                name = f"input-{number:05d}"
+                while name in failed:  # with plain names
+                    name += "-2"
                 record_case(name, path)
                 # The message may name the file, which was not typed by the user: the crosswalk knows it.
                 failed[name] = str(error).replace(path.name, name)

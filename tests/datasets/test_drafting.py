@@ -408,26 +408,26 @@ def test_a_structure_set_of_real_slices(data_root, tmp_path):
 
     folder = data_root / "dicom_ct_seg_rtstruct_small" / "rt_utils" / "mock_data"
     card, dataset, references = drafted(folder, tmp_path)
-    structure = pydicom.dcmread(folder / "rt.dcm")
-    assert len(references[0]) == sum("ContourSequence" in r for r in structure.ROIContourSequence)
+    (row,) = csv.DictReader(card.index.read_text().splitlines())
+    structure = pydicom.dcmread(folder / row["reference"])
+    assert len(references[0]) == sum("ContourSequence" in r for r in structure.ROIContourSequence) > 0
     assert list(dataset.card.encoding.regions) == [str(r.ROIName) for r in structure.StructureSetROISequence]
     assert dataset.card.modality == "CT" and dataset.read(dataset.cases[0])[0].grid.unit == "mm"
-    rows = list(csv.DictReader(card.index.read_text().splitlines()))
-    assert [row["group"] for row in rows] == ["p1"], "a pseudonym, not the PatientID"
+    assert row["group"] == "p1", "a pseudonym, not the PatientID"
 
 
 def test_a_region_that_the_card_does_not_list_is_refused_without_its_name(data_root, tmp_path):
     folder = data_root / "dicom_ct_seg_rtstruct_small" / "rt_utils" / "mock_data"
     card, _, _ = drafted(folder, tmp_path)
     content = yaml.safe_load(card.card.read_text())
-    (name,) = content["encoding"]["regions"]
-    content["encoding"]["regions"] = {"other": "roi-1"}
+    names = list(content["encoding"]["regions"])
+    content["encoding"]["regions"] = {"other": content["classes"][0]["name"]}
     card.card.write_text(yaml.safe_dump(content))
     dataset = open_dataset(card.card)
-    with pytest.raises(InputError, match="1 of 1 regions") as refusal:
+    with pytest.raises(InputError, match=rf"{len(names)} of {len(names)} regions") as refusal:
         dataset.read(dataset.cases[0])
-    assert name not in str(refusal.value)
-    content["encoding"]["left_out"] = [name]
+    assert not any(name in str(refusal.value) for name in names)
+    content["encoding"]["left_out"] = names
     card.card.write_text(yaml.safe_dump(content))
     dataset = open_dataset(card.card)
     assert len(dataset.read(dataset.cases[0])[1]) == 0
@@ -503,3 +503,47 @@ def test_a_class_without_a_code_is_named_when_dicom_is_written():
     assert LabelClass(id=1, name="liver").code_text == ""
     with pytest.raises(ConfigError, match=r"class 'liver' has no code.*model.yaml.*data card"):
         _ = LabelClass(id=1, name="liver").codes
+
+
+@pytest.mark.parametrize(
+    "place", ["{case}/{case}_{what}.nii.gz", "{case}/{what}.nii.gz", "{case}_{what}.nii.gz"]
+)
+@pytest.mark.parametrize("sequences", [("flair", "t1"), ("ct",)])
+def test_sequences_of_a_case_share_its_mask(tmp_path, place, sequences):
+    grid = Grid.from_spacing((3, 10, 12), (3.0, 1.0, 1.0))
+    for k in range(3):
+        for n, what in enumerate((*sequences, "seg")):
+            path = tmp_path / "set" / place.format(case=f"brain_{k}", what=what)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = np.full(grid.shape, 5 * n, np.int16)
+            if what == "seg":
+                values = np.zeros(grid.shape, np.uint8)
+                values[1, 2:5, 2:5] = 1
+            write_volume(path, values, grid)
+    card, dataset, references = drafted(tmp_path / "set", tmp_path, classes={0: "tumour"})
+    image, _ = dataset.read(dataset.cases[0])
+    assert image.pixels.shape[0] == len(sequences) and counts(references) == [1] * 3
+    assert all(f"brain_{k}" in c.row["id"] for k, c in enumerate(dataset.cases))
+    assert ("channels: 2 images of a case, on one grid: flair, t1" in card.text) == (len(sequences) == 2)
+    if len(sequences) == 2:
+        (tmp_path / "set" / place.format(case="brain_1", what="t1")).unlink()
+        with pytest.raises(QuestionError, match=r"not the same ones .*--images '\*_NAME"):
+            drafted(tmp_path / "set", tmp_path / "2", classes={0: "tumour"})
+        _, _, references = drafted(
+            tmp_path / "set", tmp_path / "3", classes={0: "tumour"}, images="*flair.nii.gz"
+        )
+        assert counts(references) == [1] * 3
+
+
+def test_specks_are_counted_and_said(tmp_path):
+    def speckled(k):
+        mask = squares(1)
+        mask[30, 50] = 255 * (k == 2)
+        return mask
+
+    card, _, references = drafted(label_set(tmp_path / "a", speckled), tmp_path, classes={0: "lesion"})
+    text = " ".join(card.text.split())
+    assert "1 objects have fewer than 10 px" in text and "lesion: 7 objects, 1 / 64 / 64 px" in text
+    assert counts(references)[2] == 2
+    card, _, references = drafted(tmp_path / "a", tmp_path / "2", classes={0: "lesion"}, objects="whole")
+    assert counts(references) == [1] * 6 and "fewer than" not in card.text

@@ -141,6 +141,9 @@ class Grid:
         affine[:3, 3] += z * affine[:3, 0]
         return replace(self, shape=self.shape[1:], affine=affine)
 
+    def __repr__(self) -> str:
+        return f"Grid({self})"
+
     def __str__(self) -> str:
         size = " x ".join(str(n) for n in self.shape)
         step = " x ".join(f"{s:g}" for s in self.spacing)

@@ -68,6 +68,9 @@ class LabelMap:
         if len(set(names)) != len(names):
             raise ConfigError(f"class names are unique, not {names}")
 
+    def __repr__(self) -> str:
+        return f"LabelMap({', '.join(f'{c.id} {c.name}' for c in self.classes)})"
+
     def __len__(self) -> int:
         return len(self.classes)
 

@@ -241,6 +241,10 @@ class Card(Settings):
             raise ValueError("encoding video_masks needs cases.frames: every how many frames one is a case")
         return self
 
+    def __repr__(self) -> str:
+        classes = ", ".join(c.name for c in self.classes[:8]) + ", ..." * (len(self.classes) > 8)
+        return f"Card({self.name}, {self.modality}, {self.encoding.kind}, classes {classes})"
+
     @property
     def label_map(self) -> LabelMap:
         """The classes as core's label map."""

@@ -85,6 +85,11 @@ class Dataset:
     cases: tuple[Case, ...]
     clips: Clips = field(repr=False, compare=False, default_factory=Clips)
 
+    def __repr__(self) -> str:
+        counts = {s: sum(c.split == s for c in self.cases) for s in SPLITS}
+        held = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+        return f"Dataset({self.card.name}, {len(self.cases)} cases: {held})"
+
     def split(self, name: Split) -> tuple[Case, ...]:
         """Return the cases of one split; ConfigError where it is empty."""
         chosen = tuple(c for c in self.cases if c.split == name)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask
+from clearmargin.core.reprs import short_repr
 from clearmargin.datasets.cases import Case, Dataset
 
 __all__ = ["Fingerprint", "Relations", "relations", "take_fingerprint", "thickness_of"]
@@ -19,6 +20,7 @@ _WITHIN = 0.9  # an object of which so much lies in another one is nested in it
 _VALUES = 20_000  # foreground and background values kept of each case
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
     """A data set's training cases in numbers. Lengths are in pixels of the planes that a 2-D network sees.

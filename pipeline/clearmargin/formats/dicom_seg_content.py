@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
+from clearmargin.core.reprs import short_repr
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
@@ -38,6 +39,7 @@ class Segment:
     algorithm: str
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegContent:
     """A SEG read back.

@@ -175,7 +175,7 @@ class NetworkSegmenter:
             with self.stage("masks"):
                 parts.append(look.instances(self.choice.mask_nms))
         with self.stage("masks"):
-            return self.predicted(self.merge(parts, image))
+            return replace(self.predicted(self.merge(parts, image)), image=image)
 
     def timed(self, clock: Clock) -> NetworkSegmenter:
         """Return this segmenter with another clock."""

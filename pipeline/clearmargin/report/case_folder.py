@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Image, LabelMap, Mask, Prediction
+from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 from clearmargin.uncertainty.assessment import Assessment
@@ -134,13 +135,21 @@ def _accepted(image: Image) -> dict[str, float]:
 
 
 def picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:
-    """Return the overlay with the margins dotted, and the entropy map on its right where there is one."""
+    """Return the overlay with marks and a legend, the margins dotted, the entropy map on its right if there is one.
+
+    Pictures of the frames of a clip have one size.
+    """
     instances = prediction.instances
     margins = [replace(instances, masks=masks) for masks in (prediction.outer, prediction.inner) if masks]
     drawn = overlay(image, instances, z=z, label_map=prediction.label_map, margins=margins)
-    if "entropy" not in prediction.maps:
-        return drawn
-    return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z, limit=1.0)], axis=1)
+    drawn = with_marks(drawn, image.grid, z)
+    if "entropy" in prediction.maps:
+        entropy = prediction.maps["entropy"]
+        heat = heat_overlay(image, entropy, z=z, limit=1.0, name="predictive entropy", unit="bit")
+        drawn = np.concatenate([drawn, heat], axis=1)
+    # Of a frame the legend lists every class, whatever is seen: a clip's frames have one size.
+    keys = class_keys(prediction.label_map, *(() if image.source.frame is not None else (instances,)))
+    return with_legend(drawn, keys + drawing_keys(instances, margins=bool(margins)))
 
 
 def write_picture(path: Path, drawn: NDArray[np.uint8]) -> None:

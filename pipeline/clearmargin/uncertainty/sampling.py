@@ -162,6 +162,7 @@ class SampledSegmenter:
             provenance=self.provenance,
             maps=maps,
             edges=tuple(spread.edge for spread in spreads),
+            image=image,
         )
 
     def _sample(self, image: Image) -> tuple[list[InstanceSet], dict[str, NDArray[np.float32]]]:

@@ -66,6 +66,7 @@ def draft_dicom(folder: Path, options: DraftOptions) -> Layout:
             layout.leave_out(f"{kind} files whose images are not there", name)
         else:
             found.setdefault(uid, []).append(path)
+    found = {uid: sorted(paths) for uid, paths in found.items()}  # the first by name is taken
     names = _SOURCES[kind](folder, found, layout)
     patients = _pseudonyms(series, found)
     for number, (uid, paths) in enumerate(sorted(found.items(), key=lambda pair: str(pair[1][0])), start=1):

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ __all__ = ["SHARES", "Drafted", "draft_card"]
 
 SHARES: dict[Split, float] = {"validation": 0.15, "calibration": 0.15, "test": 0.2}
 
+_SPECK = 10  # pixels or voxels
 _MODALITIES = {
     "US": ("us", "ultrasound", "busi", "echo", "sonography", "doppler"),
     "CT": ("ct", "cbct"),
@@ -107,7 +107,7 @@ def draft_card(
     layout.modality = modality or _modality(layout, folder, options)
     content = _content(layout, name, folder, target, spacing_mm)
     content["splits"] = _splits(layout, dict(shares or SHARES), seed)
-    counts, read = _read_all(layout, content, folder, advance)
+    sizes, empty = _read_all(layout, content, folder, advance)
     if not layout.rows:
         reasons = "; ".join(f"{len(v)} {k}" for k, v in layout.left_out.items())
         raise InputError(f"no case of '{folder}' can be used: {reasons}")
@@ -117,8 +117,14 @@ def draft_card(
     target.write_text(card_text(content), encoding="utf-8")
     dataset = build_dataset(validate(content, Card, name=target.name), folder, layout.rows)
     splits = {r["id"]: c.split for r, c in zip(layout.rows, dataset.cases, strict=True)}
-    text = _describe(layout, content, target, index, counts, read, splits)
-    return Drafted(card=target, index=index, text=text, cases=len(layout.rows), instances=dict(counts))
+    text = _describe(layout, content, target, index, sizes, empty, splits)
+    return Drafted(
+        card=target,
+        index=index,
+        text=text,
+        cases=len(layout.rows),
+        instances={k: len(v) for k, v in sizes.items()},
+    )
 
 
 def _layout(folder: Path, options: DraftOptions, advance: Callable[[int], object]) -> Layout:
@@ -251,8 +257,8 @@ def _splits(layout: Layout, shares: dict[Split, float], seed: int) -> dict[str, 
 
 def _read_all(
     layout: Layout, content: dict[str, Any], folder: Path, advance: Callable[[int], object]
-) -> tuple[Counter[str], int]:
-    """Read each case, leave out what cannot be read, and return the instances of each class and how many are empty."""
+) -> tuple[dict[str, list[int]], int]:
+    """Read each case, leave out what cannot be read, and return each class's sizes and how many cases are empty."""
     card = validate(content, Card, name="the draft")
     if layout.spacing == "file" and not _in_millimetres(card, folder, layout):
         layout.spacing = "unknown"
@@ -260,7 +266,7 @@ def _read_all(
         card = validate(content, Card, name="the draft")
         layout.guesses["spacing"] = "unknown: the files do not say it"
     dataset = build_dataset(card, folder, layout.rows)
-    counts: Counter[str] = Counter(dict.fromkeys(layout.classes, 0))
+    sizes: dict[str, list[int]] = {name: [] for name in layout.classes}
     kept, empty = [], 0
     for row, case in zip(layout.rows, dataset.cases, strict=True):
         try:
@@ -272,9 +278,16 @@ def _read_all(
             advance(len(layout.rows))
         kept.append(row)
         empty += len(reference) == 0
-        counts.update(card.label_map.by_id(int(label)).name for label in reference.labels)
+        for label, mask in zip(reference.labels, reference.masks, strict=True):
+            sizes[card.label_map.by_id(int(label)).name].append(mask.area)
     layout.rows = kept
-    return counts, empty
+    specks = sum(area < _SPECK for areas in sizes.values() for area in areas)
+    if specks and layout.encoding.get("split_components"):
+        layout.guesses["specks"] = (
+            f"{specks} objects have fewer than {_SPECK} px: parts that were drawn by accident? They count as objects "
+            "(--objects whole: all of a mask is one)"
+        )
+    return sizes, empty
 
 
 def _in_millimetres(card: Card, folder: Path, layout: Layout) -> bool:
@@ -310,7 +323,7 @@ def _describe(
     content: dict[str, Any],
     card: Path,
     index: Path,
-    counts: Counter[str],
+    sizes: dict[str, list[int]],
     empty: int,
     splits: dict[str, Split],
 ) -> str:
@@ -321,11 +334,13 @@ def _describe(
     lines += ["", "guessed"]
     for what, how in layout.guesses.items():
         lines += textwrap.wrap(f"{what}: {how}", 110, initial_indent="  ", subsequent_indent="    ")
-    lines += ["", "classes"]
+    lines += ["", "classes (sizes: least / median / largest)"]
     for entry in content["classes"]:
         code = entry.get("type")
         shown = f"{code['value']} {code.get('scheme', 'SCT')} ({code['meaning']})" if code else "no code"
-        lines.append(f"  {entry['name']}: {counts[entry['name']]} objects; {shown}")
+        areas = sorted(sizes[entry["name"]])
+        spread = f", {areas[0]} / {areas[len(areas) // 2]} / {areas[-1]} px" if areas else ""
+        lines.append(f"  {entry['name']}: {len(areas)} objects{spread}; {shown}")
     lines.append(f"  cases without an object: {empty}") if empty else None
     lines += ["", f"splits, by {_unit(content)} (seed {content['splits']['seed']})"]
     for split in SPLITS:

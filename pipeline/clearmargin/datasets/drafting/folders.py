@@ -50,13 +50,20 @@ def draft_folders(
     rows: list[dict[str, str]] = []
     for k, pair in enumerate(pairs):
         row = {"id": pair.name, "image": pair.image, "reference": ";".join(pair.masks)}
+        row |= {f"image_{n}": path for n, path in enumerate(pair.further, start=1)}
         rows.append(row | ({} if reading.labels is None else {"labels": reading.labels[k]}))
     encoding: dict[str, Any] = reading.encoding
     if any(";" in mask for p in pairs for mask in p.masks):
         raise InputError("names of masks hold ';', which parts them in a card: rename them")
     volume = any(f.volume for f in used.values())
+    channels = max(1 + len(p.further) for p in pairs)
+    if channels > 1:
+        reading.guesses["channels"] = (
+            f"{channels} images of a case, on one grid: {', '.join(pairs[0].sequences)}"
+        )
     return Layout(
         rows=rows,
+        images=("{image}", *(f"{{image_{n}}}" for n in range(1, channels))),
         encoding=encoding,
         classes=reading.classes,
         spacing="file" if volume else "unknown",

@@ -29,10 +29,15 @@ _WORD = re.compile(r"[A-Za-z0-9]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """An image, its masks, and what each mask's name says beside the image's: a number, a class, or nothing."""
+    """An image, its masks, and what each mask's name says beside the image's: a number, a class, or nothing.
+
+    ``further`` are the other sequences of the case, channels of one image, and ``sequences`` what all are called.
+    """
 
     name: str
     image: str
+    further: tuple[str, ...] = ()
+    sequences: tuple[str, ...] = ()
     masks: tuple[str, ...]
     tags: tuple[str, ...]
 
@@ -160,7 +165,8 @@ def _chosen(paths: Sequence[str], rule: str | None, option: str) -> list[_File]:
     else:
         expression = re.compile("(.*?)".join(re.escape(part) for part in wanted.split("*")) + "$")
         matches = [(p, expression.match(p)) for p in paths if fnmatch.fnmatchcase(p, wanted)]
-        files = [_File(p, "", "_".join(m.groups()), "", "") for p, m in matches if m]
+        texts = [(p, "_".join(m.groups()).rpartition("/")) for p, m in matches if m]
+        files = [_File(p, head, key, "", "") for p, (head, _, key) in texts]
     if not files:
         raise ConfigError(
             f"{option} {rule}: no picture or volume fits; it is a folder or a pattern under FOLDER"
@@ -204,13 +210,20 @@ def _matched(images: Sequence[_File], masks: Sequence[_File]) -> Pairing:
         by_key[image.key].append(image)
         by_folder[image.folder].append(image)
     held: dict[str, list[tuple[_File, str]]] = defaultdict(list)
+    sequences: dict[str, list[_File]] = {}
     orphans: list[str] = []
     for mask in masks:
         owner, tag = _owner(mask, by_place, by_key, by_folder)
         if owner is None:
-            orphans.append(mask.path)
-        else:
-            held[owner.path].append((mask, tag))
+            files = _sequences(mask, by_folder)
+            if not files:
+                orphans.append(mask.path)
+                continue
+            owner, tag = files[0], mask.tag or ("" if _starts(files[0].key, mask.key) else mask.key)
+            sequences[owner.path] = files
+        held[owner.path].append((mask, tag))
+    _refuse_other_sequences([sequences.get(i.path, [i]) for i in images if i.path in held])
+    used = {*held, *(f.path for files in sequences.values() for f in files)}
     variants = _variants(held)
     pairs = []
     names = Counter(i.key for i in images)
@@ -219,15 +232,28 @@ def _matched(images: Sequence[_File], masks: Sequence[_File]) -> Pairing:
             continue
         found = sorted(held[image.path], key=lambda pair: _natural(pair[0].path))
         name = image.key if names[image.key] == 1 and image.key else f"{image.folder}/{image.key}".strip("/")
+        group = sequences.get(image.path, [image])
+        called = _called(group)
+        if len(group) > 1 or image.path in sequences:
+            name = image.key.removesuffix(called[0]).strip(" _-.") or image.folder or image.key
         tags = tuple(mask.variant if variants else tag for mask, tag in found)
-        pairs.append(Pair(name=name, image=image.path, masks=tuple(m.path for m, _ in found), tags=tags))
+        pairs.append(
+            Pair(
+                name=name,
+                image=image.path,
+                further=tuple(f.path for f in group[1:]),
+                sequences=tuple(called) if len(group) > 1 else (),
+                masks=tuple(m.path for m, _ in found),
+                tags=tags,
+            )
+        )
     if not pairs:
         raise InputError(
             f"none of the {len(masks)} masks has the name of one of the {len(images)} images; --images and --masks "
             "take patterns such as 'photos/*.jpg' and 'drawn/*_m.png', whose stars must hold the same text"
         )
     left_out = {
-        "images without a mask": [i.path for i in images if i.path not in held],
+        "images without a mask": [i.path for i in images if i.path not in used],
         "masks without an image": orphans,
     }
     first = pairs[0]
@@ -267,6 +293,49 @@ def _owner(
     if len(beside) == 1 and mask.folder:  # a folder of its own for each case
         return beside[0], " ".join(filter(None, (mask.key, mask.tag)))
     return None, ""
+
+
+def _starts(longer: str, shorter: str) -> bool:
+    """Return whether a name begins with another one and goes on behind a mark."""
+    return bool(shorter) and bool(re.match(re.escape(shorter) + r"[\s_\-.(]", longer))
+
+
+def _sequences(mask: _File, by_folder: dict[str, list[_File]]) -> list[_File]:
+    """Return the images of a mask that is named like the beginning of theirs, or is in a folder of the case's own.
+
+    ``case1_seg`` belongs to ``case1_ct``, or to ``case1_t1`` and ``case1_t2``.
+    """
+    beside = by_folder.get(mask.folder, [])
+    found = [i for i in beside if _starts(i.key, mask.key)]
+    if not found and mask.folder:
+        found = beside
+    return sorted(found, key=lambda i: _natural(i.path))
+
+
+def _called(files: Sequence[_File]) -> list[str]:
+    """Return what the names of a case's sequences do not share: ``t1`` and ``t2``."""
+    keys = [f.key for f in files]
+    if len(keys) == 1:
+        return [re.split(r"[\s_\-.]", keys[0])[-1]]
+    marks = [
+        m.end()
+        for m in re.finditer(r"[\s_\-.]", keys[0])
+        if all(k[: m.end()] == keys[0][: m.end()] for k in keys)
+    ]
+    return [k[max(marks, default=0) :] for k in keys]
+
+
+def _refuse_other_sequences(cases: Sequence[Sequence[_File]]) -> None:
+    """Raise QuestionError if cases do not have the same sequences."""
+    kinds = Counter(tuple(_called(files)) if len(files) > 1 else ("",) for files in cases)
+    if len(kinds) > 1:
+        shown = "; ".join(
+            f"{n} with {', '.join(k) if k != ('',) else 'one image'}" for k, n in kinds.most_common(3)
+        )
+        raise QuestionError(
+            f"cases have several images for one mask, and not the same ones ({shown}): --images '*_NAME.nii.gz' takes "
+            "one of them"
+        )
 
 
 def _variants(held: dict[str, list[tuple[_File, str]]]) -> bool:
