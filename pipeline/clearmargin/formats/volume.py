@@ -124,7 +124,7 @@ def _load_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
         why = (
             "is cut off or damaged, or no NIfTI is packed in it: its header cannot be unpacked"
             if packed
-            else "does not begin as NIfTI does: it is another format, or damaged; `clearmargin inspect` says what is in it"
+            else "does not begin as NIfTI does: it is another format, or damaged; `clearmargin inspect` tells"
         )
         raise InputError(f"'{path.name}' {why}") from None
     except (EOFError, OSError, zlib.error):
