@@ -1,3 +1,5 @@
+import json
+import os
 import stat
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import pytest
 
 from clearmargin import privacy
 from clearmargin.errors import ConfigError
+from clearmargin.privacy import case_id, record_cases, recorded_cases
 
 
 @pytest.fixture
@@ -82,3 +85,53 @@ def test_moved_data_keep_their_ids(home, tmp_path):
         assert privacy.case_of_file(tmp_path / place / "a" / "x.png") == case
     with pytest.raises(ConfigError, match="there is no folder"):
         privacy.record_moved(before, tmp_path / "nowhere")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_a_half_written_line_stops_nobody_and_loses_nothing_else(fresh, tmp_path, caplog):
+    """A process was killed while it appended."""
+    record_cases({"case-a": tmp_path / "a", "case-b": tmp_path / "b"})
+    crosswalk = fresh / "crosswalk.jsonl"
+    crosswalk.write_bytes(crosswalk.read_bytes() + b'{"case": "case-c", "pa')
+    record_cases({"case-d": tmp_path / "d"})
+    with caplog.at_level("WARNING"):
+        assert set(recorded_cases()) == {"case-a", "case-b", "case-d"}
+    assert "1 damaged line(s)" in caplog.text
+    record_cases({"case-c": tmp_path / "c"})
+    assert recorded_cases()["case-c"] == str(tmp_path / "c")
+
+
+def test_a_crosswalk_is_read_once_and_then_only_what_is_new(fresh, tmp_path, monkeypatch):
+    record_cases({f"case-{k}": tmp_path / str(k) for k in range(100)})
+    read = []
+    loads = json.loads
+    monkeypatch.setattr("clearmargin.privacy.json.loads", lambda line: read.append(line) or loads(line))
+    for k in range(50):
+        record_cases({f"case-{k}": tmp_path / str(k)})
+    record_cases({"case-new": tmp_path / "new"})
+    recorded_cases()
+    assert len(read) <= 101
+
+
+def test_lines_of_other_processes_are_seen(fresh, tmp_path):
+    record_cases({"case-a": tmp_path / "a"})
+    code = "from clearmargin.privacy import record_case; from pathlib import Path; record_case('case-z', Path('/z'))"
+    pipeline = str(Path(__file__).parents[1] / "pipeline")
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": pipeline})
+    assert recorded_cases()["case-z"] == "/z"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "said"), [(b"", 0o600, "has 0 bytes"), (b"x" * 32, 0o644, "others may read")]
+)
+def test_a_key_that_protects_nobody_is_refused(fresh, content, mode, said):
+    fresh.mkdir(mode=0o700)
+    (fresh / "key").write_bytes(content)
+    (fresh / "key").chmod(mode)
+    with pytest.raises(ConfigError, match=said):
+        case_id("x")

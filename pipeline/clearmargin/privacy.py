@@ -9,13 +9,18 @@ their place.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -40,6 +45,9 @@ __all__ = [
 Naming = Literal["hashed", "plain"]
 """What a case is called: a keyed hash, or for public data the plain name of its file or in its card."""
 
+log = logging.getLogger(__name__)
+
+_KEY_BYTES = 32
 _NAMES = "CLEARMARGIN_NAMES"  # in the environment, so that processes that are started from here do likewise
 
 
@@ -132,16 +140,25 @@ def record_case(case: str, path: Path) -> None:
 
 
 def record_cases(paths: Mapping[str, Path]) -> None:
-    """Append many cases to the crosswalk, case id to path, reading it only once."""
-    known = {(row["case"], row["path"]) for row in _rows()} if paths else set()
-    entries = ({"case": case, "path": str(path.resolve())} for case, path in paths.items())
-    lines = [json.dumps(entry) + "\n" for entry in entries if (entry["case"], entry["path"]) not in known]
-    if not lines:
+    """Append many cases to the crosswalk, case id to path; what it holds already is not written again."""
+    if not paths:
         return
-    with _private(home() / "crosswalk.jsonl", os.O_APPEND) as descriptor:
-        content = "".join(lines).encode()
-        while content:
-            content = content[os.write(descriptor, content) :]
+    with _lock:
+        known = _known()
+        pairs = {(case, str(path.resolve())) for case, path in paths.items()} - known.pairs
+        if not pairs:
+            return
+        ordered = [(case, str(path.resolve())) for case, path in paths.items()]
+        lines = [
+            json.dumps({"case": c, "path": p}) + "\n" for c, p in dict.fromkeys(ordered) if (c, p) in pairs
+        ]
+        with _private(known.path, os.O_APPEND) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # other processes append, too
+            end = os.fstat(descriptor).st_size
+            whole = end == 0 or _last_byte(known.path) == b"\n"
+            content = ("" if whole else "\n").encode() + "".join(lines).encode()
+            while content:
+                content = content[os.write(descriptor, content) :]
 
 
 def recorded_cases() -> dict[str, str]:
@@ -166,10 +183,71 @@ def paths_of_case(case: str) -> Sequence[str]:
 
 
 def _rows() -> list[dict[str, str]]:
-    crosswalk = home() / "crosswalk.jsonl"
-    if not crosswalk.exists():
-        return []
-    return [json.loads(line) for line in crosswalk.read_text().splitlines() if line]
+    with _lock:
+        return list(_known().rows)
+
+
+@dataclass
+class _Crosswalk:
+    """What is known of a crosswalk: it is read once, and then only what has been appended since."""
+
+    path: Path
+    end: int = 0
+    rows: list[dict[str, str]] = field(default_factory=list)
+    pairs: set[tuple[str, str]] = field(default_factory=set)
+    damaged: int = 0
+
+    def read_on(self) -> None:
+        """Take in the whole lines behind the last one that was read; damaged ones are counted and left out."""
+        if not self.path.exists():
+            self.__init__(self.path)  # type: ignore[misc]
+            return
+        size = self.path.stat().st_size
+        if size < self.end:  # another file lies there now
+            self.__init__(self.path)  # type: ignore[misc]
+        if size == self.end:
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self.end)
+            content = stream.read()
+        before = self.damaged
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):  # a writer is not done with it, or was killed
+                break
+            self.end += len(line)
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                row = {"case": str(row["case"]), "path": str(row["path"])}
+            except (ValueError, KeyError, TypeError):
+                self.damaged += 1
+                continue
+            self.rows.append(row)
+            self.pairs.add((row["case"], row["path"]))
+        if self.damaged > before:
+            log.warning(
+                "%d damaged line(s) in the private crosswalk were left out: their cases are recorded anew when they are "
+                "next read",
+                self.damaged - before,
+            )
+
+
+_lock = threading.RLock()
+_crosswalks: dict[Path, _Crosswalk] = {}
+
+
+def _known() -> _Crosswalk:
+    path = home() / "crosswalk.jsonl"
+    crosswalk = _crosswalks.setdefault(path, _Crosswalk(path))
+    crosswalk.read_on()
+    return crosswalk
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1)
 
 
 @contextlib.contextmanager
@@ -195,16 +273,38 @@ def named_by_case(case: str, what: str, *paths: Path) -> Iterator[None]:
 
 
 def _key() -> bytes:
+    """Return this user's key, which is made if there is none.
+
+    Raises:
+        ConfigError: The key is not whole, or others may read it: ids made with it would protect nobody.
+    """
     path = home() / "key"
     if not path.exists():
         # Written whole under another name and linked, so that two first processes agree on one key.
         draft = path.with_name(f"key.{os.getpid()}")
         with _private(draft, os.O_TRUNC) as descriptor:
-            os.write(descriptor, secrets.token_bytes(32))
+            os.write(descriptor, secrets.token_bytes(_KEY_BYTES))
+            os.fsync(descriptor)
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
         draft.unlink()
-    return path.read_bytes()
+    return _checked_key(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _checked_key(path: Path, _modified: int) -> bytes:
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"others may read the key in '{path.parent}', from which case ids are made: chmod 600 '{path}', or move it away "
+            "for a new one if it may be known"
+        )
+    key = path.read_bytes()
+    if len(key) != _KEY_BYTES:
+        raise ConfigError(
+            f"the key in '{path.parent}' has {len(key)} bytes, expected {_KEY_BYTES}: restore it from a backup, or move it "
+            "away for a new one, under which every case has another id"
+        )
+    return key
 
 
 @contextlib.contextmanager
