@@ -79,7 +79,9 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
     image = read_image(path)
     size = " x ".join(str(n) for n in image.grid.shape)
     kind = f"1: {image.source.kind}"
-    return [Finding(what=kind, readable=True, size=size, geometry=_geometry(image.grid), values=_values(image))]
+    return [
+        Finding(what=kind, readable=True, size=size, geometry=_geometry(image.grid), values=_values(image))
+    ]
 
 
 def _series(path: Path, *, read: bool, tolerance_mm: float | None) -> list[Finding]:
@@ -130,7 +132,7 @@ def _placed(finding: Finding, volume: VolumeEntry, name: str, tolerance_mm: floa
         return replace(finding, readable=False, problem=str(error))
     geometry = _geometry(stack.grid)
     if stack.grid.ndim == 3 and stack.grid.shape[0] > 1:
-        geometry += f", slices within {stack.deviation_mm:.2g} mm of it"
+        geometry += f", slices within {stack.deviation_mm:.4f} mm of it"
     return replace(finding, readable=True, problem="", geometry=geometry)
 
 

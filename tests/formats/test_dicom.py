@@ -105,7 +105,9 @@ def test_a_localizer_in_the_series_is_named(axial, write_series, tmp_path):
             ds.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
 
     write_series(tmp_path, axial, change=turn)
-    with pytest.raises(GeometryError, match="mixed orientations: 1 of 6 slices .* 1: axial, 5 .* 2: sagittal, 1 ") as caught:
+    with pytest.raises(
+        GeometryError, match="mixed orientations: 1 of 6 slices .* 1: axial, 5 .* 2: sagittal, 1 "
+    ) as caught:
         read_dicom(tmp_path)
     assert isinstance(caught.value, GeometryError)
     assert read_dicom(tmp_path, volume="sagittal").grid.shape == (1, 15, 13)
@@ -224,7 +226,9 @@ def test_padding_becomes_the_lowest_measured_value(axial, write_series, tmp_path
 
 @pytest.mark.parametrize("modality", ["DX", "CR", "MG", "XA", "US", "OT"])
 @pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (2, -1000)])
-def test_monochrome1_is_turned_over_for_grey_levels(modality, slope, intercept, axial, write_series, tmp_path):
+def test_monochrome1_is_turned_over_for_grey_levels(
+    modality, slope, intercept, axial, write_series, tmp_path
+):
     lone = Grid(shape=(1, 15, 13), affine=axial.affine, unit="mm")
     stored = np.arange(15 * 13).reshape(lone.shape)
 
@@ -276,7 +280,9 @@ def test_a_high_bit_that_the_values_belie_is_refused(axial, write_series, tmp_pa
         ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 15, 0
 
     write_series(tmp_path, axial, np.full(axial.shape, 77), change=wrong)
-    with pytest.raises(InputError, match="HighBit 15 says that the lowest 4 bits hold no values, and they do"):
+    with pytest.raises(
+        InputError, match="HighBit 15 says that the lowest 4 bits hold no values, and they do"
+    ):
         read_dicom(tmp_path)
 
     def impossible(ds, _):
@@ -375,7 +381,10 @@ def test_the_quick_header_says_what_pydicom_says(data_root):
                 if theirs is None or keyword in ("SpecificCharacterSet", "PixelPaddingValue"):
                     continue
                 if isinstance(quick.get(keyword), list | tuple):
-                    assert [str(v) for v in quick.get(keyword)] == [str(v) for v in theirs], (path.name, keyword)
+                    assert [str(v) for v in quick.get(keyword)] == [str(v) for v in theirs], (
+                        path.name,
+                        keyword,
+                    )
                 elif keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
                     ours = [
                         float(v) for v in quick.get_item(keyword).value.decode().strip("\0 ").split("\\") if v

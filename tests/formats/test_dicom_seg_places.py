@@ -33,7 +33,12 @@ def cine(axial, write_series, tmp_path):
     """A multi-frame secondary capture: five frames of a picture without a place."""
 
     def film(ds, _):
-        for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID"):
+        for name in (
+            "ImagePositionPatient",
+            "ImageOrientationPatient",
+            "PixelSpacing",
+            "FrameOfReferenceUID",
+        ):
             delattr(ds, name)
         ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"
         ds.Modality, ds.NumberOfFrames, ds.FrameTime, ds.RescaleIntercept = "ES", 5, "40", "0"
@@ -53,7 +58,9 @@ def _predictions(predict, clip):
     whole = predict(image)
 
     def of(picks):
-        instances = InstanceSet.from_dense(image.grid, [masks[i] for i in picks], labels=[1 + i % 2 for i in picks])
+        instances = InstanceSet.from_dense(
+            image.grid, [masks[i] for i in picks], labels=[1 + i % 2 for i in picks]
+        )
         return replace(whole, instances=instances, maps={})
 
     return image, {1: of([0]), 2: of([]), 3: of([1, 2])}, masks
@@ -67,7 +74,8 @@ def test_masks_of_a_clip_come_back_frame_by_frame(cine, predict, tmp_path, dciod
     # the oracle is pydicom: which frame of which object each mask is of
     dataset = pydicom.dcmread(tmp_path / "seg.dcm")
     sources = [
-        item.DerivationImageSequence[0].SourceImageSequence[0] for item in dataset.PerFrameFunctionalGroupsSequence
+        item.DerivationImageSequence[0].SourceImageSequence[0]
+        for item in dataset.PerFrameFunctionalGroupsSequence
     ]
     assert [int(s.ReferencedFrameNumber) for s in sources] == [2, 4, 4]
     assert {s.ReferencedSOPInstanceUID for s in sources} == {pydicom.dcmread(cine).SOPInstanceUID}
@@ -115,7 +123,9 @@ def test_slices_that_lost_their_places_are_not_put_on_each_other(
     write_dicom_seg(tmp_path / "seg.dcm", predict(image), image)
     _strip(tmp_path / "seg.dcm", tmp_path / "lost.dcm", sources=sources)
     for read in (read_dicom_seg, read_clip_seg):
-        with pytest.raises(GeometryError, match="clip|neither where|does not say which frame|several objects"):
+        with pytest.raises(
+            GeometryError, match="clip|neither where|does not say which frame|several objects"
+        ):
             read(tmp_path / "lost.dcm")
 
 
@@ -138,7 +148,9 @@ def test_a_frame_of_an_unknown_segment_is_named(axial, write_series, predict, tm
         read_dicom_seg(tmp_path / "less.dcm")
 
 
-@pytest.mark.parametrize(("thickness", "stated"), [(1.0, None), (5.0, None), (0.3, None), (5.0, 2.5), (2.0, 1.25)])
+@pytest.mark.parametrize(
+    ("thickness", "stated"), [(1.0, None), (5.0, None), (0.3, None), (5.0, 2.5), (2.0, 1.25)]
+)
 def test_positions_say_how_far_slices_lie_apart(thickness, stated, axial, write_series, predict, tmp_path):
     """Slices of 1 mm every 2.5 mm, of 5 mm that overlap: a thickness is no distance."""
     write_series(tmp_path / "series", axial)

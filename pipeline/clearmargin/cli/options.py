@@ -44,7 +44,8 @@ Volume = Annotated[
 Tolerance = Annotated[
     float | None,
     typer.Option(
-        min=0, help="How far corners of DICOM slices may lie from the volume's grid, in mm; default: 0.01, else refused."
+        min=0,
+        help="How far corners of DICOM slices may lie from the volume's grid, in mm; default: 0.01, else refused.",
     ),
 ]
 

@@ -18,7 +18,14 @@ from clearmargin.formats.dicom_index import SeriesEntry, index_dicom, scan_dicom
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom_planes import Picture, frame_count, placed
 from clearmargin.formats.dicom_resample import fill_gaps, straighten
-from clearmargin.formats.dicom_values import FrameScale, brighter_up, frame_scales, rescaled_dtype, to_channels, to_units
+from clearmargin.formats.dicom_values import (
+    FrameScale,
+    brighter_up,
+    frame_scales,
+    rescaled_dtype,
+    to_channels,
+    to_units,
+)
 from clearmargin.formats.dicom_volumes import VolumeEntry, select_volume
 from clearmargin.privacy import case_id
 
@@ -174,8 +181,13 @@ def _read_volume(
     allow_tilt: bool,
     tolerance_mm: float | None,
 ) -> Image:
-    options = {"allow_gaps": allow_gaps, "allow_tilt": allow_tilt, "tolerance_mm": tolerance_mm}
-    stack = stack_planes(placed(chosen.pictures), entry.name, **options)
+    stack = stack_planes(
+        placed(chosen.pictures),
+        entry.name,
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
+        tolerance_mm=tolerance_mm,
+    )
     pictures = [chosen.pictures[i] for i in stack.order]
     pixels = _stacked(pictures, headers, entry.files)
     grid = stack.grid

@@ -27,7 +27,9 @@ __all__ = [
 TOLERANCE_MM = 0.01
 """How far a slice's corner may lie from its place on the volume's grid."""
 
-_OF_A_STEP = 0.05  # and how far in shares of a pixel or slice distance: hundredths of a millimetre are many microns
+_OF_A_STEP = (
+    0.05  # and how far in shares of a pixel or slice distance: hundredths of a millimetre are many microns
+)
 OTHER_DIRECTION = 0.02
 """Difference of cosines from which on a slice is of another set, not an uneven one."""
 _PERPENDICULAR_TOLERANCE = 1e-3
@@ -69,7 +71,8 @@ class Plane:
     def normal(self) -> NDArray[np.float64]:
         """Unit vector at right angles to the plane, right-handed with ``right`` and ``down``."""
         normal = np.cross(self.right, self.down)
-        return normal / np.linalg.norm(normal)
+        unit: NDArray[np.float64] = normal / np.linalg.norm(normal)
+        return unit
 
     @property
     def extents(self) -> tuple[float, float]:
@@ -300,7 +303,7 @@ def _is_sheared(step: NDArray[np.float64], plane: Plane) -> bool:
 
 
 def _limit(planes: Sequence[Plane], steps: NDArray[np.float64]) -> float:
-    smallest = min(*planes[0].spacing, *steps[steps > 0])
+    smallest = float(min(*planes[0].spacing, *steps[steps > 0]))
     return min(TOLERANCE_MM, _OF_A_STEP * smallest)
 
 
@@ -332,9 +335,14 @@ def _displaced(
     causes = {
         "its position lies aside": np.linalg.norm(plane.position - first.position - offsets[z] * step),
         "its ImageOrientationPatient is not of length 1": lengths,
-        "its ImageOrientationPatient differs from the first slice's": np.linalg.norm(plane.right - first.right) * width
+        "its ImageOrientationPatient differs from the first slice's": np.linalg.norm(
+            plane.right - first.right
+        )
+        * width
         + np.linalg.norm(plane.down - first.down) * height,
-        "its PixelSpacing differs from the first slice's": np.abs(np.subtract(plane.extents, first.extents)).sum(),
+        "its PixelSpacing differs from the first slice's": np.abs(
+            np.subtract(plane.extents, first.extents)
+        ).sum(),
     }
     cause = max(causes, key=lambda k: float(causes[k]))
     worst = float(deviations[z])

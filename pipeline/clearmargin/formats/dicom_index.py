@@ -173,7 +173,11 @@ def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]
     if not groups:
         raise InputError(_nothing_readable(len(files), damage))
     if damage:
-        log.warning("%d file(s) begin as DICOM does and cannot be read: left out; the first: %s", len(damage), damage[0])
+        log.warning(
+            "%d file(s) begin as DICOM does and cannot be read: left out; the first: %s",
+            len(damage),
+            damage[0],
+        )
     distinct = [(uid, *_without_copies(_whole_mosaics(members))) for uid, members in groups.items()]
     distinct.sort(key=lambda group: (_modality(group[1]), -len(group[1]), group[0]))
     return [
@@ -272,7 +276,13 @@ def _is_copy(file: Path, other: Path) -> bool:
         return True
     try:
         one, two = read_header(file, pixels=True), read_header(other, pixels=True)
-        places = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+        places = (
+            "ImagePositionPatient",
+            "ImageOrientationPatient",
+            "PixelSpacing",
+            "RescaleSlope",
+            "RescaleIntercept",
+        )
         if any(one.get(name) != two.get(name) for name in places):
             return False
         pictures = zip(decode_frames(one), decode_frames(two), strict=True)
@@ -350,7 +360,9 @@ def _describe(
             return "volume", (len(pictures), *volumes[0].shape[1:]), several(volumes, name), volumes
         return "volume", volumes[0].shape, volumes[0].reason, volumes
     if len(headers) > 1 and any(frame_count(h) > 1 for h in headers):
-        reason = f"{name} holds {len(headers)} multi-frame objects without a place in the patient: give one file"
+        reason = (
+            f"{name} holds {len(headers)} multi-frame objects without a place in the patient: give one file"
+        )
         return "images", (len(headers), *size), reason, ()
     missing = missing_of_plane(headers[lost[0].file]) or "a place in the patient"
     if len(lost) < len(pictures):
@@ -361,7 +373,10 @@ def _describe(
 
 
 def _in_colour(header: Any) -> bool:
-    return str(header.get("SamplesPerPixel") or 1) != "1" or header.get("PhotometricInterpretation") == "PALETTE COLOR"
+    return (
+        str(header.get("SamplesPerPixel") or 1) != "1"
+        or header.get("PhotometricInterpretation") == "PALETTE COLOR"
+    )
 
 
 def _without_picture(header: Any, modality: str, size: tuple[int, int] | None, frames: int) -> str:

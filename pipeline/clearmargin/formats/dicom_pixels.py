@@ -185,7 +185,9 @@ def _native_grey(
         frame = np.frombuffer(
             stored, kind.newbyteorder(">" if swapped else "<"), size, k * size * kind.itemsize
         )
-        yield _stored_bits(frame.astype(kind).reshape(layout.rows, layout.columns), layout, _high_bit(dataset, layout))
+        yield _stored_bits(
+            frame.astype(kind).reshape(layout.rows, layout.columns), layout, _high_bit(dataset, layout)
+        )
 
 
 def _high_bit(dataset: Any, layout: PixelLayout) -> int:

@@ -104,11 +104,15 @@ def single_plane(header: Any) -> Plane | None:
     """Return the plane of a single-frame object, None where it has no place in the patient."""
     if not hasattr(header, "plane"):
         size = object_size(header)
-        groups = header.get("SharedFunctionalGroupsSequence") or header.get("PerFrameFunctionalGroupsSequence")
+        groups = header.get("SharedFunctionalGroupsSequence") or header.get(
+            "PerFrameFunctionalGroupsSequence"
+        )
         if size is not None and groups and "ImagePositionPatient" not in header:
             (header.plane,) = frame_planes(header)
         else:
-            header.plane = None if size is None else plane_of(header, header, header, size, _frame_of_reference(header))
+            header.plane = (
+                None if size is None else plane_of(header, header, header, size, _frame_of_reference(header))
+            )
     plane: Plane | None = header.plane
     return plane
 
@@ -138,7 +142,9 @@ def frame_planes(header: Any) -> list[Plane | None]:
             group_of(item, shared, keyword)
             for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
         ]
-        planes.append(None if None in groups else plane_of(*groups, size, frame_of_reference))
+        position, orientation, measures = groups
+        known = None not in groups
+        planes.append(plane_of(position, orientation, measures, size, frame_of_reference) if known else None)
     return planes
 
 
@@ -262,7 +268,9 @@ def _tiles(header: Any, file: int) -> list[Picture]:
     rows, columns = size[0] // side, size[1] // side
     sign = np.sign(np.dot([float(v) for v in normal], whole.normal))
     if abs(np.dot([float(v) for v in normal], whole.normal)) < 0.99:
-        raise GeometryError("the object is a mosaic, and two of its elements disagree on the direction of its slices")
+        raise GeometryError(
+            "the object is a mosaic, and two of its elements disagree on the direction of its slices"
+        )
     corner = (
         whole.position
         + whole.down * whole.spacing[0] * (size[0] - rows) / 2

@@ -40,7 +40,11 @@ _DECIMALS = {"RescaleSlope", "RescaleIntercept", "SliceThickness", "SpacingBetwe
 
 
 _MULTIPLE = {"ImageType", "EchoNumbers", "ConvolutionKernel"}
-_BINARY = {"DiffusionBValue": "d", "DiffusionGradientOrientation": "d", "NominalPercentageOfCardiacPhase": "f"}
+_BINARY = {
+    "DiffusionBValue": "d",
+    "DiffusionGradientOrientation": "d",
+    "NominalPercentageOfCardiacPhase": "f",
+}
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,14 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
         "BINARY", image, headers, segments(prediction, kept, identity), identity, prediction.provenance
     )
     dataset.SegmentsOverlap = "YES" if _any_overlap(masks) else "NO"
-    _finish(dataset, Path(path), image, headers, frame_items(image, headers, frames), _packed(masks, image.grid, frames))
+    _finish(
+        dataset,
+        Path(path),
+        image,
+        headers,
+        frame_items(image, headers, frames),
+        _packed(masks, image.grid, frames),
+    )
     return SegWritten(
         path=Path(path),
         segments=len(kept),
@@ -143,11 +150,15 @@ def write_clip_seg(path: Path, predictions: Mapping[int, Prediction], image: Ima
     described: list[Any] = []
     total = sum(len(p.instances) for p in predictions.values())
     if total > _MOST_SEGMENTS:
-        raise InputError(f"{total} instances are more than the {_MOST_SEGMENTS} segments that one SEG can number")
+        raise InputError(
+            f"{total} instances are more than the {_MOST_SEGMENTS} segments that one SEG can number"
+        )
     identity = _clip_identity(predictions, headers)
     for frame, prediction in sorted(predictions.items()):
         if not prediction.instances.grid.same_as(image.grid):
-            raise GeometryError(f"frame {frame} was predicted on {prediction.instances.grid}, the clip is {image.grid}")
+            raise GeometryError(
+                f"frame {frame} was predicted on {prediction.instances.grid}, the clip is {image.grid}"
+            )
         kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
         origin = Origin(header=headers[0], frame=frame + 1, preserved=True)
         parts = frame_parts(image.grid, 0, origin, SEGMENTATION)
@@ -158,7 +169,9 @@ def write_clip_seg(path: Path, predictions: Mapping[int, Prediction], image: Ima
         return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=total)
     provenance = next(iter(predictions.values())).provenance
     dataset = seg_head("BINARY", image, headers, described, identity, provenance)
-    dataset.SegmentsOverlap = "UNDEFINED"  # segments of one frame may overlap, those of two have no common place
+    dataset.SegmentsOverlap = (
+        "UNDEFINED"  # segments of one frame may overlap, those of two have no common place
+    )
     frames = [(s + 1, 0) for s in range(len(masks))]
     _finish(dataset, Path(path), image, headers, items, _packed(masks, image.grid, frames))
     return SegWritten(
@@ -178,7 +191,9 @@ def _clip_identity(predictions: Mapping[int, Prediction], headers: list[Any]) ->
     return str(headers[0].SOPInstanceUID), hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _finish(dataset: Any, path: Path, image: Image, headers: list[Any], items: list[Any], pixels: bytes) -> None:
+def _finish(
+    dataset: Any, path: Path, image: Image, headers: list[Any], items: list[Any], pixels: bytes
+) -> None:
     refer_to_sources(dataset, headers)
     set_frames(dataset, image.grid, items)
     dataset.PixelData = pixels
@@ -237,7 +252,9 @@ def seg_identity(prediction: Prediction, headers: list[Any], kept: list[int]) ->
     return (*sources, *provenance_parts(prediction.provenance), digest.hexdigest())
 
 
-def segments(prediction: Prediction, kept: list[int], identity: tuple[str, ...], *, first: int = 1) -> list[Any]:
+def segments(
+    prediction: Prediction, kept: list[int], identity: tuple[str, ...], *, first: int = 1
+) -> list[Any]:
     """Return a segment description for each kept instance, numbered from ``first``."""
     import highdicom
 

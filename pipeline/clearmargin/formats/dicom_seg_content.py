@@ -15,8 +15,8 @@ from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
-from clearmargin.formats.dicom_planes import frame_planes, group_of
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
+from clearmargin.formats.dicom_planes import frame_planes, group_of
 
 __all__ = ["SegContent", "Segment", "read_clip_seg", "read_dicom_seg", "read_seg_content", "spanned_grid"]
 
@@ -109,7 +109,9 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     planes, tiles = _places(dataset)
     if grid is None:
         grid = _own_grid(dataset, planes, tiles)
-    elif not grid.shares_frame(replace(grid, frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""))):
+    elif not grid.shares_frame(
+        replace(grid, frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""))
+    ):
         raise GeometryError(
             "the SEG is of another frame of reference than the grid: its coordinates mean other places, and only a "
             "registration could relate them"
@@ -118,8 +120,13 @@ def read_seg_content(path: Path, *, grid: Grid | None = None) -> SegContent:
     pieces = [(number, _piece(frame, planes[k], tiles[k], grid)) for k, number, frame in frames]
     if not tiles[0] and not any(planes):
         _one_picture(dataset, pieces)
-    if grid.unit == "px" and len({round(float(p.position @ p.normal), 2) for p in planes if p is not None}) > 1:
-        raise GeometryError(f"the SEG's slices have places in the patient, and the place of the grid {grid} is not known")
+    if (
+        grid.unit == "px"
+        and len({round(float(p.position @ p.normal), 2) for p in planes if p is not None}) > 1
+    ):
+        raise GeometryError(
+            f"the SEG's slices have places in the patient, and the place of the grid {grid} is not known"
+        )
     return _content(dataset, segments, scores, [(n, p) for n, p in pieces if p is not None], grid)
 
 
@@ -243,7 +250,9 @@ def _source_frames(dataset: Any) -> list[tuple[str, int] | None]:
         with converting("the reference to a source frame"):
             number = None if source is None else source.get("ReferencedFrameNumber") or 1
             sources.append(
-                None if source is None or number is None else (str(source.get("ReferencedSOPInstanceUID")), int(number))
+                None
+                if source is None or number is None
+                else (str(source.get("ReferencedSOPInstanceUID")), int(number))
             )
     return sources
 
@@ -457,7 +466,9 @@ def _piece(
     return _Piece(
         values=values,
         corner=(int(rows[0]) + top, int(columns[0]) + left),
-        frame=(int(frame.shape[0]), int(frame.shape[1])) if tile is None else (grid.shape[-2], grid.shape[-1]),
+        frame=(int(frame.shape[0]), int(frame.shape[1]))
+        if tile is None
+        else (grid.shape[-2], grid.shape[-1]),
         plane=plane,
     )
 
@@ -468,7 +479,9 @@ def _indices(piece: _Piece, grid: Grid) -> NDArray[np.int64]:
     pixels = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
     if piece.plane is None or grid.unit == "px":
         if piece.plane is not None and grid.ndim == 3 and grid.shape[0] > 1:
-            raise GeometryError(f"a frame with a place in the patient cannot be put on {grid}, whose place is not known")
+            raise GeometryError(
+                f"a frame with a place in the patient cannot be put on {grid}, whose place is not known"
+            )
         if piece.frame != grid.shape[-2:] or grid.shape[:-2] not in ((), (1,)):
             raise GeometryError(
                 f"a frame of {piece.frame} without a position is not on a grid of {grid.shape}"
@@ -482,7 +495,7 @@ def _indices(piece: _Piece, grid: Grid) -> NDArray[np.int64]:
     limit = np.minimum(_TOLERANCE, _TOLERANCE_MM / np.array(grid.spacing))
     for end in (origin, origin + (rows - 1, columns - 1) @ steps):
         off = np.abs(end - np.round(end))
-        inside = (np.round(end) >= 0).all() and (np.round(end) < grid.shape).all()
+        inside = bool((np.round(end) >= 0).all() and (np.round(end) < grid.shape).all())
         if grid.ndim == 2:
             height = float((plane.position - grid.affine[:3, 3]) @ plane.normal)
             inside = inside and abs(height) <= _TOLERANCE_MM

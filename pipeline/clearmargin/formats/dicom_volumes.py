@@ -108,7 +108,9 @@ def split_volumes(pictures: Sequence[Picture], headers: Sequence[Any], name: str
         reason = _refusal(members_of, name)
         shape = (len(members_of), *placed(members_of)[0].shape)
         label = ", ".join(marked.words(key, value) for key, value in marks) if len(parts) > 1 else ""
-        entries.append(VolumeEntry(number=number, label=label, pictures=members_of, shape=shape, reason=reason))
+        entries.append(
+            VolumeEntry(number=number, label=label, pictures=members_of, shape=shape, reason=reason)
+        )
     return entries
 
 
@@ -131,7 +133,9 @@ def select_volume(entries: Sequence[VolumeEntry], rule: str, name: str) -> Volum
         fitting = [e for e in entries if set(parts) <= set(e.label.lower().split(", "))]
     if len(fitting) != 1:
         count = "none" if not fitting else str(len(fitting))
-        raise InputError(f"{count} of the volumes of {name} fit the --volume that was given: {_listing(entries)}")
+        raise InputError(
+            f"{count} of the volumes of {name} fit the --volume that was given: {_listing(entries)}"
+        )
     return fitting[0]
 
 
@@ -172,9 +176,15 @@ class _Marked:
             "orientation": lambda p: self._directions[p],
             "size": lambda p: p.plane.shape if p.plane is not None else None,
         }
-        self._readers |= {f"{words}|{group}|{element}": _reader(headers, group, element) for words, group, element in _MARKS}
-        self._readers |= {f"{words}||{element}": _vector_reader(headers, element) for words, element in _VECTORS}
-        dimensions = max((len(h.get("DimensionIndexSequence") or []) for h in headers if frame_count(h) > 1), default=0)
+        self._readers |= {
+            f"{words}|{group}|{element}": _reader(headers, group, element) for words, group, element in _MARKS
+        }
+        self._readers |= {
+            f"{words}||{element}": _vector_reader(headers, element) for words, element in _VECTORS
+        }
+        dimensions = max(
+            (len(h.get("DimensionIndexSequence") or []) for h in headers if frame_count(h) > 1), default=0
+        )
         self._readers |= {f"dimension {d + 1}": _dimension_reader(headers, d) for d in range(dimensions)}
         if any(frame_count(h) > 1 or is_mosaic(h) for h in headers):
             self._readers["file"] = lambda p: _acquired(headers[p.file], p.file)
@@ -188,7 +198,8 @@ class _Marked:
         if key not in self._columns:
             read = self._readers[key]
             self._columns[key] = [read(p) for p in self._pictures]
-        column, groups = self._columns[key], {}
+        column = self._columns[key]
+        groups: dict[Any, list[int]] = {}
         for i in members:
             groups.setdefault(column[i], []).append(i)
         return groups
@@ -209,7 +220,7 @@ class _Marked:
 
     def words(self, key: str, value: Any) -> str:
         """Return a mark in words that quote no free text."""
-        name = key.split("|")[0]
+        name = key.split("|", maxsplit=1)[0]
         text = "/".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
         if name == "orientation":
             names = [v[1] for v in sorted(set(self._directions.values()))]
@@ -254,7 +265,9 @@ def _directions(planes: Sequence[Plane]) -> list[tuple[int, str]]:
     directions = []
     for plane in planes:
         axes = np.stack([plane.right, plane.down])
-        number = next((k for k, other in enumerate(known) if np.abs(axes - other).max() <= OTHER_DIRECTION), len(known))
+        number = next(
+            (k for k, other in enumerate(known) if np.abs(axes - other).max() <= OTHER_DIRECTION), len(known)
+        )
         if number == len(known):
             known.append(axes)
         name = ("sagittal", "coronal", "axial")[int(np.abs(plane.normal).argmax())]

@@ -15,7 +15,6 @@ from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_geometry import Plane
-from clearmargin.formats.dicom_planes import frame_planes
 from clearmargin.formats.dicom_output import (
     RESEARCH_USE,
     derived_uid,
@@ -28,6 +27,7 @@ from clearmargin.formats.dicom_output import (
     write_dates,
 )
 from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.dicom_planes import frame_planes
 from clearmargin.formats.dicom_seg_content import spanned_grid
 
 __all__ = ["read_parametric_map", "write_parametric_map"]
@@ -150,7 +150,9 @@ def read_parametric_map(path: Path, *, grid: Grid | None = None) -> tuple[NDArra
     if grid is None:
         return found_values, found
     if not found.shares_frame(grid):
-        raise GeometryError("the map is of another frame of reference than the grid: its coordinates mean other places")
+        raise GeometryError(
+            "the map is of another frame of reference than the grid: its coordinates mean other places"
+        )
     if found.same_as(grid):
         return found_values, grid
     mirrored = replace(found, affine=_upside_down(found))

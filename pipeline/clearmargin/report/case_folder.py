@@ -19,7 +19,16 @@ from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 from clearmargin.uncertainty.assessment import Assessment
 
-__all__ = ["by_class", "case_rows", "one_run", "picture", "write_case", "write_picture", "write_rows", "write_summary"]
+__all__ = [
+    "by_class",
+    "case_rows",
+    "one_run",
+    "picture",
+    "write_case",
+    "write_picture",
+    "write_rows",
+    "write_summary",
+]
 
 log = logging.getLogger(__name__)
 
