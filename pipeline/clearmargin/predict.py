@@ -120,8 +120,8 @@ def predict(
         allow_gaps: Resample a DICOM series with missing slices; it is refused otherwise.
         allow_tilt: Straighten a DICOM series of a tilted gantry; it is refused otherwise.
         volume: Which volume of a DICOM series that holds several phases, echoes or stacks; ``all`` makes each a case.
-        tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says what
-            was accepted.
+        tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says
+            what was accepted.
 
     Returns:
         What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
@@ -276,12 +276,12 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
     record_case(clip.case, path)
     folder = out / clip.case
     with one_run(folder) as draft:
-        predicted = _predict_frames(clip, path.name, draft, look, calibration)
+        predicted = _predict_frames(clip, path, draft, look, calibration)
     return replace(predicted, folder=folder)
 
 
 def _predict_frames(
-    clip: Clip, name: str, folder: Path, look: Look, calibration: Calibration | None
+    clip: Clip, path: Path, folder: Path, look: Look, calibration: Calibration | None
 ) -> Predicted:
     """Segment every frame on its own; tables carry frame and time, and a DICOM clip gets a SEG of all frames."""
     from clearmargin.formats.video import write_video
@@ -295,7 +295,7 @@ def _predict_frames(
         frames = clip.frames()
         first = next(frames, None)
         if first is None:
-            raise InputError(f"'{name}' holds no frame that can be decoded")
+            raise InputError(f"'{path.name}' holds no frame that can be decoded")
         (folder / "overlay").mkdir()
 
         def pictures() -> Iterator[NDArray[np.uint8]]:

@@ -106,12 +106,12 @@ def test_a_localizer_in_the_series_is_named(axial, write_series, tmp_path):
 
     write_series(tmp_path, axial, change=turn)
     with pytest.raises(
-        GeometryError, match="mixed orientations: 1 of 6 slices .* 1: axial, 5 .* 2: sagittal, 1 "
+        GeometryError, match=r"mixed orientations: 1 of 6 slices .* 1: axial, 5 .* 2: sagittal, 1 "
     ) as caught:
         read_dicom(tmp_path)
     assert isinstance(caught.value, GeometryError)
     assert read_dicom(tmp_path, volume="sagittal").grid.shape == (1, 15, 13)
-    with pytest.raises(GeometryError, match="1 missing .gap after slice 3"):
+    with pytest.raises(GeometryError, match=r"1 missing .gap after slice 3"):
         read_dicom(tmp_path, volume="1")
 
 

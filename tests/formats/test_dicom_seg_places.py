@@ -86,7 +86,7 @@ def test_masks_of_a_clip_come_back_frame_by_frame(cine, predict, tmp_path, dciod
     assert sorted(back) == [1, 3] and [len(back[k].instances) for k in (1, 3)] == [1, 2]
     assert_array_equal(back[1].instances.masks[0].dense(), masks[0])
     assert_array_equal(back[3].instances.masks[1].dense(), masks[2])
-    with pytest.raises(GeometryError, match="masks of 2 frames of a clip.*read_clip_seg"):
+    with pytest.raises(GeometryError, match=r"masks of 2 frames of a clip.*read_clip_seg"):
         read_dicom_seg(tmp_path / "seg.dcm")
 
 
@@ -124,7 +124,7 @@ def test_slices_that_lost_their_places_are_not_put_on_each_other(
     _strip(tmp_path / "seg.dcm", tmp_path / "lost.dcm", sources=sources)
     for read in (read_dicom_seg, read_clip_seg):
         with pytest.raises(
-            GeometryError, match="clip|neither where|does not say which frame|several objects"
+            GeometryError, match=r"clip|neither where|does not say which frame|several objects"
         ):
             read(tmp_path / "lost.dcm")
 

@@ -77,7 +77,7 @@ def _worst(image) -> float:
 def test_every_series_of_the_real_data_lies_on_its_grid_or_is_refused(data_root):
     read = refused = 0
     folders = sorted({file.parent for file in data_root.rglob("*.dcm")})
-    single = [file for file in sorted((data_root / "dicom_awkward").rglob("*.dcm"))]
+    single = sorted((data_root / "dicom_awkward").rglob("*.dcm"))
     for path in [*folders, *single]:
         try:
             entries = index_dicom(path)
@@ -276,7 +276,7 @@ def test_colour_slices_are_pictures(axial, write_series, tmp_path):
         ds.PixelData = bytes(15 * 13 * 3 + 1)
 
     write_series(tmp_path, axial, change=colour)
-    with pytest.raises(InputError, match="6 separate images in colour.*read_images"):
+    with pytest.raises(InputError, match=r"6 separate images in colour.*read_images"):
         read_dicom(tmp_path)
     assert [i.pixels.shape for i in read_images(tmp_path)] == [(3, 15, 13)] * 6
 
@@ -425,7 +425,7 @@ def test_stacks_are_told_apart(tmp_path):
     for name, frames in {"b": [*first, *beside], "d": [*first, *sagittal], "h": [*first, *behind]}.items():
         file = _enhanced(tmp_path / f"{name}.dcm", frames)
         with pytest.raises(
-            GeometryError, match="2 volumes, choose one with --volume.* 1: stack 1, 4 x 8 x 9"
+            GeometryError, match=r"2 volumes, choose one with --volume.* 1: stack 1, 4 x 8 x 9"
         ):
             read_dicom(file)
         values = [image.pixels[0, :, 0, 0].tolist() for image in read_dicom_volumes(file)]
@@ -453,7 +453,7 @@ def test_two_dimensions_at_once(tmp_path):
     (entry,) = index_dicom(file)
     assert [v.label for v in entry.volumes] == [f"phase {p}, echo time {e}" for p in (1, 2) for e in (5, 10)]
     assert_array_equal(read_dicom(file, volume="echo time 10, phase 2").pixels[0, :, 0, 0], [110, 111, 112])
-    with pytest.raises(InputError, match="2 of the volumes of series 1 .MR. fit"):
+    with pytest.raises(InputError, match=r"2 of the volumes of series 1 .MR. fit"):
         read_dicom(file, volume="phase 2")
     with pytest.raises(InputError, match="none of the volumes"):
         read_dicom(file, volume="phase 7")

@@ -82,7 +82,8 @@ class Plane:
     def corners(self) -> NDArray[np.float64]:
         """Return ``(4, 3)`` the centres of the corner pixels by the equation of PS3.3, C.7.6.2.1.1."""
         along = self.cosines * np.array(self.extents)[:, None]
-        return self.position + np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) @ along
+        corners: NDArray[np.float64] = self.position + np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) @ along
+        return corners
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

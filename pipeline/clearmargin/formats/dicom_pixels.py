@@ -197,7 +197,7 @@ def _high_bit(dataset: Any, layout: PixelLayout) -> int:
         InputError: It leaves no room for the bits stored.
     """
     value = _value(dataset, "HighBit")
-    if value in (None, "") or layout.allocated == layout.stored or layout.allocated == 1:
+    if value in (None, "") or layout.allocated in {layout.stored, 1}:
         return layout.stored - 1
     if not isinstance(value, int) or not layout.stored - 1 <= value < layout.allocated:
         raise InputError(

@@ -133,7 +133,7 @@ def frame_planes(header: Any) -> list[Plane | None]:
         return _stepped_planes(header, size, frames)
     if len(each) != frames:
         raise GeometryError(
-            f"the object has {frames} frames and places {len(each)} of them: it is damaged, or was cut without its header"
+            f"the object has {frames} frames and places {len(each)} of them: it is damaged, or was cut"
         )
     frame_of_reference = _frame_of_reference(header)
     planes = []

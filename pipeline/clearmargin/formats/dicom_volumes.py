@@ -15,7 +15,7 @@ from clearmargin.formats.dicom_planes import Picture, frame_count, group_of, is_
 
 __all__ = ["MARKS", "VolumeEntry", "select_volume", "several", "split_volumes"]
 
-# What tells pictures at one place apart, in the order tried: words, functional group ("" for the object's head), element.
+# What tells pictures at one place apart, in the order tried: words, functional group ("" for the head), element.
 _MARKS = (
     ("stack", "FrameContentSequence", "StackID"),
     ("phase", "FrameContentSequence", "TemporalPositionIndex"),
@@ -221,22 +221,29 @@ class _Marked:
     def words(self, key: str, value: Any) -> str:
         """Return a mark in words that quote no free text."""
         name = key.split("|", maxsplit=1)[0]
-        text = "/".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
         if name == "orientation":
             names = [v[1] for v in sorted(set(self._directions.values()))]
-            return value[1] if names.count(value[1]) == 1 else f"{value[1]} no. {value[0] + 1}"
-        if name == "file":
-            return f"file {sorted(set(self._columns[key])).index(value) + 1}"
+            return str(value[1]) if names.count(value[1]) == 1 else f"{value[1]} no. {value[0] + 1}"
         if name == "size":
             return f"size {value[0]}x{value[1]}"
-        if isinstance(value, tuple) and all(_number(v) is not None for v in value):
-            return f"{name} {'/'.join(f'{float(v):.4g}' for v in value)}"
-        if value is not None and _number(value) is not None:
-            return f"{name} {float(value):g}"
-        if re.fullmatch(r"[A-Z0-9_/ ]{1,64}", text):
-            return f"{name} {text}"
-        order = sorted({str(v) for v in self._columns[key]})
-        return f"{name} {'none' if value in (None, '') else 'no. ' + str(order.index(str(value)) + 1)}"
+        if name == "file":
+            return f"file {sorted(set(self._columns[key])).index(value) + 1}"
+        return f"{name} {_shown(value) or self._rank(key, value)}"
+
+    def _rank(self, key: str, value: Any) -> str:
+        """Return a value's place among the others, for values that may be anything."""
+        return f"no. {sorted({str(v) for v in self._columns[key]}).index(str(value)) + 1}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as text if it consists of numbers or code strings, else nothing."""
+    values = value if isinstance(value, tuple) else (value,)
+    if value is None or value == "":
+        return "none"
+    if all(_number(v) is not None for v in values):
+        return "/".join(f"{float(v):.6g}" for v in values)
+    text = "/".join(str(v).strip() for v in values)
+    return text if re.fullmatch(r"[A-Z0-9_/ ]{1,64}", text) else ""
 
 
 def _parted(members: list[int], marked: _Marked, name: str) -> list[_Part]:

@@ -213,7 +213,7 @@ def _by_depth(parts: Sequence[_Part], shape: tuple[int, int]) -> NDArray[np.bool
         copies = [j for j in others if np.array_equal(parts[j][2], part[2])]
         if any(j < i for j in copies):
             continue  # stored before
-        first = {parts[j][:2] + (parts[j][2].tobytes(),) for j in others if j not in copies}
+        first = {(*parts[j][:2], parts[j][2].tobytes()) for j in others if j not in copies}
         depths.append((len(first), i))
     result: NDArray[np.bool_] = np.zeros(shape, bool)
     for depth, i in sorted(depths):
