@@ -334,9 +334,13 @@ def test_a_dicom_clip_gives_a_seg_of_its_frames(bright, tmp_path):
     assert [int(s.ReferencedFrameNumber) for s in sources] == [2, 3, 5]
     assert {s.ReferencedSOPInstanceUID for s in sources} == {"1.2.826.0.1"}
     assert len(seg.SegmentSequence) == 3 and seg.pixel_array.shape == (3, 64, 96)
-    masks = seg.pixel_array.astype(bool)
-    expected = frames > 200
-    np.testing.assert_array_equal(masks, expected[[1, 2, 4]])
+    np.testing.assert_array_equal(seg.pixel_array.astype(bool), (frames > 200)[[1, 2, 4]])
+    # a clip that no result can refer to keeps its tables, and the summary says what is missing
+    clip.StudyInstanceUID = ""
+    clip.save_as(tmp_path / "nameless.dcm", enforce_file_format=True)
+    (done,) = predict(tmp_path / "nameless.dcm", tmp_path / "b", model=Path("any"), display_window=True).done
+    assert not (done.folder / "seg.dcm").exists() and done.instances == 3
+    assert "no SEG was written" in json.loads((done.folder / "summary.json").read_text())["warnings"][0]
 
 
 def test_a_case_folder_holds_the_files_of_one_run(bright, tmp_path):

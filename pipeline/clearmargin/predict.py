@@ -325,7 +325,10 @@ def _predict_frames(
     if masks:
         from clearmargin.formats.dicom_seg import write_clip_seg
 
-        write_clip_seg(folder / "seg.dcm", masks, image)
+        try:
+            write_clip_seg(folder / "seg.dcm", masks, image)
+        except InputError as error:  # a clip that no result can refer to keeps its tables and pictures
+            warned.add(f"no SEG was written: {error}")
     referred = sum(bool(row["refer_because"]) for row in rows)
     warnings = tuple(sorted(warned))
     write_summary(

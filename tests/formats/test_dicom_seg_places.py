@@ -175,6 +175,22 @@ def test_positions_say_how_far_slices_lie_apart(thickness, stated, axial, write_
     assert_allclose(world[np.lexsort(world.round(3).T)], theirs[np.lexsort(theirs.round(3).T)], atol=1e-4)
 
 
+def test_one_plane_of_unknown_thickness_is_a_picture_in_its_place(axial, write_series, predict, tmp_path):
+    write_series(tmp_path / "series", axial)
+    image = read_dicom(tmp_path / "series")
+    masks = np.zeros((1, *axial.shape), bool)
+    masks[0, 3, 3:6, 3:6] = True
+    prediction = replace(predict(image), instances=InstanceSet.from_dense(image.grid, list(masks)))
+    write_dicom_seg(tmp_path / "seg.dcm", prediction, image)
+    assert read_dicom_seg(tmp_path / "seg.dcm").grid.spacing[0] == pytest.approx(2.5)
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    del measures.SpacingBetweenSlices, measures.SliceThickness
+    dataset.save_as(tmp_path / "thin.dcm")
+    back = read_dicom_seg(tmp_path / "thin.dcm")
+    assert back.grid.same_as(image.grid.plane(3)) and back.masks[0].area == 9
+
+
 def test_another_frame_of_reference_is_refused(axial, write_series, predict, tmp_path):
     write_series(tmp_path / "series", axial)
     image = read_dicom(tmp_path / "series")
