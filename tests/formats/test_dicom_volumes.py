@@ -508,6 +508,23 @@ def test_single_frame_series_are_parted_alike(keyword, values, axial, write_seri
         assert image.grid.same_as(axial) and _worst(image) < 1e-4 and image.pixels.min() == image.pixels.max()
 
 
+@pytest.mark.parametrize("keyword", ["TriggerTime", "FrameReferenceTime"])
+def test_times_that_differ_from_slice_to_slice_are_taken_in_turn(keyword, axial, write_series, tmp_path):
+    """A heart does not beat alike for every slice: phase 2 is the second time at every place."""
+    for k in range(3):
+
+        def mark(ds, z, k=k):
+            ds.SOPInstanceUID = f"1.2.826.6.{k}.{z + 1}"
+            setattr(ds, keyword, f"{40.0 * k + 0.7 * z:.1f}")
+
+        write_series(tmp_path / str(k), axial, np.full(axial.shape, 100 * k), change=mark)
+    (entry,) = index_dicom(tmp_path)
+    name = {"TriggerTime": "trigger time", "FrameReferenceTime": "frame time"}[keyword]
+    assert [v.label for v in entry.volumes] == [f"{name} no. {k}" for k in (1, 2, 3)]
+    for k, image in enumerate(read_images(tmp_path)):
+        assert image.grid.same_as(axial) and (image.pixels == 100 * k - 1024).all()
+
+
 def test_phases_that_nothing_tells_apart_are_refused(axial, write_series, tmp_path):
     write_series(tmp_path / "a", axial)
     write_series(tmp_path / "b", axial, change=lambda ds, z: setattr(ds, "SOPInstanceUID", f"1.2.826.6.{z}"))
@@ -558,6 +575,18 @@ def test_projections_stay_a_clip(axial, write_series, tmp_path):
     lone = Grid(shape=(1, 15, 13), affine=axial.affine, unit="mm")
     (file,) = write_series(tmp_path, lone, change=lambda ds, z: _spect(ds, z, kind="TOMO"))
     assert is_video(file)
+
+
+def test_a_reconstructed_volume_without_a_place_is_not_a_clip(axial, write_series, tmp_path):
+    def lost(ds, z):
+        _spect(ds, z)
+        del ds.DetectorInformationSequence
+
+    lone = Grid(shape=(1, 15, 13), affine=axial.affine, unit="mm")
+    (file,) = write_series(tmp_path, lone, change=lost)
+    assert not is_video(file)
+    with pytest.raises(GeometryError, match="reconstructed volume of 6 slices and does not say where"):
+        read_dicom(file)
 
 
 def test_gated_spect_holds_a_volume_a_time_slot(axial, write_series, tmp_path):

@@ -163,11 +163,17 @@ def _stepped_planes(header: Any, size: tuple[int, int], frames: int) -> list[Pla
     place = header
     if detectors and "ImagePositionPatient" in detectors[0]:
         place = detectors[0]
-    if modality_of(header) == "NM" and "RECON" not in " ".join(_image_type(header)):
+    spect = modality_of(header) == "NM"
+    if spect and "RECON" not in " ".join(_image_type(header)):
         return [None] * frames  # projections; a detector's position is not that of a slice
     if _TIMES & {int(tag) for tag in _values(header.get("FrameIncrementPointer"))}:
         return [None] * frames
     first = plane_of(place, place, header, size, _frame_of_reference(header))
+    if first is None and spect:
+        raise GeometryError(
+            f"the object is a reconstructed volume of {frames} slices and does not say where in the patient they lie: "
+            "position, orientation and pixel spacing are needed"
+        )
     if first is None:
         return [None] * frames
     offsets = _values(header.get("GridFrameOffsetVector"))
