@@ -55,9 +55,9 @@ def measure(name: str, network: object, *, tile: tuple[int, int] | None, views: 
     import torch
 
     from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
-    from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
-    from clearmargin.transforms.intensity import Window
-    from clearmargin.transforms.view import ImageSettings
+    from clearmargin.models.segmenter import NetworkSegmenter
+    from clearmargin.models.settings import PredictionSettings
+    from clearmargin.transforms.settings import ImageSettings, Window
     from clearmargin.uncertainty.sampling import augmented, tta_views
 
     torch.set_num_threads(1)

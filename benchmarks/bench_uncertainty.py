@@ -87,8 +87,7 @@ def memory(kind: str) -> None:
     from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
     from clearmargin.models.segmenter import NetworkSegmenter
     from clearmargin.models.volumetric import VolumeSegmenter
-    from clearmargin.transforms.intensity import Window
-    from clearmargin.transforms.view import ImageSettings
+    from clearmargin.transforms.settings import ImageSettings, Window
     from clearmargin.uncertainty.sampling import Member, SampledSegmenter
 
     torch.set_num_threads(1)

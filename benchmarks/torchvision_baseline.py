@@ -30,7 +30,8 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.evaluate import evaluate_cases, render
 from clearmargin.models.backbones import build_backbone
 from clearmargin.models.network import Targets
-from clearmargin.transforms.view import ImageSettings, prepare, to_channels
+from clearmargin.transforms.settings import ImageSettings
+from clearmargin.transforms.view import prepare, to_channels
 
 
 class Backbone(nn.Module):

@@ -5,8 +5,7 @@ import torch
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.models.network import Detections
 from clearmargin.models.segmenter import NetworkSegmenter
-from clearmargin.transforms.intensity import Window
-from clearmargin.transforms.view import ImageSettings
+from clearmargin.transforms.settings import ImageSettings, Window
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 CATEGORY = Code(value="49755003", scheme="SCT", meaning="Morphologically Altered Structure")

@@ -74,7 +74,7 @@ class Orthanc:
             f"{self.address}/dicom-web/studies/{study}",
             headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'},
         )
-        with _direct.open(request, timeout=60) as answer:
+        with _direct.open(request, timeout=300) as answer:
             head = f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode()
             message = email.message_from_bytes(head + answer.read())
         return [bytes(part.get_payload(decode=True)) for part in message.get_payload()]
@@ -93,7 +93,7 @@ class Orthanc:
             self._ask(urllib.request.Request(f"{self.address}/patients/{patient}", method="DELETE"))
 
     def _ask(self, request: urllib.request.Request) -> bytes:
-        with _direct.open(request, timeout=60) as answer:
+        with _direct.open(request, timeout=300) as answer:
             content: bytes = answer.read()
         return content
 
@@ -111,7 +111,7 @@ def running_orthanc(folder: Path, server: Path, plugin: Path) -> Iterator[Orthan
         finally:
             process.terminate()
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -141,7 +141,7 @@ def _start(folder: Path, server: Path, plugin: Path, port: int) -> subprocess.Po
 
 
 def _answers(process: subprocess.Popen[bytes], address: str) -> bool:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
             Orthanc(address).get("/dicom-web/studies")

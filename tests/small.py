@@ -19,14 +19,12 @@ class Small:
     Attributes:
         model: The ``model`` section of a configuration.
         learning_rate: Of AdamW.
-        steps: After so many the loss is a tenth of what it was.
-        shift: How far a mask's centre of mass may lie from the truth's, in pixels, along either axis.
+        steps: After so many the loss is about a tenth of what it was.
     """
 
     model: dict[str, Any]
     learning_rate: float = 2e-3
     steps: int = 80
-    shift: float = 1.0
 
 
 SMALL: dict[str, Small] = {
@@ -49,7 +47,6 @@ SMALL: dict[str, Small] = {
             "prototype_channels": 32,
         },
         steps=60,
-        shift=0.35,
     ),
     "solov2": Small(
         model={
@@ -60,7 +57,6 @@ SMALL: dict[str, Small] = {
             "mask_channels": 32,
         },
         steps=30,
-        shift=0.25,
     ),
     "semantic_cc": Small(model={"network": "semantic_cc", "filters": 8, "levels": 4}, steps=60),
     "mask2former": Small(

@@ -2,16 +2,21 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
+import logging
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+from children import LIMIT_S, child, wait_until
 from toy import write_toy_experiment, write_toy_set
 
 from clearmargin.cli import main
@@ -40,6 +45,121 @@ def clearmargin(*arguments, cwd):
     finally:
         sys.argv = before
     return Done(code, out.getvalue(), err.getvalue())
+
+
+HEAVY = {"torch", "monai", "mlflow", "timm", "torchvision", "transformers", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["predict", "nope.png", "out", "--model", "m"], 4, "no file or folder 'nope.png' (looked for at /"),
+        (["predict", "toy.yaml", "out", "--model", "m", "--device", "gpu"], 2, "did you mean cuda?"),
+        (["predict", "toy.yaml", "toy.yaml", "--model", "m"], 2, "is a file; name another folder"),
+        (["predict", "toy.yaml", "out", "--model", "runs/nope"], 4, "no model 'runs/nope'"),
+        (["train", "nope.yaml"], 2, "no file 'nope.yaml'"),
+        (["train", "toy.yaml", "--set", "training.epoch=3"], 2, "did you mean epochs?"),
+        (["train", "toy.yaml", "--set", "model.network=maskrcnn"], 2, "did you mean 'mask_rcnn'?"),
+        (["evaluate", "m", "--card", "nope.yaml"], 2, "no file 'nope.yaml'"),
+        (["plan", "toy.yaml"], 2, "does not fit Card"),
+        (["evaluate", "m", "--card", "data/card.yaml", "--out", "toy.yaml"], 2, "is a file"),
+    ],
+)
+def test_a_typo_is_told_before_anything_heavy_is_imported(trained, arguments, code, said):
+    program = (
+        "import sys\n"
+        "from clearmargin.cli import main\n"
+        f"sys.argv = ['clearmargin', *{arguments!r}]\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        f"    print(end.code, sorted({HEAVY!r} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=trained, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"{code} []", done.stderr
+    assert said in done.stderr and "bug" not in done.stderr
+
+
+def test_the_version_is_printed(tmp_path):
+    from clearmargin import __version__
+
+    assert clearmargin("--version", cwd=tmp_path).stdout == f"clearmargin {__version__}\n"
+
+
+def test_json_is_one_object_a_line_and_errors_are_objects_too(trained):
+    done = clearmargin("--json", "evaluate", "runs/toy", "--card", "data/card.yaml", cwd=trained)
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["counts"]["cases"] == 1 and 0 <= result["numbers"]["ap50"] <= 1
+    done = clearmargin("--json", "predict", "data/t0.png", "out-json", "--model", "runs/toy", cwd=trained)
+    (line,) = done.stdout.splitlines()
+    assert Path(trained, json.loads(line)["folder"], "summary.json").is_file()
+    done = clearmargin("--json", "predict", "nope.png", "out", "--model", "runs/toy", cwd=trained)
+    assert json.loads(done.stdout)["exit_code"] == done.returncode == 4
+
+
+def test_a_log_file_holds_the_messages_with_times(trained):
+    done = clearmargin(
+        "--log-file", "log.txt", "train", "toy.yaml", "--set", "training.epochs=1", cwd=trained
+    )
+    assert done.returncode == 0
+    (line,) = [row for row in (trained / "log.txt").read_text().splitlines() if "epoch 1:" in row]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO clearmargin.train epoch 1: ", line)
+    for handler in list(logging.getLogger("clearmargin").handlers):
+        logging.getLogger("clearmargin").removeHandler(handler)
+        handler.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/Doe^John.png"), "free space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/Doe^John.png"), "may write to"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_not_a_bug_and_names_no_file(trained, monkeypatch, error, said):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("clearmargin.evaluate.evaluate", refuse)
+    done = clearmargin("evaluate", "runs/toy", "--card", "data/card.yaml", cwd=trained)
+    assert done.returncode == 4 and said in done.stderr
+    assert "bug" not in done.stderr and "Doe" not in done.stderr
+
+
+def test_results_appear_as_work_is_done(trained, monkeypatch):
+    """The first picture's line is out before the second picture is read."""
+    from clearmargin import predict as module
+
+    seen = []
+    read = module.read_image
+
+    def spy(path):
+        seen.append((path.name, out.getvalue().count("\n")))
+        return read(path)
+
+    monkeypatch.setattr(module, "read_image", spy)
+    out = io.StringIO()
+    (trained / "three").mkdir()
+    for k in range(3):
+        shutil.copy(trained / "data" / f"t{k}.png", trained / "three")
+    monkeypatch.setattr(sys, "argv", ["clearmargin", "predict", "three", "out3", "--model", "runs/toy"])
+    with contextlib.chdir(trained), contextlib.redirect_stdout(out):
+        main()
+    assert [lines for _, lines in seen] == [0, 1, 2]
+
+
+def test_a_card_is_planned_and_trained_by_one_command(trained):
+    done = clearmargin(
+        "train", "data/card.yaml", "--minutes", 1, "--set", "training.epochs=1", "--set",
+        "training.steps_per_epoch=2", "--set", "name=planned", cwd=trained,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "model.network:" in done.stdout and (trained / "runs/planned/model/model.yaml").is_file()
+    assert "max_minutes: 1.0" in (trained / "runs/planned/config.yaml").read_text()
 
 
 def test_help_imports_nothing_heavy(tmp_path):
@@ -86,7 +206,7 @@ def test_evaluate_prints_and_writes_the_numbers(trained):
         cwd=trained,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("ap50", "pq", "dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
+    for name in ("ap50", "pq", "semantic_dice", "miss_rate", "nsd_2px", "hd95 (px)", "assd (px)"):
         assert name in done.stdout
     found = json.loads((trained / "tables" / "numbers.json").read_text())
     assert found["length_unit"] == "px"
@@ -108,6 +228,9 @@ def test_predict_writes_tables_pictures_and_maps(trained):
         "instances.json",
         "summary.json",
         "overlay.png",
+        "instances.png",
+        "classes.png",
+        "coco.json",
         "edges.csv",
         "entropy.tif",
         "foreground.tif",
@@ -176,15 +299,9 @@ def test_data_show_counts_and_draws(trained):
 def test_ctrl_c_ends_with_130(trained):
     command = [sys.executable, "-m", "clearmargin.cli", "train", "toy.yaml", "--set", "training.epochs=1000"]
     command += ["--set", "name=stopped", "--set", "training.steps_per_epoch=1"]
-    process = subprocess.Popen(command, cwd=trained, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (trained / "runs" / "stopped" / "checkpoint.pt").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+    with child(command, cwd=trained, stderr=subprocess.PIPE) as process:
+        wait_until((trained / "runs" / "stopped" / "checkpoint.pt").exists, process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, errors
     assert "interrupted" in errors and "Traceback" not in errors

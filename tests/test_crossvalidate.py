@@ -37,13 +37,17 @@ def test_folds_are_trained_measured_and_shown_under_one_run(config, tmp_path, mo
     assert list(done.numbers) == ["fold-1-seed-0", "fold-2-seed-0", "fold-3-seed-0"]
     rows = list(csv.DictReader((done.folder / "members.csv").read_text().splitlines()))
     assert [r["member"] for r in rows] == [*done.numbers, "mean", "sd"]
-    assert float(rows[3]["dice"]) == pytest.approx(sum(float(r["dice"]) for r in rows[:3]) / 3, abs=1e-4)
+    assert float(rows[3]["semantic_dice"]) == pytest.approx(
+        sum(float(r["semantic_dice"]) for r in rows[:3]) / 3, abs=1e-4
+    )
     members = yaml.safe_load((done.folder / "ensemble.yaml").read_text())["members"]
     assert all((done.folder / m / "model.yaml").is_file() for m in members) and len(members) == 3
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
     nested = client.search_runs(["1"], f"tags.mlflow.parentRunId = '{done.run_id}'")
     assert {r.info.run_name for r in nested} == set(done.numbers)
-    assert client.get_run(done.run_id).data.metrics["mean/dice"] == pytest.approx(done.spread()["dice"][0])
+    assert client.get_run(done.run_id).data.metrics["mean/semantic_dice"] == pytest.approx(
+        done.spread()["semantic_dice"][0]
+    )
 
 
 def test_a_stopped_cross_validation_goes_on_where_it_was(config, monkeypatch, caplog):

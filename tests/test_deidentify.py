@@ -9,13 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from children import LIMIT_S, child, wait_until
 from command import command
 from numpy.testing import assert_array_equal
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
@@ -373,21 +373,14 @@ def test_ctrl_c_keeps_what_is_finished_and_a_second_run_completes_it(tmp_path, k
             source / f"{k:04d}", enforce_file_format=True
         )
     arguments = ["deidentify", source, tmp_path / "out", "--key", key]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clearmargin.cli", *map(str, arguments)],
+    with child(
+        [sys.executable, "-m", "clearmargin.cli", *arguments],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "pipeline")},
         stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "out").glob("CM-*/*/*/*.dcm")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+    ) as process:
+        wait_until(lambda: any((tmp_path / "out").glob("CM-*/*/*/*.dcm")), process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, errors
     assert "interrupted" in errors and "Traceback" not in errors
     kept = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in results(tmp_path / "out")}

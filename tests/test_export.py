@@ -29,9 +29,10 @@ from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.parity import Parity, compare, worst
 from clearmargin.models.parts import RuntimePart, find_parts
 from clearmargin.models.runtimes import RUNTIMES
-from clearmargin.models.segmenter import PredictionSettings, View
+from clearmargin.models.segmenter import View
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.train import train
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
 SIGNAL_AFTER_PARTS = """
 import os, signal, sys, tempfile

@@ -11,6 +11,7 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.fingerprint import relations, take_fingerprint, thickness_of
 from clearmargin.errors import ConfigError
 from clearmargin.formats.raster import write_raster
+from clearmargin.formats.volume import write_volume
 from clearmargin.models import network_config
 from clearmargin.plan import objection, plan, render_plan
 from clearmargin.training.experiment import read_experiment
@@ -126,7 +127,9 @@ def test_what_cannot_work_is_refused_with_what_can(tmp_path):
         plan(touching, network="semantic_cc", device="cpu")
     assert plan(touching, device="cpu").experiment.model["network"] == "mask_rcnn"
     alone = write_lines(tmp_path / "alone", boxes=[(20, 20, 40, 40)])
-    assert plan(alone, device="cpu").experiment.model["network"] == "semantic_cc"
+    assert plan(alone, device="cpu").experiment.model["network"] == "mask_rcnn"
+    line = write_lines(tmp_path / "line", boxes=[(40, 10, 1, 100)])
+    assert plan(line, device="cpu").experiment.model["network"] == "semantic_cc"
     with pytest.raises(ConfigError, match="no model 'yolcat': did you mean 'yolact'"):
         plan(alone, network="yolcat", device="cpu")
 
@@ -139,6 +142,32 @@ def test_nested_objects_are_not_for_solov2(tmp_path):
     assert objection("solov2", found, 1.0) is None
     assert "lie in another one" in objection("solov2", nested, 1.0)
     assert objection("mask_rcnn", nested, 1.0) is None
+
+
+def test_volumes_of_even_voxels_are_seen_in_space_in_windows_of_their_size(tmp_path):
+    """36 x 50 x 35 voxels of 1 mm: one window of 48 x 64 x 48; thick slices go one by one."""
+    rng = np.random.default_rng(0)
+    for spacing, expected in (((1.0, 1.0, 1.0), "semantic_cc_3d"), ((5.0, 0.8, 0.8), "mask_rcnn")):
+        folder = tmp_path / expected
+        card = yaml.safe_load(write_toy_set(folder, cases=6).read_text())
+        labels = np.zeros((36, 50, 35), np.uint8)
+        labels[10:20, 10:22, 8:20] = 1
+        for k in range(6):
+            grid = Grid.from_spacing(labels.shape, spacing)
+            write_volume(
+                folder / f"t{k}.nii.gz",
+                (rng.normal(50, 5, labels.shape) + 50 * labels).astype(np.int16),
+                grid,
+            )
+            write_volume(folder / f"t{k}_labels.nii.gz", labels, grid)
+        card["cases"] |= {"image": "{id}.nii.gz", "reference": "{id}_labels.nii.gz"}
+        card |= {"encoding": {"kind": "label_volume", "values": {1: "disc"}}, "spacing": {"source": "file"}}
+        (folder / "card.yaml").write_text(yaml.safe_dump(card))
+        planned = plan(folder / "card.yaml", device="cpu").experiment
+        assert planned.model["network"] == expected
+        if expected == "semantic_cc_3d":
+            assert planned.model["patch"] == [48, 64, 48]
+            assert planned.training.early_stopping.metric == "semantic_dice"
 
 
 def test_no_instance_to_plan_for(tmp_path):

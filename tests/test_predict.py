@@ -23,6 +23,7 @@ from clearmargin.formats.dicom_seg import read_dicom_seg, write_dicom_seg
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import read_volume, write_volume
+from clearmargin.models.domain import Domain
 from clearmargin.predict import predict
 
 BOX = (slice(2, 5), slice(20, 36), slice(10, 42))
@@ -108,6 +109,34 @@ def test_a_volume_without_dicom_writes_no_dicom(bright, tmp_path):
     write_volume(tmp_path / "x.nii.gz", pixels, Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7)))
     (done,) = predict(tmp_path / "x.nii.gz", tmp_path / "out", model=Path("any")).done
     assert done.instances == 1 and not list(done.folder.glob("*.dcm"))
+    import nibabel
+
+    volume = nibabel.load(tmp_path / "x.nii.gz")
+    for name in ("instances.nii.gz", "classes.nii.gz"):
+        mask = nibabel.load(done.folder / name)
+        np.testing.assert_allclose(mask.affine, volume.affine)
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(volume.dataobj) > 200)
+
+
+def test_a_picture_gives_a_label_map_and_coco_run_lengths(bright, tmp_path):
+    from PIL import Image as Pillow
+
+    pixels = np.full((64, 96), 20, np.uint8)
+    pixels[10:30, 12:40] = 240
+    write_raster(tmp_path / "a.png", pixels)
+    (done,) = predict(tmp_path / "a.png", tmp_path / "out", model=Path("any"), display_window=True).done
+    labels = np.asarray(Pillow.open(done.folder / "instances.png"))
+    np.testing.assert_array_equal(labels > 0, pixels > 200)
+    rows = json.loads((done.folder / "instances.json").read_text())
+    content = json.loads((done.folder / "coco.json").read_text())
+    assert len(rows) == len(content["annotations"]) == 1
+    for row, annotation in zip(rows, content["annotations"], strict=True):
+        runs = annotation["segmentation"]["counts"]
+        dense = np.repeat(np.arange(len(runs)) % 2, runs).reshape(96, 64).T
+        np.testing.assert_array_equal(dense, labels == row["instance"])
+        assert annotation["score"] == pytest.approx(row["score"], abs=1e-5)
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert summary["masks"]["instances"] == ["instances.png"] and summary["masks"]["coco"] == "coco.json"
 
 
 def test_a_clip_is_segmented_frame_by_frame(bright, tmp_path):
@@ -127,12 +156,15 @@ def test_a_clip_is_segmented_frame_by_frame(bright, tmp_path):
 
     assert open_video(done.folder / "overlay.mp4").frame_count == 10
     assert len(list((done.folder / "overlay").glob("*.png"))) == 2  # one a second
+    content = json.loads((done.folder / "coco.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [f"frame-{t:06d}" for t in range(10)]
+    assert len(content["annotations"]) == 10
 
 
 def test_display_values_need_a_window(monkeypatch, tmp_path):
     from dataclasses import replace
 
-    from clearmargin.transforms.intensity import Percentiles
+    from clearmargin.transforms.settings import Percentiles
 
     segmenter = bright_segmenter()
     percentiles = replace(segmenter, image=segmenter.image.model_copy(update={"intensity": Percentiles()}))
@@ -154,6 +186,40 @@ def test_tiles_give_the_same_object_and_refuse_what_cannot_be(bright, tmp_path):
     assert tiled["volume_mm3"] == pytest.approx(190 * 260 * 0.8 * 0.7 * 5)
     with pytest.raises(ConfigError, match="multiples of 32"):
         predict(tmp_path / "x.nii.gz", tmp_path / "out", model=Path("any"), tile=100)
+
+
+def test_an_image_of_another_kind_is_refused_and_forced(monkeypatch, tmp_path):
+    """Trained on CT: a colour Doppler picture is refused with the reason; forced, each instance is referred."""
+    colour = np.full((3, 64, 64), 10, np.uint8)
+    colour[0, 20:40, 20:40] = 250
+    colour[1:, 20:40, 20:40] = 200
+    write_raster(tmp_path / "doppler.png", colour)
+    domain = Domain(modalities=("CT",), channels=(1,), lows=(-1000, -900), highs=(900, 1500))
+    segmenter = replace(bright_segmenter(0, 255), domain=domain)
+    monkeypatch.setattr("clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: segmenter)
+    with pytest.raises(InputError, match=r"trained on grey images, and this one is colour.*--force"):
+        predict(tmp_path / "doppler.png", tmp_path / "out", model=Path("any"))
+    (done,) = predict(tmp_path / "doppler.png", tmp_path / "out", model=Path("any"), force=True).done
+    assert done.referred == done.instances == 1
+    assert any("colour" in warning for warning in done.warnings)
+    (row,) = json.loads((done.folder / "instances.json").read_text())
+    assert "trained on grey images" in row["refer_because"]
+
+
+def test_values_that_are_not_finite_are_counted_and_referred(bright, tmp_path):
+    pixels = np.full(SHAPE, -50, np.float32)
+    pixels[BOX] = 390
+    pixels[0, 0, :3] = np.nan, -np.inf, -np.inf
+    write_volume(tmp_path / "x.nii.gz", pixels, Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7)))
+    (done,) = predict(tmp_path / "x.nii.gz", tmp_path / "out", model=Path("any")).done
+    assert done.instances == done.referred == 1
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert summary["warnings"] == [
+        f"3 of {pixels.size} values are not finite (NaN or infinite): they were left out"
+    ]
+    write_volume(tmp_path / "y.nii.gz", np.full(SHAPE, np.nan, np.float32), Grid.from_spacing(SHAPE))
+    with pytest.raises(InputError, match="none of its 28672 values is finite"):
+        predict(tmp_path / "y.nii.gz", tmp_path / "out", model=Path("any"))
 
 
 def test_an_empty_folder_says_what_was_expected(bright, tmp_path):

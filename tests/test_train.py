@@ -1,23 +1,28 @@
 """Training: what it leaves behind, how it stops, and that a resumed run is the run that never stopped."""
 
+import contextlib
 import itertools
 import logging
 import signal
 import subprocess
 import sys
-import time
 
 import mlflow
 import numpy as np
 import pytest
 import torch
 import yaml
+from children import LIMIT_S, child, wait_until
 from safetensors.torch import load_file
 from toy import write_toy_experiment, write_toy_set
 
+from clearmargin.core import InstanceSet, LabelMap, Prediction, Provenance
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, TrainingError
+from clearmargin.evaluate import score
+from clearmargin.formats.raster import write_raster
 from clearmargin.models import load_segmenter
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.privacy import recorded_cases
 from clearmargin.train import _rate, train
 from clearmargin.training.batches import load_batches
@@ -44,7 +49,9 @@ def weights(result):
 
 def test_a_run_leaves_a_model_and_a_full_record(place):
     card = write_toy_set(place / "data")
-    result = train(write_toy_experiment(place, card, early_stopping={"metric": "dice", "patience": 5}))
+    result = train(
+        write_toy_experiment(place, card, early_stopping={"metric": "semantic_dice", "patience": 5})
+    )
     assert {p.name for p in result.folder.iterdir()} >= {"config.yaml", "checkpoint.pt", "model", "run.yaml"}
     assert load_segmenter(result.model).label_map.names == ("disc",)
     resolved = yaml.safe_load((result.folder / "config.yaml").read_text())
@@ -54,7 +61,7 @@ def test_a_run_leaves_a_model_and_a_full_record(place):
     assert run.data.params["training.batch_size"] == "2"
     assert run.data.params["card"] == "toy"
     assert len(client(place).get_metric_history(result.run_id, "train/loss")) == 2
-    assert {"validation/ap50", "validation/dice", "learning_rate"} <= run.data.metrics.keys()
+    assert {"validation/ap50", "validation/semantic_dice", "learning_rate"} <= run.data.metrics.keys()
     files = {f.path for f in client(place).list_artifacts(result.run_id)}
     assert {"config.yaml", "card.yaml", "checkpoint", "environment.txt", "images"} <= files
     assert str(place) not in str(run.data.to_dictionary())
@@ -194,32 +201,25 @@ def test_the_rate_warms_up_falls_and_ends_with_the_time():
     assert _rate(20, 1000, timed, 2.5) == pytest.approx(0.505)
 
 
+@contextlib.contextmanager
 def run_in_background(place, config):
     code = (
         "from pathlib import Path; import sys; from clearmargin.train import train; train(Path(sys.argv[1]))"
     )
-    with (place / "errors.txt").open("wb") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, str(config)], cwd=place, stderr=errors
-        )
+    command = [sys.executable, "-W", "ignore", "-c", code, config]
+    with (place / "errors.txt").open("wb") as errors, child(command, cwd=place, stderr=errors) as process:
+        yield process
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_process_loses_at_most_one_epoch(place, sign):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=200)
-    process = run_in_background(place, config)
     checkpoint = place / "runs" / "toy" / "checkpoint.pt"
-    try:
-        deadline = time.monotonic() + 120
-        while not checkpoint.exists():
-            assert process.poll() is None, (place / "errors.txt").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    with run_in_background(place, config) as process:
+        wait_until(checkpoint.exists, process)
         process.send_signal(sign)
-        process.wait(timeout=60)
-    finally:
-        process.kill()
+        process.wait(timeout=LIMIT_S)
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["epoch"] >= 1
     assert all(np.isfinite(v.numpy()).all() for v in saved["network"].values())
@@ -319,3 +319,48 @@ def test_a_damaged_checkpoint_is_said(place):
     (result.folder / "checkpoint.pt").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(InputError, match="damaged"):
         train(resume=result.folder)
+
+
+class Silent:
+    """A segmenter that detects nothing, on a data set in which most images are empty, too."""
+
+    def __init__(self, threshold=0.5):
+        self.choice = PredictionSettings(score_threshold=threshold)
+
+    def with_threshold(self, _threshold):
+        return self
+
+    def __call__(self, image):
+        return Prediction(
+            instances=InstanceSet.empty(image.grid),
+            label_map=LabelMap(()),
+            provenance=Provenance(model="none", weights_sha256="", config_sha256="", software=""),
+        )
+
+
+def test_a_model_that_detects_nothing_earns_nothing(place):
+    """Seven of eight images hold nothing: leaving them out is the only way in which silence gains nothing."""
+    card = write_toy_set(place / "data")
+    for k in range(7):
+        write_raster(place / "data" / f"t{k}_labels.png", np.zeros((96, 128), np.uint16))
+    dataset = open_dataset(card)
+    assert score(Silent(), dataset, dataset.cases) == {
+        "ap": 0, "ap50": 0, "pq": 0, "semantic_dice": 0, "detections": 0
+    }  # fmt: skip
+
+
+def test_a_validation_that_detects_nothing_is_warned_of(place, caplog):
+    card = write_toy_set(place / "data")
+    config = write_toy_experiment(place, card, epochs=1, steps_per_epoch=1)
+    with caplog.at_level("WARNING"):
+        train(config, overrides=["prediction.score_threshold=1.0"])
+    assert "detects nothing on the 1 validation cases at its score threshold of 1" in caplog.text
+
+
+def test_validation_cases_without_an_instance_choose_no_model(place):
+    card = write_toy_set(place / "data")
+    number = next(int(c.row["id"][1:]) for c in open_dataset(card).cases if c.split == "validation")
+    write_raster(place / "data" / f"t{number}_labels.png", np.zeros((96, 128), np.uint16))
+    config = write_toy_experiment(place, card, early_stopping={"metric": "ap", "patience": 5})
+    with pytest.raises(ConfigError, match="none of the 1 validation cases holds an instance"):
+        train(config)

@@ -2,7 +2,7 @@
 
 Research software; not a medical device. Names are imported when they are first used, so that
 ``import clearmargin`` and ``clearmargin --help`` stay light. A verb is a function of the module of its name:
-``from clearmargin.predict import predict``.
+``from clearmargin.predict import predict``. What a script strings together itself is here.
 """
 
 from __future__ import annotations
@@ -16,17 +16,32 @@ _PUBLIC = {
     "Grid": "core",
     "Image": "core",
     "InstanceSet": "core",
+    "LabelMap": "core",
     "Mask": "core",
     "Prediction": "core",
     "Segmenter": "core",
+    "annotated_overlay": "report.annotated",
+    "as_frame": "report.frames",
+    "contact_sheet": "report.contact",
+    "draft_card": "datasets.drafting.draft",
     "evaluate_instances": "metrics",
+    "heat_overlay": "report.overlay",
     "load_segmenter": "models",
     "match_instances": "metrics",
     "measure_pair": "metrics",
     "open_dataset": "datasets.cases",
+    "open_video": "formats",
+    "overlay": "report.overlay",
+    "read_coco": "formats.coco",
     "read_dicom_seg": "formats.dicom_seg",
     "read_image": "formats",
+    "read_images": "formats",
+    "read_label_volume": "formats.volume",
+    "read_rtstruct": "formats.rtstruct",
+    "write_coco": "formats.coco",
     "write_dicom_seg": "formats.dicom_seg",
+    "write_rtstruct": "formats.rtstruct",
+    "write_volume": "formats.volume",
 }
 
 __all__ = [  # noqa: PLE0604 - the names of the table above

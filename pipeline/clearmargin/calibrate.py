@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 from clearmargin.core import Image, InstanceSet, Prediction, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ConfigError, InputError
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import Bar, progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.uncertainty.calibration import Calibration, save_calibration
+from clearmargin.uncertainty.conformal import units_needed
 from clearmargin.uncertainty.fitting import (
     Asked,
     By,
@@ -115,7 +117,8 @@ def calibrate(
     others = dataset.split(judge_on) if judge_on is not None else ()
     refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
     data = _where_from(dataset, cases)
-    run = TrackedRun(name=f"calibrate-{dataset.card.name}-{uncertainty}")
+    name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
+    run = TrackedRun(name=name.format(segmenter.provenance.model))
     run.on_start(
         params={
             "card": dataset.card.name,
@@ -133,6 +136,7 @@ def calibrate(
         tags={"verb": "calibrate"},
     )
     with run:
+        run.log_model_used(segmenter.provenance.weights_sha256, name)
         run.log_data(dataset.card.name, data.digest, context=split)
         ranked = segmenter.with_threshold(0.0)
         found, margin_cases = calibrate_cases(
@@ -189,6 +193,7 @@ def calibrate_cases(
         band: See `calibrate`.
     """
     parts = split_units([c.unit for c in cases], {"fit": fit_share, "margin": 1 - fit_share}, seed)
+    _refuse_too_few(parts, asked, data.exchangeable)
     of_part = {name: [case for case in cases if case.unit in units] for name, units in parts.items()}
     grid = dataset.read(of_part["fit"][0])[0].grid  # one floor for all images, of about an element
     floors = trial_floors(float(np.prod(grid.spacing) ** (1 / grid.ndim)))
@@ -245,6 +250,26 @@ def judge_cases(
         rng=np.random.default_rng(seed),
         resamples=resamples,
     )
+
+
+def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:
+    """Refuse units that reach no alpha before anything is segmented; say which alphas will get no promise."""
+    margin, fit = len(parts["margin"]), len(parts["fit"])
+    needed = {alpha: units_needed(alpha) for alpha in asked.alphas}
+    least = min(needed.values())
+    if margin < least:
+        missing = math.ceil((least - margin) * (margin + fit) / margin)
+        raise InputError(
+            f"too little to calibrate on: alpha {max(asked.alphas):g} needs {least} {exchangeable} units for margins, "
+            f"and of the {margin + fit} in the split {margin} are for margins: add about {missing}, or ask for "
+            f"--alpha {math.ceil(100 / (margin + 1)) / 100:g}"
+        )
+    for alpha, number in needed.items():
+        if margin < number:
+            log.warning(
+                "no promise at alpha %g: it needs %d %s units for margins, there are %d",
+                alpha, number, exchangeable, margin,
+            )  # fmt: skip
 
 
 _Pixels = dict[str, PixelCounts]

@@ -120,8 +120,8 @@ def _card() -> dict[str, Any]:
                 "id": c.id,
                 "name": c.name,
                 "kind": c.kind,
-                "type": vars(c.type),
-                "category": vars(c.category),
+                "type": vars(c.codes[1]),
+                "category": vars(c.codes[0]),
             }
             for c in classes
         ],

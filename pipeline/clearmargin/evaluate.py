@@ -35,7 +35,7 @@ from clearmargin.metrics.tables import (
     summary_markdown,
 )
 from clearmargin.models.segmenter import NetworkSegmenter
-from clearmargin.report.overlay import overlay
+from clearmargin.report.annotated import annotated_overlay
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.experiment import VALIDATION_METRICS
@@ -121,7 +121,8 @@ def evaluate(
         )
     threshold = segmenter.choice.score_threshold if score_threshold is None else score_threshold
     cases = dataset.split(split)
-    run = TrackedRun(name=f"evaluate-{dataset.card.name}-{split}")
+    name = f"evaluate-{{}}-{dataset.card.name}-{split}"
+    run = TrackedRun(name=name.format(segmenter.provenance.model))
     run.on_start(
         params={
             "card": dataset.card.name,
@@ -134,6 +135,7 @@ def evaluate(
         tags={"verb": "evaluate"},
     )
     with run:
+        run.log_model_used(segmenter.provenance.weights_sha256, name)
         run.log_data(dataset.card.name, dataset.digest(), context=split)
         # average precision ranks all instances, also those that predict() would not return
         ranked = segmenter.with_threshold(0.0)
@@ -191,7 +193,7 @@ def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> It
         z = None
         if image.grid.ndim == 3:
             z = int(np.argmax([len(reference.plane(k)[0]) for k in range(image.grid.shape[0])]))
-        yield overlay(image, predicted, z=z, label_map=dataset.card.label_map, reference=reference)
+        yield annotated_overlay(image, predicted, z, label_map=dataset.card.label_map, reference=reference)
 
 
 def metric_names(grid: Grid) -> tuple[str, ...]:
@@ -273,17 +275,22 @@ def _case_rows(
 
 
 def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
-    """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, cheaply: no distances are computed."""
+    """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, and ``detections`` per case, without distances.
+
+    Of volumes, average precision is taken over slices, all else over whole volumes, as ``evaluate`` does.
+    """
     threshold = segmenter.choice.score_threshold
     ranked = segmenter.with_threshold(0.0)
     pairs = []
     for case in cases:
         image, reference = dataset.read(case)
         pairs.append((ranked(image).instances, reference))
-    if pairs[0][1].grid.ndim == 3:
-        pairs = _slices(pairs)
     numbers = _image_numbers(pairs, dataset.card.label_map, threshold)
-    return {name: numbers[name] for name in VALIDATION_METRICS}
+    if pairs[0][1].grid.ndim == 3:
+        in_slices = _image_numbers(_slices(pairs), dataset.card.label_map, threshold)
+        numbers |= {name: in_slices[name] for name in ("ap", "ap50")}
+    detections = sum(int((predicted.scores >= threshold).sum()) for predicted, _ in pairs)
+    return {name: numbers[name] for name in VALIDATION_METRICS} | {"detections": detections / len(pairs)}
 
 
 def _image_numbers(
@@ -297,15 +304,27 @@ def _image_numbers(
     numbers = {"ap": average.ap, "ap50": average.ap50, "ap75": average.ap75}
     stuff = frozenset(c.id for c in label_map.classes if c.kind == "stuff")
     numbers["pq"] = panoptic_quality(kept, stuff=stuff).pq
-    dices = {c.name: float(np.mean([semantic_dice(p, r, c.id) for p, r in kept])) for c in label_map.classes}
-    numbers["dice"] = float(np.mean(list(dices.values())))
+    dices = {c.name: value for c in label_map.classes if (value := _mean_dice(kept, c.id)) is not None}
+    numbers["semantic_dice"] = float(np.mean(list(dices.values()))) if dices else 0.0
     if len(label_map) > 1:
-        numbers |= {f"dice/{name}": value for name, value in dices.items()}
+        numbers |= {f"semantic_dice/{name}": value for name, value in dices.items()}
         for c in label_map.classes:
             of_class = [(p.select(p.labels == c.id), r.select(r.labels == c.id)) for p, r in pairs]
             found = mask_average_precision(of_class, max_detections=most)
             numbers |= {f"ap/{c.name}": found.ap, f"ap50/{c.name}": found.ap50}
     return numbers
+
+
+def _mean_dice(pairs: Sequence[tuple[InstanceSet, InstanceSet]], label: int) -> float | None:
+    """Return the mean Dice of a class over the images in which the reference or the prediction has it; None if none.
+
+    An image without the class in either says nothing of the model: counted as 1, it would reward a model that
+    detects nothing.
+    """
+    values = [
+        semantic_dice(p, r, label) for p, r in pairs if (p.labels == label).any() or (r.labels == label).any()
+    ]
+    return float(np.mean(values)) if values else None
 
 
 def _slices(pairs: Sequence[tuple[InstanceSet, InstanceSet]]) -> list[tuple[InstanceSet, InstanceSet]]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
 from clearmargin.formats import is_dicom, is_video, open_video, read_image
+from clearmargin.report.annotated import side_marks, with_sides
+from clearmargin.report.orientation import upright
 
 if TYPE_CHECKING:
     from clearmargin.formats.dicom_index import SeriesEntry
@@ -61,7 +63,7 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"there is no file or folder '{path.name}'")
+        raise InputError(f"there is no file or folder '{path}'")
     if is_dicom(path):
         return _series(path, read=read, tolerance_mm=tolerance_mm)
     if is_video(path):
@@ -167,7 +169,7 @@ def _values(image: Image) -> str:
 
 
 def overview(image: Image, *, size: int = 320) -> NDArray[np.uint8]:
-    """Return a picture ``(3, Y, X)``; of a volume its three middle planes, in true proportion.
+    """Return a picture ``(3, Y, X)``; of a volume its three middle planes, in true proportion, upright, sides marked.
 
     Grey values are stretched between their 1st and 99th percentile.
 
@@ -175,21 +177,28 @@ def overview(image: Image, *, size: int = 320) -> NDArray[np.uint8]:
         image: What was read.
         size: Height of the picture in pixels.
     """
-    planes: list[tuple[NDArray[np.generic], tuple[float, float]]] = []
-    if image.grid.ndim == 2:
-        planes.append((image.pixels, (1.0, 1.0)))
-    else:
-        z, y, x = (n // 2 for n in image.grid.shape)
-        dz, dy, dx = image.grid.spacing
-        upright = image.pixels[:, ::-1]
-        planes = [
-            (image.pixels[:, z], (dy, dx)),
-            (upright[:, :, y], (dz, dx)),
-            (upright[:, :, :, x], (dz, dy)),
-        ]
     low, high = (float(v) for v in np.percentile(image.pixels.astype(np.float64), (1, 99)))
-    tiles = [_tile(values, spacing, size, (low, max(high, low + 1e-6))) for values, spacing in planes]
+    window = (low, max(high, low + 1e-6))
+    if image.grid.ndim == 2:
+        return _tile(image.pixels, (1.0, 1.0), size, window)
+    tiles = []
+    for axis in range(3):
+        plane, grid = _plane(image, axis)
+        turn = upright(grid)
+        shown = np.stack([turn.array(channel) for channel in plane])
+        spacing = grid.spacing[:0:-1] if turn.transpose else grid.spacing[1:]
+        tile = _tile(shown, (spacing[0], spacing[1]), size, window)
+        tiles.append(_marked(tile, side_marks(grid), size) if grid.unit == "mm" else tile)
     return np.concatenate(_separated(tiles), axis=2)
+
+
+def _plane(image: Image, axis: int) -> tuple[NDArray[np.generic], Grid]:
+    """Return the middle plane ``(C, Y, X)`` across an axis, and the volume's grid with that axis first."""
+    order = [axis, *(k for k in range(3) if k != axis)]
+    affine = image.grid.affine[:, [*order, 3]]
+    grid = Grid(shape=tuple(image.grid.shape[k] for k in order), affine=affine, unit=image.grid.unit)
+    middle: NDArray[np.generic] = np.moveaxis(image.pixels, 1 + axis, 1)[:, image.grid.shape[axis] // 2]
+    return middle, grid
 
 
 def _tile(
@@ -203,6 +212,12 @@ def _tile(
     grey = (values[:, y][:, :, x].astype(np.float64) - window[0]) / (window[1] - window[0])
     tile = (np.clip(grey, 0, 1) * 255).astype(np.uint8)
     return tile if len(tile) == 3 else np.repeat(tile[:1], 3, axis=0)
+
+
+def _marked(tile: NDArray[np.uint8], marks: tuple[str, str, str, str], size: int) -> NDArray[np.uint8]:
+    """Return a tile ``(3, Y, X)`` with the sides of the patient at its edges."""
+    picture = np.ascontiguousarray(np.moveaxis(tile, 0, -1))
+    return np.moveaxis(with_sides(picture, marks, size=max(13, size // 24)), -1, 0)
 
 
 def _separated(tiles: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:

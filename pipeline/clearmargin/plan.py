@@ -26,6 +26,11 @@ __all__ = ["OBJECTIONS", "Plan", "objection", "plan", "render_plan"]
 _NEED = 16.0  # network pixels across the smallest twentieth of the objects: four cells of the finest stride
 _LIMIT = {"cpu": 512, "cuda": 1024}  # longest side of a view that is shown at once
 _CROP = {"cpu": 256, "cuda": 768}
+_PATCH = {"cpu": 300_000, "cuda": 2_000_000}  # voxels of a volume's window
+_MOSTLY = 0.95  # share of planes from which a rule holds
+_ANISOTROPIC = (
+    3.0  # slice distance over pixel size above which a volume is seen slice by slice, as nnU-Net does
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ def plan(
 
     Args:
         card: A data card.
-        network: Which one; None chooses between ``mask_rcnn`` and ``semantic_cc``.
+        network: Which one; None chooses ``mask_rcnn``, ``semantic_cc_3d`` or ``semantic_cc``.
         device: ``cpu`` or ``cuda``; None is what is there.
         minutes: Time that training may take; None for a number of epochs.
         cases: Most training cases that are looked at.
@@ -73,7 +78,7 @@ def plan(
     _choose_view(choices, found, dataset.card, where)
     scale = _scale(found, where)
     chosen = _choose_network(choices, found, scale, network)
-    _choose_options(choices, found, scale, chosen)
+    _choose_options(choices, found, scale, chosen, where)
     _choose_augmentation(choices, found, dataset.card)
     _choose_training(choices, found, dataset, where, minutes)
     choices.set("prediction.score_threshold", 0.5, "balanced; choose it anew on validation data")
@@ -223,19 +228,58 @@ def _choose_network(choices: _Choices, found: Fingerprint, scale: float, wanted:
             raise ConfigError(f"{wanted} does not fit this data: {reason}; {', '.join(able)} can")
         choices.set("model.network", wanted, "asked for")
         return wanted
-    single = float((found.counts <= len(found.classes)).mean())
-    if single >= 0.95 and found.touching == 0:
-        choices.set(
-            "model.network", "semantic_cc", f"{100 * single:.0f} % of the images have one object of a class"
+    network, reason = _fitting_network(found, scale)
+    choices.set("model.network", network, reason)
+    return network
+
+
+def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:
+    """Return a network and why.
+
+    A network that starts from pretrained weights finds objects within minutes, where one that starts from nothing may
+    find none: the rules were held against runs of equal minutes (docs/plan.md).
+    """
+    apart = objection("semantic_cc_3d", found, scale) is None
+    if found.ndim == 3 and apart and found.elongation <= _ANISOTROPIC:
+        return "semantic_cc_3d", (
+            f"volumes whose slices lie at most {_ANISOTROPIC:g} pixels apart are seen in space, and "
+            f"{100 * found.touching:.0f} % of the objects touch another of their class"
         )
-        return "semantic_cc"
-    several = f"{100 * (1 - single):.0f} % of the images have several objects of a class"
-    choices.set("model.network", "mask_rcnn", f"{several}, {100 * found.touching:.0f} % of them touch")
-    return "mask_rcnn"
+    if _single(found) >= _MOSTLY and found.touching == 0 and float(np.median(found.thickness)) * scale < 4:
+        return (
+            "semantic_cc",
+            "one thin object of a class per image, which the coarse masks of a box would lose",
+        )
+    several = f"{100 * (1 - _single(found)):.0f} % of the images have several objects of a class"
+    return "mask_rcnn", (
+        f"its backbone is pretrained, so that it detects objects within minutes; {several}, "
+        f"{100 * found.touching:.0f} % of the objects touch"
+    )
 
 
-def _choose_options(choices: _Choices, found: Fingerprint, scale: float, network: str) -> None:
+def _single(found: Fingerprint) -> float:
+    """Return the share of the planes that hold at most one object per class."""
+    return float((found.counts <= len(found.classes)).mean())
+
+
+def _choose_patch(choices: _Choices, found: Fingerprint, step: int, device: str) -> None:
+    """Choose a window of a volume: all of it, or as much as the memory takes, in multiples of ``step`` voxels."""
+    extents = [float(np.median(found.depths)), *np.median(found.shapes, axis=0).astype(float)]
+    patch = [step * math.ceil(extent / step) for extent in extents]
+    while math.prod(patch) > _PATCH[device] and max(patch) > step:
+        patch[patch.index(max(patch))] -= step
+    shown = " x ".join(f"{extent:.0f}" for extent in extents)
+    choices.set(
+        "model.patch",
+        patch,
+        f"volumes are {shown} voxels in the median; {device} takes {_PATCH[device]} at a time",
+    )
+
+
+def _choose_options(choices: _Choices, found: Fingerprint, scale: float, network: str, device: str) -> None:
     fields = network_config({"network": network}).model_dump()
+    if "patch" in fields and "levels" in fields:
+        _choose_patch(choices, found, 2 ** (fields["levels"] - 1), device)
     low, high = np.quantile(found.sides * scale, (0.05, 0.95))
     if "anchor_sizes" in fields:
         sizes = [4 * max(2, round(s / 4)) for s in np.geomspace(max(8.0, low), max(high, 4 * low, 64.0), 5)]
@@ -328,13 +372,13 @@ def _choose_training(
         f"all training cases decoded are {wanted} MB" + (f", of which {limit} fit" if wanted > limit else ""),
     )
     validated = any(case.split == "validation" for case in dataset.cases)
-    metric = "ap" if float(np.median(found.counts)) > 1 else "dice"
+    metric = "ap" if _single(found) < _MOSTLY else "semantic_dice"
     choices.set(
         "training.early_stopping",
         {"metric": metric, "patience": 8} if validated else None,
         "several objects an image: by average precision"
         if validated and metric == "ap"
-        else "mostly one object an image: by Dice"
+        else "mostly one object of a class: by semantic Dice"
         if validated
         else "the card has no validation split",
     )

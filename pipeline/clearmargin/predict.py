@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.config import validate
-from clearmargin.core import Image, Prediction
+from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
-from clearmargin.formats import READERS, is_dicom, is_video, open_video, read_image
-from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
+from clearmargin.formats import READERS, case_of, is_dicom, is_video, open_video, read_image
+from clearmargin.models.domain import mismatch
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.privacy import record_case
 from clearmargin.report.case_folder import (
     by_class,
@@ -28,12 +30,12 @@ from clearmargin.report.case_folder import (
     write_summary,
 )
 from clearmargin.report.progress import progress
-from clearmargin.transforms.intensity import Window
+from clearmargin.transforms.settings import Window
 from clearmargin.uncertainty.assessment import Assessment, assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.drift import Features
 from clearmargin.uncertainty.needed import SIDES
-from clearmargin.uncertainty.sampling import Mode, open_segmenter
+from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
 
 if TYPE_CHECKING:
     from clearmargin.formats.video import Clip
@@ -97,6 +99,8 @@ def predict(
     display_window: bool = False,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
+    force: bool = False,
+    on_done: Callable[[Predicted], object] = lambda _: None,
     volume: str | None = None,
     tolerance_mm: float | None = None,
 ) -> PredictionReport:
@@ -119,6 +123,8 @@ def predict(
             captures and clips of CT.
         allow_gaps: Resample a DICOM series with missing slices; it is refused otherwise.
         allow_tilt: Straighten a DICOM series of a tilted gantry; it is refused otherwise.
+        force: Segment also an image of another kind than the model's training images; it is refused otherwise.
+        on_done: Called with each input as soon as its results are written.
         volume: Which volume of a DICOM series that holds several phases, echoes or stacks; ``all`` makes each a case.
         tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says
             what was accepted.
@@ -131,6 +137,8 @@ def predict(
     """
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
+    if not source.exists():
+        raise InputError(f"there is no file or folder '{source}' (looked for at {source.absolute()})")
 
     def adjust(segmenter: NetworkSegmenter) -> NetworkSegmenter:
         changed = segmenter if tile is None else _in_tiles(segmenter, tile)
@@ -151,21 +159,24 @@ def predict(
         segmenter = segmenter.with_threshold(wanted)
 
     def look(image: Image) -> Assessment:
-        return assess(segmenter(image), image, calibration, threshold=wanted)
+        unlike = _unlike(segmenter, image, displayed=display_window, force=force)
+        return assess(segmenter(image), image, calibration, threshold=wanted, unlike=unlike)
 
-    if not source.exists():
-        raise InputError(f"there is no file or folder '{source}'")
     out.mkdir(parents=True, exist_ok=True)
     if is_video(source):
         report = PredictionReport(done=(_predict_clip(source, out, look, calibration),))
+        on_done(report.done[0])
     elif source.is_dir() and not is_dicom(source):
-        report = _predict_folder(source, out, look, calibration)
+        report = _predict_folder(source, out, look, calibration, on_done)
     else:
         gates = {"allow_gaps": allow_gaps, "allow_tilt": allow_tilt, "tolerance_mm": tolerance_mm}
         done = []
         for image in _volumes(source, series, volume, gates):
             record_case(image.source.case, source)
+            if image.source.kind == "dicom":  # before the time is spent: results are DICOM, too
+                _ = [c.codes for c in segmenter.label_map.classes]
             done.append(_predict_image(image, out, look(image), calibration))
+            on_done(done[-1])
         report = PredictionReport(done=tuple(done))
     return replace(report, promises=_promises(calibration))
 
@@ -177,6 +188,40 @@ def _volumes(source: Path, series: str | None, volume: str | None, gates: dict[s
         yield from read_dicom_volumes(source, series=series, **gates)
     else:
         yield read_image(source, series=series, volume=volume, **gates)
+
+
+def _unlike(
+    segmenter: NetworkSegmenter | SampledSegmenter, image: Image, *, displayed: bool, force: bool
+) -> tuple[str, ...]:
+    """Return how an image differs from the training images.
+
+    Raises:
+        InputError: It is of another kind altogether, and that is not forced.
+    """
+    remarks = _remarks(image)
+    if segmenter.domain is None:  # a model folder written before models knew their training images
+        return remarks
+    difference = mismatch(segmenter.domain, image, segmenter.image.intensity, displayed=displayed)
+    if difference.refusals and not force:
+        raise InputError(
+            f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it all "
+            "the same with --force, which refers every instance"
+        )
+    return remarks + difference.refusals + difference.warnings
+
+
+def _remarks(image: Image) -> tuple[str, ...]:
+    """Return what a reader had to decide, and how many values are not finite.
+
+    Raises:
+        InputError: No value is finite.
+    """
+    if not image.not_finite:
+        return image.source.remarks
+    if image.not_finite == image.pixels.size:
+        raise InputError(f"{image.source.case}: none of its {image.pixels.size} values is finite")
+    counted = f"{image.not_finite} of {image.pixels.size} values are not finite (NaN or infinite): they were left out"
+    return (*image.source.remarks, counted)
 
 
 def _promises(calibration: Calibration | None) -> tuple[str, ...]:
@@ -220,24 +265,36 @@ def _for_display(segmenter: NetworkSegmenter) -> NetworkSegmenter:
     return replace(segmenter, image=shown)
 
 
-def _predict_folder(folder: Path, out: Path, look: Look, calibration: Calibration | None) -> PredictionReport:
+def _predict_folder(
+    folder: Path,
+    out: Path,
+    look: Look,
+    calibration: Calibration | None,
+    on_done: Callable[[Predicted], object],
+) -> PredictionReport:
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(tuple(READERS)))
     if not files:
         raise InputError(
             f"'{folder}' holds nothing that can be segmented: expected DICOM, or files ending in {', '.join(READERS)}"
         )
-    done, failed = [], {}
+    done: list[Predicted] = []
+    failed: dict[str, str] = {}
     features: list[Features] = []
     with progress("predict", len(files)) as bar:
-        for number, path in enumerate(files, start=1):
+        for path in files:
+            name = case_of(path)
             try:
+                if name in {*failed, *(d.case for d in done)}:
+                    raise InputError(f"another file is called '{name}', too: leave out --names plain")
                 image = read_image(path)
                 record_case(image.source.case, path)
                 assessed = look(image)
                 done.append(_predict_image(image, out, assessed, calibration))
                 features.append(assessed.features)
+                on_done(done[-1])
             except ClearMarginError as error:
-                name = f"input-{number:05d}"
+                while name in failed:  # with plain names
+                    name += "-2"
                 record_case(name, path)
                 # The message may name the file, which was not typed by the user: the crosswalk knows it.
                 failed[name] = str(error).replace(path.name, name)
@@ -284,13 +341,15 @@ def _predict_frames(
     clip: Clip, path: Path, folder: Path, look: Look, calibration: Calibration | None
 ) -> Predicted:
     """Segment every frame on its own; tables carry frame and time, and a DICOM clip gets a SEG of all frames."""
+    from clearmargin.formats.coco import write_coco
     from clearmargin.formats.video import write_video
 
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     warned: set[str] = set()
     last: list[tuple[Image, Prediction]] = []
-    masks: dict[int, Prediction] = {}  # of a DICOM clip, whose SEG is written once all frames were seen
+    masks: dict[int, Prediction] = {}
+    numbers: list[int] = []
     with progress("predict", clip.frame_count) as bar:
         frames = clip.frames()
         first = next(frames, None)
@@ -313,7 +372,8 @@ def _predict_frames(
                 if number % max(1, round(clip.fps)) == 0:
                     write_picture(folder / "overlay" / f"frame-{number:06d}.png", drawn)
                 last[:] = [(image, prediction)]
-                if image.source.kind == "dicom" and len(prediction.instances):
+                numbers.append(number)
+                if len(prediction.instances):
                     masks[number] = replace(prediction, maps={}, edges=(), outer=(), inner=())
                 bar.advance(instances=str(len(prediction.instances)))
                 yield np.moveaxis(drawn, -1, 0)
@@ -322,7 +382,13 @@ def _predict_frames(
         write_video(folder / "overlay.mp4", pictures(), clip.fps)
     write_rows(folder, rows)
     image, prediction = last[0]
-    if masks:
+    empty = InstanceSet.empty(image.grid)
+    write_coco(
+        folder / "coco.json",
+        [(f"frame-{n:06d}", masks[n].instances if n in masks else empty) for n in numbers],
+        prediction.label_map,
+    )
+    if masks and image.source.kind == "dicom":
         from clearmargin.formats.dicom_seg import write_clip_seg
 
         try:

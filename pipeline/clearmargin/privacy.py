@@ -1,7 +1,9 @@
 """Case ids: how a case is named wherever a name could be read by others.
 
-A case id is a keyed hash; the key and the crosswalk from ids to paths lie in ``CLEARMARGIN_HOME`` (default
-``~/.clearmargin``), readable by their owner alone. Logs, errors, tables and MLflow name case ids only.
+A case id is a keyed hash of where a picture lies, or of the UIDs that it carries, so that one picture has one id in
+every verb; the key and the crosswalk from ids to paths lie in ``CLEARMARGIN_HOME`` (default ``~/.clearmargin``),
+readable by their owner alone. Logs, errors, tables and MLflow name case ids only. For public data, plain names take
+their place.
 """
 
 from __future__ import annotations
@@ -11,13 +13,34 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
-from clearmargin.errors import InputError
+from clearmargin.errors import ConfigError, InputError
 
-__all__ = ["case_id", "home", "named_by_case", "record_case", "record_cases", "recorded_cases"]
+__all__ = [
+    "Naming",
+    "case_id",
+    "case_of_file",
+    "home",
+    "named_by_case",
+    "naming",
+    "paths_of_case",
+    "plain_name",
+    "record_case",
+    "record_cases",
+    "record_moved",
+    "recorded_cases",
+    "use_names",
+]
+
+Naming = Literal["hashed", "plain"]
+"""What a case is called: a keyed hash, or for public data the plain name of its file or in its card."""
+
+_NAMES = "CLEARMARGIN_NAMES"  # in the environment, so that processes that are started from here do likewise
 
 
 def home() -> Path:
@@ -36,6 +59,73 @@ def case_id(*parts: str) -> str:
     return f"case-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
 
 
+def naming() -> Naming:
+    """Return how cases are named now: ``CLEARMARGIN_NAMES``, or ``hashed`` if it is not set."""
+    value = os.environ.get(_NAMES) or "hashed"
+    if value not in get_args(Naming):
+        raise ConfigError(f"{_NAMES} is '{value}': expected {' or '.join(get_args(Naming))}")
+    return "plain" if value == "plain" else "hashed"
+
+
+def use_names(names: Naming) -> None:
+    """Name cases so from here on, in this process and in those that it starts."""
+    os.environ[_NAMES] = names
+    naming()
+
+
+def case_of_file(path: Path, *identity: str) -> str:
+    """Return the case id of what lies in a file or a folder; with plain names, its name without suffix.
+
+    Args:
+        path: The file or folder.
+        identity: What it carries within (DICOM's UIDs), which goes with it wherever it lies; else its place counts.
+    """
+    if naming() == "plain":
+        return plain_name(
+            path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+        )
+    return case_id(*(identity or (str(_as_before(path.resolve())),)))
+
+
+def plain_name(text: str) -> str:
+    """Return a text as the name of a case: letters, digits, dots, hyphens and underscores.
+
+    >>> plain_name("benign (1)")
+    'benign_1'
+    """
+    return re.sub(r"[^\w.-]+", "_", text).strip("_.") or "case"
+
+
+def record_moved(before: Path, now: Path) -> None:
+    """Note that what lay under ``before`` lies under ``now``: its cases keep their ids.
+
+    Raises:
+        ConfigError: ``now`` is not there, or ``before`` still is.
+    """
+    if not now.is_dir():
+        raise ConfigError(f"there is no folder '{now}'")
+    if before.is_dir() and before.resolve() != now.resolve():
+        raise ConfigError(f"'{before}' is still there: two folders cannot hold the same cases")
+    moves = [*_moves(), (str(now.resolve()), str(_as_before(before.resolve())))]
+    draft = home() / "moved.json.part"
+    with _private(draft, os.O_TRUNC) as descriptor:
+        os.write(descriptor, json.dumps(moves).encode())
+    draft.replace(home() / "moved.json")
+
+
+def _moves() -> list[tuple[str, str]]:
+    path = home() / "moved.json"
+    return [(now, before) for now, before in json.loads(path.read_text())] if path.exists() else []
+
+
+def _as_before(path: Path) -> Path:
+    """Return where a path lay when its case was named first; the last move that fits counts."""
+    for now, before in reversed(_moves()):
+        if path.is_relative_to(now):
+            return Path(before) / path.relative_to(now)
+    return path
+
+
 def record_case(case: str, path: Path) -> None:
     """Append ``case -> path`` to the private crosswalk (``crosswalk.jsonl``, mode 0600); once for each pair."""
     record_cases({case: path})
@@ -43,9 +133,9 @@ def record_case(case: str, path: Path) -> None:
 
 def record_cases(paths: Mapping[str, Path]) -> None:
     """Append many cases to the crosswalk, case id to path, reading it only once."""
-    known = recorded_cases() if paths else {}
+    known = {(row["case"], row["path"]) for row in _rows()} if paths else set()
     entries = ({"case": case, "path": str(path.resolve())} for case, path in paths.items())
-    lines = [json.dumps(entry) + "\n" for entry in entries if known.get(entry["case"]) != entry["path"]]
+    lines = [json.dumps(entry) + "\n" for entry in entries if (entry["case"], entry["path"]) not in known]
     if not lines:
         return
     with _private(home() / "crosswalk.jsonl", os.O_APPEND) as descriptor:
@@ -55,12 +145,31 @@ def record_cases(paths: Mapping[str, Path]) -> None:
 
 
 def recorded_cases() -> dict[str, str]:
-    """Return the crosswalk, case id to path; empty where nothing was recorded."""
+    """Return the crosswalk, case id to the path that was recorded last; empty where nothing was recorded."""
+    return {row["case"]: row["path"] for row in _rows()}
+
+
+def paths_of_case(case: str) -> Sequence[str]:
+    """Return every path that was recorded for a case, the last one first; none if the crosswalk does not know it.
+
+    A frame of a clip (``case-0123456789ab-f20``) is looked up by itself, and then by its clip. The word ``case-``
+    may be missing.
+    """
+    recorded: dict[str, dict[str, None]] = {}
+    for row in reversed(_rows()):
+        recorded.setdefault(row["case"], {}).setdefault(row["path"])
+    for name in (case, f"case-{case}"):
+        for known in (name, re.sub(r"(-f\d+)?(-\d+)?$", "", name)):
+            if known in recorded:
+                return list(recorded[known])
+    return []
+
+
+def _rows() -> list[dict[str, str]]:
     crosswalk = home() / "crosswalk.jsonl"
     if not crosswalk.exists():
-        return {}
-    rows = (json.loads(line) for line in crosswalk.read_text().splitlines() if line)
-    return {row["case"]: row["path"] for row in rows}
+        return []
+    return [json.loads(line) for line in crosswalk.read_text().splitlines() if line]
 
 
 @contextlib.contextmanager
@@ -81,8 +190,8 @@ def named_by_case(case: str, what: str, *paths: Path) -> Iterator[None]:
         message = str(error)
         for path in paths:
             record_case(case, path)
-            message = message.replace(f"'{path.name}'", what)
-        raise type(error)(f"{case}: {message} (the private crosswalk gives the file)") from None
+            message = message.replace(f"'{path}'", what).replace(f"'{path.name}'", what)
+        raise type(error)(f"{case}: {message} (`clearmargin cases {case}` gives the file)") from None
 
 
 def _key() -> bytes:

@@ -12,14 +12,17 @@ from clearmargin.core import Grid, InstanceSet
 from clearmargin.datasets.card import SPLITS
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.formats.raster import write_raster
+from clearmargin.report.annotated import class_keys, with_marks
 from clearmargin.report.contact import contact_sheet
 from clearmargin.report.overlay import overlay
+from clearmargin.report.picture import enlargement
 from clearmargin.report.progress import progress
 
 __all__ = ["DatasetShown", "show_dataset"]
 
 
-_TILE = 480  # pictures are 512 high or more: names of classes stay legible
+_TILES = ((3, 800), (12, 540))  # up to so many pictures, so wide each
+_TILE = 360  # of more; 24, six in a row, are a sheet of 2200 x 1700: captions stay legible on a screen
 
 _PLURAL = {"patient": "patients", "surgery": "surgeries", "image": "images"}
 
@@ -47,6 +50,7 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
     shown = set(
         np.linspace(0, len(dataset.cases) - 1, min(cases, len(dataset.cases))).round().astype(int).tolist()
     )
+    tile = next((width for most, width in _TILES if len(shown) <= most), _TILE)
     pictures = []
     counted: list[tuple[Case, Grid, InstanceSet]] = []
     with progress("read", len(dataset.cases)) as bar:
@@ -54,14 +58,27 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
             image, reference = dataset.read(case)
             if index in shown:
                 z = _fullest_slice(reference)
-                picture = overlay(image, reference, z=z, label_map=dataset.card.label_map)
-                pictures.append(
-                    (picture, f"{case.split} {case.case.removeprefix('case-')}: {len(reference)}")
+                scale = (
+                    max(
+                        enlargement((image.grid.shape[-2], image.grid.shape[-1])) * n
+                        for n in image.grid.shape[-2:]
+                    )
+                    / tile
                 )
+                picture = overlay(image, reference, z=z, thickness=max(1, round(1.5 * scale)))
+                marked = with_marks(
+                    picture, image.grid, z, size=max(8, round((13 if tile == _TILE else 18) * scale))
+                )
+                held = f"{len(reference)} object{'' if len(reference) == 1 else 's'}"
+                pictures.append((marked, f"{case.split} {case.case.removeprefix('case-')}: {held}"))
             counted.append((case, image.grid, reference))
             bar.advance()
     sheet = out or Path(f"{dataset.card.name}.png")
-    write_raster(sheet, np.moveaxis(contact_sheet(pictures, tile=_TILE), -1, 0))
+    card_shown = dataset.card
+    drawn = contact_sheet(
+        pictures, title=card_shown.title or card_shown.name, keys=class_keys(card_shown.label_map), tile=tile
+    )
+    write_raster(sheet, np.moveaxis(drawn, -1, 0))
     return DatasetShown(text=_describe(dataset, counted), sheet=sheet)
 
 
@@ -101,9 +118,7 @@ def _describe(dataset: Dataset, counted: list[tuple[Case, Grid, InstanceSet]]) -
             if label == c.id
         ]
         spread = f"{min(sizes):.3g} / {np.median(sizes):.3g} / {max(sizes):.3g} {power}" if sizes else "-"
-        lines.append(
-            f"{c.name} ({c.kind}; {c.type.value} {c.type.scheme}): {labels[c.id]} instances, {spread}"
-        )
+        lines.append(f"{c.name} ({c.kind}; {c.code_text or 'no code'}): {labels[c.id]} instances, {spread}")
     sizes_seen = Counter(str(grid) for _, grid, _ in counted)
     lines += [f"{count} x {grid}" for grid, count in sizes_seen.most_common(4)]
     if len(sizes_seen) > 4:

@@ -27,9 +27,11 @@ from clearmargin.config import digest, dump_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.folds import in_fold
+from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare, score
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
+from clearmargin.models.domain import domain_of
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
 from clearmargin.models.threads import torch_threads
 from clearmargin.report.progress import progress
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 _LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 PROFILE = "profile"
+_DOMAIN_CASES = 32  # at most, evenly spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +188,7 @@ def _train(
         augment=experiment.augment,
         classes=label_map_entries(dataset.card.label_map),
         prediction=experiment.prediction,
+        domain=domain_of(dataset.read(case)[0] for case in cases[:: math.ceil(len(cases) / _DOMAIN_CASES)]),
         show_in_tracking=dataset.card.show_in_tracking,
         trained_on=tuple(
             sorted({c.unit for c in (*cases, *(validation if settings.early_stopping is not None else ()))})
@@ -289,6 +293,13 @@ def _finish_epoch(
         if data.dataset.card.show_in_tracking:
             for number, picture in enumerate(compare(candidate, data.dataset, data.validation[:2])):
                 output.run.log_image(f"validation {number + 1}", picture, state.epoch)
+        if not found["detections"]:
+            log.warning(
+                "the model detects nothing on the %d validation cases at its score threshold of %g: "
+                "it needs more steps, a lower prediction.score_threshold, or another network (`clearmargin plan`)",
+                len(data.validation),
+                experiment.prediction.score_threshold,
+            )
     if stopping is None:
         guard_disk(lambda: save_model(output.folder / MODEL, output.card, weights))
         state.best = found or state.best
@@ -329,8 +340,13 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
     cases = dataset.split("validation")
     most = experiment.training.validation_cases
     chosen = cases[:: math.ceil(len(cases) / most)]
-    for case in chosen:  # one that cannot be read would be met after hours of training
-        dataset.read(case)
+    # One that cannot be read would be met after hours of training.
+    instances = sum(len(dataset.read(case)[1]) for case in chosen)
+    if not instances and experiment.training.early_stopping is not None:
+        raise ConfigError(
+            f"none of the {len(chosen)} validation cases holds an instance, so that a model that detects nothing would "
+            "be the best: give the split cases with instances, or set training.early_stopping=null"
+        )
     return chosen
 
 

@@ -10,8 +10,7 @@ from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.balance import repeat_factors
 from clearmargin.datasets.samples import Windows, _aimed_at, collate, window_centre
 from clearmargin.models.network import Targets
-from clearmargin.transforms.intensity import Window
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
 
 class Shapes:

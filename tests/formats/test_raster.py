@@ -140,3 +140,43 @@ def test_a_tiff_that_claims_more_strips_than_it_has_bytes(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(InputError, match="strips or tiles"):
         read_raster(path)
+
+
+def test_planar_colour_is_one_picture(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RGB8, photometric="rgb", planarconfig="separate")
+    assert_array_equal(read_raster(tmp_path / "a.tif").pixels, RGB8)
+
+
+@pytest.mark.parametrize("pixels", [GREY8, GREY16], ids=["8", "16"])
+def test_a_tiff_that_counts_from_white_is_turned(tmp_path, pixels):
+    """As Pillow shows it, and every viewer."""
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    top = np.iinfo(pixels.dtype).max
+    assert_array_equal(read_raster(tmp_path / "a.tif").pixels[0], top - pixels)
+    if pixels is GREY8:
+        with Pillow.open(tmp_path / "a.tif") as shown:
+            assert_array_equal(read_raster(tmp_path / "a.tif").pixels[0], np.asarray(shown.convert("L")))
+
+
+def test_pages_of_two_sizes_are_refused_and_a_thumbnail_is_not_a_page(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(GREY8, metadata=None)
+        tiff.write(GREY8[:3, :4], metadata=None)
+    with pytest.raises(InputError, match=r"pages of 2 kinds \(5 x 7, 3 x 4\): save each"):
+        read_raster(tmp_path / "a.tif")
+    with tifffile.TiffWriter(tmp_path / "b.tif") as tiff:
+        tiff.write(GREY8, metadata=None)
+        tiff.write(GREY8[:3, :4], subfiletype=1, metadata=None)
+    assert_array_equal(read_raster(tmp_path / "b.tif").pixels[0], GREY8)
+
+
+def test_a_large_picture_is_read_and_the_limit_is_said(tmp_path, monkeypatch):
+    """Pillow calls 20,000 x 20,000 an attack; here the limit is in bytes, and it can be raised."""
+    Pillow.new("1", (20_000, 20_000)).save(tmp_path / "a.png")
+    monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "1")
+    with pytest.raises(
+        InputError, match=r"1.49 GiB of pixels: more than the limit of 1 GiB; CLEARMARGIN_MAX_GIB"
+    ):
+        read_raster(tmp_path / "a.png")
+    monkeypatch.delenv("CLEARMARGIN_MAX_GIB")
+    assert read_raster(tmp_path / "a.png").pixels.shape == (1, 20_000, 20_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_refusals(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
     with pytest.raises(InputError, match=r"'a\.mp4' is not readable as a video"):
         open_video(tmp_path / "a.mp4")
-    with pytest.raises(InputError, match=r"there is no file 'b\.mp4'"):
+    with pytest.raises(InputError, match=r"there is no file '.*/b\.mp4'"):
         open_video(tmp_path / "b.mp4")
     clip = open_video(_encode(tmp_path / "c.mp4", [], frames=5))
     for k in (5, -1):
@@ -208,3 +209,33 @@ def test_real_clips(data_root):
     frames = {f.source.frame: f.pixels for f in clip.frames() if f.source.frame in wanted}
     for k in wanted:
         assert_array_equal(clip.frame(k).pixels, frames[k])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        (
+            (0, 1, -1, 0),
+            (slice(0, 8), slice(-8, None)),
+        ),  # a quarter to the right: top left goes to the top right
+        ((-1, 0, 0, -1), (slice(-8, None), slice(-8, None))),
+        ((0, -1, 1, 0), (slice(-8, None), slice(0, 8))),
+    ],
+)
+def test_a_turned_clip_is_read_as_players_show_it(tmp_path, matrix, corner):
+    """A phone's way: the track header's matrix says how frames are turned (ISO 14496-12, 8.3.2)."""
+    frame = np.full((3, 64, 96), 16, np.uint8)
+    frame[:, :8, :8] = 240
+    path = tmp_path / "a.mp4"
+    write_video(path, [frame] * 5, 25)
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"tkhd") + 4 + 40
+    a, b, c, d = (65536 * v for v in matrix)
+    raw[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+    path.write_bytes(raw)
+    clip = open_video(path)
+    assert clip.size == ((96, 64) if a == 0 else (64, 96))
+    for image in (next(clip.frames()), clip.frame(3)):
+        assert image.grid.shape == clip.size == image.pixels.shape[1:]
+        assert image.pixels[0][corner].mean() > 200
+        assert np.median(image.pixels) < 40

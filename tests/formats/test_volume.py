@@ -9,7 +9,7 @@ import SimpleITK
 from numpy.testing import assert_allclose, assert_array_equal
 
 from clearmargin.core import Grid
-from clearmargin.errors import GeometryError, InputError
+from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats import read_image
 from clearmargin.formats.volume import read_label_volume, read_volume, write_volume
 
@@ -137,10 +137,194 @@ def test_values_that_are_no_labels_and_units_that_are_none_are_refused(tmp_path)
 
     volume = nibabel.Nifti1Image(np.array([[[0.0, 1e12]]], np.float32), np.eye(4))
     nibabel.save(volume, tmp_path / "large.nii")
-    with pytest.raises(InputError, match="beyond 32 bits"):
+    with pytest.raises(InputError, match="only up to 16777216"):
         read_label_volume(tmp_path / "large.nii")
     raw = bytearray((tmp_path / "large.nii").read_bytes())
     raw[123] = 4  # xyzt_units: the standard has no 4
     (tmp_path / "unit.nii").write_bytes(raw)
     with pytest.raises(InputError, match="unit of length"):
         read_volume(tmp_path / "unit.nii")
+
+
+A = np.diag([0.7, 0.8, 2.5, 1.0])
+RAMP = np.arange(210, dtype=np.int16).reshape(5, 6, 7)
+
+
+def nifti(path, data, *, sform=None, qform=None, **header):
+    volume = nibabel.Nifti1Image(data, None, dtype=data.dtype)
+    volume.set_sform(sform, int(sform is not None))
+    volume.set_qform(qform, int(qform is not None))
+    for name, value in header.items():
+        volume.header[name] = value
+    nibabel.save(volume, path)
+    return path
+
+
+@pytest.mark.parametrize("step", [0.0, float("nan")])
+def test_a_voxel_size_that_is_not_stated_is_not_a_millimetre(tmp_path, step):
+    path = nifti(tmp_path / "a.nii", RAMP, qform=A)
+    raw = bytearray(path.read_bytes())
+    raw[84:88] = np.array(step, "<f4").tobytes()  # pixdim[2], which nibabel mends to 1
+    path.write_bytes(raw)
+    image = read_volume(path)
+    assert image.grid.unit == "px" and image.grid.spacing == (1, 1, 1)
+    assert "voxel size is 0 in the file" in image.source.remarks[0]
+
+
+def test_a_metaimage_without_spacing_is_in_voxels(tmp_path):
+    head = "ObjectType = Image\nNDims = 3\nBinaryData = True\n{}DimSize = 7 6 5\nElementType = MET_SHORT\n"
+    tail = b"ElementDataFile = LOCAL\n" + RAMP.tobytes()
+    for words, unit, spacing in (
+        ("", "px", (1, 1, 1)),
+        ("ElementSpacing = 1 1 1\n", "mm", (1, 1, 1)),
+        ("ElementSize = 0.7 0.8 2.5\n", "mm", (2.5, 0.8, 0.7)),
+        ("ElementSpacing = 700 800 2500\nDistanceUnits = um\n", "mm", (2.5, 0.8, 0.7)),
+    ):
+        (tmp_path / "a.mha").write_bytes(head.format(words).encode() + tail)
+        grid = read_volume(tmp_path / "a.mha").grid
+        assert grid.unit == unit and grid.spacing == pytest.approx(spacing)
+
+
+def nrrd(path, *fields):
+    lines = [
+        "NRRD0004",
+        "type: short",
+        "dimension: 3",
+        "sizes: 7 6 5",
+        *fields,
+        "encoding: raw",
+        "endian: little",
+    ]
+    path.write_bytes(("\n".join(lines) + "\n\n").encode() + RAMP.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("mm", 1.0), ("cm", 10.0), ("um", 1e-3), ("m", 1000.0)])
+def test_nrrds_unit_of_length_is_read(tmp_path, unit, mm):
+    """Hand-worked: 2.5 mm between slices, said in other units, origin included."""
+    steps = [f"({0.7 / mm},0,0)", f"(0,{0.8 / mm},0)", f"(0,0,{2.5 / mm})"]
+    path = nrrd(
+        tmp_path / "a.nrrd",
+        "space: left-posterior-superior",
+        f'space units: "{unit}" "{unit}" "{unit}"',
+        f"space directions: {' '.join(steps)}",
+        f"space origin: ({10 / mm},{20 / mm},{30 / mm})",
+    )
+    grid = read_volume(path).grid
+    assert_allclose(grid.affine[:3, :3][:, ::-1], np.diag([0.7, 0.8, 2.5]), atol=1e-9)
+    assert_allclose(grid.to_world((0, 0, 0)), (10, 20, 30), atol=1e-9)
+
+
+def test_nrrds_spacings_have_a_unit_too_and_strange_ones_are_refused(tmp_path):
+    path = nrrd(tmp_path / "a.nrrd", "spacings: 0.07 0.08 0.25", 'units: "cm" "cm" "cm"')
+    assert read_volume(path).grid.spacing == pytest.approx((2.5, 0.8, 0.7))
+    directions = "space directions: (1,0,0) (0,1,0) (0,0,1)"
+    path = nrrd(tmp_path / "b.nrrd", "space: RAS", 'space units: "s" "s" "s"', directions)
+    with pytest.raises(InputError, match="lengths in s: expected one unit of length"):
+        read_volume(path)
+
+
+def test_two_places_in_a_nifti_are_told_and_the_sform_taken(tmp_path):
+    moved = A.copy()
+    moved[0, 3] = 60
+    image = read_volume(nifti(tmp_path / "a.nii", RAMP.T, sform=A, qform=moved))
+    assert image.source.remarks == (
+        "the file states two places, up to 60 mm apart: the sform was taken and the qform was not",
+    )
+    assert_allclose(image.grid.to_world((0, 0, 0)), (0, 0, 0), atol=1e-5)
+    assert read_volume(nifti(tmp_path / "b.nii", RAMP.T, sform=A, qform=A)).source.remarks == ()
+
+
+def test_voxels_below_a_micron_are_read(tmp_path):
+    path = nifti(tmp_path / "a.nii", RAMP.T, sform=np.diag([0.05, 0.05, 0.1, 1]), xyzt_units=3)
+    assert read_volume(path).grid.spacing == pytest.approx((1e-4, 5e-5, 5e-5))
+
+
+def test_what_is_not_a_volume_is_refused_by_name(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(RAMP.astype(np.complex64), np.eye(4)), tmp_path / "c.nii")
+    with pytest.raises(InputError, match="complex numbers: save their magnitude"):
+        read_volume(tmp_path / "c.nii")
+    import nibabel.cifti2 as cifti
+
+    axes = (
+        cifti.ScalarAxis(["thickness"]),
+        cifti.BrainModelAxis.from_mask(np.ones((2, 2, 2)), affine=np.eye(4)),
+    )
+    nibabel.save(cifti.Cifti2Image(np.ones((1, 8), np.float32), axes), tmp_path / "x.dscalar.nii")
+    with pytest.raises(InputError, match="is Cifti2, not a volume"):
+        read_volume(tmp_path / "x.dscalar.nii")
+    (tmp_path / "text.nii").write_text("this is not NIfTI " * 40)
+    with pytest.raises(InputError, match="does not begin as NIfTI does"):
+        read_volume(tmp_path / "text.nii")
+    nibabel.save(nibabel.Nifti1Image(RAMP, np.eye(4)), tmp_path / "whole.nii.gz")
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:-40])
+    with pytest.raises(InputError, match="cut off or damaged"):
+        read_volume(tmp_path / "cut.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.array([0, -56], np.int8), r"negative values \(the least is -56\).*signed 8 bits"),
+        (np.array([0, 2**33], np.int64), "beyond 31 bits"),
+        (np.array([0, 2**40], np.float64), "only up to 2147483647"),
+        (np.array([0, 2**24 + 2], np.float32), "only up to 16777216"),
+        (np.array([0, 0.5], np.float32), "fractions"),
+        (np.array([0, np.nan], np.float32), "not finite"),
+        (np.array([0, np.inf], np.float64), "not finite"),
+    ],
+)
+def test_values_that_are_not_labels_are_refused(tmp_path, values, said):
+    volume = nibabel.Nifti1Image(values.reshape(2, 1, 1), np.eye(4), dtype=values.dtype)
+    nibabel.save(volume, tmp_path / "a.nii")
+    with pytest.raises(InputError, match=said):
+        read_label_volume(tmp_path / "a.nii")
+
+
+def test_large_labels_in_64_bit_fractions_stay_apart(tmp_path):
+    values = np.array([2**24, 2**24 + 1], np.float64).reshape(2, 1, 1)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4), dtype=np.float64), tmp_path / "a.nii")
+    labels, _ = read_label_volume(tmp_path / "a.nii")
+    assert labels.ravel().tolist() == [2**24, 2**24 + 1]
+
+
+def test_integers_beyond_32_bits_are_written_as_they_are(axial, tmp_path):
+    values = np.full(axial.shape, 2**33 + 5, np.int64)
+    write_volume(tmp_path / "a.nii.gz", values, axial)
+    assert int(np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj).max()) == 2**33 + 5
+
+
+def test_values_that_lie_elsewhere_are_not_read(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(420))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "v.raw").write_bytes(RAMP.tobytes())
+    mhd = "ObjectType = Image\nNDims = 3\nElementSpacing = 1 1 1\nDimSize = 7 6 5\nElementType = MET_SHORT\n"
+    for name in ("../secret", str(tmp_path / "secret"), "/dev/zero"):
+        (folder / "a.mhd").write_text(f"{mhd}ElementDataFile = {name}\n")
+        with pytest.raises(InputError, match="from a file in another folder"):
+            read_volume(folder / "a.mhd")
+        (folder / "a.nhdr").write_text(
+            "NRRD0004\ntype: short\ndimension: 3\nsizes: 7 6 5\nencoding: raw\nendian: little\n"
+            f"data file: {name}\n\n"
+        )
+        with pytest.raises(InputError, match="from a file in another folder"):
+            read_volume(folder / "a.nhdr")
+    (folder / "link.raw").symlink_to(tmp_path / "secret")
+    (folder / "a.mhd").write_text(f"{mhd}ElementDataFile = link.raw\n")
+    with pytest.raises(InputError, match="a link that leads to another folder"):
+        read_volume(folder / "a.mhd")
+    (folder / "a.mhd").write_text(f"{mhd}ElementDataFile = v.raw\n")
+    assert_array_equal(read_volume(folder / "a.mhd").pixels[0], RAMP)
+
+
+def test_the_size_limit_is_said_and_can_be_raised(tmp_path, monkeypatch):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((64, 64, 64), np.int16), np.eye(4)), tmp_path / "a.nii")
+    monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "0.0001")
+    with pytest.raises(InputError, match=r"more than the limit of 0.0001 GiB; CLEARMARGIN_MAX_GIB raises it"):
+        read_volume(tmp_path / "a.nii")
+    monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "1")
+    assert read_volume(tmp_path / "a.nii").grid.shape == (64, 64, 64)
+    monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "much")
+    with pytest.raises(ConfigError, match="expected a number of GiB"):
+        read_volume(tmp_path / "a.nii")

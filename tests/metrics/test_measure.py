@@ -188,7 +188,7 @@ def test_patients_and_columns_from_a_table(tmp_path):
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     paths = folders(tmp_path, {"a": (labels((1, LIVER)),) * 2})
-    with pytest.raises(InputError, match="no file or folder 'nowhere'"):
+    with pytest.raises(InputError, match=r"no file or folder '.*/nowhere'"):
         measure(tmp_path / "nowhere", paths[1])
     with pytest.raises(InputError, match="two folders or two files"):
         measure(paths[0], paths[1] / "a.nii.gz")

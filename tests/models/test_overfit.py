@@ -15,9 +15,11 @@ from clearmargin.errors import InputError
 from clearmargin.metrics import mask_average_precision
 from clearmargin.models import build_network, network_config
 from clearmargin.models.network import VolumeTargets
-from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.volumetric import VolumeSegmenter
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, prepare
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
+from clearmargin.transforms.view import prepare
 
 CARD = Path(__file__).parents[2] / "data_cards" / "endovis2015_rigid.yaml"
 FRAMES = ("OP1_img_02", "OP1_img_07")  # five instruments of 8,600 to 17,800 pixels

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from small import SMALL, no_targets, scene
@@ -9,6 +10,7 @@ from small import SMALL, no_targets, scene
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import build_network, network_config
 from clearmargin.models.mask2former import Mask2FormerConfig
+from clearmargin.models.placing import place
 from clearmargin.models.queries import QuerySettings, query_detections, query_losses
 from clearmargin.models.vit_weights import rename_vit
 
@@ -39,6 +41,20 @@ def test_a_score_is_class_times_mean_mask_where_the_mask_is():
     assert every.scores.tolist()[2:] == [0, 0] and every.boxes[2:].eq(0).all()
     (first,) = query_detections(logits, 4, QuerySettings(detections=1))
     assert len(first.scores) == 1
+
+
+@pytest.mark.parametrize("stride", [4, 2])
+def test_masks_are_not_shifted(stride):
+    """One bright pixel of a query's map becomes a mask whose centre is that pixel's, to a thousandth."""
+    masks = torch.full((1, 1, 24, 32), 1e-6)
+    masks[0, 0, 9, 20] = 0.99
+    (detections,) = query_detections(
+        (torch.tensor([[[10.0, -10.0]]]), masks.logit()), stride, QuerySettings()
+    )
+    crop, origin = place(detections.masks[0], detections.regions[0], np.eye(3), (24 * stride, 32 * stride))
+    axes = np.mgrid[: crop.shape[0], : crop.shape[1]] + np.array(origin)[:, None, None] + 0.5
+    centre = (axes * crop).sum(axis=(1, 2)) / crop.sum()
+    assert centre == pytest.approx([9.5 * stride, 20.5 * stride], abs=1e-3)
 
 
 @BOTH

@@ -15,10 +15,10 @@ from scipy import ndimage
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.models.network import Detections
 from clearmargin.models.placing import foreground, place
-from clearmargin.models.segmenter import PredictionSettings
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.tiles import lay_tiles
 from clearmargin.models.tiling import find_in_tiles
-from clearmargin.transforms.view import AugmentSettings
+from clearmargin.transforms.settings import AugmentSettings
 from clearmargin.uncertainty.sampling import augmented, tta_views
 
 VIEW = (97, 131)

@@ -8,15 +8,29 @@ import numpy as np
 import pytest
 
 from clearmargin.core import Code, Grid, Image, InstanceSet, LabelClass, LabelMap, Mask, Source
+from clearmargin.core.colours import class_colour, instance_colours
+from clearmargin.report.annotated import (
+    Key,
+    annotated_overlay,
+    class_keys,
+    side_marks,
+    with_legend,
+    with_marks,
+)
 from clearmargin.report.contact import contact_sheet
 from clearmargin.report.figures import precision_recall, reliability, training_curves
 from clearmargin.report.lettering import write_labels, write_text
-from clearmargin.report.overlay import colour, heat_overlay, overlay
+from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.picture import display, enlarge, enlargement
 
 CODE = Code(value="1", scheme="SCT", meaning="x")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
 GREY = 100
+
+
+def colour(number: int) -> tuple[int, ...]:
+    """The colour of an instance of class 1 by its rank."""
+    return tuple(int(v) for v in instance_colours(np.ones(number + 1, np.int64))[number])
 
 
 def _image(shape: tuple[int, ...] = (600, 700)) -> Image:
@@ -239,3 +253,122 @@ def test_masks_at_the_border_are_drawn() -> None:
     empty = Mask.from_dense(np.zeros((600, 700), bool))
     none = InstanceSet(grid=image.grid, masks=(empty,), labels=np.ones(1), scores=np.ones(1))
     assert (overlay(image, none, label_map=LABELS) == GREY).all()
+
+
+def test_an_instance_has_a_shade_of_its_class() -> None:
+    image = _image()
+    boxes = [np.s_[100:150, 100 * k : 100 * k + 50] for k in range(1, 5)]
+    instances = replace(_square(image.grid, *boxes), labels=np.array([1, 2, 1, 2]))
+    drawn = overlay(image, instances)
+    assert tuple(drawn[100, 120]) == class_colour(1) and tuple(drawn[100, 220]) == class_colour(2)
+    outlines = [tuple(drawn[100, 100 * k + 20]) for k in range(1, 5)]
+    assert len(set(outlines)) == 4
+
+
+def test_many_instances_are_not_named_one_by_one() -> None:
+    image = _image()
+    boxes = [np.s_[10 + 40 * k : 30 + 40 * k, 300:330] for k in range(13)]
+    some, many = _square(image.grid, *boxes[:12]), _square(image.grid, *boxes)
+    assert (overlay(image, some, label_map=LABELS) != overlay(image, some)).any()
+    assert (overlay(image, many, label_map=LABELS) == overlay(image, many)).all()
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [(0, 1, 2), (1, 0, 2), (2, 1, 0), (0, 2, 1), (1, 2, 0), (2, 0, 1)],
+    ids=lambda a: "".join(map(str, a)),
+)
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (1, -1, -1), (-1, -1, 1)])
+def test_sides_of_the_patient_are_those_that_another_library_names(
+    axes: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    from nibabel.orientations import aff2axcodes
+
+    from clearmargin.report.orientation import upright
+
+    affine = np.zeros((4, 4))
+    for k in range(3):
+        affine[axes[k], k] = signs[k] * (2.0, 1.0, 1.0)[k]
+    affine[3, 3] = 1
+    grid = Grid(shape=(3, 40, 50), affine=affine, unit="mm")
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    names = {"L": "L", "R": "R", "A": "A", "P": "P", "S": "H", "I": "F"}
+    opposite = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
+    down, right = (names[str(code)] for code in aff2axcodes(ras)[1:])
+    turn = upright(grid)
+    if turn.transpose:
+        down, right = right, down
+    down = opposite[down] if turn.reverse[0] else down
+    right = opposite[right] if turn.reverse[1] else right
+    assert side_marks(grid) == (opposite[right], right, opposite[down], down)
+
+
+def test_an_oblique_slice_names_both_sides() -> None:
+    half = np.sqrt(0.5)
+    affine = np.array([[0, 0, half, 0], [0, 1, 0, 0], [1, 0, half, 0], [0, 0, 0, 1.0]])
+    assert side_marks(Grid(shape=(3, 4, 5), affine=affine, unit="mm"))[1] in ("LH", "HL")
+
+
+def _bar(picture: np.ndarray) -> int:
+    """The length of the scale in pixels: the longest run of its ink in the last rows."""
+    lit = (picture[-24:, : picture.shape[1] * 2 // 5] == 235).all(
+        axis=2
+    )  # the side mark stands in the middle
+    return max(int(row.sum()) for row in lit)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "length_mm"), [((2.0, 1.0, 1.0), 100), ((2.0, 0.5, 0.5), 50), ((1.0, 0.31, 0.31), 20)]
+)
+def test_the_scale_is_as_long_as_it_says(spacing: tuple[float, ...], length_mm: float) -> None:
+    grid = Grid.from_spacing((3, 600, 600), spacing)
+    blank = np.zeros((600, 600, 3), np.uint8)
+    assert _bar(with_marks(blank, grid, 1)) == pytest.approx(length_mm / spacing[2], abs=1)
+    assert _bar(with_marks(np.zeros((1200, 1200, 3), np.uint8), grid, 1)) == pytest.approx(
+        2 * length_mm / spacing[2], abs=1
+    ), "an enlarged picture"
+
+
+def test_a_picture_in_pixels_has_a_scale_in_pixels_and_no_sides() -> None:
+    blank = np.zeros((600, 600, 3), np.uint8)
+    marked = with_marks(blank, Grid.from_spacing((600, 600)))
+    assert _bar(marked) == 100 and not marked[:500].any()
+
+
+@pytest.mark.parametrize("shape", [(520, 180, 3), (512, 512, 3), (300, 2000, 3), (60, 60, 3)])
+def test_marks_stay_inside_narrow_and_small_pictures(shape: tuple[int, ...]) -> None:
+    grid = Grid.from_spacing((40, shape[0], shape[1]), (3.0, 0.7, 0.7))
+    marked = with_marks(np.zeros(shape, np.uint8), grid, 12)
+    assert marked.shape == shape and marked.any()
+    assert not marked[:, -1].any() and not marked[-1].any(), "nothing is cut off at the edge"
+
+
+def test_the_legend_hides_nothing_and_names_every_class() -> None:
+    image = _image()
+    truth = _square(image.grid, np.s_[100:200, 300:400], np.s_[400:500, 300:400])
+    bare = overlay(image, truth.select([0]), label_map=LABELS, reference=truth)
+    whole = annotated_overlay(image, truth.select([0]), label_map=LABELS, reference=truth)
+    assert whole.shape[0] > 600 and (whole[50:560, 200:] == bare[50:560, 200:]).all()
+    assert [k.text for k in class_keys(LABELS, truth.select([0]), truth)] == ["tumour: 1 / 2"]
+    strip = whole[600:].reshape(-1, 3)
+    assert (strip == class_colour(1)).all(axis=1).any() and (strip == 255).all(axis=1).any()
+    assert class_keys(LABELS, InstanceSet.empty(image.grid)) == []
+    assert [k.text for k in class_keys(LABELS)] == ["tumour"]
+
+
+def test_a_long_legend_takes_rows_and_never_leaves_the_paper() -> None:
+    blank = np.zeros((200, 300, 3), np.uint8)
+    keys = [Key(f"a class with quite a long name {k}", class_colour(k)) for k in range(1, 90)]
+    drawn = with_legend(blank, keys)
+    assert drawn.shape[1] == 300 and (drawn[:200] == 0).all()
+    assert not (drawn[200:, -1] != (24, 26, 30)).any()
+    assert with_legend(blank, []).shape == blank.shape
+
+
+def test_the_colour_bar_is_named_with_unit_and_range() -> None:
+    image = _image()
+    entropy = np.zeros((600, 700), np.float32)
+    plain, named = (
+        heat_overlay(image, entropy, limit=1.0, **k) for k in ({}, {"name": "entropy", "unit": "bit"})
+    )
+    assert named.shape[1] > plain.shape[1] and (named[:, plain.shape[1] :] > 200).any()

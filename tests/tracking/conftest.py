@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import LIMIT_S, child, read_line
+from reviewing import REVIEW
 
 from clearmargin.tracking.store import open_client
 
@@ -36,15 +38,6 @@ def store(made_store: Path, tmp_path: Path) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-REVIEW = """
-import logging, sys
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-from clearmargin.tracking.review import review
-review(port=0, browser=False)
-print("left", flush=True)
-"""
-
-
 @pytest.fixture(scope="session")
 def server(made_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server with an empty store, started by `review` and ended by Ctrl-C as a user would."""
@@ -52,25 +45,22 @@ def server(made_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (folder / "mlflow").mkdir()
     shutil.copy(made_store, folder / "mlflow" / "mlflow.db")
     kept = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    with subprocess.Popen(
+    with child(
         [sys.executable, "-W", "ignore", "-u", "-c", REVIEW],
         cwd=folder,
         env={**kept, "PYTHONPATH": str(Path(__file__).parents[2] / "pipeline")},
         stdout=subprocess.PIPE,
-        text=True,
     ) as process:
-        if process.stdout is None:
-            pytest.fail("no pipe")
         try:
-            said = process.stdout.readline()
+            said = read_line(process.stdout)
             url = re.search(r"http://127\.0\.0\.1:\d+", said)
             if url is None:
                 pytest.fail(f"review said {said!r}")
             yield url[0]
         finally:
             process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "left\n"
-        assert process.wait(30) == 0
+        assert read_line(process.stdout) == "left\n"
+        assert process.wait(LIMIT_S) == 0
     port = int(url[0].rsplit(":", 1)[1])
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()

@@ -129,10 +129,9 @@ def test_logging_a_model_is_quiet(store: str, folder_of_model: Path) -> None:
 def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> None:
     from clearmargin.models import build_network, load_segmenter, network_config
     from clearmargin.models.folder import ModelCard, label_map_entries, save_model
-    from clearmargin.models.segmenter import PredictionSettings
+    from clearmargin.models.settings import PredictionSettings
     from clearmargin.tracking.records import records
-    from clearmargin.transforms.intensity import Window
-    from clearmargin.transforms.view import AugmentSettings, ImageSettings
+    from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
     small = {"network": "mask_rcnn", "fpn_channels": 32, "box_features": 64, "mask_channels": 32}
     config = network_config(small)

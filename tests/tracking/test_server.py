@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import shutil
 import socket
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from children import LIMIT_S, child, read_line
+from reviewing import REVIEW
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.tracking.flavour import register
@@ -46,12 +53,15 @@ def test_review_opens_the_page_of_our_runs(server: str) -> None:
     with run:
         pass
     number = open_client(server).get_run(run.run_id).info.experiment_id
-    assert runs_page(server) == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert (
+        runs_page(server)
+        == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey=clearmargin"
+    )
     assert runs_page("http://127.0.0.1:9") == "http://127.0.0.1:9"
 
 
 def test_review_shows_the_pages(server: str) -> None:
-    with urllib.request.urlopen(server, timeout=20) as answer:
+    with urllib.request.urlopen(server, timeout=120) as answer:
         assert b"MLflow" in answer.read()
 
 
@@ -92,6 +102,25 @@ def test_a_port_that_is_taken_is_named(server: str) -> None:
     port = int(server.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match="is taken"), serving(port):
         pass
+
+
+@pytest.mark.slow
+def test_kill_leaves_no_server_behind(made_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "mlflow").mkdir()
+    shutil.copy(made_store, tmp_path / "mlflow" / "mlflow.db")
+    pipeline = str(Path(__file__).parents[2] / "pipeline")
+    with child(
+        [sys.executable, "-W", "ignore", "-u", "-c", REVIEW],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": pipeline},
+        stdout=subprocess.PIPE,
+    ) as process:
+        address = re.search(r"127\.0\.0\.1:(\d+)", read_line(process.stdout))
+        assert address is not None
+        process.terminate()
+        assert process.wait(LIMIT_S) == 143
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", int(address[1])), timeout=5).close()
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.transforms.intensity import Percentiles, Window, WindowStack, _percentiles, normalise
+from clearmargin.transforms.intensity import _percentiles, normalise
+from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 from clearmargin.transforms.view import (
     AugmentSettings,
     ImageSettings,
@@ -193,3 +194,17 @@ def test_augmentation_follows_its_generator_and_stays_in_range():
     assert first.min() >= 0 and first.max() <= 1
     nothing = AugmentSettings(brightness=0, contrast=0, gamma=0, noise=0)
     torch.testing.assert_close(augment_intensity(pixels, nothing, np.random.default_rng(1))[0], pixels[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_voxel_that_is_not_finite_says_nothing_of_the_others(bad):
+    """One of 4,096 values was enough to make the whole image black."""
+    values = np.random.default_rng(0).uniform(100, 200, (1, 64, 64)).astype(np.float32)
+    broken = values.copy()
+    broken[0, 5, 5] = bad
+    seen, expected = normalise(broken, Percentiles()), normalise(values, Percentiles())
+    others = np.ones((1, 64, 64), bool)
+    others[0, 5, 5] = False
+    np.testing.assert_allclose(seen[others], expected[others], atol=2e-3)
+    assert 0 <= seen[0, 5, 5] <= 1
+    assert not normalise(np.full((1, 8, 8), bad, np.float32), Percentiles()).any()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clearmargin.core import Grid, InstanceSet, Prediction
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.report.calibration import report_text
 from clearmargin.uncertainty.calibration import Calibration, load_calibration, save_calibration
 from clearmargin.uncertainty.chosen import ChosenScaling, fit_scaling
 from clearmargin.uncertainty.fitting import Asked
@@ -155,14 +156,61 @@ def test_one_unit_cannot_be_divided(drawn):
         calibrated(drawn, drawn.cases[:1])
 
 
-def test_few_units_give_scalings_and_the_reason_why_there_is_no_margin(drawn):
-    calibration, _ = calibrated(drawn, drawn.cases[:5])
-    assert not calibration.margins and calibration.scores is not None
-    assert all("units" in r.why for r in calibration.refused if "margin" in r.what)
-    prediction = drawn(drawn.read(drawn.cases[0])[0])
-    assert "margin_outer_px" not in calibration.apply(prediction).instances.uncertainty
-    with pytest.raises(InputError, match=r"no outer margin: .*needs 4 calibration units"):
-        calibration.region(prediction, 0, "outer")
+def test_too_few_units_are_refused_with_how_many_are_needed(drawn):
+    """Alpha 0.2 needs 4 units for margins; of 5 units 3 are for margins."""
+    with pytest.raises(InputError, match=r"alpha 0.2 needs 4 patient units .* of the 5 .* add about 2"):
+        calibrated(drawn, drawn.cases[:5])
+
+
+def test_an_alpha_that_few_units_do_not_reach_is_said_once(drawn, caplog):
+    """Five units for margins reach alpha 0.2 and not 0.1."""
+    with caplog.at_level("WARNING"):
+        calibration, _ = calibrated(drawn, drawn.cases[:7])
+    said = [r.message for r in caplog.records if "no promise at alpha" in r.message]
+    assert said == ["no promise at alpha 0.1: it needs 9 patient units for margins, there are 5"]
+    assert {m.alpha for m in calibration.margins} == {0.2}
+    lines = report_text(calibration, None).split("## Refused\n\n")[1].splitlines()
+    assert len(lines) < len(calibration.refused)
+
+
+def test_few_events_leave_probabilities_as_they_are():
+    """Twelve events, told apart without an error: a temperature at its limit would turn 0.58 into 0.998."""
+    from clearmargin.metrics.calibration import Reliability
+
+    scores = np.array([0.55, 0.58, 0.6, 0.62, 0.7, 0.72, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45])
+    units = [Reliability.of(scores[k::3], scores[k::3] > 0.5) for k in range(3)]
+    scaling = fit_scaling(units)
+    assert (
+        scaling.chosen == "none"
+        and "12 events, of which 6 came true, are too few: 50 are needed" in scaling.why
+    )
+    np.testing.assert_array_equal(scaling.apply(scores), scores)
+
+
+def test_a_temperature_at_its_limit_is_not_used():
+    from clearmargin.metrics.calibration import Reliability
+
+    rng = np.random.default_rng(1)
+    units = []
+    for _ in range(6):
+        p = np.concatenate([rng.uniform(0.51, 0.6, 40), rng.uniform(0.4, 0.49, 40)])
+        units.append(Reliability.of(p, p > 0.5))
+    scaling = fit_scaling(units)
+    assert scaling.temperature.at_limit and scaling.chosen != "temperature"
+    assert "lies at the end of its range and is not used" in scaling.why
+
+
+def test_a_scaling_that_makes_other_units_worse_is_not_applied():
+    """Every other unit is too sure, those between too unsure: what fits one half makes the other worse."""
+    from clearmargin.metrics.calibration import Reliability
+
+    rng = np.random.default_rng(2)
+    units = []
+    for k in range(6):
+        p = rng.uniform(0.05, 0.95, 400)
+        logit = np.log(p / (1 - p)) * (2.5 if k % 2 else 0.4)
+        units.append(Reliability.of(1 / (1 + np.exp(-logit)), rng.uniform(size=400) < p))
+    assert fit_scaling(units).chosen == "none"
 
 
 def nothing(prediction):
@@ -251,6 +299,5 @@ def test_the_better_scaling_is_chosen_by_units_it_was_not_fitted_on():
     assert fit_scaling(shifted).chosen == "isotonic"
     found = fit_scaling(hot)
     assert found.chosen == "temperature" and found.temperature.temperature == pytest.approx(2.5, rel=0.1)
-    assert fit_scaling(hot[:1]).chosen == "temperature"
-    with pytest.raises(InputError, match="nothing to fit"):
-        fit_scaling([])
+    assert fit_scaling(hot[:1]).chosen == "none" and "two are needed" in fit_scaling(hot[:1]).why
+    assert fit_scaling([]).chosen == "none"

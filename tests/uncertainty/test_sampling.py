@@ -12,8 +12,7 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import build_network, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot, snapshots
 from clearmargin.models.segmenter import NetworkSegmenter, View
-from clearmargin.transforms.intensity import Window
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 from clearmargin.uncertainty.sampling import (
     Member,
     SampledSegmenter,

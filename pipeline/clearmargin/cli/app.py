@@ -1,30 +1,55 @@
-"""The program: its options, and how it ends.
+"""The program: its options, what it prints, and how it ends.
 
-Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 part of a batch failed, 4 input refused,
-130 interrupted.
+Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 part of a batch failed, 4 input refused (or a disk,
+a folder or memory that the work needs and cannot have), 130 interrupted.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from clearmargin.errors import ClearMarginError
+from clearmargin.errors import ClearMarginError, ConfigError
 
-__all__ = ["app", "main", "say", "say_run"]
+__all__ = ["app", "emit", "main", "say", "say_run"]
 
 app = typer.Typer(
     name="clearmargin",
     help="Instance segmentation of medical and surgical images, with boundary metrics in millimetres and "
     "uncertainty maps. Research software: not for diagnosis or treatment.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_json_lines = False
+
+# What the machine, not the program, says no to. Each with the way out.
+_MACHINE = {
+    errno.ENOSPC: "free space, or name a folder on another disk",
+    errno.EDQUOT: "free space, or name a folder on another disk",
+    errno.EACCES: "name a folder that you may write to, and files that you may read",
+    errno.EPERM: "name a folder that you may write to, and files that you may read",
+    errno.EROFS: "name a folder that you may write to",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from clearmargin import __version__
+
+        say(f"clearmargin {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -33,10 +58,29 @@ def _options(
         bool, typer.Option("--verbose", "-v", help="Show what is done, step by step.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Print results as JSON, one object per line, in place of text.")
+    ] = False,
+    log_file: Annotated[
+        Path | None, typer.Option("--log-file", help="File to which log messages are appended, with times.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
+    global _json_lines  # noqa: PLW0603 - one program, one output
+    _json_lines = json_lines
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("clearmargin").setLevel(level)
+    logger = logging.getLogger("clearmargin")
+    logger.setLevel(level)
+    if log_file is not None:
+        try:
+            handler = logging.FileHandler(log_file, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--log-file '{log_file}' cannot be written: {error.strerror}") from None
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        logger.addHandler(handler)
 
 
 def main() -> None:
@@ -49,22 +93,40 @@ def main() -> None:
         if code:
             sys.exit(code)
     except ClearMarginError as error:
-        _complain(str(error))
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; what was finished is kept")
-        sys.exit(130)
+        _end("interrupted; what was finished is kept", 130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stderr.close()
+        sys.exit(0)
     except Exception as error:  # noqa: BLE001 - the last stop: whatever comes here is reported as a bug
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()
             sys.exit(error.exit_code)
+        machine = _machine_said_no(error)
+        if machine:
+            _end(machine, 4)
         _report_bug(error)
         sys.exit(1)
 
 
 def say(text: str) -> None:
-    """Print what came of a verb."""
-    typer.echo(text)
+    """Print what came of a verb; nothing under ``--json``, where `emit` prints the result's data."""
+    if not _json_lines:
+        typer.echo(text)
+
+
+def emit(text: str, **data: Any) -> None:
+    """Print one result: as text, or under ``--json`` its data as one line.
+
+    Args:
+        text: For a person.
+        data: The same for a program: numbers, texts, paths, and lists and dicts of these.
+    """
+    if _json_lines:
+        typer.echo(json.dumps(data, default=str, allow_nan=False))
+    else:
+        typer.echo(text)
 
 
 def say_run(run_id: str) -> None:
@@ -73,8 +135,24 @@ def say_run(run_id: str) -> None:
         say(f"run: {run_id} (clearmargin review shows it)")
 
 
+def _end(message: str, code: int) -> None:
+    _complain(message)
+    if _json_lines:
+        emit("", error=message, exit_code=code)
+    sys.exit(code)
+
+
 def _complain(message: str) -> None:
     typer.echo(f"clearmargin: {message}", err=True)
+
+
+def _machine_said_no(error: Exception) -> str | None:
+    """Return a message for a full disk, a folder without rights and the like; it holds no path. None for the rest."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: give it smaller images, tiles (--tile), or a larger machine"
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return f"the system refused: {error.strerror}: {_MACHINE[error.errno]}; what was finished is kept"
+    return None
 
 
 def _report_bug(error: Exception) -> None:

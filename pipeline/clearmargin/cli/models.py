@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clearmargin.cli.app import app, say, say_run
+from clearmargin.cli.app import app, emit, say, say_run
+from clearmargin.cli.checks import check_card, check_device, check_experiment, check_folder, is_card
 from clearmargin.cli.options import AnyModel, Overrides, Runs, Split
 from clearmargin.errors import BatchError, ConfigError
+
+if TYPE_CHECKING:
+    from clearmargin.training.experiment import Experiment
 
 __all__: list[str] = []
 
@@ -36,23 +40,31 @@ def plan(
     cases: Annotated[int, typer.Option(min=1, help="Most training cases that are looked at.")] = 100,
 ) -> None:
     """Look at a data set and write a configuration for it, with the reason beside each choice."""
+    if out is not None and out.exists():
+        raise ConfigError(f"'{out}' exists: name another file, or remove it")
+    check_card(card)
+    check_device(device)
     from clearmargin.plan import plan as call
     from clearmargin.plan import render_plan
 
-    if out is not None and out.exists():
-        raise ConfigError(f"'{out}' exists: name another file, or remove it")
-    text = render_plan(call(card, network=network, device=device, minutes=minutes, cases=cases))
-    if out is None:
-        say(text)
-        return
-    out.write_text(text, encoding="utf-8")
-    say(f"planned: {out}; train it with `clearmargin train {out}`")
+    planned = call(card, network=network, device=device, minutes=minutes, cases=cases)
+    text = render_plan(planned)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+        text = f"planned: {out}; train it with `clearmargin train {out}`"
+    emit(text, experiment=planned.experiment.model_dump(mode="json"), reasons=planned.reasons, file=out)
 
 
 @app.command(rich_help_panel="Models")
 def train(
-    config: Annotated[Path | None, typer.Argument(help="An experiment (YAML); see configs/.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="An experiment (YAML; see configs/), or a data card, which is planned first."),
+    ] = None,
     overrides: Overrides = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Time that training may take (training.max_minutes).")
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id."),
@@ -64,13 +76,48 @@ def train(
     ] = False,
 ) -> None:
     """Train a network; Ctrl-C keeps the last whole epoch, and --resume goes on from there."""
+    changes = [*(overrides or []), *([] if minutes is None else [f"training.max_minutes={minutes}"])]
+    experiment: Path | Experiment | None = config
+    if config is not None and is_card(config):
+        if resume is None:
+            experiment, changes = _planned(config, minutes, changes), []
+    elif config is not None:
+        check_experiment(config, changes)
+    check_folder(runs)
     from clearmargin.train import train as call
 
-    result = call(config, overrides=overrides or [], resume=resume, runs=runs, profile=profile)
+    result = call(experiment, overrides=changes, resume=resume, runs=runs, profile=profile)
     best = ", ".join(f"{name} {value:.4g}" for name, value in result.best.items())
-    say(f"{result.epochs} epochs; best on validation: {best or 'not validated'}")
-    say(f"model: {result.model}")
+    emit(
+        f"{result.epochs} epochs; best on validation: {best or 'not validated'}\nmodel: {result.model}",
+        epochs=result.epochs,
+        best=result.best,
+        model=result.model,
+        run_id=result.run_id,
+    )
     say_run(result.run_id)
+
+
+def _planned(card: Path, minutes: float | None, changes: list[str]) -> Experiment:
+    """Return the plan for a data card, with the command's own settings over it; the choices are said."""
+    check_card(card)
+    from clearmargin.config import apply_overrides, validate
+    from clearmargin.plan import plan as call
+    from clearmargin.training.experiment import Experiment
+
+    planned = call(card, minutes=minutes)
+    say(f"planned for {card.name} (`clearmargin plan` writes it as a file to change):")
+    for setting, reason in planned.reasons.items():
+        if setting in (
+            "model.network",
+            "image.scale",
+            "image.spacing_mm",
+            "image.crop",
+            "training.early_stopping",
+        ):
+            say(f"  {setting}: {reason}")
+    content = apply_overrides(planned.experiment.model_dump(mode="json"), changes)
+    return validate(content, Experiment, name="the plan with --set")
 
 
 @app.command(rich_help_panel="Models")
@@ -85,12 +132,22 @@ def crossvalidate(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train on folds by unit, with several seeds; every case is measured by a model that never saw it."""
+    if config is not None:
+        check_experiment(config, overrides or [])
     from clearmargin.crossvalidate import crossvalidate as call
 
     done = call(config, folds=folds, seeds=seeds, overrides=overrides or [], resume=resume, runs=runs)
-    for name, (mean, sd) in done.spread().items():
-        say(f"  {name:<24} {mean:.4f} +- {sd:.4f}")
-    say(f"{len(done.numbers)} members, mean and standard deviation; as one model: {done.folder}")
+    spread = done.spread()
+    lines = [f"  {name:<24} {mean:.4f} +- {sd:.4f}" for name, (mean, sd) in spread.items()]
+    lines.append(f"{len(done.numbers)} members, mean and standard deviation; as one model: {done.folder}")
+    emit(
+        "\n".join(lines),
+        members=len(done.numbers),
+        mean={name: mean for name, (mean, _) in spread.items()},
+        sd={name: sd for name, (_, sd) in spread.items()},
+        folder=done.folder,
+        run_id=done.run_id,
+    )
 
 
 @app.command(rich_help_panel="Models")
@@ -110,13 +167,27 @@ def select(
     ] = None,
 ) -> None:
     """Time models end to end here and choose the smallest that is fast enough and not significantly worse."""
-    from clearmargin.select import render_selection
-    from clearmargin.select import select as call
     from clearmargin.tracking.resolve import model_folder
 
+    check_card(card)
+    check_folder(out)
+    check_device(device)
     folders = [model_folder(model) for model in models]
+    from clearmargin.select import render_selection
+    from clearmargin.select import select as call
+
     done = call(folders, card, budget_ms=budget_ms, metric=metric, device=device, cases=cases, out=out)
-    say(render_selection(done))
+    emit(
+        render_selection(done),
+        chosen=done.chosen,
+        why=done.why,
+        metric=done.metric,
+        budget_ms=budget_ms,
+        candidates=[one.name for one in done.candidates],
+        failed=done.failed,
+        run_id=done.run_id,
+        out=out,
+    )
     say_run(done.run_id)
     if done.failed:
         raise BatchError(
@@ -135,18 +206,27 @@ def export(
     cases: Annotated[int, typer.Option(min=1, help="Most images to compare on.")] = 8,
 ) -> None:
     """Export a model to ONNX or OpenVINO; nothing is written unless it finds what the model finds."""
-    from clearmargin.export import export as call
     from clearmargin.tracking.resolve import model_folder
 
-    done = call(model_folder(model), card, format=format.value, split=split.value, cases=cases)
+    check_card(card)
+    folder = model_folder(model)
+    from clearmargin.export import export as call
+
+    done = call(folder, card, format=format.value, split=split.value, cases=cases)
     found = done.parity
-    say(
+    before, after = done.seconds
+    emit(
         f"{found.instances} instances compared in {done.cases} images: scores within {found.score:.1e}, "
         f"probabilities within {found.probability:.1e}, at most {found.flipped:.2g} of the pixels that may "
-        f"change sides, NSD within {found.nsd:.1e}"
+        f"change sides, NSD within {found.nsd:.1e}\n"
+        f"an image takes {1000 * after:.0f} ms, with torch {1000 * before:.0f} ms ({before / after:.1f} times)\n"
+        f"export: {done.folder}",
+        instances=found.instances,
+        cases=done.cases,
+        score=found.score,
+        probability=found.probability,
+        nsd=found.nsd,
+        seconds=after,
+        seconds_with_torch=before,
+        folder=done.folder,
     )
-    before, after = done.seconds
-    say(
-        f"an image takes {1000 * after:.0f} ms, with torch {1000 * before:.0f} ms ({before / after:.1f} times)"
-    )
-    say(f"export: {done.folder}")

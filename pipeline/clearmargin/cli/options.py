@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from clearmargin.privacy import use_names
+
 __all__ = [
     "AnyModel",
+    "Names",
     "Overrides",
     "Runs",
     "Sampling",
@@ -57,6 +60,29 @@ class Split(StrEnum):
     validation = "validation"
     calibration = "calibration"
     test = "test"
+
+
+class CaseNames(StrEnum):
+    """What cases are called."""
+
+    hashed = "hashed"
+    plain = "plain"
+
+
+def _set_names(value: CaseNames | None) -> CaseNames | None:
+    if value is not None:
+        use_names("plain" if value is CaseNames.plain else "hashed")
+    return value
+
+
+Names = Annotated[
+    CaseNames | None,
+    typer.Option(
+        "--names",
+        callback=_set_names,
+        help="What cases are called: keyed hashes, or for public data the plain names of their files.",
+    ),
+]
 
 
 class Uncertainty(StrEnum):

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from clearmargin.cli.app import app, say, say_run
-from clearmargin.cli.options import AnyModel, Sampling, Series, Split, Tolerance, Uncertainty, Volume
+from clearmargin.cli.app import app, emit, say, say_run
+from clearmargin.cli.checks import check_card, check_device, check_folder, check_source
+from clearmargin.cli.options import (
+    AnyModel,
+    Names,
+    Sampling,
+    Series,
+    Split,
+    Tolerance,
+    Uncertainty,
+    Volume,
+)
 from clearmargin.errors import BatchError, ConfigError, nearest
+
+if TYPE_CHECKING:
+    from clearmargin.predict import Predicted
 
 __all__: list[str] = []
 
@@ -51,6 +65,7 @@ def predict(
     uncertainty: Sampling = Uncertainty.none,
     series: Series = None,
     volume: Volume = None,
+    names: Names = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
     runtime: Annotated[
         Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
@@ -75,15 +90,27 @@ def predict(
             "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Segment images unlike the model's training images, too; every instance is referred.",
+        ),
+    ] = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
-    from clearmargin.predict import predict as call
     from clearmargin.tracking.resolve import model_folder
+
+    check_source(source)
+    check_folder(out)
+    check_device(device)
+    folder = model_folder(model)
+    from clearmargin.predict import predict as call
 
     report = call(
         source,
         out,
-        model=model_folder(model),
+        model=folder,
         uncertainty=uncertainty.value,
         series=series,
         device=device,
@@ -93,15 +120,11 @@ def predict(
         display_window=display_window,
         allow_gaps=allow_gaps,
         allow_tilt=allow_tilt,
+        force=force,
+        on_done=_say_predicted,
         volume=volume,
         tolerance_mm=tolerance_mm,
     )
-    for done in report.done:
-        classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())
-        referred = f"; refer {done.referred}" if done.referred else ""
-        say(f"{done.case}: {classes}{referred} -> {done.folder}")
-        for warning in done.warnings:
-            say(f"  warning: {warning}")
     for sentence in report.promises:
         say(sentence)
     for warning in report.drift:
@@ -112,6 +135,14 @@ def predict(
             "the others are done:\n"
             + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
         )
+
+
+def _say_predicted(done: Predicted) -> None:
+    classes = ", ".join(f"{count} {name}" for name, count in done.by_class.items())
+    referred = f"; refer {done.referred}" if done.referred else ""
+    lines = [f"{done.case}: {classes}{referred} -> {done.folder}"]
+    lines += [f"  warning: {warning}" for warning in done.warnings]
+    emit("\n".join(lines), **asdict(done))
 
 
 @app.command(rich_help_panel="Results")
@@ -126,21 +157,33 @@ def evaluate(
         float | None, typer.Option(min=0, max=1, help="Least score, but for AP; default: the model's.")
     ] = None,
     uncertainty: Sampling = Uncertainty.none,
+    names: Names = None,
 ) -> None:
     """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
-    from clearmargin.evaluate import evaluate as call
-    from clearmargin.evaluate import render
     from clearmargin.tracking.resolve import model_folder
 
+    check_card(card)
+    check_folder(out)
+    folder = model_folder(model)
+    from clearmargin.evaluate import evaluate as call
+    from clearmargin.evaluate import render
+
     found = call(
-        model_folder(model),
+        folder,
         card,
         split=split.value,
         score_threshold=score_threshold,
         uncertainty=uncertainty.value,
         out=out,
     )
-    say(render(found))
+    emit(
+        render(found),
+        numbers=found.flat(),
+        counts=found.counts,
+        length_unit=found.length_unit,
+        run_id=found.run_id,
+        tables=out,
+    )
     say_run(found.run_id)
 
 
@@ -185,14 +228,20 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit scaled scores and margins of safety on units that the model has not seen; they stay with the model."""
-    from clearmargin.calibrate import calibrate as call
-    from clearmargin.calibrate import render_calibration
     from clearmargin.tracking.resolve import model_folder
 
+    check_card(card)
+    check_folder(out)
+    check_device(device)
+    alphas = _numbers("--alpha", alpha or ["0.1,0.05"])
+    folder = model_folder(model)
+    from clearmargin.calibrate import calibrate as call
+    from clearmargin.calibrate import render_calibration
+
     done = call(
-        model_folder(model),
+        folder,
         card,
-        alphas=_numbers("--alpha", alpha or ["0.1,0.05"]),
+        alphas=alphas,
         uncertainty=uncertainty.value,
         split=split.value,
         judge_on=None if judge is None else judge.value,
@@ -206,7 +255,7 @@ def calibrate(
         device=device,
         out=out,
     )
-    say(render_calibration(done))
+    emit(render_calibration(done), calibration=done.calibration.to_data(), file=done.file, run_id=done.run_id)
     say(f"calibration: {done.file}; `clearmargin predict --uncertainty {uncertainty.value}` applies it")
     say_run(done.run_id)
 

@@ -43,7 +43,9 @@ class Grid:
             raise ValueError(f"a grid's affine is 4 x 4 and finite, not of shape {affine.shape}")
         if not np.array_equal(affine[3], (0, 0, 0, 1)):
             raise ValueError(f"the last row of an affine is 0 0 0 1, not {list(affine[3])}")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        # of directions, not of steps: voxels of a tenth of a micron are small, not flat
+        if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-9:
             raise ValueError(
                 "a grid's affine must be invertible; two of its axes are parallel or one is zero"
             )
@@ -83,7 +85,7 @@ class Grid:
     def spacing(self) -> tuple[float, ...]:
         """Distance between neighbours along each array axis, in ``unit``."""
         lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return tuple(float(v) for v in np.round(lengths[3 - self.ndim :], 9))
+        return tuple(float(v) for v in np.round(lengths[3 - self.ndim :], 12))
 
     @property
     def voxel_size(self) -> float:
@@ -138,6 +140,9 @@ class Grid:
         affine = self.affine.copy()
         affine[:3, 3] += z * affine[:3, 0]
         return replace(self, shape=self.shape[1:], affine=affine)
+
+    def __repr__(self) -> str:
+        return f"Grid({self})"
 
     def __str__(self) -> str:
         size = " x ".join(str(n) for n in self.shape)

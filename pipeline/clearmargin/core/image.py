@@ -27,6 +27,7 @@ class Source:
         files: The files in slice order. Kept for the writers, which copy DICOM headers from them; paths may
             hold record numbers and so never appear in ``repr``, logs or errors.
         frame: Frame number within a video or a multi-frame object, None otherwise.
+        remarks: What a reader had to decide or leave out, a sentence each: shown with the results.
         time_s: Presentation time of that frame in seconds, None where there is none.
         frames: ``(position in files, frame number from 0)`` of each slice that comes from a multi-frame object: one
             may hold several volumes.
@@ -40,6 +41,7 @@ class Source:
     files: tuple[Path, ...] = field(default=(), repr=False)
     frame: int | None = None
     time_s: float | None = None
+    remarks: tuple[str, ...] = ()
     frames: tuple[tuple[int, int], ...] = ()
     deviation_mm: float | None = None
     tolerance_mm: float | None = None
@@ -65,6 +67,13 @@ class Image:
             raise ValueError(f"pixels of shape {self.pixels.shape} are not (C, *{self.grid.shape})")
         if not (np.issubdtype(self.pixels.dtype, np.number) or self.pixels.dtype == np.bool_):
             raise TypeError(f"pixels are numbers, not {self.pixels.dtype}")
+
+    @property
+    def not_finite(self) -> int:
+        """How many of the values are NaN or infinite; 0 for integers."""
+        if self.pixels.dtype.kind != "f":
+            return 0
+        return int(sum(np.count_nonzero(~np.isfinite(channel)) for channel in self.pixels))
 
     def __repr__(self) -> str:
         return (

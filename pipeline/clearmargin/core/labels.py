@@ -26,16 +26,32 @@ class LabelClass:
     Attributes:
         id: Positive; 0 is the background.
         name: As tables and options call it.
-        type: The segmented property type, coded.
-        category: The segmented property category, coded.
+        type: The segmented property type, coded; None until it is needed, which is when DICOM is written.
+        category: The segmented property category, coded; None with ``type``.
         kind: ``thing`` is counted one by one; ``stuff`` is one region.
     """
 
     id: int
     name: str
-    type: Code
-    category: Code
+    type: Code | None = None
+    category: Code | None = None
     kind: Literal["thing", "stuff"] = "thing"
+
+    @property
+    def codes(self) -> tuple[Code, Code]:
+        """Category and type, which DICOM cannot do without; ConfigError, with the way out, if the class has none."""
+        if self.type is None or self.category is None:
+            raise ConfigError(
+                f"class '{self.name}' has no code, and DICOM needs one: add 'type' and 'category' to the class in "
+                "model.yaml of the model folder ([value, scheme, meaning], such as ['10200004', SCT, Liver]) and in "
+                "the data card, from which the next model takes them"
+            )
+        return self.category, self.type
+
+    @property
+    def code_text(self) -> str:
+        """Value and scheme of the type, as tables show them; empty if the class has no code."""
+        return "" if self.type is None else f"{self.type.value} {self.type.scheme}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,9 @@ class LabelMap:
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise ConfigError(f"class names are unique, not {names}")
+
+    def __repr__(self) -> str:
+        return f"LabelMap({', '.join(f'{c.id} {c.name}' for c in self.classes)})"
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -73,6 +73,11 @@ class Mask:
         tight = np.array(inside, dtype=bool, order="C")
         return Mask(shape=tuple(int(n) for n in shape), origin=tuple(int(v) for v in start), crop=tight)
 
+    def __repr__(self) -> str:
+        size = " x ".join(str(n) for n in self.shape)
+        box = " x ".join(f"{start}..{stop - 1}" for start, stop in zip(*self.box, strict=True))
+        return f"Mask({self.area} of {size}{f', in {box}' if self.area else ''})"
+
     @cached_property
     def area(self) -> int:
         """Number of pixels or voxels; 0 when empty."""

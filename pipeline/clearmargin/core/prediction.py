@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from clearmargin.core.image import Image
 from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import LabelMap
 from clearmargin.core.mask import Mask
+from clearmargin.core.reprs import short_repr
 
 __all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter", "at_least"]
 
@@ -37,6 +41,7 @@ class Provenance:
     runtime: str = "torch"
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EdgeSpread:
     """How far the samples of one instance's edge lie apart, and where along it.
@@ -62,6 +67,7 @@ class Prediction:
         edges: One for each instance where it was sampled (``uncertainty.sampling``); empty where it was not.
         outer: What each instance's outer margin reaches, where it was calibrated; empty where it was not.
         inner: What each instance's inner margin leaves, likewise.
+        image: What was segmented, for pictures and for DICOM's headers; None where it is not known.
     """
 
     instances: InstanceSet
@@ -71,6 +77,7 @@ class Prediction:
     edges: tuple[EdgeSpread, ...] = ()
     outer: tuple[Mask, ...] = ()
     inner: tuple[Mask, ...] = ()
+    image: Image | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "maps", MappingProxyType(dict(self.maps)))
@@ -84,6 +91,49 @@ class Prediction:
                 raise ValueError(
                     f"map '{name}' of shape {values.shape} is not on {self.instances.grid.shape}"
                 )
+        if self.image is not None and self.image.grid.shape != self.instances.grid.shape:
+            raise ValueError(
+                f"an image of {self.image.grid.shape} for instances on {self.instances.grid.shape}"
+            )
+
+    def save(
+        self, path: Path | str, *, kind: str | None = None, image: Image | None = None
+    ) -> tuple[Path, ...]:
+        """Write the prediction, by the file's suffix or as ``kind`` says, and return the files.
+
+        See `clearmargin.report.saving.save_prediction` for kinds, suffixes and what is raised.
+        """
+        written: tuple[Path, ...] = _above("report.saving", "save_prediction")(
+            self, Path(path), kind=kind, image=image
+        )
+        return written
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the overlay, as a notebook shows it; None without an image."""
+        picture: bytes | None = _above("report.saving", "prediction_png")(self)
+        return picture
+
+    def _repr_html_(self) -> str:
+        """Return the overlay and the table of instances, as a notebook shows them."""
+        page: str = _above("report.saving", "prediction_html")(self)
+        return page
+
+    def __repr__(self) -> str:
+        counts = Counter(int(label) for label in self.instances.labels)
+        found = ", ".join(f"{n} {self.label_map.by_id(k).name}" for k, n in sorted(counts.items()))
+        maps = f", maps {', '.join(self.maps)}" if self.maps else ""
+        margins = ", with margins" if self.outer or self.inner else ""
+        what = f"{found or 'no instances'} on {self.instances.grid}{maps}{margins}"
+        return f"Prediction({what}, by {self.provenance.model})"
+
+
+def _above(module: str, function: str) -> Any:
+    """Return a function of a room above this one, imported when it is called and not before.
+
+    What a script wants from a prediction it looks for on the prediction. So its methods are doors, named by text: no
+    import points up, core stays numpy, and who never saves loads no writer.
+    """
+    return getattr(import_module(f"clearmargin.{module}"), function)
 
 
 def at_least(prediction: Prediction, score: float) -> Prediction:

@@ -11,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from clearmargin.config import Settings, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap
 from clearmargin.errors import ConfigError
+from clearmargin.privacy import Naming
 
-__all__ = ["SPLITS", "Card", "Encoding", "Split", "data_root", "public", "read_card"]
+__all__ = ["SPLITS", "Card", "Encoding", "Split", "beside_card", "data_root", "public", "read_card"]
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
@@ -27,13 +28,19 @@ class CodeEntry(Settings):
 
 
 class ClassEntry(Settings):
-    """One class: id 1..K, name, codes, thing or stuff."""
+    """One class: id 1..K, name, codes (which only writing DICOM asks for), thing or stuff."""
 
     id: int = Field(ge=1)
     name: str = Field(min_length=1)
     kind: Literal["thing", "stuff"] = "thing"
-    type: CodeEntry
-    category: CodeEntry
+    type: CodeEntry | None = None
+    category: CodeEntry | None = None
+
+    @model_validator(mode="after")
+    def _codes_come_in_pairs(self) -> ClassEntry:
+        if (self.type is None) != (self.category is None):
+            raise ValueError("type and category go together")
+        return self
 
 
 class LabelImage(Settings):
@@ -43,20 +50,48 @@ class LabelImage(Settings):
     label: str = Field(description="class name, or a template over the index's columns such as '{class}'")
 
 
-class ValueMasks(Settings):
+class ValueTable(Settings):
+    """What the values of a label image or volume mean; each value or region, or each part of it, is an instance."""
+
+    values: dict[int, str] = Field(default_factory=dict, description="value -> class name; 0 is background")
+    regions: dict[str, Annotated[tuple[int, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="class name -> values that it is made of, in place of values; regions may share values",
+    )
+    ignore: tuple[int, ...] = Field((), description="values in which nothing is measured")
+    split_components: bool = Field(
+        False, description="each face-connected component is an instance of its own"
+    )
+
+    @model_validator(mode="after")
+    def _one_table(self) -> ValueTable:
+        if bool(self.values) == bool(self.regions):
+            raise ValueError("give values or regions: what the values of the reference mean")
+        return self
+
+
+class ValueMasks(ValueTable):
     """A 2-D image in which each value of a table is one instance, in one piece or several."""
 
     kind: Literal["value_masks"]
-    values: dict[int, str] = Field(description="pixel value -> class name; 0 is background")
 
 
-class LabelVolume(Settings):
-    """A NIfTI, NRRD or MHA label volume with a value table; each value, or each connected part, is an instance."""
+class LabelVolume(ValueTable):
+    """A NIfTI, NRRD or MHA label volume with a value table."""
 
     kind: Literal["label_volume"]
-    values: dict[int, str]
-    split_components: bool = Field(
-        False, description="each face-connected component is an instance of its own"
+
+
+class MaskFiles(Settings):
+    """Masks, pictures or volumes, any number for a case; each is one object, or each of its parts; they may overlap."""
+
+    kind: Literal["mask_files"]
+    label: str = Field(
+        description="class name, or a template over the index's columns; names parted by ';' go with the files"
+    )
+    split_components: bool = Field(False, description="each connected part is an instance of its own")
+    threshold: int | None = Field(
+        None, ge=1, description="for blurred masks: what is at least so large is object; else what is not 0"
     )
 
 
@@ -72,6 +107,14 @@ class DicomSeg(Settings):
     kind: Literal["dicom_seg"]
 
 
+class RtStruct(Settings):
+    """A DICOM RT structure set; each region is one instance."""
+
+    kind: Literal["rtstruct"]
+    regions: dict[str, str] = Field(min_length=1, description="region name -> class name")
+    left_out: tuple[str, ...] = Field((), description="names of regions that are no instances")
+
+
 class VideoMasks(Settings):
     """Mask videos beside a clip; all pixels of one class in one of them are one instance."""
 
@@ -85,14 +128,18 @@ class VideoMasks(Settings):
 
 
 Encoding = Annotated[
-    LabelImage | ValueMasks | LabelVolume | Coco | DicomSeg | VideoMasks, Field(discriminator="kind")
+    LabelImage | ValueMasks | LabelVolume | MaskFiles | Coco | DicomSeg | RtStruct | VideoMasks,
+    Field(discriminator="kind"),
 ]
 
 
 class Cases(Settings):
     """Where the cases lie: an index with a row a case, and path templates over its columns."""
 
-    index: str | None = Field(None, description="CSV under the root; templates use its columns as {column}")
+    index: str | None = Field(
+        None,
+        description="CSV under the root, or from ./ on beside the card; templates use its columns as {column}",
+    )
     rows: tuple[dict[str, str], ...] = Field((), description="the rows themselves, where no index is shipped")
     id: str = Field(description="template of the case's id within this data set")
     image: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
@@ -100,6 +147,9 @@ class Cases(Settings):
     )
     reference: str = Field(
         description="template of the reference's path under the root; several paths are parted by ';'"
+    )
+    series: str | None = Field(
+        None, description="template of the DICOM series that is the image, where the folder holds several"
     )
     frames: int | None = Field(
         None, ge=1, description="image is a clip, and every n-th frame of it is a case; templates use {frame}"
@@ -160,21 +210,28 @@ class Card(Settings):
 
     schema_version: Literal[1] = Field(alias="schema")
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    version: str
-    title: str
-    origin: str
-    licence: str
-    citation: str
+    version: str = "1"
+    title: str = ""
+    origin: str = ""
+    licence: str = ""
+    citation: str = ""
     modality: str = Field(description="DICOM modality, e.g. CT, MR, US, ES, SM")
     classes: tuple[ClassEntry, ...] = Field(min_length=1)
-    root: str = Field(description="folder under CLEARMARGIN_DATA; '.' is the card's own folder")
+    root: str = Field(
+        description="folder under CLEARMARGIN_DATA; from the card's own folder on if it begins with a dot"
+    )
     cases: Cases
     encoding: Encoding
     spacing: Spacing
     unit: Literal["patient", "surgery", "image"]
     splits: Splits
     faults: tuple[str, ...] = ()
-    show_in_tracking: bool = Field(description="whether pictures of it may be shown in a tracking server")
+    names: Naming = Field(
+        "hashed", description="what its cases are called: keyed hashes, or for public data plain ids"
+    )
+    show_in_tracking: bool = Field(
+        False, description="whether pictures of it may be shown in a tracking server"
+    )
 
     model_config = Settings.model_config | {"populate_by_name": True}
 
@@ -183,6 +240,10 @@ class Card(Settings):
         if self.encoding.kind == "video_masks" and self.cases.frames is None:
             raise ValueError("encoding video_masks needs cases.frames: every how many frames one is a case")
         return self
+
+    def __repr__(self) -> str:
+        classes = ", ".join(c.name for c in self.classes[:8]) + ", ..." * (len(self.classes) > 8)
+        return f"Card({self.name}, {self.modality}, {self.encoding.kind}, classes {classes})"
 
     @property
     def label_map(self) -> LabelMap:
@@ -193,8 +254,8 @@ class Card(Settings):
                     id=c.id,
                     name=c.name,
                     kind=c.kind,
-                    type=Code(**c.type.model_dump()),
-                    category=Code(**c.category.model_dump()),
+                    type=None if c.type is None else Code(**c.type.model_dump()),
+                    category=None if c.category is None else Code(**c.category.model_dump()),
                 )
                 for c in self.classes
             )
@@ -202,8 +263,14 @@ class Card(Settings):
 
 
 def public(card: Card) -> Card:
-    """Return the card without the rows of its cases, which may name patients: what a tracking server may hold."""
-    return card.model_copy(update={"cases": card.cases.model_copy(update={"rows": ()})})
+    """Return the card without rows and without a path outside the data root, which may name patients.
+
+    That is what a tracking server may hold.
+    """
+    update: dict[str, object] = {"cases": card.cases.model_copy(update={"rows": ()})}
+    if card.root.startswith(".") or Path(card.root).is_absolute():
+        update["root"] = "."
+    return card.model_copy(update=update)
 
 
 def read_card(path: Path) -> tuple[Card, Path]:
@@ -214,13 +281,25 @@ def read_card(path: Path) -> tuple[Card, Path]:
     """
     card = load_settings(path, Card)
     _ = card.label_map  # ids and names are checked here, before any data is touched
-    folder = path.resolve().parent if card.root == "." else data_root() / card.root
+    if card.root.startswith("."):
+        folder = beside_card(path, card.root)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"card '{card.name}': no folder '{card.root}' beside the card: correct its root"
+            )
+        return card, folder
+    folder = data_root() / card.root
     if not folder.is_dir():
         raise ConfigError(
-            f"card '{card.name}': no folder '{card.root}' under the data root: "
+            f"card '{card.name}': no folder '{card.root}' under the data root '{data_root()}': "
             "set CLEARMARGIN_DATA to the folder that holds it"
         )
     return card, folder
+
+
+def beside_card(card: Path, name: str) -> Path:
+    """Return what ``name`` is from the card's own folder on."""
+    return card.resolve().parent / name
 
 
 def data_root() -> Path:

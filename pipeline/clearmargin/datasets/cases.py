@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +21,24 @@ from clearmargin.datasets.card import (
     Card,
     LabelImage,
     LabelVolume,
+    MaskFiles,
+    RtStruct,
     Split,
     ValueMasks,
     VideoMasks,
+    beside_card,
     read_card,
 )
 from clearmargin.datasets.clips import Clips, nearest_levels
 from clearmargin.datasets.splits import assign_splits
 from clearmargin.errors import ConfigError, GeometryError, InputError
-from clearmargin.formats import read_image
-from clearmargin.privacy import case_id, named_by_case
+from clearmargin.formats import case_of, read_image
+from clearmargin.privacy import case_id, named_by_case, naming, plain_name, record_case, record_cases
 
-__all__ = ["Case", "Dataset", "open_dataset"]
+__all__ = ["Case", "Dataset", "build_dataset", "open_dataset"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +46,14 @@ class Case:
     """One image with its reference.
 
     Attributes:
-        case: Keyed hash; the only name that leaves this process.
+        case: Case id, a keyed hash (or plain, if the card says so); the only name that leaves this process.
         unit: Keyed hash of the unit of independence.
         split: The split its unit belongs to.
         strata: Values of the card's stratifying columns.
         image: The image's file or folder, of several sequences the first; or the clip it is a frame of.
         further: The other sequences, further channels on the grid of ``image``.
-        references: The reference's files; one, but for a clip with several mask videos.
+        references: The reference's files; one, but for masks in files of their own.
+        series: Which DICOM series of ``image``; None if there is only one.
         frame: Number of the frame from 0; None where the image is no frame of a clip.
     """
 
@@ -55,6 +65,7 @@ class Case:
     references: tuple[Path, ...] = field(repr=False)
     ignore: Path | None = field(repr=False, default=None)
     further: tuple[Path, ...] = field(repr=False, default=())
+    series: str | None = field(repr=False, default=None)
     frame: int | None = None
     row: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
@@ -74,6 +85,11 @@ class Dataset:
     cases: tuple[Case, ...]
     clips: Clips = field(repr=False, compare=False, default_factory=Clips)
 
+    def __repr__(self) -> str:
+        counts = {s: sum(c.split == s for c in self.cases) for s in SPLITS}
+        held = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+        return f"Dataset({self.card.name}, {len(self.cases)} cases: {held})"
+
     def split(self, name: Split) -> tuple[Case, ...]:
         """Return the cases of one split; ConfigError where it is empty."""
         chosen = tuple(c for c in self.cases if c.split == name)
@@ -90,7 +106,11 @@ class Dataset:
                 lies on another grid.
         """
         with named_by_case(case.case, "its image", case.image):
-            image = _read_frame(self, case, case.image) if case.frame is not None else read_image(case.image)
+            image = (
+                _read_frame(self, case, case.image)
+                if case.frame is not None
+                else read_image(case.image, series=case.series)
+            )
             grid = _with_spacing(image.grid, self.card)
         image = replace(
             image,
@@ -100,6 +120,7 @@ class Dataset:
                 image.source, case=case.case, modality=image.source.modality or self.card.modality
             ),
         )
+        _tell(image)
         with named_by_case(case.case, "its reference", *case.references):
             reference = _REFERENCE_READERS[self.card.encoding.kind](self, case, image.grid)
         if case.ignore is not None:
@@ -122,6 +143,27 @@ class Dataset:
         return total.hexdigest()
 
 
+_told: set[str] = set()
+
+
+def _tell(image: Image) -> None:
+    """Log what a reader had to decide or leave out of a case, once per process.
+
+    Raises:
+        InputError: No value is finite.
+    """
+    case = image.source.case
+    if case in _told:
+        return
+    if image.not_finite == image.pixels.size:
+        raise InputError(f"{case}: none of its {image.pixels.size} values is finite")
+    _told.add(case)
+    if image.not_finite:
+        log.warning("%s: %d of %d values are not finite: left out", case, image.not_finite, image.pixels.size)
+    for remark in image.source.remarks:
+        log.warning("%s: %s", case, remark)
+
+
 def open_dataset(card_path: Path) -> Dataset:
     """Read a card and find its cases.
 
@@ -130,7 +172,25 @@ def open_dataset(card_path: Path) -> Dataset:
             all are counted.
     """
     card, root = read_card(card_path)
-    rows = list(card.cases.rows) if card.cases.index is None else _read_index(root / card.cases.index, card)
+    rows = list(card.cases.rows)
+    if card.cases.index is not None:
+        beside = card.cases.index.startswith(".")
+        index = beside_card(card_path, card.cases.index) if beside else root / card.cases.index
+        rows = _read_index(index, card)
+    return build_dataset(card, root, rows)
+
+
+def build_dataset(card: Card, root: Path, rows: Sequence[dict[str, str]]) -> Dataset:
+    """Return the cases of a card whose rows are known.
+
+    Args:
+        card: The card.
+        root: The folder that its templates begin in.
+        rows: A row for each case, or for each clip.
+
+    Raises:
+        ConfigError, InputError: As for :func:`open_dataset`.
+    """
     absent = [c for c in (*card.cases.strata, *filter(None, [card.splits.column])) if c not in rows[0]]
     if absent:
         raise ConfigError(f"card '{card.name}': the index has no column {absent}; it has {list(rows[0])}")
@@ -141,17 +201,40 @@ def open_dataset(card_path: Path) -> Dataset:
     for row, unit in zip(rows, units, strict=True):
         for full in _frame_rows(row, card, root, clips):
             cases.append(_case(full, unit, assigned[unit], card, root))
-    if len({c.case for c in cases}) != len(cases):
+    ids = [_fill(card.cases.id, c.row, card) for c in cases]
+    if len(set(ids)) != len(ids):
         raise ConfigError(
             f"card '{card.name}': cases.id gives the same id to several cases (frames need {{frame}})"
         )
-    missing = [c.case for c in cases if not all(p.exists() for p in (c.image, *c.further, *c.references))]
+    cases = _told_apart(cases)
+    record_cases({re.sub(r"-f\d+$", "", c.case): c.image for c in cases})
+    missing = [(c.case, what, p) for c in cases for what, p in _paths(c) if not p.exists()]
     if missing:
+        case, what, path = missing[0]
+        record_case(case, path)
+        count = len({case for case, _, _ in missing})
         raise InputError(
-            f"card '{card.name}': {len(missing)} of {len(cases)} cases lack a file (first: {missing[0]}); "
-            "check cases.image and cases.reference"
+            f"card '{card.name}': {count} of {len(cases)} cases lack a file (first: {case}); {what} was tried under "
+            f"'{root}' (`clearmargin cases {case}` gives the whole path): check the template, and root"
         )
     return Dataset(card=card, cases=tuple(cases), clips=clips)
+
+
+def _paths(case: Case) -> Iterator[tuple[str, Path]]:
+    """Yield the paths of a case, each with the card's key that it comes from."""
+    yield from (("cases.image", path) for path in (case.image, *case.further))
+    yield from (("cases.reference", path) for path in case.references)
+
+
+def _told_apart(cases: list[Case]) -> list[Case]:
+    """Return the cases with ids of their own: the second one of a picture, such as another reader's, gets ``-2``."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for case in cases:
+        seen[case.case] += 1
+        again = seen[case.case]
+        apart.append(case if again == 1 else replace(case, case=f"{case.case}-{again}"))
+    return apart
 
 
 def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> Iterator[dict[str, Any]]:
@@ -168,30 +251,45 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
     try:
         count = clips.frame_count(clip) if clip.exists() else 1  # a missing one is counted with the others
     except InputError:
-        name = case_id(card.name, _fill(card.cases.id, row | {"frame": 0}, card))
-        raise InputError(f"{name}: its clip is not readable as a video (cases.frames is set)") from None
+        name = case_of(clip)
+        record_case(name, clip)
+        raise InputError(
+            f"{name}: its clip is not readable as a video (cases.frames is set; `clearmargin cases {name}` "
+            "gives the file)"
+        ) from None
     yield from (row | {"frame": number} for number in range(0, count, every))
 
 
 def _case(row: dict[str, Any], unit: str, split: Split, card: Card, root: Path) -> Case:
     references = _fill(card.cases.reference, row, card).split(";")
+    image = root / _fill(card.cases.images[0], row, card)
+    series = None if card.cases.series is None else _fill(card.cases.series, row, card) or None
     return Case(
-        case=case_id(card.name, _fill(card.cases.id, row, card)),
+        case=_name_of_case(row, card, image, series),
         unit=case_id(card.name, "unit", unit),
         split=split,
         strata={name: row[name] for name in card.cases.strata},
-        image=root / _fill(card.cases.images[0], row, card),
+        image=image,
         further=tuple(root / _fill(template, row, card) for template in card.cases.images[1:]),
         references=tuple(root / name.strip() for name in references),
+        series=series,
         ignore=None if card.cases.ignore is None else root / _fill(card.cases.ignore, row, card),
         frame=row["frame"] if card.cases.frames is not None else None,
         row=row,
     )
 
 
+def _name_of_case(row: Mapping[str, Any], card: Card, image: Path, series: str | None) -> str:
+    """Return the id that any verb gives the picture (a frame's number behind its clip's), or the card's plain one."""
+    if card.names == "plain" or naming() == "plain":
+        return plain_name(_fill(card.cases.id, row, card))
+    frame = f"-f{row['frame']}" if card.cases.frames is not None else ""
+    return f"{case_of(image, series=series)}{frame}"
+
+
 def _read_index(path: Path, card: Card) -> list[dict[str, str]]:
     if not path.is_file():
-        raise ConfigError(f"card '{card.name}': no index '{path.name}' in its data folder")
+        raise ConfigError(f"card '{card.name}': no index '{path}'")
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     if not rows:
@@ -265,14 +363,61 @@ def _value_table(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     if labels.min() < 0:
         raise InputError("its reference holds negative values; label values are 0 or more")
     values = [int(v) for v in np.unique(labels) if v != 0]
-    unknown = [v for v in values if v not in encoding.values]
+    listed = {*encoding.values, *encoding.ignore, *(v for parts in encoding.regions.values() for v in parts)}
+    unknown = [v for v in values if v not in listed]
     if unknown:
         raise InputError(f"its reference holds the values {unknown} that card '{card.name}' does not list")
-    found = InstanceSet.from_label_image(grid, labels)
-    classes = np.array([card.label_map.by_name(encoding.values[v]).id for v in values], np.int64)
-    if isinstance(encoding, LabelVolume) and encoding.split_components:
-        return _components(replace(found, labels=classes))
-    return replace(found, labels=classes)
+    masks: list[Mask] = []
+    names: list[str] = []
+    for value, mask in zip(values, InstanceSet.from_label_image(grid, labels).masks, strict=True):
+        if value in encoding.values:
+            masks.append(mask)
+            names.append(encoding.values[value])
+    for name, parts in encoding.regions.items():
+        region = Mask.from_dense(np.isin(labels, parts))
+        if region.area:
+            masks.append(region)
+            names.append(name)
+    instances = InstanceSet(
+        grid=grid,
+        masks=tuple(masks),
+        labels=np.array([card.label_map.by_name(name).id for name in names], np.int64),
+        scores=np.ones(len(masks), np.float32),
+        ignore=Mask.from_dense(np.isin(labels, encoding.ignore)) if encoding.ignore else None,
+    )
+    return _components(instances) if encoding.split_components else instances
+
+
+def _mask_files(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
+    card, encoding = dataset.card, dataset.card.encoding
+    if not isinstance(encoding, MaskFiles):
+        raise TypeError(encoding)
+    names = [name.strip() for name in _fill(encoding.label, case.row, card).split(";")]
+    names = names * len(case.references) if len(names) == 1 else names
+    if len(names) != len(case.references):
+        raise ConfigError(
+            f"{case.case} has {len(case.references)} mask files and {len(names)} class names; give one name a file, "
+            "or one for all"
+        )
+    masks = [_read_mask(path, grid, encoding.threshold) for path in case.references]
+    kept = [k for k, mask in enumerate(masks) if mask.area]  # a file may say that nothing is there
+    instances = InstanceSet(
+        grid=grid,
+        masks=tuple(masks[k] for k in kept),
+        labels=np.array([card.label_map.by_name(names[k]).id for k in kept], np.int64),
+        scores=np.ones(len(kept), np.float32),
+    )
+    return _components(instances) if encoding.split_components else instances
+
+
+def _read_mask(path: Path, grid: Grid, threshold: int | None) -> Mask:
+    """Return what is not 0 in a mask file, or at least ``threshold``: with one, JPEG and fractions are read, too."""
+    if threshold is None:
+        return Mask.from_dense(_read_labels(path, grid))
+    image = read_image(path)
+    if image.grid.shape != grid.shape or (image.grid.unit == "mm" and not image.grid.same_as(grid)):
+        raise GeometryError(f"'{path.name}' lies on another grid than its image: {image.grid} and {grid}")
+    return Mask.from_dense(image.pixels.max(axis=0) >= threshold)
 
 
 def _components(instances: InstanceSet) -> InstanceSet:
@@ -296,13 +441,31 @@ def _components(instances: InstanceSet) -> InstanceSet:
 def _coco(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     from clearmargin.formats.coco import read_coco
 
-    return read_coco(case.reference, image=case.image.name, grid=grid, label_map=dataset.card.label_map)
+    return read_coco(case.reference, image=case.image.as_posix(), grid=grid, label_map=dataset.card.label_map)
 
 
 def _dicom_seg(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     from clearmargin.formats.dicom_seg_content import read_dicom_seg
 
     return read_dicom_seg(case.reference, grid=grid, label_map=dataset.card.label_map)
+
+
+def _rtstruct(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
+    from clearmargin.formats.rtstruct import read_rtstruct
+
+    encoding = dataset.card.encoding
+    if not isinstance(encoding, RtStruct):
+        raise TypeError(encoding)
+    structure = read_rtstruct(case.reference, grid=grid)
+    unknown = [n for n in structure.names if n not in encoding.regions and n not in encoding.left_out]
+    if unknown:  # the names are free text of the file
+        raise InputError(
+            f"its reference holds {len(unknown)} of {len(structure.names)} regions that card '{dataset.card.name}' "
+            "names neither in regions nor in left_out"
+        )
+    kept = [k for k, name in enumerate(structure.names) if name in encoding.regions]
+    classes = [dataset.card.label_map.by_name(encoding.regions[structure.names[k]]).id for k in kept]
+    return replace(structure.instances.select(kept), labels=np.array(classes, np.int64))
 
 
 def _video_masks(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
@@ -343,8 +506,10 @@ _REFERENCE_READERS: dict[str, Callable[[Dataset, Case, Grid], InstanceSet]] = {
     "label_image": _label_image,
     "value_masks": _value_table,
     "label_volume": _value_table,
+    "mask_files": _mask_files,
     "coco": _coco,
     "dicom_seg": _dicom_seg,
+    "rtstruct": _rtstruct,
     "video_masks": _video_masks,
 }
 

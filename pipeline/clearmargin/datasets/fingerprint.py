@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask
+from clearmargin.core.reprs import short_repr
 from clearmargin.datasets.cases import Case, Dataset
 
 __all__ = ["Fingerprint", "Relations", "relations", "take_fingerprint", "thickness_of"]
@@ -19,6 +20,7 @@ _WITHIN = 0.9  # an object of which so much lies in another one is nested in it
 _VALUES = 20_000  # foreground and background values kept of each case
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
     """A data set's training cases in numbers. Lengths are in pixels of the planes that a 2-D network sees.
@@ -33,6 +35,7 @@ class Fingerprint:
         depths: Slices of each case; 1 for images.
         spacings: ``(cases, 2)`` in-plane spacing in ``unit``.
         unit: ``mm`` or ``px``.
+        elongation: Median distance of slices over the pixel size in them; 1 for images.
         counts: Instances in each plane that has one.
         boxes: ``(N, 2)`` height and width of each instance in a plane.
         areas: ``(N,)`` pixels.
@@ -53,6 +56,7 @@ class Fingerprint:
     depths: NDArray[np.int64]
     spacings: NDArray[np.float64]
     unit: str
+    elongation: float
     counts: NDArray[np.int64]
     boxes: NDArray[np.int64]
     areas: NDArray[np.int64]
@@ -116,6 +120,7 @@ def take_fingerprint(
         depths=np.array([one["depth"] for one in images], np.int64),
         spacings=np.array([one["spacing"] for one in images]),
         unit=images[0]["unit"],
+        elongation=float(np.median([one["elongation"] for one in images])),
         counts=np.array([len(plane.instances) for plane in found], np.int64),
         boxes=np.array([mask.crop.shape for mask in masks], np.int64).reshape(-1, 2),
         areas=np.array([mask.area for mask in masks], np.int64),
@@ -139,6 +144,7 @@ def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]
         "depth": grid.shape[0] if grid.ndim == 3 else 1,
         "spacing": grid.spacing[-2:],
         "unit": grid.unit,
+        "elongation": grid.spacing[0] / float(np.sqrt(np.prod(grid.spacing[1:]))) if grid.ndim == 3 else 1.0,
         "values": _inside(image, instances),
     }
     return facts, [relations(plane) for plane in _planes(grid, instances) if len(plane)]

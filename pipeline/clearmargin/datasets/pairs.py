@@ -13,7 +13,7 @@ import numpy as np
 from clearmargin.core import Grid, InstanceSet, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.formats.label_files import LABEL_SUFFIXES, Objects, read_label_file
-from clearmargin.privacy import case_id, named_by_case, record_case
+from clearmargin.privacy import case_id, case_of_file, named_by_case, record_case
 
 __all__ = ["Pair", "read_pairs", "resample"]
 
@@ -52,7 +52,7 @@ def read_pairs(
     """
     for path in (predicted, reference):
         if not path.exists():
-            raise InputError(f"there is no file or folder '{path.name}'")
+            raise InputError(f"there is no file or folder '{path}'")
     if predicted.is_dir() != reference.is_dir():
         raise InputError("give two folders or two files: one of each cannot be paired")
     if predicted.suffix.lower() == ".json" or reference.suffix.lower() == ".json":
@@ -68,8 +68,8 @@ def read_pairs(
             record_case(_case(theirs[name]), theirs[name])
         names = ", ".join(_case(theirs[name]) for name in missing[:5])
         raise InputError(
-            f"{len(missing)} of {len(theirs)} references have no prediction of the same name ({names}; the private "
-            "crosswalk gives their files): add them, or count them as empty with missing_as_empty"
+            f"{len(missing)} of {len(theirs)} references have no prediction of the same name ({names}; "
+            "`clearmargin cases` gives their files): add them, or count them as empty with missing_as_empty"
         )
     extra = len(set(ours) - set(theirs))
     if extra:
@@ -182,4 +182,4 @@ def resample(instances: InstanceSet, grid: Grid) -> InstanceSet:
 
 
 def _case(path: Path) -> str:
-    return case_id(str(path.resolve()))
+    return case_of_file(path)

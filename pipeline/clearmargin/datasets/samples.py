@@ -18,8 +18,9 @@ from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.models.network import Targets
 from clearmargin.transforms.copy_paste import paste
 from clearmargin.transforms.samples import Sample, make_sample, read_instances
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 from clearmargin.transforms.spatial import augmentation_matrix, resample
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, augment_intensity, planes, prepare
+from clearmargin.transforms.view import augment_intensity, planes, prepare
 
 __all__ = ["Read", "Windows", "collate", "window_centre"]
 

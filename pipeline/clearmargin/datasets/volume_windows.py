@@ -15,8 +15,9 @@ from clearmargin.datasets.samples import Windows, window_centre
 from clearmargin.errors import InputError
 from clearmargin.models.network import VolumeTargets
 from clearmargin.transforms.samples import read_instances
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
 from clearmargin.transforms.spatial import resample, volume_augmentation
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, VolumeView, augment_intensity
+from clearmargin.transforms.view import augment_intensity
 
 __all__ = ["VolumeWindows"]
 

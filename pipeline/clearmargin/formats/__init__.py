@@ -10,7 +10,16 @@ from typing import Any
 from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
 
-__all__ = ["READERS", "VIDEO_SUFFIXES", "is_dicom", "is_video", "open_video", "read_image", "read_images"]
+__all__ = [
+    "READERS",
+    "VIDEO_SUFFIXES",
+    "case_of",
+    "is_dicom",
+    "is_video",
+    "open_video",
+    "read_image",
+    "read_images",
+]
 
 READERS: dict[str, str] = {
     ".dcm": "dicom:read_dicom",
@@ -59,7 +68,7 @@ def read_image(
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"there is no file or folder '{path.name}'")
+        raise InputError(f"there is no file or folder '{path}'")
     if is_dicom(path):
         from clearmargin.formats.dicom import read_dicom
 
@@ -107,6 +116,27 @@ def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
             yield read_dicom(path, series=series)
     else:
         yield read_image(path, series=series)
+
+
+def case_of(path: Path, *, series: str | None = None) -> str:
+    """Return the case id that reading a file or a folder gives its picture, without reading a pixel.
+
+    What cannot be read is named by its place.
+    """
+    from clearmargin.privacy import case_of_file
+
+    path = Path(path)
+    if path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES and is_dicom(path):
+        from clearmargin.formats.dicom import series_case
+        from clearmargin.formats.dicom_index import scan_dicom, select_series
+
+        try:
+            scanned = scan_dicom(path)
+            entry = select_series([found for found, _ in scanned], series)
+            return series_case(entry, next(headers for found, headers in scanned if found is entry)[0])
+        except InputError:
+            pass
+    return case_of_file(path)
 
 
 def is_video(path: Path) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
-from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.limits import max_bytes
 
 __all__ = ["CocoImage", "read_coco", "read_coco_images", "write_coco"]
 
@@ -56,7 +56,7 @@ def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> Ins
 
     Args:
         path: The JSON file.
-        image: ``file_name``; its last part alone also fits, where only one image has it.
+        image: ``file_name``, or a path that ends with it; its last part alone also fits if only one image has it.
         grid: The image's grid, of the size that the file states.
         label_map: Its names are the file's category names.
 
@@ -65,8 +65,10 @@ def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> Ins
         GeometryError: The file states another size.
     """
     content = _content(Path(path))
-    entries = [e for e in content["images"] if str(e["file_name"]) == image]
-    entries = entries or [e for e in content["images"] if str(e["file_name"]).rsplit("/", 1)[-1] == image]
+    ends = [e for e in content["images"] if f"/{image}".endswith(f"/{e['file_name']}")]
+    entries = sorted(ends, key=lambda e: len(str(e["file_name"])))[-1:]  # the one that says most of the path
+    last = image.rsplit("/", 1)[-1]
+    entries = entries or [e for e in content["images"] if str(e["file_name"]).rsplit("/", 1)[-1] == last]
     if len(entries) != 1:
         raise InputError(
             f"the COCO file lists {len(entries)} images of that name; it has {len(content['images'])}"
@@ -137,7 +139,7 @@ def _annotation(mask: Mask, *, polygons: bool) -> dict[str, Any]:
 
 def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"there is no file '{path}'")
     return _parsed(path, path.stat().st_mtime_ns)
 
 
@@ -185,7 +187,7 @@ def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str])
             shown = number if isinstance(number, int) else f"{k + 1} of its image"
             raise InputError(f"annotation {shown} is damaged ({type(error).__name__})") from None
         held += mask.crop.size
-        if held > MAX_BYTES:
+        if held > max_bytes():
             raise InputError("the annotations of one image are more than is read at once")
         if annotation.get("iscrowd"):
             crowd = mask.dense() if crowd is None else crowd | mask.dense()

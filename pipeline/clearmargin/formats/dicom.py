@@ -27,7 +27,7 @@ from clearmargin.formats.dicom_values import (
     to_units,
 )
 from clearmargin.formats.dicom_volumes import VolumeEntry, select_volume
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_of_file, naming, plain_name
 
 __all__ = ["SeriesEntry", "index_dicom", "read_dicom", "read_dicom_pictures", "read_dicom_volumes"]
 
@@ -158,7 +158,20 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
 def object_case(dataset: Any, file: Path) -> str:
     """Return the case id of one object: pictures of one series are cases of their own."""
     identity = [str(dataset.get(k) or "") for k in ("SeriesInstanceUID", "SOPInstanceUID")]
-    return case_id(*(identity if all(identity) else [str(file.resolve())]))
+    return case_of_file(file, *(identity if all(identity) else ()))
+
+
+def series_case(entry: SeriesEntry, header: Any, volume: str = "") -> str:
+    """Return the case id that reading a series gives its image, from the header of one of its files.
+
+    ``volume`` is the label of one of several volumes in it.
+    """
+    if entry.kind in ("image", "images", "clip"):
+        return object_case(header, entry.files[0])
+    place = entry.files[0] if len(entry.files) == 1 else entry.files[0].parent
+    identity = () if entry.uid.startswith("file:") else (entry.uid, *([volume] if volume else []))
+    case = case_of_file(place, *identity)
+    return f"{case}_{plain_name(volume)}" if volume and (naming() == "plain" or not identity) else case
 
 
 def frame_time(dataset: Any, frame: int) -> float | None:
@@ -214,9 +227,8 @@ def _source(
 ) -> Source:
     order = list(dict.fromkeys(p.file for p in pictures))
     files = tuple(entry.files[k] for k in order)
-    uid = entry.uid if not entry.uid.startswith("file:") else str(files[0].resolve())
     return Source(
-        case=case_id(uid, *([chosen.label] if chosen.label else [])),
+        case=series_case(entry, headers[0], chosen.label),
         kind="dicom",
         modality=entry.modality,
         files=files,

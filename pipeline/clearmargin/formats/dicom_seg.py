@@ -266,8 +266,8 @@ def segments(
         segment = highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=f"{kind.name[:50]} {number}",
-            segmented_property_category=coded(kind.category),
-            segmented_property_type=coded(kind.type),
+            segmented_property_category=coded(kind.codes[0]),
+            segmented_property_type=coded(kind.codes[1]),
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
             tracking_id=f"{kind.name[:50]} {number}",

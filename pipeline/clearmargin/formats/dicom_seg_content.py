@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
+from clearmargin.core.reprs import short_repr
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom_boundary import converting, dicom_boundary, read_header
 from clearmargin.formats.dicom_geometry import Plane
@@ -38,6 +39,7 @@ class Segment:
     algorithm: str
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegContent:
     """A SEG read back.
@@ -76,9 +78,13 @@ def read_dicom_seg(path: Path, *, grid: Grid | None = None, label_map: LabelMap 
     labels = []
     for segment in content.segments:
         # pydicom's comparison knows SNOMED's retired SRT values for what they are today
-        found = [c.id for c in label_map.classes if _concept(c.type) == _concept(segment.type)]
+        found = [
+            c.id
+            for c in label_map.classes
+            if c.type is not None and _concept(c.type) == _concept(segment.type)
+        ]
         if not found:
-            known = ", ".join(f"{c.type.value} {c.type.scheme}" for c in label_map.classes)
+            known = ", ".join(c.code_text or f"{c.name} (no code)" for c in label_map.classes)
             raise InputError(
                 f"segment {segment.number} is of type {segment.type.value} {segment.type.scheme}, "
                 f"which is none of: {known}"

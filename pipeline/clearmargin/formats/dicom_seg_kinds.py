@@ -119,8 +119,8 @@ def write_fractional_seg(
     described = highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label=f"{kind.name[:40]} {map_name[:20]}",
-        segmented_property_category=coded(kind.category),
-        segmented_property_type=coded(kind.type),
+        segmented_property_category=coded(kind.codes[0]),
+        segmented_property_type=coded(kind.codes[1]),
         algorithm_type="AUTOMATIC",
         algorithm_identification=algorithm_identification(prediction.provenance),
         tracking_id=f"{kind.name[:40]} {map_name[:20]}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.formats.label_values import whole_labels
+from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_of_file
 
-__all__ = ["read_label_raster", "read_raster", "write_raster"]
+_WHITE_IS_ZERO = 0
+
+__all__ = ["read_label_raster", "read_raster", "write_label_raster", "write_raster"]
 
 
 def read_raster(path: Path) -> Image:
@@ -33,7 +38,7 @@ def read_raster(path: Path) -> Image:
     return Image(
         pixels=pixels,
         grid=Grid.from_spacing(pixels.shape[1:]),
-        source=Source(case=case_id(str(path.resolve())), kind="raster", files=(path,)),
+        source=Source(case=case_of_file(path), kind="raster", files=(path,)),
     )
 
 
@@ -52,10 +57,7 @@ def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
     channels = _channels(*_load(path, palette=False), path)
     if len(channels) > 1 and not (channels == channels[:1]).all():
         raise InputError(f"'{path.name}' is in colour: a label picture holds one value a pixel")
-    labels: NDArray[Any] = channels[0]
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"'{path.name}' holds {labels.dtype} values: labels are whole numbers")
-    return labels
+    return whole_labels(channels[0], path.name)
 
 
 def write_raster(path: Path, array: NDArray[np.generic]) -> None:
@@ -90,6 +92,24 @@ def write_raster(path: Path, array: NDArray[np.generic]) -> None:
     Pillow.fromarray(data).save(path)
 
 
+def write_label_raster(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:
+    """Write a label picture ``(Y, X)`` of uint8 or uint16 as PNG or TIFF, or ``(Z, Y, X)`` as the pages of a TIFF.
+
+    Raises:
+        InputError: A dtype or layout that the format would change.
+    """
+    if labels.ndim != 3:
+        write_raster(path, labels)
+        return
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(
+            f"'{path.name}': expected a picture (Y, X), got {labels.shape}; pages are written as .tif"
+        )
+    import tifffile
+
+    tifffile.imwrite(path, labels, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
+
+
 def _channels(data: NDArray[Any], coloured: bool, path: Path) -> NDArray[Any]:
     """Return ``(..., Y, X)``, or ``(..., Y, X, 1..4)`` if coloured, as ``(C, ..., Y, X)`` without alpha."""
     if data.dtype == np.bool_:
@@ -105,7 +125,7 @@ def _channels(data: NDArray[Any], coloured: bool, path: Path) -> NDArray[Any]:
 def _load(path: Path, *, palette: bool) -> tuple[NDArray[Any], bool]:
     """Return the values, and whether their last axis is colour."""
     if not path.exists():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"there is no file '{path}'")
     try:
         with hushed("tifffile", "PIL"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile)(\.|$)")
@@ -129,7 +149,7 @@ def _load_pillow(path: Path, palette: bool) -> tuple[NDArray[Any], bool]:
         import SimpleITK  # Pillow reduces 16-bit colour to 8
 
         return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))), True
-    with Pillow.open(path) as opened:
+    with _unlimited(Pillow), Pillow.open(path) as opened:
         _refuse_size(opened.size[0] * opened.size[1] * 4, path)
         picture = ImageOps.exif_transpose(opened)
         kept = ("1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I", "F", *(() if palette else ("P",)))
@@ -139,6 +159,16 @@ def _load_pillow(path: Path, palette: bool) -> tuple[NDArray[Any], bool]:
     if data.dtype == np.int32 and data.size and data.min() >= 0 and data.max() < 2**16:
         data = data.astype(np.uint16)  # older Pillow gives 16-bit PNG as 32-bit integers
     return (data.astype(np.uint16) if data.dtype == ">u2" else data), data.ndim == 3
+
+
+@contextlib.contextmanager
+def _unlimited(pillow: Any) -> Iterator[None]:
+    """Let Pillow open pictures of any size: it calls large ones an attack, and our own limit is in bytes."""
+    before, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        pillow.MAX_IMAGE_PIXELS = before
 
 
 def _is_deep_colour_png(path: Path) -> bool:
@@ -152,7 +182,15 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
+        whole = [one for one in tiff.series if not getattr(one.keyframe, "is_reduced", False)] or tiff.series
+        shapes = list(dict.fromkeys(p.shape for p in tiff.pages if not getattr(p, "is_reduced", False)))
+        if len(whole) > 1 or len(shapes) > 1:
+            sizes = ", ".join(" x ".join(map(str, shape)) for shape in shapes[:4])
+            raise InputError(
+                f"'{path.name}' holds pages of {max(len(whole), len(shapes))} kinds ({sizes}): save "
+                "each as a file of its own"
+            )
+        series = whole[0]
         _refuse_size(int(np.prod(series.shape, dtype=np.int64)) * series.dtype.itemsize, path)
         pieces = sum(math.prod(page.chunked) for page in series.pages if isinstance(page, tifffile.TiffPage))
         if pieces > path.stat().st_size:  # each is decoded by itself, the missing ones, too
@@ -160,14 +198,28 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
         data = np.asarray(series.asarray())
         _refuse_size(data.nbytes, path)  # a page may say one thing and hold another
         axes = series.axes
+        inverted = int(getattr(series.keyframe, "photometric", 1)) == _WHITE_IS_ZERO
+        bits = int(getattr(series.keyframe, "bitspersample", 8))
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
-    if "C" in axes and "S" not in axes:
-        return np.moveaxis(data, axes.index("C"), -1), True
-    return data, axes.endswith("S")
+    if inverted:
+        data = _black_is_zero(data, bits, path)
+    for colour in ("S", "C"):  # samples of a pixel, wherever the file keeps them (planar RGB has them first)
+        if colour in axes:
+            return np.moveaxis(data, axes.index(colour), -1), True
+    return data, False
+
+
+def _black_is_zero(data: NDArray[Any], bits: int, path: Path) -> NDArray[Any]:
+    """Return values of a TIFF that counts from white with black at 0, as every viewer shows it."""
+    if data.dtype == np.bool_:
+        return ~data
+    if data.dtype.kind != "u":
+        raise InputError(f"'{path.name}' counts {data.dtype} from white to black: save it with black at 0")
+    return np.asarray((2**bits - 1) - data, data.dtype)
 
 
 def _refuse_size(size: int, path: Path) -> None:
     if size < 1:
         raise InputError(f"'{path.name}' holds no pixel")
-    if size > MAX_BYTES:
-        raise InputError(f"'{path.name}' claims {size / 2**30:.0f} GiB of pixels: not readable at once")
+    if size > max_bytes():
+        raise InputError(f"'{path.name}' claims {size / 2**30:.3g} GiB of pixels: {raise_it()}")

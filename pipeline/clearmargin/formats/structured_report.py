@@ -177,8 +177,8 @@ def _group(
             uid=segment.TrackingUID, identifier=segment.TrackingID
         ),
         referenced_segment=highdicom.sr.ReferencedSegment.from_segmentation(segmentation, number),
-        finding_type=coded(kind.type),
-        finding_category=coded(kind.category),
+        finding_type=coded(kind.codes[1]),
+        finding_category=coded(kind.codes[0]),
         algorithm_id=highdicom.sr.AlgorithmIdentification(
             name=provenance.model[:64],
             version=f"{provenance.software} weights {provenance.weights_sha256[:16]}"[:64],

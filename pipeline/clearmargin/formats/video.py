@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
-from clearmargin.privacy import case_id
+from clearmargin.privacy import case_of_file
 
 __all__ = ["Clip", "VideoClip", "open_video", "write_video"]
 
@@ -64,14 +64,14 @@ def open_video(path: Path, *, threads: bool = True) -> Clip:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"there is no file '{path}'")
     from clearmargin.formats.dicom_index import looks_like_dicom
 
     if looks_like_dicom(path):
         from clearmargin.formats.dicom_clip import open_dicom_clip
 
         return open_dicom_clip(path, threads=threads)
-    return VideoClip(path, name=path.name, case=case_id(str(path.resolve())), threads=threads)
+    return VideoClip(path, name=path.name, case=case_of_file(path), threads=threads)
 
 
 class VideoClip:
@@ -93,7 +93,9 @@ class VideoClip:
         self._threads = threads
         self._path = file if isinstance(file, Path) else None
         self.corrupt: list[int] = []
-        self._pts, self._time_base, self.fps, self.size, self._clocked = self._index()
+        self._pts, self._time_base, self.fps, size, self._clocked = self._index()
+        self._quarters = self._turn()
+        self.size = size[::-1] if self._quarters % 2 else size
         self._number = {pts: k for k, pts in enumerate(self._pts)}
         self._zero = self._pts[0]
         self._ordered = self._clocked
@@ -206,6 +208,18 @@ class VideoClip:
         span = (kept[-1] - kept[0]) * float(base) if clocked else 0.0
         return kept, base, (len(kept) - 1) / span if span > 0 else rate, size, clocked
 
+    def _turn(self) -> int:
+        """Return how many quarters the frames are turned to the left before they are shown.
+
+        Raises:
+            InputError: They are turned by an angle that no array can be.
+        """
+        with self._open() as container:
+            degrees = next((int(getattr(f, "rotation", 0) or 0) for f, _ in _decode(container)), 0)
+        if degrees % 90:
+            raise InputError(f"'{self._name}' is shown turned by {degrees} degrees: only quarters are read")
+        return degrees // 90 % 4
+
     def _times_by_decoding(self) -> list[int]:
         """Return the labels that the decoder gives the frames, in the order in which it puts them out."""
         with self._open() as container:
@@ -219,7 +233,8 @@ class VideoClip:
     def _image(self, decoded: Any, number: int) -> Image:
         # Converting to RGB has threads of its own; 0 is as many as there are cores.
         rgb = decoded.to_ndarray(format="rgb24", threads=0 if self._threads else 1)
-        pixels = np.ascontiguousarray(np.moveaxis(rgb, -1, 0))
+        # A phone writes its picture lying and how to turn it beside it; players turn it, and so photographs are.
+        pixels = np.ascontiguousarray(np.moveaxis(np.rot90(rgb, self._quarters), -1, 0))
         return Image(
             pixels=pixels,
             grid=Grid.from_spacing(pixels.shape[1:]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
-from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_pixels import MAX_BYTES
+from clearmargin.errors import ClearMarginError, GeometryError, InputError
+from clearmargin.formats.label_values import whole_labels
+from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.formats.metaimage import holds_whole_values
 from clearmargin.formats.quiet import hushed
-from clearmargin.privacy import case_id
+from clearmargin.formats.volume_headers import (
+    nifti_steps,
+    read_metaimage_header,
+    read_nrrd_header,
+)
+from clearmargin.privacy import case_of_file
+
+_Read = tuple[NDArray[Any], Grid, tuple[str, ...]]
 
 __all__ = ["read_label_volume", "read_volume", "write_volume"]
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_DEFLATED = 1032  # values in a byte, by zlib's own account of its best case
+_AGREE_MM = 0.01
+_INT32 = np.iinfo(np.int32)
 _TO_MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -36,30 +48,28 @@ def read_volume(path: Path) -> Image:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
-    pixels, grid = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
-    source = Source(case=case_id(str(path.resolve())), kind="volume", files=(path,))
-    return Image(pixels=pixels, grid=grid, source=source)
+        raise InputError(f"there is no file '{path}'")
+    pixels, grid, remarks = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
+    source = Source(case=case_of_file(path), kind="volume", files=(path,), remarks=remarks)
+    # 64-bit fractions matter to labels alone, which are read by `read_label_volume`
+    return Image(
+        pixels=pixels.astype(np.float32) if pixels.dtype == np.float64 else pixels, grid=grid, source=source
+    )
 
 
 def read_label_volume(path: Path) -> tuple[NDArray[np.integer[Any]], Grid]:
     """Return a label volume ``(Z, Y, X)`` of integers and its grid.
 
     Raises:
-        InputError: As :func:`read_volume`; several channels, or values that are not whole numbers.
+        InputError: As :func:`read_volume`; several channels, or values that are not labels (`whole_labels`).
     """
-    image = read_volume(path)
-    labels = image.pixels[0]
-    if len(image.pixels) != 1:
-        raise InputError(f"'{Path(path).name}' has {len(image.pixels)} channels: a label volume has one")
-    if not np.issubdtype(labels.dtype, np.integer):
-        whole = np.rint(labels.astype(np.float64))
-        if not np.array_equal(whole, labels):
-            raise InputError(f"'{Path(path).name}' holds fractions: labels are whole numbers")
-        if np.abs(whole).max(initial=0) > np.iinfo(np.int32).max:  # infinity, too
-            raise InputError(f"'{Path(path).name}' holds values beyond 32 bits: no labels")
-        labels = whole.astype(np.int32)
-    return labels, image.grid
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file '{path.name}'")
+    pixels, grid, _ = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
+    if len(pixels) != 1:
+        raise InputError(f"'{path.name}' has {len(pixels)} channels: a label volume has one")
+    return whole_labels(pixels[0], path.name), grid
 
 
 def write_volume(path: Path, array: NDArray[np.generic], grid: Grid) -> None:
@@ -87,45 +97,102 @@ def _is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[Any], Grid]:
+def _load_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
+    """Return nibabel's image and its values."""
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
     try:
         with hushed("nibabel.global"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"nibabel\..*")
             volume: Any = nibabel.load(path)
+            if not isinstance(volume, nibabel.Nifti1Image | nibabel.Nifti2Image):
+                raise InputError(
+                    f"'{path.name}' is {type(volume).__name__.removesuffix('Image')}, not a volume: give the "
+                    "NIfTI volume that it was made from"
+                )
             shape = tuple(int(n) for n in volume.shape)
             _refuse_size(
                 shape, 8 if volume.dataobj.slope not in (1, None) else volume.get_data_dtype().itemsize, path
             )
-            data = np.asanyarray(volume.dataobj)
-    except (MemoryError, InputError):
+            return volume, np.asanyarray(volume.dataobj)
+    except (MemoryError, ClearMarginError):
         raise
+    except ImageFileError:
+        with path.open("rb") as stream:
+            packed = stream.read(2) == b"\x1f\x8b"
+        why = (
+            "is cut off or damaged, or no NIfTI is packed in it: its header cannot be unpacked"
+            if packed
+            else "does not begin as NIfTI does: it is another format, or damaged; `clearmargin inspect` tells"
+        )
+        raise InputError(f"'{path.name}' {why}") from None
+    except (EOFError, OSError, zlib.error):
+        raise InputError(
+            f"'{path.name}' is cut off or damaged: it holds fewer values than it claims"
+        ) from None
     except Exception as error:  # noqa: BLE001 - nibabel raises many types on damaged files
-        raise InputError(f"'{path.name}' is not readable as NIfTI ({type(error).__name__})") from None
+        raise InputError(
+            f"'{path.name}' is not readable as NIfTI: its header or values are damaged ({type(error).__name__})"
+        ) from None
+
+
+def _read_nifti(path: Path) -> _Read:
+    volume, data = _load_nifti(path)
     if data.dtype.fields is not None:  # RGB stored as a structure
         data = np.stack([data[name] for name in ("R", "G", "B")], axis=-1)
+    if data.dtype.kind == "c":
+        raise InputError(
+            f"'{path.name}' holds complex numbers: save their magnitude, or what you need of them"
+        )
     if data.ndim == 5 and data.shape[3] == 1:
         data = data[:, :, :, 0]
     if not 2 <= data.ndim <= 4:
         raise InputError(f"'{path.name}' has {data.ndim} dimensions: 2 to 4 are read")
+    steps = nifti_steps(path)
+    dimensions = min(data.ndim, 3)
     data = data.reshape(*data.shape, *(1,) * (4 - data.ndim))
-    if data.dtype == np.float64:
-        data = data.astype(np.float32)
     header = volume.header
     try:
         unit = header.get_xyzt_units()[0]
     except KeyError:
         raise InputError(f"'{path.name}' has a unit of length that NIfTI does not know") from None
     scale = _TO_MM.get(unit, 1.0)
+    pixels = np.ascontiguousarray(np.transpose(data, (3, 2, 1, 0)))
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    by_sform = header["sform_code"] > 0
+    # nibabel puts 1 in the place of a voxel size of 0: what is not known must not become a millimetre
+    lost = not by_sform and (steps is None or not all(np.isfinite(s) and s != 0 for s in steps[:dimensions]))
+    if lost:
+        return (
+            pixels,
+            Grid.from_spacing(pixels.shape[1:]),
+            ("its voxel size is 0 in the file: results are in voxels",),
+        )
     if not np.isfinite(volume.affine).all():
         raise InputError(f"'{path.name}' has an orientation that is not finite: its place is not known")
     affine = _RAS_TO_LPS @ volume.affine @ np.diag([scale, scale, scale, 1.0])
     affine[:3, 3] = (_RAS_TO_LPS @ volume.affine)[:3, 3] * scale
-    placed = header["sform_code"] > 0 or header["qform_code"] > 0
+    placed = by_sform or header["qform_code"] > 0
     known = placed or unit != "unknown" or not np.allclose(header.get_zooms()[:3], 1)
-    pixels = np.ascontiguousarray(np.transpose(data, (3, 2, 1, 0)))
-    return pixels, _grid(pixels.shape[1:], affine[:, [2, 1, 0, 3]], "mm" if known else "px", path)
+    grid = _grid(pixels.shape[1:], affine[:, [2, 1, 0, 3]], "mm" if known else "px", path)
+    return pixels, grid, _two_places(header, pixels.shape[1:], scale)
+
+
+def _two_places(header: Any, shape: tuple[int, ...], scale: float) -> tuple[str, ...]:
+    """Return a remark if a NIfTI states two places that differ: the sform is taken, as the standard prefers it."""
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return ()
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[::-1]], indexing="ij"), -1).reshape(-1, 3)
+    places = [
+        corners @ affine[:3, :3].T + affine[:3, 3] for affine in (header.get_sform(), header.get_qform())
+    ]
+    distance = float(np.linalg.norm(places[0] - places[1], axis=1).max()) * scale
+    if distance <= _AGREE_MM:
+        return ()
+    return (
+        f"the file states two places, up to {distance:.3g} mm apart: the sform was taken and the qform was not",
+    )
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64], unit: Any, path: Path) -> Grid:
@@ -137,8 +204,11 @@ def _grid(shape: tuple[int, ...], affine: NDArray[np.float64], unit: Any, path: 
 
 def _refuse_size(shape: tuple[int, ...], itemsize: int, path: Path) -> None:
     size = math.prod(shape) * itemsize
-    if size > MAX_BYTES or min(shape, default=0) < 1:
-        raise InputError(f"'{path.name}' claims {' x '.join(map(str, shape))} values: not readable at once")
+    claimed = f"'{path.name}' claims {' x '.join(map(str, shape))} values"
+    if min(shape, default=0) < 1:
+        raise InputError(f"{claimed}: it holds none")
+    if size > max_bytes():
+        raise InputError(f"{claimed}, {size / 2**30:.3g} GiB: {raise_it()}")
 
 
 def _refuse_promise(values: int, path: Path) -> None:
@@ -155,9 +225,14 @@ def _write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
 
     axes = (2, 1, 0) if array.ndim == 3 else (3, 2, 1, 0)
     data = np.transpose(array, axes)
-    if data.dtype in (np.int64, np.uint64):
-        data = data.astype(np.int32)
-    volume: Any = nibabel.Nifti1Image(data, (_RAS_TO_LPS @ grid.affine)[:, [2, 1, 0, 3]])
+    if (
+        data.dtype in (np.int64, np.uint64)
+        and data.size
+        and data.min() >= _INT32.min
+        and data.max() <= _INT32.max
+    ):
+        data = data.astype(np.int32)  # which every tool reads
+    volume: Any = nibabel.Nifti1Image(data, (_RAS_TO_LPS @ grid.affine)[:, [2, 1, 0, 3]], dtype=data.dtype)
     code = 1 if grid.unit == "mm" else 0
     volume.set_sform(volume.affine, code)
     volume.set_qform(volume.affine if grid.is_orthogonal else None, code if grid.is_orthogonal else 0)
@@ -165,9 +240,12 @@ def _write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
     nibabel.save(volume, path)
 
 
-def _read_itk(path: Path) -> tuple[NDArray[Any], Grid]:
+def _read_itk(path: Path) -> _Read:
     import SimpleITK
 
+    nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    text = read_nrrd_header(path) if nrrd else read_metaimage_header(path)
+    _refuse_elsewhere(text.files, path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     shown = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
@@ -184,10 +262,14 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], Grid]:
         volume = reader.Execute()
     except RuntimeError:
         raise InputError(
-            f"'{path.name}' is not readable as a volume: damaged, or not what its suffix says"
+            f"'{path.name}' is not readable as a volume: it is damaged, or not what its suffix says"
         ) from None
     finally:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(shown)
+    if "complex" in volume.GetPixelIDTypeAsString():
+        raise InputError(
+            f"'{path.name}' holds complex numbers: save their magnitude, or what you need of them"
+        )
     array = SimpleITK.GetArrayFromImage(volume)
     vector = volume.GetNumberOfComponentsPerPixel() > 1
     array = np.moveaxis(array, -1, 0) if vector else array[None]
@@ -197,12 +279,29 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], Grid]:
     affine = np.eye(4)
     steps = np.array(volume.GetDirection()).reshape(n, n) * np.array(volume.GetSpacing())
     affine[:n, 3 - n : 3] = steps[:, ::-1]
+    affine[:n, 3] = volume.GetOrigin()
+    affine[:3] *= text.to_mm
     if n == 2:
         affine[:3, 0] = (0, 0, 1)
-    affine[:n, 3] = volume.GetOrigin()
-    spaceless = path.suffix.lower() in (".nrrd", ".nhdr") and "NRRD_space" not in volume.GetMetaDataKeys()
-    unit = "px" if spaceless and np.allclose(volume.GetSpacing(), 1) else "mm"
-    return np.ascontiguousarray(array), _grid(array.shape[1:], affine, unit, path)
+    pixels = np.ascontiguousarray(array)
+    if not (text.spaced or (nrrd and not np.allclose(volume.GetSpacing(), 1))):
+        return pixels, Grid.from_spacing(pixels.shape[1:] if n == 3 else (1, *pixels.shape[2:])), ()
+    return pixels, _grid(pixels.shape[1:], affine, "mm", path), ()
+
+
+def _refuse_elsewhere(names: Sequence[str], path: Path) -> None:
+    """Refuse a header whose values lie anywhere but beside it: it could name any file of this machine."""
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise InputError(
+                f"'{path.name}' takes its values from a file in another folder: expected one beside it; "
+                "move both together"
+            )
+        beside = path.parent / name
+        if "%" not in name and not beside.is_file():
+            raise InputError(f"'{path.name}' takes its values from '{name}', which is not beside it")
+        if beside.is_symlink() and beside.resolve().parent != path.resolve().parent:
+            raise InputError(f"'{path.name}' takes its values from a link that leads to another folder")
 
 
 def _write_itk(path: Path, array: NDArray[Any], grid: Grid) -> None:

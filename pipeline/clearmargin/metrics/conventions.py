@@ -15,11 +15,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from clearmargin.core.reprs import short_repr
 from clearmargin.metrics.pair import DirectedDistances, MaskPair
 
 __all__ = ["CONVENTIONS", "VoxelPair", "voxel_nsd"]
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VoxelPair(MaskPair):
     """A pair whose surfaces are edge elements, each of weight one; see `MaskPair` for its attributes."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, Mask
+from clearmargin.core.reprs import short_repr
 
 __all__ = ["SplitMerge", "Surroundings", "count_error", "split_and_merge", "surroundings"]
 
@@ -84,6 +85,7 @@ def split_and_merge(predicted: InstanceSet, reference: InstanceSet) -> SplitMerg
     )
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Surroundings:
     """What may make an instance hard, as columns of N values for stratified tables.

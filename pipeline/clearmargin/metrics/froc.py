@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet
+from clearmargin.core.reprs import short_repr
 from clearmargin.metrics.matching import match_instances
 
 __all__ = ["Froc", "froc"]
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Froc:
     """A FROC curve.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from clearmargin.metrics.pair import MaskPair, Status
 __all__ = ["InstanceRow", "evaluate_instances"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class InstanceRow:
-    """One line of the per-instance table.
+    """One line of the per-instance table. It does not change once it is made.
+
+    ``pandas.DataFrame(rows)`` reads its columns by key: the attributes (``iou`` as ``matched_iou``), and each of
+    ``values`` by its own name.
 
     Attributes:
         status: Outside the ignored region: ``tp`` for a matched pair, ``fn`` for a miss, ``fp`` for a
@@ -36,6 +38,7 @@ class InstanceRow:
         values: By name, all finite (`measure_pair`).
     """
 
+    # Not a dataclass: pandas takes those apart by itself, and leaves ``values`` in one cell.
     status: Status
     label: int
     score: float | None
@@ -45,6 +48,65 @@ class InstanceRow:
     size: float
     unit: Unit
     values: Mapping[str, float]
+    __slots__ = ("iou", "label", "predicted", "reference", "score", "size", "status", "unit", "values")
+
+    def __init__(
+        self,
+        *,
+        status: Status,
+        label: int,
+        score: float | None,
+        predicted: int | None,
+        reference: int | None,
+        iou: float,
+        size: float,
+        unit: Unit,
+        values: Mapping[str, float],
+    ) -> None:
+        given = locals()
+        for name in self.__slots__:
+            object.__setattr__(self, name, given[name])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a row does not change: make a new one with another {name}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"values": dict(self.values)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def keys(self) -> list[str]:
+        """Return the names of the columns."""
+        return list(self._columns())
+
+    def __getitem__(self, column: str) -> Any:
+        return self._columns()[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns())
+
+    def __len__(self) -> int:
+        return len(self._columns())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InstanceRow) and self._columns() == other._columns()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", score {self.score:.3g}"
+        return f"InstanceRow({self.status}, label {self.label}{score}, {len(self.values)} values)"
+
+    def _columns(self) -> dict[str, Any]:
+        own = ("status", "label", "score", "predicted", "reference")
+        row: dict[str, Any] = {name: getattr(self, name) for name in own}
+        row |= {"matched_iou": self.iou, "size": self.size, "unit": self.unit}
+        return row | dict(self.values)
+
+
+Mapping.register(InstanceRow)
 
 
 def evaluate_instances(

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clearmargin.core.reprs import short_repr
 from clearmargin.metrics.pair import Status
 
 __all__ = ["LandmarkErrors", "landmark_errors"]
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LandmarkErrors:
     """Radial errors of K landmarks.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, Mask
+from clearmargin.core.reprs import short_repr
 
 __all__ = [
     "Matches",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Matches:
     """A one-to-one matching of two sets of instances.

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.core import Grid, Mask
 from clearmargin.core.grid import Unit
+from clearmargin.core.reprs import short_repr
 from clearmargin.errors import GeometryError, InputError
 
 __all__ = ["DirectedDistances", "MaskPair", "Status"]
@@ -22,6 +23,7 @@ Status = Literal["tp", "fn", "fp", "tn"]
 _ONE_PLANE = 1e9  # the step between planes where there is only one
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DirectedDistances:
     """The surface elements of one mask and their distances to the surface of the other.
@@ -70,6 +72,7 @@ class DirectedDistances:
         return float(self.areas[self.distances <= tolerance].sum())
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskPair:
     """One object as predicted and as it is, cut to the box that holds both.

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from clearmargin.core.reprs import short_repr
 from clearmargin.metrics.pair import DirectedDistances, MaskPair
 
 __all__ = ["SubvoxelPair"]
@@ -27,6 +28,7 @@ _MARGIN = 4  # elements around the joint box, more than the filter reaches
 _CANDIDATES = 12  # triangles, by centre, that are tried for the nearest
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SubvoxelPair(MaskPair):
     """A pair whose surfaces are interpolated between elements; see `MaskPair` for its attributes."""

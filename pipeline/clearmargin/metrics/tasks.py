@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, LabelMap
 from clearmargin.core.layers import pack_layers
+from clearmargin.core.reprs import short_repr
 from clearmargin.metrics.panoptic import join_stuff, resolve_overlap
 
 __all__ = ["BoxRow", "PanopticMap", "as_boxes", "as_layers", "as_panoptic", "as_semantic"]
 
 
+@short_repr
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PanopticMap:
     """One segment at each element.

@@ -19,11 +19,13 @@ from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import NETWORKS, build_network, network_config
+from clearmargin.models.domain import Domain
 from clearmargin.models.network import BesideRuntime, Network
 from clearmargin.models.parts import RuntimePart, replace_parts
 from clearmargin.models.runtimes import runtime as find_runtime
-from clearmargin.models.segmenter import NetworkSegmenter, PredictionSettings
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.settings import PredictionSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
 __all__ = [
     "ModelCard",
@@ -47,8 +49,8 @@ class ClassEntry(Settings):
     id: int
     name: str
     kind: str
-    type: tuple[str, str, str]
-    category: tuple[str, str, str]
+    type: tuple[str, str, str] | None = None
+    category: tuple[str, str, str] | None = None
 
 
 class ModelCard(Settings):
@@ -60,6 +62,7 @@ class ModelCard(Settings):
     augment: AugmentSettings = Field(description="what training varied: test-time augmentation keeps to it")
     classes: tuple[ClassEntry, ...]
     prediction: PredictionSettings = PredictionSettings()
+    domain: Domain | None = Field(None, description="what its training images were like; none: not known")
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
     trained_on: tuple[str, ...] = Field(
         (), description="keyed hashes of the units it was trained or chosen on: none may calibrate it"
@@ -98,8 +101,8 @@ def label_map_entries(label_map: LabelMap) -> tuple[ClassEntry, ...]:
             id=c.id,
             name=c.name,
             kind=c.kind,
-            type=(c.type.value, c.type.scheme, c.type.meaning),
-            category=(c.category.value, c.category.scheme, c.category.meaning),
+            type=_triplet(c.type),
+            category=_triplet(c.category),
         )
         for c in label_map.classes
     )
@@ -185,6 +188,14 @@ def load_segmenter(
             f"the weights in '{folder.name}' do not fit its configuration; they are of another network, or of "
             f"a version with other defaults (CHANGELOG.md): {error}"
         ) from None
+    broken = sum(
+        int((~torch.isfinite(v)).sum()) for v in network.state_dict().values() if v.is_floating_point()
+    )
+    if broken:
+        raise InputError(
+            f"{broken} of the weights in '{folder.name}' are not finite: the training that wrote them went astray; "
+            "take another model"
+        )
     default = "cuda" if torch.cuda.is_available() and runtime == "torch" else "cpu"
     where = torch.device(device or default)
     if where.type == "cuda" and runtime != "torch":
@@ -211,6 +222,7 @@ def load_segmenter(
         device=where,
         choice=card.prediction,
         augment=card.augment,
+        domain=card.domain,
         threads=None if runtime == "torch" else 1,
     )
 
@@ -256,5 +268,9 @@ def _segmenter_class(name: str) -> type[NetworkSegmenter]:
     return VolumeSegmenter
 
 
-def _code(triplet: tuple[str, str, str]) -> Code:
-    return Code(value=triplet[0], scheme=triplet[1], meaning=triplet[2])
+def _code(triplet: tuple[str, str, str] | None) -> Code | None:
+    return None if triplet is None else Code(value=triplet[0], scheme=triplet[1], meaning=triplet[2])
+
+
+def _triplet(code: Code | None) -> tuple[str, str, str] | None:
+    return None if code is None else (code.value, code.scheme, code.meaning)

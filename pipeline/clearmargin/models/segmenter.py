@@ -11,59 +11,27 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from clearmargin.config import Settings
 from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance
 from clearmargin.models.clock import Clock
+from clearmargin.models.domain import Domain
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import Crop, foreground, place, threshold
 from clearmargin.models.repeats import without_repeats
+from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.threads import torch_threads
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.transforms.samples import KEYS
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, PreparedImage
+from clearmargin.transforms.view import PreparedImage
 
-__all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "PredictionSettings", "View"]
+__all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "View"]
 
 log = logging.getLogger(__name__)
-
-
-class PredictionSettings(Settings):
-    """Which detections become instances. Saved with the model."""
-
-    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not returned")
-    mask_nms: float = Field(
-        0.5, gt=0, le=1, description="mask IoU above which the lower score of one label goes; 1 keeps all"
-    )
-    link_iou: float = Field(0.2, ge=0, le=1, description="least overlap that links instances of two slices")
-    link_gap: int = Field(
-        0,
-        ge=0,
-        le=2,
-        description="slices in a row without an instance that a link bridges; they are interpolated",
-    )
-    tile: tuple[int, int] | None = Field(
-        None, description="(Y, X) network pixels shown at a time; none: the whole image at once"
-    )
-    tile_overlap: int = Field(128, ge=32, description="network pixels that neighbouring tiles share")
-
-    @model_validator(mode="after")
-    def _tiles_fit(self) -> PredictionSettings:
-        if self.tile is None:
-            return self
-        if any(n < 64 or n % 32 for n in self.tile) or self.tile_overlap % 32:
-            raise ValueError(
-                "tile extents are multiples of 32 from 64 on, tile_overlap from 32 on: "
-                f"not {self.tile} and {self.tile_overlap}"
-            )
-        if 2 * self.tile_overlap > min(self.tile):
-            raise ValueError(f"tile_overlap is at most half a tile, not {self.tile_overlap} of {self.tile}")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +144,7 @@ class NetworkSegmenter:
         device: Where it runs.
         choice: Which of its detections become instances.
         augment: What its training varied, and so what it can be asked to see differently.
+        domain: What its training images were like; None if that is not known.
         threads: Of torch's, for what is done around the network; none: as many as torch has. Beside a runtime one: its
             threads wait by spinning when they are done, and would hold the cores of the runtime's.
         clock: Counts the time of ``transform``, ``network`` and ``masks``.
@@ -188,6 +157,7 @@ class NetworkSegmenter:
     device: torch.device
     choice: PredictionSettings = field(default_factory=PredictionSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
+    domain: Domain | None = None
     threads: int | None = None
     clock: Clock = field(default_factory=Clock, repr=False, compare=False)
 
@@ -205,7 +175,7 @@ class NetworkSegmenter:
             with self.stage("masks"):
                 parts.append(look.instances(self.choice.mask_nms))
         with self.stage("masks"):
-            return self.predicted(self.merge(parts, image))
+            return replace(self.predicted(self.merge(parts, image)), image=image)
 
     def timed(self, clock: Clock) -> NetworkSegmenter:
         """Return this segmenter with another clock."""

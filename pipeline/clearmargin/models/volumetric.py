@@ -30,9 +30,10 @@ from clearmargin.models.placing import Crop, place_slice, place_volume, threshol
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.models.semantic_cc import UNetSettings, build_unet, class_unions, semantic_losses
 from clearmargin.transforms.samples import KEYS
+from clearmargin.transforms.settings import VolumeView
 from clearmargin.transforms.spatial import resample, volume_view
 from clearmargin.transforms.tensors import to_tensor
-from clearmargin.transforms.view import PreparedImage, VolumeView
+from clearmargin.transforms.view import PreparedImage
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig", "VolumeDetections", "VolumeSegmenter"]
 

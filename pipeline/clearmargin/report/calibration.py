@@ -65,7 +65,7 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         ),
     ]
     if calibration.refused:
-        lines += ["", "## Refused", "", *(f"- {r.what}: {r.why}" for r in calibration.refused)]
+        lines += ["", "## Refused", "", *_refused_lines(calibration)]
     if judged is not None:
         lines += _judged_lines(judged)
     return "\n".join(lines) + "\n"
@@ -135,6 +135,17 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
             f"coverage over {SPLITS} random splits of the margin and judged units",
         )
     return figures
+
+
+def _refused_lines(calibration: Calibration) -> list[str]:
+    """Return a line for each reason, however many promises share it; ``margins.csv`` lists them one by one."""
+    by_reason: dict[str, list[str]] = {}
+    for refusal in calibration.refused:
+        by_reason.setdefault(refusal.why, []).append(refusal.what)
+    return [
+        f"- {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}"
+        for why, names in by_reason.items()
+    ]
 
 
 def _strata_lines(calibration: Calibration) -> list[str]:

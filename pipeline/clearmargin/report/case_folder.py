@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Image, LabelMap, Mask, Prediction
+from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 from clearmargin.uncertainty.assessment import Assessment
@@ -78,6 +79,8 @@ def _write_case(folder: Path, assessed: Assessment, image: Image, summary: dict[
         _write_edges(folder / "edges.csv", prediction)
     if image.source.kind == "dicom":
         _write_dicom(folder, prediction, image)
+    else:
+        summary["masks"] = _write_masks(folder, prediction, image)
     _write_maps(folder, prediction, image)
     _write_pictures(folder, prediction, image)
     write_summary(
@@ -132,13 +135,21 @@ def _accepted(image: Image) -> dict[str, float]:
 
 
 def picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:
-    """Return the overlay with the margins dotted, and the entropy map on its right where there is one."""
+    """Return the overlay with marks and a legend, the margins dotted, the entropy map on its right if there is one.
+
+    Pictures of the frames of a clip have one size.
+    """
     instances = prediction.instances
     margins = [replace(instances, masks=masks) for masks in (prediction.outer, prediction.inner) if masks]
     drawn = overlay(image, instances, z=z, label_map=prediction.label_map, margins=margins)
-    if "entropy" not in prediction.maps:
-        return drawn
-    return np.concatenate([drawn, heat_overlay(image, prediction.maps["entropy"], z=z, limit=1.0)], axis=1)
+    drawn = with_marks(drawn, image.grid, z)
+    if "entropy" in prediction.maps:
+        entropy = prediction.maps["entropy"]
+        heat = heat_overlay(image, entropy, z=z, limit=1.0, name="predictive entropy", unit="bit")
+        drawn = np.concatenate([drawn, heat], axis=1)
+    # Of a frame the legend lists every class, whatever is seen: a clip's frames have one size.
+    keys = class_keys(prediction.label_map, *(() if image.source.frame is not None else (instances,)))
+    return with_legend(drawn, keys + drawing_keys(instances, margins=bool(margins)))
 
 
 def write_picture(path: Path, drawn: NDArray[np.uint8]) -> None:
@@ -166,6 +177,28 @@ def _write_edges(path: Path, prediction: Prediction) -> None:
         for point, sd in zip(edge.points, edge.sigma, strict=True)
     ]
     write_rows_csv(path, rows, ("instance", *axes, f"sd_{grid.unit}"))
+
+
+def _write_masks(folder: Path, prediction: Prediction, image: Image) -> dict[str, Any]:
+    """Write masks by instance and by class in the input's own kind, for a picture COCO too; return their names."""
+    from clearmargin.formats.coco import write_coco
+    from clearmargin.formats.mask_files import mask_suffix, write_masks
+
+    instances, grid = prediction.instances, image.grid
+    suffix = mask_suffix(image.source.files[0] if image.source.files else Path(), grid)
+    numbers = range(1, len(instances) + 1)
+    names: dict[str, Any] = {
+        "instances": write_masks(folder / "instances", suffix, instances.masks, numbers, grid),
+        "classes": write_masks(folder / "classes", suffix, instances.masks, instances.labels.tolist(), grid),
+        "values_of_classes": {str(c.id): c.name for c in prediction.label_map.classes},
+    }
+    for side, masks in (("outer", prediction.outer), ("inner", prediction.inner)):
+        if masks:
+            names[f"margin_{side}"] = write_masks(folder / f"margin_{side}", suffix, masks, numbers, grid)
+    if grid.ndim == 2:
+        write_coco(folder / "coco.json", [(image.source.case, instances)], prediction.label_map)
+        names["coco"] = "coco.json"
+    return names
 
 
 def _write_dicom(folder: Path, prediction: Prediction, image: Image) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clearmargin.report.annotated import Key, with_legend
 from clearmargin.report.lettering import text_size, write_text
 from clearmargin.report.picture import Picture
 
 __all__ = ["contact_sheet"]
 
 _PAPER, _INK, _FAINT = (24, 26, 30), (236, 238, 242), (160, 166, 176)
-_GAP, _CAPTION = 12, 24
+_GAP, _CAPTION, _LETTERS = 12, 30, 18
 
 
 def contact_sheet(
@@ -22,6 +23,7 @@ def contact_sheet(
     title: str = "",
     columns: int | None = None,
     tile: int = 320,
+    keys: Sequence[Key] = (),
 ) -> Picture:
     """Return the pictures in rows on dark paper, each with its caption below it.
 
@@ -29,6 +31,7 @@ def contact_sheet(
         pictures: ``(Y, X, 3)`` uint8 and a caption each; sizes may differ, and each keeps its proportions.
         title: Above them.
         columns: By default so many that the sheet is about as wide as 3 by 2.
+        keys: A legend below them.
         tile: Width and greatest height of a picture on the sheet, in pixels.
 
     Returns:
@@ -44,13 +47,13 @@ def contact_sheet(
     across = columns or max(1, min(len(fitted), math.ceil(math.sqrt(1.5 * len(fitted)))))
     rows = [range(k, min(k + across, len(fitted))) for k in range(0, len(fitted), across)]
     heights = [max(fitted[i].shape[0] for i in row) for row in rows]
-    top = _GAP + (36 if title else 0)
+    top = _GAP + (40 if title else 0)
     size = (top + sum(h + _CAPTION + _GAP for h in heights), _GAP + across * (tile + _GAP))
     sheet: Picture = np.empty((*size, 3), np.uint8)
     sheet[:] = _PAPER
     if title:
         sheet = write_text(
-            sheet, _shorten(title, size[1] - 2 * _GAP, 20), (14, _GAP), _INK, size=20, backed=False
+            sheet, _shorten(title, size[1] - 2 * _GAP, 24), (14, _GAP), _INK, size=24, backed=False
         )
     y = top
     for row, height in zip(rows, heights, strict=True):
@@ -59,10 +62,11 @@ def contact_sheet(
             h, w = fitted[i].shape[:2]
             left = x + (tile - w) // 2
             sheet[y + height - h : y + height, left : left + w] = fitted[i]
-            caption = _shorten(pictures[i][1], tile, 13)
-            sheet = write_text(sheet, caption, (y + height + 6, x), _FAINT, backed=False)
+            caption = _shorten(pictures[i][1], tile, _LETTERS)
+            start = max(x, min(left, x + tile - text_size(caption, _LETTERS)[0]))
+            sheet = write_text(sheet, caption, (y + height + 6, start), _FAINT, size=_LETTERS, backed=False)
         y += height + _CAPTION + _GAP
-    return sheet
+    return with_legend(sheet, keys, size=_LETTERS)
 
 
 def _fit(picture: Picture, tile: int) -> Picture:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clearmargin.report.picture import Picture
 
-__all__ = ["text_size", "write_labels", "write_text"]
+__all__ = ["letter_size", "text_rise", "text_size", "write_labels", "write_text"]
 
 
 def write_text(
@@ -30,7 +30,7 @@ def write_text(
         at: Row and column of its top left corner.
         rgb: Of the letters.
         size: In pixels.
-        backed: Whether to darken what lies behind it.
+        backed: Whether to darken what lies behind it; else letters have a dark edge.
     """
     from PIL import Image, ImageDraw
 
@@ -41,23 +41,37 @@ def write_text(
     y = max(0, min(at[0], picture.shape[0] - height - 2))
     if backed:
         draw.rectangle((x - 2, y - 1, x + width + 2, y + height + 2), fill=(0, 0, 0, 150))
-    draw.text((x, y), text, fill=rgb, font=_font(size), anchor="lt")
+    edge = 0 if backed else max(1, size // 6)
+    draw.text((x, y), text, fill=rgb, font=_font(size), anchor="lt", stroke_width=edge, stroke_fill=(0, 0, 0))
     return np.array(canvas)
 
 
+def letter_size(picture: Picture) -> int:
+    """Return the size of letters in pixels that can be read when a picture of such a size is seen as a whole.
+
+    >>> letter_size(np.zeros((512, 512, 3), np.uint8)), letter_size(np.zeros((1080, 1920, 3), np.uint8))
+    (14, 30)
+    """
+    return int(max(13, min(40, round(min(picture.shape[:2]) / 36))))
+
+
 def write_labels(
-    picture: Picture, labels: Sequence[tuple[str, tuple[int, int, int, int], tuple[int, int, int]]]
+    picture: Picture,
+    labels: Sequence[tuple[str, tuple[int, int, int, int], tuple[int, int, int]]],
+    *,
+    size: int = 13,
 ) -> Picture:
     """Return the picture with each thing's words beside it, clear of things and other words where possible.
 
     Args:
         picture: ``(Y, X, 3)`` uint8; not changed.
         labels: Text, box ``(y0, x0, y1, x1)`` of what it names, and colour; the first get the best places.
+        size: Of the letters, in pixels.
     """
     boxes = [box for _, box, _ in labels]
     taken: list[tuple[int, int, int, int]] = []
     for text, box, rgb in labels:
-        width, height = text_size(text)
+        width, height = text_size(text, size)
         y0, x0, y1, x1 = box
         places = [(y0 - height - 5, x0), (y1 + 4, x0), (y0, x1 + 5), (y0, x0 - width - 6), (y1 + 4, x1)]
         spots = [
@@ -69,7 +83,7 @@ def write_labels(
         costs = [sum(9.0 for t in taken if _overlap(a, t)) + sum(_hidden(a, b) for b in boxes) for a in areas]
         best = costs.index(min(costs))
         taken.append(areas[best])
-        picture = write_text(picture, text, spots[best], _light(rgb))
+        picture = write_text(picture, text, spots[best], _light(rgb), size=size)
     return picture
 
 
@@ -77,6 +91,11 @@ def text_size(text: str, size: int = 13) -> tuple[int, int]:
     """Return the width and height of ``text`` in pixels."""
     left, top, right, bottom = _font(size).getbbox(text, anchor="lt")
     return int(right - left), int(bottom - top)
+
+
+def text_rise(text: str, size: int = 13) -> int:
+    """Return how far ``text`` reaches above its base line, in pixels."""
+    return -int(_font(size).getbbox(text, anchor="ls")[1])
 
 
 def _light(rgb: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +9,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask
-from clearmargin.report.lettering import write_labels, write_text
+from clearmargin.core.colours import instance_colours
+from clearmargin.report.lettering import letter_size, text_size, write_labels, write_text
 from clearmargin.report.orientation import Turn, upright
 from clearmargin.report.picture import Picture, display, enlarge, enlargement
 
-__all__ = ["colour", "heat_overlay", "overlay"]
+__all__ = ["heat_overlay", "overlay", "shown_slice"]
 
+_MOST_LABELS = (
+    12  # of more instances in one plane, names and scores would hide the picture: the legend counts them
+)
 _HEAT = np.array(
     [(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)], np.float32
 )
@@ -30,8 +33,9 @@ def overlay(
     label_map: LabelMap | None = None,
     reference: InstanceSet | None = None,
     margins: Sequence[InstanceSet] = (),
+    thickness: int | None = None,
 ) -> Picture:
-    """Return the image with each instance's outline and a translucent fill, one colour an instance.
+    """Return the image with each instance's outline and a translucent fill, in a shade of its class's colour.
 
     An instance keeps its colour from slice to slice. A reference's outlines are white dashes. A slice of a
     volume is turned :func:`~clearmargin.report.orientation.upright`.
@@ -42,9 +46,11 @@ def overlay(
         z: The slice of a volume; by default the one in which instances (of the reference, where there are
             none) fill most; the middle one where there are none at all.
         window: As for :func:`~clearmargin.report.picture.display`.
-        label_map: Where given, each instance is named, with its score unless all scores are 1, as a reference's are.
+        label_map: Where given, each of a few instances is named, with its score unless all scores are 1, as a
+            reference's are. Of many, the colours must do.
         reference: The truth, on the same grid.
         margins: What outer and inner margins make of the instances, in their order: dots in the instance's colour.
+        thickness: Of outlines, in pixels of the result; None for what suits its size.
 
     Returns:
         ``(k Y, k X, 3)`` uint8, enlarged by a whole factor ``k`` where the image is small; ``Y`` and ``X`` as
@@ -57,7 +63,7 @@ def overlay(
         if drawn.grid.shape != image.grid.shape:
             raise ValueError(f"instances on a grid {drawn.grid.shape} over an image of {image.grid.shape}")
     if image.grid.ndim == 3 and z is None:
-        z = _fullest_slice(instances, reference)
+        z = shown_slice(instances, reference)
     turn = upright(image.grid)
     plain = turn.array(display(image, z, window))
     factor = enlargement((plain.shape[0], plain.shape[1]))
@@ -65,28 +71,31 @@ def overlay(
     masks, positions = _plane(instances, z, turn)
     order = sorted(range(len(masks)), key=lambda i: -masks[i].area)  # small ones lie on top
     total = plain.shape[0] * plain.shape[1]
+    # Every instance has its colour, whether or not it is seen here.
+    colours = [(int(r), int(g), int(b)) for r, g, b in instance_colours(instances.labels)]
+    thick = thickness or max(1 if factor == 1 else 2, round(min(picture.shape[:2]) / 600))
     for i in order:
-        share = masks[i].area / total
-        _draw(picture, masks[i], colour(int(positions[i])), factor, fill=0.06 if share > 0.08 else 0.22)
+        fill = 0.06 if masks[i].area / total > 0.08 else 0.22
+        _draw(picture, masks[i], colours[positions[i]], factor, thick, fill=fill)
     for drawn in margins:
         for mask, position in zip(*_plane(drawn, z, turn), strict=True):
-            _draw(picture, mask, colour(int(position)), factor, fill=0.0, dash=2)
+            _draw(picture, mask, colours[position], factor, thick, dash=2)
     if reference is not None:
         for mask in _plane(reference, z, turn)[0]:
-            _draw(picture, mask, (255, 255, 255), factor, fill=0.0, dash=4)
+            _draw(picture, mask, (255, 255, 255), factor, thick, dash=4)
     result = np.clip(np.round(picture), 0, 255).astype(np.uint8)
-    if label_map is not None:
+    if label_map is not None and len(masks) <= _MOST_LABELS:
         names = [label_map.by_id(int(label)).name for label in instances.labels[positions]]
         scores = instances.scores[positions]
         labels = [
             (
                 names[i] if (instances.scores == 1).all() else f"{names[i]} {scores[i]:.2f}",
                 _scaled_box(masks[i], factor),
-                colour(int(positions[i])),
+                colours[positions[i]],
             )
             for i in reversed(order)
         ]
-        result = write_labels(result, labels)
+        result = write_labels(result, labels, size=letter_size(result))
     return result
 
 
@@ -97,6 +106,8 @@ def heat_overlay(
     *,
     window: tuple[float, float] | None = None,
     limit: float | None = None,
+    name: str = "",
+    unit: str = "",
 ) -> Picture:
     """Return the image with a map such as the predictive entropy glowing over it, and a colour bar.
 
@@ -109,6 +120,8 @@ def heat_overlay(
         z: The slice of a volume; by default the one whose values sum to most.
         window: As for :func:`~clearmargin.report.picture.display`.
         limit: The value at the bar's top, by default the map's largest; 1 for a map of zeros.
+        name: What the map is called beside the bar.
+        unit: Its unit, in brackets behind the name.
 
     Raises:
         ValueError: If the map is not of the image's shape.
@@ -127,18 +140,24 @@ def heat_overlay(
     level = np.clip(enlarge(turn.array(finite), factor).astype(np.float32) / top, 0, 1)
     opacity = (0.85 * np.sqrt(level))[..., None]
     glowing = enlarge(plain, factor) * (1 - opacity) + _heat(level) * opacity
-    return _with_bar(np.round(glowing).astype(np.uint8), top)
+    title = f"{name} ({unit})" if name and unit else name
+    return _with_bar(np.round(glowing).astype(np.uint8), top, title)
 
 
-def colour(number: int) -> tuple[int, int, int]:
-    """Return the RGB of instance ``number``: hues a golden angle apart, so that neighbours differ.
+def shown_slice(*sets: InstanceSet | None) -> int | None:
+    """Return the slice that the masks of the first set with any fill most, small ones counting as large.
 
-    >>> colour(0) != colour(1)
-    True
+    None if no set has any, or for a picture.
     """
-    hue = (0.09 + 0.618034 * number) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if number % 2 else 0.9, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    for drawn in sets:
+        if drawn is None or drawn.grid.ndim == 2 or not any(mask.area for mask in drawn.masks):
+            continue
+        filled = np.zeros(drawn.grid.shape[0])
+        for mask in drawn.masks:
+            if mask.area:
+                filled[mask.slices[0]] += mask.crop.sum(axis=(1, 2)) / mask.area
+        return int(filled.argmax())
+    return None
 
 
 def _plane(instances: InstanceSet, z: int | None, turn: Turn) -> tuple[list[Mask], NDArray[np.int64]]:
@@ -150,36 +169,26 @@ def _plane(instances: InstanceSet, z: int | None, turn: Turn) -> tuple[list[Mask
     return [instances.masks[i] for i in kept], kept
 
 
-def _fullest_slice(*sets: InstanceSet | None) -> int | None:
-    """Return the slice that the masks of the first set with any fill most, small ones counting as large."""
-    for drawn in sets:
-        if drawn is None or not any(mask.area for mask in drawn.masks):
-            continue
-        filled = np.zeros(drawn.grid.shape[0])
-        for mask in drawn.masks:
-            if mask.area:
-                filled[mask.slices[0]] += mask.crop.sum(axis=(1, 2)) / mask.area
-        return int(filled.argmax())
-    return None
-
-
 def _draw(
     picture: NDArray[np.float32],
     mask: Mask,
     rgb: tuple[int, int, int],
     factor: int,
+    thick: int,
     *,
-    fill: float,
+    fill: float = 0.0,
     dash: int = 0,
 ) -> None:
     """Draw one mask of the plane into the enlarged picture, in place; ``dash`` is a dash's length."""
     (y0, x0), (y1, x1) = mask.box
     inside = np.asarray(enlarge(mask.crop, factor), bool)
-    thick = 1 if factor == 1 else 2
     line = inside & ~ndimage.binary_erosion(inside, iterations=thick)
     if dash:
         y, x = np.ogrid[: inside.shape[0], : inside.shape[1]]
-        line &= ((y + x) // (dash * thick)) % 2 == 0
+        length = (
+            dash * thick if max(inside.shape) >= 24 * thick else thick
+        )  # several dashes round a small one, too
+        line &= ((y + x) // length) % 2 == 0
     region = picture[y0 * factor : y1 * factor, x0 * factor : x1 * factor]
     tint = np.array(rgb, np.float32)
     region[inside] += fill * (tint - region[inside])
@@ -198,12 +207,25 @@ def _heat(level: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack(channels, -1).astype(np.float32)
 
 
-def _with_bar(picture: Picture, top: float) -> Picture:
-    """Return the picture with a colour bar at its right, from 0 at the bottom to ``top``."""
-    height = picture.shape[0]
-    bar = np.zeros((height, 64, 3), np.uint8)
-    rows = np.linspace(1, 0, height - 32).astype(np.float32)
-    bar[16 : height - 16, 8:20] = _heat(rows)[:, None]
-    bar = write_text(bar, f"{top:.2g}", (10, 24), (235, 235, 235), backed=False)
-    bar = write_text(bar, "0", (height - 24, 24), (235, 235, 235), backed=False)
+def _with_bar(picture: Picture, top: float, title: str) -> Picture:
+    """Return the picture with a colour bar at its right, from 0 at the bottom to ``top``, and its title along it."""
+    size = letter_size(picture)
+    height, ink = picture.shape[0], (235, 235, 235)
+    numbers = [f"{share * top:.2g}" for share in (1.0, 0.5, 0.0)]
+    widest = max(text_size(n, size)[0] for n in numbers)
+    turned = np.zeros((0, 0, 3), np.uint8)
+    if title:
+        width, tall = text_size(title, size)
+        words = np.zeros((tall + 6, min(width + 8, height), 3), np.uint8)
+        turned = np.rot90(write_text(words, title, (2, 2), ink, size=size, backed=False))
+    left, right = 8 + size, 8 + size + 8 + widest + 8
+    bar = np.zeros((height, right + turned.shape[1], 3), np.uint8)
+    first, last = size, height - size
+    bar[first:last, 8:left] = _heat(np.linspace(1, 0, last - first).astype(np.float32))[:, None]
+    for share, number in zip((0.0, 0.5, 1.0), numbers, strict=True):
+        row = round(first + share * (last - first)) - size // 2
+        bar = write_text(bar, number, (row, left + 8), ink, size=size, backed=False)
+    if turned.size:
+        start = (height - turned.shape[0]) // 2
+        bar[start : start + turned.shape[0], right:] = turned
     return np.concatenate([picture, bar], axis=1)

@@ -47,7 +47,7 @@ def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]
             "instance": i + 1,
             "label": kind.id,
             "name": kind.name,
-            "code": f"{kind.type.value} {kind.type.scheme}",
+            "code": kind.code_text,
             "score": _number(instances.scores[i]),
         }
         long, short = slice_axes(mask.crop, grid.spacing)

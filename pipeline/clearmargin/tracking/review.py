@@ -19,7 +19,8 @@ from pathlib import Path
 
 from clearmargin.errors import ConfigError
 from clearmargin.privacy import home
-from clearmargin.tracking.store import EXPERIMENT, artifact_folder, set_quiet, tracking_uri
+from clearmargin.tracking.ending import restore_sigterm, turn_sigterm_into_exception
+from clearmargin.tracking.store import EXPERIMENT, VIEW_KEY, artifact_folder, set_quiet, tracking_uri
 
 __all__ = ["review", "runs_page", "serving"]
 
@@ -70,7 +71,7 @@ def runs_page(server: str) -> str:
             number = json.load(answer)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):  # no such experiment yet, or a server that wants a login
         return server
-    return f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
+    return f"{server}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW_KEY}"
 
 
 @contextlib.contextmanager
@@ -89,12 +90,14 @@ def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]
     if not _is_free(chosen):
         raise ConfigError(f"port {chosen} is taken: name another, or 0 for a free one")
     url = f"http://127.0.0.1:{chosen}"
+    before = turn_sigterm_into_exception()  # else the server would outlive a `kill` of this process
     process = _start_server(store, chosen)
     try:
         _wait_until_it_answers(process, url)
         yield url
     finally:
         _stop(process)
+        restore_sigterm(before)
 
 
 def _start_server(store: str, port: int) -> subprocess.Popen[bytes]:

@@ -24,6 +24,7 @@ from clearmargin.tracking.opening import create_run, lock_run, reopen_run
 from clearmargin.tracking.parameters import flatten, safe_key, without_path
 from clearmargin.tracking.store import EXPERIMENT, open_client
 from clearmargin.tracking.surroundings import environment_text
+from clearmargin.tracking.trainings import WEIGHTS_TAG, training_of, weights_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,6 +185,30 @@ class TrackedRun:
         """Set a tag; a path becomes ``<path>``."""
         self._send("tags", lambda c: c.set_tag(self.run_id, safe_key(key), str(without_path(value))))
 
+    def log_model_used(self, weights_sha256: str, name: str) -> None:
+        """Join this run to the training that made a model: as its child, with the logged model as its input.
+
+        The training is found by the hash of its weights, so that a copied model folder is joined, too. Nothing is
+        done if this store knows no such training.
+
+        Args:
+            weights_sha256: Of the model.
+            name: This run's new name, with ``{}`` in the place of the training's.
+        """
+        from mlflow.entities import LoggedModelInput
+
+        def send(client: MlflowClient) -> None:
+            training = training_of(client, weights_sha256)
+            if training is None:
+                return
+            client.set_tag(self.run_id, "mlflow.parentRunId", training.run_id)
+            client.set_tag(self.run_id, "training", training.run_id)
+            client.update_run(self.run_id, name=name.format(training.name))
+            if training.model_id:
+                client.log_inputs(self.run_id, models=[LoggedModelInput(training.model_id)])
+
+        self._send("links", send)
+
     def log_model(self, folder: Path) -> str | None:
         """Log a model folder as a loadable pyfunc; return ``models:/ID``, or None where the store fails.
 
@@ -193,6 +218,7 @@ class TrackedRun:
         from clearmargin.tracking.flavour import log_model
 
         uri: str | None = self._send("models", lambda c: log_model(c, self.run_id, folder))
+        self.set_tag(WEIGHTS_TAG, weights_of(folder))
         return uri
 
     def _open(self, client: MlflowClient) -> None:

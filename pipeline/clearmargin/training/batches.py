@@ -22,7 +22,7 @@ from clearmargin.models import network_config
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
 from clearmargin.training.processes import ProcessGroup
-from clearmargin.transforms.view import VolumeView
+from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["load_batches"]
 

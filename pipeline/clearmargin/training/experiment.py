@@ -11,19 +11,19 @@ from pydantic import Field, field_validator
 from clearmargin.config import Settings, apply_overrides, read_yaml, validate
 from clearmargin.datasets.folds import FoldSettings
 from clearmargin.models import network_config
-from clearmargin.models.segmenter import PredictionSettings
-from clearmargin.transforms.view import AugmentSettings, ImageSettings
+from clearmargin.models.settings import PredictionSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
 __all__ = ["VALIDATION_METRICS", "EarlyStopping", "Experiment", "TrainingSettings", "read_experiment"]
 
-VALIDATION_METRICS = ("ap", "ap50", "pq", "dice")
-"""By which a model can be chosen; each is better higher."""
+VALIDATION_METRICS = ("ap", "ap50", "pq", "semantic_dice")
+"""By which a model can be chosen. Each is better higher, and 0 for a model that detects nothing."""
 
 
 class EarlyStopping(Settings):
     """Stop when a metric of the validation split has not improved, and keep the best model."""
 
-    metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or dice")
+    metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or semantic_dice")
     patience: int = Field(10, ge=1, description="validations without improvement before the end")
 
     @field_validator("metric")

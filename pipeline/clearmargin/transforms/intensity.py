@@ -5,69 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from monai.transforms import ScaleIntensityRange
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from clearmargin.config import Settings
+from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 
-__all__ = [
-    "Intensity",
-    "Percentiles",
-    "Scaling",
-    "Window",
-    "WindowStack",
-    "channels_made",
-    "normalise",
-    "scaling_of",
-]
-
-
-class Window(Settings):
-    """A fixed window, such as -100..200 Hounsfield units, or 0..255 for 8-bit colour."""
-
-    kind: Literal["window"] = "window"
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Window:
-        if not self.low < self.high:
-            raise ValueError("low must lie below high")
-        return self
-
-
-class WindowStack(Settings):
-    """Several windows of the same values, each a channel, such as soft tissue, lung and bone of a CT."""
-
-    kind: Literal["windows"] = "windows"
-    windows: tuple[tuple[float, float], ...] = Field(min_length=1, description="low and high of each")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> WindowStack:
-        if any(not low < high for low, high in self.windows):
-            raise ValueError("low must lie below high in each window")
-        return self
-
-
-class Percentiles(Settings):
-    """A window from the image's own percentiles: for MR, microscopy, ultrasound."""
-
-    kind: Literal["percentiles"] = "percentiles"
-    low: float = Field(0.5, ge=0, le=100)
-    high: float = Field(99.5, ge=0, le=100)
-    per_channel: bool = Field(
-        False, description="each channel by its own: for several MR sequences; colour keeps its hue without"
-    )
+__all__ = ["Scaling", "channels_made", "normalise", "scaling_of"]
 
 
 Scaling = Callable[[NDArray[Any]], NDArray[np.float32]]
 """From the values of an image, ``(C, ...)``, to [0, 1]."""
-
-Intensity = Annotated[Window | WindowStack | Percentiles, Field(discriminator="kind")]
 
 
 def channels_made(settings: Window | WindowStack | Percentiles) -> int:
@@ -82,7 +32,8 @@ def normalise(pixels: NDArray[Any], settings: Window | WindowStack | Percentiles
         pixels: ``(C, ...)``, any dtype.
         settings: A stack of K windows makes K channels of each, those of the first channel first.
 
-    A constant image (channel, where each has its own) becomes 0 under percentiles.
+    A constant image (channel, where each has its own) becomes 0 under percentiles. Values that are not finite have no
+    part in percentiles; NaN becomes 0, an infinity the window's end.
     """
     return scaling_of(pixels, settings)(pixels)
 
@@ -108,12 +59,16 @@ def _window_of(values: NDArray[Any], settings: Percentiles) -> _Bounds | None:
     """Return the percentiles, or the extremes where the percentiles are one value; None for constant values."""
     low, high = _percentiles(values, (settings.low, settings.high))
     if low == high:
-        low, high = float(values.min()), float(values.max())
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     return None if low == high else (low, high)
 
 
 def _percentiles(values: NDArray[Any], shares: tuple[float, float]) -> _Bounds:
     """Return numpy's percentiles, linear between elements; integers of up to 16 bits are counted, not sorted."""
+    if values.dtype.kind == "f":  # what is not finite says nothing of the others
+        finite = values[np.isfinite(values)]
+        values = finite if len(finite) else np.zeros(1, values.dtype)
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
         low, high = (float(v) for v in np.percentile(values, shares))
         return low, high

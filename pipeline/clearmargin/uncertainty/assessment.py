@@ -33,7 +33,12 @@ class Assessment:
 
 
 def assess(
-    prediction: Prediction, image: Image, calibration: Calibration | None, *, threshold: float
+    prediction: Prediction,
+    image: Image,
+    calibration: Calibration | None,
+    *,
+    threshold: float,
+    unlike: tuple[str, ...] = (),
 ) -> Assessment:
     """Apply a model's calibration to a prediction and say which instances a person should look at.
 
@@ -44,6 +49,8 @@ def assess(
         calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
             stand.
         threshold: Instances with less of a score, as predicted, are not returned.
+        unlike: How the image differs from the model's training images: a warning each, for which every instance is
+            referred.
     """
     warnings: tuple[str, ...] = ()
     features: Features = {}
@@ -60,7 +67,8 @@ def assess(
         warnings = differs = calibration.drift([features]).warnings
         applied = calibration.apply(applied)
         rules = calibration.referral
-    every = tuple(tuple(reasons(applied, i, rules, differs)) for i in range(len(applied.instances)))
+    warnings = (*unlike, *warnings)
+    every = tuple((*unlike, *reasons(applied, i, rules, differs)) for i in range(len(applied.instances)))
     flags = np.array([bool(why) for why in every], np.float32)
     flagged = replace(applied.instances, uncertainty={**applied.instances.uncertainty, "refer": flags})
     return Assessment(

@@ -1,8 +1,8 @@
-"""One scaling chosen of two: by how well each says what comes true in units that it was not fitted on."""
+"""Which scaling is applied, if any: by how well each says what comes true in units that it was not fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from clearmargin.errors import ConfigError
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.uncertainty.scaling import (
+    Identity,
     Scaling,
+    Temperature,
     fit_isotonic,
     fit_temperature,
     scaling_from_data,
@@ -21,7 +23,12 @@ from clearmargin.uncertainty.scaling import (
 
 __all__ = ["ChosenScaling", "Kind", "fit_scaling", "scaled_counts"]
 
-Kind = Literal["temperature", "isotonic"]
+Kind = Literal["none", "temperature", "isotonic"]
+
+EVENTS_NEEDED = 50
+EACH_NEEDED = (
+    10  # that came true, and that did not: ten per parameter (Peduzzi et al., J Clin Epidemiol 1996)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,7 @@ class ChosenScaling:
     """Both scalings of one kind of probability, and which of them is applied.
 
     Attributes:
-        chosen: Its name.
+        chosen: Its name; ``none`` leaves probabilities as they are.
         why: The reason, in a sentence.
         temperature: Fitted on all fit units.
         isotonic: Likewise.
@@ -42,6 +49,8 @@ class ChosenScaling:
 
     def apply(self, probabilities: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return probabilities by the chosen scaling, of the same shape and precision."""
+        if self.chosen == "none":
+            return probabilities
         chosen = self.temperature if self.chosen == "temperature" else self.isotonic
         return chosen.apply(probabilities)
 
@@ -77,9 +86,10 @@ class ChosenScaling:
 def fit_scaling(units: Sequence[Reliability]) -> ChosenScaling:
     """Fit a temperature and a rising function, and choose.
 
-    Each is fitted on every other unit and judged by the Brier score on those between, and the other way round.
-    The rising function is chosen where its score is lower; the temperature where it is not, and where there are
-    too few units or events to say.
+    Each is fitted on every other unit and judged by the Brier score on those between, and the other way round, beside
+    the probabilities as they are. The one with the lowest score is chosen, the simpler one of equals. A temperature at
+    the end of its range is never chosen. Nothing is scaled if there are fewer than `EVENTS_NEEDED` events or
+    `EACH_NEEDED` of either outcome, or if only one unit has an event.
 
     Args:
         units: Counts of each fit unit's events, in an order that says nothing of them.
@@ -88,23 +98,55 @@ def fit_scaling(units: Sequence[Reliability]) -> ChosenScaling:
         InputError: No unit has an event.
     """
     events = [unit for unit in units if unit.total]
-    temperature, isotonic = (
-        fit(*Reliability.together(events).cells()) for fit in (fit_temperature, fit_isotonic)
+    every = Reliability.together(events)
+    reason = _too_few(every, len(events))
+    if reason:
+        nothing = Identity(reason=reason, n=round(every.total))
+        return ChosenScaling(chosen="none", why=f"none: {reason}", temperature=nothing, isotonic=nothing)
+    fits: dict[Kind, Callable[..., Scaling]] = {
+        "none": lambda *_cells: Identity(reason="as predicted", n=0),
+        "temperature": fit_temperature,
+        "isotonic": fit_isotonic,
+    }
+    halves = [Reliability.together(events[k::2]) for k in range(2)]
+    fitted = {name: fit(*every.cells()) for name, fit in fits.items()}
+    errors = {
+        name: sum(
+            scaled_counts(judged, fit(*half.cells())).squares for half, judged in (halves, halves[::-1])
+        )
+        / every.total
+        for name, fit in fits.items()
+        if not _at_limit(fitted[name])
+    }
+    chosen: Kind = "none"
+    for name in ("temperature", "isotonic"):
+        if name in errors and errors[name] < errors[chosen] * (1 - 1e-9):
+            chosen = name
+    said = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
+    why = f"{chosen}: Brier score on the half of the units that each was not fitted on: {said}"
+    if "temperature" not in errors:
+        why += "; the temperature lies at the end of its range and is not used"
+    return ChosenScaling(
+        chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted["isotonic"]
     )
-    chosen: Kind = "temperature"
-    if len(events) < 2:
-        why = f"temperature: {len(events)} unit with an event cannot judge another"
-    else:
-        halves = [Reliability.together(events[k::2]) for k in range(2)]
-        scores = {"temperature": 0.0, "isotonic": 0.0}
-        for fitted, judged in (halves, halves[::-1]):
-            for name, fit in (("temperature", fit_temperature), ("isotonic", fit_isotonic)):
-                scores[name] += scaled_counts(judged, fit(*fitted.cells())).squares
-        total = sum(half.total for half in halves)
-        chosen = "isotonic" if scores["isotonic"] < scores["temperature"] * (1 - 1e-9) else "temperature"
-        said = ", ".join(f"{name} {score / total:.4g}" for name, score in scores.items())
-        why = f"{chosen}: Brier score on the half of the units that each was not fitted on: {said}"
-    return ChosenScaling(chosen=chosen, why=why, temperature=temperature, isotonic=isotonic)
+
+
+def _too_few(events: Reliability, units: int) -> str | None:
+    """Return why nothing can be fitted, with how much is needed; None if something can."""
+    total = round(events.total)
+    right = round(float(events.right.sum()))
+    if total < EVENTS_NEEDED or min(right, total - right) < EACH_NEEDED:
+        return (
+            f"{total} events, of which {right} came true, are too few: {EVENTS_NEEDED} are needed, {EACH_NEEDED} of "
+            "either outcome"
+        )
+    if units < 2:
+        return "one unit with an event cannot judge another: two are needed"
+    return None
+
+
+def _at_limit(scaling: Scaling) -> bool:
+    return isinstance(scaling, Temperature) and scaling.at_limit
 
 
 def scaled_counts(counts: Reliability, scaling: Scaling | ChosenScaling) -> Reliability:

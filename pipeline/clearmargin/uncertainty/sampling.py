@@ -24,11 +24,14 @@ from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenanc
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.memory import trim_heap
 from clearmargin.models import load_segmenter
+from clearmargin.models.domain import Domain
 from clearmargin.models.dropout import dropping, has_dropout
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE, ModelCard, snapshots
 from clearmargin.models.folder import load_segmenter as load_weights
-from clearmargin.models.segmenter import Look, NetworkSegmenter, PredictionSettings, View
-from clearmargin.transforms.view import AugmentSettings, ImageSettings, PreparedImage
+from clearmargin.models.segmenter import Look, NetworkSegmenter, View
+from clearmargin.models.settings import PredictionSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings
+from clearmargin.transforms.view import PreparedImage
 from clearmargin.uncertainty.clusters import agreed_mask, find_clusters
 from clearmargin.uncertainty.maps import MAPS, Moments
 from clearmargin.uncertainty.spread import Spread, measure_spread
@@ -100,6 +103,11 @@ class SampledSegmenter:
         return self.members[0].segmenter.augment
 
     @property
+    def domain(self) -> Domain | None:
+        """What the first member's training images were like."""
+        return self.members[0].segmenter.domain
+
+    @property
     def provenance(self) -> Provenance:
         """What it is: the hashes are of all members' together, and of the mode and the views."""
         made_by = [member.segmenter.provenance for member in self.members]
@@ -154,6 +162,7 @@ class SampledSegmenter:
             provenance=self.provenance,
             maps=maps,
             edges=tuple(spread.edge for spread in spreads),
+            image=image,
         )
 
     def _sample(self, image: Image) -> tuple[list[InstanceSet], dict[str, NDArray[np.float32]]]:

@@ -1,0 +1,35 @@
+"""How large a file's pixels may be: a header that claims more is refused before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+
+from clearmargin.errors import ConfigError
+
+__all__ = ["max_bytes", "raise_it"]
+
+_VARIABLE = "CLEARMARGIN_MAX_GIB"
+_DEFAULT_GIB = 4.0
+
+
+def max_bytes() -> int:
+    """Return the largest decoded size in bytes: ``CLEARMARGIN_MAX_GIB`` GiB, 4 if it is not set.
+
+    Raises:
+        ConfigError: The variable is not a positive number.
+    """
+    text = os.environ.get(_VARIABLE, "")
+    try:
+        gib = float(text) if text else _DEFAULT_GIB
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < 2**20:
+        raise ConfigError(f"{_VARIABLE}={text}: expected a number of GiB, such as 8")
+    return int(gib * 2**30)
+
+
+def raise_it() -> str:
+    """Return the end of a refusal: what the limit is, and how it is raised."""
+    return (
+        f"more than the limit of {max_bytes() / 2**30:.3g} GiB; {_VARIABLE} raises it if there is the memory"
+    )

@@ -1,0 +1,144 @@
+"""What kind of images a model was trained on, and whether another image is of that kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from clearmargin.config import Settings
+from clearmargin.core import Image
+from clearmargin.transforms.settings import Percentiles, Window, WindowStack
+
+__all__ = ["Domain", "Mismatch", "domain_of", "mismatch"]
+
+# DICOM modalities whose images look alike. OT and SC say nothing of what is seen.
+_ALIKE = (frozenset({"ES", "XC", "GM"}), frozenset({"CR", "DX", "RG", "RF"}), frozenset({"US", "IVUS"}))
+_ANY = frozenset({"", "OT", "SC"})
+
+_COLOURED = 0.05  # share of the value range by which the channels of a coloured pixel differ
+_COLOUR_SHARE = 0.01  # share of coloured pixels from which an image is in colour: marks and logos have less
+_SAMPLES = 200_000  # pixels from which quantiles are taken
+
+
+class Domain(Settings):
+    """The training images in a few facts. Saved with the model."""
+
+    modalities: tuple[str, ...] = Field(description="DICOM modalities; empty if none is known")
+    channels: tuple[int, ...] = Field(
+        description="numbers of channels that differ: grey stored as colour has one"
+    )
+    lows: tuple[float, float] = Field(description="least and greatest 0.5 % quantile of an image's values")
+    highs: tuple[float, float] = Field(description="least and greatest 99.5 % quantile")
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How an image differs from a model's training images.
+
+    Attributes:
+        refusals: Reasons not to segment it: another modality, colour for grey, values beyond the model's window.
+        warnings: Reasons to have a person look at the result.
+    """
+
+    refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def domain_of(images: Iterable[Image]) -> Domain:
+    """Return the domain of at least one image; each is looked at once and not kept."""
+    modalities, channels, lows, highs = set(), set(), [], []
+    for image in images:
+        modalities.add(image.source.modality)
+        channels.add(_channels(image.pixels))
+        low, high = _range(image.pixels)
+        lows.append(low)
+        highs.append(high)
+    return Domain(
+        modalities=tuple(sorted(modalities - {""})),
+        channels=tuple(sorted(channels)),
+        lows=(min(lows), max(lows)),
+        highs=(min(highs), max(highs)),
+    )
+
+
+def mismatch(
+    domain: Domain, image: Image, intensity: Window | WindowStack | Percentiles, *, displayed: bool = False
+) -> Mismatch:
+    """Return how an image differs from the training images; nothing if it does not.
+
+    A modality that the image does not state is not compared. Values are compared only under a fixed window: under
+    percentiles each image has a scale of its own.
+
+    Args:
+        domain: Of the model.
+        image: As it was read.
+        intensity: The model's.
+        displayed: The values are what a screen shows of the window (`predict --display-window`), so that neither they
+            nor the modality of the capture are compared.
+    """
+    refusals: list[str] = []
+    warnings: list[str] = []
+    modality = image.source.modality
+    if not displayed and not _known(modality, domain.modalities):
+        refusals.append(
+            f"the model was trained on {' and '.join(domain.modalities)}, and this image is {modality}"
+        )
+    channels = _channels(image.pixels)
+    if channels not in domain.channels:
+        kind = {1: "grey", 3: "colour"}
+        before = " and ".join(kind.get(n, f"{n}-channel") for n in domain.channels)
+        own = kind.get(channels, f"{channels}-channel")
+        reason = f"the model was trained on {before} images, and this one is {own}"
+        (warnings if channels == 1 else refusals).append(reason)
+    if not displayed and not isinstance(intensity, Percentiles):
+        low, high = _range(image.pixels)
+        windows = (
+            intensity.windows if isinstance(intensity, WindowStack) else ((intensity.low, intensity.high),)
+        )
+        slack = 0.25 * (domain.highs[1] - domain.lows[0])
+        if all(high <= bottom or low >= top for bottom, top in windows):
+            shown = " and ".join(f"{bottom:g} to {top:g}" for bottom, top in windows)
+            refusals.append(f"its values, {low:g} to {high:g}, lie outside the model's window of {shown}")
+        elif _outside(low, domain.lows, slack) or _outside(high, domain.highs, slack):
+            warnings.append(
+                f"its values, {low:g} to {high:g}, are not like those of the training images, which begin at "
+                f"{domain.lows[0]:g} to {domain.lows[1]:g} and end at {domain.highs[0]:g} to {domain.highs[1]:g}"
+            )
+    return Mismatch(refusals=tuple(refusals), warnings=tuple(warnings))
+
+
+def _known(modality: str, modalities: tuple[str, ...]) -> bool:
+    if modality in _ANY or not modalities or _ANY & set(modalities):
+        return True
+    alike = next((family for family in _ALIKE if modality in family), frozenset({modality}))
+    return bool(alike & set(modalities))
+
+
+def _channels(pixels: NDArray[np.generic]) -> int:
+    """Return the number of channels, 1 for three that are the same but for compression and small marks."""
+    if len(pixels) != 3:
+        return len(pixels)
+    values = pixels.reshape(3, -1)
+    values = values[:, :: max(1, values.shape[1] // _SAMPLES)].astype(np.float32)
+    spread = values.max(axis=0) - values.min(axis=0)
+    coloured = spread > _COLOURED * max(float(np.ptp(values)), 1e-6)
+    return 3 if float(coloured.mean()) > _COLOUR_SHARE else 1
+
+
+def _range(pixels: NDArray[np.generic]) -> tuple[float, float]:
+    """Return the 0.5 and 99.5 % quantiles of the finite values; 0 and 0 if none is finite."""
+    values = pixels.reshape(-1)
+    values = values[:: max(1, len(values) // _SAMPLES)].astype(np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 0.0
+    low, high = np.quantile(values, (0.005, 0.995))
+    return float(low), float(high)
+
+
+def _outside(value: float, span: tuple[float, float], slack: float) -> bool:
+    return not span[0] - slack <= value <= span[1] + slack
