@@ -370,3 +370,106 @@ def test_a_folder_unlike_the_calibration_is_warned_of_as_a_whole(bright, monkeyp
     assert of_pixels.threshold > 0.1 and "the margins hold for instances with a score of" in caplog.text
     (row,) = json.loads((report.done[0].folder / "instances.json").read_text())
     assert row["margin_outer_px"] > 0 and row["inner_area_px"] <= row["area_px"] <= row["outer_area_px"]
+
+
+def test_a_dicom_clip_gives_a_seg_of_its_frames(bright, tmp_path):
+    """One segment for each instance of each frame, tied to the frame by its number; read by pydicom."""
+    pydicom = pytest.importorskip("pydicom")
+    frames = np.full((6, 64, 96), 20, np.uint8)
+    for t in (1, 2, 4):
+        frames[t, 20:40, 10 + 4 * t : 34 + 4 * t] = 240
+    clip = pydicom.Dataset()
+    clip.file_meta = pydicom.dataset.FileMetaDataset()
+    clip.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    clip.SOPClassUID = clip.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"
+    clip.SOPInstanceUID = clip.file_meta.MediaStorageSOPInstanceUID = "1.2.826.0.1"
+    clip.StudyInstanceUID, clip.SeriesInstanceUID, clip.Modality = "1.2.826.0.2", "1.2.826.0.3", "US"
+    clip.Rows, clip.Columns, clip.NumberOfFrames, clip.FrameTime = 64, 96, 6, "40"
+    clip.SamplesPerPixel, clip.PhotometricInterpretation = 1, "MONOCHROME2"
+    clip.BitsAllocated = clip.BitsStored = 8
+    clip.HighBit, clip.PixelRepresentation, clip.PixelData = 7, 0, frames.tobytes()
+    clip["PixelData"].VR = "OB"
+    clip.save_as(tmp_path / "clip.dcm", enforce_file_format=True)
+    (done,) = predict(tmp_path / "clip.dcm", tmp_path / "out", model=Path("any"), display_window=True).done
+    rows = json.loads((done.folder / "instances.json").read_text())
+    assert [r["frame"] for r in rows] == [1, 2, 4]
+    seg = pydicom.dcmread(done.folder / "seg.dcm")
+    sources = [
+        f.DerivationImageSequence[0].SourceImageSequence[0] for f in seg.PerFrameFunctionalGroupsSequence
+    ]
+    assert [int(s.ReferencedFrameNumber) for s in sources] == [2, 3, 5]
+    assert {s.ReferencedSOPInstanceUID for s in sources} == {"1.2.826.0.1"}
+    assert len(seg.SegmentSequence) == 3 and seg.pixel_array.shape == (3, 64, 96)
+    np.testing.assert_array_equal(seg.pixel_array.astype(bool), (frames > 200)[[1, 2, 4]])
+    # a clip that no result can refer to keeps its tables, and the summary says what is missing
+    clip.StudyInstanceUID = ""
+    clip.save_as(tmp_path / "nameless.dcm", enforce_file_format=True)
+    (done,) = predict(tmp_path / "nameless.dcm", tmp_path / "b", model=Path("any"), display_window=True).done
+    assert not (done.folder / "seg.dcm").exists() and done.instances == 3
+    assert "no SEG was written" in json.loads((done.folder / "summary.json").read_text())["warnings"][0]
+
+
+def test_a_case_folder_holds_the_files_of_one_run(bright, tmp_path):
+    """Nothing found the second time: no SEG, report, map or picture of the first run may lie beside that."""
+    ct(tmp_path / "ct")
+    (first,) = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), uncertainty="tta").done
+    names = {p.name for p in first.folder.rglob("*")}
+    assert {"seg.dcm", "report.dcm", "entropy.dcm", "entropy.nii.gz", "overlay"} <= names
+    (second,) = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), score_threshold=1.0).done
+    assert second.folder == first.folder and second.instances == 0
+    left = {p.name for p in second.folder.rglob("*")}
+    assert not [n for n in left if n.endswith((".dcm", ".nii.gz", ".png"))]
+    fresh = (
+        predict(tmp_path / "ct", tmp_path / "fresh", model=Path("any"), score_threshold=1.0).done[0].folder
+    )
+    assert left == {p.name for p in fresh.rglob("*")}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [second.case]  # no draft stays behind
+
+
+def test_a_run_that_fails_leaves_the_earlier_one(bright, tmp_path, monkeypatch):
+    ct(tmp_path / "ct")
+    (first,) = predict(tmp_path / "ct", tmp_path / "out", model=Path("any")).done
+    before = {p.name: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()}
+
+    def broken(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("clearmargin.report.case_folder.write_summary", broken)
+    with pytest.raises(OSError, match="disk is full"):
+        predict(tmp_path / "ct", tmp_path / "out", model=Path("any"))
+    assert {p.name: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()} == before
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [first.case]
+
+
+def test_what_was_accepted_is_in_the_summary(bright, tmp_path):
+    import pydicom
+
+    ct(tmp_path / "ct")
+    files = sorted((tmp_path / "ct").iterdir())
+    with pytest.raises(GeometryError, match="tolerance-mm"):
+        dataset = pydicom.dcmread(files[3])
+        dataset.ImagePositionPatient[0] += 0.5
+        dataset.save_as(files[3])
+        predict(tmp_path / "ct", tmp_path / "out", model=Path("any"))
+    (done,) = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), tolerance_mm=0.6).done
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert summary["deviation_mm"] == pytest.approx(0.5, abs=1e-6) and summary["tolerance_mm"] == 0.6
+
+
+def test_all_phases_of_a_series_are_cases(bright, tmp_path):
+    import pydicom
+
+    ct(tmp_path / "ct")
+    for file in sorted((tmp_path / "ct").iterdir()):
+        dataset = pydicom.dcmread(file)
+        dataset.AcquisitionNumber = 1
+        dataset.save_as(file)
+        dataset.AcquisitionNumber = 2
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID + ".2"
+        dataset.save_as(file.with_name(f"second-{file.name}"))
+    with pytest.raises(GeometryError, match="2 volumes, choose one with --volume"):
+        predict(tmp_path / "ct", tmp_path / "out", model=Path("any"))
+    report = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), volume="all")
+    assert [d.instances for d in report.done] == [1, 1] and len({d.case for d in report.done}) == 2
+    (one,) = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), volume="acquisition 2").done
+    assert one.case == report.done[1].case

@@ -134,7 +134,7 @@ def _placed(finding: Finding, volume: VolumeEntry, name: str, tolerance_mm: floa
         return replace(finding, readable=False, problem=str(error))
     geometry = _geometry(stack.grid)
     if stack.grid.ndim == 3 and stack.grid.shape[0] > 1:
-        geometry += f", slices within {stack.deviation_mm:.2g} mm of it"
+        geometry += f", slices within {stack.deviation_mm:.4f} mm of it"
     return replace(finding, readable=True, problem="", geometry=geometry)
 
 

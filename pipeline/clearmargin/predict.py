@@ -126,8 +126,8 @@ def predict(
         force: Segment also an image of another kind than the model's training images; it is refused otherwise.
         on_done: Called with each input as soon as its results are written.
         volume: Which volume of a DICOM series that holds several phases, echoes or stacks; ``all`` makes each a case.
-        tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says what
-            was accepted.
+        tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says
+            what was accepted.
 
     Returns:
         What was done. Inputs of a folder that were refused are listed, and the others are done all the same.
@@ -333,12 +333,12 @@ def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | 
     record_case(clip.case, path)
     folder = out / clip.case
     with one_run(folder) as draft:
-        predicted = _predict_frames(clip, path.name, draft, look, calibration)
+        predicted = _predict_frames(clip, path, draft, look, calibration)
     return replace(predicted, folder=folder)
 
 
 def _predict_frames(
-    clip: Clip, name: str, folder: Path, look: Look, calibration: Calibration | None
+    clip: Clip, path: Path, folder: Path, look: Look, calibration: Calibration | None
 ) -> Predicted:
     """Segment every frame on its own; tables carry frame and time, and a DICOM clip gets a SEG of all frames."""
     from clearmargin.formats.coco import write_coco
@@ -354,7 +354,7 @@ def _predict_frames(
         frames = clip.frames()
         first = next(frames, None)
         if first is None:
-            raise InputError(f"'{name}' holds no frame that can be decoded")
+            raise InputError(f"'{path.name}' holds no frame that can be decoded")
         (folder / "overlay").mkdir()
 
         def pictures() -> Iterator[NDArray[np.uint8]]:
@@ -391,7 +391,10 @@ def _predict_frames(
     if masks and image.source.kind == "dicom":
         from clearmargin.formats.dicom_seg import write_clip_seg
 
-        write_clip_seg(folder / "seg.dcm", masks, image)
+        try:
+            write_clip_seg(folder / "seg.dcm", masks, image)
+        except InputError as error:  # a clip that no result can refer to keeps its tables and pictures
+            warned.add(f"no SEG was written: {error}")
     referred = sum(bool(row["refer_because"]) for row in rows)
     warnings = tuple(sorted(warned))
     write_summary(

@@ -227,8 +227,8 @@ class _Crosswalk:
             self.pairs.add((row["case"], row["path"]))
         if self.damaged > before:
             log.warning(
-                "%d damaged line(s) in the private crosswalk were left out: their cases are recorded anew when they are "
-                "next read",
+                "%d damaged line(s) in the private crosswalk were left out: their cases are recorded anew when "
+                "they are next read",
                 self.damaged - before,
             )
 
@@ -295,14 +295,14 @@ def _key() -> bytes:
 def _checked_key(path: Path, _modified: int) -> bytes:
     if path.stat().st_mode & 0o077:
         raise ConfigError(
-            f"others may read the key in '{path.parent}', from which case ids are made: chmod 600 '{path}', or move it away "
-            "for a new one if it may be known"
+            f"others may read the key in '{path.parent}', from which case ids are made: chmod 600 '{path}', or move "
+            "it away for a new one if it may be known"
         )
     key = path.read_bytes()
     if len(key) != _KEY_BYTES:
         raise ConfigError(
-            f"the key in '{path.parent}' has {len(key)} bytes, expected {_KEY_BYTES}: restore it from a backup, or move it "
-            "away for a new one, under which every case has another id"
+            f"the key in '{path.parent}' has {len(key)} bytes, expected {_KEY_BYTES}: restore it from a backup, or "
+            "move it away for a new one, under which every case has another id"
         )
     return key
 

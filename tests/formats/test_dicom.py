@@ -106,12 +106,12 @@ def test_a_localizer_in_the_series_is_named(axial, write_series, tmp_path):
 
     write_series(tmp_path, axial, change=turn)
     with pytest.raises(
-        GeometryError, match="mixed orientations: 1 of 6 slices .* 1: axial, 5 .* 2: sagittal, 1 "
+        GeometryError, match=r"mixed orientations: 1 of 6 slices .* 1: axial, 5 .* 2: sagittal, 1 "
     ) as caught:
         read_dicom(tmp_path)
     assert isinstance(caught.value, GeometryError)
     assert read_dicom(tmp_path, volume="sagittal").grid.shape == (1, 15, 13)
-    with pytest.raises(GeometryError, match="1 missing .gap after slice 3"):
+    with pytest.raises(GeometryError, match=r"1 missing .gap after slice 3"):
         read_dicom(tmp_path, volume="1")
 
 
@@ -409,3 +409,53 @@ def test_a_rescale_beyond_floats_is_refused():
 
     with pytest.raises(InputError, match="rescale is damaged"):
         to_units(np.ones((2, 2), np.uint16), {}, FrameScale(slope=1e300), np.dtype(np.float32))
+
+
+def test_a_malformed_element_is_named_and_not_quoted(axial, write_series, tmp_path):
+    from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+
+    (file, *_) = write_series(tmp_path, axial)
+    content = file.read_bytes()
+    at = content.index(b"\x28\x00\x10\x00US\x02\x00")
+    file.write_bytes(content[: at + 6] + b"\x03\x00CNY" + content[at + 10 :])
+    with (
+        pytest.raises(InputError, match="malformed: Rows holds no value of its kind") as caught,
+        dicom_boundary(),
+    ):
+        _ = read_header(file).Rows
+    assert "CNY" not in str(caught.value) and "Error" not in str(caught.value)
+
+
+def test_refusals_name_what_cannot_be_decoded(axial, write_series, tmp_path):
+    lone = Grid(shape=(1, 15, 13), affine=axial.affine, unit="mm")
+
+    def unread(ds, _, syntax="1.2.840.10008.1.2.4.92"):
+        ds.PixelData = pydicom.encaps.encapsulate([bytes(100)])
+        ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+
+    (file,) = write_series(tmp_path / "part 2", lone, change=unread)
+    with pytest.raises(
+        InputError, match=r"transfer syntax \(JPEG 2000 Part 2.*\) is one that no decoder here reads"
+    ):
+        read_dicom(file)
+    content = file.read_bytes().replace(b"1.2.840.10008.1.2.4.92", b"1.2.840.10008.1.2.4.99")
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="transfer syntax is one that is not known here"):
+        read_dicom(file)
+
+    def damaged(ds, z):
+        unread(ds, z, pydicom.uid.JPEG2000Lossless)
+
+    write_series(tmp_path / "j2k", lone, change=damaged)
+    with pytest.raises(InputError, match=r"pixel data \(JPEG 2000 .*Lossless.*\) cannot be decoded"):
+        read_dicom(tmp_path / "j2k")
+
+    def floats(ds, _):
+        values = np.zeros(15 * 13, "<f4").tobytes()
+        del ds.PixelData
+        ds.FloatPixelData = values
+
+    write_series(tmp_path / "float", lone, change=floats)
+    with pytest.raises(InputError, match="floating-point pixels are read from Parametric Maps only"):
+        read_dicom(tmp_path / "float")

@@ -86,7 +86,7 @@ def test_masks_of_a_clip_come_back_frame_by_frame(cine, predict, tmp_path, dciod
     assert sorted(back) == [1, 3] and [len(back[k].instances) for k in (1, 3)] == [1, 2]
     assert_array_equal(back[1].instances.masks[0].dense(), masks[0])
     assert_array_equal(back[3].instances.masks[1].dense(), masks[2])
-    with pytest.raises(GeometryError, match="masks of 2 frames of a clip.*read_clip_seg"):
+    with pytest.raises(GeometryError, match=r"masks of 2 frames of a clip.*read_clip_seg"):
         read_dicom_seg(tmp_path / "seg.dcm")
 
 
@@ -124,7 +124,7 @@ def test_slices_that_lost_their_places_are_not_put_on_each_other(
     _strip(tmp_path / "seg.dcm", tmp_path / "lost.dcm", sources=sources)
     for read in (read_dicom_seg, read_clip_seg):
         with pytest.raises(
-            GeometryError, match="clip|neither where|does not say which frame|several objects"
+            GeometryError, match=r"clip|neither where|does not say which frame|several objects"
         ):
             read(tmp_path / "lost.dcm")
 
@@ -173,6 +173,22 @@ def test_positions_say_how_far_slices_lie_apart(thickness, stated, axial, write_
     world = back.grid.to_world(np.argwhere(back.masks[0].dense()))
     theirs = volume.map_indices_to_reference(np.argwhere(volume.array))
     assert_allclose(world[np.lexsort(world.round(3).T)], theirs[np.lexsort(theirs.round(3).T)], atol=1e-4)
+
+
+def test_one_plane_of_unknown_thickness_is_a_picture_in_its_place(axial, write_series, predict, tmp_path):
+    write_series(tmp_path / "series", axial)
+    image = read_dicom(tmp_path / "series")
+    masks = np.zeros((1, *axial.shape), bool)
+    masks[0, 3, 3:6, 3:6] = True
+    prediction = replace(predict(image), instances=InstanceSet.from_dense(image.grid, list(masks)))
+    write_dicom_seg(tmp_path / "seg.dcm", prediction, image)
+    assert read_dicom_seg(tmp_path / "seg.dcm").grid.spacing[0] == pytest.approx(2.5)
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    del measures.SpacingBetweenSlices, measures.SliceThickness
+    dataset.save_as(tmp_path / "thin.dcm")
+    back = read_dicom_seg(tmp_path / "thin.dcm")
+    assert back.grid.same_as(image.grid.plane(3)) and back.masks[0].area == 9
 
 
 def test_another_frame_of_reference_is_refused(axial, write_series, predict, tmp_path):

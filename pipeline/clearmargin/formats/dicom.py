@@ -194,8 +194,13 @@ def _read_volume(
     allow_tilt: bool,
     tolerance_mm: float | None,
 ) -> Image:
-    options = {"allow_gaps": allow_gaps, "allow_tilt": allow_tilt, "tolerance_mm": tolerance_mm}
-    stack = stack_planes(placed(chosen.pictures), entry.name, **options)
+    stack = stack_planes(
+        placed(chosen.pictures),
+        entry.name,
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
+        tolerance_mm=tolerance_mm,
+    )
     pictures = [chosen.pictures[i] for i in stack.order]
     pixels = _stacked(pictures, headers, entry.files)
     grid = stack.grid

@@ -57,7 +57,26 @@ def dicom_boundary() -> Iterator[None]:
         if _raised_by_us(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         # The cause is dropped on purpose: its message quotes values of the file.
-        raise InputError(f"the DICOM data are malformed ({type(error).__name__})") from None
+        raise InputError(f"the DICOM data are malformed: {_malformed_element(error)}") from None
+
+
+def _malformed_element(error: Exception) -> str:
+    """Return which element pydicom was at when it failed, by its keyword; none of its value."""
+    from pydicom.datadict import keyword_for_tag
+    from pydicom.dataelem import DataElement, RawDataElement
+
+    keyword = ""
+    frame = error.__traceback__
+    while frame is not None:
+        for value in frame.tb_frame.f_locals.values():
+            if isinstance(value, DataElement | RawDataElement):
+                keyword = keyword_for_tag(value.tag) or keyword
+        frame = frame.tb_next
+    return (
+        f"{keyword} holds no value of its kind"
+        if keyword
+        else "their elements cannot be told apart, or are cut off"
+    )
 
 
 @contextlib.contextmanager
@@ -65,8 +84,8 @@ def converting(what: str) -> Iterator[None]:
     """Turn a failed conversion of a file's value into an InputError; also a decorator of functions that convert."""
     try:
         yield
-    except (TypeError, ValueError, IndexError, OverflowError) as error:
-        raise InputError(f"{what} is malformed ({type(error).__name__})") from None
+    except (TypeError, ValueError, IndexError, OverflowError):
+        raise InputError(f"{what} is malformed: it does not hold what it should, mostly numbers") from None
 
 
 def _raised_by_us(error: Exception) -> bool:
@@ -103,11 +122,20 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
         syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
         if syntax is not None and not isinstance(syntax, UID):
             raise InputError("the transfer syntax is malformed: the object is damaged")
+        if pixels:
+            _check_syntax(syntax)
         if not pixels:
             dataset.pixels_at = (
                 opened.tell()
             )  # where load_pixels finds them, without reading the header again
     return dataset
+
+
+def _check_syntax(syntax: Any) -> None:
+    if syntax is not None and not syntax.is_transfer_syntax:
+        raise InputError(
+            "the transfer syntax is one that is not known here: convert the object to another one"
+        )
 
 
 @dicom_boundary()
@@ -116,6 +144,7 @@ def load_pixels(header: Any, file: Path) -> Any:
     from pydicom.dataelem import DataElement
 
     syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
+    _check_syntax(syntax)
     if syntax is not None and not syntax.is_compressed and syntax.is_little_endian:
         with file.open("rb") as opened:
             opened.seek(header.pixels_at)

@@ -71,7 +71,8 @@ class Plane:
     def normal(self) -> NDArray[np.float64]:
         """Unit vector at right angles to the plane, right-handed with ``right`` and ``down``."""
         normal = np.cross(self.right, self.down)
-        return normal / np.linalg.norm(normal)
+        unit: NDArray[np.float64] = normal / np.linalg.norm(normal)
+        return unit
 
     @property
     def extents(self) -> tuple[float, float]:
@@ -81,7 +82,8 @@ class Plane:
     def corners(self) -> NDArray[np.float64]:
         """Return ``(4, 3)`` the centres of the corner pixels by the equation of PS3.3, C.7.6.2.1.1."""
         along = self.cosines * np.array(self.extents)[:, None]
-        return self.position + np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) @ along
+        corners: NDArray[np.float64] = self.position + np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) @ along
+        return corners
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -302,7 +304,7 @@ def _is_sheared(step: NDArray[np.float64], plane: Plane) -> bool:
 
 
 def _limit(planes: Sequence[Plane], steps: NDArray[np.float64]) -> float:
-    smallest = min(*planes[0].spacing, *steps[steps > 0])
+    smallest = float(min(*planes[0].spacing, *steps[steps > 0]))
     return min(TOLERANCE_MM, _OF_A_STEP * smallest)
 
 

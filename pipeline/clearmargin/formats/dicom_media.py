@@ -99,6 +99,8 @@ def _unpack(path: Path, _modified: int) -> tuple[Path, ...]:
         ):  # which a place before the archive's beginning gives; others are the disk's
             raise
         raise InputError(f"'{path.name}' is not readable as a zip: it points outside itself") from None
-    except _DAMAGE as error:
-        raise InputError(f"'{path.name}' is not readable as a zip ({type(error).__name__})") from None
+    except _DAMAGE:
+        raise InputError(
+            f"'{path.name}' is not readable as a zip: it is damaged, cut off, encrypted, or packed by an unknown method"
+        ) from None
     return tuple(files)

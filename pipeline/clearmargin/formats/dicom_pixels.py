@@ -197,7 +197,7 @@ def _high_bit(dataset: Any, layout: PixelLayout) -> int:
         InputError: It leaves no room for the bits stored.
     """
     value = _value(dataset, "HighBit")
-    if value in (None, "") or layout.allocated == layout.stored or layout.allocated == 1:
+    if value in (None, "") or layout.allocated in {layout.stored, 1}:
         return layout.stored - 1
     if not isinstance(value, int) or not layout.stored - 1 <= value < layout.allocated:
         raise InputError(
@@ -267,11 +267,23 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
                 yield np.asarray(frame)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - each decoder has its own errors
-        raise InputError(
-            f"the pixel data cannot be decoded ({type(error).__name__}): they are damaged, cut off, or in a "
-            "variant of their transfer syntax that no installed decoder reads"
-        ) from None
+    except Exception:  # noqa: BLE001 - each decoder has its own errors
+        raise InputError(_undecodable(syntax)) from None
+
+
+def _undecodable(syntax: str) -> str:
+    from pydicom.uid import UID
+
+    name = UID(syntax).name
+    known = "" if name == syntax else f" ({name})"
+    if UID(syntax).is_compressed and syntax not in _DECODERS:
+        return (
+            f"the transfer syntax{known} is one that no decoder here reads: convert the object to another one"
+        )
+    return (
+        f"the pixel data{known} cannot be decoded: they are damaged, cut off, or in a variant of their transfer syntax "
+        "that no installed decoder reads"
+    )
 
 
 def _check_frames(dataset: Any, syntax: str) -> None:
@@ -304,8 +316,8 @@ def _extended_12_bits(
     for k in picks:
         try:
             frame = get_frame(dataset.PixelData, k, number_of_frames=layout.frames)
-        except Exception as error:  # noqa: BLE001 - whatever the bytes provoke
+        except Exception:  # noqa: BLE001 - whatever the bytes provoke
             raise InputError(
-                f"the compressed frames cannot be told apart ({type(error).__name__}): they are damaged"
+                "the compressed frames cannot be told apart: they are damaged or cut off"
             ) from None
         yield decode_jpeg_12(frame, layout.rows, layout.columns)

@@ -133,7 +133,7 @@ def frame_planes(header: Any) -> list[Plane | None]:
         return _stepped_planes(header, size, frames)
     if len(each) != frames:
         raise GeometryError(
-            f"the object has {frames} frames and places {len(each)} of them: it is damaged, or was cut without its header"
+            f"the object has {frames} frames and places {len(each)} of them: it is damaged, or was cut"
         )
     frame_of_reference = _frame_of_reference(header)
     planes = []
@@ -142,7 +142,9 @@ def frame_planes(header: Any) -> list[Plane | None]:
             group_of(item, shared, keyword)
             for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
         ]
-        planes.append(None if None in groups else plane_of(*groups, size, frame_of_reference))
+        position, orientation, measures = groups
+        known = None not in groups
+        planes.append(plane_of(position, orientation, measures, size, frame_of_reference) if known else None)
     return planes
 
 
@@ -161,11 +163,17 @@ def _stepped_planes(header: Any, size: tuple[int, int], frames: int) -> list[Pla
     place = header
     if detectors and "ImagePositionPatient" in detectors[0]:
         place = detectors[0]
-    if modality_of(header) == "NM" and "RECON" not in " ".join(_image_type(header)):
+    spect = modality_of(header) == "NM"
+    if spect and "RECON" not in " ".join(_image_type(header)):
         return [None] * frames  # projections; a detector's position is not that of a slice
     if _TIMES & {int(tag) for tag in _values(header.get("FrameIncrementPointer"))}:
         return [None] * frames
     first = plane_of(place, place, header, size, _frame_of_reference(header))
+    if first is None and spect:
+        raise GeometryError(
+            f"the object is a reconstructed volume of {frames} slices and does not say where in the patient they lie: "
+            "position, orientation and pixel spacing are needed"
+        )
     if first is None:
         return [None] * frames
     offsets = _values(header.get("GridFrameOffsetVector"))

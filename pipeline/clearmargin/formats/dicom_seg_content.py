@@ -501,7 +501,7 @@ def _indices(piece: _Piece, grid: Grid) -> NDArray[np.int64]:
     limit = np.minimum(_TOLERANCE, _TOLERANCE_MM / np.array(grid.spacing))
     for end in (origin, origin + (rows - 1, columns - 1) @ steps):
         off = np.abs(end - np.round(end))
-        inside = (np.round(end) >= 0).all() and (np.round(end) < grid.shape).all()
+        inside = bool((np.round(end) >= 0).all() and (np.round(end) < grid.shape).all())
         if grid.ndim == 2:
             height = float((plane.position - grid.affine[:3, 3]) @ plane.normal)
             inside = inside and abs(height) <= _TOLERANCE_MM

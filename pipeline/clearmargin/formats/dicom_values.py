@@ -141,8 +141,10 @@ def to_channels(stored: NDArray[np.generic], header: Any, layout: PixelLayout) -
         try:
             with quiet_pydicom():
                 stored = np.asarray(apply_color_lut(stored, header))[..., :3]
-        except Exception as error:  # noqa: BLE001 - malformed tables raise many types
-            raise InputError(f"the palette cannot be applied ({type(error).__name__})") from None
+        except Exception:  # noqa: BLE001 - malformed tables raise many types
+            raise InputError(
+                "the palette cannot be applied: its tables are missing, or not of the length they state"
+            ) from None
     if stored.ndim == 2:
         return stored[None]
     return np.ascontiguousarray(np.moveaxis(stored, -1, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from clearmargin.formats.dicom_planes import Picture, frame_count, group_of, is_
 
 __all__ = ["MARKS", "VolumeEntry", "select_volume", "several", "split_volumes"]
 
-# What tells pictures at one place apart, in the order tried: words, functional group ("" for the object's head), element.
+# What tells pictures at one place apart, in the order tried: words, functional group ("" for the head), element.
 _MARKS = (
     ("stack", "FrameContentSequence", "StackID"),
     ("phase", "FrameContentSequence", "TemporalPositionIndex"),
@@ -61,6 +62,7 @@ _VECTORS = (  # of nuclear medicine, one value a frame (PS3.3, C.8.4.8)
     ("detector", "DetectorVector"),
 )
 _PLACES = {0x0020_0032, 0x0020_9057, 0x0020_9056, 0x0020_0037}  # dimensions that are a matter of place
+_TIMES = ("trigger delay", "trigger time", "cardiac phase", "time offset", "frame time")
 _SETS = ("stack", "size", "orientation")  # these part pictures that do not lie on each other, too
 
 
@@ -92,7 +94,7 @@ def split_volumes(pictures: Sequence[Picture], headers: Sequence[Any], name: str
 
     Pictures are parted only if they are not one stack of slices: if some lie in one place, in several directions or
     sizes, or in stacks that the object names. What distinguishes phases repeats at every place; what differs from
-    slice to slice (a time, a number) does not part them.
+    slice to slice (a number) does not part them; times that do are taken in turn at every place.
 
     Args:
         pictures: All with a plane.
@@ -198,44 +200,79 @@ class _Marked:
         if key not in self._columns:
             read = self._readers[key]
             self._columns[key] = [read(p) for p in self._pictures]
-        column, groups = self._columns[key], {}
+        column = self._columns[key]
+        groups: dict[Any, list[int]] = {}
         for i in members:
             groups.setdefault(column[i], []).append(i)
         return groups
 
-    def multiplicity(self, members: Sequence[int]) -> int:
-        """Return how many pictures lie in one place at most, by size, direction and height along the normal."""
+    def places(self, members: Sequence[int]) -> list[Any]:
+        """Return for each picture where it lies, by size, direction and height along the normal."""
         planes = [self._planes[i] for i in members]
-        normal = planes[0].normal
-        heights = np.array([p.position @ normal for p in planes])
+        heights = np.array([p.position @ planes[0].normal for p in planes])
         unit = max(1e-3 * min(planes[0].spacing), 1e-6)
         order = np.argsort(heights, kind="stable")
-        places = np.cumsum(np.concatenate(([0], np.diff(heights[order]) > unit)))
-        counts: dict[Any, int] = {}
-        for rank, i in zip(places, order, strict=True):
-            place = (int(rank), planes[i].shape, self._directions[self._pictures[members[i]]])
-            counts[place] = counts.get(place, 0) + 1
-        return max(counts.values())
+        ranks = np.empty(len(members), np.int64)
+        ranks[order] = np.cumsum(np.concatenate(([0], np.diff(heights[order]) > unit)))
+        return [
+            (int(rank), planes[k].shape, self._directions[self._pictures[i]])
+            for k, (rank, i) in enumerate(zip(ranks, members, strict=True))
+        ]
+
+    def multiplicity(self, members: Sequence[int]) -> int:
+        """Return how many pictures lie in one place at most."""
+        return max(Counter(self.places(members)).values())
+
+    def turns(self, members: Sequence[int], key: str) -> dict[int, list[int]]:
+        """Return the pictures that come first at their places by ``key``, those that come second, and so on.
+
+        Nothing if some places have more pictures than others, or two of a place the same value.
+        """
+        self.groups(members, key)
+        column = self._columns[key]
+        at: dict[Any, list[tuple[float, int]]] = {}
+        for place, i in zip(self.places(members), members, strict=True):
+            number = _number(column[i])
+            if number is None:
+                return {}
+            at.setdefault(place, []).append((number, i))
+        sizes = {len(pictures) for pictures in at.values()}
+        if len(sizes) > 1 or any(len({n for n, _ in pictures}) < len(pictures) for pictures in at.values()):
+            return {}
+        turns: dict[int, list[int]] = {}
+        for pictures in at.values():
+            for turn, (_, i) in enumerate(sorted(pictures), start=1):
+                turns.setdefault(turn, []).append(i)
+        return turns
 
     def words(self, key: str, value: Any) -> str:
         """Return a mark in words that quote no free text."""
         name = key.split("|", maxsplit=1)[0]
-        text = "/".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
+        if name.startswith("turn by "):
+            return f"{name.removeprefix('turn by ')} no. {value}"
         if name == "orientation":
             names = [v[1] for v in sorted(set(self._directions.values()))]
-            return value[1] if names.count(value[1]) == 1 else f"{value[1]} no. {value[0] + 1}"
-        if name == "file":
-            return f"file {sorted(set(self._columns[key])).index(value) + 1}"
+            return str(value[1]) if names.count(value[1]) == 1 else f"{value[1]} no. {value[0] + 1}"
         if name == "size":
             return f"size {value[0]}x{value[1]}"
-        if isinstance(value, tuple) and all(_number(v) is not None for v in value):
-            return f"{name} {'/'.join(f'{float(v):.4g}' for v in value)}"
-        if value is not None and _number(value) is not None:
-            return f"{name} {float(value):g}"
-        if re.fullmatch(r"[A-Z0-9_/ ]{1,64}", text):
-            return f"{name} {text}"
-        order = sorted({str(v) for v in self._columns[key]})
-        return f"{name} {'none' if value in (None, '') else 'no. ' + str(order.index(str(value)) + 1)}"
+        if name == "file":
+            return f"file {sorted(set(self._columns[key])).index(value) + 1}"
+        return f"{name} {_shown(value) or self._rank(key, value)}"
+
+    def _rank(self, key: str, value: Any) -> str:
+        """Return a value's place among the others, for values that may be anything."""
+        return f"no. {sorted({str(v) for v in self._columns[key]}).index(str(value)) + 1}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as text if it consists of numbers or code strings, else nothing."""
+    values = value if isinstance(value, tuple) else (value,)
+    if value is None or value == "":
+        return "none"
+    if all(_number(v) is not None for v in values):
+        return "/".join(f"{float(v):.6g}" for v in values)
+    text = "/".join(str(v).strip() for v in values)
+    return text if re.fullmatch(r"[A-Z0-9_/ ]{1,64}", text) else ""
 
 
 def _parted(members: list[int], marked: _Marked, name: str) -> list[_Part]:
@@ -255,6 +292,10 @@ def _parted(members: list[int], marked: _Marked, name: str) -> list[_Part]:
             for value, group in groups.items()
             for inner, marks in _parted(group, marked, name)
         ]
+    for key in (k for k in marked.keys if k.split("|", maxsplit=1)[0] in _TIMES and times > 1):
+        turns = marked.turns(members, key)  # a heart does not beat alike for every slice
+        if len(turns) > 1:
+            return [(group, [(f"turn by {key.split('|')[0]}", turn)]) for turn, group in turns.items()]
     return [(members, [])]
 
 

@@ -160,19 +160,72 @@ def overlaid(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, int]) ->
     overlap are united, and the same contour stored twice counts once.
 
     Args:
-        polygons: ``(P, 2)`` points (y, x) of each.
+        polygons: ``(P, 2)`` points (y, x) of each, at least one.
         shape: ``(Y, X)``.
     """
-    masks: list[NDArray[np.bool_]] = []
-    for polygon in polygons:
-        mask = filled(polygon, np.array([len(polygon)]), np.zeros(1, np.int64), (1, *shape))[0]
-        if mask.any() and not any(np.array_equal(mask, other) for other in masks):
-            masks.append(mask)
-    depths = [
-        sum(not (mask & ~other).any() for j, other in enumerate(masks) if j != i)
-        for i, mask in enumerate(masks)
-    ]
+    counts = np.array([len(p) for p in polygons])
+    which, rows, columns = _crossings(np.concatenate(polygons), counts)
+    inside = (rows >= 0) & (rows < shape[0])
+    which, rows, columns = which[inside], rows[inside], np.clip(columns[inside], 0, shape[1])
+    order = np.lexsort((columns, rows, which))
+    which, rows, columns = which[order], rows[order], columns[order]
+    layers = np.zeros((shape[0], shape[1] + 1), np.int64)  # how many contours hold each pixel
+    signs = 1 - 2 * (np.arange(len(rows)) % 2)  # a contour's crossings of a row open and close in turn
+    np.add.at(layers, (rows, columns), signs)
+    layers = layers.cumsum(axis=1)[:, :-1]
+    if layers.max(initial=0) < 2:
+        held: NDArray[np.bool_] = layers > 0
+        return held
+    if len(polygons) == 2:  # an object with a hole, mostly: what both hold is all of the smaller one
+        areas = np.bincount(which, weights=columns * signs, minlength=2)
+        if areas[0] != areas[1] and (layers == 2).sum() == -areas.max():
+            ring: NDArray[np.bool_] = layers == 1
+            return ring
+    parts = [_part(polygon, shape) for polygon in polygons]
+    return _by_depth([part for part in parts if part is not None], shape)
+
+
+_Part = tuple[int, int, NDArray[np.bool_]]  # first row, first column, pixels
+
+
+def _part(polygon: NDArray[np.float64], shape: tuple[int, int]) -> _Part | None:
+    """Return the pixels of one contour, cut tight; None if it holds none."""
+    low = np.clip(np.floor(polygon.min(axis=0)), 0, shape).astype(np.int64)
+    high = np.clip(np.ceil(polygon.max(axis=0)) + 1, low, shape).astype(np.int64)
+    size = (1, int(high[0] - low[0]), int(high[1] - low[1]))
+    (mask,) = filled(polygon - low, np.array([len(polygon)]), np.zeros(1, np.int64), size)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    tight = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return int(low[0] + rows[0]), int(low[1] + columns[0]), tight
+
+
+def _by_depth(parts: Sequence[_Part], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels of contours, each added or taken away by how many others it lies within."""
+    corners = np.array([(y, x, y + mask.shape[0], x + mask.shape[1]) for y, x, mask in parts])
+    depths = []
+    for i, part in enumerate(parts):
+        around = (corners[:, :2] <= corners[i, :2]).all(axis=1) & (corners[:, 2:] >= corners[i, 2:]).all(
+            axis=1
+        )
+        others = [j for j in np.flatnonzero(around).tolist() if j != i and _lies_within(part, parts[j])]
+        copies = [j for j in others if np.array_equal(parts[j][2], part[2])]
+        if any(j < i for j in copies):
+            continue  # stored before
+        first = {(*parts[j][:2], parts[j][2].tobytes()) for j in others if j not in copies}
+        depths.append((len(first), i))
     result: NDArray[np.bool_] = np.zeros(shape, bool)
-    for depth, mask in sorted(zip(depths, masks, strict=True), key=lambda pair: pair[0]):
-        result = result | mask if depth % 2 == 0 else result & ~mask
+    for depth, i in sorted(depths):
+        y, x, mask = parts[i]
+        target = result[y : y + mask.shape[0], x : x + mask.shape[1]]
+        target[mask] = depth % 2 == 0
     return result
+
+
+def _lies_within(part: _Part, other: _Part) -> bool:
+    """Return whether ``other``, whose box holds ``part``'s, holds each of its pixels."""
+    y, x, mask = part
+    top, left, wide = other
+    there = wide[y - top : y - top + mask.shape[0], x - left : x - left + mask.shape[1]]
+    return not (mask & ~there).any()

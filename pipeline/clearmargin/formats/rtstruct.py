@@ -213,7 +213,8 @@ def _add_region(
     contours.ReferencedROINumber, contours.ROIDisplayColor = k + 1, colour
     if len(outline.counts):
         items = _contour_items(outline, references)
-        contours[_CONTOURS] = RawDataElement(Tag(_CONTOURS), "SQ", len(items), items, 0, True, True)
+        # As "OB" pydicom does not take the items apart again; implicit VR, of which this is, does not write the VR.
+        contours[_CONTOURS] = RawDataElement(Tag(_CONTOURS), "OB", len(items), items, 0, True, True)
     observation.ObservationNumber = observation.ReferencedROINumber = k + 1
     observation.RTROIInterpretedType, observation.ROIInterpreter = "", ""
     dataset.StructureSetROISequence.append(region)
@@ -358,7 +359,7 @@ def _points(item: Any) -> NDArray[np.float64]:
     element = item.get_item("ContourData") if "ContourData" in item else None
     value = b"" if element is None or element.value is None else element.value
     if isinstance(value, bytes):  # not converted yet: fifty times quicker than one object a number
-        # A text that is no number would end fromstring's reading with a warning that is to go.
+        # fromstring ends at the first thing that is not a number, and in part takes what is left
         if not set(value) <= _NUMERIC:
             raise ValueError("not a number")
         stated = value.count(b"\\") + 1
@@ -393,8 +394,8 @@ def _filled(contours: Sequence[_Contour], grid: Grid, position: int, tally: _Tal
     ):
         if count:
             tally.notes.append(f"region {position}: {count} of {len(contours)} contour(s) {what}")
-    kept = np.flatnonzero(~beyond & ~outside)
-    if not len(kept):
+    kept = np.flatnonzero(~beyond & ~outside).tolist()
+    if not kept:
         return Mask.from_crop(np.zeros((0, 0, 0), bool), (0, 0, 0), grid.shape)
     first = np.array([slices[kept].min(), *np.clip(np.floor(low[kept, 1:].min(axis=0)), 0, None)]).astype(
         np.int64
@@ -436,15 +437,15 @@ def _combined(
     share a slice, how they lie to each other decides.
     """
     shared = np.bincount(slices, minlength=shape[0])[slices] > 1
-    single = np.flatnonzero(~shared | exclusive)
+    single = np.flatnonzero(~shared | exclusive).tolist()
     crop: NDArray[np.bool_] = np.zeros(shape, bool)
-    if len(single):
+    if single:
         points = np.concatenate([polygons[i] for i in single])
         counts = np.array([len(polygons[i]) for i in single])
         crop = filled(points, counts, slices[single], shape)
     groups: dict[int, list[int]] = {}
-    for i in np.flatnonzero(shared & ~exclusive):
-        groups.setdefault(int(slices[i]), []).append(int(i))
+    for i in np.flatnonzero(shared & ~exclusive).tolist():
+        groups.setdefault(int(slices[i]), []).append(i)
     for z, members in groups.items():
         crop[z] |= overlaid([polygons[i] for i in members], shape[1:])
     return crop
