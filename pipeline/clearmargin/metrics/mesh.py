@@ -21,6 +21,7 @@ MARGIN = 2  # empty elements around the joint box: as far as the field looks
 _SIGMA = 0.9  # elements, of the field; tuned on capsules and L-shaped blocks, which no test of accuracy uses
 _SPREAD = 0.99  # elements: the field's, with that of an element itself
 _MOST = 0.45  # elements along an axis: no corner reaches an element's centre
+_NEAR = 1  # elements from a step, along each axis, within which corners move
 _LEAF = 4  # faces in a leaf of the tree
 
 
@@ -35,6 +36,7 @@ class Mesh:
         radii: ``(F,)`` float64, from the centre to the farthest corner.
         areas: ``(F,)`` float64; lengths in an image; 0 where ignored.
         shared: ``(F,)`` bool, whether the other mask has the very same face.
+        exact: ``(F, 4)`` bool, whether a corner stands where the elements have it.
     """
 
     faces: NDArray[np.float64]
@@ -42,6 +44,7 @@ class Mesh:
     radii: NDArray[np.float64]
     areas: NDArray[np.float64]
     shared: NDArray[np.bool_]
+    exact: NDArray[np.bool_]
 
 
 def mesh_of(
@@ -64,8 +67,8 @@ def mesh_of(
     hidden = np.zeros((0, 0, 0), np.uint8)
     if ignored is not None:
         hidden = np.pad(ignored[None] if planar else ignored, pads).view(np.uint8)
-    extent = tuple(n - 3 for n in grids[0].shape[1:])
-    lattice = (1, *extent) if planar else (grids[0].shape[0] - 3, *extent)
+    extent = tuple(n - 2 * MARGIN + 1 for n in grids[0].shape[1:])
+    lattice = (1, *extent) if planar else (grids[0].shape[0] - 2 * MARGIN + 1, *extent)
     built = []
     for grid, (places, _, _) in zip(grids, find_elements(padded(masks[0]), padded(masks[1])), strict=True):
         ordered = places[np.argsort(_morton_keys(places), kind="stable")]
@@ -102,8 +105,8 @@ def mesh_distances(points: NDArray[np.float64], mesh: Mesh) -> tuple[NDArray[np.
 
 
 def _taps() -> NDArray[np.float64]:
-    """Return the weights of the four elements along an axis around a corner, and those of the slope, ``(2, 4)``."""
-    offsets = np.arange(-1.5, 2)
+    """Return the weights of the elements along an axis around a corner, and those of the slope, ``(2, 2 MARGIN)``."""
+    offsets = np.arange(0.5 - MARGIN, MARGIN)
     weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     weights /= weights.sum()
     return np.stack([weights, weights * offsets / (weights @ offsets**2)])
@@ -144,7 +147,7 @@ def _moved(
     """
     n = len(places)
     stairs = np.zeros(n, np.bool_)
-    lead = 0 if planar else 2
+    lead = 0 if planar else MARGIN
     for i in range(n):
         z, y, x = places[i, 0], places[i, 1], places[i, 2]
         for along in range(1 if planar else 0, 3):
@@ -158,8 +161,8 @@ def _moved(
                 third = 3 - along - across
                 for back in range(1 if planar else 2):
                     gz = z + lead - (back if third == 0 else 0)
-                    gy = y + 2 - (back if third == 1 else 0)
-                    gx = x + 2 - (back if third == 2 else 0)
+                    gy = y + MARGIN - (back if third == 1 else 0)
+                    gx = x + MARGIN - (back if third == 2 else 0)
                     if _is_step(grid, gz, gy, gx, along, across):
                         found = True
                         break
@@ -167,14 +170,14 @@ def _moved(
                 stairs[i] = True
                 stairs[ids[ez, ey, ex]] = True
     corners = places.astype(np.float64)
-    reach = 0 if planar else 1
+    reach = 0 if planar else _NEAR
     for i in range(n):
         z, y, x = places[i, 0], places[i, 1], places[i, 2]
         near = stairs[i]
         if not near:
             for dz in range(-reach, reach + 1):
-                for dy in range(-1, 2):
-                    for dx in range(-1, 2):
+                for dy in range(-_NEAR, _NEAR + 1):
+                    for dx in range(-_NEAR, _NEAR + 1):
                         qz, qy, qx = z + dz, y + dy, x + dx
                         if qz < 0 or qy < 0 or qx < 0:
                             continue
@@ -186,12 +189,12 @@ def _moved(
         if not near:
             continue
         level, slope_z, slope_y, slope_x = 0.0, 0.0, 0.0, 0.0
-        for c in range(1 if planar else 4):
+        for c in range(1 if planar else 2 * MARGIN):
             weight_z = 1.0 if planar else taps[0, c]
             step_z = 0.0 if planar else taps[1, c]
-            for b in range(4):
+            for b in range(2 * MARGIN):
                 row, tilt = 0.0, 0.0
-                for a in range(4):
+                for a in range(2 * MARGIN):
                     if grid[0 if planar else z + c, y + b, x + a]:
                         row += taps[0, a]
                         tilt += taps[1, a]
@@ -222,24 +225,30 @@ def _faces(
     steps: NDArray[np.float64],
     planar: bool,
 ) -> tuple[
-    NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.bool_],
+    NDArray[np.bool_],
 ]:
     """Return what a `Mesh` holds; each face belongs to the corner at its lowest place."""
-    lead = 0 if planar else 2
+    lead = 0 if planar else MARGIN
     first = 1 if planar else 0
     most = 0
     for i in range(len(places)):
-        gz, gy, gx = places[i, 0] + lead, places[i, 1] + 2, places[i, 2] + 2
+        gz, gy, gx = places[i, 0] + lead, places[i, 1] + MARGIN, places[i, 2] + MARGIN
         for normal in range(first, 3):
             before = grid[gz - int(normal == 0), gy - int(normal == 1), gx - int(normal == 2)]
             most += grid[gz, gy, gx] != before
     faces, centres = np.empty((most, 4, 3)), np.empty((most, 3))
     radii, areas, shared = np.empty(most), np.empty(most), np.zeros(most, np.bool_)
+    exact = np.zeros((most, 4), np.bool_)
     picks = np.empty(4, np.int64)
     n = 0
     for i in range(len(places)):
         z, y, x = places[i, 0], places[i, 1], places[i, 2]
-        gz, gy, gx = z + lead, y + 2, x + 2
+        gz, gy, gx = z + lead, y + MARGIN, x + MARGIN
         here = grid[gz, gy, gx]
         for normal in range(first, 3):
             bz, by, bx = gz - int(normal == 0), gy - int(normal == 1), gx - int(normal == 2)
@@ -278,6 +287,12 @@ def _faces(
                 centres[n, axis] = centre / 4
             radius = 0.0
             for k in range(4):
+                j = picks[(k + turn) % 4]
+                exact[n, k] = (
+                    corners[j, 0] == places[j, 0]
+                    and corners[j, 1] == places[j, 1]
+                    and corners[j, 2] == places[j, 2]
+                )
                 squared = 0.0
                 for axis in range(3):
                     squared += (faces[n, k, axis] - centres[n, axis]) ** 2
@@ -287,7 +302,7 @@ def _faces(
             if hidden.size and (hidden[gz, gy, gx] or hidden[bz, by, bx]):
                 areas[n] = 0.0
             n += 1
-    return faces, centres, radii, areas, shared
+    return faces, centres, radii, areas, shared, exact
 
 
 @compiled

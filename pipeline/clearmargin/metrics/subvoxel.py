@@ -3,7 +3,7 @@
 A mask of a curved object is a staircase, and distances between two staircases come out too small, because a
 step of one meets a step of the other. Here the surface is that of the elements' faces; corners near a step of one element
 are moved onto the level one half of the smoothed mask, and all others stay, so that boxes keep their edges. Distances go
-from the faces' centres to the other's faces, and the largest also from their corners.
+from the faces' centres to the other's faces, and the largest also from their unmoved corners.
 
 Use it where the edge is a smooth anatomical surface; use the default model for numbers that must agree with
 surface-distance.
@@ -35,14 +35,18 @@ class _FaceDistances(DirectedDistances):
 
     @cached_property
     def maximum(self) -> float:
-        """Largest distance of a centre or a corner of a face that counts; 0 where none does."""
+        """Largest distance of a face that counts; 0 where none does.
+
+        Of its centre, and of those corners that were not moved: what a staircase leaves of a moved corner's place
+        averages out in the centre.
+        """
         from clearmargin.metrics.mesh import mesh_distances
 
         largest = super().maximum
         farther = (self.areas > 0) & (self.distances + self.own.radii > largest)
-        if not farther.any():
+        corners = self.own.faces[farther][self.own.exact[farther]]
+        if not len(corners):
             return largest
-        corners = self.own.faces[farther].reshape(-1, 3)
         return max(largest, float(mesh_distances(corners, self.other)[0].max()))
 
 
