@@ -17,7 +17,7 @@ from pathlib import Path
 
 from clearmargin.errors import InputError
 
-__all__ = ["case_id", "home", "named_by_case", "record_case", "record_cases", "recorded_cases"]
+__all__ = ["case_id", "home", "keyed_id", "named_by_case", "record_case", "record_cases", "recorded_cases"]
 
 
 def home() -> Path:
@@ -32,8 +32,13 @@ def case_id(*parts: str) -> str:
 
     The same parts give the same id in every process of this user, and nothing to anyone without the key.
     """
+    return keyed_id("case", *parts)
+
+
+def keyed_id(kind: str, *parts: str) -> str:
+    """Return ``kind``, a dash and 12 hex digits of ``parts``, as `case_id` does for cases; ``patient``, say."""
     message = json.dumps(parts).encode()
-    return f"case-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
+    return f"{kind}-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
 
 
 def record_case(case: str, path: Path) -> None:

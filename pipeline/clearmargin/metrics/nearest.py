@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from clearmargin.compiled import compiled
 
-__all__ = ["nearest_distances", "run_parts"]
+__all__ = ["nearest_distances", "run_parts", "use_threads"]
 
 _ROWS = 60  # rows looked at before the passes are made
 _FAR = 255  # a gap of this many elements or more
 _WORTH_A_THREAD = 20_000  # queries; a thread's start costs about 50 microseconds
-_CORES = min(os.cpu_count() or 1, 8)
+_threads = min(os.cpu_count() or 1, 8)
 
 Steps = tuple[float, float, float]
 
@@ -65,9 +65,15 @@ def nearest_distances(
     return np.sqrt(squared)
 
 
+def use_threads(most: int) -> None:
+    """Use at most so many threads from now on: a process that is one of several needs one."""
+    global _threads  # noqa: PLW0603 -- of the process, not of a call
+    _threads = most
+
+
 def run_parts(work: Callable[[slice], None], n: int, worth: int = _WORTH_A_THREAD) -> None:
     """Call ``work`` on slices that make up ``range(n)``, in threads where there are ``worth`` for each."""
-    threads = min(_CORES, max(1, n // worth))
+    threads = min(_threads, max(1, n // worth))
     cuts = [n * k // threads for k in range(threads + 1)]
     parts = [slice(a, b) for a, b in pairwise(cuts)]
     if threads == 1:
