@@ -86,7 +86,6 @@ class Measured:
         failures: Why a case was not measured, by case id.
         notes: What a reader of the numbers should know.
         plain: Names by case id, for tables of a user's own (`write_tables`).
-        listing: What was listed, to draw pairs from.
     """
 
     rows: tuple[CaseRow, ...]
@@ -102,7 +101,6 @@ class Measured:
     failures: Mapping[str, str]
     notes: tuple[str, ...]
     plain: Mapping[str, str] = field(repr=False, default_factory=dict)
-    listing: Listing | None = field(repr=False, default=None)
 
 
 def measure(
@@ -201,7 +199,10 @@ def measure(
         if figures:
             from clearmargin.report.measured import write_figures
 
-            write_figures(done, Path(out) / "figures", objects=objects, resample_predictions=resample_predictions)
+            write_figures(
+                done.rows, listing, Path(out) / "figures", surface=surface, objects=objects,
+                resample_predictions=resample_predictions,
+            )  # fmt: skip
     if track:
         _log(done)
     return done
@@ -441,9 +442,9 @@ def _measured(task: _Task, entry: Entry, pair: Pair) -> _Outcome:
     strata = instance_strata([(reference, rows)], wanted=wanted)
     objects = tuple(
         _Object(
-            row=row,
+            row=replace(row, values=dict(row.values)),  # a view of a mapping goes to no other process
             strata={"class": pair.classes.get(row.label, str(row.label)) if row.label else "none", **known},
-            about=_about(row, pair),
+            about={**_about(row, pair), "surface": task.protocol.surface},
         )
         for row, known in zip(rows, strata, strict=True)
     )
@@ -625,7 +626,6 @@ def _put_together(
         failures=failures,
         notes=tuple(notes),
         plain={entry.case: entry.name for entry in listing.entries} | dict(table.plain),
-        listing=listing,
     )
 
 

@@ -1,4 +1,4 @@
-"""Verbs that use models and judge masks: predict, evaluate, calibrate, measure."""
+"""Verbs that use models and judge masks: predict, evaluate, calibrate, measure, compare."""
 
 from __future__ import annotations
 
@@ -337,6 +337,29 @@ def measure(
             f"{len(found.failures)} of {len(found.failures) + found.cases} cases were refused; the others are done:\n"
             + "\n".join(f"  {case}: {why}" for case, why in found.failures.items())
         )
+
+
+@app.command(rich_help_panel="Results")
+def compare(
+    tables: Annotated[
+        list[Path], typer.Argument(help="Folders that `measure --out` or `evaluate --out` wrote; the first is the baseline.")
+    ],
+    name: Annotated[
+        list[str] | None, typer.Option(help="A name for each folder, in their order; repeatable.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="What to compare; repeatable; default: all they share.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Level under which an adjusted p-value is a difference.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Random seed for the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the comparison.")] = None,
+) -> None:
+    """Compare tools by their tables: paired by case and object, with Holm's correction, one word per metric."""
+    from clearmargin.compare import compare as call
+    from clearmargin.compare import render
+
+    done = call(tables, names=name or (), metrics=metrics or (), alpha=alpha, seed=seed, out=out)
+    say(render(done))
 
 
 def _numbers(option: str, items: list[str]) -> list[float]:

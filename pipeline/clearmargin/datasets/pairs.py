@@ -228,8 +228,8 @@ def read_pair(
         own = theirs.instances.grid
         if not ours.instances.grid.same_as(own):
             ours, theirs = _on_one_grid(entry, ours, theirs, resample_predictions)
-    plain = objects in (None, "classes") and not ours.codes and not theirs.codes
-    plain = plain and entry.reference.coco is None and not any(f.instance for f in entry.reference.files)
+    plain = objects in (None, "classes") and entry.reference.coco is None
+    plain = plain and not any(file.instance for file in entry.reference.files)
     return Pair(
         predicted=ours.instances,
         reference=theirs.instances,

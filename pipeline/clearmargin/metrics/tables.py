@@ -21,6 +21,7 @@ __all__ = [
     "SummaryRow",
     "comparison_markdown",
     "flat_numbers",
+    "read_rows_csv",
     "rows_csv",
     "summarise",
     "summary_csv",
@@ -28,6 +29,8 @@ __all__ = [
     "summary_markdown",
 ]
 
+_AT_WIDTH = ("nsd_", "boundary_iou_", "trimap_iou_")
+_STRATA = ("class", "size", "crowding", "occlusion")
 _STATUSES: tuple[Status, ...] = ("tp", "fn", "fp", "tn")
 
 
@@ -208,6 +211,51 @@ def rows_csv(rows: Sequence[CaseRow]) -> str:
             *(row.values.get(n, "") for n in names),
         ])  # fmt: skip
     return out.getvalue()
+
+
+def read_rows_csv(text: str) -> list[CaseRow]:
+    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is no value is ``about``.
+
+    Raises:
+        ValueError: Not such a table.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    columns = list(reader.fieldnames or ())
+    if not {"patient", "case", "status", "unit"} <= set(columns):
+        raise ValueError("it lacks the columns patient, case, status and unit")
+    metrics = [name for name in columns if name in METRICS or name.startswith(_AT_WIDTH)]
+    strata = [name for name in columns if name in _STRATA]
+    about = [n for n in columns if n not in ("patient", "case", "status", "unit", *metrics, *strata)]
+    rows = []
+    for line in reader:
+        status = line["status"]
+        if status not in _STATUSES or line["unit"] not in ("mm", "px"):
+            raise ValueError(f"a row has the status '{status}' and the unit '{line['unit']}'")
+        unit: Unit = "mm" if line["unit"] == "mm" else "px"
+        rows.append(
+            CaseRow(
+                patient=line["patient"],
+                case=line["case"],
+                status=status,
+                unit=unit,
+                ndim=3 if any("volume" in name for name in about) else 2,
+                values={name: float(line[name]) for name in metrics},
+                strata={name: line[name] for name in strata},
+                about={name: _number_or_text(name, line[name]) for name in about},
+            )
+        )
+    return rows
+
+
+def _number_or_text(name: str, text: str) -> str | float | None:
+    if not text:
+        return None
+    if name.endswith("_id"):
+        return text  # ids may look like numbers
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _stratum(

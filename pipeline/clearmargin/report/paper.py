@@ -102,13 +102,22 @@ def paper_table(
         )
         cells[FOREGROUND] = {
             name: PaperCell(
-                mean=found.estimate, sd=None, low=found.low, high=found.high, median=None, q1=None, q3=None,
+                mean=found.estimate, sd=_foreground_sd(held, name), low=found.low, high=found.high, median=None, q1=None, q3=None,
                 patients=found.patients, objects=found.cases,
             )
             for name, found in means.items()
         }  # fmt: skip
     units = {row.metric: row.unit for row in summary}
     return PaperTable(cells=cells, units=units, surface=surface, level=level)
+
+
+def _foreground_sd(rows: Sequence[CaseRow], metric: str) -> float | None:
+    """Return the standard deviation over patients of their means over classes."""
+    by_patient: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        by_patient.setdefault(row.patient, {}).setdefault(row.strata["class"], []).append(row.values[metric])
+    means = [np.mean([np.mean(v) for v in of.values()]) for of in by_patient.values()]
+    return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
 
 def write_paper(table: PaperTable, folder: Path) -> None:
