@@ -63,7 +63,9 @@ def read_tables(path: Path) -> list[CaseRow]:
     if path.is_dir():
         found = [path / name for name in _FILES if (path / name).is_file()]
         if not found:
-            raise InputError(f"no {' or '.join(_FILES)} in '{path.name}': give a folder that `measure --out` wrote")
+            raise InputError(
+                f"no {' or '.join(_FILES)} in '{path.name}': give a folder that `measure --out` wrote"
+            )
         path = found[0]
     if not path.is_file():
         raise InputError(f"there is no file or folder '{path.name}'")
@@ -91,7 +93,11 @@ def render(done: ComparedSets) -> str:
     ]
     for row in done.metrics:
         gap = row.comparison.difference
-        ends = "none (1 patient)" if gap.low is None or gap.high is None else f"[{gap.low:+.3f}, {gap.high:+.3f}]"
+        ends = (
+            "none (1 patient)"
+            if gap.low is None or gap.high is None
+            else f"[{gap.low:+.3f}, {gap.high:+.3f}]"
+        )
         lines.append(
             f"| {row.name} | {row.metric} | {row.baseline:.3f} | {row.value:.3f} | {gap.estimate:+.3f} | {ends} "
             f"| {row.comparison.p_value:.3g} | {row.comparison.p_adjusted:.3g} | {row.verdict} |"

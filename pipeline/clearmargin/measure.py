@@ -526,7 +526,9 @@ def _read_cases(table: Path | None, listing: Listing, by: Sequence[str]) -> _Not
     else:
         rows = _csv_rows(Path(table))
         if not rows or not {"case", "patient"} <= set(rows[0]):
-            raise InputError(f"'{Path(table).name}' needs the columns 'case' and 'patient' and at least one row")
+            raise InputError(
+                f"'{Path(table).name}' needs the columns 'case' and 'patient' and at least one row"
+            )
         known = (*built_in, *(name for name in rows[0] if name not in ("case", "patient")))
     for column in by:
         if column not in known:
@@ -606,7 +608,9 @@ def _put_together(
     if listing.names_from:
         notes.append(f"classes as '{listing.names_from}' names them: {', '.join(listing.classes)}")
     if any(outcome.boxes_only for outcome in good):
-        notes.append("some predictions are boxes without masks: their masks are the whole boxes; look at box AP")
+        notes.append(
+            "some predictions are boxes without masks: their masks are the whole boxes; look at box AP"
+        )
     if len({row.patient for row in rows}) < 50:
         notes.append(
             "intervals of fewer than 50 patients are a little short: 95 % ones held the truth in 91 % of trials of 25"

@@ -32,9 +32,7 @@ def raw():
     core = types.ModuleType("clearmargin.core")
     core.Grid = core.InstanceSet = core.Mask = object
     sys.modules |= {"clearmargin": types.ModuleType("clearmargin"), "clearmargin.core": core}
-    spec = importlib.util.spec_from_file_location(
-        "cases", Path(__file__).parents[1] / "metrics" / "cases.py"
-    )
+    spec = importlib.util.spec_from_file_location("cases", Path(__file__).parents[1] / "metrics" / "cases.py")
     cases = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cases)
     return cases.raw_coco()
@@ -93,7 +91,9 @@ def polygons():
     flats, counts = [], []
     for k in range(120):
         points = rng.uniform(-5, 70, 2) + rng.normal(0, 12, (int(rng.integers(3, 12)), 2))
-        flat = [float(v) for v in (points, np.round(points), np.round(2 * points) / 2)[k % 3].round(3).ravel()]
+        flat = [
+            float(v) for v in (points, np.round(points), np.round(2 * points) / 2)[k % 3].round(3).ravel()
+        ]
         flats.append(flat)
         counts.append(coco.frPyObjects([flat], *SIZE)[0]["counts"].decode())
     return {"size": SIZE, "polygons": flats, "counts": counts}

@@ -36,7 +36,9 @@ class Box:
         points, weights = [], []
         for axis in range(n):
             others = [k for k in range(n) if k != axis]
-            flat = np.stack(np.meshgrid(*[low[k] + grid * (high[k] - low[k]) for k in others], indexing="ij"), -1)
+            flat = np.stack(
+                np.meshgrid(*[low[k] + grid * (high[k] - low[k]) for k in others], indexing="ij"), -1
+            )
             flat = flat.reshape(-1, n - 1)
             for side in (low, high):
                 points.append(np.insert(flat, axis, side[axis], axis=1))
@@ -60,7 +62,9 @@ class Ball:
 
     def mask(self, shape, spacing):
         axes = np.meshgrid(
-            *[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij", sparse=True
+            *[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)],
+            indexing="ij",
+            sparse=True,
         )
         return np.asarray(sum((a - c) ** 2 for a, c in zip(axes, self.centre, strict=True)) <= self.radius**2)
 
@@ -99,7 +103,9 @@ class Case:
             points, weights = own.samples(self.spacing)
             sides.append((other.distance(points, self.spacing), weights))
         values = {
-            "hausdorff": max(_largest(self.predicted, self.reference, self), _largest(self.reference, self.predicted, self)),
+            "hausdorff": max(
+                _largest(self.predicted, self.reference, self), _largest(self.reference, self.predicted, self)
+            ),
             "hd95": max(_percentile(d, w, 0.95) for d, w in sides),
             "assd": sum(d @ w for d, w in sides) / sum(w.sum() for _, w in sides),
             "masd": sum(d @ w / w.sum() for d, w in sides) / 2,
@@ -113,7 +119,9 @@ class Case:
 def _largest(own, other, case):
     points, _ = own.samples(case.spacing)
     if isinstance(own, Box):
-        points = np.concatenate([points, np.array(list(itertools.product(*zip(*own.ends(case.spacing), strict=True))))])
+        points = np.concatenate(
+            [points, np.array(list(itertools.product(*zip(*own.ends(case.spacing), strict=True))))]
+        )
     return float(other.distance(points, case.spacing).max())
 
 

@@ -18,7 +18,9 @@ def measured(case):
     ).values  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [c for c in closed_forms() if isinstance(c.predicted, Box)], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [c for c in closed_forms() if isinstance(c.predicted, Box)], ids=lambda c: c.name
+)
 def test_boxes_are_exact(case):
     found, truth = measured(case), case.truth()
     # what a distance that changes within a face is cut into: faces of one element

@@ -267,7 +267,9 @@ def test_panoptic_quality_is_a_mean_over_the_classes_of_the_references():
 @pytest.mark.parametrize("shape", [(60_000, 60_000), (100_000, 100_000), (2000, 2000, 2000)])
 def test_average_precision_of_grids_beyond_32_bits(shape):
     grid, n = Grid.from_spacing(shape, (1.0,) * len(shape)), len(shape)
-    places = [tuple(s - 40 - 50 * k for s in shape) for k in range(3)] + [(10 + 50 * k,) * n for k in range(3)]
+    places = [tuple(s - 40 - 50 * k for s in shape) for k in range(3)] + [
+        (10 + 50 * k,) * n for k in range(3)
+    ]
     cube = np.ones((30,) * n, bool)
 
     def at(origins, scores):

@@ -240,8 +240,7 @@ def measure(
         list[str] | None, typer.Option("--metric", help="What to measure; repeatable.")
     ] = None,
     subvoxel: Annotated[
-        bool,
-        typer.Option("--subvoxel", help="Interpolated surface, for curved shapes (docs/metrics.md).")
+        bool, typer.Option("--subvoxel", help="Interpolated surface, for curved shapes (docs/metrics.md).")
     ] = False,
     iou_threshold: Annotated[
         float, typer.Option(help="From which two objects are the same, in (0, 1].")
@@ -342,15 +341,21 @@ def measure(
 @app.command(rich_help_panel="Results")
 def compare(
     tables: Annotated[
-        list[Path], typer.Argument(help="Folders that `measure --out` or `evaluate --out` wrote; the first is the baseline.")
+        list[Path],
+        typer.Argument(
+            help="Folders that `measure --out` or `evaluate --out` wrote; the first is the baseline."
+        ),
     ],
     name: Annotated[
         list[str] | None, typer.Option(help="A name for each folder, in their order; repeatable.")
     ] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="What to compare; repeatable; default: all they share.")
+        list[str] | None,
+        typer.Option("--metric", help="What to compare; repeatable; default: all they share."),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Level under which an adjusted p-value is a difference.")] = 0.05,
+    alpha: Annotated[
+        float, typer.Option(help="Level under which an adjusted p-value is a difference.")
+    ] = 0.05,
     seed: Annotated[int, typer.Option(help="Random seed for the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the comparison.")] = None,
 ) -> None:

@@ -42,9 +42,7 @@ def instance_colours(labels: NDArray[np.int64]) -> NDArray[np.uint8]:
             colours[i] = class_colour(label)
             continue
         shift = (_halton(rank, 5) - 0.5) / 16
-        colours[i] = _rgb(
-            _hue(label) + shift, 0.45 + 0.55 * _halton(rank, 3), 0.55 + 0.45 * _halton(rank, 2)
-        )
+        colours[i] = _rgb(_hue(label) + shift, 0.45 + 0.55 * _halton(rank, 3), 0.55 + 0.45 * _halton(rank, 2))
     return colours
 
 

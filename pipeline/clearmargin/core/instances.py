@@ -64,7 +64,11 @@ class InstanceSet:
             column.flags.writeable = False
         if n and not (np.isfinite(self.scores).all() and self.scores.min() >= 0 and self.scores.max() <= 1):
             raise ValueError("scores lie in [0, 1]")
-        for mask in (*self.masks, *(c.mask for c in self.crowds), *(() if self.ignore is None else (self.ignore,))):
+        for mask in (
+            *self.masks,
+            *(c.mask for c in self.crowds),
+            *(() if self.ignore is None else (self.ignore,)),
+        ):
             if mask.shape != self.grid.shape:
                 raise ValueError(f"a mask of shape {mask.shape} does not lie on the grid {self.grid.shape}")
 

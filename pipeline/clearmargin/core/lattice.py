@@ -74,7 +74,11 @@ def placed(instances: InstanceSet, grid: Grid) -> InstanceSet:
     where = placement(instances.grid, grid)
     if where is None:
         raise ValueError(f"{instances.grid} and {grid} do not share their elements")
-    if instances.grid.shape == grid.shape and (where.turn == np.eye(grid.ndim)).all() and not where.shift.any():
+    if (
+        instances.grid.shape == grid.shape
+        and (where.turn == np.eye(grid.ndim)).all()
+        and not where.shift.any()
+    ):
         return replace(instances, grid=grid)
 
     def put(mask: Mask) -> Mask:

@@ -85,7 +85,9 @@ class Mask:
         low = np.min([mask.box[0] for mask in held], axis=0)
         crop = np.zeros(np.max([mask.box[1] for mask in held], axis=0) - low, bool)
         for mask in held:
-            crop[tuple(slice(int(s.start - a), int(s.stop - a)) for s, a in zip(mask.slices, low, strict=True))] |= mask.crop
+            crop[
+                tuple(slice(int(s.start - a), int(s.stop - a)) for s, a in zip(mask.slices, low, strict=True))
+            ] |= mask.crop
         return Mask(shape=shape, origin=tuple(int(v) for v in low), crop=crop)
 
     @cached_property

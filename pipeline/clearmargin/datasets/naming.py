@@ -68,7 +68,9 @@ def read_label_names(path: Path) -> LabelNames:
             "values"
         ) from None
     ignore = regions.pop("ignore", None)
-    regions = {name: values for name, values in regions.items() if name.lower() != "background" and any(values)}
+    regions = {
+        name: values for name, values in regions.items() if name.lower() != "background" and any(values)
+    }
     if not regions:
         raise InputError(f"'{path.name}' names no class but the background")
     return LabelNames(regions=regions, ignore=None if ignore is None else ignore[0])
@@ -167,7 +169,9 @@ def _stem(name: str) -> str | None:
 def _translated(pattern: str) -> tuple[re.Pattern[str], str]:
     """Return a pattern as an expression over a relative path, and as a wildcard."""
     if "{case}" not in pattern:
-        raise ConfigError(f"the pattern '{pattern}' does not say where the case's name stands: write {{case}} there")
+        raise ConfigError(
+            f"the pattern '{pattern}' does not say where the case's name stands: write {{case}} there"
+        )
     out, wild = "", ""
     seen: set[str] = set()
     for part in re.split(r"(\{[^}]*\}|\*)", pattern):

@@ -218,7 +218,9 @@ def read_pair(
     """
     with _naming(entry, listing, "its reference", entry.reference):
         theirs = _read(entry.reference, listing, objects)
-    ours = _Read(instances=InstanceSet.empty(theirs.instances.grid), ids=(), scored=entry.reference.coco is not None)
+    ours = _Read(
+        instances=InstanceSet.empty(theirs.instances.grid), ids=(), scored=entry.reference.coco is not None
+    )
     if entry.predicted is not None:
         with _naming(entry, listing, "its prediction", entry.predicted):
             ours = _read(entry.predicted, listing, objects)
@@ -324,7 +326,9 @@ def _on_finer_slices(entry: Entry, ours: _Read, theirs: _Read) -> tuple[_Read, _
         along = np.abs(np.linalg.inv(other.affine)[:3, :3] @ grid.affine[:3, 0])
         if grid.shape[0] > 1 and abs(along.max() - 1) < 0.01:
             continue  # the same distance
-        inside = other.to_index(grid.to_world([(0, 0, 0), (grid.shape[0] - 1, *(n - 1 for n in grid.shape[1:]))]))
+        inside = other.to_index(
+            grid.to_world([(0, 0, 0), (grid.shape[0] - 1, *(n - 1 for n in grid.shape[1:]))])
+        )
         low = np.floor(inside.min(axis=0) + 0.5).astype(np.int64)
         high = np.ceil(inside.max(axis=0) - 0.5).astype(np.int64)
         affine = other.affine.copy()
@@ -469,8 +473,12 @@ def _named_alike(ours: _Read, theirs: _Read) -> tuple[_Read, _Read]:
         wanted = {name: label for label, name in theirs.classes.items()}
         unknown = sorted(set(ours.classes[int(v)] for v in ours.instances.labels) - set(wanted))
         if unknown:
-            raise InputError(f"the prediction's category '{unknown[0]}' is not in the reference: {nearest(unknown[0], wanted)}")
-        return _relabelled(ours, {k: wanted.get(n, 0) for k, n in ours.classes.items()}, theirs.classes), theirs
+            raise InputError(
+                f"the prediction's category '{unknown[0]}' is not in the reference: {nearest(unknown[0], wanted)}"
+            )
+        return _relabelled(
+            ours, {k: wanted.get(n, 0) for k, n in ours.classes.items()}, theirs.classes
+        ), theirs
     return ours, theirs
 
 
@@ -484,7 +492,8 @@ def _seg_and_labels(ours: _Read, theirs: _Read) -> tuple[_Read, _Read]:
         numbers = {int(n): int(label) for n, label in zip(seg.ids, seg.instances.labels, strict=True)}
         of_name = {name.lower(): label for label, name in seg.classes.items()}
         mapping = {
-            int(v): of_name.get(other.classes.get(int(v), "").lower(), numbers.get(int(v), 0)) for v in present
+            int(v): of_name.get(other.classes.get(int(v), "").lower(), numbers.get(int(v), 0))
+            for v in present
         }
         names = dict(seg.classes)
         lost = [v for v, label in mapping.items() if not label]
@@ -596,7 +605,9 @@ def _coco_listing(predicted: Path, reference: Path, missing_as_empty: bool) -> L
         Entry(
             case=case_id(str(reference.resolve()), name),
             name=Path(name).stem,
-            predicted=Side(coco=predicted, images=reference, number=numbers[name]) if name in numbers else None,
+            predicted=Side(coco=predicted, images=reference, number=numbers[name])
+            if name in numbers
+            else None,
             reference=Side(coco=reference, number=k),
         )
         for k, name in enumerate(theirs.names)

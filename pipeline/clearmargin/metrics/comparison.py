@@ -157,7 +157,9 @@ def _by_object(name: str, rows: Sequence[CaseRow]) -> dict[Key, CaseRow]:
             continue
         number = row.about.get("reference_id")
         if number is None:
-            raise InputError(f"the rows of '{name}' do not say which reference each is: measure again, with this version")
+            raise InputError(
+                f"the rows of '{name}' do not say which reference each is: measure again, with this version"
+            )
         key = (row.case, row.strata.get("class", ""), str(number))
         if key in out:
             raise InputError(f"'{name}' has two rows for one reference (case {row.case}): measure again")
@@ -209,9 +211,7 @@ def _false_positives(rows: Sequence[CaseRow], cases: Sequence[str]) -> list[floa
     return list(counts.values())
 
 
-def _means(
-    baseline: Sequence[float], value: Sequence[float], patients: Sequence[str]
-) -> tuple[float, float]:
+def _means(baseline: Sequence[float], value: Sequence[float], patients: Sequence[str]) -> tuple[float, float]:
     from clearmargin.metrics.statistics import patient_means
 
     return (

@@ -253,12 +253,13 @@ class PrecisionTally:
         total = sum(int(matches.references[0]) for matches in image.values())
         self.most_references = max(self.most_references, total)
 
-    def result(self, max_detections: int = _LIMIT) -> AveragePrecision:
-        """Return the average precision of the images so far; see `mask_average_precision`."""
-        predictions = sum(len(m.scores) for images in self._images.values() for m in images)
+    def result(self, max_detections: int = _LIMIT, label: int | None = None) -> AveragePrecision:
+        """Return the average precision of the images so far, of one label or of all; see `mask_average_precision`."""
+        by_label = {k: images for k, images in self._images.items() if label is None or k == label}
+        predictions = sum(len(m.scores) for images in by_label.values() for m in images)
         curves = {
             (label, name): _curves(images, a, max_detections)
-            for label, images in self._images.items()
+            for label, images in by_label.items()
             for a, name in enumerate(_RANGES)
             if sum(int(m.references[a]) for m in images)
         }
@@ -282,15 +283,13 @@ class PrecisionTally:
             ar=float(np.mean([curves[label, "all"][1] for label in classes])),
             by_class=MappingProxyType({label: float(precision[label, "all"].mean()) for label in classes}),
             ap50_by_class=MappingProxyType({label: float(precision[label, "all"][0]) for label in classes}),
-            references=sum(int(m.references[0]) for images in self._images.values() for m in images),
+            references=sum(int(m.references[0]) for images in by_label.values() for m in images),
             predictions=predictions,
             max_detections=max_detections,
         )
 
 
-def _curves(
-    images: list[ClassMatches], a: int, most: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _curves(images: list[ClassMatches], a: int, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return average precision and recall at each threshold, both ``(T,)``."""
     from hotcoco import metrics
 

@@ -58,7 +58,9 @@ def match_instances(predicted: InstanceSet, reference: InstanceSet, *, iou_thres
     order = np.argsort(-predicted.scores, kind="stable")
     partners = match_greedily(ious[order], iou_threshold)
     chosen = [(int(i), int(j)) for i, j in zip(order, partners, strict=True) if j >= 0]
-    shares = [neutral_share(m, int(v), reference) for m, v in zip(predicted.masks, predicted.labels, strict=True)]
+    shares = [
+        neutral_share(m, int(v), reference) for m, v in zip(predicted.masks, predicted.labels, strict=True)
+    ]
     return _matches(reference, chosen, ious, np.array(shares) >= 0.5)
 
 

@@ -97,7 +97,9 @@ def mesh_distances(points: NDArray[np.float64], mesh: Mesh) -> tuple[NDArray[np.
     boxes = _tree(mesh.faces, leaves)
     distances, sides = np.empty(len(points)), np.empty(len(points), np.int8)
     run_parts(
-        lambda part: _search(points[part], mesh.faces, mesh.centres, mesh.radii, boxes, distances[part], sides[part]),
+        lambda part: _search(
+            points[part], mesh.faces, mesh.centres, mesh.radii, boxes, distances[part], sides[part]
+        ),
         len(points),
         5_000,
     )
@@ -113,9 +115,7 @@ def _taps() -> NDArray[np.float64]:
 
 
 @compiled
-def _is_step(
-    grid: NDArray[np.uint8], z: int, y: int, x: int, along: int, across: int
-) -> bool:
+def _is_step(grid: NDArray[np.uint8], z: int, y: int, x: int, along: int, across: int) -> bool:
     """Return whether the side between element ``(z, y, x)`` and the one before it along ``across`` is a step.
 
     A step is one element high along ``along``: the outline turns one way at its one end and the other way at its other.

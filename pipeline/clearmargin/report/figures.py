@@ -181,9 +181,7 @@ def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -
         axes = shared = figure.add_subplot(rows, columns, k + 1, sharex=shared)
         shares = np.asarray(values, np.float64)
         axes.hist(100 * shares, bins=list(np.linspace(100 * lowest, 100, 25)), color=COLOURS[5])
-        axes.axvline(
-            100 * expected, color=COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}"
-        )
+        axes.axvline(100 * expected, color=COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}")
         axes.axvline(100 * shares.mean(), color=COLOURS[0], label=f"mean {100 * shares.mean():.1f}")
         last = k >= len(panels) - columns
         finish(axes, title=name, x="units covered, %" if last else "", y="splits", legend=True)

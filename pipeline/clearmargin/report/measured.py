@@ -54,9 +54,7 @@ def write_figures(
         f"spread_{name}": spread(rows, name, surface) for name in (rows[0].values if rows else ())
     }
     figures |= {"volumes": agreement(rows), "detection": detection_by_size(rows)}
-    figures["pairs"] = drawn_pairs(
-        rows, listing, objects=objects, resample_predictions=resample_predictions
-    )
+    figures["pairs"] = drawn_pairs(rows, listing, objects=objects, resample_predictions=resample_predictions)
     written = []
     for name, figure in figures.items():
         if figure is not None:
@@ -113,8 +111,17 @@ def agreement(rows: Sequence[CaseRow]) -> Figure | None:
     pairs = []
     name = ""
     for row in rows:
-        sizes = {key: value for key, value in row.about.items() if key.startswith(("predicted_", "reference_"))}
-        name = next((key.removeprefix("reference_") for key in sizes if key.startswith(("reference_v", "reference_a"))), name)
+        sizes = {
+            key: value for key, value in row.about.items() if key.startswith(("predicted_", "reference_"))
+        }
+        name = next(
+            (
+                key.removeprefix("reference_")
+                for key in sizes
+                if key.startswith(("reference_v", "reference_a"))
+            ),
+            name,
+        )
         ours, theirs = row.about.get(f"predicted_{name}"), row.about.get(f"reference_{name}")
         if row.status == "tp" and isinstance(ours, float | int) and isinstance(theirs, float | int):
             pairs.append((float(ours), float(theirs), row.strata.get("class", "")))
@@ -178,7 +185,9 @@ def detection_by_size(rows: Sequence[CaseRow]) -> Figure | None:
     axes.set_ylim(0, 1.05)
     name = next(k for k in rows[0].about if k.startswith(("reference_v", "reference_a")))
     what = name.removeprefix("reference_").replace("_", " ").replace("mm3", "(mm³)").replace("mm2", "(mm²)")
-    finish(axes, title="detection against size", x=f"{what} of the reference", y="share matched", legend=False)
+    finish(
+        axes, title="detection against size", x=f"{what} of the reference", y="share matched", legend=False
+    )
     return figure
 
 
@@ -220,16 +229,26 @@ def drawn_pairs(
         ]
         axes = figure.add_subplot(1, len(places), k + 1)
         _draw(axes, masks[0], masks[1], pair.reference)
-        words = ("worst", "middle", "best")[k] if len(places) == 3 else ("worst", "best")[k] if len(places) == 2 else "only"
+        words = (
+            ("worst", "middle", "best")[k]
+            if len(places) == 3
+            else ("worst", "best")[k]
+            if len(places) == 2
+            else "only"
+        )
         kind = row.strata.get("class", "")
-        axes.set_title(f"{words}: {row.case}\n{kind}, {metric_title(metric)} {row.values[metric]:.3g}", fontsize=9)
+        axes.set_title(
+            f"{words}: {row.case}\n{kind}, {metric_title(metric)} {row.values[metric]:.3g}", fontsize=9
+        )
     return figure
 
 
 def _draw(axes: Axes, ours: Mask, theirs: Mask, on: InstanceSet) -> None:
     """Draw two masks in the slice that both fill most, in the unit of the grid's spacing."""
     both = Mask.union([ours, theirs], on.grid.shape)
-    box = tuple(slice(max(s.start - 3, 0), min(s.stop + 3, n)) for s, n in zip(both.slices, both.shape, strict=True))
+    box = tuple(
+        slice(max(s.start - 3, 0), min(s.stop + 3, n)) for s, n in zip(both.slices, both.shape, strict=True)
+    )
     predicted, reference = ours.within(box), theirs.within(box)
     spacing = on.grid.spacing
     label = ""
@@ -266,4 +285,3 @@ def _wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
     return middle - half, middle + half
-
