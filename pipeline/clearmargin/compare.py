@@ -1,4 +1,4 @@
-"""Compare tools by their tables: paired by case and object, with intervals, Holm's correction and one word per metric."""
+"""Compare tools by their tables: paired by case and object, Holm's correction, one word per metric."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def read_tables(path: Path) -> list[CaseRow]:
 def render(done: ComparedSets) -> str:
     """Return the comparison as a Markdown table, with what it is of."""
     lines = [
-        f"against {done.first}: {done.objects} references and {done.cases} cases that all have; p by Wilcoxon over patients, "
+        f"against {done.first}: {done.objects} references and {done.cases} cases that all have; p by Wilcoxon "
+        "over patients, "
         f"Holm over {len(done.metrics)} comparisons, level {done.alpha:g}",
     ]
     lines += [
@@ -111,7 +112,8 @@ def write_comparison(done: ComparedSets, folder: Path) -> None:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([
-        "tool", "against", "metric", "baseline", "value", "difference", "low", "high", "level", "p", "p_holm", "verdict",
+        "tool", "against", "metric", "baseline", "value", "difference", "low", "high", "level", "p", "p_holm", "
+        ""verdict",
         "patients", "pairs",
     ])  # fmt: skip
     for row in done.metrics:
@@ -127,11 +129,9 @@ def write_comparison(done: ComparedSets, folder: Path) -> None:
 
 def _check_alike(sets: Mapping[str, Sequence[CaseRow]]) -> None:
     """Refuse tables whose distances are not the same thing."""
-    for what, of in (
-        ("surface models", lambda row: row.about.get("surface")),
-        ("units", lambda row: row.unit),
-    ):
-        by_name = {name: {str(of(row)) for row in rows} for name, rows in sets.items()}
+    models = {name: {str(row.about.get("surface")) for row in rows} for name, rows in sets.items()}
+    units = {name: {str(row.unit) for row in rows} for name, rows in sets.items()}
+    for what, by_name in (("surface models", models), ("units", units)):
         if len(set().union(*by_name.values())) > 1:
             shown = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in by_name.items())
             raise InputError(f"the tables have different {what} ({shown}): measure them alike")

@@ -170,7 +170,7 @@ def _shown(row: SummaryRow) -> str:
 
 
 def write_tables(found: Evaluation, folder: Path) -> None:
-    """Write ``numbers.json``, ``summary.csv`` and ``.md``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each)."""
+    """Write ``numbers.json``, ``summary.*``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each)."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit}
     (folder / "numbers.json").write_text(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,7 +264,8 @@ def render(found: Measured) -> str:
     for name, precision in (("mask", found.precision), ("box", found.box_precision)):
         if precision is not None:
             lines.append(
-                f"{name} AP {precision.ap:.4f}, AP50 {precision.ap50:.4f} (at most {precision.max_detections} predictions "
+                f"{name} AP {precision.ap:.4f}, AP50 {precision.ap50:.4f} (at most {precision.max_detections} "
+                "predictions "
                 "of a class an image)"
             )
     lines += found.notes
@@ -276,7 +277,7 @@ def render(found: Measured) -> str:
 
 
 def write_tables(found: Measured, folder: Path, *, names: Names = "keyed") -> None:
-    """Write ``summary.csv``, ``.json`` and ``.md``, ``paper.csv``, ``.md`` and ``.tex``, ``objects.csv``, and ``failures.csv``.
+    """Write ``summary`` (csv, json, md), ``paper`` (csv, md, tex), ``objects.csv`` and ``failures.csv``.
 
     ``failures.csv`` is there if a case was refused. With ``names`` ``plain``, ``objects.csv`` and ``failures.csv`` name
     cases and patients as the user's files do.
@@ -359,7 +360,7 @@ class _Outcome:
     ndim: int = 3
 
 
-class _MustAsk(ConfigError):
+class _UnclearObjectsError(ConfigError):
     """What one object is must be said: no case goes on without it."""
 
 
@@ -411,17 +412,18 @@ def _measure_pair(task: _Task, entry: Entry) -> _Outcome:
     """Read and measure one pair; what is refused is its outcome.
 
     Raises:
-        _MustAsk: What one object is in its files is not plain.
+        _UnclearObjectsError: What one object is in its files is not plain.
     """
     try:
         pair = read_pair(entry, task.listing, objects=task.objects, resample_predictions=task.resample)
         if pair.asks:
-            raise _MustAsk(
-                f"{'' if task.listing.typed else entry.case + ': '}{pair.asks}: say what one object is, --objects instances "
+            raise _UnclearObjectsError(
+                f"{'' if task.listing.typed else entry.case + ': '}{pair.asks}: say what one object is, "
+                "--objects instances "
                 "(each value), components (each connected part) or classes (each value, the same in all files)"
             )
         return _measured(task, entry, pair)
-    except _MustAsk:
+    except _UnclearObjectsError:
         raise
     except MemoryError:
         return _Outcome(entry=entry, error=InputError(f"{entry.case}: it does not fit into memory"))

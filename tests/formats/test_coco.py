@@ -131,7 +131,7 @@ def test_a_list_of_results_is_read_beside_the_file_that_it_refers_to(tmp_path):
     with pytest.raises(InputError, match="list of COCO results, which lists no images"):
         read_coco_images(results)
     write({"bbox": [1, 1, 4, 2], "image_id": 8})
-    with pytest.raises(InputError, match="result 1 of 'results.json' has an image_id"):
+    with pytest.raises(InputError, match=r"result 1 of 'results\.json' has an image_id"):
         read_coco_images(results, images=truth)
     write({"bbox": [1, 1, 4, 2], "score": 3.2})
     with pytest.raises(InputError, match=r"has the score 3.2; .* sigmoid"):

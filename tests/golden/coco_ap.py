@@ -1,7 +1,7 @@
 """Write coco_ap.json: what pycocotools and the published boundary method say of the raw annotations of `raw_coco`.
 
-Crowds, polygons and sizes go to pycocotools as a COCO file holds them; nothing of Clear Margin has touched them. Run from
-the repository's root, with numpy, pycocotools and opencv-python-headless:
+Crowds, polygons and sizes go to pycocotools as a COCO file holds them; nothing of Clear Margin has touched them. Run
+from the repository's root, with numpy, pycocotools and opencv-python-headless:
 
     python tests/golden/coco_ap.py
 """

@@ -1,7 +1,7 @@
 """Pairs of shapes whose surface distances are known from their formulas; no mask is looked at for the truth.
 
-A surface is sampled evenly, and the distance of a sample to the other surface is its formula's: exact for boxes, balls and
-ellipses of one centre alike but for the density of the samples.
+A surface is sampled evenly, and the distance of a sample to the other surface is its formula's: exact for boxes,
+balls and ellipses of one centre alike but for the density of the samples.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _percentile(distances, weights, share):
     return float(distances[order][np.searchsorted(running, share * running[-1] - 1e-9)])
 
 
-def closed_forms() -> list[Case]:
+def closed_forms() -> list[Case]:  # noqa: PLR0912 -- a list
     """Return squares, cubes, slabs, single elements, discs and balls, nested and moved, on even and uneven grids."""
     cases = []
     for spacing in ((1.0, 1.0), (0.8, 0.8), (0.5, 1.5)):
@@ -185,7 +185,8 @@ def closed_forms() -> list[Case]:
             gap = (outer - inner) * unit / 1
             for k in (0.35, 1.65):
                 cases.append(Case(
-                    f"discs {inner} in {outer} at {spacing}, {k}", (64, 64) if unit == spacing[0] else (128, 64), spacing,
+                    f"discs {inner} in {outer} at {spacing}, {k}", (64, 64) if unit == spacing[0] else (128, 64),
+                    spacing,
                     Ball((middle[0] if unit == spacing[0] else 2 * middle[0], middle[1]), inner * unit),
                     Ball((middle[0] if unit == spacing[0] else 2 * middle[0], middle[1]), outer * unit), (k * gap,),
                 ))  # fmt: skip

@@ -154,7 +154,7 @@ class InstanceSet:
         return flat, kept
 
     def unmeasured(self, label: int | None = None) -> Mask | None:
-        """Return what ``ignore`` and the crowds of ``label`` hold together (of every class for None); None for nothing."""
+        """Return what ``ignore`` and the crowds of ``label`` (None: of every class) hold; None for nothing."""
         regions = [] if self.ignore is None else [self.ignore]
         regions += [crowd.mask for crowd in self.crowds if label is None or crowd.label == label]
         return Mask.union(regions, self.grid.shape) if regions else None

@@ -1,4 +1,4 @@
-"""Grids that share their elements: SEGs of one series, a crop of a volume, the same volume stored the other way round."""
+"""Grids that share their elements: SEGs of one series, a crop of a volume, a volume stored the other way."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["SLACK", "with_slack"]
 
 SLACK = 1e-6
-"""Relative. Formats keep a spacing in 32 bits (NIfTI: 0.8 becomes 0.800000012) or in six digits, and both are within it."""
+"""Relative. Formats keep a spacing in 32 bits (NIfTI: 0.8 becomes 0.800000012) or in six digits: both are within."""
 
 
 def with_slack(limit: float) -> float:

@@ -64,7 +64,8 @@ def read_label_names(path: Path) -> LabelNames:
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"'{path.name}' is not a dataset.json of nnU-Net ({type(error).__name__}): expected \"labels\" with names and "
+            f"'{path.name}' is not a dataset.json of nnU-Net ({type(error).__name__}): expected \"labels\" with "
+            "names and "
             "values"
         ) from None
     ignore = regions.pop("ignore", None)
@@ -82,7 +83,8 @@ def case_files(folder: Path, pattern: str | None) -> dict[str, list[CaseFile]]:
     Args:
         folder: Of files, or of one folder per case.
         pattern: Where a case's files lie, such as ``{case}_seg.nii.gz``, ``{case}/segmentations/{class}.nii.gz`` or
-            ``{case}/masks/{instance}.png``; ``*`` stands for anything, and without a suffix any label file fits. None for
+            ``{case}/masks/{instance}.png``; ``*`` stands for anything, and without a suffix any label file fits.
+            None for
             a file per case, or a folder per case with one label file or with TotalSegmentator's ``segmentations``.
 
     Raises:
@@ -106,7 +108,8 @@ def case_files(folder: Path, pattern: str | None) -> dict[str, list[CaseFile]]:
     for files in cases.values():
         if len(files) > 1 and len({f.kind for f in files}) < len(files) and not files[0].instance:
             raise InputError(
-                f"the pattern '{pattern}' fits {len(files)} files of one case in '{folder.name}': make it narrower, or say "
+                f"the pattern '{pattern}' fits {len(files)} files of one case in '{folder.name}': make it "
+                "narrower, or say "
                 "with {class} or {instance} what tells them apart"
             )
     return cases
@@ -135,7 +138,8 @@ def _by_name(folder: Path) -> dict[str, list[CaseFile]]:
             continue
         if name in cases:
             raise InputError(
-                f"folder '{folder.name}' has two files for one case, of different suffixes: keep one, or give a pattern "
+                f"folder '{folder.name}' has two files for one case, of different suffixes: keep one, or give a "
+                "pattern "
                 "with the suffix"
             )
         cases[name] = [CaseFile(path=path)]
@@ -152,7 +156,8 @@ def _by_name(folder: Path) -> dict[str, list[CaseFile]]:
         elif files:
             general = sorted({f"{{case}}/{p.name.replace(sub.name, '{case}')}" for p in files})
             raise InputError(
-                f"'{folder.name}' has a folder per case with {len(files)} label files each: say which by a pattern, such "
+                f"'{folder.name}' has a folder per case with {len(files)} label files each: say which by a "
+                "pattern, such "
                 f"as {' or '.join(general[:6])}"
             )
     if not cases:

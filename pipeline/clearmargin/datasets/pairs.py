@@ -316,7 +316,7 @@ def _on_one_grid(entry: Entry, ours: _Read, theirs: _Read, resample_predictions:
 
 
 def _on_finer_slices(entry: Entry, ours: _Read, theirs: _Read) -> tuple[_Read, _Read]:
-    """Return both with the slice distance of the finer grid if the other is a SEG, which has only slices that hold something."""
+    """Return both with the finer slice distance, if the other is a SEG, which lacks slices that hold nothing."""
     sides = [(ours, entry.predicted), (theirs, entry.reference)]
     for k, (side, where) in enumerate(sides):
         other = sides[1 - k][0].instances.grid
@@ -471,7 +471,7 @@ def _named_alike(ours: _Read, theirs: _Read) -> tuple[_Read, _Read]:
         return _seg_and_labels(ours, theirs)
     if ours.classes and theirs.classes and dict(ours.classes) != dict(theirs.classes):
         wanted = {name: label for label, name in theirs.classes.items()}
-        unknown = sorted(set(ours.classes[int(v)] for v in ours.instances.labels) - set(wanted))
+        unknown = sorted({ours.classes[int(v)] for v in ours.instances.labels} - set(wanted))
         if unknown:
             raise InputError(
                 f"the prediction's category '{unknown[0]}' is not in the reference: {nearest(unknown[0], wanted)}"
@@ -500,7 +500,8 @@ def _seg_and_labels(ours: _Read, theirs: _Read) -> tuple[_Read, _Read]:
         if lost:
             shown = other.classes.get(lost[0], f"value {lost[0]}")
             raise InputError(
-                f"'{shown}' of the label file is no segment of the SEG, neither by name nor by number ({', '.join(seg.ids)})"
+                f"'{shown}' of the label file is no segment of the SEG, neither by name nor by number "
+                f"({', '.join(seg.ids)})"
             )
     other = _relabelled(other, mapping, names)
     return (seg, other) if ours.codes else (other, seg)
@@ -530,7 +531,9 @@ def _doubt(ours: _Read, theirs: _Read) -> str:
     if most <= _FEW or ours.values is None or ours.values.shape != theirs.values.shape:
         return ""
     both = (ours.values > 0) & (theirs.values > 0)
-    alike = np.count_nonzero(ours.values[both] == theirs.values[both]) / max(np.count_nonzero(both), 1)
+    alike = int(np.count_nonzero(ours.values[both] == theirs.values[both])) / max(
+        int(np.count_nonzero(both)), 1
+    )
     if alike >= _AGREE:
         return ""
     return f"a file holds {most} values, and both sides agree in {100 * alike:.0f} % of what both hold"
@@ -572,17 +575,20 @@ def _without_prediction(
     pattern = suggest_pattern(ours, theirs)
     if pattern:
         return (
-            f"{len(missing)} of {len(theirs)} references have no prediction of the same name, but all have one named as in "
+            f"{len(missing)} of {len(theirs)} references have no prediction of the same name, but all have one "
+            "named as in "
             f"--predicted-pattern '{pattern}': give that, and --preview to see the pairs"
         )
     pattern = suggest_pattern(theirs, ours)
     if pattern:
         return (
-            f"{len(missing)} of {len(theirs)} references have no prediction of the same name, but references are named as in "
+            f"{len(missing)} of {len(theirs)} references have no prediction of the same name, but references "
+            "are named as in "
             f"--reference-pattern '{pattern}': give that, and --preview to see the pairs"
         )
     return (
-        f"{len(missing)} of {len(theirs)} references have no prediction of the same name ({shown}; the private crosswalk "
+        f"{len(missing)} of {len(theirs)} references have no prediction of the same name ({shown}; the private "
+        "crosswalk "
         "gives their files): add them, say by a pattern how files are named, or count them as empty with "
         "--missing-as-empty (missing_as_empty=True)"
     )

@@ -65,7 +65,7 @@ def read_labels(path: Path) -> tuple[NDArray[np.integer], Grid]:
 
 
 def parts_of(mask: Mask) -> list[Mask]:
-    """Return the parts of a mask that hang together by faces, edges or corners, in raster order; none for an empty one."""
+    """Return the parts of a mask that hang together by faces, edges or corners; none for an empty one."""
     from scipy.ndimage import find_objects, generate_binary_structure, label
 
     if not mask.area:

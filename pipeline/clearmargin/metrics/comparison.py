@@ -33,7 +33,8 @@ class ComparedMetric:
         metric: Its name; one of `COUNTS`, too.
         baseline: Mean over patients of the first set; of the size of errors that may go either way.
         value: The same of this set.
-        comparison: This set minus the first, with interval and p-values; Holm's correction is over all metrics and sets.
+        comparison: This set minus the first, with interval and p-values; Holm's correction is over all metrics and
+            sets.
         verdict: ``better`` or ``worse`` than the first set where the adjusted p-value is under the level asked for.
     """
 
@@ -76,8 +77,8 @@ def compare_rows(
 ) -> ComparedSets:
     """Compare each set with the first, on the references that all of them have.
 
-    A reference is known by its case, class and id (the column ``reference_id`` of ``about``); missed ones have their written
-    values. False positives have no partner: they are counted by case.
+    A reference is known by its case, class and id (the column ``reference_id`` of ``about``); missed ones have their
+    written values. False positives have no partner: they are counted by case.
 
     Args:
         sets: Rows by name, at least two, of one protocol.
@@ -87,8 +88,8 @@ def compare_rows(
         level: Coverage of the intervals.
 
     Raises:
-        InputError: Fewer than two sets, rows without ids, no common object, references of different size under one id, or a
-            metric that a set lacks.
+        InputError: Fewer than two sets, rows without ids, no common object, references of different size under one
+            id, or a metric that a set lacks.
 
     Source: paired differences of patients' means, `clearmargin.metrics.statistics.compare`; Holm, 1979.
     """
@@ -100,7 +101,8 @@ def compare_rows(
     shared = sorted(set.intersection(*(set(of) for of in cases.values())))
     if not common:
         raise InputError(
-            "the sets have no object in common: they were measured against other references, or under another key (measure "
+            "the sets have no object in common: they were measured against other references, or under another "
+            "key (measure "
             "with --names plain to compare tables of two users)"
         )
     first = next(iter(sets))
@@ -112,10 +114,10 @@ def compare_rows(
         ours, base = ({m: _values(objects[n], common, m) for m in chosen} for n in (name, first))
         for metric, found in compare(ours, base, patients, rng=rng, level=level).items():
             compared[name, metric] = (*_means(base[metric], ours[metric], patients), found)
-        counts = [{"false_positives": _false_positives(sets[n], shared)} for n in (name, first)]
+        more, fewer = ({"false_positives": _false_positives(sets[n], shared)} for n in (name, first))
         of_cases = [cases[first][case] for case in shared]
-        for metric, found in compare(*counts, of_cases, rng=rng, level=level).items():
-            compared[name, metric] = (*_means(counts[1][metric], counts[0][metric], of_cases), found)
+        for metric, found in compare(more, fewer, of_cases, rng=rng, level=level).items():
+            compared[name, metric] = (*_means(fewer[metric], more[metric], of_cases), found)
     adjusted = holm({f"{n}\n{m}": found.p_value for (n, m), (_, _, found) in compared.items()})
     return ComparedSets(
         first=first,
@@ -177,7 +179,8 @@ def _check_sizes(objects: Mapping[str, Mapping[Key, CaseRow]], common: Sequence[
                 theirs = of[key].about.get(column)
                 if isinstance(theirs, float) and abs(theirs - size) > 1e-6 * max(size, theirs):
                     raise InputError(
-                        f"a reference of case {key[0]} is {size:g} in '{first[0]}' and {theirs:g} in '{name}' ({column}): "
+                        f"a reference of case {key[0]} is {size:g} in '{first[0]}' and {theirs:g} in '{name}' "
+                        f"({column}): "
                         "they were measured against different references"
                     )
 

@@ -157,8 +157,8 @@ def match_boxes(
 ) -> ImageMatches:
     """Return one image's matches by the IoU of bounding boxes, for a `PrecisionTally`.
 
-    A prediction's size is that of its box, a reference's that of its mask, as in pycocotools. A crowd is its box; of the
-    ignored region counts what it really holds.
+    A prediction's size is that of its box, a reference's that of its mask, as in pycocotools. A crowd is its box; of
+    the ignored region counts what it really holds.
 
     Raises:
         ValueError: The grid is a volume, or the sets lie on grids of different shape.
@@ -182,7 +182,7 @@ def match_boxes(
 
 
 def mask_shares(predicted: InstanceSet, reference: InstanceSet) -> dict[int, NDArray[np.float64]]:
-    """Return by label ``(P, C)``: the share of each prediction in each crowd of the label, and in the ignored region."""
+    """Return by label ``(P, C)``: shares of predictions in each crowd of the label, and in the ignored region."""
     from clearmargin.metrics.matching import ignored_share
 
     shares = {}

@@ -15,10 +15,10 @@ __all__ = [
     "ignored_share",
     "iou_matrix",
     "mask_iou",
-    "neutral_share",
     "match_greedily",
     "match_instances",
     "match_optimally",
+    "neutral_share",
 ]
 
 

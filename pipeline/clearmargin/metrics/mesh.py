@@ -1,7 +1,7 @@
 """The `subvoxel` surface of a mask: the faces between its elements and others, with corners moved off staircases.
 
-Compiled. All coordinates are of corners: corner ``c`` of an axis lies before element ``c`` of the joint box. Images have one
-plane, and their faces are the sides of pixels, written as faces whose corners coincide in pairs.
+Compiled. All coordinates are of corners: corner ``c`` of an axis lies before element ``c`` of the joint box. Images
+have one plane, and their faces are the sides of pixels, written as faces whose corners coincide in pairs.
 """
 
 # ruff: noqa: PLR0911, PLR0912, PLR1714 -- what is compiled is written flat
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clearmargin.compiled import compiled
 
-__all__ = ["Mesh", "mesh_of", "mesh_distances"]
+__all__ = ["Mesh", "mesh_distances", "mesh_of"]
 
 MARGIN = 2  # empty elements around the joint box: as far as the field looks
 _SIGMA = 0.9  # elements, of the field; tuned on capsules and L-shaped blocks, which no test of accuracy uses
@@ -30,8 +30,8 @@ class Mesh:
     """F faces, in Morton order.
 
     Attributes:
-        faces: ``(F, 4, 3)`` float64 corners around each face, in the grid's unit, counterclockwise seen from outside, the
-            shorter diagonal from the first to the third.
+        faces: ``(F, 4, 3)`` float64 corners around each face, in the grid's unit, counterclockwise seen from
+            outside, the shorter diagonal from the first to the third.
         centres: ``(F, 3)`` float64.
         radii: ``(F,)`` float64, from the centre to the farthest corner.
         areas: ``(F,)`` float64; lengths in an image; 0 where ignored.

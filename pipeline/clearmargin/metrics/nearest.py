@@ -6,6 +6,8 @@ not settled after some hundred rows, where surfaces are far apart, gets its dist
 boxes of these queries and of the targets. Both are exact, and both give the same numbers.
 """
 
+# ruff: noqa: PLR0912 -- what is compiled is written flat
+
 from __future__ import annotations
 
 import os
@@ -111,10 +113,8 @@ def _box(points: NDArray[np.int32]) -> NDArray[np.int64]:
     for i in range(len(points)):
         for axis in range(3):
             v = points[i, axis]
-            if v < box[0, axis]:
-                box[0, axis] = v
-            if v > box[1, axis]:
-                box[1, axis] = v
+            box[0, axis] = min(box[0, axis], v)
+            box[1, axis] = max(box[1, axis], v)
     return box
 
 

@@ -168,8 +168,8 @@ def bootstrap_class_means(
         resamples: Number of bootstrap samples.
 
     Returns:
-        An interval for each metric; without ends for one patient. A resample in which a class has no patient is a mean over
-        the others.
+        An interval for each metric; without ends for one patient. A resample in which a class has no patient is a
+        mean over the others.
 
     Raises:
         InputError: See `patient_means`.

@@ -1,9 +1,9 @@
 """The `subvoxel` surface model: an interpolated surface for curved shapes, as a pair that all metrics accept.
 
 A mask of a curved object is a staircase, and distances between two staircases come out too small, because a
-step of one meets a step of the other. Here the surface is that of the elements' faces; corners near a step of one element
-are moved onto the level one half of the smoothed mask, and all others stay, so that boxes keep their edges. Distances go
-from the faces' centres to the other's faces, and the largest also from their unmoved corners.
+step of one meets a step of the other. Here the surface is that of the elements' faces; corners near a step of one
+element are moved onto the level one half of the smoothed mask, and all others stay, so that boxes keep their edges.
+Distances go from the faces' centres to the other's faces, and the largest also from their unmoved corners.
 
 Use it where the edge is a smooth anatomical surface; use the default model for numbers that must agree with
 surface-distance.

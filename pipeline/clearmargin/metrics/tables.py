@@ -142,7 +142,8 @@ def summary_json(summary: Sequence[SummaryRow]) -> str:
 def summary_markdown(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a Markdown table, three decimals."""
     lines = [
-        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | tp | fn | fp | tn | miss rate |",
+        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | tp | fn | fp | tn "
+        "| miss rate |",
         "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary:
@@ -196,7 +197,7 @@ def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:
-    """Return the cases themselves as CSV with full precision: patient, case, status, unit, what each is, strata, values."""
+    """Return the rows as CSV with full precision: patient, case, status, unit, what each is, strata, values."""
     strata = sorted({name for row in rows for name in row.strata})
     about = list(dict.fromkeys(name for row in rows for name in row.about))
     names = list(dict.fromkeys(name for row in rows for name in row.values))
@@ -239,7 +240,7 @@ def read_rows_csv(text: str) -> list[CaseRow]:
                 status=status,
                 unit=unit,
                 ndim=3 if any("volume" in name for name in about) else 2,
-                values={name: float(line[name]) for name in metrics},
+                values={name: float(str(line[name])) for name in metrics},
                 strata={name: line[name] for name in strata},
                 about={name: _number_or_text(name, line[name]) for name in about},
             )

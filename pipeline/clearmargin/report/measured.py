@@ -169,10 +169,10 @@ def detection_by_size(rows: Sequence[CaseRow]) -> Figure | None:
         return None
     order = np.argsort(sizes)
     groups = [g for g in np.array_split(order, min(_BINS, max(1, len(order) // 5))) if len(g)]
-    size, hit = np.array(sizes), np.array(matched, np.float64)
+    extent, hit = np.array(sizes), np.array(matched, np.float64)
     figure = new_figure(5.4, 3.8)
     axes = figure.add_subplot()
-    middles = [float(np.median(size[g])) for g in groups]
+    middles = [float(np.median(extent[g])) for g in groups]
     rates = [float(hit[g].mean()) for g in groups]
     ends = [_wilson(int(hit[g].sum()), len(g)) for g in groups]
     lows = [max(r - low, 0.0) for r, (low, _) in zip(rates, ends, strict=True)]

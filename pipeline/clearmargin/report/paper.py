@@ -1,4 +1,4 @@
-"""The table that a paper prints: class by metric, with mean, SD, interval, median and IQR, as CSV, Markdown and LaTeX."""
+"""The table that a paper prints: class by metric, with spread and intervals, as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ FOREGROUND = "foreground mean"
 _TITLES = {
     "dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall", "hausdorff": "Hausdorff",
     "hd95": "HD95", "assd": "ASSD", "masd": "MASD", "surface_bias": "Surface bias", "volume_error": "Volume error",
-    "relative_volume_error": "Relative volume error", "diameter_error": "Diameter error", "centroid_error": "Centroid error",
+    "relative_volume_error": "Relative volume error", "diameter_error": "Diameter error", "centroid_error": "
+    ""Centroid error",
 }  # fmt: skip
 _STARTS = {"nsd_": "NSD", "boundary_iou_": "Boundary IoU", "trimap_iou_": "Trimap IoU"}
 
@@ -58,7 +59,8 @@ class PaperTable:
     """Classes by metrics.
 
     Attributes:
-        cells: By class, then by metric; the foreground mean last, if there are several classes. Empty without any object.
+        cells: By class, then by metric; the foreground mean last, if there are several classes. Empty without any
+            object.
         units: Of each metric; empty for ratios.
         surface: The surface model of the distances.
         level: Coverage of the intervals.
@@ -102,7 +104,8 @@ def paper_table(
         )
         cells[FOREGROUND] = {
             name: PaperCell(
-                mean=found.estimate, sd=_foreground_sd(held, name), low=found.low, high=found.high, median=None, q1=None, q3=None,
+                mean=found.estimate, sd=_foreground_sd(held, name), low=found.low, high=found.high, median=None,
+                q1=None, q3=None,
                 patients=found.patients, objects=found.cases,
             )
             for name, found in means.items()
@@ -255,7 +258,8 @@ def _places(unit: str) -> int:
 def _escaped(text: str) -> str:
     text = "".join(character for character in text if character not in "\\{}~")  # no class is named so
     for plain, code in (
-        ("&", r"\&"), ("%", r"\%"), ("$", r"\$"), ("#", r"\#"), ("_", r"\_"), ("±", r"$\pm$"), ("mm^3", r"mm$^3$"), ("mm^2", r"mm$^2$"), ("px^2", r"px$^2$"),
+        ("&", r"\&"), ("%", r"\%"), ("$", r"\$"), ("#", r"\#"), ("_", r"\_"), ("±", r"$\pm$"),
+        ("mm^3", r"mm$^3$"), ("mm^2", r"mm$^2$"), ("px^2", r"px$^2$"),
     ):  # fmt: skip
         text = text.replace(plain, code)
     return text
