@@ -112,9 +112,8 @@ def write_comparison(done: ComparedSets, folder: Path) -> None:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([
-        "tool", "against", "metric", "baseline", "value", "difference", "low", "high", "level", "p", "p_holm", "
-        ""verdict",
-        "patients", "pairs",
+        "tool", "against", "metric", "baseline", "value", "difference", "low", "high", "level", "p", "p_holm",
+        "verdict", "patients", "pairs",
     ])  # fmt: skip
     for row in done.metrics:
         gap = row.comparison.difference

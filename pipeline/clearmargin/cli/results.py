@@ -225,8 +225,8 @@ def measure(
     objects: Annotated[
         Objects | None,
         typer.Option(
-            help="What one object is in a label file: a class (default, where that is plausible), a connected part,
-            or a " "value."
+            help="What one object is in a label file: a class (default, where that is plausible), a connected "
+            "part, or a value."
         ),
     ] = None,
     tolerances: Annotated[

@@ -335,7 +335,8 @@ def _on_finer_slices(entry: Entry, ours: _Read, theirs: _Read) -> tuple[_Read, _
         affine[:3, 3] += affine[:3, :3] @ low
         try:
             finer = Grid(shape=tuple(int(v) for v in high - low + 1), affine=affine, unit=grid.unit)
-            sides[k] = (_read_seg(where.files[0].path, finer), where)
+            read = _read_seg(where.files[0].path, finer).instances
+            sides[k] = (replace(side, instances=replace(read, labels=side.instances.labels)), where)
         except (GeometryError, ValueError):
             continue  # its frames do not lie there: the grids differ, and are refused as such
     return sides[0][0], sides[1][0]

@@ -275,7 +275,9 @@ def _stratum(
         values, [row.patient for row in rows], rng=rng, level=level, resamples=resamples
     )
     _, means = patient_means(np.column_stack(list(values.values())), [row.patient for row in rows])
-    spreads = means.std(axis=0, ddof=1) if len(means) > 1 else [None] * len(metrics)
+    spreads: list[float | None] = [None] * len(metrics)
+    if len(means) > 1:
+        spreads = [float(v) for v in means.std(axis=0, ddof=1)]
     counts: dict[Status, int] = {status: sum(row.status == status for row in rows) for status in _STATUSES}
     existing = counts["tp"] + counts["fn"]
     return [
@@ -286,7 +288,7 @@ def _stratum(
             interval=intervals[metric],
             median=float(np.median(values[metric])),
             quartiles=(float(np.quantile(values[metric], 0.25)), float(np.quantile(values[metric], 0.75))),
-            sd=None if spreads[k] is None else float(spreads[k]),
+            sd=spreads[k],
             surface=surface,
             counts=counts,
             miss_rate=counts["fn"] / existing if existing else 0.0,

@@ -19,11 +19,20 @@ FOREGROUND = "foreground mean"
 """The mean over the classes, each the mean over its patients: as nnU-Net's ``foreground_mean``."""
 
 _TITLES = {
-    "dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall", "hausdorff": "Hausdorff",
-    "hd95": "HD95", "assd": "ASSD", "masd": "MASD", "surface_bias": "Surface bias", "volume_error": "Volume error",
-    "relative_volume_error": "Relative volume error", "diameter_error": "Diameter error", "centroid_error": "
-    ""Centroid error",
-}  # fmt: skip
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "Precision",
+    "recall": "Recall",
+    "hausdorff": "Hausdorff",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "masd": "MASD",
+    "surface_bias": "Surface bias",
+    "volume_error": "Volume error",
+    "relative_volume_error": "Relative volume error",
+    "diameter_error": "Diameter error",
+    "centroid_error": "Centroid error",
+}
 _STARTS = {"nsd_": "NSD", "boundary_iou_": "Boundary IoU", "trimap_iou_": "Trimap IoU"}
 
 
