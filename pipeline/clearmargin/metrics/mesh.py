@@ -34,6 +34,8 @@ class Mesh:
             outside, the shorter diagonal from the first to the third.
         centres: ``(F, 3)`` float64.
         radii: ``(F,)`` float64, from the centre to the farthest corner.
+        normals: ``(F, 3)`` float64, of length 1, outward; 0 for a face without area.
+        bends: ``(F,)`` float64, how far corners lie beside the plane through the centre.
         areas: ``(F,)`` float64; lengths in an image; 0 where ignored.
         shared: ``(F,)`` bool, whether the other mask has the very same face.
         exact: ``(F, 4)`` bool, whether a corner stands where the elements have it.
@@ -42,6 +44,8 @@ class Mesh:
     faces: NDArray[np.float64]
     centres: NDArray[np.float64]
     radii: NDArray[np.float64]
+    normals: NDArray[np.float64]
+    bends: NDArray[np.float64]
     areas: NDArray[np.float64]
     shared: NDArray[np.bool_]
     exact: NDArray[np.bool_]
@@ -98,7 +102,15 @@ def mesh_distances(points: NDArray[np.float64], mesh: Mesh) -> tuple[NDArray[np.
     distances, sides = np.empty(len(points)), np.empty(len(points), np.int8)
     run_parts(
         lambda part: _search(
-            points[part], mesh.faces, mesh.centres, mesh.radii, boxes, distances[part], sides[part]
+            points[part],
+            mesh.faces,
+            mesh.centres,
+            mesh.radii,
+            mesh.normals,
+            mesh.bends,
+            boxes,
+            distances[part],
+            sides[part],
         ),
         len(points),
         5_000,
@@ -229,6 +241,8 @@ def _faces(
     NDArray[np.float64],
     NDArray[np.float64],
     NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
     NDArray[np.bool_],
     NDArray[np.bool_],
 ]:
@@ -244,6 +258,7 @@ def _faces(
     faces, centres = np.empty((most, 4, 3)), np.empty((most, 3))
     radii, areas, shared = np.empty(most), np.empty(most), np.zeros(most, np.bool_)
     exact = np.zeros((most, 4), np.bool_)
+    normals, bends = np.empty((most, 3)), np.empty(most)
     picks = np.empty(4, np.int64)
     n = 0
     for i in range(len(places)):
@@ -298,22 +313,48 @@ def _faces(
                     squared += (faces[n, k, axis] - centres[n, axis]) ** 2
                 radius = max(radius, squared)
             radii[n] = np.sqrt(radius)
-            areas[n] = _area(faces[n], planar)
+            areas[n] = _plane(faces, centres, normals, bends, n, planar)
             if hidden.size and (hidden[gz, gy, gx] or hidden[bz, by, bx]):
                 areas[n] = 0.0
             n += 1
-    return faces, centres, radii, areas, shared, exact
+    return faces, centres, radii, normals, bends, areas, shared, exact
 
 
 @compiled
-def _area(face: NDArray[np.float64], planar: bool) -> float:
-    """Return the area of a face from its diagonals; the length of a side in an image."""
-    az, ay, ax = face[2, 0] - face[0, 0], face[2, 1] - face[0, 1], face[2, 2] - face[0, 2]
+def _plane(
+    faces: NDArray[np.float64],
+    centres: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    bends: NDArray[np.float64],
+    i: int,
+    planar: bool,
+) -> float:
+    """Write a face's normal and bend, and return its area from its diagonals; the length of a side in an image."""
+    az, ay, ax = (
+        faces[i, 2, 0] - faces[i, 0, 0],
+        faces[i, 2, 1] - faces[i, 0, 1],
+        faces[i, 2, 2] - faces[i, 0, 2],
+    )
+    bz, by, bx = (
+        faces[i, 3, 0] - faces[i, 1, 0],
+        faces[i, 3, 1] - faces[i, 1, 1],
+        faces[i, 3, 2] - faces[i, 1, 2],
+    )
     if planar:
-        return float(np.sqrt(ay * ay + ax * ax))
-    bz, by, bx = face[3, 0] - face[1, 0], face[3, 1] - face[1, 1], face[3, 2] - face[1, 2]
-    nz, ny, nx = ay * bx - ax * by, ax * bz - az * bx, az * by - ay * bz
-    return float(np.sqrt(nz * nz + ny * ny + nx * nx) / 2)
+        nz, ny, nx = 0.0, -ax, ay
+    else:
+        nz, ny, nx = ay * bx - ax * by, ax * bz - az * bx, az * by - ay * bz
+    length = np.sqrt(nz * nz + ny * ny + nx * nx)
+    scale = 1 / length if length > 0 else 0.0
+    normals[i, 0], normals[i, 1], normals[i, 2] = nz * scale, ny * scale, nx * scale
+    bend = 0.0
+    for k in range(4):
+        beside = 0.0
+        for axis in range(3):
+            beside += (faces[i, k, axis] - centres[i, axis]) * normals[i, axis]
+        bend = max(bend, abs(beside))
+    bends[i] = bend
+    return float(length if planar else length / 2)
 
 
 @compiled
@@ -368,6 +409,8 @@ def _search(
     faces: NDArray[np.float64],
     centres: NDArray[np.float64],
     radii: NDArray[np.float64],
+    normals: NDArray[np.float64],
+    bends: NDArray[np.float64],
     boxes: NDArray[np.float64],
     distances: NDArray[np.float64],
     sides: NDArray[np.int8],
@@ -406,9 +449,16 @@ def _search(
             else:
                 start = (node - leaves) * _LEAF
                 for i in range(start, min(len(faces), start + _LEAF)):
-                    dz, dy, dx = centres[i, 0] - z, centres[i, 1] - y, centres[i, 2] - x
+                    dz, dy, dx = z - centres[i, 0], y - centres[i, 1], x - centres[i, 2]
+                    whole = dz * dz + dy * dy + dx * dx
                     within = root + radii[i]
-                    if dz * dz + dy * dy + dx * dx >= within * within:
+                    if whole >= within * within:
+                        continue
+                    # a face lies about in a plane: no point of it is nearer than this
+                    high = abs(dz * normals[i, 0] + dy * normals[i, 1] + dx * normals[i, 2])
+                    flat = np.sqrt(max(whole - high * high, 0.0))
+                    above, beside = max(high - bends[i], 0.0), max(flat - radii[i], 0.0)
+                    if above * above + beside * beside >= best:
                         continue
                     d = _to_face(z, y, x, faces, i)
                     if d < best:
@@ -416,23 +466,11 @@ def _search(
                         root = np.sqrt(best)
                         nearest = i
         distances[q] = np.sqrt(best)
-        sides[q] = _side(z, y, x, faces, nearest)
-
-
-@compiled
-def _side(z: float, y: float, x: float, faces: NDArray[np.float64], i: int) -> int:
-    """Return +1 before the face, -1 behind it."""
-    f = faces[i]
-    az, ay, ax = f[2, 0] - f[0, 0], f[2, 1] - f[0, 1], f[2, 2] - f[0, 2]
-    bz, by, bx = f[3, 0] - f[1, 0], f[3, 1] - f[1, 1], f[3, 2] - f[1, 2]
-    if f[1, 0] == f[2, 0] and f[1, 1] == f[2, 1] and f[1, 2] == f[2, 2]:  # a side of a pixel
-        nz, ny, nx = 0.0, -ax, ay
-    else:
-        nz, ny, nx = ay * bx - ax * by, ax * bz - az * bx, az * by - ay * bz
-    cz = z - (f[0, 0] + f[1, 0] + f[2, 0] + f[3, 0]) / 4
-    cy = y - (f[0, 1] + f[1, 1] + f[2, 1] + f[3, 1]) / 4
-    cx = x - (f[0, 2] + f[1, 2] + f[2, 2] + f[3, 2]) / 4
-    return 1 if nz * cz + ny * cy + nx * cx >= 0 else -1
+        ahead = (z - centres[nearest, 0]) * normals[nearest, 0] + (y - centres[nearest, 1]) * normals[
+            nearest, 1
+        ]
+        ahead += (x - centres[nearest, 2]) * normals[nearest, 2]
+        sides[q] = 1 if ahead >= 0 else -1
 
 
 @compiled
