@@ -22,7 +22,7 @@ _SIGMA = 0.9  # elements, of the field; tuned on capsules and L-shaped blocks, w
 _SPREAD = 0.99  # elements: the field's, with that of an element itself
 _MOST = 0.45  # elements along an axis: no corner reaches an element's centre
 _NEAR = 1  # elements from a step, along each axis, within which corners move
-_LEAF = 4  # faces in a leaf of the tree
+_LEAF = 8  # faces in a leaf of the tree
 
 
 @dataclass(frozen=True, eq=False)
