@@ -332,3 +332,26 @@ def test_nsd_at_whole_voxels_is_that_of_exact_arithmetic_in_every_format(tmp_pat
     tolerance = round(spacing * steps, 6)
     (row,) = measure(tmp_path / "p", tmp_path / "r", tolerances=[tolerance]).rows
     assert row.values[f"nsd_{tolerance:g}mm"] == 1
+
+
+def test_what_is_tracked_has_keyed_ids_and_asked_columns_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for side in ("predicted", "reference"):
+        for name in ("MILLER_1", "MILLER_2"):
+            write(tmp_path / side / f"{name}.nii.gz", labels((1, LIVER)))
+    (tmp_path / "cases.csv").write_text(
+        "case;patient;birth\nMILLER_1;P-4711;1950-01-02\nMILLER_2;P-4711;1950-01-02\n"
+    )
+    measure(
+        tmp_path / "predicted",
+        tmp_path / "reference",
+        cases=tmp_path / "cases.csv",
+        names="plain",
+        track=True,
+    )
+    held = [path for path in (tmp_path / "mlflow").rglob("*") if path.is_file()]
+    assert any(path.name == "objects.csv" for path in held)
+    for path in held:
+        content = path.read_bytes()
+        assert not any(secret in content for secret in (b"MILLER", b"P-4711", b"1950-01-02")), path.name
