@@ -28,22 +28,29 @@ __all__ = ["SubvoxelPair"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _FaceDistances(DirectedDistances):
-    """Distances of faces, whose corners may lie farther from the other surface than their centres."""
+    """Distances of faces, whose corners may lie farther from the other surface than their samples.
+
+    Attributes:
+        own: The faces.
+        other: What the distances are to.
+        face_maxima: ``(F,)`` float64, the largest distance of each face's samples.
+    """
 
     own: Mesh
     other: Mesh
+    face_maxima: NDArray[np.float64]
 
     @cached_property
     def maximum(self) -> float:
         """Largest distance of a face that counts; 0 where none does.
 
-        Of its centre, and of those corners that were not moved: what a staircase leaves of a moved corner's place
+        Of its samples, and of those corners that were not moved: what a staircase leaves of a moved corner's place
         averages out in the centre.
         """
         from clearmargin.metrics.mesh import mesh_distances
 
         largest = super().maximum
-        farther = (self.areas > 0) & (self.distances + self.own.radii > largest)
+        farther = (self.own.areas > 0) & (self.face_maxima + self.own.radii > largest)
         corners = self.own.faces[farther][self.own.exact[farther]]
         if not len(corners):
             return largest
@@ -68,11 +75,11 @@ class SubvoxelPair(MaskPair):
 
     @cached_property
     def surfaces(self) -> tuple[DirectedDistances, DirectedDistances]:
-        """Faces (sides of pixels, in the plane) of each surface with the distances of their centres to the other.
+        """Faces (sides of pixels, in the plane) of each surface with their distances to the other.
 
         Source: `clearmargin.metrics.mesh`.
         """
-        from clearmargin.metrics.mesh import mesh_distances, mesh_of
+        from clearmargin.metrics.mesh import mesh_of
 
         if self.either_empty:
             raise ValueError(f"a pair with status {self.status} has no distances: ask its status first")
@@ -82,16 +89,35 @@ class SubvoxelPair(MaskPair):
             (meshes[0], meshes[1], self.reference),
             (meshes[1], meshes[0], self.predicted),
         ):
-            distances, sides = np.zeros(len(own.faces)), np.zeros(len(own.faces), np.int8)
-            apart = ~own.shared
-            points = own.centres[apart]
-            distances[apart], near_sides = mesh_distances(points, other)
-            far = distances[apart] > np.linalg.norm(self.spacing)
-            sides[apart] = np.where(far, np.where(self._inside(points, held), -1, 1), near_sides)
-            directed.append(
-                _FaceDistances(distances=distances, areas=own.areas, sides=sides, own=own, other=other)
-            )
+            directed.append(self._directed(own, other, held))
         return directed[0], directed[1]
+
+    def _directed(self, own: Mesh, other: Mesh, held: NDArray[np.bool_]) -> _FaceDistances:
+        """Return the distances of one mesh to another: of a face's centre, of a flat face's four quarters."""
+        from clearmargin.metrics.mesh import mesh_distances
+
+        flat = own.exact.all(axis=1) & ~own.shared
+        single = np.flatnonzero(~flat & ~own.shared)
+        quartered = np.flatnonzero(flat)
+        quarters = (own.faces[quartered] + own.centres[quartered, None]) / 2
+        points = np.concatenate([own.centres[single], quarters.reshape(-1, 3)])
+        distances, sides = mesh_distances(points, other)
+        far = distances > np.linalg.norm(self.spacing)
+        sides = np.where(far, np.where(self._inside(points, held), -1, 1), sides).astype(np.int8)
+        maxima = np.zeros(len(own.faces))
+        maxima[single] = distances[: len(single)]
+        if len(quartered):
+            maxima[quartered] = distances[len(single) :].reshape(-1, 4).max(axis=1)
+        shared = int(np.count_nonzero(own.shared))
+        areas = [own.areas[single], np.repeat(own.areas[quartered] / 4, 4), own.areas[own.shared]]
+        return _FaceDistances(
+            distances=np.concatenate([distances, np.zeros(shared)]),
+            areas=np.concatenate(areas),
+            sides=np.concatenate([sides, np.zeros(shared, np.int8)]),
+            own=own,
+            other=other,
+            face_maxima=maxima,
+        )
 
     def _inside(self, points: NDArray[np.float64], held: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return whether the element that each point lies in is held."""
