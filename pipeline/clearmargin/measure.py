@@ -183,6 +183,8 @@ def measure(
         Path(predicted), Path(reference), missing_as_empty=missing_as_empty, predicted_pattern=predicted_pattern,
         reference_pattern=reference_pattern, labels=labels,
     )  # fmt: skip
+    if objects == "instances":  # each value is an object, whatever its name
+        listing = replace(listing, names_from="")
     table = _read_cases(cases, listing, by)
     task = _Task(
         listing=replace(listing, entries=()),

@@ -122,6 +122,10 @@ def test_one_folder_per_case_with_one_file_or_a_file_per_class(tmp_path):
         measure(tmp_path / "predicted", tmp_path / "reference")
     found = measure(tmp_path / "other", tmp_path / "reference", predicted_pattern="{case}/{class}.nii.gz")
     assert [(r.strata["class"], r.values["dice"]) for r in found.rows] == [("liver", 1), ("tumour", 1)] * 2
+    with pytest.raises(InputError, match="its values have no names"):
+        measure(tmp_path / "predicted", tmp_path / "reference", predicted_pattern="{case}/{case}_seg.nii.gz")
+    (tmp_path / "dataset.json").write_text("[1]")  # not nnU-Net's, and not asked for
+    assert measure(tmp_path / "reference", tmp_path / "reference").summary[0].counts["tp"] == 4
     names = tmp_path / "dataset.json"
     names.write_text(json.dumps({"labels": {"background": 0, "liver": [1, 2], "tumour": 2}}))
     found = measure(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -398,6 +398,11 @@ def _read_labels(file: CaseFile, listing: Listing, objects: Objects | None) -> _
                 objects_of["+".join(str(v) for v in values)] = (k, Mask.union(held, grid.shape))
     elif objects == "instances":
         return _read_of({str(v): (1, m) for v, m in by_value.items()}, grid, {}, ignore, labels)
+    elif listing.classes and by_value:
+        raise InputError(
+            f"its values have no names, and the other side's files are named by class ({', '.join(listing.classes[:5])}"
+            f"{', ...' if len(listing.classes) > 5 else ''}): say what the values are with --labels dataset.json"
+        )
     else:
         objects_of, classes = {str(v): (v, m) for v, m in by_value.items()}, {}
     if objects == "components":
@@ -565,7 +570,8 @@ def _label_names(predicted: Path, reference: Path, labels: Path | None) -> tuple
     for folder in (folders[0], folders[0].parent, folders[1]):
         path = folder / "dataset.json"
         if path.is_file():
-            return read_label_names(path), path.name
+            with suppress(InputError):  # another tool's file of that name: nobody asked for it
+                return read_label_names(path), path.name
     return None, ""
 
 

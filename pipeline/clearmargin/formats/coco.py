@@ -219,7 +219,9 @@ def _parsed(path: Path, _modified: int) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         if isinstance(content, list):
-            if not all(isinstance(entry, dict) and "image_id" in entry for entry in content):
+            if not all(
+                isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str) for entry in content
+            ):
                 raise TypeError("a list of something else")
             return {"results": content}
         by_image: dict[int, list[dict[str, Any]]] = {}
@@ -240,7 +242,7 @@ def _placed(path: Path, results: Sequence[dict[str, Any]], truth: dict[str, Any]
     images, categories = {e["id"] for e in truth["images"]}, {c["id"] for c in truth["categories"]}
     by_image: dict[int, list[dict[str, Any]]] = {}
     for k, entry in enumerate(results, start=1):
-        if entry["image_id"] not in images or entry.get("category_id") not in categories:
+        if entry["image_id"] not in images or not _is_one_of(entry.get("category_id"), categories):
             what = "image_id" if entry["image_id"] not in images else "category_id"
             raise InputError(
                 f"result {k} of '{path.name}' has an {what} that the reference does not list: it is of another data set"
@@ -249,6 +251,11 @@ def _placed(path: Path, results: Sequence[dict[str, Any]], truth: dict[str, Any]
     return {
         "images": truth["images"], "categories": truth["categories"], "by_image": by_image, "results": True,
     }  # fmt: skip
+
+
+def _is_one_of(value: Any, known: set[Any]) -> bool:
+    """Return whether a value of a JSON file, which may be a list, is one of some ids."""
+    return isinstance(value, int | str) and value in known
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int]:
