@@ -75,6 +75,8 @@ def measure_all(rounds: int) -> None:
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, medians of {rounds} interleaved rounds")
     first_call()
     volumes(rounds)
+    apart(rounds)
+    subvoxel(rounds)
     images(rounds)
     boundary_ap(rounds)
     coco_ap(rounds)
@@ -148,6 +150,78 @@ def volumes(rounds: int) -> None:
         {"surface_distance": 5, "monai": 10},
     )  # fmt: skip
     print(f"\nlargest difference from surface-distance (NSD, HD95): {difference:.1e}")
+
+
+def apart(rounds: int) -> None:
+    """Two balls, one in the other, and blobs elsewhere: how bad predictions look."""
+    import surface_distance as tool
+
+    from clearmargin.metrics import measure_pair
+
+    for name, (predicted, reference, spacing) in _bad_predictions().items():
+
+        def ours(pair=(predicted, reference), spacing=spacing):
+            return measure_pair(*pair, spacing=spacing, metrics=("hd95", "assd"), tolerances=(2.0,))
+
+        def deepmind(pair=(predicted, reference), spacing=spacing):
+            found = tool.compute_surface_distances(pair[1], pair[0], spacing)
+            return (
+                tool.compute_surface_dice_at_tolerance(found, 2.0),
+                tool.compute_robust_hausdorff(found, 95),
+                tool.compute_average_surface_distance(found),
+            )
+
+        times = interleaved(rounds, clearmargin=ours, surface_distance=deepmind)
+        report(f"Bad predictions: {name}", times, {"surface_distance": 5})
+
+
+def subvoxel(rounds: int) -> None:
+    """What the interpolated surface costs beside the default one."""
+    from clearmargin.metrics import measure_pair
+
+    spacing = (2.5, 0.8, 0.8)
+    pairs = {
+        "blobs that nearly agree": (*blobs((128, 256, 256), 0, (8, 24, 24)), spacing),
+        **_bad_predictions(),
+    }
+    print("\n### The subvoxel surface beside the default one\n\n| masks | default, s | subvoxel, s | ratio |")
+    print("|---|---:|---:|---:|")
+    for name, (predicted, reference, steps) in pairs.items():
+
+        def run(model, pair=(predicted, reference), steps=steps):
+            return measure_pair(
+                *pair, spacing=steps, metrics=("hd95", "assd"), tolerances=(2.0,), surface_model=model
+            )
+
+        times = interleaved(rounds, surface=lambda: run("surface"), subvoxel=lambda: run("subvoxel"))
+        print(f"| {name} | {times['surface']:.4f} | {times['subvoxel']:.4f} | "
+              f"{times['subvoxel'] / times['surface']:.1f} |")  # fmt: skip
+
+
+def _bad_predictions():
+    """Return (predicted, reference, spacing) by name: masks up to 45 mm apart, nested, and elsewhere altogether."""
+    import numpy as np
+
+    shape, spacing = (128, 256, 256), (2.5, 0.8, 0.8)
+
+    def ball(centre, radius):
+        axes = np.meshgrid(
+            *[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij", sparse=True
+        )
+        return sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
+
+    return {
+        **{
+            f"balls of 20 mm, {gap} mm apart": (
+                ball((160, 60, 40), 20),
+                ball((160, 60, 80 + gap), 20),
+                spacing,
+            )
+            for gap in (2, 15, 45)
+        },
+        "a ball of 20 mm in one of 65": (ball((160, 100, 100), 20), ball((160, 100, 100), 65), spacing),
+        "other blobs": (blobs(shape, 1, (4, 12, 12))[0], blobs(shape, 2, (4, 12, 12))[0], spacing),
+    }
 
 
 def images(rounds: int) -> None:

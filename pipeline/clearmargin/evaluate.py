@@ -16,16 +16,12 @@ from clearmargin.core import Grid, InstanceSet, LabelMap, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError
-from clearmargin.metrics import (
-    Protocol,
-    evaluate_instances,
-    mask_average_precision,
-    panoptic_quality,
-    semantic_dice,
-    split_and_merge,
-)
+from clearmargin.metrics import Protocol, evaluate_instances, semantic_dice, split_and_merge
+from clearmargin.metrics.detection import PrecisionTally, detection_limit, match_masks
 from clearmargin.metrics.instances import InstanceRow
-from clearmargin.metrics.strata import instance_strata
+from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
+from clearmargin.metrics.statistics import size_strata
+from clearmargin.metrics.strata import STRATA, instance_strata
 from clearmargin.metrics.tables import (
     CaseRow,
     SummaryRow,
@@ -36,6 +32,7 @@ from clearmargin.metrics.tables import (
 )
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.report.annotated import annotated_overlay
+from clearmargin.report.paper import paper_table, write_paper
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.experiment import VALIDATION_METRICS
@@ -157,7 +154,9 @@ def render(found: Evaluation) -> str:
     """Return the numbers as the lines a console shows; intervals are of 95 %, over units."""
     lines = [", ".join(f"{value} {name}" for name, value in found.counts.items())]
     lines += [f"  {name:<24} {value:.4f}" for name, value in found.numbers.items()]
-    lines.append(f"  {'per instance':<24} {'matched':<28} with misses and spurious")
+    lines.append(
+        f"  {'per instance':<24} {'matched':<28} with misses and spurious (surface model {_PROTOCOL.surface})"
+    )
     matched = {row.metric: _shown(row) for row in found.matched}
     for row in found.every:
         if row.stratum == "all":
@@ -173,12 +172,13 @@ def _shown(row: SummaryRow) -> str:
 
 
 def write_tables(found: Evaluation, folder: Path) -> None:
-    """Write ``numbers.json``, ``summary.csv`` and ``.md``, ``matched.csv``, and ``instances.csv`` (a row each)."""
+    """Write ``numbers.json``, ``summary.*``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each)."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit}
     (folder / "numbers.json").write_text(
         json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
+    write_paper(paper_table(found.rows, rng=np.random.default_rng(0), surface=_PROTOCOL.surface), folder)
     (folder / "summary.csv").write_text(summary_csv(found.every), encoding="utf-8")
     (folder / "summary.md").write_text(summary_markdown(found.every), encoding="utf-8")
     (folder / "matched.csv").write_text(summary_csv(found.matched), encoding="utf-8")
@@ -207,32 +207,47 @@ def evaluate_cases(
 ) -> Evaluation:
     """Segment and measure ``cases``.
 
+    Cases are let go one after the other; what stays are rows and counts.
+
     Args:
         segmenter: Should return instances down to low scores: average precision ranks them all.
         dataset: Where the cases are read from.
         cases: At least one.
         score_threshold: Instances below it count for average precision only.
     """
-    pairs: list[tuple[InstanceSet, InstanceSet]] = []
-    measured: list[list[InstanceRow]] = []
+    label_map = dataset.card.label_map
+    whole, in_slices = (_ImageNumbers(label_map, score_threshold) for _ in range(2))
+    measured: list[tuple[Case, list[InstanceRow], list[dict[str, str]]]] = []
+    counts = {"cases": len(cases), "references": 0}
+    errors = {"splits": 0, "merges": 0}
+    grid = None
     with progress("evaluate", len(cases)) as bar:
         for case in cases:
             image, reference = dataset.read(case)
             predicted = segmenter(image).instances
-            pairs.append((predicted, reference))
-            measured.append(
-                evaluate_instances(predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold)
+            grid = reference.grid
+            rows_of_case = evaluate_instances(
+                predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
             )
+            others = [name for name in STRATA if name != "size"]
+            measured.append((case, rows_of_case, instance_strata([(reference, rows_of_case)], others)))
+            whole.add(predicted, reference)
+            if grid.ndim == 3:
+                for z in range(grid.shape[0]):
+                    in_slices.add_precision(predicted.plane(z)[0], reference.plane(z)[0])
+            counts["references"] += len(reference)
+            wrong = split_and_merge(predicted.select(predicted.scores >= score_threshold), reference)
+            errors["splits"] += wrong.splits
+            errors["merges"] += wrong.merges
             bar.advance()
-    rows = _case_rows(dataset, cases, pairs, measured)
-    numbers = _image_numbers(pairs, dataset.card.label_map, score_threshold)
-    if pairs[0][1].grid.ndim == 3:
-        in_slices = _image_numbers(_slices(pairs), dataset.card.label_map, score_threshold)
-        numbers |= {f"slices/{name}": value for name, value in in_slices.items() if name.startswith("ap")}
-    counts = {"cases": len(cases), "references": sum(len(r) for _, r in pairs)}
+    if grid is None:
+        raise ValueError("an evaluation needs at least one case")
+    rows = _case_rows(dataset, measured, grid)
+    numbers = whole.numbers()
+    if grid.ndim == 3:
+        numbers |= {f"slices/{name}": value for name, value in in_slices.precision().items()}
     counts |= {status: sum(row.status == status for row in rows) for status in ("tp", "fn", "fp", "tn")}
-    errors = [split_and_merge(p.select(p.scores >= score_threshold), r) for p, r in pairs]
-    counts |= {"splits": sum(e.splits for e in errors), "merges": sum(e.merges for e in errors)}
+    counts |= errors
     wanted = counts["tp"] + counts["fn"]
     numbers["miss_rate"] = counts["fn"] / wanted if wanted else 0.0
     matched = [row for row in rows if row.status == "tp"]
@@ -245,32 +260,37 @@ def evaluate_cases(
         every=tuple(summarise(rows, rng=rng, by=by)),
         counts=counts,
         rows=tuple(rows),
-        length_unit=pairs[0][1].grid.unit,
+        length_unit=grid.unit,
     )
 
 
 def _case_rows(
-    dataset: Dataset,
-    cases: Sequence[Case],
-    pairs: Sequence[tuple[InstanceSet, InstanceSet]],
-    measured: Sequence[Sequence[InstanceRow]],
+    dataset: Dataset, measured: Sequence[tuple[Case, list[InstanceRow], list[dict[str, str]]]], grid: Grid
 ) -> list[CaseRow]:
     """Return the rows of all cases with what tables are split by: class, size, crowding, occlusion, the card's."""
     names = {c.id: c.name for c in dataset.card.classes}
-    references = [reference for _, reference in pairs]
-    strata = iter(instance_strata(list(zip(references, measured, strict=True))))
+    sizes = [row.size for _, rows, _ in measured for row in rows]
+    size = iter(size_strata(sizes, f"{grid.unit}^{grid.ndim}"))
     return [
         CaseRow(
             patient=case.unit,
             case=case.case,
             status=row.status,
             unit=row.unit,
-            ndim=reference.grid.ndim,
+            ndim=grid.ndim,
             values=row.values,
-            strata={"class": names.get(row.label, "none"), **next(strata), **case.strata},
+            strata={"class": names.get(row.label, "none"), "size": next(size), **known, **case.strata},
+            about={
+                "reference_id": None if row.reference is None else str(row.reference + 1),
+                "predicted_id": None if row.predicted is None else str(row.predicted + 1),
+                "score": row.score,
+                "matched_iou": row.iou if row.status == "tp" else None,
+                f"reference_{grid.size_name}": None if row.reference is None else row.size,
+                "surface": _PROTOCOL.surface,
+            },
         )
-        for case, reference, rows in zip(cases, references, measured, strict=True)
-        for row in rows
+        for case, rows, strata in measured
+        for row, known in zip(rows, strata, strict=True)
     ]
 
 
@@ -280,57 +300,67 @@ def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) 
     Of volumes, average precision is taken over slices, all else over whole volumes, as ``evaluate`` does.
     """
     threshold = segmenter.choice.score_threshold
+    whole = _ImageNumbers(dataset.card.label_map, threshold)
+    in_slices = _ImageNumbers(dataset.card.label_map, threshold)
+    detections, volumes = 0, False
     ranked = segmenter.with_threshold(0.0)
-    pairs = []
     for case in cases:
         image, reference = dataset.read(case)
-        pairs.append((ranked(image).instances, reference))
-    numbers = _image_numbers(pairs, dataset.card.label_map, threshold)
-    if pairs[0][1].grid.ndim == 3:
-        in_slices = _image_numbers(_slices(pairs), dataset.card.label_map, threshold)
-        numbers |= {name: in_slices[name] for name in ("ap", "ap50")}
-    detections = sum(int((predicted.scores >= threshold).sum()) for predicted, _ in pairs)
-    return {name: numbers[name] for name in VALIDATION_METRICS} | {"detections": detections / len(pairs)}
+        predicted = ranked(image).instances
+        detections += int((predicted.scores >= threshold).sum())
+        whole.add(predicted, reference)
+        if reference.grid.ndim == 3:
+            volumes = True
+            for z in range(reference.grid.shape[0]):
+                in_slices.add_precision(predicted.plane(z)[0], reference.plane(z)[0])
+    numbers = whole.numbers() | (in_slices.precision() if volumes else {})
+    return {name: numbers[name] for name in VALIDATION_METRICS} | {"detections": detections / len(cases)}
 
 
-def _image_numbers(
-    pairs: Sequence[tuple[InstanceSet, InstanceSet]], label_map: LabelMap, threshold: float
-) -> dict[str, float]:
-    """Return average precision, panoptic quality and semantic Dice."""
-    # COCO's limit of 100 an image would cap the recall of crowded images; it is raised to the largest count.
-    most = max(100, *(len(reference) for _, reference in pairs))
-    kept = [(p.select(p.scores >= threshold), r) for p, r in pairs]
-    average = mask_average_precision(pairs, max_detections=most)
-    numbers = {"ap": average.ap, "ap50": average.ap50, "ap75": average.ap75}
-    stuff = frozenset(c.id for c in label_map.classes if c.kind == "stuff")
-    numbers["pq"] = panoptic_quality(kept, stuff=stuff).pq
-    dices = {c.name: value for c in label_map.classes if (value := _mean_dice(kept, c.id)) is not None}
-    numbers["semantic_dice"] = float(np.mean(list(dices.values()))) if dices else 0.0
-    if len(label_map) > 1:
-        numbers |= {f"semantic_dice/{name}": value for name, value in dices.items()}
-        for c in label_map.classes:
-            of_class = [(p.select(p.labels == c.id), r.select(r.labels == c.id)) for p, r in pairs]
-            found = mask_average_precision(of_class, max_detections=most)
-            numbers |= {f"ap/{c.name}": found.ap, f"ap50/{c.name}": found.ap50}
-    return numbers
+class _ImageNumbers:
+    """Average precision, panoptic quality and semantic Dice, added up image by image; no mask is kept."""
 
+    def __init__(self, label_map: LabelMap, threshold: float) -> None:
+        self._classes, self._threshold = label_map.classes, threshold
+        self._tally = PrecisionTally()
+        self._counts: PanopticCounts = {}
+        self._dice: dict[str, list[float]] = {c.name: [] for c in label_map.classes}
 
-def _mean_dice(pairs: Sequence[tuple[InstanceSet, InstanceSet]], label: int) -> float | None:
-    """Return the mean Dice of a class over the images in which the reference or the prediction has it; None if none.
+    def add_precision(self, predicted: InstanceSet, reference: InstanceSet) -> None:
+        """Count one image for average precision alone."""
+        self._tally.add(match_masks(predicted, reference))
 
-    An image without the class in either says nothing of the model: counted as 1, it would reward a model that
-    detects nothing.
-    """
-    values = [
-        semantic_dice(p, r, label) for p, r in pairs if (p.labels == label).any() or (r.labels == label).any()
-    ]
-    return float(np.mean(values)) if values else None
+    def add(self, predicted: InstanceSet, reference: InstanceSet) -> None:
+        """Count one image; what is below the threshold counts for average precision alone."""
+        self.add_precision(predicted, reference)
+        kept = predicted.select(predicted.scores >= self._threshold)
+        stuff = frozenset(c.id for c in self._classes if c.kind == "stuff")
+        add_counts(self._counts, panoptic_counts(kept, reference, stuff=stuff))
+        for c in self._classes:
+            # An image without the class in either says nothing of the model: counted as 1, it would reward a model that
+            # detects nothing.
+            if (kept.labels == c.id).any() or (reference.labels == c.id).any():
+                self._dice[c.name].append(semantic_dice(kept, reference, c.id))
 
+    def precision(self) -> dict[str, float]:
+        """Return average precision, of all classes and of each, where there are several."""
+        # COCO's limit of 100 an image would cap the recall of crowded images
+        most = detection_limit(self._tally.most_references)
+        average = self._tally.result(most)
+        numbers = {"ap": average.ap, "ap50": average.ap50, "ap75": average.ap75}
+        if len(self._classes) > 1:
+            for c in self._classes:
+                of_class = self._tally.result(most, c.id)
+                numbers |= {f"ap/{c.name}": of_class.ap, f"ap50/{c.name}": of_class.ap50}
+        return numbers
 
-def _slices(pairs: Sequence[tuple[InstanceSet, InstanceSet]]) -> list[tuple[InstanceSet, InstanceSet]]:
-    """Return the pairs of all slices of volumes."""
-    return [
-        (predicted.plane(z)[0], reference.plane(z)[0])
-        for predicted, reference in pairs
-        for z in range(reference.grid.shape[0])
-    ]
+    def numbers(self) -> dict[str, float]:
+        """Return all numbers by name."""
+        dices = {name: float(np.mean(values)) for name, values in self._dice.items() if values}
+        numbers = self.precision() | {
+            "pq": quality_of(self._counts).pq,
+            "semantic_dice": float(np.mean(list(dices.values()))) if dices else 0.0,
+        }
+        return numbers | (
+            {f"semantic_dice/{n}": v for n, v in dices.items()} if len(self._classes) > 1 else {}
+        )

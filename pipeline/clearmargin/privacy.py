@@ -31,6 +31,7 @@ __all__ = [
     "case_id",
     "case_of_file",
     "home",
+    "keyed_id",
     "named_by_case",
     "naming",
     "paths_of_case",
@@ -63,8 +64,13 @@ def case_id(*parts: str) -> str:
 
     The same parts give the same id in every process of this user, and nothing to anyone without the key.
     """
+    return keyed_id("case", *parts)
+
+
+def keyed_id(kind: str, *parts: str) -> str:
+    """Return ``kind``, a dash and 12 hex digits of ``parts``, as `case_id` does for cases; ``patient``, say."""
     message = json.dumps(parts).encode()
-    return f"case-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
+    return f"{kind}-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
 
 
 def naming() -> Naming:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,17 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
-from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
+from clearmargin.core import Crowd, Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import ConfigError, GeometryError, InputError
-from clearmargin.formats.coco import _from_run_lengths, _uncompressed, read_coco, read_coco_images, write_coco
+from clearmargin.formats.coco import (
+    _from_polygons,
+    _from_run_lengths,
+    _outlines,
+    _uncompressed,
+    read_coco,
+    read_coco_images,
+    write_coco,
+)
 
 GRID = Grid.from_spacing((12, 17))
 
@@ -58,13 +68,74 @@ def test_round_trip(polygons, label_map, tmp_path):
     assert [(i.file_name, len(i.instances)) for i in images] == [("x.png", 6), ("y.png", 0)]
 
 
-def test_a_crowd_is_an_ignore_region(label_map, tmp_path):
-    crowd = np.zeros((12, 17), bool)
-    crowd[:3] = True
-    write_coco(tmp_path / "a.json", [("x.png", _set(~crowd, ignore=crowd))], label_map)
-    found = read_coco(tmp_path / "a.json", image="x.png", grid=GRID, label_map=label_map)
-    assert len(found) == 1
-    assert_array_equal(found.ignore.dense(), crowd)
+def test_crowds_stay_apart_and_keep_their_class(label_map, tmp_path):
+    first, second = np.zeros((2, 12, 17), bool)
+    first[:3], second[9:] = True, True
+    ours = replace(
+        _set(~(first | second)),
+        crowds=(Crowd(mask=Mask.from_dense(first), label=2), Crowd(mask=Mask.from_dense(second), label=1)),
+    )
+    write_coco(tmp_path / "a.json", [("x.png", ours)], label_map)
+    theirs = read_coco(tmp_path / "a.json", image="x.png", grid=GRID, label_map=label_map)
+    assert len(theirs) == 1
+    assert theirs.ignore is None
+    assert [crowd.label for crowd in theirs.crowds] == [2, 1]
+    assert_array_equal(theirs.crowds[0].mask.dense(), first)
+    assert_array_equal(theirs.unmeasured(1).dense(), second)
+    assert_array_equal(theirs.unmeasured().dense(), first | second)
+
+
+def test_an_ignored_region_is_written_as_a_crowd_of_every_class(label_map, tmp_path):
+    region = np.zeros((12, 17), bool)
+    region[:3] = True
+    write_coco(tmp_path / "a.json", [("x.png", _set(~region, ignore=region))], label_map)
+    theirs = read_coco(tmp_path / "a.json", image="x.png", grid=GRID, label_map=label_map)
+    for class_id in (c.id for c in label_map.classes):
+        assert_array_equal(theirs.unmeasured(class_id).dense(), region)
+
+
+@given(hnp.arrays(bool, (9, 11)))
+def test_outlines_give_back_every_mask_without_holes(dense):
+    dense = ~_enclosed(~dense)
+    outlines = _outlines(Mask.from_dense(dense))
+    assert_array_equal(_from_polygons(outlines, (9, 11)).dense(), dense)
+
+
+def _enclosed(background):
+    """The background that is reached from the edge, corners included."""
+    parts, _ = ndimage.label(np.pad(background, 1, constant_values=True), np.ones((3, 3)))
+    return (parts == parts[0, 0])[1:-1, 1:-1]
+
+
+def test_polygons_are_rasterised_as_pycocotools_does():
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "coco_ap.json").read_text())["polygons"]
+    for flat, counts in zip(golden["polygons"], golden["counts"], strict=True):
+        theirs = _from_run_lengths(_uncompressed(counts), tuple(golden["size"]))
+        assert_array_equal(_from_polygons([flat], tuple(golden["size"])).dense(), theirs.dense())
+
+
+def test_a_list_of_results_is_read_beside_the_file_that_it_refers_to(tmp_path):
+    truth = _file(tmp_path, [[2, 3, 6, 3, 6, 8, 2, 8]])
+    results = tmp_path / "results.json"
+
+    def write(*entries):
+        results.write_text(json.dumps([{"image_id": 7, "category_id": 3, "score": 0.5} | e for e in entries]))
+
+    write({"segmentation": [[2, 3, 6, 3, 6, 8, 2, 8]]}, {"bbox": [1, 1, 4, 2], "category_id": 90})
+    (image,) = read_coco_images(results, images=truth)
+    assert [m.area for m in image.instances.masks] == [20, 8]
+    assert image.instances.labels.tolist() == [1, 2]
+    assert (image.scored, image.boxes_only, image.file_name) == (True, True, "sub/x.png")
+    results.write_text("[]")
+    assert len(read_coco_images(results, images=truth)[0].instances) == 0
+    with pytest.raises(InputError, match="list of COCO results, which lists no images"):
+        read_coco_images(results)
+    write({"bbox": [1, 1, 4, 2], "image_id": 8})
+    with pytest.raises(InputError, match=r"result 1 of 'results\.json' has an image_id"):
+        read_coco_images(results, images=truth)
+    write({"bbox": [1, 1, 4, 2], "score": 3.2})
+    with pytest.raises(InputError, match=r"has the score 3.2; .* sigmoid"):
+        read_coco_images(results, images=truth)
 
 
 def _file(tmp_path, segmentation, **changes):
@@ -77,7 +148,7 @@ def _file(tmp_path, segmentation, **changes):
     return tmp_path / "a.json"
 
 
-def test_polygons_hold_the_pixels_whose_centres_they_hold(label_map, tmp_path):
+def test_polygons_by_hand(label_map, tmp_path):
     square = [[2, 3, 6, 3, 6, 8, 2, 8], [10.4, 1.4, 11.6, 1.4, 11.6, 2.6, 10.4, 2.6]]
     found = read_coco(_file(tmp_path, square), image="x.png", grid=GRID, label_map=label_map)
     expected = np.zeros((12, 17), bool)
@@ -125,6 +196,6 @@ def test_refusals(label_map, tmp_path):
     with pytest.raises(InputError, match="no class 'spleen'"):
         read(_file(tmp_path, good, categories=[{"id": 90, "name": "spleen"}]))
     (tmp_path / "a.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match="is not a COCO file"):
+    with pytest.raises(InputError, match="neither a COCO file"):
         read(tmp_path / "a.json")
     assert isinstance(label_map, LabelMap) and not issubclass(InputError, ConfigError)

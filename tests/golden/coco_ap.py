@@ -1,6 +1,7 @@
-"""Write coco_ap.json: what pycocotools and the published boundary method say of the scenes of test_detection.py.
+"""Write coco_ap.json: what pycocotools and the published boundary method say of the raw annotations of `raw_coco`.
 
-Run from the repository's root, with pycocotools and opencv-python-headless beside clearmargin's dependencies:
+Crowds, polygons and sizes go to pycocotools as a COCO file holds them; nothing of Clear Margin has touched them. Run
+from the repository's root, with numpy, pycocotools and opencv-python-headless:
 
     python tests/golden/coco_ap.py
 """
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import sys
+import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,11 +24,25 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+SIZE = (60, 64)
 
-from tests.metrics.cases import scene
 
-SCENES = 24
+def raw():
+    """Return what `tests/metrics/cases.py` makes; the types of Clear Margin that it imports are not needed for it."""
+    core = types.ModuleType("clearmargin.core")
+    core.Grid = core.InstanceSet = core.Mask = object
+    sys.modules |= {"clearmargin": types.ModuleType("clearmargin"), "clearmargin.core": core}
+    spec = importlib.util.spec_from_file_location("cases", Path(__file__).parents[1] / "metrics" / "cases.py")
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+    return cases.raw_coco()
+
+
+def runs_of(segmentation, height, width):
+    """Return compressed run lengths, as pycocotools' annToRLE makes them."""
+    if isinstance(segmentation, list):
+        return coco.merge(coco.frPyObjects(segmentation, height, width))
+    return coco.frPyObjects(segmentation, height, width)
 
 
 def edge_of(runs):
@@ -43,7 +60,7 @@ class BoundaryEval(COCOeval):
         truth, found = self._gts[image, category], self._dts[image, category]
         if not truth or not found:
             return whole
-        order = np.argsort([-d["score"] for d in found], kind="mergesort")
+        order = np.argsort([-d["score"] for d in found], kind="mergesort")[: self.params.maxDets[-1]]
         crowd = np.array([g["iscrowd"] for g in truth], bool)
         edges = [
             [edge_of(e["segmentation"]) for e in entries] for entries in ([found[i] for i in order], truth)
@@ -52,59 +69,55 @@ class BoundaryEval(COCOeval):
         return np.where(crowd, whole, np.minimum(whole, narrow))
 
 
-def entries(instances, image, start, scored):
-    for k, (mask, label, score) in enumerate(
-        zip(instances.masks, instances.labels, instances.scores, strict=True)
-    ):
-        runs = coco.encode(np.asfortranarray(mask.dense(), np.uint8))
-        entry = {"id": start + k, "image_id": image, "category_id": int(label), "segmentation": runs,
-                 "area": float(mask.area), "bbox": [float(v) for v in coco.toBbox(runs)], "iscrowd": 0}  # fmt: skip
-        yield entry | ({"score": float(score)} if scored else {})
+def stats(evaluator, kind, truth, found):
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = COCO()
+        data.dataset = copy.deepcopy(truth)
+        data.createIndex()
+        results = copy.deepcopy(found)
+        for entry in results if kind == "segm" else ():
+            del entry["bbox"]  # where results have boxes, loadRes takes their area for the mask's
+        evaluation = evaluator(data, data.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "", "", "ar")
+    return {n: None if v < 0 else float(v) for n, v in zip(names, evaluation.stats, strict=False) if n}
+
+
+def polygons():
+    """Return random polygons, some with corners on whole and half pixels, and their run lengths."""
+    rng = np.random.default_rng(0)
+    flats, counts = [], []
+    for k in range(120):
+        points = rng.uniform(-5, 70, 2) + rng.normal(0, 12, (int(rng.integers(3, 12)), 2))
+        flat = [
+            float(v) for v in (points, np.round(points), np.round(2 * points) / 2)[k % 3].round(3).ravel()
+        ]
+        flats.append(flat)
+        counts.append(coco.frPyObjects([flat], *SIZE)[0]["counts"].decode())
+    return {"size": SIZE, "polygons": flats, "counts": counts}
 
 
 def main() -> None:
-    truth, found, images = [], [], []
-    for number in range(SCENES):
-        predicted, reference = scene(number)
-        height, width = reference.grid.shape
-        images.append({"id": number + 1, "height": height, "width": width})
-        truth += entries(reference, number + 1, len(truth) + 1, False)
-        found += entries(predicted, number + 1, len(found) + 1, True)
-        if reference.ignore is not None:
-            runs = coco.encode(np.asfortranarray(reference.ignore.dense(), np.uint8))
-            for label in (1, 2, 3):
-                truth.append({"id": len(truth) + 1, "image_id": number + 1, "category_id": label, "iscrowd": 1,
-                              "segmentation": runs, "area": float(reference.ignore.area),
-                              "bbox": [float(v) for v in coco.toBbox(runs)]})  # fmt: skip
-    base = {"info": {}, "images": images, "categories": [{"id": k, "name": str(k)} for k in (1, 2, 3)]}
-    values = {}
-    for name, kind, evaluator in (
-        ("mask", "segm", COCOeval),
-        ("box", "bbox", COCOeval),
-        ("boundary", "segm", BoundaryEval),
-    ):
-        with contextlib.redirect_stdout(io.StringIO()):
-            data = COCO()
-            data.dataset = copy.deepcopy(base | {"annotations": truth})
-            data.createIndex()
-            results = copy.deepcopy(found)
-            for entry in results if kind == "segm" else ():
-                del entry["bbox"]  # where results have boxes, loadRes takes their area for the mask's
-            evaluation = evaluator(data, data.loadRes(results), kind)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "", "", "ar")
-        values[name] = {
-            n: None if v < 0 else float(v) for n, v in zip(names, evaluation.stats, strict=False) if n
-        }
+    truth, found = raw()
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    for entry in (*truth["annotations"], *found):
+        runs = runs_of(entry["segmentation"], *sizes[entry["image_id"]])
+        entry |= {"segmentation": runs, "area": float(coco.area(runs))}
+        entry["bbox"] = [float(v) for v in coco.toBbox(runs)]
+    values = {
+        "mask": stats(COCOeval, "segm", truth, found),
+        "box": stats(COCOeval, "bbox", truth, found),
+        "boundary": stats(BoundaryEval, "segm", truth, found),
+    }
     record = {
         "tool": "pycocotools",
         "version": version("pycocotools"),
         "boundary": "3 x 3 erosions of the padded mask, the smaller of mask and boundary IoU (Cheng et al., 2021)",
         "command": "python tests/golden/coco_ap.py",
-        "scenes": SCENES,
         "values": values,
+        "polygons": polygons(),
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 

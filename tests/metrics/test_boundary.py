@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from clearmargin.errors import ConfigError
 from clearmargin.metrics import MaskPair, bands
 from clearmargin.metrics.bands import round_band, square_band
 from clearmargin.metrics.boundary import boundary_iou, boundary_iou_published, published_band_px, trimap_iou
@@ -86,7 +87,7 @@ def test_a_thin_object_scores_its_iou_by_the_published_band_and_not_by_a_band_in
 def test_bands_that_hold_nothing_and_volumes_for_the_published_band_are_refused():
     cube = np.ones((3, 3, 3), bool)
     pair = MaskPair.from_arrays(cube, cube, (1.0, 1.0, 1.0))
-    with pytest.raises(ValueError, match="thinner than one element"):
+    with pytest.raises(ConfigError, match="thinner than one element"):
         boundary_iou(pair, 0.5)
-    with pytest.raises(ValueError, match="defined for images"):
+    with pytest.raises(ConfigError, match="defined for images"):
         boundary_iou_published(pair)

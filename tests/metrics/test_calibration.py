@@ -8,6 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from clearmargin.core import Grid, InstanceSet
+from clearmargin.errors import ConfigError
 from clearmargin.metrics.calibration import (
     CELLS,
     Reliability,
@@ -133,7 +134,7 @@ def test_the_band_is_in_millimetres_on_both_sides_and_the_image_has_no_edge():
     assert (band == band[15]).all()  # the rows at the image's edge are like the others
     assert not boundary_band(np.zeros(shape, bool), spacing, 1.0).any()
     assert not boundary_band(np.ones(shape, bool), spacing, 1.0).any()
-    with pytest.raises(ValueError, match="thinner than one element"):
+    with pytest.raises(ConfigError, match="thinner than one element"):
         boundary_band(np.ones(shape, bool), spacing, 0.1)
 
 

@@ -1,4 +1,4 @@
-"""Verbs that use models and judge masks: predict, evaluate, calibrate, measure."""
+"""Verbs that use models and judge masks: predict, evaluate, calibrate, measure, compare."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ class Objects(StrEnum):
     classes = "classes"
     components = "components"
     instances = "instances"
+
+
+class CaseNames(StrEnum):
+    """How tables name cases."""
+
+    keyed = "keyed"
+    plain = "plain"
 
 
 @app.command(rich_help_panel="Results")
@@ -267,9 +274,12 @@ def measure(
     ],
     reference: Annotated[Path, typer.Argument(help="The same of the truth; files belong together by name.")],
     objects: Annotated[
-        Objects,
-        typer.Option(help="What one object is in a label file: a class, a connected part, or a value."),
-    ] = Objects.classes,
+        Objects | None,
+        typer.Option(
+            help="What one object is in a label file: a class (default, where that is plausible), a connected "
+            "part, or a value."
+        ),
+    ] = None,
     tolerances: Annotated[
         list[float] | None,
         typer.Option("--tolerance", help="Of NSD, in mm (px without spacing); repeatable."),
@@ -281,10 +291,10 @@ def measure(
         list[str] | None, typer.Option("--metric", help="What to measure; repeatable.")
     ] = None,
     subvoxel: Annotated[
-        bool, typer.Option("--subvoxel", help="Interpolate the surface (docs/metrics.md).")
+        bool, typer.Option("--subvoxel", help="Interpolated surface, for curved shapes (docs/metrics.md).")
     ] = False,
     iou_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="From which two objects are the same.")
+        float, typer.Option(help="From which two objects are the same, in (0, 1].")
     ] = 0.5,
     distance_cap: Annotated[
         float | None, typer.Option(help="What each distance of a miss counts; default: the grid's diagonal.")
@@ -296,6 +306,23 @@ def measure(
         bool,
         typer.Option("--missing-as-empty", help="A missing prediction file means that nothing was found."),
     ] = False,
+    predicted_pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="How predictions are named: {case}_seg.nii.gz, {case}/{class}.nii.gz, {case}/masks/{instance}.png.",
+        ),
+    ] = None,
+    reference_pattern: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="How references are named.")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show which files are paired, by name, and measure nothing.")
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="nnU-Net's dataset.json; default: the one in or above either folder, if any."),
+    ] = None,
     cases: Annotated[
         Path | None, typer.Option(help="CSV with the columns case, patient, and any others to split by.")
     ] = None,
@@ -303,18 +330,37 @@ def measure(
         list[str] | None,
         typer.Option(help="Split by class, size, crowding, occlusion, or a column; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
+    names: Annotated[
+        CaseNames, typer.Option(help="Cases and patients in the tables: keyed ids, or plain names.")
+    ] = CaseNames.keyed,
+    figures: Annotated[bool, typer.Option("--figures", help="Draw figures beside the tables.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default: one per core, where there are cases enough.")
+    ] = None,
     track: Annotated[bool, typer.Option("--track", help="Log the numbers and tables as a run.")] = False,
 ) -> None:
     """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
-    from clearmargin.measure import DEFAULT_METRICS, render
+    from clearmargin.measure import DEFAULT_METRICS, cores, render
     from clearmargin.measure import measure as call
+    from clearmargin.measure import preview as show
 
+    if preview:
+        say(
+            show(
+                predicted,
+                reference,
+                missing_as_empty=missing_as_empty,
+                predicted_pattern=predicted_pattern,
+                reference_pattern=reference_pattern,
+            )
+        )
+        return
     found = call(
         predicted,
         reference,
-        objects=objects.value,
+        objects=None if objects is None else objects.value,
         tolerances=tolerances or (1.0, 2.0, 3.0),
         bands=bands or (),
         metrics=metrics or DEFAULT_METRICS,
@@ -323,13 +369,53 @@ def measure(
         distance_cap=distance_cap,
         resample_predictions=resample,
         missing_as_empty=missing_as_empty,
+        predicted_pattern=predicted_pattern,
+        reference_pattern=reference_pattern,
+        labels=labels,
         cases=cases,
         by=by or (),
         seed=seed,
         out=out,
+        names=names.value,
+        figures=figures,
+        workers=cores() if workers is None else workers,
         track=track,
     )
     say(render(found))
+    if found.failures:
+        raise BatchError(
+            f"{len(found.failures)} of {len(found.failures) + found.cases} cases were refused; the others are done:\n"
+            + "\n".join(f"  {case}: {why}" for case, why in found.failures.items())
+        )
+
+
+@app.command(rich_help_panel="Results")
+def compare(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders that `measure --out` or `evaluate --out` wrote; the first is the baseline."
+        ),
+    ],
+    name: Annotated[
+        list[str] | None, typer.Option(help="A name for each folder, in their order; repeatable.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="What to compare; repeatable; default: all they share."),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="Level under which an adjusted p-value is a difference.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="Random seed for the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the comparison.")] = None,
+) -> None:
+    """Compare tools by their tables: paired by case and object, with Holm's correction, one word per metric."""
+    from clearmargin.compare import compare as call
+    from clearmargin.compare import render
+
+    done = call(tables, names=name or (), metrics=metrics or (), alpha=alpha, seed=seed, out=out)
+    say(render(done))
 
 
 def _numbers(option: str, items: list[str]) -> list[float]:

@@ -2,13 +2,14 @@
 
 from clearmargin.core.grid import Grid
 from clearmargin.core.image import Image, Source
-from clearmargin.core.instances import InstanceSet
+from clearmargin.core.instances import Crowd, InstanceSet
 from clearmargin.core.labels import Code, LabelClass, LabelMap
 from clearmargin.core.mask import Mask
 from clearmargin.core.prediction import EdgeSpread, Prediction, Provenance, Segmenter, at_least
 
 __all__ = [
     "Code",
+    "Crowd",
     "EdgeSpread",
     "Grid",
     "Image",

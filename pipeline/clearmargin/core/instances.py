@@ -13,7 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from clearmargin.core.grid import Grid
 from clearmargin.core.mask import Mask
 
-__all__ = ["InstanceSet"]
+__all__ = ["Crowd", "InstanceSet"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Crowd:
+    """A region with objects of one class that nobody told apart (COCO's ``iscrowd``).
+
+    A prediction of that class within it is neither right nor wrong; other classes do not know of it.
+    """
+
+    mask: Mask
+    label: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +37,8 @@ class InstanceSet:
         labels: ``(N,)`` int64, ids in the label map.
         scores: ``(N,)`` float32 in [0, 1]; all 1 for reference annotations.
         uncertainty: Further ``(N,)`` float32 columns by name, such as ``mean_entropy``.
-        ignore: Region in which nothing is measured (ambiguous tissue, an unlabelled crowd); None for none.
+        ignore: Region in which nothing is measured, of any class (ambiguous tissue); None for none.
+        crowds: Regions with objects of one class that were not told apart, each by itself.
     """
 
     grid: Grid
@@ -35,9 +47,11 @@ class InstanceSet:
     scores: NDArray[np.float32]
     uncertainty: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     ignore: Mask | None = None
+    crowds: tuple[Crowd, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masks", tuple(self.masks))
+        object.__setattr__(self, "crowds", tuple(self.crowds))
         object.__setattr__(self, "labels", np.asarray(self.labels, np.int64).copy())
         object.__setattr__(self, "scores", np.asarray(self.scores, np.float32).copy())
         columns = {name: np.asarray(v, np.float32).copy() for name, v in self.uncertainty.items()}
@@ -50,7 +64,11 @@ class InstanceSet:
             column.flags.writeable = False
         if n and not (np.isfinite(self.scores).all() and self.scores.min() >= 0 and self.scores.max() <= 1):
             raise ValueError("scores lie in [0, 1]")
-        for mask in (*self.masks, *(() if self.ignore is None else (self.ignore,))):
+        for mask in (
+            *self.masks,
+            *(c.mask for c in self.crowds),
+            *(() if self.ignore is None else (self.ignore,)),
+        ):
             if mask.shape != self.grid.shape:
                 raise ValueError(f"a mask of shape {mask.shape} does not lie on the grid {self.grid.shape}")
 
@@ -110,6 +128,7 @@ class InstanceSet:
             scores=self.scores[picks],
             uncertainty={name: column[picks] for name, column in self.uncertainty.items()},
             ignore=self.ignore,
+            crowds=self.crowds,
         )
 
     def plane(self, z: int) -> tuple[InstanceSet, NDArray[np.int64]]:
@@ -125,8 +144,20 @@ class InstanceSet:
             scores=chosen.scores,
             uncertainty=chosen.uncertainty,
             ignore=None if self.ignore is None else self.ignore.plane(z),
+            crowds=tuple(
+                Crowd(mask=cut, label=crowd.label)
+                for crowd in self.crowds
+                for cut in (crowd.mask.plane(z),)
+                if cut.area
+            ),
         )
         return flat, kept
+
+    def unmeasured(self, label: int | None = None) -> Mask | None:
+        """Return what ``ignore`` and the crowds of ``label`` (None: of every class) hold; None for nothing."""
+        regions = [] if self.ignore is None else [self.ignore]
+        regions += [crowd.mask for crowd in self.crowds if label is None or crowd.label == label]
+        return Mask.union(regions, self.grid.shape) if regions else None
 
     def __repr__(self) -> str:
         return f"InstanceSet({len(self)} instance(s), {self.grid})"

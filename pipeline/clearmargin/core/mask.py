@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,6 +78,22 @@ class Mask:
         size = " x ".join(str(n) for n in self.shape)
         box = " x ".join(f"{start}..{stop - 1}" for start, stop in zip(*self.box, strict=True))
         return f"Mask({self.area} of {size}{f', in {box}' if self.area else ''})"
+
+    @staticmethod
+    def union(masks: Sequence[Mask], shape: tuple[int, ...]) -> Mask:
+        """Return what any of ``masks``, all of a grid of ``shape``, holds; empty for none."""
+        held = [mask for mask in masks if mask.crop.size]
+        if len(held) == 1:
+            return held[0]
+        if not held:
+            return Mask(shape=shape, origin=(0,) * len(shape), crop=np.zeros((0,) * len(shape), bool))
+        low = np.min([mask.box[0] for mask in held], axis=0)
+        crop = np.zeros(np.max([mask.box[1] for mask in held], axis=0) - low, bool)
+        for mask in held:
+            crop[
+                tuple(slice(int(s.start - a), int(s.stop - a)) for s, a in zip(mask.slices, low, strict=True))
+            ] |= mask.crop
+        return Mask(shape=shape, origin=tuple(int(v) for v in low), crop=crop)
 
     @cached_property
     def area(self) -> int:

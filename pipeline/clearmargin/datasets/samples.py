@@ -42,7 +42,8 @@ class Read:
     @property
     def bytes(self) -> int:
         """Memory that it takes; a sample's image is the image's own."""
-        ignored = () if self.instances.ignore is None else (self.instances.ignore,)
+        crowds = tuple(crowd.mask for crowd in self.instances.crowds)
+        ignored = crowds if self.instances.ignore is None else (self.instances.ignore, *crowds)
         arrays = (self.image.pixels, *(m.crop for m in (*self.instances.masks, *ignored)))
         layers = 0 if self.sample is None else self.sample["layers"].nbytes
         return sum(int(array.nbytes) for array in arrays) + layers

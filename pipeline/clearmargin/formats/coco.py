@@ -1,10 +1,10 @@
-"""COCO JSON in and out: polygons, run lengths, crowds as ignore regions (cocodataset.org/#format-data)."""
+"""COCO JSON in and out: polygons, run lengths, crowds, lists of results (cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
+from clearmargin.core import Crowd, Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.formats.limits import max_bytes
 
-__all__ = ["CocoImage", "read_coco", "read_coco_images", "write_coco"]
+__all__ = ["CocoFile", "CocoImage", "open_coco", "read_coco", "read_coco_images", "write_coco"]
 
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError)
 _MAX_PIXELS = 2**28  # of one picture: a mask of it is a quarter of a GiB while it is read
@@ -29,26 +29,80 @@ class CocoImage:
 
     Attributes:
         file_name: As the file says.
-        instances: Its annotations; ``ignore`` is the union of its crowds. Labels are 1..K in the order of
-            ``classes``, whatever the category ids are.
+        instances: Its annotations, crowds apart. Labels are 1..K in the order of ``classes``, whatever the
+            category ids are.
         classes: Category names in order of their ids.
+        ids: ``(N,)`` int64, ids of the annotations, in the order of the instances; positions from 1 where the file
+            has none.
+        scored: Whether the annotations carry scores.
+        boxes_only: Whether some have no segmentation: their mask is their box.
     """
 
     file_name: str
     instances: InstanceSet
     classes: tuple[str, ...]
+    ids: NDArray[np.int64]
+    scored: bool
+    boxes_only: bool
 
 
-def read_coco_images(path: Path) -> list[CocoImage]:
+def read_coco_images(path: Path, *, images: Path | None = None) -> list[CocoImage]:
     """Return every image of a COCO file with its instances, on grids in px; images without annotations are
     empty.
 
+    Args:
+        path: A COCO file, or a list of results.
+        images: As for `open_coco`.
+
     Raises:
-        InputError: Not a COCO file, or an annotation that does not fit its image.
+        InputError: As `open_coco`, or an annotation that does not fit its image.
     """
-    content = _content(Path(path))
-    names = [str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
-    return [_image(content, entry, names) for entry in content["images"]]
+    file = open_coco(path, images=images)
+    return [file.read(k) for k in range(len(file.names))]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CocoFile:
+    """A COCO file, whose images are read one at a time.
+
+    Attributes:
+        names: ``file_name`` of each image.
+        classes: Category names in order of their ids.
+        results: Whether it is a list of results, which says nothing of images without any.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    results: bool
+    content: Mapping[str, Any] = field(repr=False)
+
+    def read(self, k: int) -> CocoImage:
+        """Return image ``k`` with its instances.
+
+        Raises:
+            InputError: An annotation that does not fit the image.
+        """
+        return _image(self.content, self.content["images"][k], self.classes)
+
+
+def open_coco(path: Path, *, images: Path | None = None) -> CocoFile:
+    """Return a COCO file, or a list of results as detectors write it.
+
+    Args:
+        path: The JSON file.
+        images: The COCO file that a list of results refers to by ``image_id`` and ``category_id``.
+
+    Raises:
+        InputError: Neither, or results that name an image or a category that ``images`` lacks.
+    """
+    content = _content(Path(path), None if images is None else Path(images))
+    names = tuple(str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"]))
+    return CocoFile(
+        names=tuple(str(e["file_name"]) for e in content["images"]),
+        classes=names,
+        results=bool(content.get("results")),
+        content=content,
+    )
 
 
 def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> InstanceSet:
@@ -87,7 +141,11 @@ def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> Ins
         masks=found.masks,
         labels=np.array(labels, np.int64),
         scores=found.scores,
-        ignore=found.ignore,
+        crowds=tuple(
+            Crowd(mask=crowd.mask, label=label_map.by_name(names[crowd.label - 1]).id)
+            for crowd in found.crowds
+            if names[crowd.label - 1] in label_map.names
+        ),
     )
 
 
@@ -100,8 +158,8 @@ def write_coco(
         path: The JSON file.
         images: ``(file_name, instances)`` with masks ``(Y, X)``.
         label_map: Becomes the categories.
-        polygons: Outlines without holes, for tools that read no run lengths; masks without holes come back
-            exactly where a polygon holds the pixels whose centres lie inside.
+        polygons: Outlines along the pixels' edges, without holes, for tools that read no run lengths; masks without
+            holes come back exactly, as here and in pycocotools.
     """
     content: dict[str, Any] = {"info": {"description": "Clear Margin; research use only"}}
     content["categories"] = [
@@ -115,9 +173,13 @@ def write_coco(
             entry = _annotation(mask, polygons=polygons)
             entry |= {"image_id": number, "category_id": int(instances.labels[i]), "iscrowd": 0}
             content["annotations"].append(entry | {"score": round(float(instances.scores[i]), 6)})
-        if instances.ignore is not None:
-            crowd = _annotation(instances.ignore, polygons=False)
-            content["annotations"].append(crowd | {"image_id": number, "category_id": 1, "iscrowd": 1})
+        crowds = list(instances.crowds)
+        if instances.ignore is not None:  # COCO has no region of every class
+            crowds += [Crowd(mask=instances.ignore, label=c.id) for c in label_map.classes]
+        for crowd in crowds:
+            entry = _annotation(crowd.mask, polygons=False)
+            entry |= {"image_id": number, "category_id": crowd.label, "iscrowd": 1}
+            content["annotations"].append(entry)
     for k, entry in enumerate(content["annotations"], start=1):
         entry["id"] = k
     draft = Path(path).with_name(f".{Path(path).name}.part")
@@ -137,17 +199,33 @@ def _annotation(mask: Mask, *, polygons: bool) -> dict[str, Any]:
     }
 
 
-def _content(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}'")
-    return _parsed(path, path.stat().st_mtime_ns)
+def _content(path: Path, images: Path | None = None) -> dict[str, Any]:
+    for file in (path, images):
+        if file is not None and not file.is_file():
+            raise InputError(f"there is no file '{file}'")
+    content = _parsed(path, path.stat().st_mtime_ns)
+    if "results" not in content:
+        return content
+    if images is None:
+        raise InputError(
+            f"'{path.name}' is a list of COCO results, which lists no images: give it as the prediction beside a COCO "
+            "file as the reference"
+        )
+    truth = _content(images)
+    return _placed(path, content["results"], truth)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _parsed(path: Path, _modified: int) -> dict[str, Any]:
     """Parse a file once for all its images: they are read one by one."""
     try:
         content = json.loads(path.read_text())
+        if isinstance(content, list):
+            if not all(
+                isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str) for entry in content
+            ):
+                raise TypeError("a list of something else")
+            return {"results": content}
         by_image: dict[int, list[dict[str, Any]]] = {}
         for annotation in content["annotations"]:
             by_image.setdefault(annotation["image_id"], []).append(annotation)
@@ -155,8 +233,31 @@ def _parsed(path: Path, _modified: int) -> dict[str, Any]:
         _ = [(by_image.get(e["id"]), e["file_name"], _size(e)) for e in content["images"]]
         _ = sorted({c["id"]: c["name"] for c in content["categories"]})
     except (*_DAMAGE, RecursionError) as error:
-        raise InputError(f"'{path.name}' is not a COCO file ({type(error).__name__})") from None
+        raise InputError(
+            f"'{path.name}' is neither a COCO file nor a list of COCO results ({type(error).__name__})"
+        ) from None
     return dict(content)
+
+
+def _placed(path: Path, results: Sequence[dict[str, Any]], truth: dict[str, Any]) -> dict[str, Any]:
+    """Return a list of results as the content of a COCO file with the images and categories of ``truth``."""
+    images, categories = {e["id"] for e in truth["images"]}, {c["id"] for c in truth["categories"]}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for k, entry in enumerate(results, start=1):
+        if entry["image_id"] not in images or not _is_one_of(entry.get("category_id"), categories):
+            what = "image_id" if entry["image_id"] not in images else "category_id"
+            raise InputError(
+                f"result {k} of '{path.name}' has an {what} that the reference does not list: it is of another data set"
+            )
+        by_image.setdefault(entry["image_id"], []).append(entry)
+    return {
+        "images": truth["images"], "categories": truth["categories"], "by_image": by_image, "results": True,
+    }  # fmt: skip
+
+
+def _is_one_of(value: Any, known: set[Any]) -> bool:
+    """Return whether a value of a JSON file, which may be a list, is one of some ids."""
+    return isinstance(value, int | str) and value in known
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int]:
@@ -171,48 +272,63 @@ def _size(entry: dict[str, Any]) -> tuple[int, int]:
     return size
 
 
-def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
+def _image(content: Mapping[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
     size = _size(entry)
     order = {c["id"]: k + 1 for k, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
-    masks, labels, scores = [], [], []
+    masks, labels, scores, ids = [], [], [], []
+    crowds: list[Crowd] = []
     held = 0
-    crowd: NDArray[np.bool_] | None = None
-    for k, annotation in enumerate(content["by_image"].get(entry["id"], [])):
+    of_image = content["by_image"].get(entry["id"], [])
+    for k, annotation in enumerate(of_image):
+        number = annotation.get("id")
+        shown = number if isinstance(number, int) else f"{k + 1} of its image"
         try:
-            mask = _mask(annotation["segmentation"], size)
+            mask = _mask(annotation, size)
             label = order[annotation["category_id"]]
-            score = _score(annotation)
+            score = float(annotation.get("score", 1.0))
         except _DAMAGE as error:
-            number = annotation.get("id")
-            shown = number if isinstance(number, int) else f"{k + 1} of its image"
             raise InputError(f"annotation {shown} is damaged ({type(error).__name__})") from None
+        if not 0 <= score <= 1:
+            raise InputError(
+                f"annotation {shown} has the score {score:g}; scores lie in [0, 1]: put logits through a sigmoid first"
+            )
         held += mask.crop.size
         if held > max_bytes():
             raise InputError("the annotations of one image are more than is read at once")
         if annotation.get("iscrowd"):
-            crowd = mask.dense() if crowd is None else crowd | mask.dense()
+            crowds.append(Crowd(mask=mask, label=label))
             continue
         masks.append(mask)
         labels.append(label)
         scores.append(score)
+        ids.append(number if isinstance(number, int) else k + 1)
     instances = InstanceSet(
         grid=Grid.from_spacing(size),
         masks=tuple(masks),
         labels=np.array(labels, np.int64),
         scores=np.array(scores, np.float32),
-        ignore=None if crowd is None else Mask.from_dense(crowd),
+        crowds=tuple(crowds),
     )
-    return CocoImage(file_name=str(entry["file_name"]), instances=instances, classes=tuple(names))
+    return CocoImage(
+        file_name=str(entry["file_name"]),
+        instances=instances,
+        classes=tuple(names),
+        ids=np.array(ids, np.int64),
+        scored=any("score" in annotation for annotation in of_image),
+        boxes_only=any(_is_box(annotation) for annotation in of_image),
+    )
 
 
-def _score(annotation: dict[str, Any]) -> float:
-    score = float(annotation.get("score", 1.0))
-    if not 0 <= score <= 1:
-        raise ValueError("a score lies in [0, 1]")
-    return score
+def _is_box(annotation: Mapping[str, Any]) -> bool:
+    return not annotation.get("segmentation") and "bbox" in annotation
 
 
-def _mask(segmentation: Any, size: tuple[int, int]) -> Mask:
+def _mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> Mask:
+    if _is_box(annotation):
+        left, top, width, height = (float(v) for v in annotation["bbox"])
+        corners = (left, top, left, top + height, left + width, top + height, left + width, top)
+        return _from_polygons([corners], size)
+    segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
         return _from_polygons(segmentation, size)
     if tuple(segmentation["size"]) != size:
@@ -258,31 +374,45 @@ def _uncompressed(text: str) -> list[int]:
 
 
 def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
-    """Return the pixels whose centres the polygons hold; x and y count from the picture's corner."""
-    from skimage.draw import polygon2mask
+    """Return the pixels that pycocotools gives polygons, in x and y from the picture's corner; by hotcoco.
 
-    dense = np.zeros(size, bool)
+    Source: pycocotools, ``common/maskApi.c``, ``rleFrPoly``: points on a raster five times as fine.
+    """
+    from hotcoco import mask as coco
+
     for flat in polygons:
         points = np.asarray(flat, np.float64).reshape(-1, 2)
         if len(points) < 3 or not np.isfinite(points).all() or np.abs(points).max() > _MAX_PIXELS:
             raise ValueError("a polygon has at least three points, and near its image")
-        low = np.floor(points.min(axis=0)).astype(int).clip(0, (size[1], size[0]))
-        high = np.ceil(points.max(axis=0)).astype(int).clip(0, (size[1], size[0]))
-        shape = (int(high[1] - low[1]), int(high[0] - low[0]))
-        if min(shape) > 0:
-            inside = polygon2mask(shape, (points - low)[:, ::-1] - 0.5)
-            dense[low[1] : high[1], low[0] : high[0]] |= inside
-    return Mask.from_dense(dense)
+    parts = [coco.fr_poly([float(v) for v in flat], *size) for flat in polygons]
+    return Mask.from_dense(coco.decode(coco.merge(parts))) if parts else Mask.from_dense(np.zeros(size, bool))
 
 
 def _outlines(mask: Mask) -> list[list[float]]:
-    """Return the outer outlines of a mask, half way between the centres of inner and outer pixels."""
+    """Return the outer outline of each part of a mask (by faces) along the edges of its pixels."""
     from scipy import ndimage
-    from skimage.measure import find_contours
 
-    filled = np.pad(ndimage.binary_fill_holes(mask.crop), 1)
-    corner = np.array(mask.origin) - 1 + 0.5
+    parts, count = ndimage.label(mask.crop)
+    top, left = mask.origin
     return [
-        [float(v) for v in (contour[:-1] + corner)[:, ::-1].ravel()]
-        for contour in find_contours(filled.astype(np.float32), 0.5)
+        [float(v) for y, x in _walk(np.pad(parts == k, 1)) for v in (x - 1 + left, y - 1 + top)]
+        for k in range(1, count + 1)
     ]
+
+
+def _walk(held: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the corners ``(y, x)`` at which the outline of one part turns, walked with the part on the right."""
+    y, x = (int(v) for v in np.argwhere(held)[0])
+    start = (y, x)
+    dy, dx = 0, 1  # along the upper edge of its first pixel
+    corners: list[tuple[int, int]] = []
+    while True:
+        y, x = y + dy, x + dx
+        ahead_left = held[y - (dy < dx), x - (dx + dy < 0)]
+        ahead_right = held[y - (dy + dx < 0), x - (dx < dy)]
+        if ahead_right and not ahead_left:
+            continue
+        corners.append((y, x))
+        dy, dx = (-dx, dy) if ahead_right else (dx, -dy)
+        if (y, x) == start:
+            return corners

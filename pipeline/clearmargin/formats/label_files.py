@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, Mask
 
-__all__ = ["LABEL_SUFFIXES", "Objects", "read_label_file"]
+__all__ = ["LABEL_SUFFIXES", "Objects", "masks_by_value", "parts_of", "read_label_file", "read_labels"]
 
 Objects = Literal["classes", "components", "instances"]
 """What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
@@ -41,24 +41,49 @@ def read_label_file(path: Path, objects: Objects) -> InstanceSet:
     Raises:
         InputError: The file cannot be read.
     """
-    name = path.name.lower()
-    if name.endswith(".dcm"):
+    if path.name.lower().endswith(".dcm"):
         from clearmargin.formats.dicom_seg_content import read_dicom_seg
 
         return read_dicom_seg(path)
-    if name.endswith((".png", ".bmp", ".tif", ".tiff")):
+    return _SPLIT[objects](*read_labels(path))
+
+
+def read_labels(path: Path) -> tuple[NDArray[np.integer], Grid]:
+    """Return the values of a label volume or picture and its grid; pictures are in px.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    if path.name.lower().endswith((".png", ".bmp", ".tif", ".tiff")):
         from clearmargin.formats.raster import read_label_raster
 
         labels = read_label_raster(path)
-        return _SPLIT[objects](labels, Grid.from_spacing(labels.shape))
+        return labels, Grid.from_spacing(labels.shape)
     from clearmargin.formats.volume import read_label_volume
 
-    return _SPLIT[objects](*read_label_volume(path))
+    return read_label_volume(path)
+
+
+def parts_of(mask: Mask) -> list[Mask]:
+    """Return the parts of a mask that hang together by faces, edges or corners; none for an empty one."""
+    from scipy.ndimage import find_objects, generate_binary_structure, label
+
+    if not mask.area:
+        return []
+    n = mask.crop.ndim
+    parts, _ = label(mask.crop, generate_binary_structure(n, n))
+    return [
+        Mask.from_crop(
+            parts[box] == k, tuple(o + s.start for o, s in zip(mask.origin, box, strict=True)), mask.shape
+        )
+        for k, box in enumerate(find_objects(parts), start=1)
+        if box is not None
+    ]
 
 
 def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each value; the value is its class."""
-    found = _by_value(labels, grid)
+    found = masks_by_value(labels, grid)
     return InstanceSet(
         grid=grid,
         masks=tuple(found.values()),
@@ -67,7 +92,7 @@ def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     )
 
 
-def _by_value(labels: NDArray[np.integer], grid: Grid) -> dict[int, Mask]:
+def masks_by_value(labels: NDArray[np.integer], grid: Grid) -> dict[int, Mask]:
     """Return the mask of each positive value, in order, at the cost of the boxes and not of a sort of the volume."""
     from scipy.ndimage import find_objects
 
@@ -84,15 +109,12 @@ def _by_value(labels: NDArray[np.integer], grid: Grid) -> dict[int, Mask]:
 
 def _components(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each part of each value that hangs together by faces, edges or corners."""
-    from scipy.ndimage import generate_binary_structure, label
-
-    classes = _classes(labels, grid)
     masks: list[Mask] = []
     values: list[int] = []
-    for mask, value in zip(classes.masks, classes.labels, strict=True):
-        parts, count = label(mask.crop, generate_binary_structure(grid.ndim, grid.ndim))
-        masks += [Mask.from_crop(parts == k, mask.origin, mask.shape) for k in range(1, count + 1)]
-        values += [int(value)] * count
+    for value, mask in masks_by_value(labels, grid).items():
+        parts = parts_of(mask)
+        masks += parts
+        values += [value] * len(parts)
     return InstanceSet(
         grid=grid,
         masks=tuple(masks),

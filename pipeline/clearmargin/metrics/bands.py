@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.compiled import compiled
+from clearmargin.core.slack import with_slack
 
 __all__ = ["round_band", "square_band"]
 
@@ -24,12 +25,12 @@ def round_band(
     Args:
         mask: ``(Z, Y, X)`` or ``(Y, X)``.
         spacing: Length of a step along each axis.
-        width: In the same unit; a hair (1e-9 of it) is allowed for rounding.
+        width: In the same unit (`with_slack`).
         edge: Whether what lies outside the array counts as not held.
     """
     volume = np.ascontiguousarray(mask if mask.ndim == 3 else mask[None])
     steps = spacing if mask.ndim == 3 else (2 * width, *spacing)  # one plane: the next would be out of reach
-    reach = width * (1 + 1e-9)
+    reach = with_slack(width)
     most = [min(int(reach / step), n) for step, n in zip(steps, volume.shape, strict=True)]
     if (2 * most[0] + 1) * (2 * most[1] + 1) <= _MOST_ROWS and reach / steps[-1] < 254:
         band = _row_band(volume, _half_widths(steps, reach, most[0], most[1]), edge)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Mask
+from clearmargin.core.slack import with_slack
+from clearmargin.errors import ConfigError
 from clearmargin.metrics.pair import MaskPair
 
 __all__ = [
@@ -31,7 +33,7 @@ def boundary_iou(pair: MaskPair, band: float) -> float:
     Both empty: 1. One empty: 0. Where both bands lie in an ignored region: 1.
 
     Raises:
-        ValueError: The band is below the smallest spacing.
+        ConfigError: The band is below the smallest spacing.
 
     Source: Cheng et al., "Boundary IoU", CVPR 2021, with Euclidean distance in millimetres where the paper
     has 3 x 3 erosions in pixels (`boundary_iou_published`).
@@ -51,7 +53,7 @@ def boundary_iou_published(pair: MaskPair, ratio: float = 0.02) -> float:
     Both empty: 1. One empty: 0.
 
     Raises:
-        ValueError: The grid is a volume.
+        ConfigError: The grid is a volume.
 
     Source: Cheng et al., "Boundary IoU", CVPR 2021, and its published code.
     """
@@ -80,14 +82,14 @@ def trimap_iou(pair: MaskPair, band: float) -> float:
     side of the reference's edge. Both empty: 1. One empty: 0 (for a spurious object there is no edge: 0).
 
     Raises:
-        ValueError: The band is below the smallest spacing.
+        ConfigError: The band is below the smallest spacing.
 
     Source: Kohli et al., IJCV 2009, restricted to one object and measured in the grid's unit.
     """
     check_band(pair.grid, band)
     if pair.either_empty:
         return float(pair.status == "tn")
-    margin = [int(band / s) + 1 for s in pair.spacing]
+    margin = [int(with_slack(band) / s) + 1 for s in pair.spacing]
     wide = [np.pad(mask, [(m, m) for m in margin]) for mask in (pair.predicted, pair.reference)]
     trimap = _inner_band(wide[1], pair.spacing, band) | _inner_band(~wide[1], pair.spacing, band, edge=False)
     inside = tuple(slice(m, -m) for m in margin)  # nothing of either mask lies in the margin
@@ -96,15 +98,15 @@ def trimap_iou(pair: MaskPair, band: float) -> float:
 
 
 def check_band(grid: Grid, band: float | None) -> None:
-    """Raise ValueError for a band that would hold nothing, or the published one (None) on a volume."""
+    """Raise ConfigError for a band that would hold nothing, or the published one (None) on a volume."""
     if band is None:
         if grid.ndim != 2:
-            raise ValueError(
+            raise ConfigError(
                 f"the published boundary IoU is defined for images, not for {grid}: "
                 f"give a band in {grid.unit}"
             )
-    elif not band >= min(grid.spacing) * (1 - 1e-9):
-        raise ValueError(
+    elif not with_slack(band) >= min(grid.spacing):
+        raise ConfigError(
             f"a band of {band:g} {grid.unit} is thinner than one element of {grid}: take a wider one"
         )
 
@@ -129,7 +131,7 @@ def boundary_mask(mask: Mask, grid: Grid, band: float | None) -> Mask:
     """Return the inner band of ``mask`` as a mask; ``band`` None for the published width in pixels.
 
     Raises:
-        ValueError: The band is below the smallest spacing, or the published one is asked of a volume.
+        ConfigError: The band is below the smallest spacing, or the published one is asked of a volume.
     """
     from clearmargin.metrics.bands import round_band, square_band
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from clearmargin.compiled import compiled
 
-__all__ = ["coco_matches", "common_count", "run_length_bytes"]
+__all__ = ["coco_matches", "common_count"]
 
 
 @compiled
@@ -42,56 +42,9 @@ def _meeting(start: int, extent: int, other_start: int, other_extent: int) -> tu
 
 
 @compiled
-def run_length_bytes(
-    crop: NDArray[np.bool_], origin: tuple[int, int, int], shape: tuple[int, int, int]
-) -> NDArray[np.uint8]:
-    """Return the COCO-compressed run lengths of the flattened dense mask, from its crop ``(Z, Y, X)`` alone.
-
-    Source: the variable-length code of pycocotools, ``common/maskApi.c`` (``rleToString``).
-    """
-    runs = np.empty(2 * crop.size + 3, np.int64)
-    n = 0
-    last = 0  # end of what is written so far
-    for z in range(crop.shape[0]):
-        for y in range(crop.shape[1]):
-            base = ((origin[0] + z) * shape[1] + origin[1] + y) * shape[2] + origin[2]
-            held = False
-            start = 0
-            for x in range(crop.shape[2] + 1):
-                now = x < crop.shape[2] and crop[z, y, x]
-                if now and not held:
-                    start = base + x
-                elif held and not now:
-                    if n and start == last:  # goes on from the row above
-                        runs[n - 1] += base + x - start
-                    else:
-                        runs[n] = start - last
-                        runs[n + 1] = base + x - start
-                        n += 2
-                    last = base + x
-                held = now
-    size = shape[0] * shape[1] * shape[2]
-    if last < size or n == 0:
-        runs[n] = size - last
-        n += 1
-    out = np.empty(10 * n, np.uint8)
-    length = 0
-    for i in range(n):
-        value = runs[i] - (runs[i - 2] if i > 2 else 0)
-        more = True
-        while more:
-            byte = value & 0x1F
-            value >>= 5
-            more = value != -1 if byte & 0x10 else value != 0
-            out[length] = (byte | 0x20 if more else byte) + 48
-            length += 1
-    return out[:length]
-
-
-@compiled
 def coco_matches(
     ious: NDArray[np.float64],
-    crowd: NDArray[np.float64],
+    crowds: int,
     uncounted: NDArray[np.bool_],
     outside: NDArray[np.bool_],
     thresholds: NDArray[np.float64],
@@ -99,37 +52,47 @@ def coco_matches(
     """Match one image's predictions of one class, in order of score, at each threshold, by COCO's rule.
 
     Args:
-        ious: ``(D, G)``.
-        crowd: ``(D,)`` share of each prediction in the ignored region, which takes any number of predictions.
-        uncounted: ``(G,)`` references of another size: taken only by what finds no other.
-        outside: ``(D,)`` predictions of another size: not false where they match nothing.
+        ious: ``(D, G + C)``: with the references, then the share of each prediction in each of C crowds, which
+            take any number of predictions.
+        crowds: C.
+        uncounted: ``(A, G)`` references outside each range of sizes: taken, as crowds are, only by what finds no
+            other.
+        outside: ``(A, D)`` predictions outside each range: not false where they match nothing.
         thresholds: ``(T,)``.
 
     Returns:
-        ``(T, D)`` whether a prediction matches, and ``(T, D)`` whether it does not count.
+        ``(A, T, D)`` whether a prediction matches, and ``(A, T, D)`` whether it does not count.
+
+    Source: pycocotools, ``COCOeval.evaluateImg``.
     """
-    total, references = ious.shape
-    matched = np.zeros((len(thresholds), total), np.bool_)
-    ignored = np.zeros((len(thresholds), total), np.bool_)
-    for t in range(len(thresholds)):
-        free = np.ones(references, np.bool_)
-        for d in range(total):
-            for wanted in (False, True):
-                best = min(thresholds[t], 1 - 1e-10)
-                partner = -1
-                for g in range(references):
-                    if free[g] and uncounted[g] == wanted and ious[d, g] >= best:
-                        best = ious[d, g]
-                        partner = g
-                if partner >= 0:
-                    free[partner] = False
-                    matched[t, d] = True
-                    ignored[t, d] = wanted
-                    break
-            if not matched[t, d]:
-                if crowd[d] >= min(thresholds[t], 1 - 1e-10):
-                    matched[t, d] = True
-                    ignored[t, d] = True
-                else:
-                    ignored[t, d] = outside[d]
+    ranges, total = outside.shape
+    columns = ious.shape[1]
+    references = columns - crowds
+    matched = np.zeros((ranges, len(thresholds), total), np.bool_)
+    ignored = np.zeros((ranges, len(thresholds), total), np.bool_)
+    for a in range(ranges):
+        for t in range(len(thresholds)):
+            free = np.ones(references, np.bool_)
+            for d in range(total):
+                for last in (False, True):
+                    best = min(thresholds[t], 1 - 1e-10)
+                    partner = -1
+                    for g in range(columns):
+                        crowd = g >= references
+                        if crowd or uncounted[a, g]:
+                            if not last:
+                                continue
+                        elif last:
+                            continue
+                        if (crowd or free[g]) and ious[d, g] >= best:
+                            best = ious[d, g]
+                            partner = g
+                    if partner >= 0:
+                        if partner < references:
+                            free[partner] = False
+                        matched[a, t, d] = True
+                        ignored[a, t, d] = last
+                        break
+                if not matched[a, t, d]:
+                    ignored[a, t, d] = outside[a, d]
     return matched, ignored

@@ -18,19 +18,19 @@ def count_error(
 ) -> int:
     """Return predicted minus reference number of instances, of one label or of all (None); 0 when both are empty.
 
-    Predictions below ``score_threshold`` are left out, as are those that lie in the ignored region by half or
-    more.
+    Predictions below ``score_threshold`` are left out, as are those that lie in the ignored region or a crowd of
+    their class by half or more.
 
     Source: by definition.
     """
-    from clearmargin.metrics.matching import ignored_share
+    from clearmargin.metrics.matching import neutral_share
 
     counted = [
         mask
         for mask, score, v in zip(predicted.masks, predicted.scores, predicted.labels, strict=True)
         if score >= score_threshold
         and (label is None or v == label)
-        and ignored_share(mask, reference.ignore) < 0.5
+        and neutral_share(mask, int(v), reference) < 0.5
     ]
     there = len(reference) if label is None else int(np.count_nonzero(reference.labels == label))
     return len(counted) - there

@@ -1,11 +1,14 @@
-"""COCO average precision of masks and boxes, by hotcoco."""
+"""COCO average precision of masks and boxes: COCO's matching, hotcoco's integration.
+
+An image leaves a few numbers for each prediction and no mask, so that a data set of any size is added up image by
+image (`PrecisionTally`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +18,23 @@ from clearmargin.core import InstanceSet, Mask
 __all__ = [
     "COCO_AREAS",
     "AveragePrecision",
+    "ImageMatches",
+    "PrecisionTally",
     "box_average_precision",
+    "detection_limit",
     "mask_average_precision",
+    "match_boxes",
+    "match_masks",
 ]
 
 Pairs = Iterable[tuple[InstanceSet, InstanceSet]]
 
 COCO_AREAS = (32.0**2, 96.0**2)
 """COCO's limits between small, medium and large objects, in elements."""
+
+_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_RANGES = ("all", "small", "medium", "large")
+_LIMIT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +52,12 @@ class AveragePrecision:
         ap_small: Of small references, and likewise medium and large.
         ap_medium: See ``ap_small``.
         ap_large: See ``ap_small``.
-        ar: Average recall, at ``max_detections`` per image.
+        ar: Average recall, at ``max_detections`` per image and class.
         by_class: ``ap`` for each label that occurs in the references.
-        references: Number of references counted.
+        ap50_by_class: ``ap50`` for each of them.
+        references: Number of references counted; crowds are not.
         predictions: Number of predictions.
+        max_detections: Predictions of a class that count in an image.
     """
 
     ap: float
@@ -54,33 +68,34 @@ class AveragePrecision:
     ap_large: float | None
     ar: float
     by_class: Mapping[int, float]
+    ap50_by_class: Mapping[int, float]
     references: int
     predictions: int
+    max_detections: int
 
 
 def mask_average_precision(
-    pairs: Pairs, *, areas: tuple[float, float] = COCO_AREAS, max_detections: int = 100
+    pairs: Pairs, *, areas: tuple[float, float] = COCO_AREAS, max_detections: int = _LIMIT
 ) -> AveragePrecision:
     """Return COCO's mask AP of (predicted, reference) pairs, one pair an image or a volume.
 
-    Volumes are evaluated through their run lengths: the IoU of two masks does not depend on how they are laid
-    out, and no dense stack is made.
+    A crowd is of its class alone; the ignored region is a crowd of every class.
 
     Args:
         pairs: Two sets on one grid for each image; either may be empty.
         areas: Limits between small, medium and large references, in elements (pixels or voxels).
-        max_detections: Predictions that count in an image, the highest scores first.
+        max_detections: Predictions of a class that count in an image, the highest scores first.
 
     Raises:
         ValueError: Two sets of a pair lie on grids of different shape.
 
-    Source: Lin et al., "Microsoft COCO", ECCV 2014; computed by hotcoco, whose numbers are pycocotools'.
+    Source: Lin et al., "Microsoft COCO", ECCV 2014; matching after pycocotools, integration by hotcoco.
     """
-    return _evaluate(list(pairs), "segm", areas, max_detections)
+    return _tallied(pairs, lambda p, r: match_masks(p, r, areas=areas), max_detections)
 
 
 def box_average_precision(
-    pairs: Pairs, *, areas: tuple[float, float] = COCO_AREAS, max_detections: int = 100
+    pairs: Pairs, *, areas: tuple[float, float] = COCO_AREAS, max_detections: int = _LIMIT
 ) -> AveragePrecision:
     """Return COCO's box AP of the masks' bounding boxes; for images only. See `mask_average_precision`.
 
@@ -88,135 +103,244 @@ def box_average_precision(
         ValueError: A grid is a volume (boxes in space have no COCO evaluation), or two grids of a pair
             differ.
     """
-    cases = list(pairs)
-    for _, reference in cases:
-        if reference.grid.ndim != 2:
-            raise ValueError(f"box AP is defined for images, not for {reference.grid}")
-    return _evaluate(cases, "bbox", areas, max_detections)
+    return _tallied(pairs, lambda p, r: match_boxes(p, r, areas=areas), max_detections)
 
 
-def _evaluate(
-    pairs: Sequence[tuple[InstanceSet, InstanceSet]],
-    kind: Literal["segm", "bbox"],
+def detection_limit(most_references: int) -> int:
+    """Return the predictions of a class that count in an image: COCO's 100, or as many as an image has references.
+
+    >>> detection_limit(7), detection_limit(369)
+    (100, 369)
+    """
+    return max(_LIMIT, most_references)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassMatches:
+    """What one image says of one class: D predictions, highest score first.
+
+    Attributes:
+        scores: ``(D,)`` float32.
+        matched: ``(A, T, D)`` bool, by range of sizes and threshold.
+        ignored: ``(A, T, D)`` bool, whether a prediction is neither right nor wrong.
+        references: ``(A,)`` int64, references that count.
+    """
+
+    scores: NDArray[np.float32]
+    matched: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    references: NDArray[np.int64]
+
+
+ImageMatches = Mapping[int, ClassMatches]
+"""By label: what an image adds to average precision."""
+
+
+def match_masks(
+    predicted: InstanceSet, reference: InstanceSet, *, areas: tuple[float, float] = COCO_AREAS
+) -> ImageMatches:
+    """Return one image's matches by mask IoU, for a `PrecisionTally`.
+
+    Raises:
+        ValueError: The sets lie on grids of different shape.
+    """
+    from clearmargin.metrics.matching import iou_matrix
+
+    check_shapes(predicted, reference)
+    ious = iou_matrix(predicted.masks, reference.masks, predicted.labels[:, None] == reference.labels)
+    sizes = np.array([mask.area for mask in predicted.masks], np.float64)
+    return match_by(predicted, reference, ious, mask_shares(predicted, reference), sizes, areas)
+
+
+def match_boxes(
+    predicted: InstanceSet, reference: InstanceSet, *, areas: tuple[float, float] = COCO_AREAS
+) -> ImageMatches:
+    """Return one image's matches by the IoU of bounding boxes, for a `PrecisionTally`.
+
+    A prediction's size is that of its box, a reference's that of its mask, as in pycocotools. A crowd is its box; of
+    the ignored region counts what it really holds.
+
+    Raises:
+        ValueError: The grid is a volume, or the sets lie on grids of different shape.
+    """
+    check_shapes(predicted, reference)
+    if reference.grid.ndim != 2:
+        raise ValueError(f"box AP is defined for images, not for {reference.grid}")
+    ours, theirs = _boxes(predicted.masks), _boxes(reference.masks)
+    sizes = np.prod(ours[:, 1] - ours[:, 0], axis=1).astype(np.float64)
+    common = _common(ours, theirs)
+    whole = sizes[:, None] + np.prod(theirs[:, 1] - theirs[:, 0], axis=1) - common
+    of_class: dict[int, NDArray[np.float64]] = {}
+    for label in np.unique(predicted.labels):
+        crowds = _common(ours, _boxes([c.mask for c in reference.crowds if c.label == label]))
+        if reference.ignore is not None:
+            held = [np.count_nonzero(reference.ignore.within(mask.slices)) for mask in predicted.masks]
+            crowds = np.column_stack([crowds, np.array(held, np.float64)])
+        of_class[int(label)] = crowds / np.maximum(sizes, 1)[:, None]
+    ious = np.where(common > 0, common / np.maximum(whole, 1), 0.0)
+    return match_by(predicted, reference, ious, of_class, sizes, areas)
+
+
+def mask_shares(predicted: InstanceSet, reference: InstanceSet) -> dict[int, NDArray[np.float64]]:
+    """Return by label ``(P, C)``: shares of predictions in each crowd of the label, and in the ignored region."""
+    from clearmargin.metrics.matching import ignored_share
+
+    shares = {}
+    for label in np.unique(predicted.labels):
+        regions = [c.mask for c in reference.crowds if c.label == label]
+        regions += [] if reference.ignore is None else [reference.ignore]
+        table = np.zeros((len(predicted), len(regions)))
+        for i in np.flatnonzero(predicted.labels == label):
+            table[i] = [ignored_share(predicted.masks[i], region) for region in regions]
+        shares[int(label)] = table
+    return shares
+
+
+def match_by(
+    predicted: InstanceSet,
+    reference: InstanceSet,
+    ious: NDArray[np.float64],
+    crowds: Mapping[int, NDArray[np.float64]],
+    sizes: NDArray[np.float64],
     areas: tuple[float, float],
-    max_detections: int,
-) -> AveragePrecision:
-    from hotcoco import COCO, COCOeval
+) -> ImageMatches:
+    """Return one image's matches by any IoU.
 
-    cases = checked(pairs)
-    labels = sorted({int(v) for pair in cases for instances in pair for v in instances.labels})
-    references = sum(len(reference) for _, reference in cases)
-    predictions = sum(len(predicted) for predicted, _ in cases)
-    if not references:
-        return without_references(predictions)
-    images: list[dict[str, Any]] = []
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for number, (predicted, reference) in enumerate(cases, start=1):
-        height, width = _flat_size(reference.grid.shape)
-        images.append({"id": number, "height": height, "width": width})
-        for mask, label in zip(reference.masks, reference.labels, strict=True):
-            truth.append(_annotation(mask, int(label), number, len(truth) + 1))
-        if reference.ignore is not None and reference.ignore.area:
-            truth += [
-                _annotation(reference.ignore, label, number, len(truth) + 1 + k) | {"iscrowd": 1}
-                for k, label in enumerate(labels)
-            ]
-        for mask, label, score in zip(predicted.masks, predicted.labels, predicted.scores, strict=True):
-            entry = _annotation(mask, int(label), number, len(found) + 1)
-            if kind == "bbox":  # a detection's size is its box's, a reference's the mask's, as in pycocotools
-                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-            found.append(entry | {"score": float(score)})
-    categories = [{"id": label, "name": str(label)} for label in labels]
-    base = {"images": images, "categories": categories}
-    evaluation = COCOeval(COCO(base | {"annotations": truth}), COCO(base | {"annotations": found}), kind)
-    params = evaluation.params
-    params.max_dets = [max_detections]
-    ranges = area_ranges(areas)
-    params.area_rng = [list(limits) for limits in ranges.values()]
-    params.area_rng_lbl = list(ranges)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return _from_accumulated(evaluation.eval, labels, references, predictions)
+    Args:
+        predicted: P predictions.
+        reference: R references.
+        ious: ``(P, R)``; looked at only where labels agree.
+        crowds: By label ``(P, C)``, shares in regions that take any number of predictions.
+        sizes: ``(P,)`` sizes of the predictions, in elements.
+        areas: See `mask_average_precision`.
+    """
+    from clearmargin.metrics.coco_kernels import coco_matches
+
+    held = np.array([mask.area for mask in reference.masks], np.float64)
+    limits = ((0.0, 1e15), (0.0, areas[0]), areas, (areas[1], 1e15))
+    out: dict[int, ClassMatches] = {}
+    for label in np.union1d(predicted.labels, reference.labels):
+        ours = np.flatnonzero(predicted.labels == label)
+        ours = ours[np.argsort(-predicted.scores[ours], kind="stable")]
+        theirs = np.flatnonzero(reference.labels == label)
+        shares = crowds[int(label)][ours] if len(ours) else np.zeros((0, 0))
+        beyond, outside = (
+            np.array([(v < low) | (v > high) for low, high in limits]).reshape(len(limits), -1)
+            for v in (held[theirs], sizes[ours])
+        )
+        table = np.ascontiguousarray(np.column_stack([ious[ours[:, None], theirs], shares]))
+        matched, ignored = coco_matches(table, shares.shape[1], beyond, outside, _THRESHOLDS)
+        out[int(label)] = ClassMatches(
+            scores=predicted.scores[ours],
+            matched=matched,
+            ignored=ignored,
+            references=np.count_nonzero(~beyond, axis=1).astype(np.int64),
+        )
+    return out
 
 
-def _from_accumulated(
-    accumulated: Any, labels: list[int], references: int, predictions: int
-) -> AveragePrecision:
-    """Read hotcoco's arrays: precision ``(T, R, K, A, M)``, recall ``(T, K, A, M)``; -1 marks what has no value."""
-    precision = np.asarray(accumulated["precision"])[..., -1]
-    recall = np.asarray(accumulated["recall"])[..., -1]
+class PrecisionTally:
+    """Average precision added up image by image; what it holds is a few numbers for each prediction."""
 
-    def mean(values: NDArray[np.float64]) -> float | None:
-        return float(values[values > -1].mean()) if (values > -1).any() else None
+    def __init__(self) -> None:
+        self._images: dict[int, list[ClassMatches]] = {}
+        self.most_references = 0
 
-    by_class = {label: mean(precision[:, :, k, 0]) for k, label in enumerate(labels)}
-    return AveragePrecision(
-        ap=mean(precision[..., 0]) or 0.0,
-        ap50=mean(precision[0, ..., 0]) or 0.0,
-        ap75=mean(precision[5, ..., 0]) or 0.0,
-        ap_small=mean(precision[..., 1]),
-        ap_medium=mean(precision[..., 2]),
-        ap_large=mean(precision[..., 3]),
-        ar=mean(recall[..., 0]) or 0.0,
-        by_class=MappingProxyType({label: value for label, value in by_class.items() if value is not None}),
-        references=references,
-        predictions=predictions,
-    )
+    def add(self, image: ImageMatches) -> None:
+        """Count one image."""
+        for label, matches in image.items():
+            self._images.setdefault(label, []).append(matches)
+        total = sum(int(matches.references[0]) for matches in image.values())
+        self.most_references = max(self.most_references, total)
+
+    def result(self, max_detections: int = _LIMIT, label: int | None = None) -> AveragePrecision:
+        """Return the average precision of the images so far, of one label or of all; see `mask_average_precision`."""
+        by_label = {k: images for k, images in self._images.items() if label is None or k == label}
+        predictions = sum(len(m.scores) for images in by_label.values() for m in images)
+        curves = {
+            (label, name): _curves(images, a, max_detections)
+            for label, images in by_label.items()
+            for a, name in enumerate(_RANGES)
+            if sum(int(m.references[a]) for m in images)
+        }
+        precision = {key: found[0] for key, found in curves.items()}
+        classes = sorted({label for label, name in curves if name == "all"})
+        if not classes:
+            return _without_references(predictions, max_detections)
+
+        def mean(name: str) -> float | None:
+            rows = [values for (_, of), values in precision.items() if of == name]
+            return float(np.mean(rows)) if rows else None
+
+        whole = np.array([precision[label, "all"] for label in classes])
+        return AveragePrecision(
+            ap=float(whole.mean()),
+            ap50=float(whole[:, 0].mean()),
+            ap75=float(whole[:, 5].mean()),
+            ap_small=mean("small"),
+            ap_medium=mean("medium"),
+            ap_large=mean("large"),
+            ar=float(np.mean([curves[label, "all"][1] for label in classes])),
+            by_class=MappingProxyType({label: float(precision[label, "all"].mean()) for label in classes}),
+            ap50_by_class=MappingProxyType({label: float(precision[label, "all"][0]) for label in classes}),
+            references=sum(int(m.references[0]) for images in by_label.values() for m in images),
+            predictions=predictions,
+            max_detections=max_detections,
+        )
 
 
-def without_references(predictions: int) -> AveragePrecision:
+def _curves(images: list[ClassMatches], a: int, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return average precision and recall at each threshold, both ``(T,)``."""
+    from hotcoco import metrics
+
+    references = sum(int(m.references[a]) for m in images)
+    scores = np.concatenate([m.scores[:most] for m in images]).astype(np.float64)
+    if not len(scores):
+        return np.zeros(len(_THRESHOLDS)), np.zeros(len(_THRESHOLDS))
+    order = np.argsort(-scores, kind="mergesort")
+    matched = np.concatenate([m.matched[a, :, :most] for m in images], axis=1)[:, order]
+    ignored = np.concatenate([m.ignored[a, :, :most] for m in images], axis=1)[:, order]
+    values = [
+        metrics.average_precision(scores[order], matched[t], num_gt=references, ignored=ignored[t])
+        for t in range(len(_THRESHOLDS))
+    ]
+    recall = np.count_nonzero(matched & ~ignored, axis=1) / references
+    return np.maximum(np.array(values, np.float64), 0.0), recall
+
+
+def _without_references(predictions: int, max_detections: int) -> AveragePrecision:
     value = float(predictions == 0)
     return AveragePrecision(
         ap=value, ap50=value, ap75=value, ap_small=None, ap_medium=None, ap_large=None, ar=value,
-        by_class=MappingProxyType({}), references=0, predictions=predictions,
+        by_class=MappingProxyType({}), ap50_by_class=MappingProxyType({}), references=0,
+        predictions=predictions, max_detections=max_detections,
     )  # fmt: skip
 
 
-def checked(pairs: Pairs) -> list[tuple[InstanceSet, InstanceSet]]:
-    cases = list(pairs)
-    for predicted, reference in cases:
-        if predicted.grid.shape != reference.grid.shape:
-            raise ValueError(
-                f"predicted instances lie on {predicted.grid}, reference instances on {reference.grid}"
-            )
-    return cases
+def _tallied(
+    pairs: Pairs, match: Callable[[InstanceSet, InstanceSet], ImageMatches], max_detections: int
+) -> AveragePrecision:
+    tally = PrecisionTally()
+    for predicted, reference in pairs:
+        tally.add(match(predicted, reference))
+    return tally.result(max_detections)
 
 
-def area_ranges(areas: tuple[float, float]) -> dict[str, tuple[float, float]]:
-    return {"all": (0.0, 1e15), "small": (0.0, areas[0]), "medium": areas, "large": (areas[1], 1e15)}
+def check_shapes(predicted: InstanceSet, reference: InstanceSet) -> None:
+    """Raise ValueError for two sets on grids of different shape."""
+    if predicted.grid.shape != reference.grid.shape:
+        raise ValueError(
+            f"predicted instances lie on {predicted.grid}, reference instances on {reference.grid}"
+        )
 
 
-def _flat_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the (height, width) of the image whose columns are the grid's rows, one after the other."""
-    return shape[-1], int(np.prod(shape[:-1]))
+def _boxes(masks: Iterable[Mask]) -> NDArray[np.int64]:
+    """Return ``(N, 2, 2)`` starts and stops."""
+    return np.array([mask.box for mask in masks], np.int64).reshape(-1, 2, 2)
 
 
-def _annotation(mask: Mask, label: int, image: int, number: int) -> dict[str, Any]:
-    height, width = _flat_size(mask.shape)
-    entry: dict[str, Any] = {
-        "id": number,
-        "image_id": image,
-        "category_id": label,
-        "segmentation": {"size": [height, width], "counts": flat_runs(mask)},
-        "area": float(mask.area),
-        "iscrowd": 0,
-    }
-    if len(mask.shape) == 2:
-        (y, x), (bottom, right) = mask.box
-        entry["bbox"] = [float(x), float(y), float(right - x), float(bottom - y)]
-    return entry
-
-
-def flat_runs(mask: Mask) -> bytes:
-    """Return COCO's compressed run lengths of the flattened dense mask, from the crop alone.
-
-    >>> flat_runs(Mask.from_dense([[0, 1, 1], [1, 0, 0]]))  # 1 zero, 3 ones, 2 zeros
-    b'132'
-    """
-    from clearmargin.metrics.coco_kernels import run_length_bytes
-
-    volume = mask.crop if mask.crop.ndim == 3 else mask.crop[None]
-    z, y, x = mask.origin if mask.crop.ndim == 3 else (0, *mask.origin)
-    depth, height, width = mask.shape if mask.crop.ndim == 3 else (1, *mask.shape)
-    return run_length_bytes(volume, (z, y, x), (depth, height, width)).tobytes()
+def _common(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return ``(P, R)`` areas that boxes share."""
+    low = np.maximum(ours[:, None, 0], theirs[None, :, 0])
+    high = np.minimum(ours[:, None, 1], theirs[None, :, 1])
+    return np.asarray(np.prod(np.maximum(high - low, 0), axis=-1), np.float64)

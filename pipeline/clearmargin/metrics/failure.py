@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 
 __all__ = ["Referral", "aurc", "ause", "e_aurc", "error_auroc", "refer", "risk_coverage"]
@@ -162,7 +163,7 @@ def refer(
     doubt, loss = _columns(uncertainty, risk)
     n = len(doubt)
     order = np.argsort(doubt, kind="stable")
-    good = np.cumsum(loss[order] <= limit)
+    good = np.cumsum(loss[order] <= with_slack(limit))
     last_of_tie = np.diff(doubt[order], append=np.inf) > 0
     kept = np.arange(1, n + 1)
     enough = np.flatnonzero(last_of_tie & (good >= within * kept - 1e-9))

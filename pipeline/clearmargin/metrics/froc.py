@@ -53,7 +53,7 @@ def froc(pairs: Iterable[tuple[InstanceSet, InstanceSet]], *, iou_threshold: flo
     """Return the FROC curve of (predicted, reference) pairs, one pair an image.
 
     A reference is found when a prediction of its label matches it at ``iou_threshold``, greedily by score,
-    each reference once; predictions in the ignored region are neither found nor false.
+    each reference once; predictions in the ignored region or a crowd of their class are neither found nor false.
 
     Raises:
         ValueError: No image at all, or two grids of a pair differ.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.core.reprs import short_repr
+from clearmargin.core.slack import with_slack
 from clearmargin.metrics.pair import Status
 
 __all__ = ["LandmarkErrors", "landmark_errors"]
@@ -37,7 +38,7 @@ class LandmarkErrors:
     def success_rate(self, tolerance: float) -> float:
         """Return the share of existing landmarks found within ``tolerance`` (inclusive); 1 where none exists."""
         existing = np.array([s in ("tp", "fn") for s in self.statuses], bool)
-        hit = np.array([s == "tp" for s in self.statuses], bool) & (self.errors <= tolerance)
+        hit = np.array([s == "tp" for s in self.statuses], bool) & (self.errors <= with_slack(tolerance))
         return float(hit.sum() / existing.sum()) if existing.any() else 1.0
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "match_greedily",
     "match_instances",
     "match_optimally",
+    "neutral_share",
 ]
 
 
@@ -33,8 +34,8 @@ class Matches:
         spurious: Positions of the predictions without a partner, int64.
         missed: Positions of the references without a partner, int64; one that lies in the ignored region as a
             whole is not missed.
-        ignored: Positions of the predictions without a partner that lie in the reference's ignored region, by
-            half of their area or more: neither right nor wrong.
+        ignored: Positions of the predictions without a partner that lie in the reference's ignored region, or in a
+            crowd of their class, by half of their area or more: neither right nor wrong.
     """
 
     pairs: NDArray[np.int64]
@@ -59,7 +60,10 @@ def match_instances(predicted: InstanceSet, reference: InstanceSet, *, iou_thres
     order = np.argsort(-predicted.scores, kind="stable")
     partners = match_greedily(ious[order], iou_threshold)
     chosen = [(int(i), int(j)) for i, j in zip(order, partners, strict=True) if j >= 0]
-    return _matches(predicted, reference, chosen, ious)
+    shares = [
+        neutral_share(m, int(v), reference) for m, v in zip(predicted.masks, predicted.labels, strict=True)
+    ]
+    return _matches(reference, chosen, ious, np.array(shares) >= 0.5)
 
 
 def match_optimally(
@@ -67,8 +71,9 @@ def match_optimally(
 ) -> Matches:
     """Match so that the sum of IoU over pairs at or above ``iou_threshold`` is the largest possible.
 
-    Scores play no part. ``strict`` asks for an IoU above the threshold, as panoptic quality does at 0.5. IoU
-    is taken outside the reference's ignored region. Either set may be empty.
+    Scores play no part. ``strict`` asks for an IoU above the threshold, as panoptic quality does at 0.5, and for
+    more than half of a prediction in all that is not measured of its class together. IoU is taken outside the
+    reference's ignored region. Either set may be empty.
 
     Raises:
         ValueError: The sets lie on grids of different shape, or the threshold is not in (0, 1].
@@ -81,7 +86,13 @@ def match_optimally(
     allowed = ious > iou_threshold if strict else ious >= iou_threshold
     rows, columns = linear_sum_assignment(np.where(allowed, ious, 0.0), maximize=True)
     chosen = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j]]
-    return _matches(predicted, reference, chosen, ious)
+    each = list(zip(predicted.masks, (int(v) for v in predicted.labels), strict=True))
+    if strict:
+        regions = {label: reference.unmeasured(label) for _, label in each}
+        neutral = np.array([ignored_share(mask, regions[label]) for mask, label in each]) > 0.5
+    else:
+        neutral = np.array([neutral_share(mask, label, reference) for mask, label in each]) >= 0.5
+    return _matches(reference, chosen, ious, neutral)
 
 
 def match_greedily(ious: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
@@ -140,6 +151,12 @@ def ignored_share(mask: Mask, ignore: Mask | None) -> float:
     return mask.intersection(ignore) / mask.area
 
 
+def neutral_share(mask: Mask, label: int, reference: InstanceSet) -> float:
+    """Return the largest share of a prediction in the ignored region or in one crowd of its class; 0 for none."""
+    crowds = [crowd.mask for crowd in reference.crowds if crowd.label == label]
+    return max((ignored_share(mask, region) for region in (reference.ignore, *crowds)), default=0.0)
+
+
 def _comparable_ious(predicted: InstanceSet, reference: InstanceSet, threshold: float) -> NDArray[np.float64]:
     """Return the IoU matrix with 0 where labels differ, and refuse what cannot be compared."""
     if predicted.grid.shape != reference.grid.shape:
@@ -163,17 +180,20 @@ def _outside(masks: Sequence[Mask], ignore: Mask | None) -> Sequence[Mask]:
 
 
 def _matches(
-    predicted: InstanceSet, reference: InstanceSet, chosen: list[tuple[int, int]], ious: NDArray[np.float64]
+    reference: InstanceSet,
+    chosen: list[tuple[int, int]],
+    ious: NDArray[np.float64],
+    neutral: NDArray[np.bool_],
 ) -> Matches:
     pairs = np.array(sorted(chosen), np.int64).reshape(-1, 2)
-    left = np.setdiff1d(np.arange(len(predicted)), pairs[:, 0])
-    shares = np.array([ignored_share(predicted.masks[i], reference.ignore) for i in left])
+    left = np.setdiff1d(np.arange(len(ious)), pairs[:, 0])
+    skipped = neutral[left] if left.size else np.zeros(0, bool)
     unfound = np.setdiff1d(np.arange(len(reference)), pairs[:, 1])
     countable = [ignored_share(reference.masks[j], reference.ignore) < 1 for j in unfound]
     return Matches(
         pairs=pairs,
         ious=ious[pairs[:, 0], pairs[:, 1]],
-        spurious=left[shares < 0.5] if left.size else left,
+        spurious=left[~skipped],
         missed=unfound[countable] if unfound.size else unfound,
-        ignored=left[shares >= 0.5] if left.size else left,
+        ignored=left[skipped],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -89,6 +90,14 @@ class Protocol:
             raise ConfigError(f"no surface model '{self.surface}': {nearest(self.surface, SURFACES)}")
         for name in ("metrics", "tolerances", "bands", "trimaps"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for what, lengths in (("tolerance", self.tolerances), ("band", self.bands), ("trimap", self.trimaps)):
+            for length in lengths:
+                least = "at least 0" if what == "tolerance" else "over 0"
+                if not math.isfinite(length) or length < 0 or (length == 0 and what != "tolerance"):
+                    raise ConfigError(f"a {what} is a length {least}, not {length:g}")
+        cap = self.distance_cap
+        if cap is not None and not (math.isfinite(cap) and cap > 0):
+            raise ConfigError(f"a distance cap is a length over 0, not {cap:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,12 @@
 """Exact distances between two sets of lattice points.
 
 Most surfaces lie close together, so the rows around a query are looked at first, nearest row first; each row
-knows how far its next target is (`row_gaps`), and the search ends at the first row that is farther away than
-what was found. What is not settled after some hundred rows, where surfaces are far apart, is handed with its
-bound to a tree of boxes over the targets in Morton order. Both are exact, and both give the same numbers.
+knows how far its next target is, and the search ends at the first row that is farther away than what was found. What is
+not settled after some hundred rows, where surfaces are far apart, gets its distance by passes along x, y and z over the
+boxes of these queries and of the targets. Both are exact, and both give the same numbers.
 """
+
+# ruff: noqa: PLR0912 -- what is compiled is written flat
 
 from __future__ import annotations
 
@@ -19,13 +21,12 @@ from numpy.typing import NDArray
 
 from clearmargin.compiled import compiled
 
-__all__ = ["nearest_distances", "run_parts"]
+__all__ = ["nearest_distances", "run_parts", "use_threads"]
 
-_LEAF = 8  # points in a leaf of the tree
-_ROWS = 512  # rows looked at before the tree is asked
+_ROWS = 60  # rows looked at before the passes are made
 _FAR = 255  # a gap of this many elements or more
 _WORTH_A_THREAD = 20_000  # queries; a thread's start costs about 50 microseconds
-_CORES = min(os.cpu_count() or 1, 8)
+_threads = min(os.cpu_count() or 1, 8)
 
 Steps = tuple[float, float, float]
 
@@ -48,30 +49,33 @@ def nearest_distances(
     """
     known = np.zeros(len(queries), bool) if skip is None else skip
     steps = np.array(spacing, np.float64)
-    gaps = _row_gaps(targets, shape)
     rows, squares = _row_offsets(spacing)
+    box = _box(targets)
     squared = np.zeros(len(queries))
-    open_ended = np.zeros(len(queries), bool)
-    run_parts(
-        lambda part: _search_rows(
-            queries[part], known[part], gaps, rows, squares, steps, squared[part], open_ended[part]
-        ),
-        len(queries),
-    )
+    open_ended = _beyond(queries, known, box, steps, squares[-1])
+    if not open_ended.all():
+        gaps = _row_gaps(targets, shape)
+        run_parts(
+            lambda part: _search_rows(
+                queries[part], known[part], gaps, rows, squares, steps, squared[part], open_ended[part]
+            ),
+            len(queries),
+        )
     left = np.flatnonzero(open_ended)
     if left.size:
-        left = left[np.argsort(_morton_keys(queries[left]), kind="stable")]
-        ordered = targets[np.argsort(_morton_keys(targets), kind="stable")]
-        boxes = _boxes(ordered, 1 << max(0, (len(ordered) + _LEAF - 1) // _LEAF - 1).bit_length())
-        bounds, points = squared[left], queries[left]
-        run_parts(lambda part: _search_tree(points[part], ordered, boxes, steps, bounds[part]), len(left))
-        squared[left] = bounds
+        squared[left] = _by_passes(queries[left], targets, box, steps)
     return np.sqrt(squared)
 
 
-def run_parts(work: Callable[[slice], None], n: int) -> None:
-    """Call ``work`` on slices that make up ``range(n)``, in threads where there is enough to do."""
-    threads = min(_CORES, max(1, n // _WORTH_A_THREAD))
+def use_threads(most: int) -> None:
+    """Use at most so many threads from now on: a process that is one of several needs one."""
+    global _threads  # noqa: PLW0603 -- of the process, not of a call
+    _threads = most
+
+
+def run_parts(work: Callable[[slice], None], n: int, worth: int = _WORTH_A_THREAD) -> None:
+    """Call ``work`` on slices that make up ``range(n)``, in threads where there are ``worth`` for each."""
+    threads = min(_threads, max(1, n // worth))
     cuts = [n * k // threads for k in range(threads + 1)]
     parts = [slice(a, b) for a, b in pairwise(cuts)]
     if threads == 1:
@@ -98,6 +102,40 @@ def _row_gaps(targets: NDArray[np.int32], shape: tuple[int, int, int]) -> NDArra
     gaps = np.full(shape, _FAR, np.uint8)
     _fill_gaps(targets, gaps)
     return gaps
+
+
+@compiled
+def _box(points: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return ``(2, 3)`` first and last indices of points, at least one."""
+    box = np.empty((2, 3), np.int64)
+    box[0] = points[0]
+    box[1] = points[0]
+    for i in range(len(points)):
+        for axis in range(3):
+            v = points[i, axis]
+            box[0, axis] = min(box[0, axis], v)
+            box[1, axis] = max(box[1, axis], v)
+    return box
+
+
+@compiled
+def _beyond(
+    queries: NDArray[np.int32],
+    skip: NDArray[np.bool_],
+    box: NDArray[np.int64],
+    steps: NDArray[np.float64],
+    limit: float,
+) -> NDArray[np.bool_]:
+    """Return which queries lie farther from the targets' box than rows are looked at."""
+    out = np.zeros(len(queries), np.bool_)
+    for i in range(len(queries)):
+        squared = 0.0
+        for axis in range(3):
+            v = queries[i, axis]
+            away = max(box[0, axis] - v, v - box[1, axis], 0) * steps[axis]
+            squared += away * away
+        out[i] = squared > limit and not skip[i]
+    return out
 
 
 @compiled
@@ -137,7 +175,7 @@ def _search_rows(
     sure = (255 * steps[2]) ** 2
     along = steps[2] * steps[2]
     for q in range(len(queries)):
-        if skip[q]:
+        if skip[q] or open_ended[q]:
             continue
         z, y, x = queries[q, 0], queries[q, 1], queries[q, 2]
         best = np.inf
@@ -156,104 +194,127 @@ def _search_rows(
         open_ended[q] = not settled or best > sure
 
 
-@compiled
-def _morton_keys(points: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """Return the place of each lattice point of up to 21 bits along the Morton curve."""
-    keys = np.empty(len(points), np.uint64)
-    for i in range(len(points)):
-        key = np.uint64(0)
-        for axis in range(3):
-            v = np.uint64(points[i, axis]) & np.uint64(0x1FFFFF)
-            v = (v | (v << np.uint64(32))) & np.uint64(0x1F00000000FFFF)
-            v = (v | (v << np.uint64(16))) & np.uint64(0x1F0000FF0000FF)
-            v = (v | (v << np.uint64(8))) & np.uint64(0x100F00F00F00F00F)
-            v = (v | (v << np.uint64(4))) & np.uint64(0x10C30C30C30C30C3)
-            v = (v | (v << np.uint64(2))) & np.uint64(0x1249249249249249)
-            key |= v << np.uint64(axis)
-        keys[i] = key
-    return keys
-
-
-@compiled
-def _boxes(points: NDArray[np.int32], leaves: int) -> NDArray[np.int32]:
-    """Return ``(2 * leaves, 6)`` low and high corners; box ``i`` holds boxes ``2i`` and ``2i + 1``, leaves last."""
-    far = np.int32(1 << 28)
-    boxes = np.empty((2 * leaves, 6), np.int32)
-    for leaf in range(leaves):
-        box = boxes[leaves + leaf]
-        box[:] = far  # an empty leaf is far from everything
-        for i in range(leaf * _LEAF, min(len(points), leaf * _LEAF + _LEAF)):
-            for axis in range(3):
-                v = points[i, axis]
-                box[axis] = v if i == leaf * _LEAF else min(box[axis], v)
-                box[3 + axis] = v if i == leaf * _LEAF else max(box[3 + axis], v)
-    for node in range(leaves - 1, 0, -1):
-        left, right = boxes[2 * node], boxes[2 * node + 1]
-        for axis in range(3):
-            boxes[node, axis] = min(left[axis], right[axis])
-            boxes[node, 3 + axis] = (
-                left[3 + axis] if right[axis] == far else max(left[3 + axis], right[3 + axis])
-            )
-    return boxes
-
-
-@compiled
-def _to_box(z: int, y: int, x: int, boxes: NDArray[np.int32], node: int, steps: NDArray[np.float64]) -> float:
-    """Return the squared distance from a point to a box; 0 inside."""
-    dz = max(boxes[node, 0] - z, z - boxes[node, 3], 0) * steps[0]
-    dy = max(boxes[node, 1] - y, y - boxes[node, 4], 0) * steps[1]
-    dx = max(boxes[node, 2] - x, x - boxes[node, 5], 0) * steps[2]
-    return float(dz * dz + dy * dy + dx * dx)
-
-
-@compiled
-def _search_tree(
+def _by_passes(
     queries: NDArray[np.int32],
-    points: NDArray[np.int32],
-    boxes: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    box: NDArray[np.int64],
+    steps: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return squared distances by passes along x, y and z; time and memory grow with the two boxes."""
+    around = _box(queries)
+    depth = int(box[1, 0] - box[0, 0]) + 1
+    height, width = (int(v) + 1 for v in (around[1] - around[0])[1:])
+    planes = np.empty((height, width, depth))  # along z last, as the queries read it
+    starts = np.searchsorted(targets[:, 0], np.arange(box[0, 0], box[1, 0] + 2))
+    run_parts(
+        lambda part: _pass_planes(targets, starts, part.start, part.stop, box, around, steps, planes),
+        depth,
+        max(1, _WORTH_A_THREAD * 10 // (height * width + 1)),
+    )
+    squared = np.empty(len(queries))
+    run_parts(
+        lambda part: _pass_columns(queries[part], planes, box, around, steps, squared[part]), len(queries)
+    )
+    return squared
+
+
+@compiled
+def _pass_planes(
+    targets: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    first: int,
+    stop: int,
+    box: NDArray[np.int64],
+    around: NDArray[np.int64],
+    steps: NDArray[np.float64],
+    planes: NDArray[np.float64],
+) -> None:
+    """Write for planes ``first`` to ``stop`` of the targets' box the squared distance to their targets.
+
+    Source: Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions", Theory of Computing 2012.
+    """
+    tall = box[1, 1] - box[0, 1] + 1
+    height, width = planes.shape[0], planes.shape[1]
+    left = around[0, 2]
+    along = np.empty((width, tall))  # squared distances within each row of the plane that holds targets
+    held = np.empty(tall, np.int64)
+    vertex = np.empty(tall, np.float64)
+    value = np.empty(tall, np.float64)
+    until = np.empty(tall + 1, np.float64)
+    for plane in range(first, stop):
+        rows = 0
+        i = starts[plane]
+        end = starts[plane + 1]
+        while i < end:
+            y = targets[i, 1]
+            j = i
+            while j < end and targets[j, 1] == y:
+                j += 1
+            k = i
+            for x in range(width):
+                at = x + left
+                while k + 1 < j and abs(targets[k + 1, 2] - at) <= abs(targets[k, 2] - at):
+                    k += 1
+                away = (targets[k, 2] - at) * steps[2]
+                along[x, rows] = away * away
+            held[rows] = y
+            rows += 1
+            i = j
+        for x in range(width):
+            if rows == 0:
+                for y in range(height):
+                    planes[y, x, plane] = np.inf
+                continue
+            n = 0  # the lower envelope of the rows' parabolas
+            for r in range(rows):
+                here = held[r] * steps[1]
+                cost = along[x, r]
+                from_here = -np.inf
+                while n > 0:
+                    before = vertex[n - 1]
+                    from_here = (cost - value[n - 1] + here * here - before * before) / (2 * (here - before))
+                    if from_here > until[n - 1]:
+                        break
+                    n -= 1
+                if n == 0:
+                    from_here = -np.inf
+                vertex[n] = here
+                value[n] = cost
+                until[n] = from_here
+                n += 1
+            k = 0
+            for y in range(height):
+                place = (y + around[0, 1]) * steps[1]
+                while k + 1 < n and until[k + 1] < place:
+                    k += 1
+                away = place - vertex[k]
+                planes[y, x, plane] = value[k] + away * away
+
+
+@compiled
+def _pass_columns(
+    queries: NDArray[np.int32],
+    planes: NDArray[np.float64],
+    box: NDArray[np.int64],
+    around: NDArray[np.int64],
     steps: NDArray[np.float64],
     squared: NDArray[np.float64],
 ) -> None:
-    """Lower each query's squared distance to the exact one; every query starts from its neighbour's answer."""
-    leaves = len(boxes) // 2
-    stack = np.empty(64, np.int64)
-    bounds = np.empty(64, np.float64)
-    nearest = 0
+    """Write each query's squared distance: the least over the planes, the nearest planes first."""
+    depth = planes.shape[2]
     for q in range(len(queries)):
-        z, y, x = queries[q, 0], queries[q, 1], queries[q, 2]
-        dz, dy = (points[nearest, 0] - z) * steps[0], (points[nearest, 1] - y) * steps[1]
-        dx = (points[nearest, 2] - x) * steps[2]
-        best = min(squared[q], dz * dz + dy * dy + dx * dx)
-        top = 1
-        stack[0] = 1
-        bounds[0] = 0.0
-        while top:
-            top -= 1
-            node = stack[top]
-            if bounds[top] >= best:
-                continue
-            while node < leaves:  # go down the nearer side, keep the other for later
-                left, right = 2 * node, 2 * node + 1
-                to_left = _to_box(z, y, x, boxes, left, steps)
-                to_right = _to_box(z, y, x, boxes, right, steps)
-                near, far, to_near, to_far = left, right, to_left, to_right
-                if to_right < to_left:
-                    near, far, to_near, to_far = right, left, to_right, to_left
-                if to_far < best:
-                    stack[top] = far
-                    bounds[top] = to_far
-                    top += 1
-                if to_near >= best:
-                    break
-                node = near
-            else:
-                first = (node - leaves) * _LEAF
-                for i in range(first, min(len(points), first + _LEAF)):
-                    dz = (points[i, 0] - z) * steps[0]
-                    dy = (points[i, 1] - y) * steps[1]
-                    dx = (points[i, 2] - x) * steps[2]
-                    d = dz * dz + dy * dy + dx * dx
-                    if d < best:
-                        best = d
-                        nearest = i
+        z = queries[q, 0] - box[0, 0]
+        column = planes[queries[q, 1] - around[0, 1], queries[q, 2] - around[0, 2]]
+        best = np.inf
+        nearest = max(0, min(z, depth - 1))
+        for k in range(nearest, depth):
+            away = (k - z) * steps[0]
+            if away * away >= best:
+                break
+            best = min(best, column[k] + away * away)
+        for k in range(nearest - 1, -1, -1):
+            away = (z - k) * steps[0]
+            if away * away >= best:
+                break
+            best = min(best, column[k] + away * away)
         squared[q] = best

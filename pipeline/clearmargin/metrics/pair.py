@@ -14,12 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from clearmargin.core import Grid, Mask
 from clearmargin.core.grid import Unit
 from clearmargin.core.reprs import short_repr
+from clearmargin.core.slack import with_slack
 from clearmargin.errors import GeometryError, InputError
 
 __all__ = ["DirectedDistances", "MaskPair", "Status"]
 
 Status = Literal["tp", "fn", "fp", "tn"]
 
+_SHARE_SLACK = 1e-9  # of a share of the area, for the rounding of its sum
 _ONE_PLANE = 1e9  # the step between planes where there is only one
 
 
@@ -64,12 +66,12 @@ class DirectedDistances:
         ordered, running = self._sorted
         if not self.total:
             return 0.0
-        at = int(np.searchsorted(running / running[-1], percent / 100))
+        at = int(np.searchsorted(running / running[-1], percent / 100 - _SHARE_SLACK))
         return float(ordered[min(at, len(ordered) - 1)])
 
     def area_within(self, tolerance: float) -> float:
-        """Return the area of the elements at distance ``tolerance`` or less."""
-        return float(self.areas[self.distances <= tolerance].sum())
+        """Return the area of the elements at distance ``tolerance`` or less (`with_slack`)."""
+        return float(self.areas[self.distances <= with_slack(tolerance)].sum())
 
 
 @short_repr

@@ -11,7 +11,20 @@ import numpy as np
 from clearmargin.core import InstanceSet, Mask
 from clearmargin.metrics.matching import match_optimally
 
-__all__ = ["PanopticQuality", "join_stuff", "panoptic_quality", "resolve_overlap", "semantic_dice", "union"]
+__all__ = [
+    "PanopticCounts",
+    "PanopticQuality",
+    "add_counts",
+    "join_stuff",
+    "panoptic_counts",
+    "panoptic_quality",
+    "quality_of",
+    "resolve_overlap",
+    "semantic_dice",
+]
+
+PanopticCounts = dict[int, tuple[float, int, int, int]]
+"""By label: the sum of IoU over matched pairs, matched pairs, false positives, false negatives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,45 +57,65 @@ def panoptic_quality(
 
     Overlap is resolved first (`resolve_overlap`), as a panoptic map has one instance at each element;
     instances of a label in ``stuff`` are one region. A pair matches at an IoU above 0.5, strictly, so that
-    matches are unique. The ignored region is in no IoU; predictions that lie in it by half or more do not
-    count, nor do references that lie in it as a whole.
+    matches are unique. The ignored region is in no IoU; predictions that lie by more than half in it and the crowds of
+    their class do not count, nor do references that lie in it as a whole.
 
     Returns:
-        Counts over all images; ratios as means over the labels that occur. Nothing at all: 1.
+        Counts over all images; ratios as means over the labels that references have: a class that is only
+        predicted has its false positives in ``fp`` and ``by_class``. No reference: 1 without predictions, else 0.
 
-    Source: Kirillov et al., "Panoptic segmentation", CVPR 2019.
+    Source: Kirillov et al., "Panoptic segmentation", CVPR 2019; crowds as in its published code.
     """
-    counts: dict[int, list[float]] = {}
+    total: PanopticCounts = {}
     for predicted, reference in pairs:
-        ours, theirs = (resolve_overlap(join_stuff(side, stuff)) for side in (predicted, reference))
-        found = match_optimally(ours, theirs, iou_threshold=0.5, strict=True)
-        for (i, _), iou in zip(found.pairs, found.ious, strict=True):
-            tally = counts.setdefault(int(ours.labels[i]), [0.0, 0, 0, 0])
-            tally[0] += float(iou)
-            tally[1] += 1
-        for i in found.spurious:
-            counts.setdefault(int(ours.labels[i]), [0.0, 0, 0, 0])[2] += 1
-        for j in found.missed:
-            counts.setdefault(int(theirs.labels[j]), [0.0, 0, 0, 0])[3] += 1
+        add_counts(total, panoptic_counts(predicted, reference, stuff=stuff))
+    return quality_of(total)
+
+
+def panoptic_counts(
+    predicted: InstanceSet, reference: InstanceSet, *, stuff: frozenset[int] = frozenset()
+) -> PanopticCounts:
+    """Return what one image adds: by label the sum of IoU over matches, and tp, fp, fn; see `panoptic_quality`."""
+    counts: PanopticCounts = {}
+    ours, theirs = (resolve_overlap(join_stuff(side, stuff)) for side in (predicted, reference))
+    matches = match_optimally(ours, theirs, iou_threshold=0.5, strict=True)
+    for (i, _), iou in zip(matches.pairs, matches.ious, strict=True):
+        add_counts(counts, {int(ours.labels[i]): (float(iou), 1, 0, 0)})
+    for i in matches.spurious:
+        add_counts(counts, {int(ours.labels[i]): (0.0, 0, 1, 0)})
+    for j in matches.missed:
+        add_counts(counts, {int(theirs.labels[j]): (0.0, 0, 0, 1)})
+    return counts
+
+
+def add_counts(total: PanopticCounts, more: PanopticCounts) -> None:
+    """Add ``more`` to ``total``, in place."""
+    for label, (iou, tp, fp, fn) in more.items():
+        known = total.get(label, (0.0, 0, 0, 0))
+        total[label] = (known[0] + iou, known[1] + tp, known[2] + fp, known[3] + fn)
+
+
+def quality_of(counts: PanopticCounts) -> PanopticQuality:
+    """Return the panoptic quality of counts over all images."""
     by_class = {label: _quality(*tally) for label, tally in sorted(counts.items())}
+    existing = [quality for quality in by_class.values() if quality.tp + quality.fn]
     if not by_class:
         return _quality(0.0, 0, 0, 0)
-    every = list(by_class.values())
     return PanopticQuality(
-        pq=float(np.mean([q.pq for q in every])),
-        sq=float(np.mean([q.sq for q in every])),
-        rq=float(np.mean([q.rq for q in every])),
-        tp=sum(q.tp for q in every),
-        fp=sum(q.fp for q in every),
-        fn=sum(q.fn for q in every),
+        pq=float(np.mean([q.pq for q in existing])) if existing else 0.0,
+        sq=float(np.mean([q.sq for q in existing])) if existing else 0.0,
+        rq=float(np.mean([q.rq for q in existing])) if existing else 0.0,
+        tp=sum(q.tp for q in by_class.values()),
+        fp=sum(q.fp for q in by_class.values()),
+        fn=sum(q.fn for q in by_class.values()),
         by_class=MappingProxyType(by_class),
     )
 
 
 def semantic_dice(predicted: InstanceSet, reference: InstanceSet, label: int) -> float:
-    """Return the Dice coefficient of one class's region, all its instances together, outside the ignored region.
+    """Return the Dice coefficient of one class's region, all its instances together.
 
-    Both empty: 1. One empty: 0.
+    The ignored region and the crowds of the class are left out. Both empty: 1. One empty: 0.
 
     Raises:
         ValueError: The sets lie on grids of different shape.
@@ -93,26 +126,11 @@ def semantic_dice(predicted: InstanceSet, reference: InstanceSet, label: int) ->
     from clearmargin.metrics.pair import MaskPair
 
     regions = [
-        union([m for m, v in zip(s.masks, s.labels, strict=True) if v == label], s)
+        Mask.union([m for m, v in zip(s.masks, s.labels, strict=True) if v == label], s.grid.shape)
         for s in (predicted, reference)
     ]
-    return dice(MaskPair.from_masks(regions[0], regions[1], reference.grid, ignore=reference.ignore))
-
-
-def union(masks: list[Mask], of: InstanceSet) -> Mask:
-    """Return the union of ``masks`` on the grid of ``of``; empty for none."""
-    held = [m for m in masks if m.crop.size]
-    if not held:
-        return Mask(shape=of.grid.shape, origin=(0,) * of.grid.ndim, crop=np.zeros((0,) * of.grid.ndim, bool))
-    low = np.min([m.box[0] for m in held], axis=0)
-    high = np.max([m.box[1] for m in held], axis=0)
-    crop = np.zeros(high - low, bool)
-    for m in held:
-        place = tuple(
-            slice(int(o - a), int(o - a + n)) for o, a, n in zip(m.origin, low, m.crop.shape, strict=True)
-        )
-        crop[place] |= m.crop
-    return Mask(shape=of.grid.shape, origin=tuple(int(v) for v in low), crop=crop)
+    ignore = reference.unmeasured(label)
+    return dice(MaskPair.from_masks(regions[0], regions[1], reference.grid, ignore=ignore))
 
 
 def resolve_overlap(instances: InstanceSet) -> InstanceSet:
@@ -140,6 +158,7 @@ def resolve_overlap(instances: InstanceSet) -> InstanceSet:
         scores=chosen.scores,
         uncertainty=chosen.uncertainty,
         ignore=chosen.ignore,
+        crowds=chosen.crowds,
     )
 
 
@@ -152,7 +171,7 @@ def join_stuff(instances: InstanceSet, stuff: frozenset[int]) -> InstanceSet:
     if not groups:
         return instances
     masks = [instances.masks[i] for i in loose] + [
-        union([instances.masks[i] for i in g], instances) for g in groups
+        Mask.union([instances.masks[i] for i in g], instances.grid.shape) for g in groups
     ]
     firsts = loose + [int(g[0]) for g in groups]
     scores = [instances.scores[i] for i in loose] + [instances.scores[g].max() for g in groups]
@@ -163,6 +182,7 @@ def join_stuff(instances: InstanceSet, stuff: frozenset[int]) -> InstanceSet:
         scores=np.array(scores, np.float32),
         uncertainty={name: column[firsts] for name, column in instances.uncertainty.items()},
         ignore=instances.ignore,
+        crowds=instances.crowds,
     )
 
 

@@ -18,6 +18,7 @@ from clearmargin.errors import InputError
 __all__ = [
     "Comparison",
     "Interval",
+    "bootstrap_class_means",
     "bootstrap_means",
     "bootstrap_statistic",
     "bootstrap_statistics",
@@ -142,6 +143,75 @@ def bootstrap_means(
             level=level,
             patients=len(means),
             cases=len(table),
+        )
+        for k, name in enumerate(values)
+    }
+
+
+def bootstrap_class_means(
+    values: Mapping[str, ArrayLike],
+    patients: Sequence[str],
+    classes: Sequence[str],
+    *,
+    rng: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 10_000,
+) -> dict[str, Interval]:
+    """Return the mean over classes of each class's mean over its patients, with its clustered BCa interval.
+
+    Args:
+        values: ``(n,)`` finite numbers for each metric, one an object.
+        patients: The patient of each object; whole patients are drawn, with all their classes.
+        classes: The class of each object. A patient without a class is not in its mean.
+        rng: Where randomness comes from.
+        level: Coverage.
+        resamples: Number of bootstrap samples.
+
+    Returns:
+        An interval for each metric; without ends for one patient. A resample in which a class has no patient is a
+        mean over the others.
+
+    Raises:
+        InputError: See `patient_means`.
+
+    Source: see `bootstrap_means`.
+    """
+    names, kinds = sorted(set(map(str, patients))), sorted(set(map(str, classes)))
+    p, c = len(names), len(kinds)
+    means, there = np.zeros((len(values), c, p)), np.zeros((c, p))
+    for k, kind in enumerate(kinds):
+        of_kind = [i for i, name in enumerate(classes) if str(name) == kind]
+        held = [str(patients[i]) for i in of_kind]
+        table = np.column_stack([np.asarray(v, np.float64)[of_kind] for v in values.values()])
+        found, of_patients = patient_means(table, held)
+        at = [names.index(name) for name in found]
+        means[:, k, at] = of_patients.T
+        there[k, at] = 1
+
+    def over_classes(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return ``(B, m)`` from ``(B, p)`` weights of patients."""
+        counts = weights @ there.T
+        sums = np.einsum("bp,mkp->bmk", weights, means)
+        of_class = sums / np.maximum(counts, 1e-300)[:, None]
+        present = counts > 0
+        total = np.where(present[:, None], of_class, 0.0).sum(axis=2)
+        return np.asarray(total / np.maximum(present.sum(axis=1), 1)[:, None])
+
+    whole = over_classes(np.ones((1, p)))[0]
+    ends = np.full((2, len(values)), np.nan)
+    if p > 1:
+        draws = rng.multinomial(p, np.full(p, 1 / p), resamples).astype(np.float64)
+        step = max(1, _CHUNK // (p * c))
+        drawn = np.concatenate([over_classes(draws[i : i + step]) for i in range(0, resamples, step)])
+        ends = _bca(drawn, whole, over_classes(1 - np.eye(p)), level)
+    return {
+        name: Interval(
+            estimate=float(whole[k]),
+            low=None if p < 2 else float(ends[0, k]),
+            high=None if p < 2 else float(ends[1, k]),
+            level=level,
+            patients=p,
+            cases=len(classes),
         )
         for k, name in enumerate(values)
     }

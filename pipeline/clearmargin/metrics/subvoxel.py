@@ -1,9 +1,9 @@
 """The `subvoxel` surface model: an interpolated surface for curved shapes, as a pair that all metrics accept.
 
 A mask of a curved object is a staircase, and distances between two staircases come out too small, because a
-step of one meets a step of the other. Here the mask is smoothed a little, without moving any element's centre
-to the other side, and cut at one half between elements; distances go from triangle centres to the other's
-triangles.
+step of one meets a step of the other. Here the surface is that of the elements' faces; corners near a step of one
+element are moved onto the level one half of the smoothed mask, and all others stay, so that boxes keep their edges.
+Distances go from the faces' centres to the other's faces, and the largest also from their unmoved corners.
 
 Use it where the edge is a smooth anatomical surface; use the default model for numbers that must agree with
 surface-distance.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,41 @@ from numpy.typing import NDArray
 from clearmargin.core.reprs import short_repr
 from clearmargin.metrics.pair import DirectedDistances, MaskPair
 
+if TYPE_CHECKING:
+    from clearmargin.metrics.mesh import Mesh
+
 __all__ = ["SubvoxelPair"]
 
-_SIGMA = 0.55  # elements; tuned on capsules and L-shaped blocks, which no test of accuracy uses
-_HOLD = 0.02  # how far from one half the field stays at centres that smoothing would move over
-_MARGIN = 4  # elements around the joint box, more than the filter reaches
-_CANDIDATES = 12  # triangles, by centre, that are tried for the nearest
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _FaceDistances(DirectedDistances):
+    """Distances of faces, whose corners may lie farther from the other surface than their samples.
+
+    Attributes:
+        own: The faces.
+        other: What the distances are to.
+        face_maxima: ``(F,)`` float64, the largest distance of each face's samples.
+    """
+
+    own: Mesh
+    other: Mesh
+    face_maxima: NDArray[np.float64]
+
+    @cached_property
+    def maximum(self) -> float:
+        """Largest distance of a face that counts; 0 where none does.
+
+        Of its samples, and of those corners that were not moved: what a staircase leaves of a moved corner's place
+        averages out in the centre.
+        """
+        from clearmargin.metrics.mesh import mesh_distances
+
+        largest = super().maximum
+        farther = (self.own.areas > 0) & (self.face_maxima + self.own.radii > largest)
+        corners = self.own.faces[farther][self.own.exact[farther]]
+        if not len(corners):
+            return largest
+        return max(largest, float(mesh_distances(corners, self.other)[0].max()))
 
 
 @short_repr
@@ -47,60 +77,55 @@ class SubvoxelPair(MaskPair):
 
     @cached_property
     def surfaces(self) -> tuple[DirectedDistances, DirectedDistances]:
-        """Triangles (segments, in the plane) of each surface with the distances of their centres to the other.
+        """Faces (sides of pixels, in the plane) of each surface with their distances to the other.
 
-        Source: Gaussian smoothing held at element centres, marching cubes (Lewiner et al., JGT 2003, by
-        scikit-image), exact distance from point to triangle (Ericson, "Real-time collision detection", 2005).
+        Source: `clearmargin.metrics.mesh`.
         """
-        from clearmargin.metrics.triangles import to_triangles
+        from clearmargin.metrics.mesh import mesh_of
 
         if self.either_empty:
             raise ValueError(f"a pair with status {self.status} has no distances: ask its status first")
-        fields = [_field(mask) for mask in (self.predicted, self.reference)]
-        meshes = [_mesh(field, self.spacing) for field in fields]
+        meshes = mesh_of((self.predicted, self.reference), self.spacing, self.ignored)
         directed = []
-        for own, other, field in ((meshes[0], meshes[1], fields[1]), (meshes[1], meshes[0], fields[0])):
-            centres = own.mean(axis=1)
-            areas = np.linalg.norm(np.cross(own[:, 1] - own[:, 0], own[:, 2] - own[:, 0]), axis=1) / 2
-            if len(self.spacing) == 2:  # segments are triangles with two equal corners
-                areas = np.linalg.norm(own[:, 1] - own[:, 0], axis=1)
-                centres = (own[:, 0] + own[:, 1]) / 2
-            places = centres[:, 3 - len(self.spacing) :] / self.spacing
-            if self.ignored is not None:
-                areas = np.where(_at(np.pad(self.ignored, _MARGIN), places, 0) > 0, 0.0, areas)
-            outside = _at(field, places, 1) < 0.5
-            directed.append(
-                DirectedDistances(
-                    distances=to_triangles(centres, other, _CANDIDATES),
-                    areas=areas,
-                    sides=np.where(outside, 1, -1).astype(np.int8),
-                )
-            )
+        for own, other, held in (
+            (meshes[0], meshes[1], self.reference),
+            (meshes[1], meshes[0], self.predicted),
+        ):
+            directed.append(self._directed(own, other, held))
         return directed[0], directed[1]
 
+    def _directed(self, own: Mesh, other: Mesh, held: NDArray[np.bool_]) -> _FaceDistances:
+        """Return the distances of one mesh to another: of a face's centre, of a flat face's four quarters."""
+        from clearmargin.metrics.mesh import mesh_distances
 
-def _field(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the smoothed mask with a margin, above one half exactly at the centres the mask holds."""
-    from scipy.ndimage import gaussian_filter
+        flat = own.exact.all(axis=1) & ~own.shared
+        single = np.flatnonzero(~flat & ~own.shared)
+        quartered = np.flatnonzero(flat)
+        quarters = (own.faces[quartered] + own.centres[quartered, None]) / 2
+        points = np.concatenate([own.centres[single], quarters.reshape(-1, 3)])
+        distances, sides = mesh_distances(points, other)
+        far = distances > np.linalg.norm(self.spacing)
+        sides = np.where(far, np.where(self._inside(points, held), -1, 1), sides).astype(np.int8)
+        maxima = np.zeros(len(own.faces))
+        maxima[single] = distances[: len(single)]
+        if len(quartered):
+            maxima[quartered] = distances[len(single) :].reshape(-1, 4).max(axis=1)
+        shared = int(np.count_nonzero(own.shared))
+        areas = [own.areas[single], np.repeat(own.areas[quartered] / 4, 4), own.areas[own.shared]]
+        return _FaceDistances(
+            distances=np.concatenate([distances, np.zeros(shared)]),
+            areas=np.concatenate(areas),
+            sides=np.concatenate([sides, np.zeros(shared, np.int8)]),
+            own=own,
+            other=other,
+            face_maxima=maxima,
+        )
 
-    wide = np.pad(mask, _MARGIN)
-    smooth = gaussian_filter(wide.astype(np.float32), _SIGMA, truncate=4.0)
-    held = np.where(wide, np.maximum(smooth, 0.5 + _HOLD), np.minimum(smooth, 0.5 - _HOLD))
-    return np.asarray(held, np.float32)
-
-
-def _mesh(field: NDArray[np.float32], spacing: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return the triangles of the surface at one half, ``(n, 3, 3)`` in the grid's unit; segments in the plane."""
-    from skimage.measure import find_contours, marching_cubes
-
-    if field.ndim == 3:
-        points, faces, _, _ = marching_cubes(field, 0.5, spacing=spacing, allow_degenerate=False)
-        return np.asarray(points[faces], np.float64)
-    lines = [np.pad(line * spacing, ((0, 0), (1, 0))) for line in find_contours(field, 0.5)]
-    return np.concatenate([np.stack([line[:-1], line[1:], line[1:]], axis=1) for line in lines])
-
-
-def _at(values: NDArray[np.generic], places: NDArray[np.float64], order: int) -> NDArray[np.float64]:
-    from scipy.ndimage import map_coordinates
-
-    return np.asarray(map_coordinates(values.astype(np.float32), places.T, order=order), np.float64)
+    def _inside(self, points: NDArray[np.float64], held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return whether the element that each point lies in is held."""
+        n = len(self.spacing)
+        index = np.floor(points[:, 3 - n :] / self.spacing).astype(np.int64)
+        within = np.all((index >= 0) & (index < held.shape), axis=1)
+        out = np.zeros(len(points), bool)
+        out[within] = held[tuple(index[within].T)]
+        return out

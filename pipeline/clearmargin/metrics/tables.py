@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
 from clearmargin.metrics.measurement import METRICS
 from clearmargin.metrics.pair import Status
-from clearmargin.metrics.statistics import Comparison, Interval, bootstrap_means
+from clearmargin.metrics.statistics import Comparison, Interval, bootstrap_means, patient_means
 
 __all__ = [
     "CaseRow",
     "SummaryRow",
     "comparison_markdown",
     "flat_numbers",
+    "read_rows_csv",
     "rows_csv",
     "summarise",
     "summary_csv",
@@ -28,6 +29,8 @@ __all__ = [
     "summary_markdown",
 ]
 
+_AT_WIDTH = ("nsd_", "boundary_iou_", "trimap_iou_")
+_STRATA = ("class", "size", "crowding", "occlusion")
 _STATUSES: tuple[Status, ...] = ("tp", "fn", "fp", "tn")
 
 
@@ -43,6 +46,7 @@ class CaseRow:
         ndim: 2 or 3: whether sizes are areas or volumes.
         values: Metric by name; all finite.
         strata: Columns to split by, such as the class, the size stratum or any column of the data card.
+        about: Columns by which the object is found again: ids, score, sizes, position.
     """
 
     patient: str
@@ -52,6 +56,7 @@ class CaseRow:
     ndim: int
     values: Mapping[str, float]
     strata: Mapping[str, str]
+    about: Mapping[str, str | float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,9 @@ class SummaryRow:
         unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
         interval: Mean over patients with its interval.
         median: Median over cases.
+        quartiles: First and third quartile over cases.
+        sd: Standard deviation of the patients' means (n - 1); None with fewer than two patients.
+        surface: The surface model of the distances.
         counts: Cases by status, all four.
         miss_rate: Missed references as a share of all references in the stratum; 0 without references.
     """
@@ -73,6 +81,9 @@ class SummaryRow:
     unit: str
     interval: Interval
     median: float
+    quartiles: tuple[float, float]
+    sd: float | None
+    surface: str
     counts: Mapping[Status, int]
     miss_rate: float
 
@@ -84,6 +95,7 @@ def summarise(
     by: Sequence[str] = (),
     resamples: int = 10_000,
     level: float = 0.95,
+    surface: str = "surface",
 ) -> list[SummaryRow]:
     """Summarise cases, all together and for each value of each column in ``by``.
 
@@ -104,11 +116,11 @@ def summarise(
     for column in by:
         if column not in known:
             raise InputError(f"no column '{column}' to split by: {nearest(column, known)}")
-    out = _stratum("all", rows, rng, resamples, level)
+    out = _stratum("all", rows, rng, resamples, level, surface)
     for column in by:
         for value in sorted({row.strata.get(column, "unknown") for row in rows}):
             chosen = [row for row in rows if row.strata.get(column, "unknown") == value]
-            out += _stratum(f"{column} = {value}", chosen, rng, resamples, level)
+            out += _stratum(f"{column} = {value}", chosen, rng, resamples, level, surface)
     return out
 
 
@@ -130,17 +142,25 @@ def summary_json(summary: Sequence[SummaryRow]) -> str:
 def summary_markdown(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a Markdown table, three decimals."""
     lines = [
-        "| stratum | metric | unit | mean | interval | median | patients | cases | tp | fn | fp | tn | miss rate |",
-        "|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | tp | fn | fp | tn "
+        "| miss rate |",
+        "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary:
         found = row.interval
         counts = " | ".join(str(row.counts[s]) for s in _STATUSES)
         lines.append(
-            f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_ends(found)} | {row.median:.3f} "
+            f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_number(row.sd)} | {_ends(found)} "
+            f"| {row.median:.3f} | {row.quartiles[0]:.3f} to {row.quartiles[1]:.3f} "
             f"| {found.patients} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
         )
-    return "\n".join(lines) + "\n"
+    models = sorted({row.surface for row in summary})
+    note = f"\nDistances between surfaces by the model {', '.join(models)}." if models else ""
+    return "\n".join(lines) + "\n" + (f"{note}\n" if note else "")
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def comparison_markdown(comparisons: Mapping[str, Comparison]) -> str:
@@ -177,23 +197,75 @@ def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:
-    """Return the cases themselves as CSV: patient, case, status, unit, strata, then values, with full precision."""
+    """Return the rows as CSV with full precision: patient, case, status, unit, what each is, strata, values."""
     strata = sorted({name for row in rows for name in row.strata})
+    about = list(dict.fromkeys(name for row in rows for name in row.about))
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["patient", "case", "status", "unit", *strata, *names])
+    writer.writerow(["patient", "case", "status", "unit", *about, *strata, *names])
     for row in rows:
         writer.writerow([
             row.patient, row.case, row.status, row.unit,
+            *("" if row.about.get(a) is None else row.about[a] for a in about),
             *(row.strata.get(s, "") for s in strata),
             *(row.values.get(n, "") for n in names),
         ])  # fmt: skip
     return out.getvalue()
 
 
+def read_rows_csv(text: str) -> list[CaseRow]:
+    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is no value is ``about``.
+
+    Raises:
+        ValueError: Not such a table.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    columns = list(reader.fieldnames or ())
+    if not {"patient", "case", "status", "unit"} <= set(columns):
+        raise ValueError("it lacks the columns patient, case, status and unit")
+    metrics = [name for name in columns if name in METRICS or name.startswith(_AT_WIDTH)]
+    strata = [name for name in columns if name in _STRATA]
+    about = [n for n in columns if n not in ("patient", "case", "status", "unit", *metrics, *strata)]
+    rows = []
+    for line in reader:
+        status = line["status"]
+        if status not in _STATUSES or line["unit"] not in ("mm", "px"):
+            raise ValueError(f"a row has the status '{status}' and the unit '{line['unit']}'")
+        unit: Unit = "mm" if line["unit"] == "mm" else "px"
+        rows.append(
+            CaseRow(
+                patient=line["patient"],
+                case=line["case"],
+                status=status,
+                unit=unit,
+                ndim=3 if any("volume" in name for name in about) else 2,
+                values={name: float(str(line[name])) for name in metrics},
+                strata={name: line[name] for name in strata},
+                about={name: _number_or_text(name, line[name]) for name in about},
+            )
+        )
+    return rows
+
+
+def _number_or_text(name: str, text: str) -> str | float | None:
+    if not text:
+        return None
+    if name.endswith("_id"):
+        return text  # ids may look like numbers
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _stratum(
-    name: str, rows: Sequence[CaseRow], rng: np.random.Generator, resamples: int, level: float
+    name: str,
+    rows: Sequence[CaseRow],
+    rng: np.random.Generator,
+    resamples: int,
+    level: float,
+    surface: str,
 ) -> list[SummaryRow]:
     metrics = list(rows[0].values)
     if any(list(row.values) != metrics for row in rows):
@@ -202,6 +274,10 @@ def _stratum(
     intervals = bootstrap_means(
         values, [row.patient for row in rows], rng=rng, level=level, resamples=resamples
     )
+    _, means = patient_means(np.column_stack(list(values.values())), [row.patient for row in rows])
+    spreads: list[float | None] = [None] * len(metrics)
+    if len(means) > 1:
+        spreads = [float(v) for v in means.std(axis=0, ddof=1)]
     counts: dict[Status, int] = {status: sum(row.status == status for row in rows) for status in _STATUSES}
     existing = counts["tp"] + counts["fn"]
     return [
@@ -211,10 +287,13 @@ def _stratum(
             unit=_unit_of(metric, rows[0]),
             interval=intervals[metric],
             median=float(np.median(values[metric])),
+            quartiles=(float(np.quantile(values[metric], 0.25)), float(np.quantile(values[metric], 0.75))),
+            sd=spreads[k],
+            surface=surface,
             counts=counts,
             miss_rate=counts["fn"] / existing if existing else 0.0,
         )
-        for metric in metrics
+        for k, metric in enumerate(metrics)
     ]
 
 
@@ -234,11 +313,15 @@ def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
         "low": found.low,
         "high": found.high,
         "level": found.level,
+        "sd": row.sd,
         "median": row.median,
+        "q1": row.quartiles[0],
+        "q3": row.quartiles[1],
         "patients": found.patients,
         "cases": found.cases,
         **{status: row.counts[status] for status in _STATUSES},
         "miss_rate": row.miss_rate,
+        "surface": row.surface,
     }
 
 

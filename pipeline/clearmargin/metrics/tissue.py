@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clearmargin.core import Grid, InstanceSet, Mask
+from clearmargin.core.slack import with_slack
 
 __all__ = ["TissueRow", "dilated", "enclosed_tissue"]
 
@@ -50,7 +51,7 @@ def enclosed_tissue(instances: InstanceSet, *, margin: float) -> list[TissueRow]
     if margin < 0:
         raise ValueError(f"a margin is at least 0, not {margin}")
     size = instances.grid.voxel_size
-    steps = [int(margin / s * (1 + 1e-9)) for s in instances.grid.spacing]
+    steps = [int(with_slack(margin) / s) for s in instances.grid.spacing]
     rows = []
     for mask, label in zip(instances.masks, instances.labels, strict=True):
         start, stop = mask.box
@@ -76,7 +77,7 @@ def dilated(mask: Mask, grid: Grid, margin: float) -> Mask:
     """
     from clearmargin.metrics.bands import round_band
 
-    steps = [int(margin / s * (1 + 1e-9)) for s in grid.spacing]
+    steps = [int(with_slack(margin) / s) for s in grid.spacing]
     if not mask.area or not any(steps):
         return mask
     wide = np.pad(mask.crop, [(m, m) for m in steps])

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "COLOURS",
     "Series",
     "coverage_splits",
+    "finish",
+    "new_figure",
     "precision_recall",
     "reliability",
     "reliability_compared",
@@ -26,7 +29,7 @@ __all__ = [
 Series = Sequence[tuple[float, float]]
 """``(step, value)`` pairs in step order."""
 
-_COLOURS = (
+COLOURS = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -51,14 +54,14 @@ def training_curves(history: Mapping[str, Series]) -> Figure:
         panels.setdefault(metric, {})[group or metric] = values
     columns = min(3, max(1, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    figure = _figure(4.2 * columns, 3.0 * rows)
+    figure = new_figure(4.2 * columns, 3.0 * rows)
     for k, (metric, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, k + 1)
         for i, (group, values) in enumerate(lines.items()):
             points = np.array(values, np.float64).reshape(-1, 2)
             mark = "o" if len(points) < 3 else None
             axes.plot(points[:, 0], points[:, 1], label=group, marker=mark, **_look(i))
-        _finish(axes, title=metric, x="epoch", legend=len(lines) > 1)
+        finish(axes, title=metric, x="epoch", legend=len(lines) > 1)
     return figure
 
 
@@ -68,13 +71,13 @@ def precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figur
     Args:
         curves: Recall and precision, arrays of one length in [0, 1], by class or model.
     """
-    figure = _figure(4.6, 4.2)
+    figure = new_figure(4.6, 4.2)
     axes = figure.add_subplot()
     for i, (name, (recall, precision)) in enumerate(curves.items()):
         axes.plot(np.asarray(recall), np.asarray(precision), label=name, drawstyle="steps-post", **_look(i))
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    _finish(axes, title="precision and recall", x="recall", y="precision", legend=bool(curves))
+    finish(axes, title="precision and recall", x="recall", y="precision", legend=bool(curves))
     return figure
 
 
@@ -87,15 +90,15 @@ def reliability(confidence: ArrayLike, accuracy: ArrayLike, count: ArrayLike) ->
         count: ``(B,)``, cases in each bin.
     """
     said, right, cases = (np.asarray(v, np.float64) for v in (confidence, accuracy, count))
-    figure = _figure(4.6, 5.2)
+    figure = new_figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle="--")
     top.plot(said, right, marker="o", **_look(0))
     top.set_ylim(0, 1.02)
-    _finish(top, title="reliability", y="share that is right", legend=False)
-    bottom.bar(said, cases, width=0.8 / max(1, len(said)), color=_COLOURS[0])
+    finish(top, title="reliability", y="share that is right", legend=False)
+    bottom.bar(said, cases, width=0.8 / max(1, len(said)), color=COLOURS[0])
     bottom.set_xlim(0, 1)
-    _finish(bottom, x="confidence", y="cases", legend=False)
+    finish(bottom, x="confidence", y="cases", legend=False)
     return figure
 
 
@@ -106,7 +109,7 @@ def reliability_compared(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayL
         curves: ``(B,)`` mean confidence, share that was right (NaN for an empty bin) and count of each bin, by name.
         title: What was said with a confidence.
     """
-    figure = _figure(4.6, 5.2)
+    figure = new_figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle="--")
     for i, (name, (said, right, count)) in enumerate(curves.items()):
@@ -120,8 +123,8 @@ def reliability_compared(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayL
     top.set_ylim(0, 1.02)
     bottom.set_xlim(0, 1)
     bottom.set_yscale("log")
-    _finish(top, title=title, y="share that is right", legend=True)
-    _finish(bottom, x="probability that was said", y="events", legend=False)
+    finish(top, title=title, y="share that is right", legend=True)
+    finish(bottom, x="probability that was said", y="events", legend=False)
     return figure
 
 
@@ -140,7 +143,7 @@ def risk_coverage_curves(
         risk: Its name and unit.
         best: The curve of the order by the risk itself.
     """
-    figure = _figure(5.4, 4.0)
+    figure = new_figure(5.4, 4.0)
     axes = figure.add_subplot()
     top = 0.0
     for i, (name, (coverage, risks)) in enumerate(curves.items()):
@@ -157,7 +160,7 @@ def risk_coverage_curves(
     )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.1 * top or 1.0)
-    _finish(axes, title=title, x="share that is not referred", y=f"their {risk}", legend=True)
+    finish(axes, title=title, x="share that is not referred", y=f"their {risk}", legend=True)
     return figure
 
 
@@ -170,20 +173,18 @@ def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -
     """
     columns = min(2, max(1, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    figure = _figure(4.2 * columns, 2.4 * rows)
+    figure = new_figure(4.2 * columns, 2.4 * rows)
     figure.suptitle(title, fontsize=10)
     lowest = min([0.7, *(float(np.min(np.asarray(values))) for values, _ in panels.values())])
     shared: Axes | None = None
     for k, (name, (values, expected)) in enumerate(panels.items()):
         axes = shared = figure.add_subplot(rows, columns, k + 1, sharex=shared)
         shares = np.asarray(values, np.float64)
-        axes.hist(100 * shares, bins=list(np.linspace(100 * lowest, 100, 25)), color=_COLOURS[5])
-        axes.axvline(
-            100 * expected, color=_COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}"
-        )
-        axes.axvline(100 * shares.mean(), color=_COLOURS[0], label=f"mean {100 * shares.mean():.1f}")
+        axes.hist(100 * shares, bins=list(np.linspace(100 * lowest, 100, 25)), color=COLOURS[5])
+        axes.axvline(100 * expected, color=COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}")
+        axes.axvline(100 * shares.mean(), color=COLOURS[0], label=f"mean {100 * shares.mean():.1f}")
         last = k >= len(panels) - columns
-        _finish(axes, title=name, x="units covered, %" if last else "", y="splits", legend=True)
+        finish(axes, title=name, x="units covered, %" if last else "", y="splits", legend=True)
         axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 
@@ -205,25 +206,25 @@ def trade_off(
         budget: In milliseconds.
         metric: Its name.
     """
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     axes.axvline(budget, color="#999999", linewidth=1, linestyle="--")
     ends = [points[name] for name in front]
     axes.step([p[0] for p in ends], [p[1] for p in ends], where="post", color="#bbbbbb", linewidth=1)
     for i, (name, (time_ms, value, low, high)) in enumerate(points.items()):
         spread = None if low is None or high is None else [[value - low], [high - value]]
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         axes.errorbar(time_ms, value, yerr=spread, color=colour, capsize=2, linewidth=1)
         axes.plot(time_ms, value, marker="*" if name == chosen else "o", color=colour, markersize=9)
         label = f"{name} (chosen)" if name == chosen else name
         axes.annotate(label, (time_ms, value), textcoords="offset points", xytext=(7, 5), fontsize=8)
     axes.set_xscale("log")
     axes.margins(x=0.2)
-    _finish(axes, title="accuracy and time", x="ms an image (95 %)", y=metric, legend=False)
+    finish(axes, title="accuracy and time", x="ms an image (95 %)", y=metric, legend=False)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return a figure outside pyplot: no window, no global state, nothing to close."""
     from matplotlib.figure import Figure
 
@@ -233,13 +234,14 @@ def _figure(width: float, height: float) -> Figure:
 def _look(i: int) -> dict[str, Any]:
     """Return colour and dashes of line ``i``: told apart without colour, too."""
     return {
-        "color": _COLOURS[i % len(_COLOURS)],
+        "color": COLOURS[i % len(COLOURS)],
         "linestyle": _STYLES[i % len(_STYLES)],
         "linewidth": 1.6,
     }
 
 
-def _finish(axes: Axes, *, title: str = "", x: str = "", y: str = "", legend: bool) -> None:
+def finish(axes: Axes, *, title: str = "", x: str = "", y: str = "", legend: bool) -> None:
+    """Give axes their words and the look of all figures here."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from clearmargin.core.grid import Unit
+from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.uncertainty.calibration import Calibration, Refusal
@@ -302,4 +303,4 @@ def _referral(
         if all(name in one.columns for one in kept):
             values = np.array([one.columns[name] for one in kept], np.float32)
             columns[name] = nsd.apply(values) if nsd is not None and name == "predicted_nsd" else values
-    return fit_rules(columns, [not one.matched or one.hd95 > risk_limit for one in kept])
+    return fit_rules(columns, [not one.matched or one.hd95 > with_slack(risk_limit) for one in kept])

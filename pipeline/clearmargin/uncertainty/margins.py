@@ -17,10 +17,11 @@ from typing import Any
 
 from clearmargin.core import Grid, Mask
 from clearmargin.core.grid import Unit
+from clearmargin.core.slack import with_slack
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.uncertainty.conformal import conformal_quantile, expected_coverage
 from clearmargin.uncertainty.needed import Need, Promise
-from clearmargin.uncertainty.reach import HAIR, EdgeScale, grow, shrink
+from clearmargin.uncertainty.reach import EdgeScale, grow, shrink
 
 __all__ = [
     "CalibrationData",
@@ -242,4 +243,4 @@ def covered_units(margin: Margin, needs: Iterable[Need]) -> dict[str, bool]:
         raise InputError(
             f"the margin is in {margin.length_unit} and some instance is not: judge it on others"
         )
-    return {unit: score <= margin.value * HAIR for unit, score in unit_scores(chosen).items()}
+    return {unit: score <= with_slack(margin.value) for unit, score in unit_scores(chosen).items()}

@@ -85,8 +85,9 @@ class PixelCounts:
         for mask in reference.masks:
             truth[mask.slices] |= mask.crop
         asked = np.ones(grid.shape, bool)
-        if reference.ignore is not None:
-            asked[reference.ignore.slices] &= ~reference.ignore.crop
+        unmeasured = reference.unmeasured()
+        if unmeasured is not None:
+            asked[unmeasured.slices] &= ~unmeasured.crop
         near = boundary_band(truth, grid.spacing, 2 * max(grid.spacing) if band is None else band)
         self.every.add(probabilities, truth, where=asked)
         self.band.add(probabilities, truth, where=asked & near)

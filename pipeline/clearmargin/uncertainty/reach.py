@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Mask
+from clearmargin.core.slack import with_slack
 from clearmargin.errors import GeometryError
 
-__all__ = ["HAIR", "EdgeScale", "depth", "distance_outside", "face_areas", "grow", "shrink"]
+__all__ = ["EdgeScale", "depth", "distance_outside", "face_areas", "grow", "shrink"]
 
 _STEPS = 4  # of the scale's ladder, an octave
-HAIR = 1 + 1e-9
-"""For the rounding of distances that are equal."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +177,7 @@ def grow(mask: Mask, grid: Grid, margin: float, scale: EdgeScale | None = None) 
         for s, step, n in zip(mask.slices, grid.spacing, mask.shape, strict=True)
     )
     origin = tuple(s.start for s in box)
-    reached = distance_outside(mask.within(box), grid.spacing, scale, origin) <= margin * HAIR
+    reached = distance_outside(mask.within(box), grid.spacing, scale, origin) <= with_slack(margin)
     return Mask.from_crop(reached, origin, mask.shape)
 
 
@@ -188,7 +187,7 @@ def shrink(mask: Mask, grid: Grid, margin: float, scale: EdgeScale | None = None
     if not mask.area:
         return mask
     origin = tuple(o - 1 for o in mask.origin)
-    kept = depth(np.pad(mask.crop, 1), grid.spacing, scale, origin) > margin * HAIR
+    kept = depth(np.pad(mask.crop, 1), grid.spacing, scale, origin) > with_slack(margin)
     return Mask.from_crop(kept, origin, mask.shape)
 
 

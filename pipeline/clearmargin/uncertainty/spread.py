@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import EdgeSpread, Grid, Mask
+from clearmargin.core.slack import with_slack
 from clearmargin.uncertainty.clusters import Cluster
 
 __all__ = ["TOLERANCE", "Spread", "measure_spread", "pairwise_dice"]
@@ -67,7 +68,7 @@ def measure_spread(
     places = np.array([_signed(points, mask, steps) for mask in found]).reshape(len(found), len(points))
     places = places[np.isfinite(places).all(axis=1)]  # a mask that fills the image has no edge
     sigma = places.std(axis=0, ddof=1) if len(places) > 1 else np.zeros(len(points))
-    near = np.abs(places - own) <= TOLERANCE
+    near = np.abs(places - own) <= with_slack(TOLERANCE)
     areas = [mask.area for mask in found]
     own_thresholds = np.zeros(count) if thresholds is None else np.asarray(thresholds)
     has = np.array([mask is not None for mask in cluster.masks])

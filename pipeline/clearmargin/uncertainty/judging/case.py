@@ -70,8 +70,9 @@ def _union_dice(predicted: InstanceSet, reference: InstanceSet) -> float:
     for instances, dense in ((predicted, ours), (reference, theirs)):
         for mask in instances.masks:
             dense[mask.slices] |= mask.crop
-    if reference.ignore is not None:
-        ours &= ~reference.ignore.dense()
-        theirs &= ~reference.ignore.dense()
+    unmeasured = reference.unmeasured()
+    if unmeasured is not None:
+        ours &= ~unmeasured.dense()
+        theirs &= ~unmeasured.dense()
     both = int(ours.sum() + theirs.sum())
     return 2 * int((ours & theirs).sum()) / both if both else 1.0

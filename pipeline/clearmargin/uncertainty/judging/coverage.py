@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.conformal import conformal_quantile, coverage_over_splits, expected_coverage
@@ -14,7 +15,6 @@ from clearmargin.uncertainty.judging.case import JudgedCase
 from clearmargin.uncertainty.margins import Margin, covered_units, unit_scores
 from clearmargin.uncertainty.needed import Need
 from clearmargin.uncertainty.observed import ObservedCase, needs_of
-from clearmargin.uncertainty.reach import HAIR
 
 __all__ = ["SPLITS", "Coverage", "Shift", "coverage_of", "shifts_of"]
 
@@ -168,7 +168,7 @@ def _shifts(
                 n=len(calibrating),
                 value=value,
                 units=len(judged),
-                covered=sum(score <= value * HAIR for score in judged),
+                covered=sum(score <= with_slack(value) for score in judged),
             )
             for there, judged in after.items()
         ]
