@@ -216,10 +216,13 @@ def test_a_dicom_seg_against_the_same_mask_as_nrrd(data_root):
     assert found.unit == "mm"
 
 
-def test_large_and_negative_values_are_values_like_others(tmp_path):
-    truth = np.where(TUMOUR, 7_000_000, np.where(OTHER, -1, 0)).astype(np.int32)
+def test_large_values_are_values_like_others_and_negative_ones_are_refused(tmp_path):
+    truth = np.where(TUMOUR, 7_000_000, 0).astype(np.int32)
     found = measure(*folders(tmp_path, {"a": (labels((1, TUMOUR)), truth)}), objects="instances")
     assert [(row.status, row.values["dice"]) for row in found.rows] == [("tp", 1.0)]
+    wrapped = np.where(TUMOUR, 200, 0).astype(np.uint8).astype(np.int8)
+    with pytest.raises(InputError, match="negative values"):
+        measure(*folders(tmp_path / "b", {"a": (labels((1, TUMOUR)), wrapped)}), objects="instances")
 
 
 @pytest.mark.parametrize("side", ["predicted", "reference"])
