@@ -220,6 +220,7 @@ def test_large_values_are_values_like_others_and_negative_ones_are_refused(tmp_p
     truth = np.where(TUMOUR, 7_000_000, 0).astype(np.int32)
     found = measure(*folders(tmp_path, {"a": (labels((1, TUMOUR)), truth)}), objects="instances")
     assert [(row.status, row.values["dice"]) for row in found.rows] == [("tp", 1.0)]
+    (tmp_path / "b").mkdir()
     wrapped = np.where(TUMOUR, 200, 0).astype(np.uint8).astype(np.int8)
     with pytest.raises(InputError, match="negative values"):
         measure(*folders(tmp_path / "b", {"a": (labels((1, TUMOUR)), wrapped)}), objects="instances")
