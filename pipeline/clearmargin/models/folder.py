@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,19 @@ def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep
 
 
 def _least_wanted(epochs: list[int]) -> int:
-    """Return the epoch to forget: the first, where it lies in the first half, else the one nearest to its next."""
-    if 2 * epochs[0] <= epochs[-1]:
-        return epochs[0]
-    return min(epochs[:-1], key=lambda at: epochs[epochs.index(at) + 1] - at)
+    """Return the epoch without which the others are spread most evenly over the last half; never the newest.
+
+    Evenness is the sum of squares of the gaps, that to the middle of the training so far among them: of equal gaps in a
+    row the first would go each time, and the last few epochs, which hardly differ, be left.
+    """
+    middle = epochs[-1] / 2
+
+    def unevenness(without: int) -> float:
+        left = [epoch for epoch in epochs if epoch != without]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(left)]
+        return sum(gap**2 for gap in (*gaps, left[0] - middle))
+
+    return min(epochs[:-1], key=unevenness)
 
 
 def snapshots(folder: Path) -> tuple[Path, ...]:
