@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, InstanceSet, LabelMap, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.failures import reason_of
+from clearmargin.files import write_text
 from clearmargin.metrics import (
     Protocol,
     evaluate_instances,
@@ -70,6 +72,7 @@ class Evaluation:
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
         run_id: In the tracking store; empty where it was not tracked.
+        failed: Case id and reason of those that could not be read, segmented or measured; no number knows of them.
     """
 
     numbers: dict[str, float]
@@ -79,6 +82,18 @@ class Evaluation:
     rows: tuple[CaseRow, ...]
     length_unit: str
     run_id: str = ""
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def complete(self) -> Evaluation:
+        """Return itself, for comparisons that every case has to be part of.
+
+        Raises:
+            InputError: A case failed.
+        """
+        if self.failed:
+            case, reason = next(iter(self.failed.items()))
+            raise InputError(f"{len(self.failed)} case(s) could not be measured; the first, {case}: {reason}")
+        return self
 
     def flat(self) -> dict[str, float]:
         """Return every number under one name, as the tracking store takes them."""
@@ -143,7 +158,8 @@ def evaluate(
         found = replace(found, run_id=run.run_id)
         run.log_metrics(found.flat() | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
         if dataset.card.show_in_tracking:
-            for step, picture in enumerate(compare(segmenter, dataset, cases[:_PICTURES])):
+            shown = [case for case in cases if case.case not in found.failed]
+            for step, picture in enumerate(compare(segmenter, dataset, shown[:_PICTURES])):
                 run.log_image("prediction over truth", picture, step)
         with TemporaryDirectory() as folder:
             write_tables(found, Path(folder))
@@ -176,13 +192,13 @@ def write_tables(found: Evaluation, folder: Path) -> None:
     """Write ``numbers.json``, ``summary.csv`` and ``.md``, ``matched.csv``, and ``instances.csv`` (a row each)."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit}
-    (folder / "numbers.json").write_text(
-        json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    (folder / "summary.csv").write_text(summary_csv(found.every), encoding="utf-8")
-    (folder / "summary.md").write_text(summary_markdown(found.every), encoding="utf-8")
-    (folder / "matched.csv").write_text(summary_csv(found.matched), encoding="utf-8")
-    (folder / "instances.csv").write_text(rows_csv(found.rows), encoding="utf-8")
+    if found.failed:
+        numbers["failed"] = found.failed
+    write_text(folder / "numbers.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "summary.csv", summary_csv(found.every))
+    write_text(folder / "summary.md", summary_markdown(found.every))
+    write_text(folder / "matched.csv", summary_csv(found.matched))
+    write_text(folder / "instances.csv", rows_csv(found.rows))
 
 
 def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
@@ -210,26 +226,38 @@ def evaluate_cases(
     Args:
         segmenter: Should return instances down to low scores: average precision ranks them all.
         dataset: Where the cases are read from.
-        cases: At least one.
+        cases: At least one. Those that fail are listed, and the others are measured all the same.
         score_threshold: Instances below it count for average precision only.
     """
     pairs: list[tuple[InstanceSet, InstanceSet]] = []
     measured: list[list[InstanceRow]] = []
+    done: list[Case] = []
+    failed: dict[str, str] = {}
     with progress("evaluate", len(cases)) as bar:
         for case in cases:
-            image, reference = dataset.read(case)
-            predicted = segmenter(image).instances
-            pairs.append((predicted, reference))
-            measured.append(
-                evaluate_instances(predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold)
-            )
+            try:
+                image, reference = dataset.read(case)
+                predicted = segmenter(image).instances
+                measured.append(
+                    evaluate_instances(
+                        predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
+                    )
+                )
+                pairs.append((predicted, reference))
+                done.append(case)
+            except Exception as error:  # noqa: BLE001 - whatever one case provokes, the others are measured
+                failed[case.case] = reason_of(error).removeprefix(f"{case.case}: ")
+                log.warning("%s failed: %s", case.case, failed[case.case])
             bar.advance()
-    rows = _case_rows(dataset, cases, pairs, measured)
+    if not done:
+        first, reason = next(iter(failed.items()))
+        raise InputError(f"none of the {len(cases)} cases could be measured; the first, {first}: {reason}")
+    rows = _case_rows(dataset, done, pairs, measured)
     numbers = _image_numbers(pairs, dataset.card.label_map, score_threshold)
     if pairs[0][1].grid.ndim == 3:
         in_slices = _image_numbers(_slices(pairs), dataset.card.label_map, score_threshold)
         numbers |= {f"slices/{name}": value for name, value in in_slices.items() if name.startswith("ap")}
-    counts = {"cases": len(cases), "references": sum(len(r) for _, r in pairs)}
+    counts = {"cases": len(done), "failed": len(failed), "references": sum(len(r) for _, r in pairs)}
     counts |= {status: sum(row.status == status for row in rows) for status in ("tp", "fn", "fp", "tn")}
     errors = [split_and_merge(p.select(p.scores >= score_threshold), r) for p, r in pairs]
     counts |= {"splits": sum(e.splits for e in errors), "merges": sum(e.merges for e in errors)}
@@ -246,6 +274,7 @@ def evaluate_cases(
         counts=counts,
         rows=tuple(rows),
         length_unit=pairs[0][1].grid.unit,
+        failed=failed,
     )
 
 

@@ -32,6 +32,7 @@ from clearmargin.datasets.card import (
 from clearmargin.datasets.clips import Clips, nearest_levels
 from clearmargin.datasets.splits import assign_splits
 from clearmargin.errors import ConfigError, GeometryError, InputError
+from clearmargin.files import uncell
 from clearmargin.formats import case_of, read_image
 from clearmargin.privacy import case_id, named_by_case, naming, plain_name, record_case, record_cases
 
@@ -291,7 +292,9 @@ def _read_index(path: Path, card: Card) -> list[dict[str, str]]:
     if not path.is_file():
         raise ConfigError(f"card '{card.name}': no index '{path}'")
     with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+        rows = [
+            {k: uncell(v) if isinstance(v, str) else v for k, v in r.items()} for r in csv.DictReader(stream)
+        ]
     if not rows:
         raise ConfigError(f"card '{card.name}': the index '{path.name}' has no rows")
     return rows

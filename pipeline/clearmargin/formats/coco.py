@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
+from clearmargin.files import write_text
 from clearmargin.formats.limits import max_bytes
 
 __all__ = ["CocoImage", "read_coco", "read_coco_images", "write_coco"]
@@ -120,9 +121,7 @@ def write_coco(
             content["annotations"].append(crowd | {"image_id": number, "category_id": 1, "iscrowd": 1})
     for k, entry in enumerate(content["annotations"], start=1):
         entry["id"] = k
-    draft = Path(path).with_name(f".{Path(path).name}.part")
-    draft.write_text(json.dumps(content))
-    draft.replace(path)
+    write_text(Path(path), json.dumps(content))
 
 
 def _annotation(mask: Mask, *, polygons: bool) -> dict[str, Any]:

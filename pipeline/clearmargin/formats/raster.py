@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
+from clearmargin.files import whole
 from clearmargin.formats.label_values import whole_labels
 from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
@@ -85,11 +86,13 @@ def write_raster(path: Path, array: NDArray[np.generic]) -> None:
     if tiff:
         import tifffile
 
-        tifffile.imwrite(path, data, photometric="rgb" if colour else "minisblack", compression="zlib")
+        with whole(path) as draft:
+            tifffile.imwrite(draft, data, photometric="rgb" if colour else "minisblack", compression="zlib")
         return
     if data.dtype == np.uint16 and (colour or path.suffix.lower() != ".png"):
         raise InputError(f"'{path.name}': 16-bit {'colour' if colour else 'grey'} is written as .tif")
-    Pillow.fromarray(data).save(path)
+    with whole(path) as draft:
+        Pillow.fromarray(data).save(draft)
 
 
 def write_label_raster(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:
@@ -107,7 +110,10 @@ def write_label_raster(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> 
         )
     import tifffile
 
-    tifffile.imwrite(path, labels, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
+    with whole(path) as draft:
+        tifffile.imwrite(
+            draft, labels, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"}
+        )
 
 
 def _channels(data: NDArray[Any], coloured: bool, path: Path) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
+from clearmargin.files import whole as whole_file
 from clearmargin.privacy import case_of_file
 
 __all__ = ["Clip", "VideoClip", "open_video", "write_video"]
@@ -303,7 +304,7 @@ def write_video(
         raise ValueError(f"video is written as {', '.join(_VP9_SUFFIXES)}, not '{path.suffix}'")
     count = 0
     size: tuple[int, ...] = ()
-    with av.open(os.fspath(path), "w") as container:
+    with whole_file(path) as draft, av.open(os.fspath(draft), "w") as container:
         stream: Any = container.add_stream("libvpx-vp9", rate=Fraction(fps or 25).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import ClearMarginError, GeometryError, InputError
+from clearmargin.files import whole
 from clearmargin.formats.label_values import whole_labels
 from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.formats.metaimage import holds_whole_values
@@ -237,7 +238,8 @@ def _write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
     volume.set_sform(volume.affine, code)
     volume.set_qform(volume.affine if grid.is_orthogonal else None, code if grid.is_orthogonal else 0)
     volume.header.set_xyzt_units("mm" if grid.unit == "mm" else 0)
-    nibabel.save(volume, path)
+    with whole(path) as draft:
+        nibabel.save(volume, draft)
 
 
 def _read_itk(path: Path) -> _Read:
@@ -318,4 +320,5 @@ def _write_itk(path: Path, array: NDArray[Any], grid: Grid) -> None:
     volume.SetSpacing([float(v) for v in lengths])
     volume.SetDirection([float(v) for v in (steps / lengths).ravel()])
     volume.SetOrigin([float(v) for v in grid.affine[:3, 3]])
-    SimpleITK.WriteImage(volume, str(path), useCompression=True)
+    with whole(path) as draft:
+        SimpleITK.WriteImage(volume, str(draft), useCompression=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
+from clearmargin.files import csv_rows
 from clearmargin.metrics.measurement import METRICS
 from clearmargin.metrics.pair import Status
 from clearmargin.metrics.statistics import Comparison, Interval, bootstrap_means
@@ -115,10 +115,8 @@ def summarise(
 def summary_csv(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as CSV with full precision; missing interval ends are empty fields."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(_fields(summary[0])) if summary else [], lineterminator="\n")
-    writer.writeheader()
-    for row in summary:
-        writer.writerow({k: "" if v is None else v for k, v in _fields(row).items()})
+    rows = [["" if v is None else v for v in _fields(row).values()] for row in summary]
+    csv_rows(out, [list(_fields(summary[0])) if summary else [], *rows])
     return out.getvalue()
 
 
@@ -181,14 +179,14 @@ def rows_csv(rows: Sequence[CaseRow]) -> str:
     strata = sorted({name for row in rows for name in row.strata})
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["patient", "case", "status", "unit", *strata, *names])
+    table: list[list[object]] = [["patient", "case", "status", "unit", *strata, *names]]
     for row in rows:
-        writer.writerow([
+        table.append([
             row.patient, row.case, row.status, row.unit,
             *(row.strata.get(s, "") for s in strata),
             *(row.values.get(n, "") for n in names),
         ])  # fmt: skip
+    csv_rows(out, table)
     return out.getvalue()
 
 

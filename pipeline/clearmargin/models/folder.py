@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import whole, write_text
 from clearmargin.models import NETWORKS, build_network, network_config
 from clearmargin.models.domain import Domain
 from clearmargin.models.network import BesideRuntime, Network
@@ -112,9 +113,7 @@ def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> No
     """Write a model folder; a reader never sees half of one file."""
     folder.mkdir(parents=True, exist_ok=True)
     _save_weights(folder / WEIGHTS_FILE, state)
-    draft = folder / f".{CONFIG_FILE}"
-    draft.write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    draft.replace(folder / CONFIG_FILE)
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False))
 
 
 def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep: int) -> None:
@@ -147,9 +146,10 @@ def snapshots(folder: Path) -> tuple[Path, ...]:
 def _save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    draft = path.with_name(f".{path.name}")
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, draft)
-    draft.replace(path)
+    with whole(
+        path
+    ) as draft:  # which gives the weights the mode of any file: safetensors makes them the owner's alone
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, draft)
 
 
 def load_segmenter(
@@ -230,7 +230,7 @@ def load_segmenter(
 def save_runtime(folder: Path, card: RuntimeCard) -> None:
     """Write what an export is beside its parts."""
     text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False)
-    (folder / RUNTIME_FILE).write_text(text, encoding="utf-8")
+    write_text(folder / RUNTIME_FILE, text)
 
 
 def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> None:
