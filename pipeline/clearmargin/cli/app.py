@@ -58,12 +58,22 @@ def _options(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", help="File to which log messages are appended, with times.")
     ] = None,
+    trust_cards: Annotated[
+        bool,
+        typer.Option(
+            "--trust-cards", help="Data cards may name files outside their folder (docs/security.md)."
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     global _json_lines  # noqa: PLW0603 - one program, one output
     _json_lines = json_lines
+    if trust_cards:
+        from clearmargin.datasets.card import trust_cards as trust
+
+        trust()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     shown = logging.StreamHandler(sys.stderr)
     shown.setFormatter(_Printable("%(message)s"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
 from clearmargin.files import write_text
-from clearmargin.formats.limits import max_bytes
+from clearmargin.formats.limits import max_bytes, raise_it
 
 __all__ = ["CocoImage", "read_coco", "read_coco_images", "write_coco"]
 
@@ -49,7 +50,8 @@ def read_coco_images(path: Path) -> list[CocoImage]:
     """
     content = _content(Path(path))
     names = [str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
-    return [_image(content, entry, names) for entry in content["images"]]
+    work = _Work()
+    return [_image(content, entry, names, work) for entry in content["images"]]
 
 
 def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> InstanceSet:
@@ -78,7 +80,7 @@ def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> Ins
     if size != grid.shape:
         raise GeometryError(f"the COCO file says {size[0]} x {size[1]}, the image is {grid}")
     names = [str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
-    found = _image(content, entries[0], names).instances
+    found = _image(content, entries[0], names, _Work()).instances
     unknown = sorted({names[int(k) - 1] for k in found.labels} - set(label_map.names))
     if unknown:
         raise InputError(f"no class '{unknown[0]}': {nearest(unknown[0], label_map.names)}")
@@ -170,26 +172,42 @@ def _size(entry: dict[str, Any]) -> tuple[int, int]:
     return size
 
 
-def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
+class _Work:
+    """Counts pixels that are looked at for a file: a few numbers in it can ask for any number of them."""
+
+    def __init__(self) -> None:
+        self._pixels = 0
+
+    def take(self, pixels: int) -> None:
+        """Count some more, before they are made.
+
+        Raises:
+            InputError: There are more than bytes in the limit.
+        """
+        self._pixels += pixels
+        if self._pixels > max_bytes():
+            raise InputError(
+                f"the annotations of the COCO file cover {self._pixels / 2**30:.3g} Gi pixels: {raise_it()}"
+            )
+
+
+def _image(content: dict[str, Any], entry: dict[str, Any], names: Sequence[str], work: _Work) -> CocoImage:
     size = _size(entry)
     order = {c["id"]: k + 1 for k, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
     masks, labels, scores = [], [], []
-    held = 0
     crowd: NDArray[np.bool_] | None = None
     for k, annotation in enumerate(content["by_image"].get(entry["id"], [])):
         try:
-            mask = _mask(annotation["segmentation"], size)
+            mask = _mask(annotation["segmentation"], size, work)
             label = order[annotation["category_id"]]
             score = _score(annotation)
         except _DAMAGE as error:
             number = annotation.get("id")
             shown = number if isinstance(number, int) else f"{k + 1} of its image"
             raise InputError(f"annotation {shown} is damaged ({type(error).__name__})") from None
-        held += mask.crop.size
-        if held > max_bytes():
-            raise InputError("the annotations of one image are more than is read at once")
         if annotation.get("iscrowd"):
-            crowd = mask.dense() if crowd is None else crowd | mask.dense()
+            crowd = np.zeros(size, bool) if crowd is None else crowd
+            crowd[mask.slices] |= mask.crop
             continue
         masks.append(mask)
         labels.append(label)
@@ -211,23 +229,31 @@ def _score(annotation: dict[str, Any]) -> float:
     return score
 
 
-def _mask(segmentation: Any, size: tuple[int, int]) -> Mask:
+def _mask(segmentation: Any, size: tuple[int, int], work: _Work) -> Mask:
     if isinstance(segmentation, list):
-        return _from_polygons(segmentation, size)
+        return _from_polygons(segmentation, size, work)
     if tuple(segmentation["size"]) != size:
         raise ValueError("a mask of another size than its image")
     counts = segmentation["counts"]
-    return _from_run_lengths(_uncompressed(counts) if isinstance(counts, str) else counts, size)
+    return _from_run_lengths(_uncompressed(counts) if isinstance(counts, str) else counts, size, work)
 
 
-def _from_run_lengths(counts: Sequence[int], size: tuple[int, int]) -> Mask:
-    """Return the mask of column-major run lengths that start with zeros."""
+def _from_run_lengths(counts: Sequence[int], size: tuple[int, int], work: _Work) -> Mask:
+    """Return the mask of column-major run lengths that start with zeros; only its columns are unpacked."""
     runs = np.asarray(counts, np.int64)
     total = size[0] * size[1]  # each is held against it first: a sum can wrap round
     if runs.ndim != 1 or (runs < 0).any() or (runs > total).any() or runs.sum() != total:
         raise ValueError("run lengths do not add up to the image")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return Mask.from_dense(flat.reshape(size[1], size[0]).T)
+    ends = np.cumsum(runs)
+    inside = np.flatnonzero((np.arange(len(runs)) % 2 == 1) & (runs > 0))
+    if not len(inside):
+        return Mask.from_crop(np.zeros((0, 0), bool), (0, 0), size)
+    first = int(ends[inside[0]] - runs[inside[0]]) // size[0]
+    stop = -(-int(ends[inside[-1]]) // size[0])
+    work.take((stop - first) * size[0])
+    within = np.diff(np.clip(ends, first * size[0], stop * size[0]), prepend=first * size[0])
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, within)
+    return Mask.from_crop(flat.reshape(stop - first, size[0]).T, (0, first), size)
 
 
 def _uncompressed(text: str) -> list[int]:
@@ -256,22 +282,55 @@ def _uncompressed(text: str) -> list[int]:
     return counts
 
 
-def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
+def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int], work: _Work) -> Mask:
     """Return the pixels whose centres the polygons hold; x and y count from the picture's corner."""
-    from skimage.draw import polygon2mask
-
-    dense = np.zeros(size, bool)
+    shapes = []
     for flat in polygons:
         points = np.asarray(flat, np.float64).reshape(-1, 2)
         if len(points) < 3 or not np.isfinite(points).all() or np.abs(points).max() > _MAX_PIXELS:
             raise ValueError("a polygon has at least three points, and near its image")
         low = np.floor(points.min(axis=0)).astype(int).clip(0, (size[1], size[0]))
         high = np.ceil(points.max(axis=0)).astype(int).clip(0, (size[1], size[0]))
-        shape = (int(high[1] - low[1]), int(high[0] - low[0]))
-        if min(shape) > 0:
-            inside = polygon2mask(shape, (points - low)[:, ::-1] - 0.5)
-            dense[low[1] : high[1], low[0] : high[0]] |= inside
-    return Mask.from_dense(dense)
+        if (high > low).all():
+            shapes.append((points, low, high))
+    if not shapes:
+        return Mask.from_crop(np.zeros((0, 0), bool), (0, 0), size)
+    left, top = np.min([low for _, low, _ in shapes], axis=0)
+    right, bottom = np.max([high for _, _, high in shapes], axis=0)
+    work.take(int(right - left) * int(bottom - top))
+    dense = np.zeros((bottom - top, right - left), bool)
+    for points, low, high in shapes:
+        work.take(int((high - low).prod()) + len(points) * int(high[1] - low[1]))
+        rows, columns = slice(low[1] - top, high[1] - top), slice(low[0] - left, high[0] - left)
+        _fill_polygon(dense[rows, columns], points[:, ::-1] - low[::-1] - 0.5)
+    return Mask.from_crop(dense, (int(top), int(left)), size)
+
+
+def _fill_polygon(target: NDArray[np.bool_], points: NDArray[np.float64]) -> None:
+    """Set what of ``target`` (Y, X) lies in a polygon of (y, x), by the parity of crossings, or on its outline.
+
+    Row by row, so that memory stays small whatever the polygon's size.
+    """
+    ends = np.roll(points, -1, axis=0)
+    (y0, x0), (y1, x1) = points.T, ends.T
+    order = np.argsort(np.minimum(y0, y1))
+    lows, highs = np.minimum(y0, y1)[order], np.maximum(y0, y1)[order]
+    for row in range(len(target)):
+        near = order[: np.searchsorted(lows, row, side="right")][
+            highs[: np.searchsorted(lows, row, side="right")] >= row
+        ]
+        if not len(near):
+            continue
+        ya, xa, yb, xb = y0[near], x0[near], y1[near], x1[near]
+        crossing = (ya > row) != (yb > row)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at = np.sort((xa + (row - ya) * (xb - xa) / (yb - ya))[crossing])
+        level = (ya == row) & (yb == row)
+        spans = [*zip(at[::2], at[1::2], strict=True)]
+        spans += zip(np.minimum(xa, xb)[level], np.maximum(xa, xb)[level], strict=True)
+        spans += [(x, x) for x in xa[ya == row]]
+        for start, stop in spans:
+            target[row, max(0, math.ceil(start)) : max(0, math.floor(stop) + 1)] = True
 
 
 def _outlines(mask: Mask) -> list[list[float]]:

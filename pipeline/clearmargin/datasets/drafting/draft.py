@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.config import validate
-from clearmargin.datasets.card import SPLITS, Card, Split
+from clearmargin.datasets.card import SPLITS, Card, Split, note_folder
 from clearmargin.datasets.cases import Case, build_dataset
 from clearmargin.datasets.drafting.coco import coco_files, draft_coco
 from clearmargin.datasets.drafting.codes import suggest_codes
@@ -114,6 +114,7 @@ def draft_card(
     content["splits"] = _splits(layout, dict(shares or SHARES), seed)  # of the cases that are left
     target.parent.mkdir(parents=True, exist_ok=True)
     _write_index(index, layout)
+    note_folder(folder)
     write_text(target, card_text(content))
     dataset = build_dataset(validate(content, Card, name=target.name), folder, layout.rows)
     splits = {r["id"]: c.split for r, c in zip(layout.rows, dataset.cases, strict=True)}
