@@ -247,6 +247,10 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
         raise TypeError(f"{type(network).__name__} is no nn.Module")
     threads, parts = torch.get_num_threads(), {}
     for part, outputs in card.parts.items():
+        if part not in dict(network.named_modules()):
+            raise InputError(
+                f"the export to '{name}' holds a part that the network does not have: export it again"
+            )
         path = folder / f"{part}{target.suffix}"
         try:
             parts[part] = RuntimePart(target.load(path, threads), outputs)
