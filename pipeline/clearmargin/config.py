@@ -107,7 +107,7 @@ def _count_nodes(text: str, name: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_nodes):
                 raise ConfigError(f"{name}: the alias *{event.anchor} stands within what it names")
-            total += sizes.get(event.anchor, 1)
+            total += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1 + len(event.value) // 100
             total += size

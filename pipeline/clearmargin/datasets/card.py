@@ -338,7 +338,7 @@ def note_folder(folder: Path) -> None:
 def _was_named(folder: Path) -> bool:
     """Return whether a folder is one that the user named, or below it, or below CLEARMARGIN_DATA."""
     place = folder.resolve()
-    return any(place.is_relative_to(known) for known in (data_root().resolve(), *_named_folders()))
+    return any(place.is_relative_to(known) for known in (str(data_root().resolve()), *_named_folders()))
 
 
 def _named_folders() -> list[str]:

@@ -1,4 +1,4 @@
-"""What pixels are packed in: bytes of it that are no picture, such as comments, photographs' notes, and what lies behind.
+"""What pixels are packed in: bytes of it that are no picture, such as comments, and what lies behind.
 
 They are blanked where they stand, so that no length and no offset changes, and no pixel is decoded.
 """
@@ -94,7 +94,7 @@ def blank(piece: bytes, at: int, spans: Sequence[Span]) -> bytes:
 def _fragments(file: Any, start: int, order: Literal["little", "big"]) -> list[Span]:
     """Return where the values of the items lie, the offset table first."""
     file.seek(start)
-    found = []
+    found: list[Span] = []
     while True:
         head = file.read(8)
         if head[:4] != b"\xfe\xff\x00\xe0":
@@ -154,7 +154,7 @@ def _searcher(header: Any, syntax: str) -> Callable[[bytes], list[Span] | None]:
 
 
 def _idle_in_jpeg(data: bytes) -> list[Span] | None:
-    """Return comments, applications' notes and what follows the end of a JPEG or JPEG-LS frame; None if it is not whole.
+    """Return comments, notes and what follows the end of a JPEG or JPEG-LS frame; None if it is not whole.
 
     Source: ISO/IEC 10918-1, B.1.
     """

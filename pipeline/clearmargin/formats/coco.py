@@ -239,7 +239,7 @@ def _mask(segmentation: Any, size: tuple[int, int], work: _Work) -> Mask:
     return _from_run_lengths(_uncompressed(counts) if isinstance(counts, str) else counts, size, work)
 
 
-def _from_run_lengths(counts: Sequence[int], size: tuple[int, int], work: _Work) -> Mask:
+def _from_run_lengths(counts: Sequence[int], size: tuple[int, int], work: _Work | None = None) -> Mask:
     """Return the mask of column-major run lengths that start with zeros; only its columns are unpacked."""
     runs = np.asarray(counts, np.int64)
     total = size[0] * size[1]  # each is held against it first: a sum can wrap round
@@ -251,8 +251,9 @@ def _from_run_lengths(counts: Sequence[int], size: tuple[int, int], work: _Work)
         return Mask.from_crop(np.zeros((0, 0), bool), (0, 0), size)
     first = int(ends[inside[0]] - runs[inside[0]]) // size[0]
     stop = -(-int(ends[inside[-1]]) // size[0])
-    work.take(2 * (stop - first) * size[0])  # unpacked, and turned over
-    within = np.diff(np.clip(ends, first * size[0], stop * size[0]), prepend=first * size[0])
+    (work or _Work()).take(2 * (stop - first) * size[0])  # unpacked, and turned over
+    clipped = np.clip(ends, first * size[0], stop * size[0])
+    within = np.diff(clipped, prepend=first * size[0]).astype(np.int64)
     columns = np.repeat(np.arange(len(runs)) % 2 == 1, within).reshape(stop - first, size[0])
     dense = np.empty(columns.shape[::-1], bool)
     for k in range(

@@ -171,8 +171,8 @@ def check_frames(header: Any, size: int, syntax: Any) -> None:
     needed = frames if packed else frames * rows * columns * samples * bits // 8
     if needed > size:
         raise InputError(
-            f"the header claims {frames} frames of {rows} x {columns} and the file has {size} bytes: it is cut off, "
-            "or damaged"
+            f"the header claims {rows} x {columns} x {frames} pixels and the file has {size} bytes: it is cut off, or "
+            "damaged"
         )
 
 

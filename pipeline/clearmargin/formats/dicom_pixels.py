@@ -14,7 +14,7 @@ from clearmargin.formats.jpeg import (
     check_jpeg_lossless,
     check_jpeg_ls,
     check_jpeg_ls_ends,
-    check_stated_size,
+    claims_more,
     decode_jpeg_12,
 )
 from clearmargin.formats.limits import max_bytes, raise_it
@@ -279,7 +279,8 @@ def _check_markers(dataset: Any, layout: PixelLayout, picks: Sequence[int], synt
     elif plugin in ("pillow", "pylibjpeg"):
         for k in picks:
             frame = get_frame(dataset.PixelData, k, number_of_frames=layout.frames)
-            check_stated_size(frame, layout.rows, layout.columns)
+            if claims_more(frame, layout.rows, layout.columns):
+                raise InputError(_undecodable(syntax))
     elif syntax in _JPEG_LS:
         for frame in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
             check_jpeg_ls_ends(frame)

@@ -16,7 +16,7 @@ __all__ = [
     "check_jpeg_lossless",
     "check_jpeg_ls",
     "check_jpeg_ls_ends",
-    "check_stated_size",
+    "claims_more",
     "decode_jpeg_12",
 ]
 
@@ -82,24 +82,17 @@ def check_jpeg_ls_ends(frame: bytes) -> None:
         pass
 
 
-def check_stated_size(frame: bytes, rows: int, columns: int) -> None:
-    """Refuse a JPEG or JPEG 2000 frame that claims a larger picture than the object: decoders make room for it first.
-
-    Raises:
-        InputError: It does.
-    """
+def claims_more(frame: bytes, rows: int, columns: int) -> bool:
+    """Return whether a JPEG or JPEG 2000 frame claims a larger picture than that: decoders make room for it first."""
     found = _SIZE.search(frame[:_HEADERS])
     if found is None:
-        return
+        return False
     if frame[:2] == b"\xff\x4f":
         right, bottom, left, top = (int.from_bytes(frame[k : k + 4], "big") for k in range(8, 24, 4))
         height, width = bottom - top, right - left
     else:
         height, width = (int.from_bytes(found[0][k : k + 2], "big") for k in (5, 7))
-    if height > rows or width > columns:
-        raise InputError(
-            f"a compressed frame claims {height} x {width} pixels, the object {rows} x {columns}: it is damaged"
-        )
+    return height > rows or width > columns
 
 
 def check_jpeg_lossless(frame: bytes, *, rows: int, columns: int, samples: int, allocated: int) -> None:

@@ -186,13 +186,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise InputError(
-            f"'{path.name}' is a pickle that holds more than tensors, and loading it could run code: it is refused; save "
-            "its state dict as .safetensors"
+            f"'{path.name}' is a pickle that holds more than tensors, and loading it could run code: it is refused; "
+            "save its state dict as .safetensors"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(
-            f"'{path.name}' cannot be read as weights ({type(error).__name__}): it is damaged, or of another kind; give "
-            "a state dict as .safetensors or .pth"
+            f"'{path.name}' cannot be read as weights ({type(error).__name__}): it is damaged, or of another kind; "
+            "give a state dict as .safetensors or .pth"
         ) from None
     tensors = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
