@@ -14,9 +14,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clearmargin.errors import ConfigError
 
-__all__ = ["Settings", "apply_overrides", "digest", "dump_yaml", "load_settings", "read_yaml", "validate"]
+__all__ = [
+    "Settings",
+    "apply_overrides",
+    "digest",
+    "dump_yaml",
+    "load_settings",
+    "parse_yaml",
+    "read_yaml",
+    "validate",
+]
 
 S = TypeVar("S", bound="Settings")
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_BYTES = 64 * 2**20
+_MOST_NODES = 100_000
+_DEEPEST = 50
 
 
 class Settings(BaseModel):
@@ -42,16 +56,76 @@ def load_settings(path: Path, schema: type[S], overrides: Sequence[str] = ()) ->
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ConfigError(f"{path.name} has over {_MOST_BYTES // 2**20} MiB: no configuration is so long")
+        content = parse_yaml(raw.decode("utf-8"), path.name)
     except FileNotFoundError:
         raise ConfigError(f"no file '{path}': give the path of a YAML file") from None
     except IsADirectoryError:
         raise ConfigError(f"'{path}' is a folder: give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name} holds {type(content).__name__}, expected 'key: value' lines")
     return content
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return what a YAML text holds; the only place where YAML is read.
+
+    Its size is counted before anything is built, an alias as often as it is used: a few hundred bytes of aliases of
+    aliases would otherwise become more than fits into memory.
+
+    Args:
+        text: The text.
+        name: What messages call it.
+
+    Raises:
+        ConfigError: It is not YAML, nests or repeats itself too much, or asks for a Python object.
+    """
+    try:
+        _count_nodes(text, name)
+        return yaml.load(text, Loader=_Loader)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        OverflowError,
+    ) as error:  # of dates and numbers: ValueError
+        raise ConfigError(f"{name} is not YAML: {error}") from None
+
+
+def _count_nodes(text: str, name: str) -> None:
+    """Refuse a text that has more nodes, with each alias written out, than a text of its length or 100,000."""
+    most = max(_MOST_NODES, len(text))
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_nodes):
+                raise ConfigError(f"{name}: the alias *{event.anchor} stands within what it names")
+            total += sizes.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1 + len(event.value) // 100
+            total += size
+            if event.anchor:
+                sizes[event.anchor] = size
+        elif isinstance(event, yaml.CollectionStartEvent):
+            total += 1
+            open_nodes.append((event.anchor, total))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, start = open_nodes.pop()
+            if anchor:
+                sizes[anchor] = total - start + 1
+        if len(open_nodes) > _DEEPEST:
+            raise ConfigError(f"{name} nests over {_DEEPEST} levels deep: no configuration does")
+        if total > most:
+            raise ConfigError(
+                f"{name} becomes more than {most} values with its aliases written out: write fewer"
+            )
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -72,9 +146,9 @@ def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dic
             if not isinstance(section, dict):
                 raise ConfigError(f"--set {item}: '{parent}' is a value, not a section")
         try:
-            section[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {item}: the value is not YAML: {error}") from None
+            section[last] = parse_yaml(text, "the value")
+        except ConfigError as error:
+            raise ConfigError(f"--set {item}: {error}") from None
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -19,13 +18,14 @@ from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.datasets.folds import FoldSettings, in_fold
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.evaluate import Evaluation, evaluate_cases, write_tables
+from clearmargin.files import csv_rows, write_text
 from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise, summary_csv, summary_markdown
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ENSEMBLE_FILE
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.train import train
 from clearmargin.training.checkpoint import CHECKPOINT
-from clearmargin.training.experiment import Experiment, read_experiment
+from clearmargin.training.experiment import Experiment, public_yaml, read_experiment
 from clearmargin.training.run_folder import new_folder
 
 __all__ = ["CrossValidation", "Member", "crossvalidate"]
@@ -103,7 +103,7 @@ def crossvalidate(
     run = TrackedRun(name=folder.name)
     run.on_start(
         params={"folds": len({m.fold.number for m in members if m.fold}) or 1, "seeds": seeds},
-        texts={_CONFIG: dump_yaml(experiment)},
+        texts={_CONFIG: public_yaml(experiment, dataset.card.name)},
         tags={"verb": "crossvalidate"},
     )
     rows: list[CaseRow] = []
@@ -160,8 +160,8 @@ def _open(
         if member.fold is not None:
             in_fold(dataset, member.fold, validate=experiment.training.early_stopping is not None)
     folder = new_folder(runs, f"{experiment.name}-{'folds' if folds > 1 else 'seeds'}")
-    (folder / _CONFIG).write_text(dump_yaml(experiment), encoding="utf-8")
-    (folder / "members.json").write_text(json.dumps({"folds": folds, "seeds": seeds}), encoding="utf-8")
+    write_text(folder / _CONFIG, dump_yaml(experiment))
+    write_text(folder / "members.json", json.dumps({"folds": folds, "seeds": seeds}))
     return experiment, folder, members
 
 
@@ -193,28 +193,27 @@ def _measure_member(experiment: Experiment, member: Member, dataset: Dataset, fo
     held = dataset if member.fold is None else in_fold(dataset, member.fold, validate=stops)
     cases = held.split("validation" if member.fold is None else "test")
     threshold = segmenter.choice.score_threshold
-    found = evaluate_cases(segmenter.with_threshold(0.0), held, cases, score_threshold=threshold)
+    found = evaluate_cases(segmenter.with_threshold(0.0), held, cases, score_threshold=threshold).complete()
     write_tables(found, folder / member.name / "evaluation")
     text = json.dumps(found.flat(), indent=1, allow_nan=False)
-    (folder / member.name / _NUMBERS).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / member.name / _NUMBERS, text + "\n")
     return found
 
 
 def _write_ensemble(folder: Path, members: Sequence[str]) -> None:
     text = yaml.safe_dump({"members": [f"{name}/model" for name in members]}, sort_keys=False)
-    (folder / ENSEMBLE_FILE).write_text(text, encoding="utf-8")
+    write_text(folder / ENSEMBLE_FILE, text)
 
 
 def _write(done: CrossValidation) -> None:
     """Write ``members.csv``, a row each with mean and standard deviation below, and the pooled table."""
     spread = done.spread()
+    rows = [["member", *spread]]
+    rows += [[name, *(f"{numbers[k]:.6g}" for k in spread)] for name, numbers in done.numbers.items()]
+    rows.append(["mean", *(f"{mean:.6g}" for mean, _ in spread.values())])
+    rows.append(["sd", *(f"{sd:.6g}" for _, sd in spread.values())])
     out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["member", *spread])
-    for name, numbers in done.numbers.items():
-        table.writerow([name, *(f"{numbers[k]:.6g}" for k in spread)])
-    table.writerow(["mean", *(f"{mean:.6g}" for mean, _ in spread.values())])
-    table.writerow(["sd", *(f"{sd:.6g}" for _, sd in spread.values())])
-    (done.folder / "members.csv").write_text(out.getvalue(), encoding="utf-8")
-    (done.folder / "pooled.csv").write_text(summary_csv(done.pooled), encoding="utf-8")
-    (done.folder / "pooled.md").write_text(summary_markdown(done.pooled), encoding="utf-8")
+    csv_rows(out, rows)
+    write_text(done.folder / "members.csv", out.getvalue())
+    write_text(done.folder / "pooled.csv", summary_csv(done.pooled))
+    write_text(done.folder / "pooled.md", summary_markdown(done.pooled))

@@ -15,10 +15,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from clearmargin.deidentification.file import Outcome, Rules, deidentify_file
-from clearmargin.deidentification.key import Key, read_key
+from clearmargin.deidentification.key import Key, read_key, same_patient
 from clearmargin.deidentification.report import Report
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.formats.dicom_boundary import read_header
+from clearmargin.formats.dicom_index import looks_like_dicom
 from clearmargin.formats.dicom_media import is_zip, unpacked_files
+from clearmargin.formats.dicom_scan import quick_header
 from clearmargin.privacy import case_id, record_cases
 from clearmargin.report.progress import progress
 
@@ -27,6 +30,7 @@ __all__ = ["Deidentified", "deidentify"]
 log = logging.getLogger(__name__)
 
 _DRAFTS = ".unfinished"
+_IDENTITY = {0x0020_000D: "StudyInstanceUID", 0x0010_0020: "PatientID"}
 _AHEAD = 4  # files that each worker may be ahead of the one that is put in place
 
 
@@ -90,6 +94,7 @@ def deidentify(
         check_detector()
     _check_folders(source, out, key, quarantine)
     files = _files(source)
+    rules = replace(rules, patients=_patients_of_studies(files))
     drafts = _fresh_drafts(out)
     try:
         with Report(out, rules) as report:
@@ -104,6 +109,27 @@ def deidentify(
     if not done.files.get("written") and not done.left_out:
         raise InputError(f"there is no DICOM file in what was given ({len(files)} file(s))")
     return done
+
+
+def _patients_of_studies(files: Iterable[Path]) -> dict[str, str]:
+    """Return the PatientID of each study in which some files state none, and all others the same one."""
+    stated: dict[str, set[str]] = {}
+    without: set[str] = set()
+    for path in files:
+        try:
+            found = quick_header(path, _IDENTITY, frozenset())
+            if found is None and looks_like_dicom(path):
+                found = read_header(path, tags=list(_IDENTITY.values()))
+            if found is None:
+                continue
+            study, patient = (str(found.get(name) or "").strip("\0 ") for name in _IDENTITY.values())
+        except Exception:  # noqa: BLE001 - it is refused, with its reason, when its turn comes
+            continue
+        if patient:
+            stated.setdefault(study, set()).add(same_patient(patient))
+        else:
+            without.add(study)
+    return {study: next(iter(ids)) for study, ids in stated.items() if study in without and len(ids) == 1}
 
 
 def _run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import shutil
 import time
@@ -18,6 +17,7 @@ from clearmargin.core import InstanceSet
 from clearmargin.datasets.phantom import DISPLAY_WINDOW, PHANTOM_LABELS, make_clip, make_phantom
 from clearmargin.datasets.phantom_study import write_phantom_study
 from clearmargin.errors import ConfigError
+from clearmargin.files import csv_rows, whole, write_text
 from clearmargin.formats.video import write_video
 from clearmargin.report.progress import progress
 
@@ -45,7 +45,7 @@ def demo(out: Path, *, steps: int | None = None) -> str:
     _clear(out)
     card = make_demo_data(out / "data")
     config = out / "demo.yaml"
-    config.write_text(yaml.safe_dump(_experiment(card, steps or _STEPS), sort_keys=False), encoding="utf-8")
+    write_text(config, yaml.safe_dump(_experiment(card, steps or _STEPS), sort_keys=False))
     log.info("training on %d phantoms", _SPLITS["train"])
     trained = train(config, runs=out / "runs")
     found = evaluate(trained.model, card, split="test", out=out / "evaluation")
@@ -84,12 +84,11 @@ def make_demo_data(folder: Path) -> Path:
             bar.advance()
     clip = make_clip(seed=9001)
     write_video(folder / "clip.mp4", np.moveaxis(clip.frames, -1, 1), clip.frame_rate, quality=4)
-    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["id", "split"])
-        writer.writerows([f"phantom-{number:03d}", split] for number, split in enumerate(names, start=1))
+    rows = [[f"phantom-{number:03d}", split] for number, split in enumerate(names, start=1)]
+    with whole(folder / "index.csv") as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+        csv_rows(stream, [["id", "split"], *rows])
     card = folder / "card.yaml"
-    card.write_text(yaml.safe_dump(_card(), sort_keys=False), encoding="utf-8")
+    write_text(card, yaml.safe_dump(_card(), sort_keys=False))
     return card
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, InstanceSet, LabelMap, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.failures import reason_of
+from clearmargin.files import write_text
 from clearmargin.metrics import Protocol, evaluate_instances, semantic_dice, split_and_merge
 from clearmargin.metrics.detection import PrecisionTally, detection_limit, match_masks
 from clearmargin.metrics.instances import InstanceRow
@@ -67,6 +69,7 @@ class Evaluation:
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
         run_id: In the tracking store; empty where it was not tracked.
+        failed: Case id and reason of those that could not be read, segmented or measured; no number knows of them.
     """
 
     numbers: dict[str, float]
@@ -76,6 +79,18 @@ class Evaluation:
     rows: tuple[CaseRow, ...]
     length_unit: str
     run_id: str = ""
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def complete(self) -> Evaluation:
+        """Return itself, for comparisons that every case has to be part of.
+
+        Raises:
+            InputError: A case failed.
+        """
+        if self.failed:
+            case, reason = next(iter(self.failed.items()))
+            raise InputError(f"{len(self.failed)} case(s) could not be measured; the first, {case}: {reason}")
+        return self
 
     def flat(self) -> dict[str, float]:
         """Return every number under one name, as the tracking store takes them."""
@@ -140,7 +155,8 @@ def evaluate(
         found = replace(found, run_id=run.run_id)
         run.log_metrics(found.flat() | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
         if dataset.card.show_in_tracking:
-            for step, picture in enumerate(compare(segmenter, dataset, cases[:_PICTURES])):
+            shown = [case for case in cases if case.case not in found.failed]
+            for step, picture in enumerate(compare(segmenter, dataset, shown[:_PICTURES])):
                 run.log_image("prediction over truth", picture, step)
         with TemporaryDirectory() as folder:
             write_tables(found, Path(folder))
@@ -175,14 +191,14 @@ def write_tables(found: Evaluation, folder: Path) -> None:
     """Write ``numbers.json``, ``summary.*``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each)."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit}
-    (folder / "numbers.json").write_text(
-        json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    if found.failed:
+        numbers["failed"] = found.failed
+    write_text(folder / "numbers.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "summary.csv", summary_csv(found.every))
+    write_text(folder / "summary.md", summary_markdown(found.every))
+    write_text(folder / "matched.csv", summary_csv(found.matched))
+    write_text(folder / "instances.csv", rows_csv(found.rows))
     write_paper(paper_table(found.rows, rng=np.random.default_rng(0), surface=_PROTOCOL.surface), folder)
-    (folder / "summary.csv").write_text(summary_csv(found.every), encoding="utf-8")
-    (folder / "summary.md").write_text(summary_markdown(found.every), encoding="utf-8")
-    (folder / "matched.csv").write_text(summary_csv(found.matched), encoding="utf-8")
-    (folder / "instances.csv").write_text(rows_csv(found.rows), encoding="utf-8")
 
 
 def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
@@ -212,36 +228,46 @@ def evaluate_cases(
     Args:
         segmenter: Should return instances down to low scores: average precision ranks them all.
         dataset: Where the cases are read from.
-        cases: At least one.
+        cases: At least one. Those that fail are listed, and the others are measured all the same.
         score_threshold: Instances below it count for average precision only.
     """
     label_map = dataset.card.label_map
     whole, in_slices = (_ImageNumbers(label_map, score_threshold) for _ in range(2))
     measured: list[tuple[Case, list[InstanceRow], list[dict[str, str]]]] = []
-    counts = {"cases": len(cases), "references": 0}
+    counts = {"cases": 0, "failed": 0, "references": 0}
     errors = {"splits": 0, "merges": 0}
+    failed: dict[str, str] = {}
     grid = None
+    others = [name for name in STRATA if name != "size"]
     with progress("evaluate", len(cases)) as bar:
         for case in cases:
-            image, reference = dataset.read(case)
-            predicted = segmenter(image).instances
+            try:
+                image, reference = dataset.read(case)
+                predicted = segmenter(image).instances
+                rows_of_case = evaluate_instances(
+                    predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
+                )
+                strata = instance_strata([(reference, rows_of_case)], others)
+                wrong = split_and_merge(predicted.select(predicted.scores >= score_threshold), reference)
+            except Exception as error:  # noqa: BLE001 - whatever one case provokes, the others are measured
+                failed[case.case] = reason_of(error).removeprefix(f"{case.case}: ")
+                log.warning("%s failed: %s", case.case, failed[case.case])
+                bar.advance()
+                continue
             grid = reference.grid
-            rows_of_case = evaluate_instances(
-                predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
-            )
-            others = [name for name in STRATA if name != "size"]
-            measured.append((case, rows_of_case, instance_strata([(reference, rows_of_case)], others)))
+            measured.append((case, rows_of_case, strata))
             whole.add(predicted, reference)
             if grid.ndim == 3:
                 for z in range(grid.shape[0]):
                     in_slices.add_precision(predicted.plane(z)[0], reference.plane(z)[0])
             counts["references"] += len(reference)
-            wrong = split_and_merge(predicted.select(predicted.scores >= score_threshold), reference)
             errors["splits"] += wrong.splits
             errors["merges"] += wrong.merges
             bar.advance()
     if grid is None:
-        raise ValueError("an evaluation needs at least one case")
+        first, reason = next(iter(failed.items()), ("none", "the split is empty"))
+        raise InputError(f"none of the {len(cases)} cases could be measured; the first, {first}: {reason}")
+    counts |= {"cases": len(measured), "failed": len(failed)}
     rows = _case_rows(dataset, measured, grid)
     numbers = whole.numbers()
     if grid.ndim == 3:
@@ -261,6 +287,7 @@ def evaluate_cases(
         counts=counts,
         rows=tuple(rows),
         length_unit=grid.unit,
+        failed=failed,
     )
 
 

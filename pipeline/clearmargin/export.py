@@ -16,6 +16,7 @@ from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, ParityError
+from clearmargin.files import write_text
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
 from clearmargin.models.parity import Parity, compare, worst
@@ -89,10 +90,8 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
             raise ParityError(
                 f"{format} finds other instances than torch: {'; '.join(parity.problems)}; nothing was written"
             )
-        (draft / "parity.json").write_text(
-            json.dumps({"cases": len(pairs), "seconds": seconds, **asdict(parity)}, indent=1) + "\n",
-            encoding="utf-8",
-        )
+        stated = {"cases": len(pairs), "seconds": seconds, **asdict(parity)}
+        write_text(draft / "parity.json", json.dumps(stated, indent=1) + "\n")
         shutil.rmtree(model / format, ignore_errors=True)
         draft.replace(model / format)
     finally:

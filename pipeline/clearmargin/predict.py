@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from clearmargin.config import validate
 from clearmargin.core import Image, InstanceSet, Prediction
-from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.failures import reason_of
 from clearmargin.formats import READERS, case_of, is_dicom, is_video, open_video, read_image
 from clearmargin.models.domain import mismatch
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.privacy import record_case
+from clearmargin.privacy import case_of_file, record_case
 from clearmargin.report.case_folder import (
     by_class,
     case_rows,
@@ -74,7 +75,7 @@ class PredictionReport:
 
     Attributes:
         done: The inputs that were segmented, in order.
-        failed: Case id and message of those that were refused.
+        failed: Case id and message of those that failed, with the error's type if it is not one of ours.
         promises: What the margins hold for, a sentence each; nothing where the model was not calibrated.
         drift: How all inputs together differ from the calibration cases.
     """
@@ -282,8 +283,9 @@ def _predict_folder(
     features: list[Features] = []
     with progress("predict", len(files)) as bar:
         for path in files:
-            name = case_of(path)
+            name = case_of_file(path)
             try:
+                name = case_of(path)
                 if name in {*failed, *(d.case for d in done)}:
                     raise InputError(f"another file is called '{name}', too: leave out --names plain")
                 image = read_image(path)
@@ -292,13 +294,14 @@ def _predict_folder(
                 done.append(_predict_image(image, out, assessed, calibration))
                 features.append(assessed.features)
                 on_done(done[-1])
-            except ClearMarginError as error:
+            except Exception as error:  # noqa: BLE001 - whatever one file provokes, the others are done
+                reason = reason_of(error)
                 while name in failed:  # with plain names
                     name += "-2"
                 record_case(name, path)
                 # The message may name the file, which was not typed by the user: the crosswalk knows it.
-                failed[name] = str(error).replace(path.name, name)
-                log.warning("%s was refused: %s", name, failed[name])
+                failed[name] = reason.replace(path.name, name)
+                log.warning("%s failed: %s", name, failed[name])
             bar.advance()
     if not done:
         first = next(iter(failed.values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from clearmargin.config import load_settings
 from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
 from clearmargin.evaluate import evaluate_cases, metric_names
+from clearmargin.files import csv_rows, whole, write_text
 from clearmargin.metrics import METRICS
 from clearmargin.metrics.statistics import Interval, bootstrap_means, compare
 from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
@@ -234,9 +235,10 @@ def _write(done: Selection, budget_ms: float, folder: Path) -> None:
         budget=budget_ms,
         metric=done.metric,
     )
-    figure.savefig(folder / "trade_off.png")
-    (folder / "candidates.csv").write_text(table_csv(done), encoding="utf-8")
-    (folder / "why.txt").write_text(done.why + "\n", encoding="utf-8")
+    with whole(folder / "trade_off.png") as draft:
+        figure.savefig(draft)
+    write_text(folder / "candidates.csv", table_csv(done))
+    write_text(folder / "why.txt", done.why + "\n")
 
 
 def _in_own_process(
@@ -284,7 +286,9 @@ def _measured(
         if count >= min(_WARM_UP, len(timed)):
             spans.append(clock.seconds)
     threshold = segmenter.choice.score_threshold
-    found = evaluate_cases(segmenter.with_threshold(0.0), dataset, validation, score_threshold=threshold)
+    found = evaluate_cases(
+        segmenter.with_threshold(0.0), dataset, validation, score_threshold=threshold
+    ).complete()
     rows: dict[str, list[float]] = {}
     units: dict[str, str] = {}
     for row in found.rows:
@@ -392,16 +396,16 @@ def front_of(candidates: Sequence[Candidate], metric: str) -> tuple[str, ...]:
 
 def table_csv(done: Selection) -> str:
     """Return a row for each candidate."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
     head = ["name", "network", "parameters", *(f"{s}_ms" for s in STAGES), "p50_ms", "p95_ms", "peak_mb"]
-    table.writerow([*head, done.metric, "low", "high", "units", "on_front", "chosen"])
+    rows: list[list[Any]] = [[*head, done.metric, "low", "high", "units", "on_front", "chosen"]]
     for c in done.candidates:
         times = [f"{c.stages[s]:.2f}" for s in STAGES] + [f"{c.p50:.2f}", f"{c.p95:.2f}", f"{c.peak_mb:.0f}"]
         ends = ["" if end is None else f"{end:.6g}" for end in (c.interval.low, c.interval.high)]
         numbers = [f"{c.interval.estimate:.6g}", *ends, c.interval.patients]
         marks = [c.name in done.front, c.name == done.chosen]
-        table.writerow([c.name, c.network, c.parameters, *times, *numbers, *marks])
+        rows.append([c.name, c.network, c.parameters, *times, *numbers, *marks])
+    out = io.StringIO()
+    csv_rows(out, rows)
     return out.getvalue()
 
 

@@ -23,12 +23,13 @@ import yaml
 from torch import nn
 
 from clearmargin import __version__
-from clearmargin.config import digest, dump_yaml
+from clearmargin.config import digest, dump_yaml, read_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.folds import in_fold
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare, score
+from clearmargin.files import write_text
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
 from clearmargin.models.domain import domain_of
@@ -44,7 +45,7 @@ from clearmargin.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from clearmargin.training.experiment import Experiment, TrainingSettings
+from clearmargin.training.experiment import Experiment, TrainingSettings, public_yaml
 from clearmargin.training.processes import ProcessGroup, loss_module, process_group
 from clearmargin.training.profiling import OPERATORS, operator_profile
 from clearmargin.training.run_folder import CONFIG, MODEL, RUN, open_folder, write_config
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 _LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 PROFILE = "profile"
+_CANDIDATE = ".candidate"  # the model that is being validated
 _DOMAIN_CASES = 32  # at most, evenly spread
 
 
@@ -113,6 +115,9 @@ def train(
             if group.rank == 0 and parent is None:  # else its verb says so
                 _leave(folder, new=resume is None)
             raise
+        finally:
+            if group.rank == 0:
+                shutil.rmtree(folder / _CANDIDATE, ignore_errors=True)
 
 
 def _leave(folder: Path, *, new: bool) -> None:
@@ -183,7 +188,7 @@ def _train(
         write_config(folder, experiment)
     card = ModelCard(
         software=f"clearmargin {__version__}",
-        model=model_config.model_dump(mode="json"),
+        model=_without_folder(model_config.model_dump(mode="json")),
         image=experiment.image,
         augment=experiment.augment,
         classes=label_map_entries(dataset.card.label_map),
@@ -196,7 +201,7 @@ def _train(
     )
     with _open_run(experiment, dataset, folder, group, parent) as run:
         if run.run_id:
-            (folder / RUN).write_text(yaml.safe_dump({"run_id": run.run_id}), encoding="utf-8")
+            write_text(folder / RUN, yaml.safe_dump({"run_id": run.run_id}))
         run.log_data(dataset.card.name, dataset.digest())
         with operator_profile(folder / PROFILE) if profile else nullcontext() as profiler:
             _loop(
@@ -285,7 +290,7 @@ def _finish_epoch(
     stop = out_of_time
     found: dict[str, float] = {}
     if data.validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
-        draft = output.folder / ".candidate"
+        draft = output.folder / _CANDIDATE
         guard_disk(lambda: save_model(draft, output.card, weights))
         candidate = load_segmenter(draft)
         found = score(candidate, data.dataset, data.validation)
@@ -350,6 +355,11 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
     return chosen
 
 
+def _without_folder(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's settings as its folder keeps them: of the weights it began with, the file's name alone."""
+    return model | {"weights": Path(model["weights"]).name} if model.get("weights") else model
+
+
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return weights with decay, and norms and biases without."""
     learned = [p for p in network.parameters() if p.requires_grad]
@@ -385,11 +395,14 @@ def _open_run(
 ) -> TrackedRun:
     """Return the run in the tracking store: the one the folder knows, or a new one."""
     known = folder / RUN
-    before = yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] if known.is_file() else None
+    before = read_yaml(known).get("run_id") if known.is_file() else None
     run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0, parent=parent)
     run.on_start(
         params=experiment.model_dump(mode="json") | {"card": dataset.card.name},
-        texts={CONFIG: dump_yaml(experiment), "card.yaml": dump_yaml(public(dataset.card))},
+        texts={
+            CONFIG: public_yaml(experiment, dataset.card.name),
+            "card.yaml": dump_yaml(public(dataset.card)),
+        },
         tags={"verb": "train"},
     )
     return run

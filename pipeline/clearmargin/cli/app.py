@@ -6,7 +6,6 @@ a folder or memory that the work needs and cannot have), 130 interrupted.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import sys
@@ -16,6 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from clearmargin.errors import ClearMarginError, ConfigError
+from clearmargin.failures import place_of, refusal_of
+from clearmargin.files import printable
 
 __all__ = ["app", "emit", "main", "say", "say_run"]
 
@@ -29,19 +30,12 @@ app = typer.Typer(
 
 _json_lines = False
 
-# What the machine, not the program, says no to. Each with the way out.
-_MACHINE = {
-    errno.ENOSPC: "free space, or name a folder on another disk",
-    errno.EDQUOT: "free space, or name a folder on another disk",
-    errno.EACCES: "name a folder that you may write to, and files that you may read",
-    errno.EPERM: "name a folder that you may write to, and files that you may read",
-    errno.EROFS: "name a folder that you may write to",
-    errno.ENOTDIR: "name a folder, not a file",
-    errno.EISDIR: "name a file, not a folder",
-    errno.ENAMETOOLONG: "give it a shorter name",
-    errno.EIO: "check the disk",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
+
+class _Printable(logging.Formatter):
+    """Log lines without what acts on a terminal: names come from files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _version(wanted: bool) -> None:
@@ -64,23 +58,35 @@ def _options(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", help="File to which log messages are appended, with times.")
     ] = None,
+    trust_cards: Annotated[
+        bool,
+        typer.Option(
+            "--trust-cards", help="Data cards may name files outside their folder (docs/security.md)."
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     global _json_lines  # noqa: PLW0603 - one program, one output
     _json_lines = json_lines
+    if trust_cards:
+        from clearmargin.datasets.card import trust_cards as trust
+
+        trust()
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logger = logging.getLogger("clearmargin")
     logger.setLevel(level)
     if log_file is not None:
         try:
-            handler = logging.FileHandler(log_file, encoding="utf-8")
+            written = logging.FileHandler(log_file, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--log-file '{log_file}' cannot be written: {error.strerror}") from None
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-        logger.addHandler(handler)
+        written.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        logger.addHandler(written)
 
 
 def main() -> None:
@@ -103,7 +109,7 @@ def main() -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()
             sys.exit(error.exit_code)
-        machine = _machine_said_no(error)
+        machine = refusal_of(error)
         if machine:
             _end(machine, 4)
         _report_bug(error)
@@ -113,7 +119,7 @@ def main() -> None:
 def say(text: str) -> None:
     """Print what came of a verb; nothing under ``--json``, where `emit` prints the result's data."""
     if not _json_lines:
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def emit(text: str, **data: Any) -> None:
@@ -126,7 +132,7 @@ def emit(text: str, **data: Any) -> None:
     if _json_lines:
         typer.echo(json.dumps(data, default=str, allow_nan=False))
     else:
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def say_run(run_id: str) -> None:
@@ -143,16 +149,7 @@ def _end(message: str, code: int) -> None:
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"clearmargin: {message}", err=True)
-
-
-def _machine_said_no(error: Exception) -> str | None:
-    """Return a message for a full disk, a folder without rights and the like; it holds no path. None for the rest."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory: give it smaller images, tiles (--tile), or a larger machine"
-    if isinstance(error, OSError) and error.errno in _MACHINE:
-        return f"the system refused: {error.strerror}: {_MACHINE[error.errno]}; what was finished is kept"
-    return None
+    typer.echo(printable(f"clearmargin: {message}"), err=True)
 
 
 def _report_bug(error: Exception) -> None:
@@ -160,10 +157,9 @@ def _report_bug(error: Exception) -> None:
     import traceback
 
     if logging.getLogger("clearmargin").level <= logging.DEBUG:
-        traceback.print_exception(error)
+        typer.echo(printable("".join(traceback.format_exception(error))), err=True)
         return
-    frames = traceback.extract_tb(error.__traceback__)
-    where = " <- ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
     _complain(
-        f"this is a bug: {type(error).__name__} at {where}; -v shows the whole traceback, which may name files"
+        f"this is a bug: {type(error).__name__} at {place_of(error)}; -v shows the whole traceback, which may name "
+        "files"
     )

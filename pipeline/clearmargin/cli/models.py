@@ -12,6 +12,7 @@ from clearmargin.cli.app import app, emit, say, say_run
 from clearmargin.cli.checks import check_card, check_device, check_experiment, check_folder, is_card
 from clearmargin.cli.options import AnyModel, Overrides, Runs, Split
 from clearmargin.errors import BatchError, ConfigError
+from clearmargin.files import write_text
 
 if TYPE_CHECKING:
     from clearmargin.training.experiment import Experiment
@@ -50,7 +51,7 @@ def plan(
     planned = call(card, network=network, device=device, minutes=minutes, cases=cases)
     text = render_plan(planned)
     if out is not None:
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
         text = f"planned: {out}; train it with `clearmargin train {out}`"
     emit(text, experiment=planned.experiment.model_dump(mode="json"), reasons=planned.reasons, file=out)
 

@@ -138,7 +138,7 @@ def predict(
         say(f"warning: {warning}")
     if report.failed:
         raise BatchError(
-            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs were refused; "
+            f"{len(report.failed)} of {len(report.failed) + len(report.done)} inputs failed; "
             "the others are done:\n"
             + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
         )
@@ -190,8 +190,15 @@ def evaluate(
         length_unit=found.length_unit,
         run_id=found.run_id,
         tables=out,
+        failed=found.failed,
     )
     say_run(found.run_id)
+    if found.failed:
+        raise BatchError(
+            f"{len(found.failed)} of {len(found.failed) + found.counts['cases']} cases failed and are in no number; "
+            "the others are measured:\n"
+            + "\n".join(f"  {case}: {reason}" for case, reason in found.failed.items())
+        )
 
 
 @app.command(rich_help_panel="Results")

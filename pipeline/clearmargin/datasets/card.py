@@ -11,9 +11,24 @@ from pydantic import Field, field_validator, model_validator
 from clearmargin.config import Settings, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap
 from clearmargin.errors import ConfigError
-from clearmargin.privacy import Naming
+from clearmargin.files import below, write_text
+from clearmargin.privacy import Naming, home
 
-__all__ = ["SPLITS", "Card", "Encoding", "Split", "beside_card", "data_root", "public", "read_card"]
+__all__ = [
+    "SPLITS",
+    "Card",
+    "Encoding",
+    "Split",
+    "cards_are_trusted",
+    "data_root",
+    "note_folder",
+    "public",
+    "read_card",
+    "trust_cards",
+]
+
+_TRUST = "CLEARMARGIN_TRUST_CARDS"
+_NAMED = "folders.txt"
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
@@ -281,14 +296,20 @@ def read_card(path: Path) -> tuple[Card, Path]:
     """
     card = load_settings(path, Card)
     _ = card.label_map  # ids and names are checked here, before any data is touched
+    start = path.resolve().parent if card.root.startswith(".") else data_root()
+    folder = start / card.root
+    if not (below(start, card.root) or cards_are_trusted() or _was_named(folder)):
+        where = "its own folder" if card.root.startswith(".") else "CLEARMARGIN_DATA"
+        raise ConfigError(
+            f"card '{card.name}' says that its data lie outside {where}: "
+            "move both together, or say `clearmargin --trust-cards ...` if the card is yours"
+        )
     if card.root.startswith("."):
-        folder = beside_card(path, card.root)
         if not folder.is_dir():
             raise ConfigError(
                 f"card '{card.name}': no folder '{card.root}' beside the card: correct its root"
             )
         return card, folder
-    folder = data_root() / card.root
     if not folder.is_dir():
         raise ConfigError(
             f"card '{card.name}': no folder '{card.root}' under the data root '{data_root()}': "
@@ -297,9 +318,32 @@ def read_card(path: Path) -> tuple[Card, Path]:
     return card, folder
 
 
-def beside_card(card: Path, name: str) -> Path:
-    """Return what ``name`` is from the card's own folder on."""
-    return card.resolve().parent / name
+def cards_are_trusted() -> bool:
+    """Return whether cards may name files anywhere: ``--trust-cards``, or ``CLEARMARGIN_TRUST_CARDS=1``."""
+    return os.environ.get(_TRUST) == "1"
+
+
+def trust_cards() -> None:
+    """Let cards name files anywhere from here on, in this process and in those that it starts."""
+    os.environ[_TRUST] = "1"
+
+
+def note_folder(folder: Path) -> None:
+    """Note that the user named a folder of data on the command line: cards may have it as their root."""
+    named = _named_folders()
+    if str(folder.resolve()) not in named:
+        write_text(home() / _NAMED, "".join(f"{one}\n" for one in (*named, str(folder.resolve()))))
+
+
+def _was_named(folder: Path) -> bool:
+    """Return whether a folder is one that the user named, or below it, or below CLEARMARGIN_DATA."""
+    place = folder.resolve()
+    return any(place.is_relative_to(known) for known in (str(data_root().resolve()), *_named_folders()))
+
+
+def _named_folders() -> list[str]:
+    path = home() / _NAMED
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def data_root() -> Path:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import logging
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,13 @@ from clearmargin.datasets.card import (
     Split,
     ValueMasks,
     VideoMasks,
-    beside_card,
+    cards_are_trusted,
     read_card,
 )
 from clearmargin.datasets.clips import Clips, nearest_levels
 from clearmargin.datasets.splits import assign_splits
 from clearmargin.errors import ConfigError, GeometryError, InputError
+from clearmargin.files import below, uncell
 from clearmargin.formats import case_of, read_image
 from clearmargin.privacy import case_id, named_by_case, naming, plain_name, record_case, record_cases
 
@@ -175,7 +177,7 @@ def open_dataset(card_path: Path) -> Dataset:
     rows = list(card.cases.rows)
     if card.cases.index is not None:
         beside = card.cases.index.startswith(".")
-        index = beside_card(card_path, card.cases.index) if beside else root / card.cases.index
+        index = _place(card_path.resolve().parent if beside else root, card.cases.index, card)
         rows = _read_index(index, card)
     return build_dataset(card, root, rows)
 
@@ -247,7 +249,7 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
         raise ConfigError(
             f"card '{card.name}': cases.frames makes the column 'frame', which the index has too"
         )
-    clip = root / _fill(card.cases.images[0], row, card)
+    clip = _place(root, _fill(card.cases.images[0], row, card), card)
     try:
         count = clips.frame_count(clip) if clip.exists() else 1  # a missing one is counted with the others
     except InputError:
@@ -262,7 +264,7 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
 
 def _case(row: dict[str, Any], unit: str, split: Split, card: Card, root: Path) -> Case:
     references = _fill(card.cases.reference, row, card).split(";")
-    image = root / _fill(card.cases.images[0], row, card)
+    image = _place(root, _fill(card.cases.images[0], row, card), card)
     series = None if card.cases.series is None else _fill(card.cases.series, row, card) or None
     return Case(
         case=_name_of_case(row, card, image, series),
@@ -270,13 +272,28 @@ def _case(row: dict[str, Any], unit: str, split: Split, card: Card, root: Path) 
         split=split,
         strata={name: row[name] for name in card.cases.strata},
         image=image,
-        further=tuple(root / _fill(template, row, card) for template in card.cases.images[1:]),
-        references=tuple(root / name.strip() for name in references),
+        further=tuple(_place(root, _fill(template, row, card), card) for template in card.cases.images[1:]),
+        references=tuple(_place(root, name.strip(), card) for name in references),
         series=series,
-        ignore=None if card.cases.ignore is None else root / _fill(card.cases.ignore, row, card),
+        ignore=None if card.cases.ignore is None else _place(root, _fill(card.cases.ignore, row, card), card),
         frame=row["frame"] if card.cases.frames is not None else None,
         row=row,
     )
+
+
+def _place(root: Path, name: str, card: Card) -> Path:
+    """Return what a card's template names under its root.
+
+    Raises:
+        ConfigError: It lies elsewhere, and the command line does not say that it may.
+    """
+    path = root / name if cards_are_trusted() else below(root, name)
+    if path is None:
+        raise ConfigError(
+            f"card '{card.name}' names a file outside its folder '{card.root}': correct its templates or index, or "
+            "say `clearmargin --trust-cards ...` if the card is yours"
+        )
+    return path
 
 
 def _name_of_case(row: Mapping[str, Any], card: Card, image: Path, series: str | None) -> str:
@@ -291,15 +308,38 @@ def _read_index(path: Path, card: Card) -> list[dict[str, str]]:
     if not path.is_file():
         raise ConfigError(f"card '{card.name}': no index '{path}'")
     with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+        rows = [
+            {k: uncell(v) if isinstance(v, str) else v for k, v in r.items()} for r in csv.DictReader(stream)
+        ]
     if not rows:
         raise ConfigError(f"card '{card.name}': the index '{path.name}' has no rows")
     return rows
 
 
+class _Template(string.Formatter):
+    """Fills ``{column}`` and ``{frame:06d}``, and nothing else that Python's templates can do."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        # The whole name is a column's, dots and brackets included: nothing is looked up in a value.
+        return kwargs[field_name], field_name
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        if conversion:
+            raise ValueError(f"'!{conversion}' is not understood: expected {{column}} or {{frame:06d}}")
+        return value
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec and not (re.fullmatch(r"0?\d?d?", format_spec) and isinstance(value, int)):
+            raise ValueError(f"':{format_spec}' is not understood: expected such as {{frame:06d}}")
+        return str(format(value, format_spec))
+
+
+_TEMPLATE = _Template()
+
+
 def _fill(template: str, row: Mapping[str, Any], card: Card) -> str:
     try:
-        return template.format_map(row)
+        return _TEMPLATE.vformat(template, (), row)
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"card '{card.name}': template '{template}' does not fit the index ({error}); it has {list(row)}"

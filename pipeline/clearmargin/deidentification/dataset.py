@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,9 @@ class Patient:
     days: int
 
 
-def deidentify_dataset(dataset: Any, key: Key) -> tuple[Patient, Tally]:
+def deidentify_dataset(
+    dataset: Any, key: Key, patients: Mapping[str, str] | None = None
+) -> tuple[Patient, Tally]:
     """De-identify a ``pydicom.Dataset`` in place: PS3.15's Basic Profile, dates shifted.
 
     Pixels are not looked at. Call it within :func:`clearmargin.formats.dicom_boundary.dicom_boundary`.
@@ -63,11 +66,12 @@ def deidentify_dataset(dataset: Any, key: Key) -> tuple[Patient, Tally]:
     Args:
         dataset: With or without its pixels.
         key: Gives pseudonyms, UIDs and shifts.
+        patients: PatientID of studies in which some files state none.
 
     Returns:
         Whose it is, and what was done.
     """
-    identity = _identity(dataset)
+    identity = _identity(dataset, patients or {})
     patient = Patient(key.pseudonym(identity), key.shift_days(identity))
     tally: Tally = Counter()
     structured = "ContentSequence" in dataset
@@ -77,8 +81,11 @@ def deidentify_dataset(dataset: Any, key: Key) -> tuple[Patient, Tally]:
     return patient, tally
 
 
-def _identity(dataset: Any) -> str:
-    """Return what tells patients apart: PatientID; the study where a file has none."""
+def _identity(dataset: Any, patients: Mapping[str, str]) -> str:
+    """Return what tells patients apart: PatientID, or that of the study's other files; the study where none has one."""
+    study = str(dataset.get("StudyInstanceUID") or "").strip("\0 ")
+    if not str(dataset.get("PatientID") or "").strip("\0 ") and study in patients:
+        return patients[study]
     for keyword in ("PatientID", "StudyInstanceUID", "SOPInstanceUID"):
         value = str(dataset.get(keyword) or "").strip("\0 ")
         if value:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from clearmargin import __version__
 from clearmargin.deidentification.burned_in import uncleanable, why_pixels_are_suspect
+from clearmargin.deidentification.containers import Span, blank, idle_spans, native_size
 from clearmargin.deidentification.dataset import Tally, deidentify_dataset
 from clearmargin.deidentification.key import Key
 from clearmargin.errors import InputError
+from clearmargin.failures import reason_of
 from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
 from clearmargin.formats.dicom_index import looks_like_dicom
 
@@ -42,11 +45,13 @@ class Rules:
         pixels_reviewed: Somebody has looked at the pictures: the rules on burned-in text hold nothing back.
         look_for_text: The pixels of what the other rules let pass are searched for text.
         keep_held_back: Files held back are written, too, de-identified but for what holds them back.
+        patients: PatientID of each study in which some files state none.
     """
 
     pixels_reviewed: bool = False
     look_for_text: bool = False
     keep_held_back: bool = False
+    patients: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,9 @@ def deidentify_file(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
         if error.filename is not None and Path(os.fsdecode(error.filename)) == path:
             return Outcome(status="refused", reason=f"it cannot be read ({error.strerror})")
         raise
+    except Exception as error:  # noqa: BLE001 - whatever one file provokes, the others are done
+        draft.unlink(missing_ok=True)
+        return Outcome(status="refused", reason=reason_of(error))
 
 
 @dicom_boundary()
@@ -114,10 +122,16 @@ def _deidentify(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
     if reason is not None and not rules.keep_held_back:
         return Outcome(status="held back", reason=reason)
 
-    patient, tally = deidentify_dataset(header, key)
+    spans = idle_spans(header, path, span)
+    if span is None and "PixelData" in header:  # deflated, and so in memory
+        needed = native_size(header)
+        header.PixelData = blank(header.PixelData, 0, [(needed, len(header.PixelData))])
+    patient, tally = deidentify_dataset(header, key, rules.patients)
+    if spans:
+        tally[0x7FE0_0010, "cleaned beside the picture"] += 1
     _drop_after_pixels(header)
     _replace_meta(header, syntax)
-    digest = _write(header, path, span, draft)
+    digest = _write(header, path, span, spans, draft)
     names = [str(header.get(k) or "none") for k in ("StudyInstanceUID", "SeriesInstanceUID")]
     place = "/".join((patient.pseudonym, *names, f"{header.SOPInstanceUID}.dcm"))
     status: Status = "written" if reason is None else "held back"
@@ -223,8 +237,8 @@ def _replace_meta(header: Any, syntax: str) -> None:
     header.preamble = bytes(128)
 
 
-def _write(header: Any, path: Path, span: tuple[int, int] | None, draft: Path) -> bytes:
-    """Write the data set, then the pixels' bytes as they are; return a digest of all."""
+def _write(header: Any, path: Path, span: Span | None, spans: Sequence[Span], draft: Path) -> bytes:
+    """Write the data set, then the pixels' bytes as they are but for ``spans``; return a digest of all."""
     from pydicom import dcmwrite
 
     implicit, little = header.original_encoding
@@ -241,7 +255,7 @@ def _write(header: Any, path: Path, span: tuple[int, int] | None, draft: Path) -
                     piece = source.read(min(left, _PIECE))
                     if not piece:
                         raise InputError("the file became shorter while it was read")
-                    file.write(piece)
+                    file.write(blank(piece, span[1] - left, spans))
                     left -= len(piece)
     with draft.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()[:16]

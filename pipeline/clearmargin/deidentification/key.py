@@ -15,9 +15,10 @@ from pathlib import Path
 
 from clearmargin.errors import ConfigError
 
-__all__ = ["LEAST_KEY_BYTES", "LONGEST_SHIFT_DAYS", "Key", "read_key", "write_new_key"]
+__all__ = ["LEAST_KEY_BYTES", "LONGEST_SHIFT_DAYS", "Key", "read_key", "same_patient", "write_new_key"]
 
 LEAST_KEY_BYTES = 32
+_BY_STUDY = ("StudyInstanceUID:", "SOPInstanceUID:")
 LONGEST_SHIFT_DAYS = 3652
 """Ten years: nobody's dates move further, and never into the future."""
 
@@ -33,15 +34,24 @@ class Key:
         return _uid(self.secret, original)
 
     def pseudonym(self, patient: str) -> str:
-        """Return ``CM-`` and 12 hex digits for a PatientID."""
-        return f"CM-{self._digest('patient', patient)[:6].hex()}"
+        """Return ``CM-`` and 12 hex digits for a PatientID, whose case and outer spaces do not count."""
+        return f"CM-{self._digest('patient', same_patient(patient))[:6].hex()}"
 
     def shift_days(self, patient: str) -> int:
         """Return how many days this patient's dates move: 1 to 3652 days into the past."""
-        return -1 - int.from_bytes(self._digest("days", patient)[:8]) % LONGEST_SHIFT_DAYS
+        return -1 - int.from_bytes(self._digest("days", same_patient(patient))[:8]) % LONGEST_SHIFT_DAYS
 
     def _digest(self, purpose: str, text: str) -> bytes:
         return _digest(self.secret, purpose, text)
+
+
+def same_patient(patient: str) -> str:
+    """Return a PatientID in the form in which it is compared: systems write one patient's in several cases.
+
+    >>> same_patient(" pid7 ")
+    'PID7'
+    """
+    return patient.strip("\0 ") if patient.startswith(_BY_STUDY) else patient.strip("\0 ").upper()
 
 
 def _digest(secret: bytes, purpose: str, text: str) -> bytes:

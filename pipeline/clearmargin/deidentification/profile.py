@@ -63,6 +63,18 @@ _CHOSEN: dict[str, Action] = {
     "HL7InstanceIdentifier": "dummy",
     "DocumentTitle": "empty",
     "FilenameInContainer": "remove",
+    # Of presentation states and lookup tables: free text of whoever made them.
+    "ContentLabel": "dummy",
+    "ContentDescription": "empty",
+    "AlternateContentDescriptionSequence": "remove",
+    "GraphicLayer": "dummy",
+    "GraphicLayerDescription": "remove",
+    "GraphicGroupLabel": "dummy",
+    "GraphicGroupDescription": "remove",
+    "CompoundGraphicSequence": "remove",
+    "LUTExplanation": "remove",
+    "WindowCenterWidthExplanation": "remove",
+    "PresentationStateLabel": "dummy",
 }
 
 _NESTED: dict[str, Action] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ from clearmargin import __version__
 from clearmargin.deidentification.dataset import METHOD_CODES, Tally
 from clearmargin.deidentification.file import Outcome, Rules
 from clearmargin.deidentification.profile import basic_profile
+from clearmargin.files import csv_rows, draft_of, whole, write_text
 
 __all__ = ["Report"]
 
@@ -25,9 +25,9 @@ class Report:
         self.statuses: Counter[str] = Counter()
         self.reasons: Counter[tuple[str, str]] = Counter()
         self._tally: Tally = Counter()
-        self._stream = (folder / "files.csv").open("w", newline="")
-        self._rows = csv.writer(self._stream)
-        self._rows.writerow(["case", "status", "reason", "file"])
+        self._draft = draft_of(folder / "files.csv")
+        self._stream = self._draft.open("w", newline="")
+        csv_rows(self._stream, [["case", "status", "reason", "file"]], lineterminator="\r\n")
 
     def add(self, case: str, outcome: Outcome) -> None:
         """Count one file; ``case`` is its case id."""
@@ -37,7 +37,7 @@ class Report:
         if outcome.status == "written":
             self._tally.update(outcome.tally)
         place = outcome.place if outcome.status in ("written", "duplicate") else ""
-        self._rows.writerow([case, outcome.status, outcome.reason, place])
+        csv_rows(self._stream, [[case, outcome.status, outcome.reason, place]], lineterminator="\r\n")
 
     def __enter__(self) -> Report:
         return self
@@ -45,17 +45,21 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
-        self._write_attributes()
-        self._write_summary(complete=kind is None)
+        try:
+            self._stream.close()
+            self._draft.replace(self._folder / "files.csv")
+            self._write_attributes()
+            self._write_summary(complete=kind is None)
+        finally:
+            self._draft.unlink(missing_ok=True)
 
     def _write_attributes(self) -> None:
-        with (self._folder / "attributes.csv").open("w", newline="") as stream:
-            rows = csv.writer(stream)
-            rows.writerow(["tag", "keyword", "profile", "done", "elements"])
-            for (tag, done), count in sorted(self._tally.items()):
-                listed = basic_profile().get(tag, ("", "", ""))
-                rows.writerow([f"{tag:08X}", listed[2] or _keyword(tag), listed[0], done, count])
+        rows: list[list[Any]] = [["tag", "keyword", "profile", "done", "elements"]]
+        for (tag, done), count in sorted(self._tally.items()):
+            listed = basic_profile().get(tag, ("", "", ""))
+            rows.append([f"{tag:08X}", listed[2] or _keyword(tag), listed[0], done, count])
+        with whole(self._folder / "attributes.csv") as draft, draft.open("w", newline="") as stream:
+            csv_rows(stream, rows, lineterminator="\r\n")
 
     def _write_summary(self, *, complete: bool) -> None:
         summary: dict[str, Any] = {
@@ -77,7 +81,7 @@ class Report:
                 for (status, reason), count in sorted(self.reasons.items())
             ],
         }
-        (self._folder / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(self._folder / "report.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _keyword(tag: int) -> str:

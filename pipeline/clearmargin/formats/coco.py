@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Crowd, Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
-from clearmargin.formats.limits import max_bytes
+from clearmargin.files import write_text
+from clearmargin.formats.limits import max_bytes, raise_it
 
 __all__ = ["CocoFile", "CocoImage", "open_coco", "read_coco", "read_coco_images", "write_coco"]
 
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError)
 _MAX_PIXELS = 2**28  # of one picture: a mask of it is a quarter of a GiB while it is read
 _MAX_SHIFT = 60
+_BLOCK = 128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,9 +184,7 @@ def write_coco(
             content["annotations"].append(entry)
     for k, entry in enumerate(content["annotations"], start=1):
         entry["id"] = k
-    draft = Path(path).with_name(f".{Path(path).name}.part")
-    draft.write_text(json.dumps(content))
-    draft.replace(path)
+    write_text(Path(path), json.dumps(content))
 
 
 def _annotation(mask: Mask, *, polygons: bool) -> dict[str, Any]:
@@ -272,17 +272,37 @@ def _size(entry: dict[str, Any]) -> tuple[int, int]:
     return size
 
 
+class _Work:
+    """Counts pixels that are looked at for an image: a few numbers in it can ask for any number of them."""
+
+    def __init__(self) -> None:
+        self._pixels = 0
+
+    def take(self, pixels: int) -> None:
+        """Count some more, before they are made.
+
+        Raises:
+            InputError: There are more than bytes in the limit.
+        """
+        self._pixels += pixels
+        if self._pixels > max_bytes():
+            raise InputError(
+                f"the annotations of the COCO file cover {self._pixels / 2**30:.3g} Gi pixels: {raise_it()}"
+            )
+
+
 def _image(content: Mapping[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
     size = _size(entry)
     order = {c["id"]: k + 1 for k, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
     masks, labels, scores, ids = [], [], [], []
     crowds: list[Crowd] = []
-    held = 0
+    work = _Work()
     of_image = content["by_image"].get(entry["id"], [])
     for k, annotation in enumerate(of_image):
         number = annotation.get("id")
         shown = number if isinstance(number, int) else f"{k + 1} of its image"
         try:
+            work.take(size[0] * size[1])
             mask = _mask(annotation, size)
             label = order[annotation["category_id"]]
             score = float(annotation.get("score", 1.0))
@@ -292,9 +312,6 @@ def _image(content: Mapping[str, Any], entry: dict[str, Any], names: Sequence[st
             raise InputError(
                 f"annotation {shown} has the score {score:g}; scores lie in [0, 1]: put logits through a sigmoid first"
             )
-        held += mask.crop.size
-        if held > max_bytes():
-            raise InputError("the annotations of one image are more than is read at once")
         if annotation.get("iscrowd"):
             crowds.append(Crowd(mask=mask, label=label))
             continue
@@ -338,13 +355,28 @@ def _mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> Mask:
 
 
 def _from_run_lengths(counts: Sequence[int], size: tuple[int, int]) -> Mask:
-    """Return the mask of column-major run lengths that start with zeros."""
+    """Return the mask of column-major run lengths that start with zeros; only its columns are unpacked."""
     runs = np.asarray(counts, np.int64)
     total = size[0] * size[1]  # each is held against it first: a sum can wrap round
     if runs.ndim != 1 or (runs < 0).any() or (runs > total).any() or runs.sum() != total:
         raise ValueError("run lengths do not add up to the image")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return Mask.from_dense(flat.reshape(size[1], size[0]).T)
+    ends = np.cumsum(runs)
+    inside = np.flatnonzero((np.arange(len(runs)) % 2 == 1) & (runs > 0))
+    if not len(inside):
+        return Mask.from_crop(np.zeros((0, 0), bool), (0, 0), size)
+    first = int(ends[inside[0]] - runs[inside[0]]) // size[0]
+    stop = -(-int(ends[inside[-1]]) // size[0])
+    _Work().take(2 * (stop - first) * size[0])  # unpacked, and turned over
+    clipped = np.clip(ends, first * size[0], stop * size[0])
+    within = np.diff(clipped, prepend=first * size[0]).astype(np.int64)
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, within).reshape(stop - first, size[0])
+    dense = np.empty(columns.shape[::-1], bool)
+    for k in range(
+        0, len(columns), _BLOCK
+    ):  # in blocks: turning a large array over whole is ten times slower
+        for row in range(0, size[0], _BLOCK):
+            dense[row : row + _BLOCK, k : k + _BLOCK] = columns[k : k + _BLOCK, row : row + _BLOCK].T
+    return Mask.from_crop(dense, (0, first), size)
 
 
 def _uncompressed(text: str) -> list[int]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from clearmargin.errors import ClearMarginError, InputError
+from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
 
-__all__ = ["converting", "dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
+__all__ = ["check_frames", "converting", "dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
 
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_META = 2**14  # bytes; group 0002 has some hundreds
+_PIECE = 2**20
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 _LOUD = (
     "pydicom",
@@ -52,6 +58,10 @@ def dicom_boundary() -> Iterator[None]:
             yield
     except (ClearMarginError, MemoryError):
         raise
+    except RecursionError:
+        raise InputError(
+            "the DICOM data nest sequences deeper than any object does: they are damaged"
+        ) from None
     except Exception as error:
         # A system's error has a number; pydicom also raises numberless ones about the bytes.
         if _raised_by_us(error) or (isinstance(error, OSError) and error.errno is not None):
@@ -116,12 +126,17 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
 
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        start = opened.tell()
+        size = opened.seek(0, os.SEEK_END) - start
+        opened.seek(start)
+        _check_deflated(opened)
         dataset = pydicom.dcmread(
             opened, stop_before_pixels=not pixels, specific_tags=list(tags) if tags else None, force=True
         )
         syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
         if syntax is not None and not isinstance(syntax, UID):
             raise InputError("the transfer syntax is malformed: the object is damaged")
+        check_frames(dataset, size, syntax)
         if pixels:
             _check_syntax(syntax)
         if not pixels:
@@ -129,6 +144,75 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
                 opened.tell()
             )  # where load_pixels finds them, without reading the header again
     return dataset
+
+
+def check_frames(header: Any, size: int, syntax: Any) -> None:
+    """Refuse a header that claims more frames than its file can hold: work for each is planned from it.
+
+    Args:
+        header: With the elements that describe pixels, as far as they are there.
+        size: Of the file, in bytes.
+        syntax: Its transfer syntax, or None.
+
+    Raises:
+        InputError: The file is too short.
+    """
+    frames, rows, columns, samples, bits = (
+        _count(header, name)
+        for name in ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
+    )
+    if frames <= 1:
+        return
+    if str(syntax) == _DEFLATED:
+        size *= MOST_DEFLATED
+    packed = getattr(syntax, "is_transfer_syntax", True) and getattr(syntax, "is_compressed", False)
+    if str(header.get("PhotometricInterpretation") or "").endswith(("422", "420")):
+        samples = 1  # and a bit more: colours of neighbours are shared
+    needed = frames if packed else frames * rows * columns * samples * bits // 8
+    if needed > size:
+        raise InputError(
+            f"the header claims {rows} x {columns} x {frames} pixels and the file has {size} bytes: it is cut off, or "
+            "damaged"
+        )
+
+
+def _count(header: Any, name: str) -> int:
+    """Return a positive whole number of a header; 1 where there is none."""
+    try:
+        return max(1, int(str(header.get(name) or 1)))
+    except Exception:  # noqa: BLE001 - a malformed element may raise anything on conversion; who needs it says so
+        return 1
+
+
+def _check_deflated(opened: BinaryIO) -> None:
+    """Refuse a deflated object that becomes larger than the limit; not more than a piece of it is held.
+
+    pydicom unpacks such an object whole, whatever its size.
+    """
+    start = opened.tell()
+    content = opened.read(_META)
+    begin = 132 if content[128:132] == b"DICM" else 0
+    if _DEFLATED.encode() in content:
+        opened.seek(start + _after_meta(content, begin))
+        stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        with contextlib.suppress(zlib.error):  # pydicom meets it again
+            while not stream.eof and (packed := stream.unconsumed_tail or opened.read(_PIECE)):
+                size += len(stream.decompress(packed, 16 * _PIECE))
+                if size > max_bytes():
+                    raise InputError(
+                        f"the deflated object unpacks to {size / 2**30:.3g} GiB or more: {raise_it()}"
+                    )
+    opened.seek(start)
+
+
+def _after_meta(content: bytes, position: int) -> int:
+    """Return where group 0002, in explicit VR little endian, ends."""
+    while content[position : position + 2] == b"\x02\x00" and position + 12 <= len(content):
+        if content[position + 4 : position + 6] in (b"OB", b"UN", b"UT", b"SQ"):
+            position += 12 + int.from_bytes(content[position + 8 : position + 12], "little")
+        else:
+            position += 8 + int.from_bytes(content[position + 6 : position + 8], "little")
+    return position
 
 
 def _check_syntax(syntax: Any) -> None:

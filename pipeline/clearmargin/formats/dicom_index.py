@@ -12,13 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
+from clearmargin.formats.dicom_boundary import check_frames, dicom_boundary, modality_of, read_header
 from clearmargin.formats.dicom_geometry import missing_of_plane
 from clearmargin.formats.dicom_media import is_zip, listed_files, unpacked_files
-from clearmargin.formats.dicom_pixels import MAX_BYTES, decode_frames
+from clearmargin.formats.dicom_pixels import decode_frames
 from clearmargin.formats.dicom_planes import frame_count, is_mosaic, object_size, pictures_of
 from clearmargin.formats.dicom_scan import quick_header
 from clearmargin.formats.dicom_volumes import MARKS, VolumeEntry, several, split_volumes
+from clearmargin.formats.limits import max_bytes, raise_it
 
 __all__ = ["SeriesEntry", "index_dicom", "looks_like_dicom", "scan_dicom", "select_series"]
 
@@ -205,6 +206,8 @@ def _header(file: Path) -> Any:
     header: Any = quick_header(file, wanted, sequences)
     if header is None and looks_like_dicom(file):
         header = read_header(file, tags=_TAGS)
+    elif header is not None:
+        check_frames(header, file.stat().st_size, header.file_meta.TransferSyntaxUID)
     if header is not None and (is_mosaic(header) or _has_many_frames(header)):
         header = read_header(file)  # vectors and private elements say where their slices lie
     return header
@@ -386,8 +389,8 @@ def _without_picture(header: Any, modality: str, size: tuple[int, int] | None, f
         return "is a parametric map: read_parametric_map reads it"
     if size is None:
         return "holds no picture: it has no Rows and Columns"
-    if size[0] * size[1] * frames > MAX_BYTES:
-        return f"claims {size[0]} x {size[1]} x {frames} pixels: more than is read at once"
+    if size[0] * size[1] * frames > max_bytes():
+        return f"claims {size[0]} x {size[1]} x {frames} pixels: {raise_it()}"
     return ""
 
 

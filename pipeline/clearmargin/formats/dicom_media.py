@@ -15,6 +15,7 @@ from pathlib import Path
 
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+from clearmargin.formats.limits import max_bytes, raise_it
 
 __all__ = ["is_zip", "listed_files", "unpacked_files"]
 
@@ -28,7 +29,7 @@ _DAMAGE = (
     RuntimeError,
     ValueError,
 )
-_MAX_UNPACKED = 32 * 2**30
+_USUAL_RATIO = 20  # by which DICOM, and label maps among it, may shrink
 _MAX_FILES = 200_000
 
 
@@ -67,7 +68,7 @@ def unpacked_files(path: Path) -> list[Path]:
     """Return the files of a zip, unpacked under new names into a private folder for the life of the process.
 
     Raises:
-        InputError: Not readable, encrypted, or more than 32 GiB unpacked.
+        InputError: Not readable, encrypted, or larger than the limit, or than TMPDIR has room for.
     """
     return list(_unpack(path, path.stat().st_mtime_ns))
 
@@ -77,15 +78,31 @@ def _unpack(path: Path, _modified: int) -> tuple[Path, ...]:
     # It lives as long as the process: writers read the headers of an image's files again.
     folder = Path(tempfile.mkdtemp(prefix="clearmargin-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        return _unpack_into(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _unpack_into(folder: Path, path: Path) -> tuple[Path, ...]:
     files = []
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
             size = sum(m.file_size for m in members)
-            if size > _MAX_UNPACKED or len(members) > _MAX_FILES:
+            claimed = f"'{path.name}' unpacks to {size / 2**30:.3g} GiB in {len(members)} files"
+            if size > max(max_bytes(), _USUAL_RATIO * path.stat().st_size):
                 raise InputError(
-                    f"'{path.name}' unpacks to {size / 2**30:.0f} GiB in {len(members)} files: "
-                    "unpack it yourself"
+                    f"{claimed}, {size // max(1, path.stat().st_size)} times its size: {raise_it()}"
+                )
+            if len(members) > _MAX_FILES:
+                raise InputError(f"{claimed}: unpack it yourself")
+            free = shutil.disk_usage(folder).free
+            if size > free:
+                raise InputError(
+                    f"{claimed}, and the folder for temporary files has {free / 2**30:.3g} GiB free: set TMPDIR to one "
+                    "with more, or unpack it yourself"
                 )
             for k, member in enumerate(members):
                 # New names: those inside may lead elsewhere, and may name a patient.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Provenance
 from clearmargin.errors import InputError
+from clearmargin.files import whole
 from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_planes import frame_count, pictures_of
@@ -298,7 +299,6 @@ def write_dates(dataset: Any, headers: Sequence[Any]) -> None:
 
 
 def save(dataset: Any, path: Path) -> None:
-    """Write a DICOM file whole: under another name first, then moved into place."""
-    draft = path.with_name(f".{path.name}.part")
-    dataset.save_as(draft, enforce_file_format=True)
-    draft.replace(path)
+    """Write a DICOM file whole or not at all."""
+    with whole(path) as draft:
+        dataset.save_as(draft, enforce_file_format=True)

@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
-from clearmargin.formats.jpeg import check_jpeg_lossless, check_jpeg_ls, check_jpeg_ls_ends, decode_jpeg_12
+from clearmargin.formats.jpeg import (
+    check_jpeg_lossless,
+    check_jpeg_ls,
+    check_jpeg_ls_ends,
+    claims_more,
+    decode_jpeg_12,
+)
+from clearmargin.formats.limits import max_bytes, raise_it
 
-__all__ = ["MAX_BYTES", "PixelLayout", "decode_frames", "pixel_layout"]
-
-MAX_BYTES = 4 * 2**30
-"""Largest decoded size read at once; a header that claims more is refused before anything is allocated."""
+__all__ = ["PixelLayout", "decode_frames", "pixel_layout"]
 
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _DECODERS = {
@@ -102,11 +106,10 @@ def pixel_layout(header: Any) -> PixelLayout:
             f"a picture of {layout.rows} x {layout.columns} x {layout.frames} with {layout.samples} "
             "sample(s) a pixel is not readable"
         )
-    if layout.n_bytes > MAX_BYTES:
+    if layout.n_bytes > max_bytes():
         raise InputError(
             f"the header claims {layout.rows} x {layout.columns} x {layout.frames} pixels, "
-            f"{layout.n_bytes / 2**30:.0f} GiB decoded: more than the {MAX_BYTES / 2**30:.0f} GiB "
-            "read at once"
+            f"{layout.n_bytes / 2**30:.3g} GiB decoded: {raise_it()}"
         )
     if photometric not in _GREY | _COLOUR | {"PALETTE COLOR"}:
         raise InputError("the photometric interpretation is none that is read here (grey, RGB, YBR, palette)")
@@ -231,7 +234,6 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
     pydicom would hand what one decoder rejects to the next, and GDCM ends the process on some damaged frames
     instead of raising: it only sees frames that are whole by their markers.
     """
-    from pydicom.encaps import generate_frames
     from pydicom.pixels import iter_pixels
 
     syntax = str(dataset.file_meta.TransferSyntaxUID)
@@ -248,11 +250,7 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
             yield _stored_bits(np.asarray(frame), layout, high)
         return
     try:
-        if plugin == "gdcm":
-            _check_frames(dataset, syntax)
-        elif syntax in _JPEG_LS:
-            for frame in generate_frames(dataset.PixelData, number_of_frames=pixel_layout(dataset).frames):
-                check_jpeg_ls_ends(frame)
+        _check_markers(dataset, layout, picks, syntax)
         try:
             first, *_ = picks
             yield np.asarray(next(iter_pixels(dataset, indices=[first], decoding_plugin=plugin)))
@@ -269,6 +267,23 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
         raise
     except Exception:  # noqa: BLE001 - each decoder has its own errors
         raise InputError(_undecodable(syntax)) from None
+
+
+def _check_markers(dataset: Any, layout: PixelLayout, picks: Sequence[int], syntax: str) -> None:
+    """Refuse compressed frames that would cost their decoder the process, its memory or its time."""
+    from pydicom.encaps import generate_frames, get_frame
+
+    plugin = _DECODERS.get(syntax, "")
+    if plugin == "gdcm":
+        _check_frames(dataset, syntax)
+    elif plugin in ("pillow", "pylibjpeg"):
+        for k in picks:
+            frame = get_frame(dataset.PixelData, k, number_of_frames=layout.frames)
+            if claims_more(frame, layout.rows, layout.columns):
+                raise InputError(_undecodable(syntax))
+    elif syntax in _JPEG_LS:
+        for frame in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
+            check_jpeg_ls_ends(frame)
 
 
 def _undecodable(syntax: str) -> str:

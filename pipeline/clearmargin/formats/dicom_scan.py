@@ -20,6 +20,7 @@ _IMPLICIT = "1.2.840.10008.1.2"
 _OTHER_LAYOUTS = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.113619.5.2"}
 _ELEMENT = struct.Struct("<HH2sHI")  # group, element, VR, and both places where a length may stand
 _FIRST_READ, _LARGEST = 2**14, 2**23
+_DEEPEST = 64
 
 
 class _UnusualError(Exception):
@@ -191,18 +192,18 @@ def _element(content: bytes, position: int, implicit: bool) -> tuple[int, bytes,
 
 def _after_items(content: bytes, position: int, implicit: bool) -> int:
     """Return the place after a sequence of undefined length."""
-    while True:
+    inside = [_SEQUENCE_END]  # what ends each sequence and item that is open, the innermost last
+    while inside:
         tag, _, length, start = _element(content, position, implicit)
-        if tag == _SEQUENCE_END:
-            return start
-        if tag != _ITEM:
+        position = start
+        if tag == inside[-1]:
+            inside.pop()
+        elif inside[-1] == _SEQUENCE_END and tag != _ITEM:
             raise _UnusualError
-        position = start + length if length != _UNDEFINED else _after_item(content, start, implicit)
-
-
-def _after_item(content: bytes, position: int, implicit: bool) -> int:
-    while True:
-        tag, _, length, start = _element(content, position, implicit)
-        if tag == _ITEM_END:
-            return start
-        position = start + length if length != _UNDEFINED else _after_items(content, start, implicit)
+        elif length != _UNDEFINED:
+            position = start + length
+        else:
+            inside.append(_ITEM_END if inside[-1] == _SEQUENCE_END else _SEQUENCE_END)
+        if len(inside) > _DEEPEST:
+            raise _UnusualError
+    return position

@@ -12,10 +12,21 @@ from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
 
-__all__ = ["check_jpeg_lossless", "check_jpeg_ls", "check_jpeg_ls_ends", "decode_jpeg_12"]
+__all__ = [
+    "check_jpeg_lossless",
+    "check_jpeg_ls",
+    "check_jpeg_ls_ends",
+    "claims_more",
+    "decode_jpeg_12",
+]
 
 _SOF1, _SOF3, _SOF55 = 0xC1, 0xC3, 0xF7  # extended sequential, lossless, JPEG-LS
 _DHT, _SOI, _EOI, _SOS, _DQT, _DRI, _LSE = 0xC4, 0xD8, 0xD9, 0xDA, 0xDB, 0xDD, 0xF8
+_HEADERS = 2**18  # bytes before a frame header: colour profiles and photographs' notes
+# A JPEG's frame header (all but the markers of tables and arithmetic coding), or the start of JPEG 2000.
+_SIZE = re.compile(
+    rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\x00.[\x08-\x10].{4}|\A\xff\x4f\xff\x51", re.DOTALL
+)
 _COMMENTS = {*range(0xE0, 0xF0), 0xFE}
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # ends coded data; 0xFF00 and restarts lie within them
 _LS_MARKER = re.compile(rb"\xff+([\x80-\xfe])")
@@ -69,6 +80,19 @@ def check_jpeg_ls_ends(frame: bytes) -> None:
     """
     for _ in _segments(frame, _LS_MARKER):
         pass
+
+
+def claims_more(frame: bytes, rows: int, columns: int) -> bool:
+    """Return whether a JPEG or JPEG 2000 frame claims a larger picture than that: decoders make room for it first."""
+    found = _SIZE.search(frame[:_HEADERS])
+    if found is None:
+        return False
+    if frame[:2] == b"\xff\x4f":
+        right, bottom, left, top = (int.from_bytes(frame[k : k + 4], "big") for k in range(8, 24, 4))
+        height, width = bottom - top, right - left
+    else:
+        height, width = (int.from_bytes(found[0][k : k + 2], "big") for k in (5, 7))
+    return height > rows or width > columns
 
 
 def check_jpeg_lossless(frame: bytes, *, rows: int, columns: int, samples: int, allocated: int) -> None:

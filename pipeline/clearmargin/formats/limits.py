@@ -6,7 +6,10 @@ import os
 
 from clearmargin.errors import ConfigError
 
-__all__ = ["max_bytes", "raise_it"]
+__all__ = ["MOST_DEFLATED", "max_bytes", "raise_it"]
+
+MOST_DEFLATED = 1032
+"""Bytes that one byte of a deflated stream can become, by zlib's own account of its best case."""
 
 _VARIABLE = "CLEARMARGIN_MAX_GIB"
 _DEFAULT_GIB = 4.0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, LabelMap
 from clearmargin.errors import GeometryError
+from clearmargin.files import write_text
 from clearmargin.formats.raster import write_raster
 
 __all__ = ["flat_labels", "write_label_raster", "write_panoptic"]
@@ -75,4 +76,4 @@ def write_panoptic(path: Path, instances: InstanceSet, label_map: LabelMap) -> N
     write_raster(path, np.stack([flat & 255, flat >> 8 & 255, flat >> 16 & 255]).astype(np.uint8))
     classes = [{"id": c.id, "name": c.name, "isthing": int(c.kind == "thing")} for c in label_map.classes]
     content = {"file_name": path.name, "segments_info": shown, "categories": classes}
-    path.with_suffix(".json").write_text(json.dumps(content))
+    write_text(path.with_suffix(".json"), json.dumps(content))

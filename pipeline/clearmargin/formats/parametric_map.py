@@ -26,9 +26,9 @@ from clearmargin.formats.dicom_output import (
     source_headers,
     write_dates,
 )
-from clearmargin.formats.dicom_pixels import MAX_BYTES
 from clearmargin.formats.dicom_planes import frame_planes
 from clearmargin.formats.dicom_seg_content import spanned_grid
+from clearmargin.formats.limits import max_bytes
 
 __all__ = ["read_parametric_map", "write_parametric_map"]
 
@@ -171,7 +171,7 @@ def _real_values(dataset: Any) -> NDArray[np.float32]:
     shape = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
     stored = dataset[keyword].value
-    if size > MAX_BYTES or len(stored) < size:
+    if size > max_bytes() or len(stored) < size:
         raise InputError(f"the Parametric Map is cut off: {len(stored)} bytes of {size}")
     values = np.frombuffer(stored, kind, int(np.prod(shape, dtype=np.int64))).reshape(shape)
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
+from clearmargin.files import whole
 from clearmargin.formats.label_values import whole_labels
-from clearmargin.formats.limits import max_bytes, raise_it
+from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
 from clearmargin.privacy import case_of_file
 
 _WHITE_IS_ZERO = 0
+# Bytes that a byte can become, by TIFF's compression: none, LZW, JPEG, deflate (twice), PackBits.
+_RATIOS = {1: 1, 5: 2730, 7: 512, 8: MOST_DEFLATED, 32946: MOST_DEFLATED, 32773: 64}
 
 __all__ = ["read_label_raster", "read_raster", "write_label_raster", "write_raster"]
 
@@ -85,11 +88,13 @@ def write_raster(path: Path, array: NDArray[np.generic]) -> None:
     if tiff:
         import tifffile
 
-        tifffile.imwrite(path, data, photometric="rgb" if colour else "minisblack", compression="zlib")
+        with whole(path) as draft:
+            tifffile.imwrite(draft, data, photometric="rgb" if colour else "minisblack", compression="zlib")
         return
     if data.dtype == np.uint16 and (colour or path.suffix.lower() != ".png"):
         raise InputError(f"'{path.name}': 16-bit {'colour' if colour else 'grey'} is written as .tif")
-    Pillow.fromarray(data).save(path)
+    with whole(path) as draft:
+        Pillow.fromarray(data).save(draft)
 
 
 def write_label_raster(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:
@@ -107,7 +112,10 @@ def write_label_raster(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> 
         )
     import tifffile
 
-    tifffile.imwrite(path, labels, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
+    with whole(path) as draft:
+        tifffile.imwrite(
+            draft, labels, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"}
+        )
 
 
 def _channels(data: NDArray[Any], coloured: bool, path: Path) -> NDArray[Any]:
@@ -148,9 +156,15 @@ def _load_pillow(path: Path, palette: bool) -> tuple[NDArray[Any], bool]:
     if _is_deep_colour_png(path):
         import SimpleITK  # Pillow reduces 16-bit colour to 8
 
+        with path.open("rb") as file:
+            head = file.read(24)
+        width, height = (int.from_bytes(head[k : k + 4], "big") for k in (16, 20))
+        _refuse_size(8 * width * height, path)
+        _refuse_promise(6 * width * height, path, MOST_DEFLATED)
         return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))), True
     with _unlimited(Pillow), Pillow.open(path) as opened:
         _refuse_size(opened.size[0] * opened.size[1] * 4, path)
+        _refuse_promise(opened.size[0] * opened.size[1], path, 8 * MOST_DEFLATED)  # of one bit each
         picture = ImageOps.exif_transpose(opened)
         kept = ("1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I", "F", *(() if palette else ("P",)))
         if picture.mode not in kept:
@@ -195,11 +209,22 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
         pieces = sum(math.prod(page.chunked) for page in series.pages if isinstance(page, tifffile.TiffPage))
         if pieces > path.stat().st_size:  # each is decoded by itself, the missing ones, too
             raise InputError(f"'{path.name}' claims {pieces} strips or tiles, more than it has bytes")
+        codes = {int(getattr(page, "compression", 1)) for page in series.pages if page is not None}
+        if codes <= _RATIOS.keys():
+            _refuse_promise(
+                int(np.prod(series.shape, dtype=np.int64)) * series.keyframe.bitspersample // 8,
+                path,
+                max(_RATIOS[code] for code in codes),
+            )
         data = np.asarray(series.asarray())
         _refuse_size(data.nbytes, path)  # a page may say one thing and hold another
         axes = series.axes
         inverted = int(getattr(series.keyframe, "photometric", 1)) == _WHITE_IS_ZERO
         bits = int(getattr(series.keyframe, "bitspersample", 8))
+    if data.dtype.kind not in "biuf":
+        raise InputError(
+            f"'{path.name}' holds {data.dtype} values: save their magnitude, or what you need of them"
+        )
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
     if inverted:
         data = _black_is_zero(data, bits, path)
@@ -216,6 +241,14 @@ def _black_is_zero(data: NDArray[Any], bits: int, path: Path) -> NDArray[Any]:
     if data.dtype.kind != "u":
         raise InputError(f"'{path.name}' counts {data.dtype} from white to black: save it with black at 0")
     return np.asarray((2**bits - 1) - data, data.dtype)
+
+
+def _refuse_promise(size: int, path: Path, packed: int) -> None:
+    """Refuse a file that is too short for ``size`` of which a byte holds at most ``packed``: nothing is made for it."""
+    if size > packed * path.stat().st_size:
+        raise InputError(
+            f"'{path.name}' claims more pixels than a file of its length can hold: it is cut off"
+        )
 
 
 def _refuse_size(size: int, path: Path) -> None:

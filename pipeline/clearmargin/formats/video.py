@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
+from clearmargin.files import whole as whole_file
+from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.privacy import case_of_file
 
 __all__ = ["Clip", "VideoClip", "open_video", "write_video"]
 
+# Of FFmpeg's demuxers those of one file; not the playlists and scripts, which name other files and addresses.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,h264,hevc,m4v,asf,ogg,flv,mxf,dv,ivf,vc1"
+)
 _VP9_SUFFIXES = (".mp4", ".mkv", ".webm")
 
 # Most of FFmpeg's errors derive from the others too; what it has not implemented does not.
@@ -172,11 +178,15 @@ class VideoClip:
 
         source = self._file
         if isinstance(source, Path):
-            source = os.fspath(source)
+            source = os.fspath(source.absolute())  # never taken for an address
         else:
             source.seek(0)
         try:
-            container = av.open(source, metadata_errors="replace")
+            container = av.open(
+                source,
+                metadata_errors="replace",
+                options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
+            )
         except _DAMAGE:
             raise InputError(f"'{self._name}' is not readable as a video") from None
         try:
@@ -186,7 +196,10 @@ class VideoClip:
                 raise InputError(f"'{self._name}' is in a codec that no installed decoder reads")
             container.streams.video[0].thread_type = "AUTO" if self._threads else "NONE"
             # Raise on damage instead of painting over it.
-            container.streams.video[0].codec_context.options = {"err_detect": "explode"}
+            container.streams.video[0].codec_context.options = {
+                "err_detect": "explode",
+                "max_pixels": str(min(max_bytes() // 3, 2**31 - 1)),
+            }
             yield container
         finally:
             container.close()
@@ -205,6 +218,8 @@ class VideoClip:
             clocked, kept = False, list(range(len(times)))
         if not kept or min(size) < 1:
             raise InputError(f"'{self._name}' holds no video frame")
+        if 3 * size[0] * size[1] > max_bytes():
+            raise InputError(f"'{self._name}' claims frames of {size[0]} x {size[1]}: {raise_it()}")
         span = (kept[-1] - kept[0]) * float(base) if clocked else 0.0
         return kept, base, (len(kept) - 1) / span if span > 0 else rate, size, clocked
 
@@ -303,7 +318,7 @@ def write_video(
         raise ValueError(f"video is written as {', '.join(_VP9_SUFFIXES)}, not '{path.suffix}'")
     count = 0
     size: tuple[int, ...] = ()
-    with av.open(os.fspath(path), "w") as container:
+    with whole_file(path) as draft, av.open(os.fspath(draft), "w") as container:
         stream: Any = container.add_stream("libvpx-vp9", rate=Fraction(fps or 25).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import ClearMarginError, GeometryError, InputError
+from clearmargin.files import whole
 from clearmargin.formats.label_values import whole_labels
-from clearmargin.formats.limits import max_bytes, raise_it
+from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.metaimage import holds_whole_values
 from clearmargin.formats.quiet import hushed
 from clearmargin.formats.volume_headers import (
@@ -30,7 +31,6 @@ _Read = tuple[NDArray[Any], Grid, tuple[str, ...]]
 __all__ = ["read_label_volume", "read_volume", "write_volume"]
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MOST_DEFLATED = 1032  # values in a byte, by zlib's own account of its best case
 _AGREE_MM = 0.01
 _INT32 = np.iinfo(np.int32)
 _TO_MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
@@ -114,6 +114,10 @@ def _load_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
             shape = tuple(int(n) for n in volume.shape)
             _refuse_size(
                 shape, 8 if volume.dataobj.slope not in (1, None) else volume.get_data_dtype().itemsize, path
+            )
+            packed = path.name.lower().endswith(".gz")
+            _refuse_promise(
+                math.prod(shape) * volume.get_data_dtype().itemsize, path, MOST_DEFLATED if packed else 1
             )
             return volume, np.asanyarray(volume.dataobj)
     except (MemoryError, ClearMarginError):
@@ -211,13 +215,16 @@ def _refuse_size(shape: tuple[int, ...], itemsize: int, path: Path) -> None:
         raise InputError(f"{claimed}, {size / 2**30:.3g} GiB: {raise_it()}")
 
 
-def _refuse_promise(values: int, path: Path) -> None:
-    """Refuse a file that cannot hold what it claims: memory for them is not asked for."""
-    held = path.stat().st_size * _MOST_DEFLATED
-    if (
-        path.suffix.lower() not in (".mhd", ".nhdr") and values > held
-    ):  # those keep their values in another file
-        raise InputError(f"'{path.name}' claims {values} values and is too short to hold them: it is cut off")
+def _refuse_promise(size: int, path: Path, packed: float, files: Sequence[Path] = ()) -> None:
+    """Refuse files that cannot hold the bytes of values that they claim: memory for them is not asked for.
+
+    ``packed``: how many bytes of values a byte of theirs can hold.
+    """
+    held = sum(file.stat().st_size for file in files or (path,))
+    if size > held * packed:
+        raise InputError(
+            f"'{path.name}' claims {size} bytes of values and is too short to hold them: it is cut off"
+        )
 
 
 def _write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -237,7 +244,8 @@ def _write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
     volume.set_sform(volume.affine, code)
     volume.set_qform(volume.affine if grid.is_orthogonal else None, code if grid.is_orthogonal else 0)
     volume.header.set_xyzt_units("mm" if grid.unit == "mm" else 0)
-    nibabel.save(volume, path)
+    with whole(path) as draft:
+        nibabel.save(volume, draft)
 
 
 def _read_itk(path: Path) -> _Read:
@@ -255,8 +263,12 @@ def _read_itk(path: Path) -> _Read:
         size = tuple(int(n) for n in reader.GetSize())
         _refuse_size((*size, reader.GetNumberOfComponents()), 8, path)
         values = math.prod(size) * reader.GetNumberOfComponents()
-        _refuse_promise(values, path)
         itemsize = SimpleITK.Image([1] * len(size), reader.GetPixelID()).GetSizeOfPixelComponent()
+        if not any("%" in name for name in text.files):
+            beside = [path.parent / name for name in text.files]
+            _refuse_promise(
+                values * itemsize, path, itemsize / 2 if text.packed == "text" else text.packed, beside
+            )
         if path.suffix.lower() in (".mha", ".mhd") and not holds_whole_values(path, values * itemsize):
             raise InputError(f"'{path.name}' is cut off or damaged: its compressed values are not whole")
         volume = reader.Execute()
@@ -318,4 +330,5 @@ def _write_itk(path: Path, array: NDArray[Any], grid: Grid) -> None:
     volume.SetSpacing([float(v) for v in lengths])
     volume.SetDirection([float(v) for v in (steps / lengths).ravel()])
     volume.SetOrigin([float(v) for v in grid.affine[:3, 3]])
-    SimpleITK.WriteImage(volume, str(path), useCompression=True)
+    with whole(path) as draft:
+        SimpleITK.WriteImage(volume, str(draft), useCompression=True)

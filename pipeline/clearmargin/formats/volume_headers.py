@@ -8,8 +8,10 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from clearmargin.errors import InputError
+from clearmargin.formats.limits import MOST_DEFLATED
 
 __all__ = ["VolumeHeader", "nifti_steps", "read_metaimage_header", "read_nrrd_header"]
 
@@ -34,11 +36,13 @@ class VolumeHeader:
         to_mm: Millimetres in one unit of its lengths; 1 if it states none.
         spaced: Whether it states a space (NRRD) or how far voxels lie apart (MetaImage); ITK takes 1 mm if it does not.
         files: Files that hold its values, as the header names them; none if they follow the header.
+        packed: Bytes of values that a byte of the file can hold; ``text`` if the values are written as numbers.
     """
 
     to_mm: float
     spaced: bool
     files: tuple[str, ...]
+    packed: int | Literal["text"] = 1
 
 
 def read_nrrd_header(path: Path) -> VolumeHeader:
@@ -67,7 +71,13 @@ def read_nrrd_header(path: Path) -> VolumeHeader:
     placed = "space" in fields or "space dimension" in fields
     units = re.findall(r'"([^"]*)"', fields.get("space units", "" if placed else fields.get("units", "")))
     lengths = units[:3] if placed else [u for u in units if u.lower() in _TO_MM or u.lower() in _UNSTATED]
-    return VolumeHeader(to_mm=_one_unit(lengths, path), spaced=placed, files=files)
+    encoding = fields.get("encoding", "raw").lower()
+    packed: int | Literal["text"] = MOST_DEFLATED
+    if encoding in ("raw", "hex"):
+        packed = 1
+    elif encoding in ("txt", "text", "ascii"):
+        packed = "text"
+    return VolumeHeader(to_mm=_one_unit(lengths, path), spaced=placed, files=files, packed=packed)
 
 
 def read_metaimage_header(path: Path) -> VolumeHeader:
@@ -95,7 +105,14 @@ def read_metaimage_header(path: Path) -> VolumeHeader:
         to_mm=_one_unit([fields.get("DistanceUnits", "")], path),
         spaced="ElementSpacing" in fields or "ElementSize" in fields,
         files=names,
+        packed=_packed(fields),
     )
+
+
+def _packed(fields: dict[str, str]) -> int | Literal["text"]:
+    if fields.get("CompressedData", "")[:1] in ("T", "t", "1"):  # as MetaIO reads it
+        return MOST_DEFLATED
+    return 1 if fields.get("BinaryData", "True")[:1] in ("T", "t", "1") else "text"
 
 
 def nifti_steps(path: Path) -> tuple[float, float, float] | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
+from clearmargin.files import csv_rows
 from clearmargin.metrics.measurement import METRICS
 from clearmargin.metrics.pair import Status
 from clearmargin.metrics.statistics import Comparison, Interval, bootstrap_means, patient_means
@@ -127,10 +128,8 @@ def summarise(
 def summary_csv(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as CSV with full precision; missing interval ends are empty fields."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(_fields(summary[0])) if summary else [], lineterminator="\n")
-    writer.writeheader()
-    for row in summary:
-        writer.writerow({k: "" if v is None else v for k, v in _fields(row).items()})
+    rows = [["" if v is None else v for v in _fields(row).values()] for row in summary]
+    csv_rows(out, [list(_fields(summary[0])) if summary else [], *rows])
     return out.getvalue()
 
 
@@ -202,15 +201,15 @@ def rows_csv(rows: Sequence[CaseRow]) -> str:
     about = list(dict.fromkeys(name for row in rows for name in row.about))
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["patient", "case", "status", "unit", *about, *strata, *names])
+    table: list[list[object]] = [["patient", "case", "status", "unit", *about, *strata, *names]]
     for row in rows:
-        writer.writerow([
+        table.append([
             row.patient, row.case, row.status, row.unit,
             *("" if row.about.get(a) is None else row.about[a] for a in about),
             *(row.strata.get(s, "") for s in strata),
             *(row.values.get(n, "") for n in names),
         ])  # fmt: skip
+    csv_rows(out, table)
     return out.getvalue()
 
 

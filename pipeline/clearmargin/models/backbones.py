@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import timm
 import torch
@@ -64,9 +66,15 @@ def build_backbone(
         ConfigError: timm does not know the name. InputError: the weights do not fit, or are not the pinned file.
     """
     wheel = _WHEELS.get(name)
+    full_name = f"tf_{name}" if wheel else name
+    # Of timm's own networks, by their plain names: others would be sought on a server, or in a file.
+    if not re.fullmatch(r"[a-z0-9_]+", full_name) or not timm.is_model(full_name):
+        raise ConfigError(
+            f"no backbone '{name}': expected the plain name of one of timm's networks, such as resnet50"
+        )
     try:
         model: nn.Module = timm.create_model(
-            f"tf_{name}" if wheel else name,
+            full_name,
             pretrained=False,
             features_only=True,
             out_indices=(-4, -3, -2, -1),
@@ -164,17 +172,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a ``.safetensors`` or ``.pth`` file; nothing else in it is run or kept.
 
     Raises:
-        InputError: There is no such file.
+        InputError: There is no such file, or it holds anything but a state dict.
     """
     if not path.is_file():
         raise InputError(f"no weights file '{path.name}': give model.weights the path of a state dict")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        loaded: dict[str, Tensor] = load_file(path)
-        return loaded
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(state.get("state_dict", state))
+    try:
+        if path.suffix == ".safetensors":
+            loaded: dict[str, Tensor] = load_file(path)
+            return loaded
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise InputError(
+            f"'{path.name}' is a pickle that holds more than tensors, and loading it could run code: it is refused; "
+            "save its state dict as .safetensors"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"'{path.name}' cannot be read as weights ({type(error).__name__}): it is damaged, or of another kind; "
+            "give a state dict as .safetensors or .pth"
+        ) from None
+    tensors = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
+        raise InputError(f"'{path.name}' holds no state dict: expected names of weights with their tensors")
+    return dict(tensors)
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], name: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import whole, write_text
 from clearmargin.models import NETWORKS, build_network, network_config
 from clearmargin.models.domain import Domain
 from clearmargin.models.network import BesideRuntime, Network
@@ -113,9 +114,7 @@ def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> No
     """Write a model folder; a reader never sees half of one file."""
     folder.mkdir(parents=True, exist_ok=True)
     _save_weights(folder / WEIGHTS_FILE, state)
-    draft = folder / f".{CONFIG_FILE}"
-    draft.write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    draft.replace(folder / CONFIG_FILE)
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False))
 
 
 def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep: int) -> None:
@@ -157,9 +156,10 @@ def snapshots(folder: Path) -> tuple[Path, ...]:
 def _save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    draft = path.with_name(f".{path.name}")
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, draft)
-    draft.replace(path)
+    with whole(
+        path
+    ) as draft:  # which gives the weights the mode of any file: safetensors makes them the owner's alone
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, draft)
 
 
 def load_segmenter(
@@ -240,7 +240,7 @@ def load_segmenter(
 def save_runtime(folder: Path, card: RuntimeCard) -> None:
     """Write what an export is beside its parts."""
     text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False)
-    (folder / RUNTIME_FILE).write_text(text, encoding="utf-8")
+    write_text(folder / RUNTIME_FILE, text)
 
 
 def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> None:
@@ -257,6 +257,10 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
         raise TypeError(f"{type(network).__name__} is no nn.Module")
     threads, parts = torch.get_num_threads(), {}
     for part, outputs in card.parts.items():
+        if part not in dict(network.named_modules()):
+            raise InputError(
+                f"the export to '{name}' holds a part that the network does not have: export it again"
+            )
         path = folder / f"{part}{target.suffix}"
         try:
             parts[part] = RuntimePart(target.load(path, threads), outputs)

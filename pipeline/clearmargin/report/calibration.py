@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clearmargin.files import whole, write_text
 from clearmargin.metrics.failure import risk_coverage
 from clearmargin.metrics.statistics import Interval
 from clearmargin.report.figures import coverage_splits, reliability_compared, risk_coverage_curves
@@ -76,7 +77,7 @@ def write_calibration(
 ) -> None:
     """Write ``report.md``, ``margins.csv``, and of a judgement ``calibration.csv``, ``failure.csv``, ``shift.csv``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(report_text(calibration, judged), encoding="utf-8")
+    write_text(folder / "report.md", report_text(calibration, judged))
     write_rows_csv(folder / "margins.csv", _margin_rows(calibration, judged), ())
     if judged is not None:
         write_rows_csv(folder / "calibration.csv", _scaled_rows(judged), ())
@@ -84,7 +85,8 @@ def write_calibration(
         if judged.shifts:
             write_rows_csv(folder / "shift.csv", _shift_rows(judged), ())
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
+        with whole(folder / f"{name}.png") as draft:
+            figure.savefig(draft)
 
 
 def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, float]:

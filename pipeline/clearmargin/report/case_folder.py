@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Image, LabelMap, Mask, Prediction
+from clearmargin.files import write_text
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
@@ -124,7 +125,7 @@ def write_summary(folder: Path, prediction: Prediction, image: Image, instances:
         **further,
         "use": "research only; not for diagnosis or treatment",
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _accepted(image: Image) -> dict[str, float]:

@@ -5,7 +5,6 @@ A column's name carries its unit. Where the grid's unit is px there is no column
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clearmargin.core import Grid, Mask, Prediction, Source
+from clearmargin.files import csv_rows, dict_rows, whole, write_text
 from clearmargin.metrics.diameters import slice_axes
 
 if TYPE_CHECKING:
@@ -70,19 +70,13 @@ def write_rows_csv(
         columns: Those that come first, and are there without any row.
     """
     known = dict.fromkeys([*columns, *(name for row in rows for name in row)])
-    draft = _draft(path)
-    with draft.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(known), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    draft.replace(path)
+    with whole(path) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+        csv_rows(stream, dict_rows(rows, known))
 
 
 def write_rows_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as a JSON list of objects; a reader never sees half of the file."""
-    draft = _draft(path)
-    draft.write_text(json.dumps(list(rows), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_text(path, json.dumps(list(rows), indent=1, allow_nan=False) + "\n")
 
 
 def number_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -101,11 +95,6 @@ def number_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         table.add_row(*(escape(_shown(row.get(name))) for name in columns))
     return table
-
-
-def _draft(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}")
 
 
 def _size(mask: Mask, grid: Grid) -> dict[str, Any]:

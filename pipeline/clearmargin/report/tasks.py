@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, LabelMap
+from clearmargin.files import write_text
 from clearmargin.formats.coco import write_coco
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
@@ -66,7 +67,7 @@ def write_task_forms(folder: Path, name: str, instances: InstanceSet, label_map:
     ]
     for form, rows in (("panoptic", segments), ("detection", boxes)):
         path = folder / f"{name}_{form}.json"
-        path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
         written.append(path)
     if grid.ndim == 2:
         written.append(folder / f"{name}_coco.json")

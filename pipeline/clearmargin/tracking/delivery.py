@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,52 +12,96 @@ __all__ = ["Delivery"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_MOST_WAITING = 500
 
 
 class Delivery:
-    """Makes calls to the store, warns at the first that fails, and counts what was not delivered.
+    """Makes calls to the store, warns at the first that fails, and makes the failed ones again later.
 
-    After a failure nothing is tried for ``pause_s`` seconds: a server that hangs must not slow every step.
+    After a failure nothing is tried for ``pause_s`` seconds: a server that hangs must not slow every step. What was
+    not delivered waits, in order, and goes before the next call that is tried; what the store refuses does not.
 
     Attributes:
-        lost: How many of which kind of thing (``"metrics"``, ``"images"``, ...) were not delivered.
+        lost: How many of which kind of thing (``"metrics"``, ``"images"``, ...) were not delivered, and wait no more.
     """
 
     def __init__(self, pause_s: float = 30.0) -> None:
         self.lost: Counter[str] = Counter()
+        self._waiting: deque[tuple[str, Callable[[], object], int]] = deque()
         self._pause_s = pause_s
         self._again_s = 0.0
         self._warned = False
 
     def attempt(
-        self, kind: str, action: Callable[[], T], *, count: int = 1, urgent: bool = False
+        self,
+        kind: str,
+        action: Callable[[], T],
+        *,
+        count: int = 1,
+        urgent: bool = False,
+        later: Callable[[], Callable[[], object]] | None = None,
     ) -> T | None:
         """Return what ``action`` returns, or None where the store failed or is being left alone.
 
         Args:
             kind: What is delivered, as the last message names it.
             action: The calls to the store.
-            count: How many things are lost if it fails; 0 where the caller keeps them.
+            count: How many things are lost if it fails; 0 where the caller keeps them, and calls again.
             urgent: Try even during the pause.
+            later: Makes what is called in place of ``action`` if it has to wait, as when its file will be gone.
         """
+        if not urgent and time.monotonic() < self._again_s:
+            self._wait(kind, action, count, later)
+            return None
+        while self._waiting:
+            earlier, call, size = self._waiting[0]
+            _, again = self._call(earlier, call, size)
+            if again:
+                self._wait(kind, action, count, later)
+                return None
+            self._waiting.popleft()
+        result, again = self._call(kind, action, count)
+        if again:
+            self._wait(kind, action, count, later)
+        return result
+
+    def close(self) -> None:
+        """Try once more what waits; the rest is lost."""
+        if self._waiting:
+            self.attempt("files", lambda: None, count=0, urgent=True)
+        for kind, _, count in self._waiting:
+            self.lost[kind] += count
+        self._waiting.clear()
+
+    def _call(self, kind: str, action: Callable[[], T], count: int) -> tuple[T | None, bool]:
+        """Return what ``action`` returns, and whether it is worth another attempt."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        if not urgent and time.monotonic() < self._again_s:
-            self._miss(kind, count)
-            return None
         try:
-            return action()
+            return action(), False
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            self._miss(kind, count)
-            refused = getattr(error, "error_code", "") in (
-                "INVALID_PARAMETER_VALUE",
-                "RESOURCE_DOES_NOT_EXIST",
-            )
-            if not refused:
-                self._again_s = time.monotonic() + self._pause_s
             self._warn(kind, error)
-            return None
+            if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                if count:
+                    self.lost[kind] += count
+                return None, False
+            self._again_s = time.monotonic() + self._pause_s
+            return None, True
+
+    def _wait(
+        self,
+        kind: str,
+        action: Callable[[], object],
+        count: int,
+        later: Callable[[], Callable[[], object]] | None,
+    ) -> None:
+        if not count:
+            return
+        if len(self._waiting) >= _MOST_WAITING:  # pictures: the oldest says least
+            gone, _, size = self._waiting.popleft()
+            self.lost[gone] += size
+        self._waiting.append((kind, action if later is None else later(), count))
 
     def summary(self) -> str:
         """Return what was lost in words; empty where nothing was.
@@ -68,10 +112,6 @@ class Delivery:
         '12 metrics, 2 images'
         """
         return ", ".join(f"{n} {kind}" for kind, n in self.lost.items() if n)
-
-    def _miss(self, kind: str, count: int) -> None:
-        if count:
-            self.lost[kind] += count
 
     def _warn(self, kind: str, error: Exception) -> None:
         """Say it once, without the error's text: it can hold paths, hosts and credentials."""

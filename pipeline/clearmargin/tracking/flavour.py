@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from clearmargin.config import read_yaml
 from clearmargin.errors import InputError
+from clearmargin.files import write_text
 from clearmargin.tracking.store import open_client
 from clearmargin.tracking.surroundings import software
 
@@ -155,9 +157,9 @@ def _save(target: Path, folder: Path, **described: str) -> None:
 
 def _forget_paths(mlmodel: Path) -> None:
     """Take out of the model's description where its parts lay on this machine."""
-    described = yaml.safe_load(mlmodel.read_text(encoding="utf-8"))
+    described = read_yaml(mlmodel)
     flavour = described["flavors"]["python_function"]
     flavour["model_code_path"] = Path(flavour["model_code_path"]).name
     for artifact in flavour["artifacts"].values():
         artifact["uri"] = artifact["path"]
-    mlmodel.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
+    write_text(mlmodel, yaml.safe_dump(described, sort_keys=False))

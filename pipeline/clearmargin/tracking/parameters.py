@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-__all__ = ["flatten", "safe_key", "without_path"]
+__all__ = ["flatten", "plain", "safe_key", "without_path"]
 
 _LONGEST_VALUE = 6000  # what MLflow 3 takes
 _LONGEST_KEY = 250
@@ -59,18 +59,18 @@ def without_path(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    plain = without_path(value)
-    if isinstance(plain, Sequence) and not isinstance(plain, str | bytes):
-        plain = json.dumps([_plain(item) for item in plain])
-    text = str(plain)
+    kept = without_path(value)
+    if isinstance(kept, Sequence) and not isinstance(kept, str | bytes):
+        kept = json.dumps([plain(item) for item in kept])
+    text = str(kept)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
-def _plain(item: Any) -> Any:
+def plain(item: Any) -> Any:
     """Return ``item`` as JSON takes it, its paths replaced at any depth."""
     if isinstance(item, Mapping):
-        return {str(key): _plain(value) for key, value in item.items()}
+        return {str(key): plain(value) for key, value in item.items()}
     if isinstance(item, Sequence) and not isinstance(item, str | bytes):
-        return [_plain(value) for value in item]
+        return [plain(value) for value in item]
     kept = without_path(item)
     return kept if isinstance(kept, str | int | float | bool | None) else str(kept)

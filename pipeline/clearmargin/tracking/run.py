@@ -6,11 +6,13 @@ Nothing touches MLflow's global active run or tracking URI. A run has no user na
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,8 +46,8 @@ class TrackedRun:
 
     It ends FINISHED; FAILED when an exception leaves the block; KILLED on Ctrl-C and SIGTERM. The run of a
     process that could not say so (``kill -9``) is closed as FAILED when this user's next run in the same
-    experiment starts. A store that fails costs what it did not take, never the work: the first failure is a
-    warning, metrics are sent again later, and the end tells what was lost.
+    experiment starts. A store that fails never costs the work: the first failure is a warning, what it did not take
+    is sent again later, at the end at the latest, and the end tells what was lost.
 
     >>> with TrackedRun(name="ct-phantom") as run:  # doctest: +SKIP
     ...     run.log_metrics({"train/loss": 0.7}, step=1)
@@ -86,6 +88,7 @@ class TrackedRun:
         self._pending: deque[Metric] = deque(maxlen=100_000)
         self._first: list[Callable[[], None]] = []
         self._lock: RunLock | None = None
+        self._stage: TemporaryDirectory[str] | None = None
         self._old_handler: Any = None
 
     def on_start(
@@ -106,7 +109,7 @@ class TrackedRun:
     def __enter__(self) -> TrackedRun:
         if not self._enabled:
             return self
-        self._client = self._delivery.attempt("run", lambda: open_client(self._uri))
+        self._client = self._delivery.attempt("run", lambda: open_client(self._uri), count=0)
         if self._client is not None:
             self._open(self._client)
         self._old_handler = turn_sigterm_into_exception()
@@ -170,7 +173,7 @@ class TrackedRun:
             else:
                 client.log_artifact(self.run_id, str(source), folder)
 
-        self._send("files", send)
+        self._send("files", send, later=lambda: self._staged(source, folder))
 
     def log_data(self, name: str, digest: str, context: str = "training") -> None:
         """Log which data was used: the card's name and a digest of the files, never where they lie."""
@@ -226,7 +229,7 @@ class TrackedRun:
         if self._wanted is not None:
             wanted = self._wanted
             self._lock = lock_run(wanted)
-            known = self._delivery.attempt("run", lambda: reopen_run(client, wanted))
+            known = self._delivery.attempt("run", lambda: reopen_run(client, wanted), count=0)
             if known:
                 self.run_id = wanted
             elif self._lock is not None:
@@ -239,7 +242,7 @@ class TrackedRun:
             parent = self._parent.run_id if self._parent is not None else ""
             tags = {"mlflow.parentRunId": parent} if parent else {}
             made = self._delivery.attempt(
-                "run", lambda: create_run(client, self._experiment, self.name, tags)
+                "run", lambda: create_run(client, self._experiment, self.name, tags), count=0
             )
             self.run_id = made or ""
             self._lock = lock_run(self.run_id) if self.run_id else None
@@ -264,6 +267,10 @@ class TrackedRun:
             return True
 
         closed = self._send("end status", finish, urgent=True)
+        self._delivery.close()
+        if self._stage is not None:
+            self._stage.cleanup()
+            self._stage = None
         if self._lock is not None:
             self._lock.release(unsaid=None if closed else status)
             self._lock = None
@@ -283,9 +290,32 @@ class TrackedRun:
         self._send("metrics", send, count=0, urgent=urgent)
 
     def _send(
-        self, kind: str, action: Callable[[MlflowClient], T], *, count: int = 1, urgent: bool = False
+        self,
+        kind: str,
+        action: Callable[[MlflowClient], T],
+        *,
+        count: int = 1,
+        urgent: bool = False,
+        later: Callable[[], Callable[[MlflowClient], object]] | None = None,
     ) -> T | None:
         client = self._client
         if client is None or not self.run_id:
             return None
-        return self._delivery.attempt(kind, lambda: action(client), count=count, urgent=urgent)
+
+        def keep() -> Callable[[], object]:
+            kept = action if later is None else later()
+            return lambda: kept(client)
+
+        return self._delivery.attempt(kind, lambda: action(client), count=count, urgent=urgent, later=keep)
+
+    def _staged(self, source: Path, folder: str | None) -> Callable[[MlflowClient], object]:
+        """Return what logs a copy of a file or folder: the caller may remove its own before the store answers."""
+        if self._stage is None:
+            self._stage = TemporaryDirectory()
+        place = Path(self._stage.name) / str(len(list(Path(self._stage.name).iterdir())))
+        place.mkdir()
+        if source.is_dir():
+            shutil.copytree(source, place, dirs_exist_ok=True)
+            return lambda client: client.log_artifacts(self.run_id, str(place), folder)
+        shutil.copy(source, place / source.name)
+        return lambda client: client.log_artifact(self.run_id, str(place / source.name), folder)

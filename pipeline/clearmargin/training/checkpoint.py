@@ -6,16 +6,19 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clearmargin.errors import InputError, TrainingError
+from clearmargin.files import whole
 
 __all__ = ["CHECKPOINT", "TrainingState", "guard_disk", "restore_checkpoint", "save_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
+_PARTS = {"config", "network", "average", "optimiser", "epoch", "seconds", "best", "since_best"}
 
 
 @dataclass(kw_only=True)
@@ -67,11 +70,10 @@ def save_checkpoint(state: TrainingState, folder: Path, config_digest: str) -> N
         "best": state.best,
         "since_best": state.since_best,
     }
-    draft = folder / f".{CHECKPOINT}"
 
     def write() -> None:
-        torch.save(saved, draft)
-        draft.replace(folder / CHECKPOINT)
+        with whole(folder / CHECKPOINT) as draft:
+            torch.save(saved, draft)
 
     guard_disk(write)
 
@@ -83,14 +85,17 @@ def restore_checkpoint(state: TrainingState, folder: Path) -> str:
         InputError: There is none, or it is not whole.
     """
     try:
-        saved: dict[str, Any] = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+        saved: Any = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict) or not saved.keys() >= _PARTS:
+            raise EOFError
     except FileNotFoundError:
         raise InputError(
             f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise InputError(
-            f"{CHECKPOINT} of run '{folder.name}' is damaged ({type(error).__name__}): start the training anew"
+            f"{CHECKPOINT} of run '{folder.name}' is damaged, or holds more than tensors and numbers "
+            f"({type(error).__name__}): start the training anew"
         ) from None
     state.network.load_state_dict(saved["network"])
     for name, value in saved["average"].items():
@@ -109,9 +114,8 @@ def guard_disk(write: Callable[[], object]) -> None:
     """
     try:
         write()
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as a RuntimeError without errno
-        if getattr(error, "errno", None) == errno.ENOSPC or "file write failed" in str(error):
+    except OSError as error:  # which `whole` makes of whatever a library raises on a full disk
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise TrainingError(
                 "the disk is full: the last checkpoint is whole; free some space and go on with --resume"
             ) from None

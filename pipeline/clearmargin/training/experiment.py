@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, field_validator
 
 from clearmargin.config import Settings, apply_overrides, read_yaml, validate
 from clearmargin.datasets.folds import FoldSettings
 from clearmargin.models import network_config
 from clearmargin.models.settings import PredictionSettings
+from clearmargin.tracking.parameters import plain
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
-__all__ = ["VALIDATION_METRICS", "EarlyStopping", "Experiment", "TrainingSettings", "read_experiment"]
+__all__ = [
+    "VALIDATION_METRICS",
+    "EarlyStopping",
+    "Experiment",
+    "TrainingSettings",
+    "public_yaml",
+    "read_experiment",
+]
 
 VALIDATION_METRICS = ("ap", "ap50", "pq", "semantic_dice")
 """By which a model can be chosen. Each is better higher, and 0 for a model that detects nothing."""
@@ -101,3 +110,9 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
     complete = network_config(experiment.model).model_dump(mode="json")
     return experiment.model_copy(update={"model": complete})
+
+
+def public_yaml(experiment: Experiment, card: str) -> str:
+    """Return the configuration as a tracking server may hold it: the card by its name, other paths as ``<path>``."""
+    settings = plain(experiment.model_dump(mode="json")) | {"card": card}
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from clearmargin.files import write_text
+
 __all__ = ["OPERATORS", "TRACE", "operator_profile"]
 
 OPERATORS, TRACE = "operators.txt", "trace.json"
@@ -31,7 +33,7 @@ def operator_profile(folder: Path) -> Iterator[Any]:
         folder.mkdir(parents=True, exist_ok=True)
         first = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=first, row_limit=_ROWS)
-        (folder / OPERATORS).write_text(table + "\n", encoding="utf-8")
+        write_text(folder / OPERATORS, table + "\n")
         profiler.export_chrome_trace(str(folder / TRACE))
 
     schedule = torch.profiler.schedule(wait=_WAIT, warmup=_WARMUP, active=_ACTIVE, repeat=1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from clearmargin.config import dump_yaml
+from clearmargin.config import dump_yaml, read_yaml
 from clearmargin.errors import ConfigError, InputError, nearest
+from clearmargin.files import write_text
 from clearmargin.training.experiment import Experiment, read_experiment
 from clearmargin.training.processes import ProcessGroup
 
@@ -56,7 +55,7 @@ def _find_run(run: str, runs: Path) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     for known in runs.glob(f"*/{RUN}"):
-        if yaml.safe_load(known.read_text(encoding="utf-8"))["run_id"] == run:
+        if read_yaml(known).get("run_id") == run:
             return known.parent
     names = [known.parent.name for known in runs.glob(f"*/{CONFIG}")]
     raise InputError(f"no run '{run}' under '{runs}': {nearest(run, names)}")
@@ -76,6 +75,4 @@ def new_folder(runs: Path, name: str) -> Path:
 
 def write_config(folder: Path, experiment: Experiment) -> None:
     """Write ``config.yaml``, complete."""
-    draft = folder / f".{CONFIG}"  # whole at every moment: another process may be reading it
-    draft.write_text(dump_yaml(experiment), encoding="utf-8")
-    draft.replace(folder / CONFIG)
+    write_text(folder / CONFIG, dump_yaml(experiment))

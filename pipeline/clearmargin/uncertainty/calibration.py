@@ -18,6 +18,7 @@ from clearmargin.config import read_yaml
 from clearmargin.core import Image, Mask, Prediction
 from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import write_text
 from clearmargin.uncertainty.chosen import ChosenScaling
 from clearmargin.uncertainty.drift import Drift, Features, Fingerprint, case_features, check_drift
 from clearmargin.uncertainty.maps import entropy
@@ -257,11 +258,8 @@ class Calibration:
 def save_calibration(model: Path, calibration: Calibration) -> Path:
     """Write a calibration into the model's folder, in place of an earlier one of the mode; return the file."""
     path = _path(model, calibration.mode)
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}")
     text = yaml.safe_dump(calibration.to_data(), sort_keys=False, allow_unicode=True, width=120)
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, text)
     return path
 
 

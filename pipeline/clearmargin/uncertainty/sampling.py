@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import nn
 
-from clearmargin.config import load_settings
+from clearmargin.config import load_settings, read_yaml
 from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import below
 from clearmargin.memory import trim_heap
 from clearmargin.models import load_segmenter
 from clearmargin.models.domain import Domain
@@ -326,13 +326,17 @@ def _members(model: Path) -> list[Path]:
             f"'{model.name}' is no ensemble: it has no {ENSEMBLE_FILE}; `clearmargin crossvalidate` writes one, "
             "and --uncertainty checkpoints needs one training alone"
         )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    names = content.get("members") if isinstance(content, dict) else None
+    names = read_yaml(path).get("members")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"{ENSEMBLE_FILE} in '{model.name}' lists no members: it needs 'members', a list of folders"
         )
-    return [model / name for name in names]
+    folders = [below(model, name) for name in names]
+    if any(folder is None for folder in folders):
+        raise InputError(
+            f"{ENSEMBLE_FILE} in '{model.name}' lists a member outside its own folder: put the models into one folder"
+        )
+    return [folder for folder in folders if folder is not None]
 
 
 def _sampled(segmenters: list[NetworkSegmenter], mode: Mode) -> SampledSegmenter:

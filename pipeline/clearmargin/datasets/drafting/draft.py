@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.config import validate
-from clearmargin.datasets.card import SPLITS, Card, Split
+from clearmargin.datasets.card import SPLITS, Card, Split, note_folder
 from clearmargin.datasets.cases import Case, build_dataset
 from clearmargin.datasets.drafting.coco import coco_files, draft_coco
 from clearmargin.datasets.drafting.codes import suggest_codes
@@ -24,6 +23,7 @@ from clearmargin.datasets.drafting.layout import DraftOptions, Layout
 from clearmargin.datasets.drafting.nnunet import draft_nnunet, is_nnunet
 from clearmargin.datasets.drafting.writing import card_text
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.files import csv_rows, dict_rows, whole, write_text
 
 __all__ = ["SHARES", "Drafted", "draft_card"]
 
@@ -114,7 +114,8 @@ def draft_card(
     content["splits"] = _splits(layout, dict(shares or SHARES), seed)  # of the cases that are left
     target.parent.mkdir(parents=True, exist_ok=True)
     _write_index(index, layout)
-    target.write_text(card_text(content), encoding="utf-8")
+    note_folder(folder)
+    write_text(target, card_text(content))
     dataset = build_dataset(validate(content, Card, name=target.name), folder, layout.rows)
     splits = {r["id"]: c.split for r, c in zip(layout.rows, dataset.cases, strict=True)}
     text = _describe(layout, content, target, index, sizes, empty, splits)
@@ -310,12 +311,8 @@ def _reason(error: ClearMarginError, case: Case) -> str:
 
 def _write_index(path: Path, layout: Layout) -> None:
     columns = list(dict.fromkeys(c for row in layout.rows for c in row))
-    draft = path.with_name(f".{path.name}")
-    with draft.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(layout.rows)
-    draft.replace(path)
+    with whole(path) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+        csv_rows(stream, dict_rows(layout.rows, columns))
 
 
 def _describe(

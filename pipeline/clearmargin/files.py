@@ -1,0 +1,135 @@
+"""Files: written whole or not at all, kept below their folder, and harmless as text in a table or a terminal."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["below", "cell", "csv_rows", "dict_rows", "draft_of", "printable", "uncell", "whole", "write_text"]
+
+_PROBE = bytes(2**20)
+_STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "＝", "＋", "－", "＠")
+# Controls, and the marks that turn the direction of a text over.
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029")
+
+
+def draft_of(path: Path) -> Path:
+    """Return the name under which a file is written before it is whole: hidden, and with its suffix."""
+    return path.with_name(f".part.{path.name}")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which takes the place of ``path`` once the block is left without an error.
+
+    A reader sees the whole file or none of it, and an error leaves no draft. The file gets the mode of any new file,
+    whatever its writer made of it.
+
+    Raises:
+        OSError: The disk is full, whatever words the writer found for that.
+    """
+    draft = draft_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft.unlink(missing_ok=True)  # by a run that was killed
+    try:
+        with draft.open("xb") as made:
+            mode = os.fstat(made.fileno()).st_mode & 0o777
+        yield draft
+        draft.chmod(mode)
+        draft.replace(path)
+    except BaseException as error:
+        full = _full_disk(draft, error)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if full is not None:
+            raise full from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all; a text of the same name stays until then."""
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def below(folder: Path, name: str) -> Path | None:
+    """Return what ``name`` is in a folder; None if it leads out of it.
+
+    Links are followed only where ``name`` climbs: who owns the folder may have linked its files to elsewhere.
+    """
+    path = folder / name
+    parts = Path(name).parts
+    climbs = Path(name).is_absolute() or ".." in parts or "\0" in name
+    if not climbs:
+        return path
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        return None
+    return path
+
+
+def cell(value: Any) -> Any:
+    """Return a value as a cell of a table: a text that a spreadsheet would calculate gets an apostrophe before it.
+
+    >>> cell("=HYPERLINK(1)"), cell("-1.5"), cell("-x"), cell(-2)
+    ("'=HYPERLINK(1)", '-1.5', "'-x", -2)
+    """
+    if not isinstance(value, str) or not value.lstrip(" ").startswith(_STARTS_A_FORMULA):
+        return value
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", value):
+        return value
+    return f"'{value}"
+
+
+def uncell(text: str) -> str:
+    """Return what :func:`cell` made a cell of, as a table that the program reads again has it."""
+    return text[1:] if text.startswith("'") and cell(text[1:]) == text else text
+
+
+def csv_rows(stream: Any, rows: Iterable[Iterable[Any]], *, lineterminator: str = "\n") -> None:
+    """Write rows of CSV; every table of the program goes through here (see :func:`cell`)."""
+    writer = csv.writer(stream, lineterminator=lineterminator)
+    for row in rows:
+        writer.writerow([cell(value) for value in row])
+
+
+def printable(text: str) -> str:
+    r"""Return a text as a terminal may show it: controls other than line feed and tab are spelled out.
+
+    >>> printable("organ\x1b]0;x\x07")
+    'organ\\x1b]0;x\\x07'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or not _acts(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _acts(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI
+
+
+def _full_disk(draft: Path, error: BaseException) -> OSError | None:
+    """Return the system's own error if a write to the draft's disk fails now; libraries put it in words of theirs."""
+    if not isinstance(error, Exception) or (isinstance(error, OSError) and error.errno is not None):
+        return None
+    try:
+        with draft.open("ab") as probe:
+            probe.write(_PROBE)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as refusal:
+        return refusal
+    return None
+
+
+def dict_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Iterator[list[Any]]:
+    """Yield a header and the rows under it, as :func:`csv_rows` takes them; what a row lacks is empty."""
+    names = list(columns)
+    yield list(names)
+    for row in rows:
+        yield [row.get(name, "") for name in names]
