@@ -116,6 +116,7 @@ def calibrate(
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
     refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
+    _divided(cases, asked, fit_share, seed, dataset.card.unit)
     data = _where_from(dataset, cases)
     name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
     run = TrackedRun(name=name.format(segmenter.provenance.model))
@@ -192,8 +193,7 @@ def calibrate_cases(
         seed: Of the division of units.
         band: See `calibrate`.
     """
-    parts = split_units([c.unit for c in cases], {"fit": fit_share, "margin": 1 - fit_share}, seed)
-    _refuse_too_few(parts, asked, data.exchangeable)
+    parts = _divided(cases, asked, fit_share, seed, data.exchangeable)
     of_part = {name: [case for case in cases if case.unit in units] for name, units in parts.items()}
     grid = dataset.read(of_part["fit"][0])[0].grid  # one floor for all images, of about an element
     floors = trial_floors(float(np.prod(grid.spacing) ** (1 / grid.ndim)))
@@ -250,6 +250,15 @@ def judge_cases(
         rng=np.random.default_rng(seed),
         resamples=resamples,
     )
+
+
+def _divided(
+    cases: Sequence[Case], asked: Asked, fit_share: float, seed: int, exchangeable: str
+) -> dict[str, tuple[str, ...]]:
+    """Return the units of the fit part and of the margin part; too few are refused."""
+    parts = split_units([c.unit for c in cases], {"fit": fit_share, "margin": 1 - fit_share}, seed)
+    _refuse_too_few(parts, asked, exchangeable)
+    return parts
 
 
 def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:

@@ -15,7 +15,7 @@ from clearmargin.config import validate
 from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
-from clearmargin.formats import READERS, case_of, is_dicom, is_video, open_video, read_image
+from clearmargin.formats import READERS, VIDEO_SUFFIXES, case_of, is_dicom, is_video, open_video, read_image
 from clearmargin.models.domain import mismatch
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
@@ -273,7 +273,10 @@ def _predict_folder(
     calibration: Calibration | None,
     on_done: Callable[[Predicted], object],
 ) -> PredictionReport:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith(tuple(READERS)))
+    every = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = [p for p in every if p.name.lower().endswith((*READERS, *VIDEO_SUFFIXES))]
+    if files and len(files) < len(every):
+        log.warning("%d file(s) of other kinds in the folder are left out", len(every) - len(files))
     if not files:
         raise InputError(
             f"'{folder}' holds nothing that can be segmented: expected DICOM, or files ending in {', '.join(READERS)}"
@@ -288,11 +291,14 @@ def _predict_folder(
                 name = case_of(path)
                 if name in {*failed, *(d.case for d in done)}:
                     raise InputError(f"another file is called '{name}', too: leave out --names plain")
-                image = read_image(path)
-                record_case(image.source.case, path)
-                assessed = look(image)
-                done.append(_predict_image(image, out, assessed, calibration))
-                features.append(assessed.features)
+                if is_video(path):
+                    done.append(_predict_clip(path, out, look, calibration))
+                else:
+                    image = read_image(path)
+                    record_case(image.source.case, path)
+                    assessed = look(image)
+                    done.append(_predict_image(image, out, assessed, calibration))
+                    features.append(assessed.features)
                 on_done(done[-1])
             except Exception as error:  # noqa: BLE001 - whatever one file provokes, the others are done
                 reason = reason_of(error)

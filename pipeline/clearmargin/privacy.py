@@ -184,8 +184,18 @@ def paths_of_case(case: str) -> Sequence[str]:
     for name in (case, f"case-{case}"):
         for known in (name, re.sub(r"(-f\d+)?(-\d+)?$", "", name)):
             if known in recorded:
-                return list(recorded[known])
+                return list(dict.fromkeys(_as_now(path) for path in recorded[known]))
     return []
+
+
+def _as_now(path: str) -> str:
+    """Return where a recorded file lies after moves, if it is there and no longer where it was."""
+    for now, before in reversed(_moves()):
+        if not Path(path).exists() and Path(path).is_relative_to(before):
+            moved = Path(now) / Path(path).relative_to(before)
+            if moved.exists():
+                return str(moved)
+    return path
 
 
 def _rows() -> list[dict[str, str]]:

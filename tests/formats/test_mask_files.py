@@ -90,6 +90,14 @@ def test_masks_of_one_value_may_overlap(tmp_path):
     np.testing.assert_array_equal(np.asarray(Pillow.open(tmp_path / name)), expected)
 
 
+def test_a_picture_in_a_volumes_format_gets_a_mask_of_one_slice(tmp_path):
+    grid = Grid.from_spacing((32, 40), (0.5, 0.4))
+    (name,) = write_masks(tmp_path / "instances", ".nrrd", boxes((32, 40), ((2, 3), (20, 21))), [4], grid)
+    volume = SimpleITK.ReadImage(str(tmp_path / name))
+    assert volume.GetSize() == (40, 32, 1) and volume.GetSpacing()[:2] == (0.4, 0.5)
+    assert SimpleITK.GetArrayFromImage(volume)[0, 10, 10] == 4
+
+
 def test_nothing_detected_is_a_label_map_of_zeros(tmp_path):
     (name,) = write_masks(tmp_path / "instances", ".png", [], [], Grid.from_spacing((32, 40)))
     picture = np.asarray(Pillow.open(tmp_path / name))

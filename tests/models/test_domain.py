@@ -60,6 +60,22 @@ def test_values_beyond_the_window_are_refused_and_eight_bits_for_hounsfield_unit
     assert mismatch(CT, image(4000, 9000), Percentiles()).refusals == ()
 
 
+@pytest.mark.parametrize("values", [(-1100, 1207), (0, 3057), (0, 1)])
+def test_values_of_another_kind_are_warned_of_under_percentiles_too(values):
+    """CT, MR and fractions given to a model of 8-bit ultrasound pictures; another ultrasound picture passes."""
+    ultrasound = domain_of(image(5 * k, 200 + 20 * k, modality="US", seed=k) for k in range(3))
+    (reason,) = mismatch(ultrasound, image(*values), Percentiles()).warnings
+    assert "not like those of the training images" in reason
+    assert mismatch(ultrasound, image(0, 255), Percentiles()).warnings == ()
+
+
+def test_a_volume_given_to_a_model_of_pictures_is_warned_of():
+    ultrasound = domain_of([image(0, 255, modality="US")])
+    volume = Image(pixels=np.repeat(image(0, 255).pixels[:, None], 4, 1), grid=Grid.from_spacing((4, 64, 64)))
+    (reason,) = mismatch(ultrasound, volume, Percentiles()).warnings
+    assert reason == "the model was trained on pictures, and this is a volume"
+
+
 @pytest.mark.parametrize(("trained", "own"), [("ES", "XC"), ("CR", "DX"), ("CT", "OT"), ("OT", "CT")])
 def test_modalities_that_look_alike_or_say_nothing_pass(trained, own):
     domain = domain_of([image(0, 255, modality=trained)])

@@ -42,7 +42,10 @@ def _version(wanted: bool) -> None:
     if wanted:
         from clearmargin import __version__
 
-        say(f"clearmargin {__version__}")
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"version": __version__}))
+        else:
+            typer.echo(f"clearmargin {__version__}")
         raise typer.Exit
 
 
@@ -108,6 +111,8 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last stop: whatever comes here is reported as a bug
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()
+            if "--json" in sys.argv:  # which may not have been read yet
+                typer.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
             sys.exit(error.exit_code)
         machine = refusal_of(error)
         if machine:

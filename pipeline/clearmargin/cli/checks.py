@@ -7,9 +7,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from clearmargin.errors import ConfigError, InputError
+from clearmargin.errors import ConfigError, InputError, nearest
 
-__all__ = ["check_card", "check_device", "check_experiment", "check_folder", "check_source", "is_card"]
+__all__ = [
+    "check_card",
+    "check_device",
+    "check_experiment",
+    "check_folder",
+    "check_overrides",
+    "check_source",
+    "is_card",
+]
 
 
 def check_source(path: Path) -> None:
@@ -51,6 +59,19 @@ def is_card(path: Path) -> bool:
 
     content = read_yaml(path)
     return "encoding" in content and "model" not in content
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for an override that no experiment takes, before a plan is made for it."""
+    from clearmargin.config import apply_overrides, validate
+    from clearmargin.models import NETWORKS
+    from clearmargin.training.experiment import Experiment
+
+    content = apply_overrides({"name": "planned", "card": "card.yaml", "model": {}}, overrides)
+    network = content["model"].get("network", "mask_rcnn")
+    if network not in NETWORKS:
+        raise ConfigError(f"no model '{network}': {nearest(str(network), NETWORKS)}")
+    validate(content, Experiment, name="--set")
 
 
 def check_experiment(path: Path, overrides: Sequence[str]) -> None:

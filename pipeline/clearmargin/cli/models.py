@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearmargin.cli.app import app, emit, say, say_run
-from clearmargin.cli.checks import check_card, check_device, check_experiment, check_folder, is_card
+from clearmargin.cli.checks import (
+    check_card,
+    check_device,
+    check_experiment,
+    check_folder,
+    check_overrides,
+    is_card,
+)
 from clearmargin.cli.options import AnyModel, Overrides, Runs, Split
 from clearmargin.errors import BatchError, ConfigError
 from clearmargin.files import write_text
@@ -102,6 +109,7 @@ def train(
 def _planned(card: Path, minutes: float | None, changes: list[str]) -> Experiment:
     """Return the plan for a data card, with the command's own settings over it; the choices are said."""
     check_card(card)
+    check_overrides(changes)
     from clearmargin.config import apply_overrides, validate
     from clearmargin.plan import plan as call
     from clearmargin.training.experiment import Experiment

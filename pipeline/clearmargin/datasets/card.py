@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clearmargin.config import Settings, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ConfigError, nearest
 from clearmargin.files import below, write_text
 from clearmargin.privacy import Naming, home
 
@@ -32,6 +32,14 @@ _NAMED = "folders.txt"
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
+
+
+# DICOM's defined terms for what makes pictures (PS3.3, C.7.3.1.1.1), and GM and SM for microscopy.
+_MODALITIES = (
+    "BI", "BMD", "CR", "CT", "CFM", "DG", "DMS", "DX", "ECG", "ES", "GM", "IO", "IVOCT", "IVUS", "LS", "MG", "MR", "NM",
+    "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "OT", "PA", "PT", "PX", "RF", "RG", "RTIMAGE", "SC",
+    "SM", "TG", "US", "XA", "XC",
+)  # fmt: skip
 
 
 class CodeEntry(Settings):
@@ -249,6 +257,14 @@ class Card(Settings):
     )
 
     model_config = Settings.model_config | {"populate_by_name": True}
+
+    @field_validator("modality")
+    @classmethod
+    def _of_dicom(cls, modality: str) -> str:
+        stated = modality.strip().upper()
+        if stated not in _MODALITIES:
+            raise ValueError(f"no DICOM modality '{modality}': {nearest(stated, _MODALITIES)}")
+        return stated
 
     @model_validator(mode="after")
     def _videos_have_frames(self) -> Card:

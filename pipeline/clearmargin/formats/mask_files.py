@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,4 +94,6 @@ def _write(path: Path, labels: NDArray[np.unsignedinteger], grid: Grid) -> None:
     else:
         from clearmargin.formats.volume import write_volume
 
+        if grid.ndim == 2:  # a picture in a volume's format: one slice
+            grid, labels = replace(grid, shape=(1, *grid.shape)), labels[None]
         write_volume(path, labels, grid)

@@ -33,6 +33,7 @@ class Domain(Settings):
     )
     lows: tuple[float, float] = Field(description="least and greatest 0.5 % quantile of an image's values")
     highs: tuple[float, float] = Field(description="least and greatest 99.5 % quantile")
+    dimensions: tuple[int, ...] = Field((2, 3), description="2 for pictures, 3 for volumes")
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class Mismatch:
 
 def domain_of(images: Iterable[Image]) -> Domain:
     """Return the domain of at least one image; each is looked at once and not kept."""
-    modalities, channels, lows, highs = set(), set(), [], []
+    modalities, channels, dimensions, lows, highs = set(), set(), set(), [], []
     for image in images:
         modalities.add(image.source.modality)
         channels.add(_channels(image.pixels))
+        dimensions.add(image.grid.ndim)
         low, high = _range(image.pixels)
         lows.append(low)
         highs.append(high)
@@ -62,6 +64,7 @@ def domain_of(images: Iterable[Image]) -> Domain:
         channels=tuple(sorted(channels)),
         lows=(min(lows), max(lows)),
         highs=(min(highs), max(highs)),
+        dimensions=tuple(sorted(dimensions)),
     )
 
 
@@ -70,8 +73,8 @@ def mismatch(
 ) -> Mismatch:
     """Return how an image differs from the training images; nothing if it does not.
 
-    A modality that the image does not state is not compared. Values are compared only under a fixed window: under
-    percentiles each image has a scale of its own.
+    A modality that the image does not state is not compared. Under a fixed window values are compared closely; under
+    percentiles, where each image has a scale of its own, only for their kind (negative ones, another order of size).
 
     Args:
         domain: Of the model.
@@ -94,8 +97,18 @@ def mismatch(
         own = kind.get(channels, f"{channels}-channel")
         reason = f"the model was trained on {before} images, and this one is {own}"
         (warnings if channels == 1 else refusals).append(reason)
-    if not displayed and not isinstance(intensity, Percentiles):
-        low, high = _range(image.pixels)
+    if not displayed and image.grid.ndim not in domain.dimensions:
+        before, own = ("pictures", "a volume") if image.grid.ndim == 3 else ("volumes", "a picture")
+        warnings.append(f"the model was trained on {before}, and this is {own}")
+    low, high = _range(image.pixels)
+    if not displayed and isinstance(intensity, Percentiles):
+        span = max(domain.highs[1] - domain.lows[0], 1e-12)
+        if (
+            low < domain.lows[0] - 0.5 * span
+            or not 0.1 * domain.highs[0] <= high <= domain.highs[1] + 2 * span
+        ):
+            warnings.append(_unlike_values(domain, low, high))
+    elif not displayed and not isinstance(intensity, Percentiles):
         windows = (
             intensity.windows if isinstance(intensity, WindowStack) else ((intensity.low, intensity.high),)
         )
@@ -104,11 +117,15 @@ def mismatch(
             shown = " and ".join(f"{bottom:g} to {top:g}" for bottom, top in windows)
             refusals.append(f"its values, {low:g} to {high:g}, lie outside the model's window of {shown}")
         elif _outside(low, domain.lows, slack) or _outside(high, domain.highs, slack):
-            warnings.append(
-                f"its values, {low:g} to {high:g}, are not like those of the training images, which begin at "
-                f"{domain.lows[0]:g} to {domain.lows[1]:g} and end at {domain.highs[0]:g} to {domain.highs[1]:g}"
-            )
+            warnings.append(_unlike_values(domain, low, high))
     return Mismatch(refusals=tuple(refusals), warnings=tuple(warnings))
+
+
+def _unlike_values(domain: Domain, low: float, high: float) -> str:
+    return (
+        f"its values, {low:g} to {high:g}, are not like those of the training images, which begin at "
+        f"{domain.lows[0]:g} to {domain.lows[1]:g} and end at {domain.highs[0]:g} to {domain.highs[1]:g}"
+    )
 
 
 def _known(modality: str, modalities: tuple[str, ...]) -> bool:

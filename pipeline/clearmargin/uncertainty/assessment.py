@@ -58,9 +58,12 @@ def assess(
     rules = ReferralRules()
     differs: tuple[str, ...] = ()
     if calibration is not None and calibration.length_unit != image.grid.unit:
+        way_out = (
+            "give the image a spacing" if image.grid.unit == "px" else "calibrate on images with a spacing"
+        )
         warnings = (
             f"the model was calibrated on images in {calibration.length_unit} and this one is in {image.grid.unit}: "
-            "no margins, and scores as predicted; give the image a spacing, or calibrate on images without one",
+            f"no margins, and scores as predicted; {way_out}",
         )
     elif calibration is not None:
         features = calibration.features(image, prediction)
