@@ -194,6 +194,7 @@ def calibrate_cases(
         band: See `calibrate`.
     """
     parts = _divided(cases, asked, fit_share, seed, data.exchangeable)
+    _say_unreached(parts, asked, data.exchangeable)
     of_part = {name: [case for case in cases if case.unit in units] for name, units in parts.items()}
     grid = dataset.read(of_part["fit"][0])[0].grid  # one floor for all images, of about an element
     floors = trial_floors(float(np.prod(grid.spacing) ** (1 / grid.ndim)))
@@ -262,7 +263,7 @@ def _divided(
 
 
 def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:
-    """Refuse units that reach no alpha before anything is segmented; say which alphas will get no promise."""
+    """Refuse units that reach no alpha before anything is segmented."""
     margin, fit = len(parts["margin"]), len(parts["fit"])
     needed = {alpha: units_needed(alpha) for alpha in asked.alphas}
     least = min(needed.values())
@@ -273,7 +274,13 @@ def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeab
             f"and of the {margin + fit} in the split {margin} are for margins: add about {missing}, or ask for "
             f"--alpha {math.ceil(100 / (margin + 1)) / 100:g}"
         )
-    for alpha, number in needed.items():
+
+
+def _say_unreached(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:
+    """Say which alphas get no promise, while others do."""
+    margin = len(parts["margin"])
+    for alpha in asked.alphas:
+        number = units_needed(alpha)
         if margin < number:
             log.warning(
                 "no promise at alpha %g: it needs %d %s units for margins, there are %d",

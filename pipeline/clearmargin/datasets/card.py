@@ -37,8 +37,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "calibration", "test")
 # DICOM's defined terms for what makes pictures (PS3.3, C.7.3.1.1.1), and GM and SM for microscopy.
 _MODALITIES = (
     "BI", "BMD", "CR", "CT", "CFM", "DG", "DMS", "DX", "ECG", "ES", "GM", "IO", "IVOCT", "IVUS", "LS", "MG", "MR", "NM",
-    "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "OT", "PA", "PT", "PX", "RF", "RG", "RTIMAGE", "SC",
-    "SM", "TG", "US", "XA", "XC",
+    "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "OT", "PA", "PT", "PX", "RF", "RG", "RTIMAGE",
+    "SC", "SM", "TG", "US", "XA", "XC",
 )  # fmt: skip
 
 
