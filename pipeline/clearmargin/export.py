@@ -107,7 +107,7 @@ def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Pat
 
     def look() -> None:
         for image, reference in pairs:
-            for _ in _looks(segmenter, image, reference):
+            for _ in _looks(segmenter, image, reference, maps=True):
                 pass
 
     parts = find_parts(network, network.parts, look)
@@ -144,12 +144,12 @@ def _compare(
 
 
 def _looks(
-    segmenter: NetworkSegmenter, image: Image, reference: InstanceSet
+    segmenter: NetworkSegmenter, image: Image, reference: InstanceSet, *, maps: bool = False
 ) -> Iterator[tuple[Look, InstanceSet]]:
     """Yield what is found in each plane at each size, or in a volume seen whole, with what is truly there."""
     ready = segmenter.prepared(image)
     for view in _VIEWS:
-        for z, look in enumerate(segmenter.looks(ready, view)):
+        for z, look in enumerate(segmenter.looks(ready, view, maps=maps)):
             yield look, reference if look.grid.ndim == image.grid.ndim else reference.plane(z)[0]
 
 
