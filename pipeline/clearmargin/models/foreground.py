@@ -16,6 +16,7 @@ __all__ = [
     "foreground_loss",
     "foreground_probability",
     "forget_foreground",
+    "has_foreground_head",
     "knows_foreground",
     "strongest",
 ]
@@ -74,6 +75,11 @@ def forget_foreground(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 def knows_foreground(network: object) -> bool:
     """Return whether a network can make maps."""
     return getattr(network, _NAME, network) is not None
+
+
+def has_foreground_head(network: object) -> bool:
+    """Return whether a network makes its maps with a part of its own."""
+    return isinstance(getattr(network, _NAME, None), nn.Module)
 
 
 def class_unions(masks: Tensor, labels: Tensor, classes: int) -> Tensor:
