@@ -1,8 +1,8 @@
 """Whether maps show boxes, and how true they are: ``python benchmarks/bench_maps.py MODEL CARD``.
 
-At each border of a box of each member's detections, away from the true edges, the map's value one pixel inside is
-compared with that two pixels outside. The map's own noise is the same difference at pixels of similar value that lie
-at no border. Calibration is that of the foreground map, all pixels and those within two elements of the true edge.
+At each border of a box of each member's detections, away from the true edges, the map's value two pixels on one side is
+compared with that one pixel on the other. The map's own noise is the same difference three pixels before and three pixels
+behind: values there are alike, and 1 is a map that knows no boxes. Calibration is that of the foreground map, all pixels and those within two elements of the true edge.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from clearmargin.uncertainty.sampling import SampledSegmenter, open_segmenter
 
 _MAPS = ("foreground", "entropy", "mutual_information", "variance")
 _EDGE = 5  # pixels from a true edge within which a map may change
-_APART = 3  # pixels between the two that are compared
-_BINS = 20  # of a map's values
-_LEAST = 0.02  # of a map's highest value: what is darker is background
+_APART = 3  # pixels from one that is compared to the other
+_LEAST = 0.05  # of a map's highest value: what is darker is background
 
 
 def main() -> None:
@@ -50,10 +49,10 @@ def main() -> None:
             steps[name].append(sums)
     print(f"{len(cases)} cases of '{chosen.split}', {chosen.uncertainty}")
     for name, every in steps.items():
-        at_border, elsewhere, count = compare(np.sum(every, axis=0))
+        at_border, beside, count = np.sum(every, axis=0)
         print(
-            f"{name}: {at_border:.4f} at {count} border pixels, {elsewhere:.4f} elsewhere at similar values: "
-            f"{at_border / elsewhere:.2f}"
+            f"{name}: {at_border / count:.4f} at {count:.0f} border pixels, {beside / count:.4f} beside them: "
+            f"{at_border / beside:.2f}"
         )
     for what, counts in (("all pixels", pixels.every), ("near the edge", pixels.band)):
         print(f"{what}: ECE {counts.ece():.4f}, Brier {counts.brier().score:.4f}, {counts.total} pixels")
@@ -62,31 +61,17 @@ def main() -> None:
 def measure(
     segmenter: SampledSegmenter, image: Image, prediction: Prediction, reference: InstanceSet
 ) -> dict[str, NDArray[np.float64]]:
-    """Return of each map, by bin of its value, the sums and counts at borders and elsewhere, ``(4, bins)``."""
-    spans = {name: float(prediction.maps[name].max()) or 1.0 for name in _MAPS}
-    sums = {name: np.zeros((4, _BINS)) for name in _MAPS}
+    """Return of each map the sums of the steps at borders and beside them, and their number, ``(3,)``."""
+    sums = {name: np.zeros(3) for name in _MAPS}
     for z, borders in enumerate(box_borders(segmenter, image)):
         truth = reference if image.grid.ndim == 2 else reference.plane(z)[0]
         settled = away_from_edges(truth)
-        for axis in (0, 1):
-            for name in _MAPS:
-                values = prediction.maps[name] if image.grid.ndim == 2 else prediction.maps[name][z]
-                sums[name] += _binned(values / spans[name], settled, borders[axis], axis) * np.array(
-                    [[spans[name]], [1], [spans[name]], [1]]
-                )
+        for name in _MAPS:
+            values = prediction.maps[name] if image.grid.ndim == 2 else prediction.maps[name][z]
+            least = _LEAST * float(prediction.maps[name].max())
+            sums[name] += _steps(values, settled, borders[0], least)
+            sums[name] += _steps(values.T, settled.T, borders[1].T, least)
     return sums
-
-
-def compare(sums: NDArray[np.float64]) -> tuple[float, float, int]:
-    """Return the mean step at borders, that elsewhere at the same mix of values, and the number of the former."""
-    at_border, count, elsewhere, others = sums[:, int(_LEAST * _BINS) + 1 :]
-    both = (count > 0) & (others > 0)
-    share = count[both] / count[both].sum()
-    return (
-        float(at_border[both].sum() / count[both].sum()),
-        float((share * elsewhere[both] / others[both]).sum()),
-        int(count[both].sum()),
-    )
 
 
 def box_borders(segmenter: SampledSegmenter, image: Image) -> Iterator[list[NDArray[np.bool_]]]:
@@ -129,25 +114,22 @@ def away_from_edges(truth: InstanceSet) -> NDArray[np.bool_]:
     return settled
 
 
-def _binned(
-    values: NDArray[np.float32], settled: NDArray[np.bool_], border: NDArray[np.bool_], axis: int
+def _steps(
+    values: NDArray[np.float32], settled: NDArray[np.bool_], border: NDArray[np.bool_], least: float
 ) -> NDArray[np.float64]:
-    """Return sums and counts by bin, at borders, then elsewhere, of differences of pixels ``_APART`` from each other."""
-    values, settled, border = (a if axis == 0 else a.T for a in (values, settled, border))
-    # the pair (k, k + 3) lies around a border between k + 1 and k + 2: one in, two out, or the other way round
-    first, last = values[:-_APART], values[_APART:]
-    step = np.abs(last - first)
-    level = np.minimum(((first + last) / 2 * _BINS).astype(int), _BINS - 1)
-    clear = ndimage.minimum_filter1d(settled, _APART + 1, axis=0, origin=-((_APART + 1) // 2))[:-_APART]
-    here = clear & border[1 : 1 + len(first)]
-    away = clear & ~ndimage.maximum_filter1d(border, 2 * _APART + 1, axis=0)[1 : 1 + len(first)]
+    """Return the sums of steps down the rows at borders and beside them, and the number of places."""
+    count = len(values) - 3 * _APART
+    if count <= 0:
+        return np.zeros(3)
+    step = np.abs(values[_APART:] - values[:-_APART]).astype(np.float64)
+    before, here, after = (step[k * _APART : k * _APART + count] for k in range(3))
+    at_border = border[_APART + 1 : _APART + 1 + count]
+    for k in range(3 * _APART + 1):
+        at_border = at_border & settled[k : k + count]
+    level = np.maximum(values[_APART : _APART + count], values[2 * _APART : 2 * _APART + count])
+    at_border = at_border & (level > least)
     return np.array(
-        [
-            np.bincount(level[where], step[where] if summed else None, minlength=_BINS)[:_BINS]
-            for where in (here, away)
-            for summed in (True, False)
-        ],
-        np.float64,
+        [here[at_border].sum(), ((before + after) / 2)[at_border].sum(), at_border.sum()], np.float64
     )
 
 

@@ -22,48 +22,61 @@ __all__ = [
 ]
 
 _NAME = "foreground"  # of the head in a network
-_WIDTH = 32
+_WIDTH, _STEM = 32, 16
 _PRIOR = 0.05  # of the foreground, before anything is learnt
 
 
 class ForegroundHead(nn.Module):
-    """From maps of the whole image to logits of each class, at the finest map's resolution.
+    """From an image and its maps to logits of each class, at half the image's resolution.
+
+    Maps at a quarter of the resolution know what is where, and not where to a pixel it ends: that is read off the image.
 
     Source: the semantic branch of Kirillov et al., "Panoptic feature pyramid networks", CVPR 2019, made light.
     """
 
-    def __init__(self, inputs: Sequence[int], classes: int) -> None:
-        """Build it for maps of these channels, finest first."""
+    def __init__(self, channels: int, inputs: Sequence[int], classes: int) -> None:
+        """Build it for images of so many channels, and maps of these channels, finest first."""
         super().__init__()
-        self.levels = nn.ModuleList(nn.Conv2d(channels, _WIDTH, 1) for channels in inputs)
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, _STEM, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(_STEM, _STEM, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.levels = nn.ModuleList(nn.Conv2d(width, _WIDTH, 1) for width in inputs)
         self.smooth = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.fuse = nn.Conv2d(_WIDTH + _STEM, _WIDTH, 3, padding=1)
         self.decide = nn.Conv2d(_WIDTH, classes, 1)
         nn.init.constant_(self.decide.bias, torch.logit(torch.tensor(_PRIOR)).item())  # type: ignore[arg-type]
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Return ``(B, K, h, w)`` logits of maps ``(B, C, h, w)``, each next about half as large."""
+    def forward(self, images: Tensor, maps: list[Tensor]) -> Tensor:
+        """Return ``(B, K, h, w)`` logits of images and maps ``(B, C, h, w)``, each next map about half as large."""
         merged = self.levels[-1](maps[-1])
         for level, finer in zip(reversed(self.levels[:-1]), reversed(maps[:-1]), strict=True):
             merged = level(finer) + _stretched(merged, finer.shape[-2:])
-        logits: Tensor = self.decide(F.relu(self.smooth(F.relu(merged))))
+        seen = self.stem(images)
+        merged = _stretched(F.relu(self.smooth(F.relu(merged))), seen.shape[-2:])
+        logits: Tensor = self.decide(F.relu(self.fuse(torch.cat([merged, seen], 1))))
         return logits
 
 
-def foreground_loss(head: nn.Module, maps: Sequence[Tensor], targets: Sequence[Targets]) -> Tensor:
+def foreground_loss(
+    head: nn.Module, images: Tensor, maps: Sequence[Tensor], targets: Sequence[Targets]
+) -> Tensor:
     """Return the cross-entropy of each class's presence in each pixel of the images, a scalar.
 
     A proper score of each pixel, at the pixels' own resolution: what is least where the probability is true. No
     gradient reaches the maps, so that instances are learnt as if the head were not there.
     """
-    logits = head([m.detach() for m in maps])
+    logits = head(images, [m.detach() for m in maps])
     classes = logits.shape[1]
     wanted = torch.stack([class_unions(t.masks, t.labels, classes) for t in targets])
     return F.binary_cross_entropy_with_logits(_stretched(logits.float(), wanted.shape[-2:]), wanted.float())
 
 
-def foreground_probability(head: nn.Module, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Return each class's probability at each of the images' pixels, ``(B, K, *size)`` float32."""
-    return _stretched(head(list(maps)).float(), size).sigmoid()
+def foreground_probability(head: nn.Module, images: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """Return each class's probability at each of the images' pixels, ``(B, K, H, W)`` float32."""
+    return _stretched(head(images, list(maps)).float(), images.shape[-2:]).sigmoid()
 
 
 def forget_foreground(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -146,7 +146,7 @@ class MaskRCNN(nn.Module):
             detections_per_img=config.detections if config.soft_nms is None else _CANDIDATES,
         )
         # last, so that what instances are made of starts as it would without it
-        self.foreground = ForegroundHead((width,) * len(_STRIDES), classes)
+        self.foreground = ForegroundHead(channels, (width,) * len(_STRIDES), classes)
         self.pool = RegionPool(_STRIDES)
         self._threads: int | None = None
 
@@ -177,7 +177,7 @@ class MaskRCNN(nn.Module):
             "classes": classes,
             "boxes": boxes,
             **self._mask_losses(features, regions, proposals, matched, labels, targets),
-            "foreground": foreground_loss(self.foreground, self._levels(features), targets),
+            "foreground": foreground_loss(self.foreground, images, self._levels(features), targets),
         }
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
@@ -192,7 +192,7 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.box_branch(regions(proposals, 7))
         size = (int(images.shape[-2]), int(images.shape[-1]))
         found = self.roi_heads.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
-        every = foreground_probability(self.foreground, self._levels(features), size) if maps else None
+        every = foreground_probability(self.foreground, images, self._levels(features)) if maps else None
         detections = []
         for i, one in enumerate(zip(*found, strict=True)):
             boxes, scores, labels = self._suppress(*one)

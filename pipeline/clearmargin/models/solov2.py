@@ -199,7 +199,8 @@ class SOLOv2(nn.Module):
     def _foreground(self, kernels: Tensor, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Return each class's probability, ``(K, h, w)``: of whole masks, a few in memory at once."""
         probability = features.new_zeros((self.classes, *features.shape[1:]))
-        for own, score, label in zip(*(t.split(_AT_ONCE) for t in (kernels, scores, labels)), strict=True):
+        parts = (torch.split(t, _AT_ONCE) for t in (kernels, scores, labels))
+        for own, score, label in zip(*parts, strict=True):
             strongest(probability, apply_kernels(own, features).sigmoid(), score, label)
         return probability
 

@@ -91,7 +91,7 @@ class YOLACT(nn.Module):
         )
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))  # SSD's variances 0.1 and 0.2
         # last, so that what instances are made of starts as it would without it
-        self.foreground = ForegroundHead((config.prototypes, width, width, width), classes)
+        self.foreground = ForegroundHead(channels, (config.prototypes, width, width, width), classes)
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class YOLACT(nn.Module):
             "boxes": self.config.box_weight * self._box_loss(deltas, anchors, matched, targets),
             "masks": self.config.mask_weight * self._mask_loss(prototypes, coefficients, matched, targets),
             "semantics": self.config.semantic_weight * self._semantic_loss(features[0], targets),
-            "foreground": foreground_loss(self.foreground, [prototypes, *features[:3]], targets),
+            "foreground": foreground_loss(self.foreground, images, [prototypes, *features[:3]], targets),
         }
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
@@ -124,7 +124,7 @@ class YOLACT(nn.Module):
         ]
         if not maps:
             return found
-        foreground = foreground_probability(self.foreground, [prototypes, *features[:3]], size)
+        foreground = foreground_probability(self.foreground, images, [prototypes, *features[:3]])
         return [replace(one, foreground=own) for one, own in zip(found, foreground, strict=True)]
 
     def _features(self, images: Tensor, *, learning: bool) -> list[Tensor]:
