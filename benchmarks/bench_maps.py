@@ -1,8 +1,9 @@
 """Whether maps show boxes, and how true they are: ``python benchmarks/bench_maps.py MODEL CARD``.
 
-At each border of a box of each member's detections, away from the true edges, the map's value two pixels on one side is
-compared with that one pixel on the other. The map's own noise is the same difference three pixels before and three pixels
-behind: values there are alike, and 1 is a map that knows no boxes. Calibration is that of the foreground map, all pixels and those within two elements of the true edge.
+At each border of a box of each member's detections, away from the true edges, the map's value two pixels on one side
+is compared with that one pixel on the other. The map's own noise is the same difference three pixels before and three
+pixels behind: values there are alike, and 1 is a map that knows no boxes. Calibration is that of the foreground map,
+of all pixels and of those within two elements of the true edge.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ def test_maps_go_on_where_a_box_ends(name, learned, monkeypatch):
     )
     plain = getattr(coder, decode)
     monkeypatch.setattr(coder, decode, lambda codes, places: halved(plain(codes, places)))
-    image, targets = scene()
+    image, _ = scene()
     segmenter = NetworkSegmenter(
         network=network,
         image=ImageSettings(intensity=Window(low=0, high=1)),

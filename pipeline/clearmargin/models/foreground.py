@@ -29,7 +29,7 @@ _PRIOR = 0.05  # of the foreground, before anything is learnt
 class ForegroundHead(nn.Module):
     """From an image and its maps to logits of each class, at half the image's resolution.
 
-    Maps at a quarter of the resolution know what is where, and not where to a pixel it ends: that is read off the image.
+    Maps at a quarter of the resolution know what lies where, but not to the pixel: its edge is read off the image.
 
     Source: the semantic branch of Kirillov et al., "Panoptic feature pyramid networks", CVPR 2019, made light.
     """
