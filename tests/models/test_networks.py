@@ -247,7 +247,7 @@ def test_maps_go_on_where_a_box_ends(name, learned, monkeypatch):
         np.maximum(part, crop, out=part)
     uncertainty = entropy(foreground.astype(np.float64))
     interiors = [np.s_[28:52, 38:72], np.s_[78:102, 68:102]]  # 8 pixels from an edge, and more
-    cuts = look.found.boxes[look.found.scores > 0.3][:, 2].round().long().tolist()
+    cuts = look.found.regions[look.found.scores > 0.3][:, 2].round().long().tolist()
     for interior, edges in zip(interiors, ((30, 80), (60, 110)), strict=True):
         first, last = interior[1].start, interior[1].stop
         within = sorted({cut for cut in cuts if first + 4 < cut < last - 4})
