@@ -15,7 +15,7 @@ class BrightParts:
     def __init__(self, channel: int, side: int, shift: int = 0) -> None:
         self.channel, self.side, self.shift = channel, side, shift
 
-    def detect(self, images):
+    def detect(self, images, *, maps=False):
         import torch
         import torch.nn.functional as F
         from scipy import ndimage
@@ -36,5 +36,8 @@ class BrightParts:
                 scores=torch.full((count,), 0.9),
                 masks=torch.stack(masks) if masks else torch.zeros(0, self.side, self.side),
                 regions=regions,
+                foreground=0.9 * torch.from_numpy(numbered > 0).roll(self.shift, 1)[None].float()
+                if maps
+                else None,
             )
         ]

@@ -15,8 +15,9 @@ LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CATEGORY)
 class Bright:
     """Finds the box around what is brighter than half, as one instance."""
 
-    def detect(self, images):
+    def detect(self, images, *, maps=False):
         bright = images[0, 1] > 0.5
+        foreground = 0.875 * bright[None].float() if maps else None
         if not bright.any():
             empty = torch.zeros(0, 4)
             return [
@@ -26,6 +27,7 @@ class Bright:
                     scores=torch.zeros(0),
                     masks=torch.zeros(0, 28, 28),
                     regions=empty,
+                    foreground=foreground,
                 )
             ]
         rows, columns = torch.where(bright.any(1))[0], torch.where(bright.any(0))[0]
@@ -37,6 +39,7 @@ class Bright:
                 scores=torch.tensor([0.875]),
                 masks=torch.ones(1, 64, 64),
                 regions=box,
+                foreground=foreground,
             )
         ]
 

@@ -96,7 +96,8 @@ def test_an_export_finds_the_same_instances(trained, name):
     assert done.parity.instances >= 4 and done.parity.problems == ()
     assert done.folder == model / name and not (model / f".{name}").exists()
     card_written = yaml.safe_load((model / name / "runtime.yaml").read_text())
-    assert set(card_written["parts"]) >= {"pyramid", "rpn.head", "box_branch", "mask_branch"}
+    assert set(card_written["parts"]) >= {"pyramid", "rpn.head", "box_branch", "mask_branch", "foreground"}
+    assert 0 < done.parity.foreground <= 1e-3
     assert json.loads((model / name / "parity.json").read_text())["score"] <= 1e-3
     image = picture()
     usual, exported = load_segmenter(model), load_segmenter(model, runtime=name)

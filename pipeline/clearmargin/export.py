@@ -19,7 +19,8 @@ from clearmargin.errors import ConfigError, ParityError
 from clearmargin.files import write_text
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
-from clearmargin.models.parity import Parity, compare, worst
+from clearmargin.models.foreground import has_foreground_head, knows_foreground
+from clearmargin.models.parity import Parity, compare, compare_maps, worst
 from clearmargin.models.parts import find_parts
 from clearmargin.models.runtimes import runtime
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
@@ -106,7 +107,7 @@ def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Pat
 
     def look() -> None:
         for image, reference in pairs:
-            for _ in _looks(segmenter, image, reference):
+            for _ in _looks(segmenter, image, reference, maps=knows_foreground(segmenter.network)):
                 pass
 
     parts = find_parts(network, network.parts, look)
@@ -129,13 +130,17 @@ def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Pat
 def _compare(
     segmenter: NetworkSegmenter, exported: NetworkSegmenter, pairs: Sequence[Pair]
 ) -> tuple[Parity, tuple[float, float]]:
+    # Other networks' maps are their instances', which are compared as such.
+    maps = has_foreground_head(segmenter.network)
     found: list[Parity] = []
     seconds: list[tuple[float, float]] = []
     with progress("compare", len(pairs)) as bar:
         for image, reference in pairs:
-            looks = (_looks(one, image, reference) for one in (segmenter, exported))
+            looks = (_looks(one, image, reference, maps=maps) for one in (segmenter, exported))
             for (one, truth), (two, _) in zip(*looks, strict=True):
                 found.append(compare(one, two, truth, floor=segmenter.choice.score_threshold))
+                if maps:
+                    found.append(compare_maps(one, two))
             seconds.append((_time(segmenter, image), _time(exported, image)))
             bar.advance()
     middle = len(seconds) // 2
@@ -143,12 +148,12 @@ def _compare(
 
 
 def _looks(
-    segmenter: NetworkSegmenter, image: Image, reference: InstanceSet
+    segmenter: NetworkSegmenter, image: Image, reference: InstanceSet, *, maps: bool = False
 ) -> Iterator[tuple[Look, InstanceSet]]:
     """Yield what is found in each plane at each size, or in a volume seen whole, with what is truly there."""
     ready = segmenter.prepared(image)
     for view in _VIEWS:
-        for z, look in enumerate(segmenter.looks(ready, view)):
+        for z, look in enumerate(segmenter.looks(ready, view, maps=maps)):
             yield look, reference if look.grid.ndim == image.grid.ndim else reference.plane(z)[0]
 
 

@@ -1,14 +1,19 @@
 """What every network promises, whatever its kind."""
 
+import numpy as np
 import pytest
 import torch
 from small import SMALL, no_targets, scene
 
-from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
+from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+from clearmargin.models.placing import place_view
+from clearmargin.models.segmenter import NetworkSegmenter, View
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
+from clearmargin.uncertainty.maps import entropy
+from clearmargin.uncertainty.sampling import open_segmenter
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
@@ -207,3 +212,101 @@ def test_separable_convolutions_of_a_pyramid_learn(name):
     sum(network.losses(image[None], [targets]).values()).backward()
     # a map that no object lies on may learn nothing
     assert sum(bool(p.grad.abs().sum() > 0) for p in depthwise) >= 2
+
+
+def halved(boxes):
+    """Boxes ``(..., 4)`` that end in the middle of what they held."""
+    middle = (boxes[..., 0] + boxes[..., 2]) / 2
+    return torch.stack([boxes[..., 0], boxes[..., 1], middle, boxes[..., 3]], dim=-1)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "yolact"])
+def test_maps_go_on_where_a_box_ends(name, learned, monkeypatch):
+    """Boxes end within objects: their masks stop there, and the maps have no step above their own noise."""
+    network, _ = learned(name)
+    coder, decode = (
+        (network.roi_heads.box_coder, "decode") if name == "mask_rcnn" else (network.coder, "decode_single")
+    )
+    plain = getattr(coder, decode)
+    monkeypatch.setattr(coder, decode, lambda codes, places: halved(plain(codes, places)))
+    image, _ = scene()
+    segmenter = NetworkSegmenter(
+        network=network,
+        image=ImageSettings(intensity=Window(low=0, high=1)),
+        label_map=LABELS,
+        provenance=Provenance(model=name, weights_sha256="0" * 64, config_sha256="1" * 64, software="test"),
+        device=torch.device("cpu"),
+    )
+    picture = Image(pixels=image.numpy(), grid=Grid.from_spacing((128, 128), (0.5, 0.5)))
+    (look,) = segmenter.looks(segmenter.prepared(picture), View(), maps=True)
+    ((foreground,),) = look.foreground()
+    masks = np.zeros((128, 128), np.float32)
+    for index in np.flatnonzero(look.scores > 0.3):
+        crop, (y, x) = look.placed(index)
+        part = masks[y : y + crop.shape[0], x : x + crop.shape[1]]
+        np.maximum(part, crop, out=part)
+    uncertainty = entropy(foreground.astype(np.float64))
+    interiors = [np.s_[28:52, 38:72], np.s_[78:102, 68:102]]  # 8 pixels from an edge, and more
+    cuts = look.found.regions[look.found.scores > 0.3][:, 2].round().long().tolist()
+    for interior, edges in zip(interiors, ((30, 80), (60, 110)), strict=True):
+        first, last = interior[1].start, interior[1].stop
+        within = sorted({cut for cut in cuts if first + 4 < cut < last - 4})
+        assert within, f"no box of {cuts} ends within {edges}"
+        steps = {
+            key: _steps(values[interior])
+            for key, values in (("p", foreground), ("h", uncertainty), ("m", masks))
+        }
+        at_cut = np.zeros(last - first - 3, bool)
+        at_cut[[cut - 2 - first for cut in within]] = True
+        assert steps["m"][:, at_cut].mean(axis=0).max() > 0.3  # the masks do end there
+        for key in ("p", "h"):
+            assert steps[key][:, at_cut].mean() <= np.percentile(steps[key][:, ~at_cut], 95) + 1e-3
+        assert foreground[interior].min() > 0.5
+
+
+def _steps(values):
+    """How much values change over three columns: from one before a border to one behind its fading."""
+    return np.abs(values[:, 3:] - values[:, :-3])
+
+
+@EVERY
+def test_maps_are_made_if_they_are_asked_for_and_change_nothing_else(name, learned):
+    network, _ = learned(name)
+    with torch.inference_mode():
+        (plain,), (mapped,) = (network.detect(scene()[0][None], maps=maps) for maps in (False, True))
+    assert plain.foreground is None and mapped.foreground.shape[0] == 1
+    assert 0 <= mapped.foreground.min() <= mapped.foreground.max() <= 1
+    torch.testing.assert_close(plain.scores, mapped.scores, atol=0, rtol=0)
+    for one, other in zip(plain.masks, mapped.masks, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    truth = scene()[1].masks.amax(0).numpy().astype(bool)
+    (values,) = place_view(mapped.foreground, (128, 128), np.eye(3), (128, 128))
+    assert ((values >= 0.5) & truth).sum() > 0.7 * ((values >= 0.5) | truth).sum()
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "yolact"])
+def test_what_maps_learn_changes_nothing_that_instances_learn(name):
+    network = build(name)
+    image, targets = scene()
+    network.losses(image[None], [targets])["foreground"].backward()
+    learning = {
+        key.split(".")[0] for key, p in network.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    assert learning == {"foreground"}
+
+
+def test_a_model_from_before_its_maps_knew_no_boxes_finds_instances_and_refuses_maps(tmp_path):
+    card = ModelCard(
+        software="clearmargin test",
+        model=network_config(SMALL["yolact"].model).model_dump(mode="json"),
+        image=ImageSettings(),
+        augment=AugmentSettings(),
+        classes=label_map_entries(LABELS),
+        show_in_tracking=True,
+    )
+    state = {key: v for key, v in build("yolact").state_dict().items() if not key.startswith("foreground.")}
+    save_model(tmp_path / "model", card, state)
+    picture = Image(pixels=np.zeros((3, 64, 64), np.float32), grid=Grid.from_spacing((64, 64)))
+    open_segmenter(tmp_path / "model", "none", device="cpu")(picture)
+    with pytest.raises(ConfigError, match="train it again, or predict with --uncertainty none"):
+        open_segmenter(tmp_path / "model", "tta", device="cpu")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from clearmargin.core import Grid, InstanceSet
 from clearmargin.metrics.counting import split_and_merge
 from clearmargin.models.linking import link_slices
-from clearmargin.models.network import Detections, Targets
-from clearmargin.models.placing import foreground, place, threshold
+from clearmargin.models.network import Targets
+from clearmargin.models.placing import place, place_view, threshold
 from clearmargin.transforms.spatial import fitting_view
 
 SHAPE = (100, 120)
@@ -66,21 +66,20 @@ def test_what_lies_beyond_the_edge_is_cut_and_what_lies_outside_is_empty():
         assert threshold(crop, origin, SHAPE).area == 0
 
 
-def test_foreground_is_the_strongest_instance_at_each_pixel():
-    boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [20.0, 20.0, 60.0, 60.0]])
-    found = Detections(
-        boxes=boxes,
-        labels=torch.ones(2, dtype=torch.int64),
-        scores=torch.tensor([0.9, 0.4]),
-        masks=torch.ones(2, 8, 8),
-        regions=boxes,
-    )
-    values, other = foreground(found, np.eye(3), SHAPE, 2)
-    assert values[10, 10] == pytest.approx(0.9)
-    assert values[30, 30] == pytest.approx(0.9)
-    assert values[50, 50] == pytest.approx(0.4)
-    assert values[90, 90] == 0
-    assert other.max() == 0
+@settings(max_examples=30, deadline=None)
+@given(scale=st.floats(0.4, 2.5), flip=st.tuples(st.booleans(), st.booleans()), finer=st.sampled_from([1, 4]))
+def test_a_views_probabilities_cover_the_source_and_a_ramp_comes_back(scale, flip, finer):
+    """At every pixel, those at the image's edge too: there values stay as they are at the outermost samples."""
+    matrix, extent = fitting_view(SHAPE, scale, flip=flip)
+    counts = [n // finer for n in extent]
+    ys, xs = ((np.arange(n) + 0.5) * finer for n in counts)
+    ramp = np.stack([0.1 + 0.8 * np.add.outer(ys, xs) / (extent[0] + extent[1]), np.ones(counts)])
+    values, ones = place_view(torch.from_numpy(ramp), extent, matrix, SHAPE)
+    np.testing.assert_allclose(ones, 1, atol=1e-6)
+    back = np.linalg.inv(matrix)
+    y, x = (back[k, k] * np.arange(SHAPE[k]) + back[k, 2] + 0.5 for k in range(2))
+    y, x = (np.clip(v, s[0], s[-1]) for v, s in ((y, ys), (x, xs)))
+    np.testing.assert_allclose(values, 0.1 + 0.8 * np.add.outer(y, x) / (extent[0] + extent[1]), atol=1e-5)
 
 
 def test_target_boxes_hold_their_masks_edge_to_edge():

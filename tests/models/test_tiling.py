@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.models.network import Detections
-from clearmargin.models.placing import foreground, place
+from clearmargin.models.placing import place, place_view
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.tiles import lay_tiles
 from clearmargin.models.tiling import find_in_tiles
@@ -145,11 +145,30 @@ def test_a_joined_score_is_weighted_by_area_and_masks_by_the_distance_to_the_cut
     found = from_two_tiles([(1, 0.9, (10, 50), box(20, 46))], [(1, 0.6, (10, 0), box(20, 26))])
     assert len(found.labels) == 1
     assert float(found.scores[0]) == pytest.approx((0.9 * 46 + 0.6 * 26) / 72)
-    (values,) = foreground(replace(found, scores=torch.ones(1)), np.eye(3), TWO[0], 1)
+    crop, (y, x) = place(found.masks[0], found.regions[0], np.eye(3), TWO[0])
+    values = np.zeros(TWO[0])
+    values[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
     assert values[15, 60] == 1 and values[15, 80] == 1 and values[15, 100] == 0
     # pixel 92 is held by the left tile alone: 3.5 from its cut edge at 96, 28.5 from the right tile's at 64
     assert values[15, 92] == pytest.approx(3.5 / 32)
     assert values[15, 64:90].min() == pytest.approx(1)
+
+
+def test_a_foreground_goes_over_from_tile_to_tile_without_an_edge():
+    """One tile says 0.8 everywhere, the other 0.2: between them it is their distances to the cuts that decide."""
+    view, tile, overlap = TWO
+
+    def look(corner, size):
+        said = 0.8 if corner[1] == 0 else 0.2
+        return replace(detections([]), foreground=torch.full((1, size[0] // 4, size[1] // 4), said))
+
+    found = find_in_tiles(look, view, tile, overlap, mask_nms=0.5)
+    (values,) = place_view(found.foreground, view, np.eye(3), view)
+    np.testing.assert_allclose(values[:, :64], 0.8, atol=1e-6)
+    np.testing.assert_allclose(values[:, 96:], 0.2, atol=1e-6)
+    far = np.arange(32) + 0.5  # from the right tile's cut
+    np.testing.assert_allclose(values[7, 64:96], 0.8 - 0.6 * far / 32, atol=1e-6)
+    assert find_in_tiles(lambda *_: detections([]), view, tile, overlap, mask_nms=0.5).foreground is None
 
 
 def test_touching_objects_and_a_disagreement_in_the_strip_are_not_joined():
@@ -204,8 +223,11 @@ def test_tiles_that_cannot_work_are_refused():
 class Values:
     """Finds each connected part of each grey value; sees value k as k / 100."""
 
-    def detect(self, images):
-        return [visible(np.rint(images[0, 1].numpy() * 100).astype(np.int64))]
+    def detect(self, images, *, maps=False):
+        values = np.rint(images[0, 1].numpy() * 100).astype(np.int64)
+        score = np.where(values > 0, 0.5 + values / 100, 0)
+        by_class = np.stack([score * (values % 2 == label) for label in (0, 1)])
+        return [replace(visible(values), foreground=torch.from_numpy(by_class) if maps else None)]
 
 
 TWO_CLASSES = LabelMap(

@@ -85,8 +85,8 @@ def moved(by):
     plain = bright_segmenter()
 
     class Moved(type(plain.network)):
-        def detect(self, images):
-            return super().detect(torch.roll(images, by, dims=3))
+        def detect(self, images, *, maps=False):
+            return super().detect(torch.roll(images, by, dims=3), maps=maps)
 
     return replace(plain, network=Moved())
 
@@ -265,12 +265,14 @@ def test_a_network_of_volumes_is_sampled_whole(tmp_path):
     found = open_segmenter(folder, "checkpoints").with_threshold(0)(image)
     members = [open_segmenter(folder, "checkpoints").members[k].segmenter.with_threshold(0) for k in (0, 1)]
     looks = [next(iter(m.looks(m.prepared(image), View()))) for m in members]
-    looks = [np.stack([plane[0] for plane in look.foreground(1)]) for look in looks]
+    looks = [np.stack([plane[0] for plane in look.foreground()]) for look in looks]
     np.testing.assert_allclose(found.maps["foreground"], (looks[0] + looks[1]) / 2, atol=1e-5)
     np.testing.assert_allclose(found.maps["variance"], np.var(looks, axis=0), rtol=2e-3, atol=1e-6)
     # a mirrored view comes back to where it was: on a mirrored image it is the mirrored prediction
     (segmenter, ready) = members[0], members[0].prepared(image)
     turned = replace(image, pixels=image.pixels[..., ::-1].copy())
-    here = np.stack(list(next(iter(segmenter.looks(ready, View(flip=(False, True))))).foreground(1)))
-    there = np.stack(list(next(iter(segmenter.looks(segmenter.prepared(turned), View()))).foreground(1)))
+    here = np.stack(
+        list(next(iter(segmenter.looks(ready, View(flip=(False, True)), maps=True))).foreground())
+    )
+    there = np.stack(list(next(iter(segmenter.looks(segmenter.prepared(turned), View()))).foreground()))
     np.testing.assert_allclose(here, there[..., ::-1], atol=1e-4)

@@ -82,9 +82,9 @@ class EoMT(nn.Module):
         """
         return query_losses(self._layers(images), targets, self.vit.criterion, self.config)
 
-    def detect(self, images: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return the queries that hold an instance, with masks at a quarter of the resolution; they may overlap."""
-        return query_detections(self._layers(images)[-1], self.stride, self.config)
+        return query_detections(self._layers(images)[-1], self.stride, self.config, maps=maps)
 
     def _layers(self, images: Tensor) -> list[QueryLogits]:
         """Return the logits before each of the queries' layers, and behind the last."""

@@ -22,6 +22,7 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import whole, write_text
 from clearmargin.models import NETWORKS, build_network, network_config
 from clearmargin.models.domain import Domain
+from clearmargin.models.foreground import forget_foreground
 from clearmargin.models.network import BesideRuntime, Network
 from clearmargin.models.parts import RuntimePart, replace_parts
 from clearmargin.models.runtimes import runtime as find_runtime
@@ -192,7 +193,10 @@ def load_segmenter(
     )
     weights_path = weights_file or folder / WEIGHTS_FILE
     try:
-        network.load_state_dict(load_file(weights_path))
+        state = load_file(weights_path)
+        if isinstance(network, nn.Module):
+            forget_foreground(network, state)
+        network.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
             f"the weights in '{folder.name}' do not fit its configuration; they are of another network, or of "

@@ -82,9 +82,9 @@ class Mask2Former(nn.Module):
         layers = self._layers(images, learning=True)
         return query_losses(layers, targets, self.segmenter.criterion, self.config)
 
-    def detect(self, images: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return the queries that hold an instance, with masks at a quarter of the resolution; they may overlap."""
-        return query_detections(self._layers(images, learning=False)[-1], _STRIDE, self.config)
+        return query_detections(self._layers(images, learning=False)[-1], _STRIDE, self.config, maps=maps)
 
     def _layers(self, images: Tensor, *, learning: bool) -> list[QueryLogits]:
         """Return the logits of each layer, the last one's last."""

@@ -19,6 +19,7 @@ from torchvision.ops import roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from clearmargin.errors import ConfigError
+from clearmargin.models.foreground import ForegroundHead, foreground_loss, foreground_probability
 from clearmargin.models.losses import MaskLossSettings, mask_loss
 from clearmargin.models.network import Detections, Targets
 from clearmargin.models.point_rend import (
@@ -90,7 +91,7 @@ class MaskRCNN(nn.Module):
     torchvision's own model leaves it off, which shifts its masks by half a pixel.
     """
 
-    parts = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head")
+    parts = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground")
 
     def __init__(self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()
@@ -144,6 +145,8 @@ class MaskRCNN(nn.Module):
             nms_thresh=config.box_nms if config.soft_nms is None else 1.0,
             detections_per_img=config.detections if config.soft_nms is None else _CANDIDATES,
         )
+        # last, so that what instances are made of starts as it would without it
+        self.foreground = ForegroundHead(channels, (width,) * len(_STRIDES), classes)
         self.pool = RegionPool(_STRIDES)
         self._threads: int | None = None
 
@@ -157,7 +160,7 @@ class MaskRCNN(nn.Module):
         self._threads = 1
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
-        """Return the losses ``objectness``, ``proposals``, ``classes``, ``boxes``, ``masks`` and ``points``.
+        """Return ``objectness``, ``proposals``, ``classes``, ``boxes``, ``masks``, ``points`` and ``foreground``.
 
         Images without an instance teach the background; ``masks`` and ``points`` are then 0.
         """
@@ -174,27 +177,36 @@ class MaskRCNN(nn.Module):
             "classes": classes,
             "boxes": boxes,
             **self._mask_losses(features, regions, proposals, matched, labels, targets),
+            "foreground": foreground_loss(self.foreground, images, self._levels(features), targets),
         }
 
-    def detect(self, images: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return detections whose masks span their boxes: 28 x 28, doubled until a pixel has a sample of its own."""
         with torch_threads(self._threads):
-            return self._detect(images)
+            return self._detect(images, maps=maps)
 
-    def _detect(self, images: Tensor) -> list[Detections]:
+    def _detect(self, images: Tensor, *, maps: bool) -> list[Detections]:
         features = self._features(images, learning=False)
         proposals, _ = self._propose(images, features, None)
         regions = self._regions(features)
         logits, deltas = self.box_branch(regions(proposals, 7))
         size = (int(images.shape[-2]), int(images.shape[-1]))
         found = self.roi_heads.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
+        every = foreground_probability(self.foreground, images, self._levels(features)) if maps else None
         detections = []
         for i, one in enumerate(zip(*found, strict=True)):
             boxes, scores, labels = self._suppress(*one)
             own = [boxes if k == i else boxes[:0] for k in range(len(proposals))]
             masks = self._masks(regions, own, labels)
             detections.append(
-                Detections(boxes=boxes, labels=labels, scores=scores.clamp(0, 1), masks=masks, regions=boxes)
+                Detections(
+                    boxes=boxes,
+                    labels=labels,
+                    scores=scores.clamp(0, 1),
+                    masks=masks,
+                    regions=boxes,
+                    foreground=None if every is None else every[i],
+                )
             )
         return detections
 
@@ -220,9 +232,12 @@ class MaskRCNN(nn.Module):
         proposals, losses = self.rpn(ImageList(images, [size] * len(images)), features, targets)
         return list(proposals), losses
 
+    def _levels(self, features: dict[str, Tensor]) -> list[Tensor]:
+        return [features[str(level)] for level in range(len(_STRIDES))]
+
     def _regions(self, features: dict[str, Tensor]) -> Regions:
         """Return the features to pool regions from, each from the level that fits its size."""
-        regions: Regions = self.pool([features[str(level)] for level in range(len(_STRIDES))])
+        regions: Regions = self.pool(self._levels(features))
         return regions
 
     def _coarse(self, regions: Regions, boxes: list[Tensor]) -> Tensor:

@@ -73,6 +73,8 @@ class Detections:
         masks: N float32 probability masks ``(h, w)``, at any resolution: one tensor where all have one, else N.
         regions: ``(N, 4)`` float32: the part of the image that each of ``masks`` spans, edge to edge. The box
             for a two-stage network, the instance's crop (``crop_masks``) for one that predicts whole masks.
+        foreground: ``(K, h, w)`` float32, the probability that a pixel belongs to each class, at any resolution; it
+            spans the image edge to edge, and has no edge where a box or a crop has one. None if not asked for.
     """
 
     boxes: Tensor
@@ -80,6 +82,7 @@ class Detections:
     scores: Tensor
     masks: Tensor | tuple[Tensor, ...]
     regions: Tensor
+    foreground: Tensor | None = None
 
 
 class Network(Protocol):
@@ -101,8 +104,8 @@ class Network(Protocol):
         """Return named scalar losses; ``images`` are ``(B, C, H, W)`` in [0, 1]."""
         ...
 
-    def detect(self, images: Tensor) -> list[Detections]:
-        """Return what is in each of ``images``, ``(B, C, H, W)`` in [0, 1]."""
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
+        """Return what is in each of ``images``, ``(B, C, H, W)`` in [0, 1]; with ``foreground`` if ``maps``."""
         ...
 
     def to(self, device: torch.device) -> Self:

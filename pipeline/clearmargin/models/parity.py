@@ -15,9 +15,9 @@ from clearmargin.metrics.surface import nsd
 from clearmargin.models.placing import Crop, threshold
 from clearmargin.models.segmenter import Look
 
-__all__ = ["LIMITS", "Parity", "compare", "worst"]
+__all__ = ["LIMITS", "Parity", "compare", "compare_maps", "worst"]
 
-LIMITS = {"score": 1e-3, "probability": 1e-3, "flipped": 1.0, "nsd": 2e-3, "lost": 0.0}
+LIMITS = {"score": 1e-3, "probability": 1e-3, "flipped": 1.0, "nsd": 2e-3, "lost": 0.0, "foreground": 1e-3}
 """The largest values of a parity that holds."""
 
 _SAME_OBJECT = 0.5
@@ -35,6 +35,7 @@ class Parity:
         probability: Difference of mask probabilities at a pixel of the source.
         flipped: Pixels of an instance that changed sides, as a share of those that may: the larger of 1 and 0.5 %.
         nsd: Change of the NSD to the reference, at a tolerance of two pixels.
+        foreground: Difference of a pixel's probabilities, where a part of the network makes them.
     """
 
     instances: int = 0
@@ -43,6 +44,7 @@ class Parity:
     probability: float = 0.0
     flipped: float = 0.0
     nsd: float = 0.0
+    foreground: float = 0.0
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ def worst(parities: Iterable[Parity]) -> Parity:
         probability=max((p.probability for p in every), default=0.0),
         flipped=max((p.flipped for p in every), default=0.0),
         nsd=max((p.nsd for p in every), default=0.0),
+        foreground=max((p.foreground for p in every), default=0.0),
     )
 
 
@@ -87,6 +90,12 @@ def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) 
     )
     compared = [_compare_masks(first, i, second, j, reference) for i, j in pairs.items()]
     return worst([Parity(lost=lost), *compared])
+
+
+def compare_maps(first: Look, second: Look) -> Parity:
+    """Return how far the second's foreground is from the first's, in the same plane or volume."""
+    pairs = zip(first.foreground(), second.foreground(), strict=True)
+    return Parity(foreground=max(float(np.abs(one - two).max()) for one, two in pairs))
 
 
 def _instances(found: Look, floor: float) -> dict[int, Mask]:

@@ -62,7 +62,7 @@ def find_parts(network: nn.Module, names: Sequence[str], detect: Callable[[], ob
 
     Args:
         network: In which the parts lie.
-        names: Their paths.
+        names: Their paths; one that the network was built without is left out.
         detect: Makes the network look at an image; a part that it does not call is left out.
     """
     calls: dict[str, tuple[Any, Any]] = {}
@@ -71,6 +71,7 @@ def find_parts(network: nn.Module, names: Sequence[str], detect: Callable[[], ob
             lambda _, arguments, result, name=name: calls.setdefault(name, (arguments, result)) and None
         )
         for name in names
+        if getattr(network, name, network) is not None
     ]
     try:
         with torch.inference_mode():

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from clearmargin.core import Mask
-from clearmargin.models.network import Detections
 
-__all__ = ["Crop", "foreground", "place", "place_slice", "place_volume", "threshold"]
+__all__ = ["Crop", "place", "place_slice", "place_view", "place_volume", "threshold"]
 
 Crop = tuple[NDArray[np.float32], tuple[int, ...]]
 """Probabilities on a part of the source's grid, and the index of the first; 0 elsewhere."""
@@ -74,10 +74,11 @@ def _taps(count: int, start: float, stop: float, step: float, offset: float, ext
     return _Taps(low=low, before=before, share=(sample - before).astype(np.float32))
 
 
-def _interpolated(samples: NDArray[np.float32], taps: Sequence[_Taps]) -> NDArray[np.float32]:
-    """Return ``samples`` between their padded elements, one row of taps for each axis."""
-    values = np.zeros([n + 2 for n in samples.shape], np.float32)
-    values[(slice(1, -1),) * samples.ndim] = samples
+def _interpolated(
+    samples: NDArray[np.float32], taps: Sequence[_Taps], *, beyond: Literal["constant", "edge"] = "constant"
+) -> NDArray[np.float32]:
+    """Return ``samples`` between their elements, padded with 0 or as they are there; a row of taps for each axis."""
+    values = np.pad(samples, 1, mode=beyond)
     # Multilinear is linear along one axis after the other: no grid of coordinates is made.
     for axis in reversed(range(values.ndim)):
         turned = np.ascontiguousarray(values.swapaxes(axis, 0))
@@ -100,22 +101,32 @@ def threshold(crop: NDArray[np.float32], origin: tuple[int, ...], shape: tuple[i
     return Mask.from_crop(crop >= 0.5, origin, shape)
 
 
-def foreground(
-    detections: Detections, matrix: NDArray[np.float64], shape: tuple[int, int], classes: int
+def place_view(
+    probabilities: Tensor, extent: tuple[int, int], matrix: NDArray[np.float64], shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Return each source pixel's probability that some instance of a class covers it, ``(K, Y, X)``.
+    """Return what a network says of each of a view's pixels on the source's grid, ``(K, Y, X)``.
 
-    An instance counts with score times mask probability, and the strongest one at a pixel counts there:
-    detections that overlap are mostly second looks at one object, which independence would count twice.
-    0 where nothing was found. Classes are apart, since a tumour's edge lies inside its organ.
+    Args:
+        probabilities: ``(K, h, w)``; they span the view edge to edge.
+        extent: ``(Y, X)`` of the view, in network pixels.
+        matrix: As of ``place``.
+        shape: ``(Y, X)`` of the source; the view shows all of it.
+
+    Returns:
+        float32, bilinear; towards the view's edges values stay as they are at the outermost samples.
     """
-    found = np.zeros((classes, *shape), np.float32)
-    every = zip(detections.masks, detections.regions, detections.scores, detections.labels, strict=True)
-    for mask, region, score, label in every:
-        crop, (y, x) = place(mask, region, matrix, shape)
-        part = found[int(label) - 1, y : y + crop.shape[0], x : x + crop.shape[1]]
-        np.maximum(part, crop * float(score), out=part)
-    return found
+    placed = np.zeros((len(probabilities), *shape), np.float32)
+    counts = (int(probabilities.shape[1]), int(probabilities.shape[2]))
+    taps = [
+        _taps(counts[axis], 0.0, extent[axis], matrix[axis, axis], matrix[axis, 2], shape[axis])
+        for axis in range(2)
+    ]
+    within = [one for one in taps if one is not None]
+    if len(within) == len(taps):
+        y, x = (slice(one.low, one.low + len(one.before)) for one in within)
+        for values, one in zip(placed, probabilities.detach().cpu().float().numpy(), strict=True):
+            values[y, x] = _interpolated(one, within, beyond="edge")
+    return placed
 
 
 def place_volume(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clearmargin.config import Settings
 from clearmargin.models.crops import crop_masks
+from clearmargin.models.foreground import strongest
 from clearmargin.models.network import Detections, Targets
 
 __all__ = ["Criterion", "QueryLogits", "QuerySettings", "query_detections", "query_losses"]
@@ -83,7 +84,9 @@ def query_losses(
     return sums
 
 
-def query_detections(logits: QueryLogits, stride: float, settings: QuerySettings) -> list[Detections]:
+def query_detections(
+    logits: QueryLogits, stride: float, settings: QuerySettings, *, maps: bool = False
+) -> list[Detections]:
     """Return each image's pairs of a query and a class, best first.
 
     A pair's score is the class's probability, among all classes and "no object", times the mean probability of
@@ -93,13 +96,17 @@ def query_detections(logits: QueryLogits, stride: float, settings: QuerySettings
         logits: Of the last layer.
         stride: Network pixels per mask pixel.
         settings: Threshold and most detections.
+        maps: Whether to give ``foreground``, of whole masks.
 
     Source: Cheng et al., "Masked-attention mask transformer", CVPR 2022 (instance inference).
     """
-    return [_one(c, m, stride, settings) for c, m in zip(logits[0].float(), logits[1].float(), strict=True)]
+    pairs = zip(logits[0].float(), logits[1].float(), strict=True)
+    return [_one(classes, masks, stride, settings, maps=maps) for classes, masks in pairs]
 
 
-def _one(class_logits: Tensor, mask_logits: Tensor, stride: float, settings: QuerySettings) -> Detections:
+def _one(
+    class_logits: Tensor, mask_logits: Tensor, stride: float, settings: QuerySettings, *, maps: bool
+) -> Detections:
     masks = mask_logits.sigmoid()
     held = (masks >= 0.5).to(masks.dtype)
     confidence = (masks * held).sum((1, 2)) / held.sum((1, 2)).clamp(min=1)
@@ -108,12 +115,14 @@ def _one(class_logits: Tensor, mask_logits: Tensor, stride: float, settings: Que
     order = order[ranked >= settings.score_threshold][: settings.detections]
     chosen, labels = order // scores.shape[1], order % scores.shape[1] + 1
     crops, regions = crop_masks(masks[chosen], stride)
+    none = masks.new_zeros((scores.shape[1], *masks.shape[1:]))
     return Detections(
         boxes=_boxes(masks[chosen], stride),
         labels=labels,
         scores=scores.flatten()[order],
         masks=crops,
         regions=regions,
+        foreground=strongest(none, masks[chosen], scores.flatten()[order], labels) if maps else None,
     )
 
 

@@ -18,7 +18,7 @@ from clearmargin.models.clock import Clock
 from clearmargin.models.domain import Domain
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
-from clearmargin.models.placing import Crop, foreground, place, threshold
+from clearmargin.models.placing import Crop, place, place_view, threshold
 from clearmargin.models.repeats import without_repeats
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.threads import torch_threads
@@ -73,8 +73,8 @@ class Look(Protocol):
         """Return the instances on ``grid``, best score first; ``mask_nms`` as of ``PredictionSettings``."""
         ...
 
-    def foreground(self, classes: int) -> Iterator[NDArray[np.float32]]:
-        """Yield each plane's probability of each class, ``(K, Y, X)``, in slice order."""
+    def foreground(self) -> Iterator[NDArray[np.float32]]:
+        """Yield each plane's probability of each class, ``(K, Y, X)``, in slice order, if maps were asked for."""
         ...
 
 
@@ -85,11 +85,13 @@ class PlaneDetections:
     Attributes:
         found: In network pixels.
         matrix: ``(3, 3)``, from network indices to the plane's.
+        extent: ``(Y, X)`` of what the network was shown, in its pixels.
         plane: The image that was shown, in [0, 1].
     """
 
     found: Detections
     matrix: NDArray[np.float64]
+    extent: tuple[int, int]
     plane: Image
 
     @property
@@ -125,11 +127,16 @@ class PlaneDetections:
             log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
         return without_repeats(every.select(kept), mask_nms)
 
-    def foreground(self, classes: int) -> Iterator[NDArray[np.float32]]:
-        """Yield each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid, once."""
-        yield foreground(
-            self.found, self.matrix, (self.plane.grid.shape[0], self.plane.grid.shape[1]), classes
-        )
+    def foreground(self) -> Iterator[NDArray[np.float32]]:
+        """Yield each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid, once.
+
+        Raises:
+            ValueError: The look was made without ``maps``.
+        """
+        if self.found.foreground is None:
+            raise ValueError("a look without maps has no foreground")
+        shape = (self.grid.shape[0], self.grid.shape[1])
+        yield place_view(self.found.foreground, self.extent, self.matrix, shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,17 +222,17 @@ class NetworkSegmenter:
         with self.stage("transform"):
             return PreparedImage(image, self.image)
 
-    def looks(self, ready: PreparedImage, view: View) -> Iterator[Look]:
+    def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
         """Yield what the network finds in each plane of a ``prepared`` image, in slice order.
 
-        An image is its own plane.
+        An image is its own plane. ``maps``: whether a look can tell its ``foreground``.
         """
         for z in range(ready.grid.shape[0] if ready.grid.ndim == 3 else 1):
             with self.stage("transform"):
                 plane = ready.plane(z)
-            yield self._detect_plane(plane, view)
+            yield self._detect_plane(plane, view, maps=maps)
 
-    def _detect_plane(self, plane: Image, view: View) -> PlaneDetections:
+    def _detect_plane(self, plane: Image, view: View, *, maps: bool) -> PlaneDetections:
         scale = self.image.scale_for(plane.grid) * view.zoom
         matrix, size = fitting_view((plane.grid.shape[0], plane.grid.shape[1]), scale, flip=view.flip)
         sample = {"image": to_tensor(plane.pixels, plane.grid)}
@@ -235,7 +242,7 @@ class NetworkSegmenter:
             with self.stage("transform"):
                 shown: Tensor = resample(sample, window, extent, keys=KEYS[:1])["image"].as_tensor()
             with self.clock("network"), torch.inference_mode():
-                (found,) = self.network.detect(shown[None].to(self.device))
+                (found,) = self.network.detect(shown[None].to(self.device), maps=maps)
             return found
 
         if self.choice.tile is None:
@@ -244,4 +251,4 @@ class NetworkSegmenter:
             found = find_in_tiles(
                 look, size, self.choice.tile, self.choice.tile_overlap, mask_nms=self.choice.mask_nms
             )
-        return PlaneDetections(found=found, matrix=matrix, plane=plane)
+        return PlaneDetections(found=found, matrix=matrix, extent=size, plane=plane)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,10 +15,11 @@ from clearmargin.config import Settings
 from clearmargin.errors import ConfigError
 from clearmargin.models.components import Component, connected_components
 from clearmargin.models.dropout import dropping, switch_dropout
+from clearmargin.models.foreground import class_unions
 from clearmargin.models.losses import MaskLossSettings, dice_loss, mask_loss
 from clearmargin.models.network import Detections, Targets
 
-__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "class_unions", "semantic_losses"]
+__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses"]
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +74,11 @@ class SemanticCC(nn.Module):
         with dropping(self):
             return semantic_losses(self.unet(images), torch.stack(wanted), self.config.mask_loss)
 
-    def detect(self, images: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return each class's components; their masks hold the class's probabilities, at full resolution."""
-        return [self._instances(p, images.device) for p in self.unet(images).float().sigmoid()]
+        every = self.unet(images).float().sigmoid()
+        found = [self._instances(p, images.device) for p in every]
+        return [replace(one, foreground=p) for one, p in zip(found, every, strict=True)] if maps else found
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
         found: list[tuple[int, Component]] = []
@@ -174,14 +178,6 @@ def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) 
         "cross_entropy": mask_loss(found, wanted, settings.model_copy(update={"dice": 0.0})),
         "dice": settings.dice * dice,
     }
-
-
-def class_unions(masks: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return where some instance of each class lies, ``(K, *shape)`` uint8, from ``(N, *shape)`` masks."""
-    unions = masks.new_zeros((classes, *masks.shape[1:]))
-    for label, mask in zip(labels.tolist(), masks, strict=True):
-        torch.maximum(unions[label - 1], mask, out=unions[label - 1])
-    return unions
 
 
 def _region(component: Component) -> list[int]:

@@ -14,6 +14,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from clearmargin.errors import ConfigError
 from clearmargin.models.crops import crop_masks
+from clearmargin.models.foreground import strongest
 from clearmargin.models.losses import MaskLossSettings, mask_loss
 from clearmargin.models.network import Detections, Targets
 from clearmargin.models.pyramid import Pyramid, PyramidSettings
@@ -120,15 +121,15 @@ class SOLOv2(nn.Module):
             * self._mask_loss(self.mask_branch(features[:4]), kernels, owners, targets),
         }
 
-    def detect(self, images: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return detections with masks at stride 4, each cut to what it holds."""
         features = self._features(images, learning=False)
         logits, kernels = self._cells(features, _size(images))
         scores = torch.cat(
             [peaks(level.sigmoid(), self.config.peak_window).flatten(2) for level in logits], dim=2
         ).transpose(1, 2)
-        maps = self.mask_branch(features[:4])
-        return [self._detect(*one) for one in zip(scores, kernels, maps, strict=True)]
+        branch = self.mask_branch(features[:4])
+        return [self._detect(*one, maps=maps) for one in zip(scores, kernels, branch, strict=True)]
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return rows and columns of each level's grid on an image of ``size``."""
@@ -174,20 +175,34 @@ class SOLOv2(nn.Module):
             count += len(cells)
         return total / max(count, 1)
 
-    def _detect(self, scores: Tensor, kernels: Tensor, maps: Tensor) -> Detections:
+    def _detect(self, scores: Tensor, kernels: Tensor, features: Tensor, *, maps: bool) -> Detections:
         cells, labels = torch.where(scores > self.config.score_threshold)
         found, best = scores[cells, labels].sort(descending=True, stable=True)
         best, found = best[: self.config.candidates], found[: self.config.candidates]
         cells, labels = cells[best], labels[best] + 1
-        inside, maskness = _inside(kernels[cells], maps)
+        inside, maskness = _inside(kernels[cells], features)
         found = matrix_nms(inside, found * maskness, labels, sigma=self.config.nms_sigma)
         kept = found.argsort(descending=True, stable=True)
         kept = kept[(found > self.config.score_threshold)[kept] & inside.flatten(1).any(dim=1)[kept]]
         kept = kept[: self.config.detections]
-        masks, regions = _crops(kernels[cells[kept]], maps)
+        chosen = kernels[cells[kept]]
+        masks, regions = _crops(chosen, features)
         return Detections(
-            boxes=_boxes(inside[kept]), labels=labels[kept], scores=found[kept], masks=masks, regions=regions
+            boxes=_boxes(inside[kept]),
+            labels=labels[kept],
+            scores=found[kept],
+            masks=masks,
+            regions=regions,
+            foreground=self._foreground(chosen, features, found[kept], labels[kept]) if maps else None,
         )
+
+    def _foreground(self, kernels: Tensor, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return each class's probability, ``(K, h, w)``: of whole masks, a few in memory at once."""
+        probability = features.new_zeros((self.classes, *features.shape[1:]))
+        parts = (torch.split(t, _AT_ONCE) for t in (kernels, scores, labels))
+        for own, score, label in zip(*parts, strict=True):
+            strongest(probability, apply_kernels(own, features).sigmoid(), score, label)
+        return probability
 
 
 class MaskBranch(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor
 from clearmargin.core import Mask
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models.network import Detections
-from clearmargin.models.placing import place, threshold
+from clearmargin.models.placing import place, place_view, threshold
 from clearmargin.models.repeats import first_looks
 from clearmargin.models.tiles import Tile, lay_tiles
 
@@ -57,7 +57,8 @@ def find_in_tiles(
     of their IoU is largest (Hungarian method). A joined
     mask is the mean of the tiles' probabilities, each weighted by the distance to its tile's cut edges; its score is
     the mean of the parts' scores, weighted by area, as for slices linked to a volume. A part that its tile cut, and
-    that another tile sees whole and does not find, is left out.
+    that another tile sees whole and does not find, is left out. The foreground is the mean of the tiles', weighted by
+    the same distance, where they give it.
 
     Args:
         look: From the first pixel ``(y, x)`` and the size of a tile to its detections, in the tile's pixels.
@@ -71,15 +72,45 @@ def find_in_tiles(
     tiles = lay_tiles(view, tile, overlap)
     if len(tiles) == 1:
         return look((0, 0), view)
-    parts = [part for t in tiles for part in _parts(look(t.low, t.size), t, view, mask_nms)]
+    parts: list[_Part] = []
+    blend: _Blend | None = None
+    for t in tiles:
+        found = look(t.low, t.size)
+        parts += _parts(found, t, view, mask_nms)
+        if found.foreground is not None:
+            blend = blend or _Blend(len(found.foreground), view)
+            blend.add(found.foreground, t)
     objects = [[parts[i] for i in group] for group in _groups(parts)]
-    return _detections(
+    joined = _detections(
         [
             _join(members, view) if len(members) > 1 else members[0]
             for members in objects
             if not _is_refuted(members, tiles, view)
         ]
     )
+    return joined if blend is None else replace(joined, foreground=blend.mean())
+
+
+class _Blend:
+    """The tiles' probabilities of each of a view's pixels as one, added up tile by tile."""
+
+    def __init__(self, classes: int, view: tuple[int, int]) -> None:
+        self._view = view
+        self._total = np.zeros((classes, *view), np.float32)
+        self._weight = np.zeros(view, np.float32)
+
+    def add(self, foreground: Tensor, tile: Tile) -> None:
+        """Count a tile's, ``(K, h, w)``, most where it lies farthest from the edges that cut the view."""
+        here = tuple(slice(a, b) for a, b in zip(tile.low, tile.high, strict=True))
+        trust = tile.trust(here, self._view)
+        self._weight[here] += trust
+        for total, one in zip(self._total, foreground, strict=True):  # a class at a time, for memory
+            total[here] += trust * place_view(one[None], tile.size, np.eye(3), tile.size)[0]
+
+    def mean(self) -> Tensor:
+        """Return ``(K, Y, X)`` of the view's pixels."""
+        self._total /= self._weight
+        return torch.from_numpy(self._total)
 
 
 def _parts(found: Detections, tile: Tile, view: tuple[int, int], mask_nms: float) -> list[_Part]:

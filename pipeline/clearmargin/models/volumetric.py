@@ -25,10 +25,11 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.memory import trim_heap
 from clearmargin.models.components import Component, connected_components
 from clearmargin.models.dropout import dropping
+from clearmargin.models.foreground import class_unions
 from clearmargin.models.network import VolumeTargets
 from clearmargin.models.placing import Crop, place_slice, place_volume, threshold
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
-from clearmargin.models.semantic_cc import UNetSettings, build_unet, class_unions, semantic_losses
+from clearmargin.models.semantic_cc import UNetSettings, build_unet, semantic_losses
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import VolumeView
 from clearmargin.transforms.spatial import resample, volume_view
@@ -166,10 +167,10 @@ class VolumeDetections:
         every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
         return every.select(np.array([m.area > 0 for m in masks], bool))
 
-    def foreground(self, classes: int) -> Iterator[NDArray[np.float32]]:
+    def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each slice's probability of each class, ``(K, Y, X)`` on the volume's grid."""
         for z in range(self.grid.shape[0]):
-            yield np.stack([place_slice(one, z, self.matrix, self.grid.shape) for one in self.maps[:classes]])
+            yield np.stack([place_slice(one, z, self.matrix, self.grid.shape) for one in self.maps])
 
 
 class VolumeSegmenter(NetworkSegmenter):
@@ -186,8 +187,8 @@ class VolumeSegmenter(NetworkSegmenter):
         with self.stage("transform"):
             return PreparedImage(image, self.image.model_copy(update={"neighbours": 0}))
 
-    def looks(self, ready: PreparedImage, view: View) -> Iterator[Look]:
-        """Yield one look at the whole volume: components on the network's grid.
+    def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
+        """Yield one look at the whole volume: components on the network's grid. It has its maps, asked for or not.
 
         Raises:
             InputError: The spacing is not what the model needs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from clearmargin.errors import ConfigError
+from clearmargin.models.foreground import ForegroundHead, foreground_loss, foreground_probability
 from clearmargin.models.losses import MaskLossSettings, mask_loss
 from clearmargin.models.network import Detections, Targets
 from clearmargin.models.pyramid import Pyramid, PyramidSettings
@@ -68,7 +70,7 @@ class YOLACT(nn.Module):
     Both extents of an image are multiples of 32, so that every map spans it edge to edge.
     """
 
-    parts = ("pyramid", "protonet", "head")
+    parts = ("pyramid", "protonet", "head", "foreground")
 
     def __init__(self, config: YOLACTConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()
@@ -88,10 +90,12 @@ class YOLACT(nn.Module):
             tuple((size,) for size in config.anchor_sizes), (config.anchor_ratios,) * len(_STRIDES)
         )
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))  # SSD's variances 0.1 and 0.2
+        # last, so that what instances are made of starts as it would without it
+        self.foreground = ForegroundHead(channels, (config.prototypes, width, width, width), classes)
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
-        """Return the losses ``classes``, ``boxes``, ``masks`` and ``semantics``, weighted.
+        """Return the losses ``classes``, ``boxes``, ``masks``, ``semantics`` and ``foreground``, weighted.
 
         Images without an instance teach the background; ``boxes`` and ``masks`` are then 0.
         """
@@ -99,24 +103,29 @@ class YOLACT(nn.Module):
         logits, deltas, coefficients = self.head(features)
         anchors = self._anchors(features)
         matched = torch.stack([self._match(anchors, target) for target in targets])
+        prototypes = self.protonet(features[0])
         return {
             "classes": self._class_loss(logits, matched, targets),
             "boxes": self.config.box_weight * self._box_loss(deltas, anchors, matched, targets),
-            "masks": self.config.mask_weight
-            * self._mask_loss(self.protonet(features[0]), coefficients, matched, targets),
+            "masks": self.config.mask_weight * self._mask_loss(prototypes, coefficients, matched, targets),
             "semantics": self.config.semantic_weight * self._semantic_loss(features[0], targets),
+            "foreground": foreground_loss(self.foreground, images, [prototypes, *features[:3]], targets),
         }
 
-    def detect(self, images: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return detections with masks at stride 4, cut at their boxes."""
         features = self._features(images, learning=False)
         outputs = self.head(features)
         anchors, prototypes = self._anchors(features), self.protonet(features[0])
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        return [
-            self._detect(logits, deltas, coefficients, maps, anchors, size)
-            for logits, deltas, coefficients, maps in zip(*outputs, prototypes, strict=True)
+        found = [
+            self._detect(logits, deltas, coefficients, own, anchors, size)
+            for logits, deltas, coefficients, own in zip(*outputs, prototypes, strict=True)
         ]
+        if not maps:
+            return found
+        foreground = foreground_probability(self.foreground, images, [prototypes, *features[:3]])
+        return [replace(one, foreground=own) for one, own in zip(found, foreground, strict=True)]
 
     def _features(self, images: Tensor, *, learning: bool) -> list[Tensor]:
         if images.shape[-2] % 32 or images.shape[-1] % 32:

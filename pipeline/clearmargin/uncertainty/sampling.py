@@ -28,6 +28,7 @@ from clearmargin.models.domain import Domain
 from clearmargin.models.dropout import dropping, has_dropout
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE, ModelCard, snapshots
 from clearmargin.models.folder import load_segmenter as load_weights
+from clearmargin.models.foreground import knows_foreground
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
@@ -80,6 +81,12 @@ class SampledSegmenter:
 
     def __post_init__(self) -> None:
         first = self.members[0].segmenter
+        for member in self.members:
+            if not knows_foreground(member.segmenter.network):
+                raise ConfigError(
+                    f"the {member.segmenter.provenance.model} model was trained by an earlier version, whose maps "
+                    "showed the boxes of what it found: train it again, or predict with --uncertainty none"
+                )
         for member in self.members[1:]:
             if member.segmenter.label_map.names != first.label_map.names:
                 raise ConfigError(
@@ -169,7 +176,7 @@ class SampledSegmenter:
         """Return each member's instances, down to the lowest score, and the maps of all members together."""
         classes = len(self.label_map)
         walks = [
-            member.segmenter.looks(ready, member.view)
+            member.segmenter.looks(ready, member.view, maps=True)
             for member, ready in zip(self.members, self._prepared(image), strict=True)
         ]
         parts: list[list[InstanceSet]] = [[] for _ in self.members]
@@ -353,7 +360,7 @@ def _add(seen: list[Moments], look: Look, classes: int) -> None:
         seen += [Moments.zeros(shape, compact=whole) for _ in range(depth)]
     if len(seen) != depth:
         raise ConfigError("an ensemble's members see planes, or they see volumes: not both")
-    for moments, plane in zip(seen, look.foreground(classes), strict=True):
+    for moments, plane in zip(seen, look.foreground(), strict=True):
         moments.add(plane)
 
 
