@@ -28,7 +28,6 @@ from clearmargin.errors import ClearMarginError
 from clearmargin.export import _write_parts
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
-from clearmargin.models.parity import compare
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
@@ -143,7 +142,7 @@ async def _in_loop(segmenter: NetworkSegmenter) -> tuple[bool, bool]:
 
 def exports(model: Path, network: str, segmenter: NetworkSegmenter) -> None:
     small = picture((128, 160), 5)
-    for name, runtime in RUNTIMES.items():
+    for name in RUNTIMES:
         try:
             folder = model / name
             folder.mkdir(exist_ok=True)
@@ -170,9 +169,8 @@ def _beside(segmenter: NetworkSegmenter, exported: NetworkSegmenter, image: Imag
             answers.append(f"BROKEN: {type(error).__name__}: {str(error)[:120]}")
     one, other = answers
     if isinstance(one, str) or isinstance(other, str):
-        return f"torch {one if isinstance(one, str) else 'answers'}; export {other if isinstance(other, str) else 'answers'}"
-    looks = [list(s.looks(image)) for s in (segmenter, exported)] if hasattr(segmenter, "looks") else []
-    _ = looks, compare
+        said = [answer if isinstance(answer, str) else "answers" for answer in answers]
+        return f"torch {said[0]}; export {said[1]}"
     gap = abs(len(one.instances) - len(other.instances))
     scores = min(len(one.instances), len(other.instances))
     worst = float(np.abs(one.instances.scores[:scores] - other.instances.scores[:scores]).max(initial=0))
@@ -193,9 +191,8 @@ def main() -> None:
         started = time.monotonic()
         threads(segmenter)
         direct, aside = asyncio.run(_in_loop(segmenter))
-        print(
-            f"from a running event loop: direct {'answers' if direct else 'fails'}, three aside {'the same' if aside else 'ANOTHER'}"
-        )
+        said = "the same" if aside else "ANOTHER"
+        print(f"from a running event loop: direct {'answers' if direct else 'fails'}, three aside {said}")
         processes(model, segmenter)
         for network in options.networks:
             folder = make_model(Path(place) / network, network)

@@ -53,7 +53,7 @@ def toy(tmp_path_factory):
     os.chdir(folder)
     try:
         card = write_toy_set(folder / "data")
-        model = train(write_toy_experiment(folder, card, epochs=1)).model
+        model = train(write_toy_experiment(folder, card, epochs=1)).model.resolve()
     finally:
         os.chdir(before)
     return folder, card, model
@@ -122,7 +122,7 @@ from clearmargin.files import whole
 
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
-noise = rng.integers(0, 255, (8, 64, 64)).astype(np.uint8)
+noise = rng.integers(0, 255, (8, 128, 128)).astype(np.uint8)
 grid = Grid.from_spacing(noise.shape, (1, 1, 1))
 
 def checkpoint():
@@ -631,3 +631,45 @@ def test_a_path_stays_below_its_folder(tmp_path):
 def test_a_text_is_written_below_a_new_folder(tmp_path):
     write_text(tmp_path / "a" / "b.txt", "x")
     assert (tmp_path / "a" / "b.txt").read_text() == "x"
+
+
+FORKED = """
+import multiprocessing, sys
+from pathlib import Path
+from clearmargin.errors import ClearMarginError
+from clearmargin.formats import read_image
+from clearmargin.models import load_segmenter
+
+model, picture = sys.argv[1:]
+image = read_image(Path(picture))
+
+def predict(segmenter, results):
+    try:
+        loaded = load_segmenter(segmenter, device="cpu") if isinstance(segmenter, str) else segmenter
+        results.put(loaded(image).instances.scores.tolist())
+    except ClearMarginError as error:
+        results.put(str(error))
+
+if __name__ == "__main__":
+    segmenter = load_segmenter(model, device="cpu")
+    print(segmenter(image).instances.scores.tolist())
+    for method, what in (("fork", segmenter), ("fork", model)):
+        context = multiprocessing.get_context(method)
+        results = context.Queue()
+        process = context.Process(target=predict, args=(what, results), daemon=True)
+        process.start()
+        print(results.get(timeout=120))
+        process.kill()
+"""
+
+
+def test_a_forked_process_is_told_that_it_would_wait_for_ever(toy):
+    folder, _, model = toy
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, model, folder / "data" / "t0.png"],
+        capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, *forked = done.stdout.splitlines()
+    assert alone.startswith("[") and len(forked) == 2
+    assert all("'spawn'" in said for said in forked)

@@ -40,7 +40,7 @@ def toy(tmp_path_factory):
     os.chdir(folder)
     try:
         card = write_toy_set(folder / "data")
-        model = train(write_toy_experiment(folder, card, epochs=1)).model
+        model = train(write_toy_experiment(folder, card, epochs=1)).model.resolve()
     finally:
         os.chdir(before)
     return folder, card, model
@@ -107,7 +107,7 @@ def test_weights_that_are_a_pickle_are_refused_with_words(tmp_path):
         with pytest.raises(InputError, match="pickle that holds more than tensors"):
             read_weights(tmp_path / name)
     with (tmp_path / "c.pth").open("wb") as stream:
-        pickle.dump(Touch(bait), stream)
+        pickle.dump(Touch(bait), stream, protocol=2)
     (tmp_path / "d.safetensors").write_bytes(b"junk" * 40)
     (tmp_path / "e.pth").write_bytes(b"junk" * 40)
     torch.save([1, 2], tmp_path / "f.pth")
@@ -208,7 +208,7 @@ def test_a_folder_that_was_given_to_data_new_may_be_a_root(tmp_path, monkeypatch
         (pictures / "img" / f"t{k}.png").write_bytes((tmp_path / "images" / f"t{k}.png").read_bytes())
         (pictures / "msk" / f"t{k}.png").write_bytes((tmp_path / "images" / f"t{k}_labels.png").read_bytes())
     code, said = command(
-        "data", "new", pictures, "--images", "img", "--masks", "msk", "--class", "disc", "--objects", "value",
+        "data", "new", pictures, "--images", "img", "--masks", "msk", "--class", "disc", "--objects", "values",
         "--group", "none", "--modality", "OT", "--out", "card.yaml",
     )  # fmt: skip
     assert code == 0, said
