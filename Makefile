@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading fuzz clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -20,7 +20,7 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading
+bench: bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load
 
 bench-formats: .venv/installed
 	$(BIN)/python benchmarks/bench_formats.py
@@ -32,6 +32,9 @@ bench-coverage: .venv/installed
 # MODEL=runs/x/model CARD=data_cards/x.yaml adds what members cost beside single predictions.
 bench-uncertainty: .venv/installed
 	$(BIN)/python benchmarks/bench_uncertainty.py $(if $(MODEL),--model $(MODEL)) $(if $(CARD),--card $(CARD))
+
+bench-load: .venv/installed
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_load.py
 
 bench-loading: .venv/installed
 	$(BIN)/python benchmarks/bench_loading.py

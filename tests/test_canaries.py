@@ -1,6 +1,8 @@
 """Identifiers planted in every text attribute and every file name come out of no verb, in no log, table or store."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pydicom
 import pytest
@@ -10,28 +12,39 @@ from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
 from clearmargin.datasets.phantom import make_phantom
 from clearmargin.datasets.phantom_study import write_phantom_study
+from clearmargin.deidentification.key import write_new_key
 from clearmargin.deidentification.profile import basic_profile
 
 MARK = "CNRY"
+PLANTED = set()
 BIRTH_DATE = "19330303"
 TEXTS = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT")
 
 
 def plant(path, target):
-    """Write a copy of a DICOM file with canaries in every text attribute of the confidentiality profile."""
+    """Write a copy of a DICOM file with a canary of its own in every text attribute of the confidentiality profile."""
     dataset = pydicom.dcmread(path)
-    for tag, (_, _, keyword) in basic_profile().items():
+    nested = pydicom.Dataset()
+    for number, (tag, (_, _, keyword)) in enumerate(basic_profile().items()):
         if not tag_for_keyword(keyword) or tag >> 16 <= 2 or dictionary_VR(tag) not in TEXTS:
             continue
         several = "n" in dictionary_VM(tag) and dictionary_VR(tag) not in ("ST", "LT", "UT")
-        dataset.add_new(tag, dictionary_VR(tag), [MARK, MARK] if several else MARK)
+        mark = f"{MARK}{number:04d}"
+        PLANTED.add(mark)
+        dataset.add_new(tag, dictionary_VR(tag), [mark, mark] if several else mark)
+        if tag >> 16 != 0x0010:
+            nested.add_new(tag, dictionary_VR(tag), f"{MARK}nested{number:04d}"[:16])
     dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = (
         f"{MARK}^ANNA",
         f"{MARK}4711",
         BIRTH_DATE,
     )
+    dataset.RequestAttributesSequence = [nested]
     dataset.add_new(0x00090010, "LO", f"{MARK}private")
+    dataset.add_new(0x00091001, "UN", f"{MARK}private".encode() + b" ")
     dataset.save_as(target)
+    with target.open("ab") as stream:  # what follows the pixels
+        stream.write(bytes.fromhex("fcff fcff") + b"OB\0\0" + len(MARK).to_bytes(4, "little") + MARK.encode())
     return {str(dataset.SOPInstanceUID), str(dataset.SeriesInstanceUID), str(dataset.StudyInstanceUID)}
 
 
@@ -41,7 +54,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    uids, rows = set(), ["id,split"]
+    uids, rows = set(), ["id,split,name,patient"]
     for number, split in enumerate(("train", "validation", "test"), start=1):
         phantom = make_phantom(number, shape=(6, 64, 64), spacing=(12.0, 4.5, 4.5))
         write_phantom_study(tmp_path / "plain", phantom, number)
@@ -51,7 +64,7 @@ def place(tmp_path, monkeypatch):
         for k, file in enumerate(sorted((plain / "ct").iterdir())):
             uids |= plant(file, folder / "ct" / f"{MARK}_{k}.dcm")
         uids |= plant(plain / "truth.dcm", folder / "truth.dcm")
-        rows.append(f"{MARK}-{number},{split}")
+        rows.append(f"{MARK}-{number},{split},{MARK}^COLUMN{number},{MARK}PID{number}")
     shutil.rmtree(tmp_path / "plain")
     (tmp_path / "data" / "index.csv").write_text("\n".join(rows))
     return tmp_path, uids
@@ -78,7 +91,7 @@ def write_configuration(folder):
         },
         "encoding": {"kind": "dicom_seg"}, "spacing": {"source": "file"}, "unit": "patient",
         "splits": {"column": "split", "values": {s: s for s in ("train", "validation", "test")}},
-        "show_in_tracking": True,
+        "faults": [f"{MARK}-2 is mirrored"], "show_in_tracking": True,
     }  # fmt: skip
     (folder / "data" / "card.yaml").write_text(yaml.safe_dump(card))
     experiment = {
@@ -94,6 +107,33 @@ def write_configuration(folder):
         "prediction": {"score_threshold": 0.0},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(experiment))
+
+
+def _documented():
+    """The attributes that docs/privacy.md says our DICOM output copies."""
+    page = (Path(__file__).parents[1] / "docs" / "privacy.md").read_text()
+    table = page.split("## What DICOM output copies")[1].split("\n## ")[0]
+    return {
+        name for line in table.splitlines() for name in re.findall(r"^\| ([A-Z]\w+(?:, [A-Z]\w+)*) \|", line)
+    }
+
+
+def _check_what_is_copied(folder, uids):
+    """Hold every DICOM file of a prediction against the page: nothing else of the source is in it."""
+    documented = {name for names in _documented() for name in names.split(", ")}
+    copied = set()
+    for file in (folder / "out").rglob("*.dcm"):
+        for element in pydicom.dcmread(file).iterall():
+            values = (
+                element.value
+                if isinstance(element.value, list | pydicom.multival.MultiValue)
+                else [element.value]
+            )
+            for value in map(str, values):
+                if MARK in value or value == BIRTH_DATE or value in uids:
+                    copied.add(element.keyword)
+    assert copied <= documented, copied - documented
+    assert {"PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "AccessionNumber"} <= copied
 
 
 def test_no_verb_gives_a_patient_away(place, monkeypatch, caplog):
@@ -131,12 +171,57 @@ def test_no_verb_gives_a_patient_away(place, monkeypatch, caplog):
         files = sorted((folder / "data" / f"{MARK}-2" / "ct").iterdir())
         files[2].unlink()
         files[1].write_bytes(files[1].read_bytes()[:900])
-        code, text = command(
-            "-v", "evaluate", "runs/canaries/model", "--card", "data/card.yaml", "--split", "validation"
+        model, card = "runs/canaries/model", "data/card.yaml"
+        (folder / "mixed").mkdir()
+        for k in range(2):
+            shutil.copy(
+                folder / "data" / f"{MARK}-3" / "ct" / f"{MARK}_{k}.dcm", folder / "mixed" / f"{MARK}{k}.dcm"
+            )
+        (folder / "pictures").mkdir()
+        for name, content in ((f"{MARK}a.png", b"no picture"), (f"{MARK}b.nii", b"no volume")):
+            (folder / "pictures" / name).write_bytes(content)
+        (folder / "broken.yaml").write_text(
+            (folder / "config.yaml").read_text().replace("data/card.yaml", f"{MARK}/no.yaml")
         )
-        assert code == 4, text
-        said.append(text)
-    inputs = (folder / "data", folder / "home", folder / "in", folder / "predicted", folder / "reference")
+        write_new_key(folder / "study.key")
+        for wanted, *arguments in (
+            (4, "evaluate", model, "--card", card, "--split", "validation"),
+            (0, "train", "--resume", "runs/canaries"),
+            (None, "plan", card, "--out", "planned.yaml"),
+            (None, "calibrate", model, "--card", card, "--split", "train"),
+            (None, "export", model, "--format", "onnx", "--card", card, "--split", "validation"),
+            (None, "crossvalidate", "config.yaml", "--folds", "7"),
+            (None, "select", model, "--card", card),
+            (None, "predict", "pictures", "out2", "--model", model),
+            (None, "predict", "mixed", "out3", "--model", model, "--allow-gaps"),
+            (None, "measure", "predicted", "pictures", "--out", "measured2"),
+            (None, "data", "new", "pictures", "--out", "drafted.yaml"),
+            (None, "data", "show", "data/card.yaml", "--out", "sheet2.png"),
+            (None, "inspect", "pictures"),
+            (3, "deidentify", "data", "clean", "--key", "study.key"),
+        ):
+            code, text = command("-v", *arguments)
+            assert code != 1 and wanted in (None, code), (arguments, code, text[-3000:])
+            if arguments[0] != "inspect":
+                said.append(text)
+    for file in (folder / "clean").rglob("*.dcm"):  # de-identified: not a canary in a byte of it
+        assert MARK.encode() not in file.read_bytes() and BIRTH_DATE.encode() not in file.read_bytes()
+    assert len(PLANTED) > 150
+    _check_what_is_copied(folder, uids)
+    inputs = tuple(
+        folder / name
+        for name in (
+            "data",
+            "home",
+            "in",
+            "predicted",
+            "reference",
+            "mixed",
+            "pictures",
+            "broken.yaml",
+            "drafted.csv",
+        )
+    )
     written = [
         p for p in folder.rglob("*")
         if p.is_file() and p.suffix != ".dcm" and not any(p.is_relative_to(i) for i in inputs)

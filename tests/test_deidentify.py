@@ -407,3 +407,124 @@ def test_looking_for_text_without_a_detector_names_the_extra(tmp_path, key, monk
     assert code == 2
     assert "clearmargin[text]" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def comment_jpeg(frame, text):
+    """Put a comment, a photograph's notes and a tail into a JPEG."""
+    notes = b"Exif\0\0" + text
+    segments = b"\xff\xe1" + (len(notes) + 2).to_bytes(2, "big") + notes
+    segments += b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
+    return frame[:2] + segments + frame[2:] + text
+
+
+def comment_jpeg_2000(frame, text):
+    """Put a comment behind the size of a codestream, and a tail."""
+    behind = 4 + int.from_bytes(frame[4:6], "big")
+    comment = b"\xff\x64" + (len(text) + 4).to_bytes(2, "big") + b"\0\1" + text
+    return frame[:behind] + comment + frame[behind:] + text
+
+
+CONTAINERS = {
+    "SC_rgb_jpeg_dcmtk": comment_jpeg,
+    "JPEGLSNearLossless_16": comment_jpeg,
+    "MR_small_jpeg_ls_lossless": comment_jpeg,
+    "MR_small_jp2klossless": comment_jpeg_2000,
+    "JPEG2000": comment_jpeg_2000,
+    "MR_small_RLE": lambda frame, text: frame + text,
+}
+SECRET = b"CANARY^ANNA 4711"
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_what_lies_beside_compressed_pictures_goes_and_the_picture_stays(tmp_path, key, name, fragments):
+    from pydicom.encaps import encapsulate, generate_frames
+
+    shipped = Path(pydicom.__file__).parent / "data" / "test_files" / f"{name}.dcm"
+    ds = pydicom.dcmread(shipped)
+    if "RLE" in name and fragments > 1:
+        pytest.skip("a frame of RLE is one fragment")
+    count = int(ds.get("NumberOfFrames") or 1)
+    whole = [*generate_frames(ds.PixelData, number_of_frames=count)]
+    ds.PixelData = encapsulate([CONTAINERS[name](f, SECRET) for f in whole], fragments_per_frame=fragments)
+    (tmp_path / "in").mkdir()
+    ds.save_as(tmp_path / "in" / "a.dcm")
+    assert SECRET in (tmp_path / "in" / "a.dcm").read_bytes()
+    before = pydicom.dcmread(shipped).pixel_array
+    done = deidentify(tmp_path / "in", tmp_path / "out", key=key, pixels_reviewed=True)
+    assert done.files == {"written": 1}, done.reasons
+    (file,) = results(tmp_path / "out")
+    assert b"CANARY" not in file.read_bytes() and b"4711" not in file.read_bytes()
+    assert_array_equal(pydicom.dcmread(file).pixel_array, before)
+    assert "cleaned beside the picture" in (tmp_path / "out" / "attributes.csv").read_text()
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_bytes_behind_the_last_pixel_go(tmp_path, key, deflated):
+    ds = picture()
+    before = ds.PixelData
+    ds.PixelData = before + SECRET
+    if deflated:
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    (tmp_path / "in").mkdir()
+    ds.save_as(tmp_path / "in" / "a.dcm", enforce_file_format=True)
+    deidentify(tmp_path / "in", tmp_path / "out", key=key)
+    (file,) = results(tmp_path / "out")
+    assert pydicom.dcmread(file).PixelData.startswith(before)
+    assert b"CANARY" not in pydicom.dcmread(file).PixelData
+
+
+def test_frames_that_cannot_be_searched_are_refused(tmp_path, key):
+    from pydicom.encaps import encapsulate
+
+    ds = pydicom.dcmread(Path(pydicom.__file__).parent / "data" / "test_files" / "SC_rgb_jpeg_dcmtk.dcm")
+    (tmp_path / "in").mkdir()
+    ds.PixelData = encapsulate([b"\0\0\0\x0cjP  \r\n\x87\n" + SECRET])
+    ds.save_as(tmp_path / "in" / "a.dcm")
+    done = deidentify(tmp_path / "in", tmp_path / "out", key=key, pixels_reviewed=True)
+    assert done.files == {"refused": 1} and results(tmp_path / "out") == []
+
+
+def test_labels_and_descriptions_of_presentation_states_go(tmp_path, key):
+    ds = picture()
+    ds.ContentLabel, ds.ContentDescription, ds.ContentCreatorName = "CANARY", "CANARY", "CANARY"
+    layer = Dataset()
+    layer.GraphicLayer, layer.GraphicLayerOrder, layer.GraphicLayerDescription = "CANARY", 1, "CANARY"
+    lut = Dataset()
+    lut.LUTExplanation = "CANARY"
+    text = Dataset()
+    text.UnformattedTextValue = "CANARY"
+    graphic = Dataset()
+    graphic.GraphicLayer, graphic.TextObjectSequence = "CANARY", [text]
+    ds.GraphicLayerSequence, ds.VOILUTSequence, ds.GraphicAnnotationSequence = [layer], [lut], [graphic]
+    ds.WindowCenterWidthExplanation = ["CANARY", "CANARY"]
+    (tmp_path / "in").mkdir()
+    ds.save_as(tmp_path / "in" / "a.dcm", enforce_file_format=True)
+    deidentify(tmp_path / "in", tmp_path / "out", key=key)
+    (file,) = results(tmp_path / "out")
+    assert b"CANARY" not in file.read_bytes()
+
+
+def test_one_patient_in_several_spellings_is_one(tmp_path, key):
+    (tmp_path / "in").mkdir()
+    for k, patient in enumerate(["PID7", "pid7", " PID7 ", ""]):
+        ds = picture(PatientID=patient, SOPInstanceUID=f"1.2.826.9.1.{k}")
+        ds.save_as(tmp_path / "in" / f"{k}.dcm", enforce_file_format=True)
+    other = picture(PatientID="", StudyInstanceUID="1.2.826.9.99", SOPInstanceUID="1.2.826.9.1.9")
+    other.save_as(tmp_path / "in" / "9.dcm", enforce_file_format=True)
+    deidentify(tmp_path / "in", tmp_path / "out", key=key)
+    written = [pydicom.dcmread(file) for file in results(tmp_path / "out")]
+    by_study = {}
+    for ds in written:
+        by_study.setdefault(str(ds.StudyInstanceUID), set()).add((str(ds.PatientID), str(ds.StudyDate)))
+    assert sorted(len(found) for found in by_study.values()) == [1, 1] and len(written) == 5
+    assert len({patient for found in by_study.values() for patient, _ in found}) == 2
+
+
+def test_two_patients_in_a_study_leave_the_nameless_apart(tmp_path, key):
+    (tmp_path / "in").mkdir()
+    for k, patient in enumerate(["A", "B", ""]):
+        ds = picture(PatientID=patient, SOPInstanceUID=f"1.2.826.9.1.{k}")
+        ds.save_as(tmp_path / "in" / f"{k}.dcm", enforce_file_format=True)
+    deidentify(tmp_path / "in", tmp_path / "out", key=key)
+    assert len({str(pydicom.dcmread(file).PatientID) for file in results(tmp_path / "out")}) == 3

@@ -294,11 +294,11 @@ class Card(Settings):
 
 
 def public(card: Card) -> Card:
-    """Return the card without rows and without a path outside the data root, which may name patients.
+    """Return the card without rows, faults and paths outside the data root, which may name patients.
 
     That is what a tracking server may hold.
     """
-    update: dict[str, object] = {"cases": card.cases.model_copy(update={"rows": ()})}
+    update: dict[str, object] = {"cases": card.cases.model_copy(update={"rows": ()}), "faults": ()}
     if card.root.startswith(".") or Path(card.root).is_absolute():
         update["root"] = "."
     return card.model_copy(update=update)

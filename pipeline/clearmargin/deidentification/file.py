@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 from clearmargin import __version__
 from clearmargin.deidentification.burned_in import uncleanable, why_pixels_are_suspect
-from clearmargin.deidentification.containers import Span, blank, idle_spans, native_size
+from clearmargin.deidentification.containers import Idle, Span, blank, idle_spans, native_size
 from clearmargin.deidentification.dataset import Tally, deidentify_dataset
 from clearmargin.deidentification.key import Key
 from clearmargin.errors import InputError
@@ -125,7 +125,7 @@ def _deidentify(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
     spans = idle_spans(header, path, span)
     if span is None and "PixelData" in header:  # deflated, and so in memory
         needed = native_size(header)
-        header.PixelData = blank(header.PixelData, 0, [(needed, len(header.PixelData))])
+        header.PixelData = blank(header.PixelData, 0, [(needed, len(header.PixelData), 0)])
     patient, tally = deidentify_dataset(header, key, rules.patients)
     if spans:
         tally[0x7FE0_0010, "cleaned beside the picture"] += 1
@@ -237,7 +237,7 @@ def _replace_meta(header: Any, syntax: str) -> None:
     header.preamble = bytes(128)
 
 
-def _write(header: Any, path: Path, span: Span | None, spans: Sequence[Span], draft: Path) -> bytes:
+def _write(header: Any, path: Path, span: Span | None, spans: Sequence[Idle], draft: Path) -> bytes:
     """Write the data set, then the pixels' bytes as they are but for ``spans``; return a digest of all."""
     from pydicom import dcmwrite
 

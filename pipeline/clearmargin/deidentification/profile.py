@@ -72,8 +72,8 @@ _CHOSEN: dict[str, Action] = {
     "GraphicGroupLabel": "dummy",
     "GraphicGroupDescription": "remove",
     "CompoundGraphicSequence": "remove",
-    "LUTExplanation": "remove",
-    "WindowCenterWidthExplanation": "remove",
+    "LUTExplanation": "dummy",
+    "WindowCenterWidthExplanation": "dummy",
     "PresentationStateLabel": "dummy",
 }
 

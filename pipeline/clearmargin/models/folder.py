@@ -28,6 +28,7 @@ from clearmargin.models.parts import RuntimePart, replace_parts
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
+from clearmargin.models.threads import refuse_forked
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
 __all__ = [
@@ -188,6 +189,7 @@ def load_segmenter(
             "`clearmargin train` writes one under its run's folder, in model/"
         )
     card = load_settings(folder / CONFIG_FILE, ModelCard)
+    refuse_forked()
     network = build_network(
         network_config(card.model), classes=len(card.classes), channels=card.image.channels, pretrained=False
     )

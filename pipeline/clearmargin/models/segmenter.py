@@ -21,7 +21,7 @@ from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import Crop, place, place_view, threshold
 from clearmargin.models.repeats import without_repeats
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.models.threads import torch_threads
+from clearmargin.models.threads import refuse_forked, torch_threads
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
@@ -191,6 +191,7 @@ class NetworkSegmenter:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time of what is done around the network, with the threads that are for it."""
+        refuse_forked()
         with self.clock(name), torch_threads(self.threads):
             yield
 
