@@ -130,7 +130,14 @@ def _check_alike(sets: Mapping[str, Sequence[CaseRow]]) -> None:
     """Refuse tables whose distances are not the same thing."""
     models = {name: {str(row.about.get("surface")) for row in rows} for name, rows in sets.items()}
     units = {name: {str(row.unit) for row in rows} for name, rows in sets.items()}
-    for what, by_name in (("surface models", models), ("units", units)):
+    thresholds = {name: {str(row.about.get("iou_threshold")) for row in rows} for name, rows in sets.items()}
+    caps = {name: {str(row.about.get("distance_cap")) for row in rows} for name, rows in sets.items()}
+    for what, by_name in (
+        ("surface models", models),
+        ("units", units),
+        ("IoU thresholds", thresholds),
+        ("distance caps", caps),
+    ):
         if len(set().union(*by_name.values())) > 1:
             shown = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in by_name.items())
             raise InputError(f"the tables have different {what} ({shown}): measure them alike")

@@ -448,7 +448,12 @@ def _measured(task: _Task, entry: Entry, pair: Pair) -> _Outcome:
         _Object(
             row=row,
             strata={"class": pair.classes.get(row.label, str(row.label)) if row.label else "none", **known},
-            about={**_about(row, pair), "surface": task.protocol.surface},
+            about={
+                **_about(row, pair),
+                "surface": task.protocol.surface,
+                "iou_threshold": task.iou_threshold,
+                "distance_cap": task.protocol.distance_cap,
+            },
         )
         for row, known in zip(rows, strata, strict=True)
     )
@@ -541,6 +546,15 @@ def _read_cases(table: Path | None, listing: Listing, by: Sequence[str]) -> _Not
         return _Notes(patients={}, columns={}, plain={})
     asked = [name for name in by if name not in built_in]
     of_name = {row["case"]: row for row in rows}
+    if len(of_name) < len(rows):
+        raise InputError(
+            f"'{Path(table).name}' lists {len(rows) - len(of_name)} case(s) more than once: give each one row"
+        )
+    blank = sum(not (row["patient"] or "").strip() for row in rows)
+    if blank:
+        raise InputError(
+            f"'{Path(table).name}' names no patient for {blank} of {len(rows)} cases: name each, if need be by its case"
+        )
     unlisted = [entry.case for entry in listing.entries if entry.name not in of_name]
     if unlisted:
         raise InputError(

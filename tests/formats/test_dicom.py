@@ -459,3 +459,13 @@ def test_refusals_name_what_cannot_be_decoded(axial, write_series, tmp_path):
     write_series(tmp_path / "float", lone, change=floats)
     with pytest.raises(InputError, match="floating-point pixels are read from Parametric Maps only"):
         read_dicom(tmp_path / "float")
+
+
+def test_a_slice_without_the_others_rescale_is_refused(axial, write_series, tmp_path):
+    def forget(ds, z):
+        if z == 2:
+            del ds.RescaleSlope, ds.RescaleIntercept
+
+    write_series(tmp_path, axial, change=forget)
+    with pytest.raises(InputError, match="1 of 6 slices state no RescaleSlope"):
+        read_dicom(tmp_path)

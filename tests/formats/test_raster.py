@@ -180,3 +180,42 @@ def test_a_large_picture_is_read_and_the_limit_is_said(tmp_path, monkeypatch):
         read_raster(tmp_path / "a.png")
     monkeypatch.delenv("CLEARMARGIN_MAX_GIB")
     assert read_raster(tmp_path / "a.png").pixels.shape == (1, 20_000, 20_000)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "shown"),
+    [
+        (1, GREY8),
+        (2, GREY8[:, ::-1]),
+        (3, GREY8[::-1, ::-1]),
+        (4, GREY8[::-1]),
+        (5, GREY8.T),
+        (6, np.rot90(GREY8, -1)),  # a quarter to the right
+        (7, GREY8[::-1, ::-1].T),
+        (8, np.rot90(GREY8)),
+    ],
+)
+def test_a_tiff_is_turned_as_its_orientation_says(tmp_path, orientation, shown):
+    """By hand, from TIFF 6.0, section 8: where the first row and the first column are shown."""
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "a.tif", GREY8, photometric="minisblack", extratags=tags)
+    assert_array_equal(read_raster(tmp_path / "a.tif").pixels[0], shown)
+
+
+def test_a_tiffs_palette_is_colour_in_pictures_and_values_in_labels(tmp_path):
+    picture = Pillow.fromarray(RGB8.transpose(1, 2, 0)).quantize(8)
+    picture.save(tmp_path / "a.tif")
+    assert_array_equal(
+        read_raster(tmp_path / "a.tif").pixels, np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    )
+    assert_array_equal(read_label_raster(tmp_path / "a.tif"), np.asarray(picture))
+
+
+def test_inks_and_channels_of_a_microscope_are_not_taken_for_colours(tmp_path):
+    Pillow.fromarray(RGB8.transpose(1, 2, 0)).convert("CMYK").save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"holds inks \(CMYK\): save it as RGB"):
+        read_raster(tmp_path / "a.tif")
+    stack = np.zeros((4, 2, 5, 7), np.uint16)
+    tifffile.imwrite(tmp_path / "b.tif", stack, imagej=True, metadata={"axes": "ZCYX"})
+    with pytest.raises(InputError, match="2 channels of a microscope"):
+        read_raster(tmp_path / "b.tif")

@@ -224,6 +224,13 @@ def test_nrrds_spacings_have_a_unit_too_and_strange_ones_are_refused(tmp_path):
         read_volume(path)
 
 
+def test_a_distance_that_nrrd_calls_unknown_is_not_a_millimetre(tmp_path):
+    """NaN is NRRD's word for it."""
+    assert read_volume(nrrd(tmp_path / "a.nrrd", "spacings: 0.5 0.6 nan")).grid.unit == "px"
+    directions = "space directions: (0.5,0,0) (0,0.6,0) (nan,nan,nan)"
+    assert read_volume(nrrd(tmp_path / "b.nrrd", "space: LPS", directions)).grid.unit == "px"
+
+
 def test_two_places_in_a_nifti_are_told_and_the_sform_taken(tmp_path):
     moved = A.copy()
     moved[0, 3] = 60

@@ -235,7 +235,9 @@ def calibrate(
         float | None,
         typer.Option(help="Half the band of the boundary errors, in mm or px; default: two elements."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the division of units, and of resamples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed for splitting the groups and for the bootstrap.")
+    ] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for tables, figures and the report.")
@@ -337,7 +339,7 @@ def measure(
         list[str] | None,
         typer.Option(help="Split by class, size, crowding, occlusion, or a column; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed for the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
     names: Annotated[
         CaseNames, typer.Option(help="Cases and patients in the tables: keyed ids, or plain names.")
@@ -414,7 +416,7 @@ def compare(
     alpha: Annotated[
         float, typer.Option(help="Level under which an adjusted p-value is a difference.")
     ] = 0.05,
-    seed: Annotated[int, typer.Option(help="Random seed for the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the comparison.")] = None,
 ) -> None:
     """Compare tools by their tables: paired by case and object, with Holm's correction, one word per metric."""

@@ -291,6 +291,11 @@ def _on_one_grid(entry: Entry, ours: _Read, theirs: _Read, resample_predictions:
     """Return both sides on a grid that holds both."""
     ours, theirs = _on_finer_slices(entry, ours, theirs)
     grid, other = theirs.instances.grid, ours.instances.grid
+    if not grid.shares_frame(other):
+        raise GeometryError(
+            "prediction and reference are of two frames of reference, in which equal coordinates are other places: "
+            "register them first"
+        )
     where = placement(other, grid)
     if where is not None:
         whole = joined(grid, where, other.shape)

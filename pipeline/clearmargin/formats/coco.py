@@ -249,7 +249,7 @@ def _placed(path: Path, results: Sequence[dict[str, Any]], truth: dict[str, Any]
             raise InputError(
                 f"result {k} of '{path.name}' has an {what} that the reference does not list: it is of another data set"
             )
-        by_image.setdefault(entry["image_id"], []).append(entry)
+        by_image.setdefault(entry["image_id"], []).append({**entry, "iscrowd": 0})  # as loadRes does
     return {
         "images": truth["images"], "categories": truth["categories"], "by_image": by_image, "results": True,
     }  # fmt: skip

@@ -281,6 +281,12 @@ def _in_units(
     stored: Sequence[NDArray[Any]], datasets: Sequence[Any], scales: Sequence[FrameScale]
 ) -> NDArray[Any]:
     """Return stored frames as real values ``(Z, Y, X)`` in one dtype, padding set to the lowest value."""
+    stating = sum(dataset.get("RescaleSlope") not in (None, "") for dataset in datasets)
+    if 0 < stating < len(datasets):
+        raise InputError(
+            f"{len(datasets) - stating} of {len(datasets)} slices state no RescaleSlope, and the others do: their "
+            "values cannot be compared; take the original files"
+        )
     layouts = [getattr(dataset, "layout", None) or pixel_layout(dataset) for dataset in datasets]
     bright = [brighter_up(*job) for job in zip(stored, datasets, layouts, strict=True)]
     extremes = [(int(frame.min()), int(frame.max())) for frame in bright]

@@ -21,6 +21,8 @@ from clearmargin.formats.quiet import hushed
 from clearmargin.privacy import case_of_file
 
 _WHITE_IS_ZERO = 0
+_PALETTE = 3
+_OTHER_COLOURS = {5: "inks (CMYK)", 8: "CIELAB colours", 9: "ICCLAB colours", 10: "ITULAB colours"}
 # Bytes that a byte can become, by TIFF's compression: none, LZW, JPEG, deflate (twice), PackBits.
 _RATIOS = {1: 1, 5: 2730, 7: 512, 8: MOST_DEFLATED, 32946: MOST_DEFLATED, 32773: 64}
 
@@ -138,7 +140,9 @@ def _load(path: Path, *, palette: bool) -> tuple[NDArray[Any], bool]:
         with hushed("tifffile", "PIL"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile)(\.|$)")
             return (
-                _load_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _load_pillow(path, palette)
+                _load_tiff(path, palette)
+                if path.suffix.lower() in (".tif", ".tiff")
+                else _load_pillow(path, palette)
             )
     except (InputError, MemoryError):
         raise
@@ -192,7 +196,7 @@ def _is_deep_colour_png(path: Path) -> bool:
     return head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 and head[24] == 16 and head[25] in (2, 4, 6)
 
 
-def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
+def _load_tiff(path: Path, palette: bool) -> tuple[NDArray[Any], bool]:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
@@ -221,6 +225,12 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
         axes = series.axes
         inverted = int(getattr(series.keyframe, "photometric", 1)) == _WHITE_IS_ZERO
         bits = int(getattr(series.keyframe, "bitspersample", 8))
+        photometric = int(getattr(series.keyframe, "photometric", 1))
+        if photometric in _OTHER_COLOURS:
+            raise InputError(f"'{path.name}' holds {_OTHER_COLOURS[photometric]}: save it as RGB")
+        colours = series.keyframe.colormap if photometric == _PALETTE else None
+        tag = series.keyframe.tags.get(274)
+        orientation = int(tag.value) if tag is not None and int(tag.value) in range(1, 9) else 1
     if data.dtype.kind not in "biuf":
         raise InputError(
             f"'{path.name}' holds {data.dtype} values: save their magnitude, or what you need of them"
@@ -228,10 +238,26 @@ def _load_tiff(path: Path) -> tuple[NDArray[Any], bool]:
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
     if inverted:
         data = _black_is_zero(data, bits, path)
+    if colours is not None and palette:
+        data, axes = (colours >> 8).astype(np.uint8).T[data], axes + "S"
+    data = _turned(data, orientation, axes)
+    if "C" in axes and "S" not in axes and data.shape[axes.index("C")] not in (1, 3):
+        raise InputError(
+            f"'{path.name}' has {data.shape[axes.index('C')]} channels of a microscope: save each as a file of its "
+            "own, and name them together in a data card (cases.image)"
+        )
     for colour in ("S", "C"):  # samples of a pixel, wherever the file keeps them (planar RGB has them first)
         if colour in axes:
             return np.moveaxis(data, axes.index(colour), -1), True
     return data, False
+
+
+def _turned(data: NDArray[Any], orientation: int, axes: str) -> NDArray[Any]:
+    """Return a picture as its orientation tag says it is shown (TIFF 6.0, section 8)."""
+    y, x = axes.index("Y"), axes.index("X")
+    for axis in {2: (x,), 3: (y, x), 4: (y,), 6: (y,), 7: (y, x), 8: (x,)}.get(orientation, ()):
+        data = np.flip(data, axis)
+    return np.swapaxes(data, y, x) if orientation >= 5 else data
 
 
 def _black_is_zero(data: NDArray[Any], bits: int, path: Path) -> NDArray[Any]:

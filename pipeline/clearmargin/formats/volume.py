@@ -296,7 +296,7 @@ def _read_itk(path: Path) -> _Read:
     if n == 2:
         affine[:3, 0] = (0, 0, 1)
     pixels = np.ascontiguousarray(array)
-    if not (text.spaced or (nrrd and not np.allclose(volume.GetSpacing(), 1))):
+    if text.lost or not (text.spaced or (nrrd and not np.allclose(volume.GetSpacing(), 1))):
         return pixels, Grid.from_spacing(pixels.shape[1:] if n == 3 else (1, *pixels.shape[2:])), ()
     return pixels, _grid(pixels.shape[1:], affine, "mm", path), ()
 

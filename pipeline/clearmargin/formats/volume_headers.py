@@ -6,7 +6,7 @@ import gzip
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -35,12 +35,14 @@ class VolumeHeader:
     Attributes:
         to_mm: Millimetres in one unit of its lengths; 1 if it states none.
         spaced: Whether it states a space (NRRD) or how far voxels lie apart (MetaImage); ITK takes 1 mm if it does not.
+        lost: Whether it says that a distance of voxels is not known (NRRD's NaN), for which ITK takes 1.
         files: Files that hold its values, as the header names them; none if they follow the header.
         packed: Bytes of values that a byte of the file can hold; ``text`` if the values are written as numbers.
     """
 
     to_mm: float
     spaced: bool
+    lost: bool = field(default=False, kw_only=True)
     files: tuple[str, ...]
     packed: int | Literal["text"] = 1
 
@@ -77,7 +79,8 @@ def read_nrrd_header(path: Path) -> VolumeHeader:
         packed = 1
     elif encoding in ("txt", "text", "ascii"):
         packed = "text"
-    return VolumeHeader(to_mm=_one_unit(lengths, path), spaced=placed, files=files, packed=packed)
+    lost = "nan" in (fields.get("spacings", "") + fields.get("space directions", "")).lower()
+    return VolumeHeader(to_mm=_one_unit(lengths, path), spaced=placed, files=files, packed=packed, lost=lost)
 
 
 def read_metaimage_header(path: Path) -> VolumeHeader:

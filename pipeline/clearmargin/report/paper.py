@@ -265,8 +265,10 @@ def _places(unit: str) -> int:
 
 
 def _escaped(text: str) -> str:
-    text = "".join(character for character in text if character not in "\\{}~")  # no class is named so
+    text = text.replace("\\", "\0")
     for plain, code in (
+        ("{", r"\{"), ("}", r"\}"), ("\0", r"\textbackslash{}"), ("~", r"\textasciitilde{}"), ("mm^3", "\1"),
+        ("mm^2", "\2"), ("px^2", "\3"), ("^", r"\textasciicircum{}"), ("\1", "mm^3"), ("\2", "mm^2"), ("\3", "px^2"),
         ("&", r"\&"), ("%", r"\%"), ("$", r"\$"), ("#", r"\#"), ("_", r"\_"), ("±", r"$\pm$"),
         ("mm^3", r"mm$^3$"), ("mm^2", r"mm$^2$"), ("px^2", r"px$^2$"),
     ):  # fmt: skip
