@@ -43,13 +43,20 @@ def test_the_papers_layers_have_the_papers_weights(papers):
     branches = (each * (classes + 1), each * 4, each * prototypes)
     head = layers.conv(width, width) + sum(layers.conv(width, outputs) for outputs in branches)
     semantic = layers.conv(width, classes, 1)
-    wanted = layers.backbone() + layers.pyramid((512, 1024, 2048)) + extra + protonet + head + semantic
+    maps = (
+        layers.conv(prototypes, 32, 1) + 3 * layers.conv(width, 32, 1) + layers.conv(32, 32)
+    )  # not the paper's
+    maps += layers.conv(3, 16) + layers.conv(16, 16) + layers.conv(48, 32) + layers.conv(32, classes, 1)
+    wanted = layers.backbone() + layers.pyramid((512, 1024, 2048)) + extra + protonet + head + semantic + maps
     assert sum(p.numel() for p in papers.parameters()) == wanted
 
 
 def test_the_defaults_are_the_light_variant(papers):
     light = build_network(network_config({"network": "yolact"}), classes=80, pretrained=False)
-    counts = [sum(p.numel() for p in network.parameters()) for network in (light, papers)]
+    counts = [
+        sum(p.numel() for name, p in network.named_parameters() if not name.startswith("foreground."))
+        for network in (light, papers)
+    ]
     assert counts[0] < counts[1] / 8
 
 

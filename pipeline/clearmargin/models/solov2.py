@@ -175,7 +175,7 @@ class SOLOv2(nn.Module):
             count += len(cells)
         return total / max(count, 1)
 
-    def _detect(self, scores: Tensor, kernels: Tensor, features: Tensor, *, maps: bool) -> Detections:
+    def _detect(self, scores: Tensor, kernels: Tensor, features: Tensor, *, maps: bool = False) -> Detections:
         cells, labels = torch.where(scores > self.config.score_threshold)
         found, best = scores[cells, labels].sort(descending=True, stable=True)
         best, found = best[: self.config.candidates], found[: self.config.candidates]
