@@ -412,7 +412,7 @@ YAMLS = {
     )]),
     "long text": "a: &a " + "x" * 100_000 + "\nb: [" + ", ".join(["*a"] * 5000) + "]",
     "itself": "a: &a [*a]",
-    "merges": "a: &a {x: 1}\nb: &b {<<: [" + ", ".join(["*a"] * 120_000) + "]}",
+    "merges": "a: &a {" + ", ".join(f"x{k}: 1" for k in range(20)) + "}\nb: &b {<<: [" + ", ".join(["*a"] * 120_000) + "]}",
     "flow depth": "a: " + "[" * 200_000,
     "block depth": "- " * 5000,
     "tag": "a: !!python/object/apply:os.system [touch PWNED]",
