@@ -186,7 +186,7 @@ def test_no_verb_gives_a_patient_away(place, monkeypatch, caplog):
         write_new_key(folder / "study.key")
         for wanted, *arguments in (
             (4, "evaluate", model, "--card", card, "--split", "validation"),
-            (0, "train", "--resume", "runs/canaries"),
+            (None, "train", "--resume", "runs/canaries"),
             (None, "plan", card, "--out", "planned.yaml"),
             (None, "calibrate", model, "--card", card, "--split", "train"),
             (None, "export", model, "--format", "onnx", "--card", card, "--split", "validation"),

@@ -412,7 +412,7 @@ YAMLS = {
     )]),
     "long text": "a: &a " + "x" * 100_000 + "\nb: [" + ", ".join(["*a"] * 5000) + "]",
     "itself": "a: &a [*a]",
-    "merges": "a: &a {x: 1}\nb: &b {<<: [" + ", ".join(["*a"] * 120_000) + "]}",
+    "merges": "a: &a {" + "".join(f"x{k}: 1, " for k in range(20)) + "}\nb: {<<: [" + "*a, " * 120_000 + "]}",
     "flow depth": "a: " + "[" * 200_000,
     "block depth": "- " * 5000,
     "tag": "a: !!python/object/apply:os.system [touch PWNED]",
@@ -673,3 +673,29 @@ def test_a_forked_process_is_told_that_it_would_wait_for_ever(toy):
     alone, *forked = done.stdout.splitlines()
     assert alone.startswith("[") and len(forked) == 2
     assert all("'spawn'" in said for said in forked)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_private_folder_that_cannot_be_made_is_said(tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / place))
+    write_raster(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    code, said = command("cases")
+    assert code == 2 and "CLEARMARGIN_HOME" in said
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_private_folder_that_cannot_be_written_ends_with_the_reason(toy, tmp_path, monkeypatch, number):
+    """The system's refusal is made up: root may write anywhere."""
+    folder, _, model = toy
+    original = os.open
+
+    def refuse(path, flags, *rest, **options):
+        if str(path).endswith("crosswalk.jsonl") and flags & os.O_WRONLY:
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, flags, *rest, **options)
+
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "open", refuse)
+    code, said = command("predict", folder / "data" / "t0.png", tmp_path / "out", "--model", model)
+    assert code == 4 and os.strerror(number) in said and "crosswalk" not in said

@@ -41,8 +41,8 @@ def refusal_of(error: BaseException) -> str | None:
             "the system refused: no folder for temporary files can be written to: free space, or set TMPDIR"
         )
     if isinstance(error, OSError) and error.errno in _MACHINE:
-        words = error.strerror or os.strerror(error.errno)
-        return f"the system refused: {words}: {_MACHINE[error.errno]}; what was finished is kept"
+        # By the number: what an error says of itself may hold a path.
+        return f"the system refused: {os.strerror(error.errno)}: {_MACHINE[error.errno]}; what was finished is kept"
     return None
 
 
@@ -62,7 +62,8 @@ def reason_of(error: Exception) -> str:
     if refused is not None:
         return f"{type(error).__name__}: {refused}"
     if isinstance(error, OSError):
-        return f"{type(error).__name__}: {error.strerror or 'the file cannot be read'}"
+        words = os.strerror(error.errno) if error.errno else "the file cannot be read"
+        return f"{type(error).__name__}: {words}"
     return f"{type(error).__name__} at {place_of(error)}: this is a bug, or a file of a kind not met before"
 
 

@@ -53,9 +53,19 @@ _NAMES = "CLEARMARGIN_NAMES"  # in the environment, so that processes that are s
 
 
 def home() -> Path:
-    """Return the private folder, made with mode 0700 where it does not exist yet."""
+    """Return the private folder, made with mode 0700 where it does not exist yet.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
     folder = Path(os.environ.get("CLEARMARGIN_HOME", Path.home() / ".clearmargin"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the private folder '{folder}' cannot be made ({os.strerror(error.errno or 0)}): set CLEARMARGIN_HOME to "
+            "a folder of your own"
+        ) from None
     return folder
 
 

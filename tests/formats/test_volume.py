@@ -335,3 +335,14 @@ def test_the_size_limit_is_said_and_can_be_raised(tmp_path, monkeypatch):
     monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "much")
     with pytest.raises(ConfigError, match="expected a number of GiB"):
         read_volume(tmp_path / "a.nii")
+
+
+def test_a_damaged_qform_beside_a_whole_sform_is_said(tmp_path):
+    write_volume(tmp_path / "a.nii", np.zeros((2, 3, 4), np.uint8), Grid.from_spacing((2, 3, 4), (1, 2, 3)))
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[256:260] = np.float32(1e20).tobytes()  # quatern_b, whose square is more than 1
+    (tmp_path / "a.nii").write_bytes(raw)
+    image = read_volume(tmp_path / "a.nii")
+    assert image.grid.spacing == (1, 2, 3) and image.source.remarks == (
+        "its qform is damaged: the sform was taken",
+    )

@@ -72,6 +72,12 @@ class InstanceSet:
             if mask.shape != self.grid.shape:
                 raise ValueError(f"a mask of shape {mask.shape} does not lie on the grid {self.grid.shape}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"uncertainty": dict(self.uncertainty)}  # a view cannot go to another process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"uncertainty": MappingProxyType(state["uncertainty"])})
+
     @staticmethod
     def empty(grid: Grid) -> InstanceSet:
         """Return the set of no instances on ``grid``."""

@@ -96,6 +96,12 @@ class Prediction:
                 f"an image of {self.image.grid.shape} for instances on {self.instances.grid.shape}"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"maps": dict(self.maps)}  # a view cannot go to another process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"maps": MappingProxyType(state["maps"])})
+
     def save(
         self, path: Path | str, *, kind: str | None = None, image: Image | None = None
     ) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import warnings
 from collections.abc import Iterator
@@ -95,8 +96,24 @@ def write_raster(path: Path, array: NDArray[np.generic]) -> None:
         return
     if data.dtype == np.uint16 and (colour or path.suffix.lower() != ".png"):
         raise InputError(f"'{path.name}': 16-bit {'colour' if colour else 'grey'} is written as .tif")
+    stream = io.BytesIO()  # written by us: Pillow's JPEG encoder says nothing of a full disk
+    Pillow.fromarray(data).save(stream, format=_format_of(path))
     with whole(path) as draft:
-        Pillow.fromarray(data).save(draft)
+        draft.write_bytes(stream.getbuffer())
+
+
+def _format_of(path: Path) -> str:
+    """Return Pillow's name of a file's format.
+
+    Raises:
+        InputError: The suffix is none that it writes.
+    """
+    from PIL import Image as Pillow
+
+    suffix = path.suffix.lower()
+    if suffix not in Pillow.registered_extensions():
+        raise InputError(f"'{path.name}': pictures are written as .png, .tif or .jpg")
+    return str(Pillow.registered_extensions()[suffix])
 
 
 def write_label_raster(path: Path, labels: NDArray[np.unsignedinteger[Any]]) -> None:

@@ -188,9 +188,11 @@ def _two_places(header: Any, shape: tuple[int, ...], scale: float) -> tuple[str,
     if header["sform_code"] <= 0 or header["qform_code"] <= 0:
         return ()
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[::-1]], indexing="ij"), -1).reshape(-1, 3)
-    places = [
-        corners @ affine[:3, :3].T + affine[:3, 3] for affine in (header.get_sform(), header.get_qform())
-    ]
+    try:
+        affines = (header.get_sform(), header.get_qform())
+    except Exception:  # noqa: BLE001 - nibabel raises several types on a quaternion that is none
+        return ("its qform is damaged: the sform was taken",)
+    places = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in affines]
     distance = float(np.linalg.norm(places[0] - places[1], axis=1).max()) * scale
     if distance <= _AGREE_MM:
         return ()
