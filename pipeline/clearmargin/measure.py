@@ -475,6 +475,8 @@ def _about(row: InstanceRow, pair: Pair) -> dict[str, str | float | None]:
     name = pair.reference.grid.size_name
     ours = None if row.predicted is None else pair.predicted.masks[row.predicted]
     theirs = None if row.reference is None else pair.reference.masks[row.reference]
+    ignore = pair.reference.ignore  # what lies there counts for nothing, in sizes too
+    ours, theirs = _outside(ours, ignore), _outside(theirs, ignore)
     shown = theirs if theirs is not None else ours
     about: dict[str, str | float | None] = {
         "reference_id": None if row.reference is None else pair.reference_ids[row.reference],
@@ -485,6 +487,13 @@ def _about(row: InstanceRow, pair: Pair) -> dict[str, str | float | None]:
         f"predicted_{name}": None if ours is None else ours.area * pair.reference.grid.voxel_size,
     }
     return about | _position(shown, pair.reference.grid, pair.own)
+
+
+def _outside(mask: Mask | None, ignore: Mask | None) -> Mask | None:
+    """Return what of a mask lies outside the ignored region."""
+    if mask is None or ignore is None or not mask.crop.size:
+        return mask
+    return Mask.from_crop(mask.crop & ~ignore.within(mask.slices), mask.origin, mask.shape)
 
 
 def _position(mask: Mask | None, grid: Grid, own: Grid) -> dict[str, str | float | None]:
@@ -502,6 +511,10 @@ def _position(mask: Mask | None, grid: Grid, own: Grid) -> dict[str, str | float
 
 def _match_classes(predicted: InstanceSet, reference: InstanceSet) -> Matches:
     """Pair the regions of each class, however little they overlap."""
+    predicted, reference = (
+        replace(side, masks=tuple(_outside(mask, reference.ignore) or mask for mask in side.masks))
+        for side in (predicted, reference)
+    )
     _, ours, theirs = np.intersect1d(predicted.labels, reference.labels, return_indices=True)
     pairs = np.stack([ours, theirs], axis=1).astype(np.int64).reshape(len(ours), 2)
     return Matches(

@@ -359,3 +359,19 @@ def test_what_is_tracked_has_keyed_ids_and_asked_columns_alone(tmp_path, monkeyp
     for path in held:
         content = path.read_bytes()
         assert not any(secret in content for secret in (b"MILLER", b"P-4711", b"1950-01-02")), path.name
+
+
+def test_what_is_ignored_counts_for_nothing_in_sizes_too(tmp_path):
+    """Perfect outside the ignored region, which the prediction fills: 4 pixels of 2 x 2, and no more."""
+    truth, predicted = np.zeros((12, 12), np.uint8), np.zeros((12, 12), np.uint8)
+    truth[2:4, 2:4] = predicted[2:4, 2:4] = 1
+    truth[2:4, 4:9], predicted[2:4, 4:9] = 2, 1
+    for name, labels in (("predicted", predicted), ("reference", truth)):
+        (tmp_path / name).mkdir()
+        write_raster(tmp_path / name / "a.png", labels)
+    names = {"labels": {"background": 0, "lesion": 1, "ignore": 2}, "file_ending": ".png"}
+    (tmp_path / "dataset.json").write_text(json.dumps(names))
+    found = measure(tmp_path / "predicted", tmp_path / "reference", labels=tmp_path / "dataset.json")
+    (row,) = found.rows
+    assert row.values["dice"] == 1 and row.about["matched_iou"] == 1
+    assert row.about["reference_area_px"] == row.about["predicted_area_px"] == 4

@@ -232,6 +232,12 @@ def _parsed(path: Path, _modified: int) -> dict[str, Any]:
         content["by_image"] = by_image
         _ = [(by_image.get(e["id"]), e["file_name"], _size(e)) for e in content["images"]]
         _ = sorted({c["id"]: c["name"] for c in content["categories"]})
+        alike = len(content["images"]) - len({str(e["file_name"]) for e in content["images"]})
+        if alike:
+            raise InputError(
+                f"'{path.name}' lists {alike} image(s) under the file_name of another: images are paired by name, so "
+                "give each its own (a folder in front of it, say)"
+            )
     except (*_DAMAGE, RecursionError) as error:
         raise InputError(
             f"'{path.name}' is neither a COCO file nor a list of COCO results ({type(error).__name__})"
