@@ -258,7 +258,7 @@ def test_a_folder_goes_on_past_what_it_cannot_read(trained, tmp_path):
         "predict", tmp_path / "pictures", tmp_path / "out", "-m", "runs/toy/model", cwd=trained
     )
     assert done.returncode == 3
-    assert "1 of 2 inputs were refused; the others are done" in done.stderr
+    assert "1 of 2 inputs failed; the others are done" in done.stderr
     assert "Miller" not in done.stderr + done.stdout
     assert len(list((tmp_path / "out").iterdir())) == 1
 
