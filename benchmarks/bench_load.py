@@ -82,12 +82,12 @@ def memory(segmenter: NetworkSegmenter, count: int) -> None:
     rng = np.random.default_rng(0)
     shown = []
     for k in range(count):
-        segmenter(picture(tuple(int(v) for v in rng.integers(16, 640, 2)), k))
+        segmenter(picture(tuple(int(v) for v in rng.integers(16, 320, 2)), k))
         gc.collect()
         shown.append(resident_mib())
     tenth = max(1, count // 10)
     parts = [statistics.median(shown[k : k + tenth]) for k in range(0, count, tenth)]
-    print(f"memory: median RSS in MiB of each tenth of {count} predictions, 16 to 640 pixels a side:")
+    print(f"memory: median RSS in MiB of each tenth of {count} predictions, 16 to 320 pixels a side:")
     print("  " + ", ".join(f"{value:.0f}" for value in parts))
 
 

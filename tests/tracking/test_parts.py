@@ -82,8 +82,10 @@ def test_delivery_leaves_a_store_that_failed_alone_and_counts(caplog: pytest.Log
         assert delivery.attempt("images", fail) is None
         assert delivery.attempt("images", lambda: 5) is None, "it is being left alone"
         assert delivery.attempt("end status", lambda: 5, urgent=True) == 5
-    assert len(calls) == 1
-    assert delivery.summary() == "3 metrics, 2 images"
+    assert len(calls) == 2, "the first that waits goes before what is urgent"
+    assert delivery.summary() == "", "they wait"
+    delivery.close()
+    assert delivery.summary() == "3 metrics, 1 images", "what the store took at the end is not lost"
     assert len(caplog.records) == 1 and "secret" not in caplog.text and "OSError" in caplog.text
 
 

@@ -13,6 +13,7 @@ __all__ = ["Delivery"]
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MOST_WAITING = 500
+_MOST_FAILURES = 3  # at the end: a server that hangs must not hold it up for each thing
 
 
 class Delivery:
@@ -53,13 +54,9 @@ class Delivery:
         if not urgent and time.monotonic() < self._again_s:
             self._wait(kind, action, count, later)
             return None
-        while self._waiting:
-            earlier, call, size = self._waiting[0]
-            _, again = self._call(earlier, call, size)
-            if again:
-                self._wait(kind, action, count, later)
-                return None
-            self._waiting.popleft()
+        if not self._deliver_waiting(1) and not urgent:
+            self._wait(kind, action, count, later)
+            return None
         result, again = self._call(kind, action, count)
         if again:
             self._wait(kind, action, count, later)
@@ -67,11 +64,25 @@ class Delivery:
 
     def close(self) -> None:
         """Try once more what waits; the rest is lost."""
-        if self._waiting:
-            self.attempt("files", lambda: None, count=0, urgent=True)
+        self._deliver_waiting(_MOST_FAILURES)
         for kind, _, count in self._waiting:
             self.lost[kind] += count
         self._waiting.clear()
+
+    def _deliver_waiting(self, most_failures: int) -> bool:
+        """Call what waits, in order, until so many have failed; return whether none has. Those that failed wait on."""
+        failures = 0
+        for _ in range(len(self._waiting)):
+            kind, action, count = self._waiting[0]
+            _, again = self._call(kind, action, count)
+            if again:
+                failures += 1
+                if failures >= most_failures:
+                    return False
+                self._waiting.rotate(-1)
+            else:
+                self._waiting.popleft()
+        return not failures
 
     def _call(self, kind: str, action: Callable[[], T], count: int) -> tuple[T | None, bool]:
         """Return what ``action`` returns, and whether it is worth another attempt."""
@@ -82,7 +93,11 @@ class Delivery:
             return action(), False
         except (MlflowException, SQLAlchemyError, OSError) as error:
             self._warn(kind, error)
-            if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            refused = getattr(error, "error_code", "") in (
+                "INVALID_PARAMETER_VALUE",
+                "RESOURCE_DOES_NOT_EXIST",
+            )
+            if refused or isinstance(error, FileNotFoundError):  # which no other attempt would change
                 if count:
                     self.lost[kind] += count
                 return None, False
