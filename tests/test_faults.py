@@ -21,7 +21,6 @@ import yaml
 from command import command
 from hypothesis import given
 from hypothesis import strategies as st
-from skimage.draw import polygon2mask
 from toy import write_toy_experiment, write_toy_set
 
 from clearmargin import evaluate as evaluate_module
@@ -35,7 +34,7 @@ from clearmargin.errors import ClearMarginError, InputError
 from clearmargin.failures import reason_of, refusal_of
 from clearmargin.files import below, cell, csv_rows, printable, uncell, whole, write_text
 from clearmargin.formats import open_video, read_image
-from clearmargin.formats.coco import _fill_polygon, _from_run_lengths, read_coco_images
+from clearmargin.formats.coco import _from_run_lengths, read_coco_images
 from clearmargin.formats.dicom_boundary import read_header
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
@@ -475,20 +474,6 @@ def test_coco_that_asks_for_endless_work_is_refused(tmp_path, small_limit, kind)
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert "CLEARMARGIN_MAX_GIB" in bombed(lambda: read_coco_images(tmp_path / "a.json"))
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_polygons_are_filled_as_scikit_image_does_but_for_their_outline(seed):
-    rng = np.random.default_rng(seed)
-    shape = tuple(int(n) for n in rng.integers(2, 24, 2))
-    points = rng.uniform(-4, 28, (int(rng.integers(3, 9)), 2))
-    points = points if seed % 2 else np.round(points * 2) / 2
-    found = np.zeros(shape, bool)
-    _fill_polygon(found, points)
-    for y, x in np.argwhere(found != polygon2mask(shape, points)):
-        a, b = points, np.roll(points, -1, axis=0)
-        t = np.clip((((y, x) - a) * (b - a)).sum(1) / np.maximum(((b - a) ** 2).sum(1), 1e-12), 0, 1)
-        assert np.hypot(*((a + t[:, None] * (b - a)) - (y, x)).T).min() < 1e-9
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import csv_rows, write_text
 from clearmargin.metrics.comparison import ComparedSets, compare_rows
 from clearmargin.metrics.tables import CaseRow, read_rows_csv
 
@@ -109,21 +109,21 @@ def render(done: ComparedSets) -> str:
 def write_comparison(done: ComparedSets, folder: Path) -> None:
     """Write ``comparison.csv``, in full precision, and ``comparison.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([
+    rows: list[list[object]] = [[
         "tool", "against", "metric", "baseline", "value", "difference", "low", "high", "level", "p", "p_holm",
         "verdict", "patients", "pairs",
-    ])  # fmt: skip
+    ]]  # fmt: skip
     for row in done.metrics:
         gap = row.comparison.difference
-        writer.writerow([
+        rows.append([
             row.name, done.first, row.metric, row.baseline, row.value, gap.estimate,
             *("" if end is None else end for end in (gap.low, gap.high)), gap.level, row.comparison.p_value,
             row.comparison.p_adjusted, row.verdict, gap.patients, gap.cases,
         ])  # fmt: skip
-    (folder / "comparison.csv").write_text(out.getvalue(), encoding="utf-8")
-    (folder / "comparison.md").write_text(render(done) + "\n", encoding="utf-8")
+    out = io.StringIO()
+    csv_rows(out, rows)
+    write_text(folder / "comparison.csv", out.getvalue())
+    write_text(folder / "comparison.md", render(done) + "\n")
 
 
 def _check_alike(sets: Mapping[str, Sequence[CaseRow]]) -> None:

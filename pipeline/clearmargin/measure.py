@@ -7,6 +7,7 @@ pair leaves are rows and counts.
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +25,7 @@ from clearmargin.core import Grid, InstanceSet, Mask
 from clearmargin.core.grid import Unit
 from clearmargin.datasets.pairs import Entry, Listing, Pair, list_pairs, read_pair
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
+from clearmargin.files import csv_rows, write_text
 from clearmargin.formats.label_files import Objects
 from clearmargin.metrics import (
     AveragePrecision,
@@ -298,14 +300,14 @@ def write_tables(found: Measured, folder: Path, *, names: Names = "keyed") -> No
         ("summary.md", render(found)),
         ("objects.csv", rows_csv(rows)),
     ):
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     write_paper(found.paper, folder)
     stale = folder / "failures.csv"
     stale.unlink(missing_ok=True)
     if failures:
-        with stale.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerows([("case", "why"), *failures.items()])
+        out = io.StringIO()
+        csv_rows(out, [("case", "why"), *failures.items()])
+        write_text(stale, out.getvalue())
 
 
 def _log(found: Measured) -> None:

@@ -60,7 +60,8 @@ def read_coco_images(path: Path, *, images: Path | None = None) -> list[CocoImag
         InputError: As `open_coco`, or an annotation that does not fit its image.
     """
     file = open_coco(path, images=images)
-    return [file.read(k) for k in range(len(file.names))]
+    held = _Work()  # all of them at once
+    return [file.read(k, held) for k in range(len(file.names))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,13 +79,13 @@ class CocoFile:
     results: bool
     content: Mapping[str, Any] = field(repr=False)
 
-    def read(self, k: int) -> CocoImage:
+    def read(self, k: int, held: _Work | None = None) -> CocoImage:
         """Return image ``k`` with its instances.
 
         Raises:
             InputError: An annotation that does not fit the image.
         """
-        return _image(self.content, self.content["images"][k], self.classes)
+        return _image(self.content, self.content["images"][k], self.classes, held)
 
 
 def open_coco(path: Path, *, images: Path | None = None) -> CocoFile:
@@ -297,7 +298,9 @@ class _Work:
             )
 
 
-def _image(content: Mapping[str, Any], entry: dict[str, Any], names: Sequence[str]) -> CocoImage:
+def _image(
+    content: Mapping[str, Any], entry: dict[str, Any], names: Sequence[str], held: _Work | None = None
+) -> CocoImage:
     size = _size(entry)
     order = {c["id"]: k + 1 for k, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
     masks, labels, scores, ids = [], [], [], []
@@ -310,6 +313,7 @@ def _image(content: Mapping[str, Any], entry: dict[str, Any], names: Sequence[st
         try:
             work.take(size[0] * size[1])
             mask = _mask(annotation, size)
+            (held or work).take(mask.crop.size)
             label = order[annotation["category_id"]]
             score = float(annotation.get("score", 1.0))
         except _DAMAGE as error:

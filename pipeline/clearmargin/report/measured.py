@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, Mask
 from clearmargin.datasets.pairs import Listing, read_pair
+from clearmargin.files import whole
 from clearmargin.formats.label_files import Objects
 from clearmargin.metrics.measurement import METRICS
 from clearmargin.metrics.tables import CaseRow
@@ -59,7 +60,8 @@ def write_figures(
     for name, figure in figures.items():
         if figure is not None:
             path = folder / f"{name}.png"
-            figure.savefig(path)
+            with whole(path) as draft:
+                figure.savefig(draft)
             written.append(path)
     return written
 

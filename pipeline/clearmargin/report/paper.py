@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clearmargin.files import csv_rows, write_text
 from clearmargin.metrics.statistics import bootstrap_class_means
 from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise
 
@@ -140,7 +140,7 @@ def write_paper(table: PaperTable, folder: Path) -> None:
         ("paper.md", _markdown(table)),
         ("paper.tex", _latex(table)),
     ):
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def metric_title(name: str, unit: str = "") -> str:
@@ -173,19 +173,19 @@ def _cell(row: SummaryRow) -> PaperCell:
 
 
 def _csv(table: PaperTable) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([
+    rows: list[list[object]] = [[
         "class", "metric", "unit", "mean", "sd", "low", "high", "level", "median", "q1", "q3", "patients", "objects",
         "surface",
-    ])  # fmt: skip
+    ]]  # fmt: skip
     for name, cells in table.cells.items():
         for metric, cell in cells.items():
             values = (cell.mean, cell.sd, cell.low, cell.high, table.level, cell.median, cell.q1, cell.q3)
-            writer.writerow([
+            rows.append([
                 name, metric, table.units[metric], *("" if v is None else v for v in values), cell.patients,
                 cell.objects, table.surface,
             ])  # fmt: skip
+    out = io.StringIO()
+    csv_rows(out, rows)
     return out.getvalue()
 
 
