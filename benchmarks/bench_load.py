@@ -80,15 +80,16 @@ def resident_mib() -> float:
 
 def memory(segmenter: NetworkSegmenter, count: int) -> None:
     rng = np.random.default_rng(0)
-    shown = []
+    shown: list[float] = []
+    tenth = max(1, count // 10)
+    print(f"memory: median RSS in MiB of each tenth of {count} predictions, 16 to 320 pixels a side:")
     for k in range(count):
         segmenter(picture(tuple(int(v) for v in rng.integers(16, 320, 2)), k))
         gc.collect()
         shown.append(resident_mib())
-    tenth = max(1, count // 10)
-    parts = [statistics.median(shown[k : k + tenth]) for k in range(0, count, tenth)]
-    print(f"memory: median RSS in MiB of each tenth of {count} predictions, 16 to 320 pixels a side:")
-    print("  " + ", ".join(f"{value:.0f}" for value in parts))
+        if len(shown) == tenth:
+            print(f"  {k + 1}: {statistics.median(shown):.0f}", flush=True)
+            shown.clear()
 
 
 def threads(segmenter: NetworkSegmenter) -> None:
@@ -197,7 +198,7 @@ def main() -> None:
         for network in options.networks:
             folder = make_model(Path(place) / network, network)
             exports(folder, network, load_segmenter(folder, device="cpu"))
-        memory(segmenter, options.predictions)
+        memory(load_segmenter(folder, device="cpu"), options.predictions)
         print(f"{time.monotonic() - started:.0f} s with {torch.get_num_threads()} threads")
 
 
