@@ -68,7 +68,7 @@ def read_tables(path: Path) -> list[CaseRow]:
             )
         path = found[0]
     if not path.is_file():
-        raise InputError(f"there is no file or folder '{path.name}'")
+        raise InputError(f"no file or folder '{path.name}'")
     try:
         return read_rows_csv(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError) as error:

@@ -216,7 +216,7 @@ def _ignore_ctrl_c() -> None:
 
 def _check_folders(source: Path, out: Path, key: Path, quarantine: Path | None) -> None:
     if not source.exists():
-        raise InputError(f"there is no file or folder '{source}'")
+        raise InputError(f"no file or folder '{source}'")
     outputs = [folder.resolve() for folder in (out, quarantine) if folder is not None]
     whole = source.resolve()
     for folder in outputs:

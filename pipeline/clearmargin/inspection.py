@@ -63,7 +63,7 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"there is no file or folder '{path}'")
+        raise InputError(f"no file or folder '{path}'")
     if is_dicom(path):
         return _series(path, read=read, tolerance_mm=tolerance_mm)
     if is_video(path):

@@ -139,7 +139,7 @@ def predict(
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise ConfigError(f"a score threshold lies in [0, 1], not {score_threshold}")
     if not source.exists():
-        raise InputError(f"there is no file or folder '{source}' (looked for at {source.absolute()})")
+        raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
 
     def adjust(segmenter: NetworkSegmenter) -> NetworkSegmenter:
         changed = segmenter if tile is None else _in_tiles(segmenter, tile)

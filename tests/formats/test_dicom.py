@@ -344,7 +344,7 @@ def test_no_dicom_at_all(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(InputError, match="no readable DICOM"):
         read_dicom(tmp_path)
-    with pytest.raises(InputError, match=r"there is no file or folder '.*/missing'"):
+    with pytest.raises(InputError, match=r"no file or folder '.*/missing'"):
         read_image(Path(tmp_path / "missing"))
 
 

@@ -21,9 +21,9 @@ __all__ = [
 
 
 def check_source(path: Path) -> None:
-    """Raise InputError if there is no such file or folder."""
+    """Raise InputError if the path does not exist."""
     if not path.exists():
-        raise InputError(f"there is no file or folder '{path}' (looked for at {path.absolute()})")
+        raise InputError(f"no file or folder '{path}' (looked for at {path.absolute()})")
 
 
 def check_folder(path: Path | None) -> None:

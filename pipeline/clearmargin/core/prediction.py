@@ -67,7 +67,7 @@ class Prediction:
         edges: One for each instance where it was sampled (``uncertainty.sampling``); empty where it was not.
         outer: What each instance's outer margin reaches, where it was calibrated; empty where it was not.
         inner: What each instance's inner margin leaves, likewise.
-        image: What was segmented, for pictures and for DICOM's headers; None where it is not known.
+        image: The segmented image, needed for overlays and for DICOM headers; None if it is not known.
     """
 
     instances: InstanceSet

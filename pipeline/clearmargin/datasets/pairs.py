@@ -151,7 +151,7 @@ def list_pairs(
     """
     for path in (predicted, reference):
         if not path.exists():
-            raise InputError(f"there is no file or folder '{path}'")
+            raise InputError(f"no file or folder '{path}'")
     if predicted.is_dir() != reference.is_dir():
         raise InputError("give two folders or two files: one of each cannot be paired")
     if not predicted.is_dir() and ".json" in (predicted.suffix.lower(), reference.suffix.lower()):

@@ -68,7 +68,7 @@ def read_image(
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"there is no file or folder '{path}'")
+        raise InputError(f"no file or folder '{path}'")
     if is_dicom(path):
         from clearmargin.formats.dicom import read_dicom
 

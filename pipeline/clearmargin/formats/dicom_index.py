@@ -256,7 +256,7 @@ def _files(path: Path | Iterable[Path]) -> list[Path]:
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file())
     if not path.exists():
-        raise InputError(f"there is no file or folder '{path}'")
+        raise InputError(f"no file or folder '{path}'")
     if path.name.upper() == "DICOMDIR":
         return listed_files(path)
     return unpacked_files(path) if is_zip(path) else [path]

@@ -56,7 +56,7 @@ def annotated_overlay(
     """Return :func:`~clearmargin.report.overlay.overlay` with its marks, and a legend below it.
 
     Args:
-        image: What was segmented.
+        image: The segmented image.
         instances: On the image's grid.
         z: The slice of a volume; by default the one in which instances fill most.
         label_map: What the labels mean.

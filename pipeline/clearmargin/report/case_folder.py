@@ -41,7 +41,7 @@ def write_case(folder: Path, assessed: Assessment, image: Image, **summary: Any)
     Args:
         folder: Made where it is not there.
         assessed: A prediction on the image's grid, and what is to be said of it.
-        image: What was segmented.
+        image: The segmented image.
         summary: Further entries of ``summary.json``.
 
     Raises:

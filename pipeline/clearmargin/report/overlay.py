@@ -41,7 +41,7 @@ def overlay(
     volume is turned :func:`~clearmargin.report.orientation.upright`.
 
     Args:
-        image: What was segmented.
+        image: The segmented image.
         instances: On the image's grid; none gives the bare picture.
         z: The slice of a volume; by default the one in which instances (of the reference, where there are
             none) fill most; the middle one where there are none at all.
@@ -115,7 +115,7 @@ def heat_overlay(
     :func:`overlay`.
 
     Args:
-        image: What was segmented.
+        image: The segmented image.
         values: Of ``image.grid.shape``, not negative; NaN shows as 0.
         z: The slice of a volume; by default the one whose values sum to most.
         window: As for :func:`~clearmargin.report.picture.display`.

@@ -49,7 +49,7 @@ def save_prediction(
         kind: What it holds, if the suffix does not say it: ``seg``, ``label_map_seg``, ``rtstruct``, ``report`` (a
             DICOM measurement report, beside the SEG that it refers to), ``instances``, ``classes``, ``coco``,
             ``panoptic``, ``overlay``, ``table``, ``rows`` (the table as JSON), or the name of a map.
-        image: What was segmented; by default the prediction's own.
+        image: The segmented image; by default the prediction's own.
 
     Raises:
         ConfigError: No such kind or suffix. InputError: There is no image and the kind needs one, or the writer

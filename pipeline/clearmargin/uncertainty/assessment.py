@@ -45,7 +45,7 @@ def assess(
     Args:
         prediction: On the image's grid, of all instances down to ``threshold``, and to the calibration's own: it is
             the latter by which cases are compared.
-        image: What was segmented.
+        image: The segmented image.
         calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
             stand.
         threshold: Instances with less of a score, as predicted, are not returned.

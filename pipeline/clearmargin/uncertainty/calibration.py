@@ -181,7 +181,7 @@ class Calibration:
         """Return what `drift` compares of an incoming case.
 
         Args:
-            image: What was segmented.
+            image: The segmented image.
             prediction: As predicted and not yet scaled, with all instances of a score of ``threshold`` or more.
         """
         scores = prediction.instances.scores

@@ -135,7 +135,7 @@ def observe(
 
     Args:
         unit: The unit of exchangeability that it belongs to.
-        image: What was segmented.
+        image: The segmented image.
         prediction: Of every instance, down to score 0.
         reference: On the same grid.
         promises: What margins shall promise; one with a floor is measured where the prediction has edges.

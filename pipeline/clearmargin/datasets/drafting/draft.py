@@ -83,9 +83,9 @@ def draft_card(
         out: The card; by default ``NAME.yaml`` in the working directory, after the folder. The index gets its name.
         options: What is not to be guessed.
         modality: DICOM's word, such as ``US``; by default guessed from names and files.
-        spacing_mm: Of pictures, whose files do not say it: millimetres per pixel.
+        spacing_mm: Pixel spacing in millimetres, for pictures whose files do not state it.
         shares: Shares of the groups that go to validation, calibration and test; the rest is for training.
-        seed: Of the order in which groups are dealt to the splits.
+        seed: Random seed for splitting the data.
         overwrite: Replace a card that is there.
         advance: Called after each file with how many there are.
 
