@@ -132,16 +132,16 @@ def test_what_the_machine_refuses_is_not_a_bug_and_names_no_file(trained, monkey
 
 def test_results_appear_as_work_is_done(trained, monkeypatch):
     """The first picture's line is out before the second picture is read."""
-    from clearmargin import predict as module
+    from clearmargin.formats import raster as module
 
     seen = []
-    read = module.read_image
+    read = module.read_raster
 
     def spy(path):
         seen.append((path.name, out.getvalue().count("\n")))
         return read(path)
 
-    monkeypatch.setattr(module, "read_image", spy)
+    monkeypatch.setattr(module, "read_raster", spy)
     out = io.StringIO()
     (trained / "three").mkdir()
     for k in range(3):

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from toy import write_toy_experiment, write_toy_set
 
 from clearmargin import evaluate as evaluate_module
-from clearmargin import predict as predict_module
 from clearmargin.config import parse_yaml, read_yaml
 from clearmargin.core import Grid, Mask
 from clearmargin.datasets.cases import open_dataset
@@ -34,10 +33,12 @@ from clearmargin.errors import ClearMarginError, InputError
 from clearmargin.failures import reason_of, refusal_of
 from clearmargin.files import below, cell, csv_rows, printable, uncell, whole, write_text
 from clearmargin.formats import open_video, read_image
+from clearmargin.formats import raster as raster_module
 from clearmargin.formats.coco import _from_run_lengths, read_coco_images
 from clearmargin.formats.dicom_boundary import read_header
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
+from clearmargin.predicting import cases as cases_module
 from clearmargin.train import train
 
 SOURCE = Path(__file__).parents[1] / "pipeline" / "clearmargin"
@@ -210,14 +211,14 @@ def test_whatever_one_file_provokes_the_others_are_predicted(toy, tmp_path, monk
     inputs.mkdir()
     for k in range(3):
         (inputs / f"t{k}.png").write_bytes((folder / "data" / f"t{k}.png").read_bytes())
-    original = predict_module.read_image
+    original = raster_module.read_raster
 
-    def read(path, **options):
+    def read(path):
         if path.name == "t1.png":
             raise error
-        return original(path, **options)
+        return original(path)
 
-    monkeypatch.setattr(predict_module, "read_image", read)
+    monkeypatch.setattr(raster_module, "read_raster", read)
     code, said = command("predict", inputs, tmp_path / "out", "--model", model)
     assert code == 3 and type(error).__name__ in said and "1 of 3 inputs failed" in said
     assert "Anna" not in said and "t1.png" not in said
@@ -231,15 +232,15 @@ def test_a_full_disk_ends_a_folder_with_what_was_done(toy, tmp_path, monkeypatch
     inputs.mkdir()
     for k in range(3):
         (inputs / f"t{k}.png").write_bytes((folder / "data" / f"t{k}.png").read_bytes())
-    original, calls = predict_module.write_case, []
+    original, calls = cases_module.write_case, []
 
     def write(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(*arguments, **options)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(predict_module, "write_case", write)
+    monkeypatch.setattr(cases_module, "write_case", write)
     code, said = command("predict", inputs, tmp_path / "out", "--model", model)
     assert code == 4 and "No space left" in said and len(calls) == 2
     assert len(list((tmp_path / "out").iterdir())) == 1
