@@ -14,7 +14,7 @@ from pathlib import Path
 from clearmargin.errors import ConfigError
 from clearmargin.jobs.ledger import Item, Ledger, State
 from clearmargin.jobs.pool import Ended, run_pool
-from clearmargin.jobs.worker import Event, Limits
+from clearmargin.jobs.worker import Event, Limits, work_off
 from clearmargin.outputs.writers import named_outputs
 from clearmargin.predicting.cases import Reading
 from clearmargin.predicting.discovery import Found, Left, find_inputs, load_selection
@@ -138,7 +138,8 @@ def batch(
         model: A model folder; for ``ensemble`` an ensemble's.
         uncertainty: What is sampled.
         ledger: A file on a local disk, or ``postgresql://...`` for several machines; None for ``OUT/ledger.sqlite``.
-        processes: Worker processes; None for one per CUDA device, or on a CPU one per two cores.
+        processes: Worker processes; None for one per CUDA device, or on a CPU one per two cores. 0 works in this
+            process, as a debugger or a notebook wants it.
         shard: ``(i, n)``: take the i-th of n parts of all cases, for array jobs.
         select: YAML with the series that are taken (docs/batch.md); None for all.
         destinations: Archives that DICOM results are sent to; an item is done once they confirmed it.
@@ -216,21 +217,21 @@ def batch(
         made_by=predictor.provenance,
     )
     promises = predictor.promises()
-    count = _processes(processes, device)
     watch = _Watch(book, digest, on_event, on_tick)
-    ended = (
-        run_pool(
+    ended = Ended(interrupted=False, why="", restarted=0)
+    if watch.waiting and processes == 0:
+        ended = _here(book, work, limits, watch)
+    elif watch.waiting:
+        count = min(_processes(processes, device), watch.waiting)
+        ended = run_pool(
             place,
             work,
-            processes=min(count, max(1, watch.waiting)),
+            processes=count,
             threads=max(1, (os.cpu_count() or 1) // count),
             limits=limits,
             tell=watch.event,
             tick=watch.tick,
         )
-        if watch.waiting
-        else Ended(interrupted=False, why="", restarted=0)
-    )
     _mend(book, out)
     counts, failures = book.counts(digest), book.failures(digest)
     run_id = _track(book, digest, predictor, watch, left, ended) if track and watch.latencies else ""
@@ -324,6 +325,17 @@ class _Watch:
                 left_s=waiting / rate if rate else None,
             )
         )
+
+
+def _here(ledger: Ledger, work: PredictItem, limits: Limits, watch: _Watch) -> Ended:
+    """Work in this process."""
+    why, interrupted = "", False
+    try:
+        work.prepare(0)
+        why = work_off(ledger, work, limits=limits, tell=watch.event, stopped=lambda: False)
+    except KeyboardInterrupt:
+        interrupted = True
+    return Ended(interrupted=interrupted, why=why, restarted=0)
 
 
 def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, left: Left, ended: Ended) -> str:

@@ -73,7 +73,9 @@ def batch_run(
     processes: Annotated[
         int | None,
         typer.Option(
-            "--processes", min=1, help="Worker processes; default: one per GPU, or one per two CPU cores."
+            "--processes",
+            min=0,
+            help="Worker processes; default: one per GPU, or one per two CPU cores; 0: none but this one.",
         ),
     ] = None,
     shard: Annotated[
