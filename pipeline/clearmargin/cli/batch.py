@@ -31,9 +31,11 @@ _TELL_EVERY_S = 60.0
 class _RunByDefault(TyperGroup):
     """``batch SOURCE...`` is ``batch run SOURCE...``: who names no command wants the work done."""
 
+    default_command = "run"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["run", *args]
+            args = [self.default_command, *args]
         return super().parse_args(ctx, args)
 
 
