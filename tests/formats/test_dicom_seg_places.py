@@ -23,7 +23,7 @@ from clearmargin.formats.dicom_seg import (
     write_clip_seg,
     write_dicom_seg,
 )
-from clearmargin.formats.dicom_seg_kinds import write_label_map_seg
+from clearmargin.formats.dicom_seg_kinds import write_fractional_seg, write_label_map_seg
 from clearmargin.formats.parametric_map import read_parametric_map, write_parametric_map
 from clearmargin.formats.rtstruct import read_rtstruct, write_rtstruct
 
@@ -189,6 +189,51 @@ def test_one_plane_of_unknown_thickness_is_a_picture_in_its_place(axial, write_s
     dataset.save_as(tmp_path / "thin.dcm")
     back = read_dicom_seg(tmp_path / "thin.dcm")
     assert back.grid.same_as(image.grid.plane(3)) and back.masks[0].area == 9
+
+
+WRITTEN = {
+    "binary": write_dicom_seg,
+    "label map": write_label_map_seg,
+    "fractional": lambda path, prediction, image: write_fractional_seg(path, prediction, "entropy", 1, image),
+    "map": lambda path, prediction, image: write_parametric_map(path, prediction, "entropy", image),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_is_of_a_lone_slice_of_unknown_thickness_lies_in_its_plane(
+    kind, any_grid, write_series, predict, tmp_path, dciodvfy
+):
+    """Read by pydicom: the source's own position, orientation and spacing, and no thickness."""
+    lone = Grid(shape=(1, 15, 13), affine=any_grid.affine, unit="mm")
+    (source,) = write_series(tmp_path / "series", lone, change=lambda ds, _: delattr(ds, "SliceThickness"))
+    image = read_dicom(tmp_path / "series")
+    assert image.grid.ndim == 2
+    path, prediction = tmp_path / "out.dcm", predict(image)
+    prediction = replace(prediction, instances=prediction.instances.select([0, 2]))  # which do not overlap
+    WRITTEN[kind](path, prediction, image)
+    written, stated = pydicom.dcmread(path), pydicom.dcmread(source)
+    shared = written.SharedFunctionalGroupsSequence[0]
+    measures = shared.PixelMeasuresSequence[0]
+    assert "SliceThickness" not in measures and "SpacingBetweenSlices" not in measures
+    assert_allclose(measures.PixelSpacing, stated.PixelSpacing, atol=1e-6)
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert_allclose(orientation, stated.ImageOrientationPatient, atol=1e-6)
+    for frame in written.PerFrameFunctionalGroupsSequence:
+        position = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert_allclose(position, stated.ImagePositionPatient, atol=1e-6)
+        (derivation,) = frame.DerivationImageSequence
+        reference = derivation.SourceImageSequence[0]
+        assert reference.ReferencedSOPInstanceUID == stated.SOPInstanceUID
+        assert reference.SpatialLocationsPreserved == "YES"
+    assert written.FrameOfReferenceUID == stated.FrameOfReferenceUID
+    # a thickness is wanted there; one that is not known is not invented
+    assert [error for error in dciodvfy(path) if "SliceThickness" not in error] == []
+    assert "PatientOrientation" not in written
+    if kind == "binary":
+        back = read_dicom_seg(path)
+        assert back.grid.same_as(image.grid)
+        for mask, own in zip(back.masks, prediction.instances.masks, strict=True):
+            assert_array_equal(mask.dense(), own.dense())
 
 
 def test_another_frame_of_reference_is_refused(axial, write_series, predict, tmp_path):

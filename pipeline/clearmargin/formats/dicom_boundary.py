@@ -16,7 +16,15 @@ from clearmargin.errors import ClearMarginError, InputError
 from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
 
-__all__ = ["check_frames", "converting", "dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
+__all__ = [
+    "check_frames",
+    "converting",
+    "dicom_boundary",
+    "items_of",
+    "load_pixels",
+    "quiet_pydicom",
+    "read_header",
+]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _META = 2**14  # bytes; group 0002 has some hundreds
@@ -103,6 +111,23 @@ def _raised_by_us(error: Exception) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is None or Path(frame.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+
+
+def items_of(holder: Any, keyword: str) -> Sequence[Any]:
+    """Return the items of a sequence of a dataset or an item; none if it is absent or empty.
+
+    Raises:
+        InputError: The element is no sequence, which only a damaged file has.
+    """
+    import pydicom
+
+    value = holder.get(keyword)
+    if not value:
+        return ()
+    if not isinstance(value, pydicom.Sequence):
+        raise InputError(f"the DICOM data are malformed: {keyword} is no sequence")
+    items: Sequence[Any] = value
+    return items
 
 
 def modality_of(header: Any) -> str:
