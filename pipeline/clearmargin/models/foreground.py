@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -47,7 +48,7 @@ class ForegroundHead(nn.Module):
         self.smooth = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
         self.fuse = nn.Conv2d(_WIDTH + _STEM, _WIDTH, 3, padding=1)
         self.decide = nn.Conv2d(_WIDTH, classes, 1)
-        nn.init.constant_(self.decide.bias, torch.logit(torch.tensor(_PRIOR)).item())  # type: ignore[arg-type]
+        nn.init.constant_(self.decide.bias, math.log(_PRIOR / (1 - _PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, maps: list[Tensor]) -> Tensor:
         """Return ``(B, K, h, w)`` logits of images and maps ``(B, C, h, w)``, each next map about half as large."""
