@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -319,3 +320,38 @@ def test_a_hand_made_clip_seg(tmp_path):
     back = read_clip_seg(tmp_path / "seg.dcm")
     assert {k: v.instances.masks[0].area for k, v in back.items()} == {0: 12, 2: 12}
     assert_array_equal(back[2].instances.masks[0].dense(), masks[1])
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "PerFrameFunctionalGroupsSequence",
+        "SharedFunctionalGroupsSequence",
+        "SegmentSequence",
+        "StructureSetROISequence",
+        "ROIContourSequence",
+    ],
+)
+def test_a_sequence_that_is_none_is_named(keyword, axial, write_series, predict, tmp_path):
+    """As a flipped bit of its value representation makes it: the element holds two numbers."""
+    write_series(tmp_path / "series", axial)
+    image = read_dicom(tmp_path / "series")
+    prediction = predict(image)
+    write_dicom_seg(tmp_path / "seg.dcm", prediction, image)
+    write_rtstruct(tmp_path / "rt.dcm", prediction, image)
+    write_parametric_map(tmp_path / "map.dcm", prediction, "entropy", image)
+    readers = {"seg.dcm": read_dicom_seg, "rt.dcm": read_rtstruct, "map.dcm": read_parametric_map}
+    tried = 0
+    for name, read in readers.items():
+        dataset = pydicom.dcmread(tmp_path / name)
+        if keyword not in dataset:
+            continue
+        tag = dataset[keyword].tag
+        del dataset[keyword]
+        dataset.add(DataElement(tag, "DS", ["1", "2"]))
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.save_as(tmp_path / "bad.dcm", implicit_vr=False, little_endian=True)
+        with pytest.raises(InputError, match=f"{keyword} is no sequence"):
+            read(tmp_path / "bad.dcm", grid=image.grid)
+        tried += 1
+    assert tried
