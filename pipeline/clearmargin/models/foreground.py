@@ -27,7 +27,7 @@ RATE = 3.0
 """Learning rate of a head, as a multiple of the network's, whose backbone begins pretrained."""
 
 _NAME = "foreground"  # of the head in a network
-_WIDTH, _STEM, _GROUPS = 32, 16, 4
+_WIDTH, _STEM = 32, 16
 _PRIOR = 0.05  # of the foreground, before anything is learnt
 
 
@@ -35,7 +35,8 @@ class ForegroundHead(nn.Module):
     """From an image and its maps to logits of each class, at half the image's resolution.
 
     Maps at a quarter of the resolution know what lies where, but not to the pixel: its edge is read off the image.
-    Groups of channels are normalised over the image, so that it learns in some hundred steps.
+    Each pixel's channels are normalised, so that it learns in some hundred steps; what a pixel gets does not hang on
+    how much of the image is seen with it, as it would with statistics of the image.
 
     Source: the semantic branch of Kirillov et al., "Panoptic feature pyramid networks", CVPR 2019, made light.
     """
@@ -46,7 +47,7 @@ class ForegroundHead(nn.Module):
         self.stem = nn.Sequential(_layer(channels, _STEM, stride=2), _layer(_STEM, _STEM))
         self.levels = nn.ModuleList(nn.Conv2d(width, _WIDTH, 1) for width in inputs)
         self.smooth = _layer(_WIDTH, _WIDTH)
-        self.fuse = nn.Sequential(_layer(_WIDTH + _STEM, _WIDTH), _layer(_WIDTH, _WIDTH))
+        self.fuse = _layer(_WIDTH + _STEM, _WIDTH)
         self.decide = nn.Conv2d(_WIDTH, classes, 1)
         nn.init.constant_(self.decide.bias, math.log(_PRIOR / (1 - _PRIOR)))  # type: ignore[arg-type]
 
@@ -61,9 +62,17 @@ class ForegroundHead(nn.Module):
         return logits
 
 
+class _PixelNorm(nn.LayerNorm):
+    """Layer normalisation of each pixel's channels."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return ``(B, C, h, w)`` maps normalised over ``C``."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def _layer(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(_GROUPS, outputs), nn.ReLU()
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), _PixelNorm(outputs), nn.ReLU()
     )
 
 
