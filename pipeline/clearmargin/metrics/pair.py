@@ -256,7 +256,7 @@ class MaskPair:
         if self.ignored is None and self.predicted.size <= MOST_ELEMENTS:
             flat = len(spacing) == 2
             masks = (self.predicted[None], self.reference[None]) if flat else (self.predicted, self.reference)
-            (d, a, s), (d_2, a_2, s_2) = small_surfaces(*masks, table, steps)
+            (d, a, s), (d_2, a_2, s_2) = small_surfaces(*masks, table, steps, flat)
             return (
                 DirectedDistances(distances=d, areas=a, sides=s, in_order=True),
                 DirectedDistances(distances=d_2, areas=a_2, sides=s_2, in_order=True),

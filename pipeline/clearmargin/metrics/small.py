@@ -26,6 +26,7 @@ def small_surfaces(
     reference: NDArray[np.bool_],
     table: NDArray[np.float64],
     steps: tuple[float, float, float],
+    planar: bool,
 ) -> tuple[_Side, _Side]:
     """Return the distances, areas and sides of the elements of two masks, each by ascending distance.
 
@@ -34,8 +35,9 @@ def small_surfaces(
         reference: Of the same shape; holds something.
         table: Area of an element by its code.
         steps: Length of a step along each axis; of an image, the first is not used.
+        planar: Whether it is an image: a volume of one slice has faces above and below.
     """
-    one, two = _with_margin(predicted), _with_margin(reference)
+    one, two = _with_margin(predicted, planar), _with_margin(reference, planar)
     own, own_codes, own_sides = _elements(one, two)
     other, other_codes, other_sides = _elements(two, one)
     return (
@@ -51,10 +53,10 @@ def _in_order(distances: NDArray[np.float64], areas: NDArray[np.float64], sides:
 
 
 @compiled
-def _with_margin(crop: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _with_margin(crop: NDArray[np.bool_], planar: bool) -> NDArray[np.uint8]:
     """Return `elements.padded` of a mask."""
     depth, height, width = crop.shape
-    deep = 0 if depth == 1 else 1
+    deep = 0 if planar else 1
     out = np.zeros((depth + 2 * deep, height + 2, (width + 17) // 8 * 8), np.uint8)
     for z in range(depth):
         for y in range(height):
