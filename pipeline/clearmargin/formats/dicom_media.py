@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, items_of, read_header
 from clearmargin.formats.limits import max_bytes, raise_it
 
 __all__ = ["forget_unpacked", "is_zip", "listed_files", "unpacked_files"]
@@ -49,7 +49,7 @@ def listed_files(path: Path) -> list[Path]:
     dataset = read_header(path)
     found = []
     folder = path.parent.resolve()
-    records = dataset.get("DirectoryRecordSequence") or []
+    records = items_of(dataset, "DirectoryRecordSequence")
     for record in records:
         parts = record.get("ReferencedFileID")
         if not parts:
