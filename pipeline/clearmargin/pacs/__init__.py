@@ -1,0 +1,1 @@
+"""Archives: where series come from and results go to, by DICOMweb."""
