@@ -24,6 +24,7 @@ class Faulty:
         self.upstream = urlsplit(upstream)
         self.fault: Callable[[str, str], str | int] = lambda method, path: ""
         self.alter: Callable[[str, bytes], bytes] = lambda path, body: body
+        self.lost: Callable[[], object] = lambda: None  # called before the answer is lost
         self.seen: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.over = threading.Event()
@@ -97,6 +98,7 @@ def faulty(upstream: str) -> Iterator[Faulty]:
             if what == "404 after":
                 status, content = 404, b""
             if what == "lose":
+                proxy.lost()
                 self._drop()
                 return
             self._say(status, kind, content, what)

@@ -10,12 +10,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.jobs.ledger import Item, Ledger, State
 from clearmargin.jobs.pool import Ended, run_pool
 from clearmargin.jobs.worker import Event, Limits, work_off
 from clearmargin.outputs.writers import named_outputs
+from clearmargin.pacs.dicomweb import DicomWeb
+from clearmargin.pacs.fetched import sweep_fetched
+from clearmargin.pacs.web import checked_url
+from clearmargin.predicting.archived import find_archived
 from clearmargin.predicting.cases import Reading
 from clearmargin.predicting.discovery import Found, Left, find_inputs, load_selection
 from clearmargin.predicting.items import (
@@ -29,7 +34,7 @@ from clearmargin.predicting.items import (
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.uncertainty.sampling import Mode
 
-__all__ = ["BatchReport", "Snapshot", "batch", "default_ledger", "verify", "withdraw"]
+__all__ = ["BatchReport", "Snapshot", "batch", "default_ledger", "is_address", "verify", "withdraw"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +80,7 @@ class BatchReport:
         left_out: What lies in the sources and is not an item, with the reason.
         failures: Failed and refused items by the kind of reason.
         interrupted: By Ctrl-C or SIGTERM; running again goes on.
+        unsent: Results that were done before and that a destination does not have, by case, with the reason.
         why: What it had to stop for, such as a full disk; "" if it ran out of work.
         promises: What the margins hold for, a sentence each.
         expected_s: Of a dry run: how long the pending items would take; None if no item was ever done.
@@ -86,6 +92,7 @@ class BatchReport:
     known: int
     left_out: Left
     failures: dict[str, int] = field(default_factory=dict)
+    unsent: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     why: str = ""
     promises: tuple[str, ...] = ()
@@ -99,7 +106,7 @@ def default_ledger(out: Path, shard: tuple[int, int] | None = None) -> Path:
 
 
 def batch(
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     out: Path,
     *,
     model: Path,
@@ -109,6 +116,7 @@ def batch(
     shard: tuple[int, int] | None = None,
     select: Path | None = None,
     destinations: Sequence[Destination] = (),
+    ca_file: Path | None = None,
     write: Sequence[str] | None = None,
     device: str | None = None,
     runtime: str = "torch",
@@ -133,7 +141,7 @@ def batch(
     what is left and touches nothing that is done; another model, calibration, option or version makes new items.
 
     Args:
-        sources: Folders with all below them, files, or zips.
+        sources: Folders with all below them, files, zips, or DICOMweb addresses (``https://...``).
         out: A folder on a disk with room; see ``least_free_gib``.
         model: A model folder; for ``ensemble`` an ensemble's.
         uncertainty: What is sampled.
@@ -143,6 +151,7 @@ def batch(
         shard: ``(i, n)``: take the i-th of n parts of all cases, for array jobs.
         select: YAML with the series that are taken (docs/batch.md); None for all.
         destinations: Archives that DICOM results are sent to; an item is done once they confirmed it.
+        ca_file: Certificates that are trusted of archives among the sources, in place of the system's.
         write: Names of outputs; None for the default.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA if there is one.
         runtime: ``torch``, or what the model was exported to.
@@ -188,12 +197,13 @@ def batch(
     limits = Limits(recipe=digest, lease_s=lease_s, out=out, least_free_bytes=int(least_free_gib * 2**30))
     book.lost(most_tries=limits.most_tries)
     left = Left()
+    archives = tuple(DicomWeb(url=str(s), ca_file=ca_file) for s in sources if is_address(s))
     new, known = 0, 0
     for found in _in_parts(
         (
             f
             for source in sources
-            for f in find_inputs(source, ledger=book, selection=selection, left=left, seen=on_found)
+            for f in _found_in(source, archives, ledger=book, selection=selection, left=left, seen=on_found)
         ),
         _ADDED_AT_ONCE,
     ):
@@ -214,8 +224,10 @@ def batch(
         outputs=outputs,
         out=out,
         destinations=tuple(destinations),
+        archives=archives,
         made_by=predictor.provenance,
     )
+    unsent = _send_earlier(book, out, digest, destinations)
     promises = predictor.promises()
     watch = _Watch(book, digest, on_event, on_tick)
     ended = Ended(interrupted=False, why="", restarted=0)
@@ -242,6 +254,7 @@ def batch(
         known=known,
         left_out=left,
         failures=failures,
+        unsent=unsent,
         interrupted=ended.interrupted,
         why=ended.why,
         promises=promises,
@@ -284,6 +297,30 @@ def withdraw(ledger: Ledger, out: Path, *, weights_sha256: str | None = None) ->
     for case in dict.fromkeys(item.case_id for item in items):
         point_to_current(out, case, "")
     return items
+
+
+def _send_earlier(
+    ledger: Ledger, out: Path, recipe: str, destinations: Sequence[Destination]
+) -> dict[str, str]:
+    """Send what was done before a destination was named; return what it does not have, by case, with the reason."""
+    unsent = {}
+    for destination in destinations:
+        for item in ledger.unsent(destination.name, recipe):
+            objects = [name for name in item.files if name.endswith(".dcm")]
+            if not objects:
+                continue
+            folder = out / item.folder
+            try:
+                if any(_digest(folder / name) != item.files[name] for name in objects):
+                    raise InputError("its files are not as they were written: `clearmargin batch verify`")
+                sent = destination.send([folder / name for name in objects])
+            except FileNotFoundError:
+                unsent[item.case_id] = "its files are gone: `clearmargin batch verify`"
+            except ClearMarginError as error:
+                unsent[item.case_id] = str(error)
+            else:
+                ledger.note_sent(item, [(uid, digest, destination.name) for uid, digest in sent])
+    return unsent
 
 
 class _Watch:
@@ -367,6 +404,17 @@ def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, lef
         return run.run_id
 
 
+def is_address(source: Path | str) -> bool:
+    """Return whether a source is an archive's address, not a path."""
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def _found_in(source: Path | str, archives: Sequence[DicomWeb], **how: Any) -> Iterator[Found]:
+    if is_address(source):
+        return find_archived(next(a for a in archives if a.url == checked_url(str(source))), **how)
+    return find_inputs(Path(source), **how)
+
+
 def _mend(ledger: Ledger, out: Path) -> None:
     """Let each case's link name its current results, and remove drafts of processes that were killed."""
     working = {item.case_id for item in ledger.items("leased")}
@@ -376,6 +424,7 @@ def _mend(ledger: Ledger, out: Path) -> None:
             cases.append(item.case_id)
             point_to_current(out, item.case_id, item.folder)
     sweep_drafts(out, cases)
+    sweep_fetched()
 
 
 def _processes(asked: int | None, device: str | None) -> int:

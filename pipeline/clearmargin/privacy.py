@@ -155,19 +155,17 @@ def record_case(case: str, path: Path) -> None:
     record_cases({case: path})
 
 
-def record_cases(paths: Mapping[str, Path]) -> None:
-    """Append many cases to the crosswalk, case id to path; what it holds already is not written again."""
+def record_cases(paths: Mapping[str, Path | str]) -> None:
+    """Append many cases to the crosswalk, case id to path or address; what it holds already is not written again."""
     if not paths:
         return
+    places = {case: str(p.resolve()) if isinstance(p, Path) else p for case, p in paths.items()}
     with _lock:
         known = _known()
-        pairs = {(case, str(path.resolve())) for case, path in paths.items()} - known.pairs
+        pairs = set(places.items()) - known.pairs
         if not pairs:
             return
-        ordered = [(case, str(path.resolve())) for case, path in paths.items()]
-        lines = [
-            json.dumps({"case": c, "path": p}) + "\n" for c, p in dict.fromkeys(ordered) if (c, p) in pairs
-        ]
+        lines = [json.dumps({"case": c, "path": p}) + "\n" for c, p in places.items() if (c, p) in pairs]
         with _private(known.path, os.O_APPEND) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # other processes append, too
             end = os.fstat(descriptor).st_size

@@ -20,6 +20,7 @@ from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.pacs.credentials import credentials
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.pacs.sameness import differences, digest_of
+from clearmargin.pacs.web import open_session
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +351,13 @@ def test_certificates_are_verified(tls):
     DicomWeb(url=url, ca_file=certificate, tries=1).check()
     with pytest.raises(ConfigError, match="no file"):
         DicomWeb(url=url, ca_file=Path("/nowhere/ca.pem")).check()
+
+
+def test_a_proxy_of_the_environment_is_not_for_this_machine(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    how = {"ca_file": None, "most_bytes": 1, "longest_s": 1.0}
+    assert open_session("https://pacs.invalid/x", **how).proxies["https"] == "http://proxy.invalid:3128"
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        assert open_session(f"https://{host}:8042/x", **how).proxies == {}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clearmargin.batch import BatchReport, Snapshot
     from clearmargin.jobs.ledger import Ledger
     from clearmargin.jobs.worker import Event
+    from clearmargin.pacs.dicomweb import DicomWeb
 
 __all__: list[str] = []
 
@@ -63,7 +64,11 @@ LedgerPlace = Annotated[
 @batch_app.command("run")
 def batch_run(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE...", help="Folders with all below them, files, or zips.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders with all below them, files, zips, or DICOMweb archives (https://...).",
+        ),
     ],
     model: Annotated[
         str,
@@ -85,6 +90,25 @@ def batch_run(
     ] = None,
     select: Annotated[
         Path | None, typer.Option(help="YAML with rules for the series that are taken (docs/batch.md).")
+    ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--to",
+            metavar="URL",
+            help="DICOMweb archive that DICOM results are sent to, and that an item is done for only once it shows "
+            "them; repeatable. Credentials: CLEARMARGIN_PACS_TOKEN, or CLEARMARGIN_PACS_USER and _PASSWORD.",
+        ),
+    ] = None,
+    pacs_ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--pacs-ca",
+            metavar="FILE",
+            help="Certificates that are trusted of archives, in place of the system's.",
+            envvar="CLEARMARGIN_PACS_CA",
+            show_envvar=False,
+        ),
     ] = None,
     names: Names = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA if there is one.")] = None,
@@ -126,9 +150,8 @@ def batch_run(
     """Segment all series, volumes, pictures and clips below SOURCE; run it again to go on or to retry."""
     from clearmargin.tracking.resolve import model_folder
 
-    for source in sources:
-        if not source.exists():
-            raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
+    places = [_source(source) for source in sources]
+    destinations = _destinations(to, pacs_ca)
     check_folder(out)
     check_device(device)
     part = _shard(shard)
@@ -138,7 +161,7 @@ def batch_run(
 
     with _progress() as shown:
         report = call(
-            sources,
+            places,
             out,
             model=folder,
             uncertainty=uncertainty.value,
@@ -146,6 +169,8 @@ def batch_run(
             processes=processes,
             shard=part,
             select=select,
+            destinations=destinations,
+            ca_file=pacs_ca,
             write=outputs,
             device=device,
             runtime=runtime.value,
@@ -168,6 +193,10 @@ def batch_run(
         raise KeyboardInterrupt
     if report.why:
         raise InputError(f"the batch stopped: {report.why}; run it again to go on")
+    if report.unsent:
+        raise BatchError(
+            f"{len(report.unsent)} earlier results did not reach an archive: run the batch again"
+        )
     bad = report.counts["failed"] + report.counts["refused"]
     if bad and not dry_run:
         raise BatchError(
@@ -279,6 +308,27 @@ def _opened(out: Path, place: str | None) -> Iterator[Ledger]:
         book.close()
 
 
+def _destinations(urls: list[str] | None, ca_file: Path | None) -> list[DicomWeb]:
+    """Return the archives that results are sent to, each of which has answered."""
+    from clearmargin.pacs.dicomweb import DicomWeb
+
+    destinations = [DicomWeb(url=url, ca_file=ca_file) for url in dict.fromkeys(urls or [])]
+    for destination in destinations:
+        destination.check()
+    return destinations
+
+
+def _source(text: str) -> Path | str:
+    """Return a source as a path, or as an archive's address."""
+    if "://" in text:
+        if not text.startswith(("http://", "https://")):
+            raise ConfigError("expected a folder, a file, a zip, or an archive's https:// address as SOURCE")
+        return text
+    if not Path(text).exists():
+        raise InputError(f"no file or folder '{text}' (looked for at {Path(text).absolute()})")
+    return Path(text)
+
+
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -299,6 +349,7 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
             f"{left.other_files} files of other kinds, {len(left.unreadable)} unreadable"
         )
         lines += [f"  {case}: {why}" for case, why in list(left.unreadable.items())[:20]]
+    lines += [f"  {case}: not sent: {why}" for case, why in list(report.unsent.items())[:20]]
     lines += [f"  {number} x {kind}" for kind, number in report.failures.items()]
     if dry_run:
         if report.expected_s is None:
@@ -317,6 +368,7 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
             "unreadable": left.unreadable,
         },
         failures=report.failures,
+        unsent=report.unsent,
         expected_s=report.expected_s,
         run_id=report.run_id,
     )

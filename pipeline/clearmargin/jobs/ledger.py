@@ -236,17 +236,7 @@ class Ledger:
                     id=item.id,
                     case=item.case_id,
                 )
-                for uid, digest, destination in outcome.sent:
-                    do(
-                        "INSERT INTO sent (item, uid, digest, destination, made) VALUES (:item, :uid, :digest, :to, "
-                        ":now) ON CONFLICT (uid, destination) DO UPDATE SET digest = excluded.digest, "
-                        "made = excluded.made",
-                        item=item.id,
-                        uid=uid,
-                        digest=digest,
-                        to=destination,
-                        now=now,
-                    )
+                self._note_sent(do, item.id, outcome.sent)
             current = do(
                 "SELECT folder FROM items WHERE case_id = :case AND current = 1", case=item.case_id
             ).first()
@@ -429,6 +419,36 @@ class Ledger:
             rows = do(f"SELECT item, uid, destination FROM sent {clause} ORDER BY item, uid", **values)
             return [(int(r[0]), r[1], r[2]) for r in rows]
 
+    def unsent(self, destination: str, recipe: str) -> list[Item]:
+        """Return the current results of a recipe of which a destination has confirmed none."""
+        with self._read() as do:
+            rows = do(
+                "SELECT * FROM items WHERE state = 'done' AND current = 1 AND recipe = :recipe AND NOT EXISTS "
+                "(SELECT 1 FROM sent WHERE sent.item = items.id AND sent.destination = :to) ORDER BY id",
+                recipe=recipe,
+                to=destination,
+            ).mappings()
+            return [_item(row) for row in rows]
+
+    def note_sent(self, item: Item, sent: Sequence[tuple[str, str, str]]) -> None:
+        """Keep what a destination confirmed of a done item: SOPInstanceUID, SHA-256 and destination of each object."""
+        with self._write() as do:
+            self._note_sent(do, item.id, sent)
+
+    @staticmethod
+    def _note_sent(do: Any, item: int, sent: Sequence[tuple[str, str, str]]) -> None:
+        for uid, digest, destination in sent:
+            do(
+                "INSERT INTO sent (item, uid, digest, destination, made) VALUES (:item, :uid, :digest, :to, "
+                ":now) ON CONFLICT (uid, destination) DO UPDATE SET item = excluded.item, "
+                "digest = excluded.digest, made = excluded.made",
+                item=item,
+                uid=uid,
+                digest=digest,
+                to=destination,
+                now=time.time(),
+            )
+
     def is_own(self, uid: str) -> bool:
         """Return whether an object was sent from here: a listener must not take it for an input."""
         with self._read() as do:
@@ -497,6 +517,7 @@ class Ledger:
             "CREATE TABLE IF NOT EXISTS places (path TEXT PRIMARY KEY, stat TEXT NOT NULL, inputs TEXT NOT NULL)",
             "CREATE TABLE IF NOT EXISTS sent (item INTEGER NOT NULL, uid TEXT NOT NULL, digest TEXT NOT NULL, "
             f"destination TEXT NOT NULL, made {real} NOT NULL, PRIMARY KEY (uid, destination))",
+            "CREATE INDEX IF NOT EXISTS sent_item ON sent (item, destination)",
         ]
         try:
             with self._write() as do:

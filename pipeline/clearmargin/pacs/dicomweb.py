@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -70,7 +71,7 @@ class DicomWeb:
         Raises:
             ClearMarginError: See `talking_to`.
         """
-        self.breaker.call(lambda: self._ask("searching", lambda c: c.search_for_studies(limit=1)))
+        self.ask("searching", lambda client: client.search_for_studies(limit=1))
 
     def send(self, files: Sequence[Path]) -> list[tuple[str, str]]:
         """Store DICOM files, and read each back; see `predicting.items.Destination`.
@@ -87,9 +88,9 @@ class DicomWeb:
 
     def _send_one(self, file: Path) -> tuple[str, str]:
         dataset = _read(file)
-        answer = self._ask("storing an object", lambda client: _store(client, dataset))
+        answer = self.ask_once("storing an object", lambda client: _store(client, dataset))
         _refuse_failures(answer)
-        kept = self._ask("reading an object back", lambda client: _retrieve(client, dataset))
+        kept = self.ask_once("reading an object back", lambda client: _retrieve(client, dataset))
         ours, theirs = digest_of(dataset), digest_of(kept)
         if ours != theirs:
             changed = differences(dataset, kept)
@@ -115,11 +116,21 @@ class DicomWeb:
         session = open_session(
             self.url, ca_file=self.ca_file, most_bytes=most_bytes, longest_s=self.longest_s
         )
+        weakref.finalize(self, session.close)
         client = DICOMwebClient(self.url, session=session, timeout=self.timeout_s, permissive_uid=True)
         client.set_http_retry_params(retry=False)  # ours knows what is worth another try
         return client
 
-    def _ask(self, what: str, request: Any) -> Any:
+    def ask(self, what: str, request: Callable[[Any], Any]) -> Any:
+        """Return what a request of the client (dicomweb-client) returns, after a few tries.
+
+        Raises:
+            ClearMarginError: See `talking_to`.
+        """
+        return self.breaker.call(lambda: self.ask_once(what, request))
+
+    def ask_once(self, what: str, request: Callable[[Any], Any]) -> Any:
+        """Return what a request returns, at the first try: for a part of what is tried as a whole."""
         with talking_to(what):
             return request(self._client)
 
@@ -184,7 +195,8 @@ def _retrieve(client: Any, dataset: Any) -> Any:
     try:
         return client.retrieve_instance(*uids, media_types=(("application/dicom", syntax),))
     except requests.exceptions.HTTPError as error:
-        if status_of(error) in (404, 406, 410):
+        if status_of(error) in (404, 406, 410) and error.response is not None:
+            error.response.close()
             raise UnavailableError("reading an object back: the archive does not show it yet") from None
         raise
     except (ClearMarginError, requests.exceptions.RequestException):

@@ -151,6 +151,8 @@ def talking_to(what: str) -> Iterator[None]:
     except requests.exceptions.Timeout:
         raise UnavailableError(f"{what}: the archive did not answer in time") from None
     except requests.exceptions.HTTPError as error:
+        if error.response is not None:
+            error.response.close()
         raise _of_status(what, status_of(error)) from None
     except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError):
         raise UnavailableError(f"{what}: the archive cannot be reached, or dropped the connection") from None

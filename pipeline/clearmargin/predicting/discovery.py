@@ -22,7 +22,7 @@ from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.selection import Selection
 from clearmargin.privacy import case_of_file, record_cases
 
-__all__ = ["Found", "Left", "find_inputs", "load_selection", "open_input"]
+__all__ = ["Found", "Left", "find_inputs", "load_selection", "open_files", "open_input"]
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,18 @@ def open_input(source: Mapping[str, Any]) -> tuple[Opened, dict[str, str | None]
     files = [root / name for name in source["names"]]
     if source["kind"] != "dicom":
         return open_source(files[0]), {}
+    return open_files(files, source)
+
+
+def open_files(files: Sequence[Path], source: Mapping[str, Any]) -> tuple[Opened, dict[str, str | None]]:
+    """Return the series of an input, opened from its files, and which series and volume of them are meant.
+
+    Raises:
+        InputError: They do not hold it, or cannot be read.
+    """
     from clearmargin.formats.dicom_index import scan_dicom
 
-    place: Path | list[Path] = files[0] if len(files) == 1 else files
+    place: Path | list[Path] = files[0] if len(files) == 1 else list(files)
     scanned = tuple((e, h) for e, h in scan_dicom(place) if series_key(e.uid) == source["series"])
     if not scanned:
         raise InputError("its series is no longer in its files: run the batch again")

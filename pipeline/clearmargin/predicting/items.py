@@ -19,6 +19,9 @@ from clearmargin.formats.video import Clip
 from clearmargin.jobs.ledger import Item, NewItem, Outcome
 from clearmargin.outputs.folder import MANIFEST, check_case, write_case
 from clearmargin.outputs.writers import chosen_outputs
+from clearmargin.pacs.dicomweb import DicomWeb
+from clearmargin.pacs.fetched import Fetched
+from clearmargin.predicting.archived import archive_of, open_archived
 from clearmargin.predicting.cases import Reading, predict_clip
 from clearmargin.predicting.discovery import Found, open_input
 from clearmargin.predicting.predictor import Predictor
@@ -40,7 +43,10 @@ CURRENT = "current"
 class Destination(Protocol):
     """Where results are sent; values, as it goes to other processes. `pacs` has those that there are."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in the ledger."""
+        ...
 
     def send(self, files: Sequence[Path]) -> list[tuple[str, str]]:
         """Send DICOM files; return SOPInstanceUID and SHA-256 of each, once the archive has confirmed that it has it.
@@ -89,7 +95,8 @@ def item_folder(item: Item) -> str:
 class _Read:
     image: Image | None
     clip: Clip | None
-    zip: Path | None
+    zip: Path | None = None
+    fetched: Fetched | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class PredictItem:
         outputs: What is written; None for the default.
         out: The output folder.
         destinations: Where DICOM results are sent.
+        archives: Where series are fetched from.
         made_by: What the model was when the batch began: a process that finds another one ends.
     """
 
@@ -119,6 +127,7 @@ class PredictItem:
     outputs: tuple[str, ...] | None
     out: Path
     destinations: tuple[Destination, ...] = ()
+    archives: tuple[DicomWeb, ...] = ()
     made_by: Provenance | None = None
 
     def prepare(self, index: int) -> None:
@@ -139,13 +148,17 @@ class PredictItem:
 
     def read(self, item: Item) -> _Read:
         """Return the image, or the clip, whose frames are read as they are predicted."""
-        opened, which = open_input(item.source)
-        names = item.source["names"]
-        zipped = Path(item.source["root"]) / names[0] if names[0].lower().endswith(".zip") else None
+        zipped, fetched = None, None
+        if item.source["kind"] == "dicomweb":
+            opened, which, fetched = open_archived(archive_of(self.archives, item.source), item.source)
+        else:
+            opened, which = open_input(item.source)
+            name = item.source["names"][0]
+            zipped = Path(item.source["root"]) / name if name.lower().endswith(".zip") else None
         if opened.kind == "clip":
-            return _Read(image=None, clip=opened.clip(), zip=zipped)
+            return _Read(image=None, clip=opened.clip(), zip=zipped, fetched=fetched)
         gates = asdict(self.reading) | which
-        return _Read(image=opened.image(**gates), clip=None, zip=zipped)
+        return _Read(image=opened.image(**gates), clip=None, zip=zipped, fetched=fetched)
 
     def compute(self, item: Item, loaded: _Read) -> _Computed:
         """Predict; of a clip the folder is written on the way."""
@@ -196,6 +209,8 @@ class PredictItem:
         ]
         if computed.read.zip is not None:
             forget_unpacked(computed.read.zip)
+        if computed.read.fetched is not None:
+            computed.read.fetched.remove()
         return Outcome(
             state="done",
             folder=item_folder(item),

@@ -127,6 +127,10 @@ class Selection(Settings):
                     )
         return rules
 
+    def names(self) -> frozenset[str]:
+        """Return the attributes that the rules ask for."""
+        return frozenset(name for rule in (*self.take, *self.skip) for name in rule)
+
     def takes(self, attributes: Mapping[str, Any]) -> bool:
         """Return whether a series with these attributes is taken."""
 
