@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from bright import bright_segmenter
 from command import command
