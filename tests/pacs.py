@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ def find_orthanc() -> tuple[Path, Path] | None:
 class Orthanc:
     """A running server by its address."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, dicom_port: int = 0) -> None:
         self.address = address
+        self.dicom_port = dicom_port
 
     def get(self, path: str, accept: str = "*/*") -> bytes:
         return self._ask(urllib.request.Request(self.address + path, headers={"Accept": accept}))
@@ -99,14 +100,20 @@ class Orthanc:
 
 
 @contextlib.contextmanager
-def running_orthanc(folder: Path, server: Path, plugin: Path) -> Iterator[Orthanc]:
-    """Start a server that keeps its files in ``folder``, and end it whatever happens."""
+def running_orthanc(
+    folder: Path, server: Path, plugin: Path, titles: Sequence[str] = (), **allowed: bool
+) -> Iterator[Orthanc]:
+    """Start a server that keeps its files in ``folder``, and end it whatever happens.
+
+    With AE titles it speaks DIMSE, too, as ORTHANC, to these alone; ``AllowGet=False`` and the like are said of them.
+    """
     for _ in range(3):  # another process may take the port between our look and the server's
         port = _free_port()
-        process = _start(folder, server, plugin, port)
+        dicom = _free_port() if titles else 0
+        process = _start(folder, server, plugin, port, dicom, titles, allowed)
         try:
             if _answers(process, f"http://127.0.0.1:{port}"):
-                yield Orthanc(f"http://127.0.0.1:{port}")
+                yield Orthanc(f"http://127.0.0.1:{port}", dicom)
                 return
         finally:
             process.terminate()
@@ -118,7 +125,15 @@ def running_orthanc(folder: Path, server: Path, plugin: Path) -> Iterator[Orthan
     raise RuntimeError(f"Orthanc did not start: {(folder / 'log').read_text()[-1000:]}")
 
 
-def _start(folder: Path, server: Path, plugin: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(
+    folder: Path,
+    server: Path,
+    plugin: Path,
+    port: int,
+    dicom: int,
+    titles: Sequence[str],
+    allowed: Mapping[str, bool],
+) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     configuration = {
         "Name": "Clear Margin's test",
@@ -128,7 +143,12 @@ def _start(folder: Path, server: Path, plugin: Path, port: int) -> subprocess.Po
         # It listens on every interface whatever HttpBindAddresses says: this refuses all but this machine.
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
-        "DicomServerEnabled": False,
+        "DicomServerEnabled": bool(dicom),
+        "DicomPort": dicom or 4242,
+        "DicomAet": "ORTHANC",
+        "DicomCheckCalledAet": True,
+        "DicomCheckModalityHost": True,
+        "DicomModalities": {t: {"AET": t, "Host": "127.0.0.1", "Port": 104, **allowed} for t in titles},
         "DicomAlwaysAllowEcho": False,
         "DicomAlwaysAllowStore": False,
         "OverwriteInstances": False,

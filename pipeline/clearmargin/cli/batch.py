@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clearmargin.jobs.ledger import Ledger
     from clearmargin.jobs.worker import Event
     from clearmargin.pacs.dicomweb import DicomWeb
+    from clearmargin.pacs.dimse import Dimse
 
 __all__: list[str] = []
 
@@ -96,8 +97,9 @@ def batch_run(
         typer.Option(
             "--to",
             metavar="URL",
-            help="DICOMweb archive that DICOM results are sent to, and that an item is done for only once it shows "
-            "them; repeatable. Credentials: CLEARMARGIN_PACS_TOKEN, or CLEARMARGIN_PACS_USER and _PASSWORD.",
+            help="Archive that DICOM results are sent to, repeatable: https://... (DICOMweb) or "
+            "dimse://CALLED@HOST:PORT?calling=OURS. An item is done once the archive has confirmed them. "
+            "Credentials: CLEARMARGIN_PACS_TOKEN, or CLEARMARGIN_PACS_USER and _PASSWORD.",
         ),
     ] = None,
     pacs_ca: Annotated[
@@ -308,11 +310,11 @@ def _opened(out: Path, place: str | None) -> Iterator[Ledger]:
         book.close()
 
 
-def _destinations(urls: list[str] | None, ca_file: Path | None) -> list[DicomWeb]:
+def _destinations(urls: list[str] | None, ca_file: Path | None) -> list[DicomWeb | Dimse]:
     """Return the archives that results are sent to, each of which has answered."""
-    from clearmargin.pacs.dicomweb import DicomWeb
+    from clearmargin.pacs.addresses import destination_of
 
-    destinations = [DicomWeb(url=url, ca_file=ca_file) for url in dict.fromkeys(urls or [])]
+    destinations = [destination_of(url, ca_file) for url in dict.fromkeys(urls or [])]
     for destination in destinations:
         destination.check()
     return destinations
