@@ -6,9 +6,11 @@ import contextlib
 import http.client
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -53,6 +55,26 @@ class Faulty:
             return answer.status, answer.headers.get("Content-Type", ""), self.alter(path, answer.read())
         finally:
             connection.close()
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return a certificate for localhost that nobody vouches for, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    made += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    return certificate, key
 
 
 @contextlib.contextmanager

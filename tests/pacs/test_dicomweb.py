@@ -4,14 +4,13 @@ import json
 import logging
 import pickle
 import ssl
-import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pydicom
 import pytest
-from faulty import faulty
+from faulty import faulty, make_certificate
 from pacs import INSTALL, find_orthanc, running_orthanc
 
 from clearmargin.core import Grid, Image, Source
@@ -307,21 +306,7 @@ def test_credentials_go_over_tls_or_to_this_machine(files, monkeypatch):
 @pytest.fixture
 def tls(tmp_path):
     """A TLS server with a certificate of its own making; it answers every request with an empty list."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    made += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(made, check=True, capture_output=True)
+    certificate, key = make_certificate(tmp_path)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

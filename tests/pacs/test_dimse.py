@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import socket
+import ssl
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pydicom
 import pytest
 from bright import bright_segmenter
 from command import command
+from faulty import make_certificate
 from pacs import INSTALL, find_orthanc, running_orthanc
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
@@ -86,13 +88,13 @@ def test_who_is_not_known_is_told_so(orthanc, files):
             archive.send(files)
 
 
-def test_an_archive_that_lets_us_read_nothing_and_commits_to_nothing_confirms_nothing(tmp_path, files):
+def test_an_archive_that_hangs_up_on_reading_back_confirms_nothing(tmp_path, files):
     found = find_orthanc()
     if found is None:
         pytest.skip(f"no Orthanc with its DICOMweb plug-in here: {INSTALL}")
     allowed = {"AllowGet": False, "AllowStorageCommitment": False}
     with running_orthanc(tmp_path / "orthanc", *found, titles=["CLEARMARGIN"], **allowed) as running:
-        with pytest.raises((ConfigError, UnavailableError)) as told:
+        with pytest.raises(UnavailableError, match="C-GET, which our AE title needs leave for") as told:
             place(running.dicom_port, tries=1).send(files)
         assert not any(uid in str(told.value) for uid in uids(files))
 
@@ -167,18 +169,56 @@ class Peer:
             association.send_n_event_report(said, 1, StorageCommitmentPushModel, "1.2.840.10008.1.20.1.1")
 
 
-@pytest.fixture
-def peer():
+@contextlib.contextmanager
+def running_peer(certificate=None, commits=True):
     peer, entity = Peer(), AE(ae_title="PEER")
     entity.supported_contexts = AllStoragePresentationContexts[:100]
     entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2")
-    entity.add_supported_context(StorageCommitmentPushModel)
+    if commits:
+        entity.add_supported_context(StorageCommitmentPushModel)
     entity.add_supported_context(Verification)
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(*certificate)
     handlers = [(evt.EVT_C_STORE, peer.store), (evt.EVT_N_ACTION, peer.action)]
-    running = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    running = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=tls)
     peer.port = running.socket.getsockname()[1]
     yield peer
     running.shutdown()
+
+
+@pytest.fixture
+def peer():
+    with running_peer() as running:
+        yield running
+
+
+def test_an_archive_without_c_get_and_commitment_confirms_nothing(files):
+    with running_peer(commits=False) as peer, pytest.raises(ConfigError, match="can confirm nothing"):
+        place(peer.port, "PEER").send(files)
+
+
+def test_an_archive_that_takes_no_such_objects_refuses(peer, files):
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.9999"
+        dataset.save_as(file)
+    with pytest.raises(InputError, match="takes none of these kinds"):
+        place(peer.port, "PEER").send(files)
+
+
+def test_certificates_are_verified(files, tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    with running_peer((certificate, key)) as peer:
+        url = f"dimse+tls://PEER@localhost:{peer.port}"
+        with pytest.raises(UnavailableError, match="certificate"):
+            Dimse(url=url, tries=1, timeout_s=5.0).send(files)
+        assert peer.kept == {}
+        archive = Dimse(url=url, tries=1, timeout_s=5.0, ca_file=certificate)
+        assert {uid for uid, _ in archive.send(files)} == uids(files)
+    with pytest.raises(ConfigError, match="no file"):
+        Dimse(url=url, ca_file=tmp_path / "nowhere.pem").check()
 
 
 def test_an_archive_that_commits_itself_confirms(peer, files):

@@ -31,6 +31,10 @@ _PUSH_INSTANCE = "1.2.840.10008.1.20.1.1"
 _GET = "1.2.840.10008.5.1.4.1.2.2.3"
 
 
+class _NoneAcceptedError(InputError):
+    """Of what was proposed for an association nothing was accepted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dimse:
     """An archive by its application entity (`predicting.items.Destination`); values, which go to any process.
@@ -91,7 +95,11 @@ class Dimse:
         with self._associated(contexts) as association:
             for dataset in datasets:
                 _store(association, dataset)
-        if not self._read_back(datasets):
+        try:
+            confirmed = self._read_back(datasets)
+        except _NoneAcceptedError:
+            confirmed = False
+        if not confirmed:
             self._commit(datasets)
         return [(str(d.SOPInstanceUID), digest_of(d)) for d in datasets]
 
@@ -123,7 +131,9 @@ class Dimse:
                 for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
                     setattr(query, keyword, dataset[keyword].value)
                 for status, _ in association.send_c_get(query, _GET):
-                    code = _code(status, "reading an object back")
+                    code = _code(
+                        status, "reading an object back by C-GET, which our AE title needs leave for"
+                    )
                     if code_to_category(code) == "Failure" and code not in _BUSY:
                         return False  # it is not allowed, or not for such objects
         for dataset in datasets:
@@ -163,19 +173,21 @@ class Dimse:
                 answered.set()
             return _SUCCESS, None
 
-        with self._associated(
-            [(_PUSH_MODEL, None)], handlers=[(evt.EVT_N_EVENT_REPORT, report)]
-        ) as association:
-            if not association.accepted_contexts:
-                raise ConfigError(
-                    "the archive can confirm nothing: it lets us read nothing back (C-GET), and offers no storage "
-                    "commitment; allow one of them for our AE title"
-                )
-            status, _ = association.send_n_action(request, 1, _PUSH_MODEL, _PUSH_INSTANCE)
-            if _code(status, "asking for storage commitment") != _SUCCESS:
-                raise UnavailableError("asking for storage commitment: the archive refuses for the moment")
-            if not answered.wait(self.timeout_s):
-                raise UnavailableError("the archive did not report on storage commitment in time")
+        proposed = [(_PUSH_MODEL, None)]
+        try:
+            with self._associated(proposed, handlers=[(evt.EVT_N_EVENT_REPORT, report)]) as association:
+                status, _ = association.send_n_action(request, 1, _PUSH_MODEL, _PUSH_INSTANCE)
+                if _code(status, "asking for storage commitment") != _SUCCESS:
+                    raise UnavailableError(
+                        "asking for storage commitment: the archive refuses for the moment"
+                    )
+                if not answered.wait(self.timeout_s):
+                    raise UnavailableError("the archive did not report on storage commitment in time")
+        except _NoneAcceptedError:
+            raise ConfigError(
+                "the archive can confirm nothing: it lets us read nothing back (C-GET), and offers no storage "
+                "commitment; allow one of them for our AE title"
+            ) from None
         if not {str(d.SOPInstanceUID) for d in datasets} <= committed:
             raise UnavailableError("the archive does not commit itself to all objects")
 
@@ -238,7 +250,7 @@ class Dimse:
             tls_args=(self._tls(), host) if tls else None,
         )
         try:
-            _refuse_unassociated(association)
+            _refuse_unassociated(association, tls)
             yield association
         except RuntimeError:
             raise UnavailableError("the archive dropped the association") from None
@@ -263,7 +275,7 @@ def _is_title(text: str) -> bool:
     )
 
 
-def _refuse_unassociated(association: Any) -> None:
+def _refuse_unassociated(association: Any, tls: bool) -> None:
     if association.is_established:
         return
     if association.is_rejected:
@@ -274,8 +286,9 @@ def _refuse_unassociated(association: Any) -> None:
             )
         raise UnavailableError("the archive rejects us for the moment")
     if association.acceptor.primitive is not None and not association.accepted_contexts:
-        raise InputError("the archive takes none of these kinds of objects")
-    raise UnavailableError("the archive cannot be reached, or dropped the association")
+        raise _NoneAcceptedError("the archive takes none of these kinds of objects")
+    certificate = ", or its certificate is not trusted (--pacs-ca names its authority's)" if tls else ""
+    raise UnavailableError(f"the archive cannot be reached, or dropped the association{certificate}")
 
 
 def _store(association: Any, dataset: Any) -> None:
