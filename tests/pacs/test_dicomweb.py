@@ -4,6 +4,8 @@ import json
 import logging
 import pickle
 import ssl
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -158,6 +160,28 @@ def test_after_its_rest_an_archive_is_asked_again(orthanc, proxy, files):
         with pytest.raises(UnavailableError):
             place.send(files[:1])
     place.send(files[:1])
+
+
+def test_a_refusal_is_an_answer(proxy, files):
+    place = archive(proxy, tries=1, failures=2, rest_s=3600)
+    for status, error in (
+        (503, UnavailableError),
+        (413, InputError),
+        (503, UnavailableError),
+        (413, InputError),
+    ):
+        proxy.fault = lambda method, path, status=status: status
+        with pytest.raises(error):
+            place.send(files[:1])
+    assert len(proxy.seen) == 4
+
+
+def test_who_uses_no_archive_pays_for_none():
+    code = "import sys, clearmargin.cli, clearmargin.batch, clearmargin.pacs.addresses; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"dicomweb_client", "pynetdicom", "tenacity"} & set(loaded)
 
 
 def test_an_address_where_nobody_listens(files):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from clearmargin.errors import ConfigError, UnavailableError
+from clearmargin.errors import ConfigError, InputError, UnavailableError
 
 __all__ = ["Breaker"]
 
@@ -73,6 +73,12 @@ class Breaker:
                 self._until = time.monotonic() + self._rest_s
                 self._why = str(error)
             raise
+        except InputError:  # a refusal is an answer
+            self._answered()
+            raise
+        self._answered()
+        return value
+
+    def _answered(self) -> None:
         with self._lock:
             self._failed = 0
-        return value
