@@ -15,6 +15,7 @@ Source: Schmidt, Weigert, Broaddus and Myers, "Cell detection with star-convex p
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -70,7 +71,7 @@ def train(arguments):
                 self.model.stop_training = True
                 raise StopIteration
 
-    clock = Clock()
+    clock, generator = Clock(), np.random.default_rng(0)
     images, labels = read("train")
     held_images, held_labels = read("validation")
     config = Config2D(
@@ -93,16 +94,14 @@ def train(arguments):
     model.callbacks.append(clock)
     # A few windows to look at between epochs: judging all of the split would take the training's time.
     few = [k for k, image in enumerate(held_images) if min(image.shape[:2]) >= 256][:1]
-    try:
+    with contextlib.suppress(StopIteration):
         model.train(
             images,
             labels,
             validation_data=([held_images[k] for k in few], [held_labels[k] for k in few]),
-            augmenter=augmented,
+            augmenter=lambda image, mask: augmented(image, mask, generator),
             seed=0,
         )
-    except StopIteration:
-        pass
     spent = (time.process_time() - clock.started) / 60
     print(f"{clock.steps} steps in {spent:.1f} minutes of CPU time", flush=True)
     thresholds = model.optimize_thresholds(held_images, held_labels)
@@ -116,21 +115,21 @@ def train(arguments):
     (out / "thresholds.json").write_text(json.dumps(dict(thresholds)))
 
 
-def augmented(image, labels):
-    """Return a window mirrored, turned by right angles, scaled in intensity and with noise, as in StarDist's examples."""
-    turns, flip = np.random.randint(4), np.random.randint(2)
+def augmented(image, labels, generator):
+    """Return a window mirrored, turned, changed in intensity and with noise, as in StarDist's examples."""
+    turns, flip = generator.integers(4), generator.integers(2)
     image, labels = np.rot90(image, turns), np.rot90(labels, turns)
     if flip:
         image, labels = image[::-1], labels[::-1]
-    image = image * np.random.uniform(0.6, 2) + np.random.uniform(-0.2, 0.2)
-    return image + 0.02 * np.random.uniform() * np.random.normal(size=image.shape), labels
+    image = image * generator.uniform(0.6, 2) + generator.uniform(-0.2, 0.2)
+    return image + 0.02 * generator.uniform() * generator.normal(size=image.shape), labels
 
 
 def evaluate(arguments):
     """Print what `clearmargin evaluate` prints, of the masks that ``train`` wrote."""
     from types import SimpleNamespace
 
-    from clearmargin.core import InstanceSet, Mask
+    from clearmargin.core import InstanceSet, Mask, Thresholds
     from clearmargin.datasets.cases import open_dataset
     from clearmargin.evaluate import evaluate_cases, render, write_tables
 
@@ -150,13 +149,15 @@ def evaluate(arguments):
         return SimpleNamespace(instances=instances.select(np.array([m.area > 0 for m in masks], bool)))
 
     threshold = json.loads((folder / "thresholds.json").read_text())["prob"]
-    result = evaluate_cases(stored, dataset, dataset.split("test"), score_threshold=threshold)
+    result = evaluate_cases(stored, dataset, dataset.split("test"), thresholds=Thresholds(threshold))
     write_tables(result, arguments.folder / "tables")
     print(render(result))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     steps = parser.add_subparsers(required=True)
     for step in (export, train, evaluate):
         one = steps.add_parser(step.__name__, help=step.__doc__)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bright import LABELS
 
-from clearmargin.core import Grid, InstanceSet
+from clearmargin.core import Grid, InstanceSet, Thresholds
 from clearmargin.evaluate import evaluate_cases
 
 GRID = Grid.from_spacing((6, 24, 40), (2, 1, 1))
@@ -39,6 +39,6 @@ def test_splits_and_merges_of_volumes_are_counted(predicted, splits, merges):
     dataset = SimpleNamespace(card=card, read=lambda _: (image, reference))
     cases = [SimpleNamespace(case=f"case-{k}", unit=f"unit-{k}", strata={}) for k in range(2)]
     found = evaluate_cases(
-        lambda _: SimpleNamespace(instances=predicted), dataset, cases, score_threshold=0.5
+        lambda _: SimpleNamespace(instances=predicted), dataset, cases, thresholds=Thresholds(0.5)
     )
     assert (found.counts["splits"], found.counts["merges"]) == (2 * splits, 2 * merges)

@@ -81,7 +81,6 @@ def plan(
     _choose_options(choices, found, scale, chosen, where)
     _choose_augmentation(choices, found, dataset.card)
     _choose_training(choices, found, dataset, where, minutes)
-    choices.set("prediction.score_threshold", 0.5, "balanced; choose it anew on validation data")
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
     raw["model"] = network_config(raw["model"]).model_dump(mode="json")
     return Plan(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.config import validate
-from clearmargin.core import Image, InstanceSet, Prediction
+from clearmargin.core import Image, InstanceSet, Prediction, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, case_of, is_dicom, is_video, open_video, read_image
@@ -117,7 +117,8 @@ def predict(
         series: Which DICOM series, if there are several.
         device: ``cpu`` or ``cuda``; None takes CUDA where it is.
         runtime: ``torch``, or what the model was exported to.
-        score_threshold: Instances below it are not returned; None takes the model's own.
+        score_threshold: Least score of what is returned, as it is shown: calibrated if the model is. None takes the
+            calibration's own thresholds, or else the model's.
         tile: Images larger than so many network pixels are shown in square tiles; None does as the model's settings
             say.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window, as in
@@ -147,21 +148,25 @@ def predict(
 
     segmenter = open_segmenter(model, uncertainty, device=device, runtime=runtime, adjust=adjust)
     calibration = load_calibration(model, uncertainty, segmenter.provenance.weights_sha256)
-    wanted = segmenter.choice.score_threshold if score_threshold is None else score_threshold
+    asked = None if score_threshold is None else Thresholds(score_threshold)
+    thresholds = asked or segmenter.thresholds
     if calibration is not None:
-        if wanted < calibration.threshold:
+        least = calibration.scores.least((asked or calibration.thresholds).lowest)
+        if score_threshold is not None and least < calibration.threshold:
             log.warning(
                 "the margins hold for instances with a score of %.3g or more, and --score-threshold is %.3g",
-                calibration.threshold,
-                wanted,
+                calibration.scores.apply(np.array([calibration.threshold]))[0],
+                score_threshold,
             )
-        segmenter = segmenter.with_threshold(min(wanted, calibration.threshold))
-    else:
-        segmenter = segmenter.with_threshold(wanted)
+        segmenter = segmenter.with_threshold(min(thresholds.lowest, least, calibration.threshold))
+    elif score_threshold is not None:
+        segmenter = segmenter.with_threshold(score_threshold)
 
     def look(image: Image) -> Assessment:
         unlike = _unlike(segmenter, image, displayed=display_window, force=force)
-        return assess(segmenter(image), image, calibration, threshold=wanted, unlike=unlike)
+        return assess(
+            segmenter(image), image, calibration, thresholds=thresholds, calibrated=asked, unlike=unlike
+        )
 
     out.mkdir(parents=True, exist_ok=True)
     if is_video(source):

@@ -35,7 +35,7 @@ from clearmargin.models.pyramid import Pyramid, PyramidSettings, separable
 from clearmargin.models.suppression import soft_nms
 from clearmargin.models.threads import torch_threads
 
-__all__ = ["MaskRCNN", "MaskRCNNConfig", "masks_within"]
+__all__ = ["MaskRCNN", "MaskRCNNConfig", "masks_within", "widened"]
 
 _STRIDES = (4, 8, 16, 32)
 _CANDIDATES = 1000  # boxes of an image that soft-NMS looks at
@@ -64,6 +64,13 @@ class MaskRCNNConfig(PyramidSettings):
     mask_channels: int = Field(96, ge=16)
     mask_samples: int = Field(
         20, ge=1, description="positive proposals an image that the mask head learns from"
+    )
+    mask_margin: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far the region that a mask is made in reaches beyond the box on each side, as a share of the "
+        "box's width and height: a box that ends short of a long object does not cut its mask off",
     )
     mask_loss: MaskLossSettings = MaskLossSettings()
     point_steps: int = Field(
@@ -181,7 +188,10 @@ class MaskRCNN(nn.Module):
         }
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
-        """Return detections whose masks span their boxes: 28 x 28, doubled until a pixel has a sample of its own."""
+        """Return detections with masks of 28 x 28, doubled until a pixel has a sample of its own.
+
+        They span their boxes, widened by ``mask_margin``.
+        """
         with torch_threads(self._threads):
             return self._detect(images, maps=maps)
 
@@ -196,7 +206,8 @@ class MaskRCNN(nn.Module):
         detections = []
         for i, one in enumerate(zip(*found, strict=True)):
             boxes, scores, labels = self._suppress(*one)
-            own = [boxes if k == i else boxes[:0] for k in range(len(proposals))]
+            within = widened(boxes, self.config.mask_margin, size)
+            own = [within if k == i else boxes[:0] for k in range(len(proposals))]
             masks = self._masks(regions, own, labels)
             detections.append(
                 Detections(
@@ -204,7 +215,7 @@ class MaskRCNN(nn.Module):
                     labels=labels,
                     scores=scores.clamp(0, 1),
                     masks=masks,
-                    regions=boxes,
+                    regions=within,
                     foreground=None if every is None else every[i],
                 )
             )
@@ -273,10 +284,11 @@ class MaskRCNN(nn.Module):
         targets: list[Targets],
     ) -> dict[str, Tensor]:
         boxes, classes, picked = [], [], []
-        for proposal, match, label in zip(proposals, matched, labels, strict=True):
+        for proposal, match, label, target in zip(proposals, matched, labels, targets, strict=True):
             positive = torch.where(label > 0)[0]
             positive = positive[torch.randperm(len(positive))[: self.config.mask_samples].to(positive.device)]
-            boxes.append(proposal[positive])
+            size = (int(target.masks.shape[-2]), int(target.masks.shape[-1]))
+            boxes.append(widened(proposal[positive], self.config.mask_margin, size))
             classes.append(label[positive])
             picked.append(match[positive])
         chosen = torch.cat(classes)
@@ -318,6 +330,22 @@ class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
         regions, _, height, width = logits.shape
         by_class = logits.view(regions, 4, -1, height, width).transpose(1, 2)
         return F.pixel_shuffle(by_class.flatten(1, 2), 2)
+
+
+def widened(boxes: Tensor, margin: float, size: tuple[int, int]) -> Tensor:
+    """Return boxes that reach further on each side, by a share of their width and height, as far as the image does.
+
+    Args:
+        boxes: ``(R, 4)``, ``x1 y1 x2 y2``.
+        margin: The share; 0 returns the boxes as they are.
+        size: The image's height and width, in the boxes' unit.
+    """
+    if not margin:
+        return boxes
+    reach = margin * (boxes[:, 2:] - boxes[:, :2])
+    wide = torch.cat([boxes[:, :2] - reach, boxes[:, 2:] + reach], dim=1)
+    most = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    return torch.minimum(wide.clamp(min=0), most)
 
 
 def masks_within(masks: Tensor, boxes: Tensor) -> Tensor:
