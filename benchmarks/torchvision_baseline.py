@@ -4,8 +4,8 @@
 
 The network is ``torchvision.models.detection.MaskRCNN`` over EfficientNet-lite0 and an FPN, with heads of the sizes
 that ``configs/`` uses. It is given all that is not the network: our windows, augmentation, schedule and averaged
-weights. Its box NMS and its score thresholds are those with the best panoptic quality on the validation split. Minutes are CPU
-time of one thread. It is evaluated by the same code as ours.
+weights. Its box NMS and its score thresholds are those with the best panoptic quality on the validation split. Minutes
+are CPU time of one thread. It is evaluated by the same code as ours.
 """
 
 import argparse

@@ -165,8 +165,9 @@ def score_curve(matches: ScoredMatches) -> ScoreCurve:
 def choose_thresholds(images: Sequence[Mapping[int, ScoredMatches]], measure: Measure) -> dict[int, float]:
     """Return for each label the score threshold at which a measure is best.
 
-    It lies halfway between the last score that is kept and the next one, rounded to what still parts them. A label with
-    fewer than ten references takes the threshold of all labels together.
+    It lies halfway between the last score that is kept and the next one, rounded to what still parts them; if there is
+    no next one, at the last one or at 0.5, whichever is lower. A label with fewer than ten references takes the
+    threshold of all labels together.
 
     Args:
         images: ``match_scores`` of each.
@@ -195,7 +196,9 @@ def _best(matches: ScoredMatches, measure: Measure) -> float | None:
         return None
     best = int(np.argmax(MEASURES[measure](curve)))
     kept = float(curve.scores[best])
-    below = float(curve.scores[best + 1]) if best + 1 < len(curve.scores) else 0.0
+    if best + 1 == len(curve.scores):
+        return min(kept, 0.5)
+    below = float(curve.scores[best + 1])
     for digits in range(2, 8):
         middle = round((kept + below) / 2, digits)
         if below < middle <= kept:
