@@ -266,6 +266,8 @@ class MaskRCNN(nn.Module):
 
         A region is widened to the sides that its mask reaches, as long as it does and ``mask_looks`` allows.
         """
+        if not len(labels):
+            return boxes, boxes.new_zeros((0, 0, 0, 0))
         within = boxes
         coarse = self._coarse(regions, place.alone(within))
         rows = torch.arange(len(labels), device=labels.device)
