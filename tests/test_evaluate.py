@@ -46,7 +46,7 @@ def test_splits_and_merges_of_volumes_are_counted(predicted, splits, merges):
 
 
 def test_detections_at_several_iou_and_scores_are_printed_and_written(tmp_path):
-    """Rods of 8 columns: one found exactly, one shifted by a column (7 / 9), one false; the last below the threshold."""
+    """Rods of 8 columns: one found exactly, one shifted by a column (7 / 9), one false, one below the threshold."""
     reference = rods((0, 6, 4, 12), (0, 6, 24, 32))
     predicted = rods(
         (0, 6, 4, 12), (0, 6, 25, 33), (0, 3, 14, 22), (3, 6, 14, 22), scores=[0.9, 0.8, 0.7, 0.2]

@@ -62,7 +62,7 @@ class Percentiles(Settings):
         None,
         ge=0,
         description="least width of the window, in the images' values, so that noise is not stretched; none: train "
-        "takes half the narrowest window of its images",
+        "takes the 5 % quantile of its images' windows",
     )
 
 
