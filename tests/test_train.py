@@ -398,6 +398,14 @@ def test_the_score_threshold_is_chosen_on_the_validation_split_unless_it_is_conf
         assert "score thresholds, as configured: disc 0.35" in caplog.text
 
 
+@pytest.mark.parametrize("setting", ["prediction.score_threshold={disk: 0.5}", "prediction.nested=[disk]"])
+def test_a_class_that_the_card_lacks_is_said_before_the_first_step(place, setting):
+    config = write_toy_experiment(place, write_toy_set(place / "data"))
+    with pytest.raises(ConfigError, match="no class 'disk': did you mean 'disc'"):
+        train(config, overrides=[setting])
+    assert not (place / "runs" / "toy").exists()
+
+
 def test_least_width_and_nesting_are_taken_from_the_training_data(place):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=1, steps_per_epoch=1)

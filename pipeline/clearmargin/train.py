@@ -370,8 +370,15 @@ def _chooses(experiment: Experiment) -> bool:
 
 
 def _with_facts(experiment: Experiment, facts: Facts, dataset: Dataset) -> Experiment:
-    """Return the experiment with what its settings leave to the training data."""
+    """Return the experiment with what its settings leave to the training data.
+
+    Raises:
+        ConfigError: The settings name a class that the card does not have.
+    """
     image, prediction = experiment.image, experiment.prediction
+    prediction.thresholds(dataset.card.label_map)  # a class that the card lacks is said before the first step
+    for name in prediction.nested or ():
+        dataset.card.label_map.by_name(name)
     if isinstance(image.intensity, Percentiles) and image.intensity.least_width is None:
         intensity = image.intensity.model_copy(update={"least_width": facts.least_width})
         image = image.model_copy(update={"intensity": intensity})
