@@ -16,6 +16,7 @@ from clearmargin.core import Image, InstanceSet, Prediction, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.metrics.thresholds import Measure
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import Bar, progress
 from clearmargin.tracking.run import TrackedRun
@@ -72,6 +73,7 @@ def calibrate(
     area_shares: Sequence[float] = (0.99, 0.9),
     fit_share: float = 0.3,
     risk_limit: float = 4.0,
+    threshold_measure: Measure = "pq",
     band: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -91,6 +93,7 @@ def calibrate(
         area_shares: Of the instance's pixels or voxels that an outer margin shall hold.
         fit_share: Share of the units for the threshold, scalings and limits; the others are for margins.
         risk_limit: HD95 over which an instance should have been referred, in the images' unit.
+        threshold_measure: What the thresholds on scaled scores shall be best for: ``pq``, ``f1`` or ``accuracy``.
         band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
         seed: Of the division of units, of random splits and of resamples.
         device: As of ``load_segmenter``.
@@ -102,6 +105,7 @@ def calibrate(
             units to divide.
     """
     asked = _asked(alphas, shares, area_shares, by, risk_limit)
+    asked = replace(asked, threshold_measure=threshold_measure)
     if judge_on == split:
         raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
     if not 0 < fit_share < 1:
@@ -148,7 +152,7 @@ def calibrate(
             data,
             mode=uncertainty,
             weights_sha256=segmenter.provenance.weights_sha256,
-            own_threshold=segmenter.choice.score_threshold,
+            own_threshold=segmenter.thresholds.lowest,
             fit_share=fit_share,
             seed=seed,
             band=band,

@@ -285,9 +285,8 @@ def _measured(
             json.dumps(instance_rows(image.source, prediction))
         if count >= min(_WARM_UP, len(timed)):
             spans.append(clock.seconds)
-    threshold = segmenter.choice.score_threshold
     found = evaluate_cases(
-        segmenter.with_threshold(0.0), dataset, validation, score_threshold=threshold
+        segmenter.with_threshold(0.0), dataset, validation, thresholds=segmenter.thresholds
     ).complete()
     rows: dict[str, list[float]] = {}
     units: dict[str, str] = {}

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from calibrated import COARSE, MADE_BY, calibrated, drawn_set
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clearmargin.core import Grid, InstanceSet, Prediction
+from clearmargin.core import Grid, InstanceSet, Prediction, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.report.calibration import report_text
 from clearmargin.uncertainty.calibration import Calibration, load_calibration, save_calibration
@@ -274,9 +275,36 @@ def test_misses_and_the_threshold_that_margins_hold_from(drawn, fitted):
     calibration, _ = fitted
     # 13 fit units reach 1 / 14: both alphas are had, at the lowest score that keeps them
     assert {m.alpha for m in calibration.misses} == {0.2, 0.1}
-    assert calibration.threshold == 0.5  # the model's own is lower
-    high, _ = calibrated(drawn, own_threshold=0.99)
-    assert high.threshold == next(m.threshold for m in high.misses if m.alpha == 0.2) < 0.99
+    of_misses = next(m.threshold for m in calibration.misses if m.alpha == 0.2)
+    # what `predict` returns has a margin, and so has what the promise on misses needs
+    assert calibration.threshold == min(calibration.scores.least(calibration.thresholds.lowest), of_misses)
+
+
+def test_the_scores_that_are_shown_are_the_scores_that_are_filtered(drawn, fitted):
+    """A temperature that lowers a score of 0.6 to under 0.5: what was above the threshold as predicted goes."""
+    heat = Temperature(temperature=4.0, n=1, nll_before=0, nll_after=0, at_limit=False)
+    scaling = ChosenScaling(chosen="temperature", why="", temperature=heat, isotonic=heat)
+    low = Temperature(temperature=0.25, n=1, nll_before=0, nll_after=0, at_limit=False)
+    before = drawn(drawn.read(drawn.cases[0])[0])
+    half = 0.5 + 0.4 * np.arange(len(before.instances)) / len(before.instances)
+    before = replace(before, instances=replace(before.instances, scores=half.astype(np.float32)))
+    calibration = replace(fitted[0], scores=scaling)
+    logits = np.log(half / (1 - half)) / 4  # by hand
+    shown = 1 / (1 + np.exp(-logits))
+    limit = float(np.median(shown))
+    after = calibration.apply(before, Thresholds(limit))
+    np.testing.assert_allclose(after.instances.scores, shown[shown >= limit], rtol=1e-5)
+    assert len(after.outer) == len(after.edges) == len(after.instances) < len(before.instances)
+    assert len(calibration.apply(before).instances) == len(before.instances)
+    assert scaling.least(limit) == pytest.approx(np.median(half), abs=2e-4)
+    sharp = replace(scaling, temperature=low)
+    assert sharp.least(1.0) <= 1.0 and replace(scaling, chosen="none").least(0.3) == 0.3
+
+
+def test_the_thresholds_of_a_calibration_are_kept_with_it(fitted):
+    calibration = replace(fitted[0], thresholds=Thresholds(0.4, {1: 0.61, 2: 0.3}))
+    again = Calibration.from_data(yaml.safe_load(yaml.safe_dump(calibration.to_data())))
+    assert again.thresholds == calibration.thresholds
 
 
 def test_limits_of_referral_are_fitted(fitted):

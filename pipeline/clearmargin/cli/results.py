@@ -17,6 +17,7 @@ from clearmargin.cli.options import (
     Sampling,
     Series,
     Split,
+    ThresholdMeasure,
     Tolerance,
     Uncertainty,
     Volume,
@@ -94,7 +95,10 @@ def predict(
         Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
     ] = Runtime.torch,
     score_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Least score, as it is shown; default: the calibration's or the model's."
+        ),
     ] = None,
     tile: Annotated[
         int | None,
@@ -253,6 +257,10 @@ def calibrate(
     risk_limit: Annotated[
         float, typer.Option(min=0, help="HD95 over which an instance should be referred, in mm or px.")
     ] = 4.0,
+    threshold_measure: Annotated[
+        ThresholdMeasure,
+        typer.Option(help="What the score threshold of each class is chosen for, on scaled scores."),
+    ] = ThresholdMeasure.pq,
     band: Annotated[
         float | None,
         typer.Option(help="Half the band of the boundary errors, in mm or px; default: two elements."),
@@ -288,6 +296,7 @@ def calibrate(
         area_shares=_numbers("--area-share", area_share or ["0.99,0.9"]),
         fit_share=fit_share,
         risk_limit=risk_limit,
+        threshold_measure=threshold_measure.value,
         band=band,
         seed=seed,
         device=device,

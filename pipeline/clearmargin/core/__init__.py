@@ -6,6 +6,7 @@ from clearmargin.core.instances import Crowd, InstanceSet
 from clearmargin.core.labels import Code, LabelClass, LabelMap
 from clearmargin.core.mask import Mask
 from clearmargin.core.prediction import EdgeSpread, Prediction, Provenance, Segmenter, at_least
+from clearmargin.core.thresholds import Thresholds
 
 __all__ = [
     "Code",
@@ -21,5 +22,6 @@ __all__ = [
     "Provenance",
     "Segmenter",
     "Source",
+    "Thresholds",
     "at_least",
 ]

@@ -18,6 +18,7 @@ from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import LabelMap
 from clearmargin.core.mask import Mask
 from clearmargin.core.reprs import short_repr
+from clearmargin.core.thresholds import Thresholds
 
 __all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter", "at_least"]
 
@@ -142,9 +143,9 @@ def _above(module: str, function: str) -> Any:
     return getattr(import_module(f"clearmargin.{module}"), function)
 
 
-def at_least(prediction: Prediction, score: float) -> Prediction:
-    """Return a prediction without the instances below a score."""
-    kept = np.flatnonzero(prediction.instances.scores >= score)
+def at_least(prediction: Prediction, thresholds: Thresholds) -> Prediction:
+    """Return a prediction without the instances whose score is below the threshold of their class."""
+    kept = thresholds.reached(prediction.instances)
     return replace(
         prediction,
         instances=prediction.instances.select(kept),

@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clearmargin.config import validate
-from clearmargin.core import Image, LabelMap, Provenance
+from clearmargin.core import Image, LabelMap, Provenance, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats.video import Clip
 from clearmargin.models.domain import mismatch
@@ -36,7 +38,8 @@ class Predictor:
         uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`).
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
         runtime: ``torch``, or what the model was exported to.
-        score_threshold: Instances below it are not returned; None takes the model's own.
+        score_threshold: Least score of what is returned, as it is shown; None takes the calibration's thresholds, or
+            else the model's.
         tile: Images larger than so many network pixels are shown in square tiles; None does as the model's settings
             say.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window.
@@ -68,10 +71,10 @@ class Predictor:
         """The model's calibration for this way of sampling; None if it has none."""
         return load_calibration(self.model, self.uncertainty, self._opened.provenance.weights_sha256)
 
-    @cached_property
-    def threshold(self) -> float:
-        """The least score of an instance that is returned, as predicted."""
-        return self._opened.choice.score_threshold if self.score_threshold is None else self.score_threshold
+    @property
+    def asked(self) -> Thresholds | None:
+        """The score threshold that was asked for, which is of scores as they are shown; None for the model's own."""
+        return None if self.score_threshold is None else Thresholds(self.score_threshold)
 
     @cached_property
     def segmenter(self) -> NetworkSegmenter | SampledSegmenter:
@@ -79,16 +82,18 @@ class Predictor:
 
         It returns instances down to the calibration's threshold, too, by which cases are compared.
         """
-        least = self.threshold
-        if self.calibration is not None:
-            if least < self.calibration.threshold:
-                log.warning(
-                    "the margins hold for instances with a score of %.3g or more, and --score-threshold is %.3g",
-                    self.calibration.threshold,
-                    least,
-                )
-            least = min(least, self.calibration.threshold)
-        return self._opened.with_threshold(least)
+        opened, calibration = self._opened, self.calibration
+        if calibration is None:
+            return opened if self.score_threshold is None else opened.with_threshold(self.score_threshold)
+        least = calibration.scores.least((self.asked or calibration.thresholds).lowest)
+        if self.score_threshold is not None and least < calibration.threshold:
+            log.warning(
+                "the margins hold for instances with a score of %.3g or more, and --score-threshold is %.3g",
+                calibration.scores.apply(np.array([calibration.threshold]))[0],
+                self.score_threshold,
+            )
+        as_predicted = (self.asked or opened.thresholds).lowest
+        return opened.with_threshold(min(as_predicted, least, calibration.threshold))
 
     @property
     def label_map(self) -> LabelMap:
@@ -109,7 +114,14 @@ class Predictor:
         """
         unlike = self._unlike(image)
         prediction = replace(self.segmenter(image), image=image)
-        return assess(prediction, image, self.calibration, threshold=self.threshold, unlike=unlike)
+        return assess(
+            prediction,
+            image,
+            self.calibration,
+            thresholds=self.asked or self._opened.thresholds,
+            calibrated=self.asked,
+            unlike=unlike,
+        )
 
     def predict_clip(self, clip: Clip) -> Iterator[tuple[Image, Assessment]]:
         """Yield each frame of a clip that can be decoded with its prediction, in order."""

@@ -41,6 +41,7 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         f"Units ({calibration.data.exchangeable}): {units}. Weights {calibration.weights_sha256[:12]}, data "
         f"{calibration.data.digest[:12]}, {calibration.data.date}. Margins hold for matched instances with a score "
         f"(as predicted) of {calibration.threshold:.4g} or more.",
+        f"`predict` returns instances with a calibrated score of {calibration.thresholds.lowest:.4g} or more.",
         "",
         "## Margins",
         "",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clearmargin.core import Image, Prediction, at_least
+from clearmargin.core import Image, Prediction, Thresholds, at_least
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.drift import Features
 from clearmargin.uncertainty.referral import ReferralRules, reasons
@@ -37,24 +37,26 @@ def assess(
     image: Image,
     calibration: Calibration | None,
     *,
-    threshold: float,
+    thresholds: Thresholds,
+    calibrated: Thresholds | None = None,
     unlike: tuple[str, ...] = (),
 ) -> Assessment:
     """Apply a model's calibration to a prediction and say which instances a person should look at.
 
     Args:
-        prediction: On the image's grid, of all instances down to ``threshold``, and to the calibration's own: it is
-            the latter by which cases are compared.
+        prediction: On the image's grid, of all instances that either threshold below keeps, and of those down to the
+            calibration's own ``threshold``, by which cases are compared.
         image: The segmented image.
         calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
             stand.
-        threshold: Instances with less of a score, as predicted, are not returned.
+        thresholds: Least scores, as predicted, of what is returned without a calibration that fits.
+        calibrated: Least scores, as scaled and shown, of what is returned with one; None for the calibration's own.
         unlike: How the image differs from the model's training images: a warning each, for which every instance is
             referred.
     """
     warnings: tuple[str, ...] = ()
     features: Features = {}
-    applied = at_least(prediction, threshold)
+    applied = at_least(prediction, thresholds)
     rules = ReferralRules()
     differs: tuple[str, ...] = ()
     if calibration is not None and calibration.length_unit != image.grid.unit:
@@ -68,7 +70,7 @@ def assess(
     elif calibration is not None:
         features = calibration.features(image, prediction)
         warnings = differs = calibration.drift([features]).warnings
-        applied = calibration.apply(applied)
+        applied = calibration.apply(prediction, calibrated or calibration.thresholds)
         rules = calibration.referral
     warnings = (*unlike, *warnings)
     every = tuple((*unlike, *reasons(applied, i, rules, differs)) for i in range(len(applied.instances)))

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from clearmargin.config import read_yaml
-from clearmargin.core import Image, Mask, Prediction
+from clearmargin.core import Image, Mask, Prediction, Thresholds, at_least
 from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
@@ -61,6 +61,7 @@ class Calibration:
         length_unit: ``mm`` or ``px``, of everything that is a length.
         threshold: Margins hold for the matched instances at this score, as predicted and not scaled, or any higher.
         scores: Scaling of instance scores.
+        thresholds: Least scores, as scaled, of the instances that ``predict`` returns where nothing else is asked for.
         pixels: Scaling of the foreground map; None where there is no map.
         nsd: Scaling of predicted NSD to NSD at ``tolerance``; None where it is not predicted.
         tolerance: In ``length_unit``.
@@ -80,6 +81,7 @@ class Calibration:
     length_unit: Unit
     threshold: float
     scores: ChosenScaling
+    thresholds: Thresholds
     pixels: ChosenScaling | None
     nsd: Scaling | None
     tolerance: float
@@ -90,7 +92,7 @@ class Calibration:
     referral: ReferralRules
     fingerprint: Fingerprint = field(repr=False)
 
-    def apply(self, prediction: Prediction) -> Prediction:
+    def apply(self, prediction: Prediction, thresholds: Thresholds | None = None) -> Prediction:
         """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
 
         Scores and the map ``foreground`` are scaled, ``entropy`` and ``mean_entropy`` follow the scaled map, and
@@ -100,11 +102,19 @@ class Calibration:
         ``inner_volume_mm3`` and ``outer_volume_mm3``, the regions' sizes: as likely as the margin, the true size lies
         between them. Masks stay as they are.
 
+        Args:
+            prediction: As predicted.
+            thresholds: Least scores of what is returned: as scaled, since that is what is shown. None returns all.
+
         Raises:
             InputError: The grid is in mm and the calibration in px, or the other way round.
         """
-        instances = prediction.instances
         self._check_unit(prediction)
+        scores = np.clip(self.scores.apply(prediction.instances.scores), 0, 1)
+        prediction = replace(prediction, instances=replace(prediction.instances, scores=scores))
+        if thresholds is not None:
+            prediction = at_least(prediction, thresholds)
+        instances = prediction.instances
         columns = dict(instances.uncertainty)
         if self.nsd is not None and "predicted_nsd" in columns:
             columns["predicted_nsd"] = _float32(self.nsd.apply(columns["predicted_nsd"]))
@@ -125,8 +135,7 @@ class Calibration:
                 regions[side] = tuple(self.region(prediction, i, side) for i in every)
                 sizes = [region.area * grid.voxel_size for region in regions[side]]
                 columns[f"{side}_{grid.size_name}"] = _float32(sizes)
-        scores = self.scores.apply(instances.scores)
-        scaled = replace(instances, scores=np.clip(scores, 0, 1), uncertainty=columns)
+        scaled = replace(instances, uncertainty=columns)
         return replace(
             prediction,
             instances=scaled,
@@ -202,6 +211,7 @@ class Calibration:
             "length_unit": self.length_unit,
             "threshold": self.threshold,
             "scores": self.scores.to_data(),
+            "thresholds": {"every": self.thresholds.every, "by_label": dict(self.thresholds.by_label)},
             "pixels": None if self.pixels is None else self.pixels.to_data(),
             "nsd": None if self.nsd is None else scaling_to_data(self.nsd),
             "tolerance": self.tolerance,
@@ -228,6 +238,7 @@ class Calibration:
             read: dict[str, Any] = {
                 "data": CalibrationData(**content["data"]),
                 "scores": ChosenScaling.from_data(content["scores"]),
+                "thresholds": Thresholds(**content["thresholds"]),
                 "pixels": None if content["pixels"] is None else ChosenScaling.from_data(content["pixels"]),
                 "nsd": None if content["nsd"] is None else scaling_from_data(content["nsd"]),
                 "misses": tuple(MissThreshold(**m) for m in content["misses"]),

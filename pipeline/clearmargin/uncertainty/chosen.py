@@ -54,6 +54,14 @@ class ChosenScaling:
         chosen = self.temperature if self.chosen == "temperature" else self.isotonic
         return chosen.apply(probabilities)
 
+    def least(self, scaled: float) -> float:
+        """Return the least probability, in steps of 0.0001, that is at least ``scaled`` afterwards; 1 if none is."""
+        if self.chosen == "none":
+            return scaled
+        grid = np.arange(10001, dtype=np.float64) / 10000
+        enough = np.asarray(self.apply(grid), np.float64) >= scaled
+        return float(grid[int(enough.argmax())]) if enough.any() else 1.0
+
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data, for YAML and JSON."""
         return {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from clearmargin.core import Thresholds
 from clearmargin.core.grid import Unit
 from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 from clearmargin.metrics.calibration import Reliability
+from clearmargin.metrics.thresholds import Measure, choose_thresholds
 from clearmargin.uncertainty.calibration import Calibration, Refusal
 from clearmargin.uncertainty.chosen import ChosenScaling, fit_scaling
 from clearmargin.uncertainty.conformal import conformal_rank
@@ -40,6 +42,7 @@ class Asked:
         areas: Of the instance's elements, for outer margins: what is published as coverage of pixels.
         by: What strata are made of; nothing for none.
         risk_limit: HD95 over which an instance is one that a person should have looked at, in the grid's unit.
+        threshold_measure: What the thresholds on scores shall be best for.
     """
 
     alphas: tuple[float, ...] = (0.1, 0.05)
@@ -47,6 +50,7 @@ class Asked:
     areas: tuple[float, ...] = ()
     by: tuple[By, ...] = ()
     risk_limit: float = 4.0
+    threshold_measure: Measure = "pq"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Limits:
     threshold: float
     misses: tuple[MissThreshold, ...]
     scores: ChosenScaling
+    thresholds: Thresholds
     pixels: ChosenScaling | None
     nsd: Scaling | None
     strata: Strata
@@ -95,7 +100,7 @@ def fit_limits(
         cases: Of the fit units, observed with the promises of `trial_floors`.
         pixels: Of the fit units; empty where predictions have no foreground map.
         asked: What shall be had.
-        own_threshold: The model's score threshold.
+        own_threshold: The model's score threshold, for classes for which none can be chosen here.
         exchangeable: What a unit is.
         class_names: By label.
 
@@ -111,9 +116,11 @@ def fit_limits(
         )
     refused: list[Refusal] = []
     misses = _misses(cases, asked, exchangeable, refused)
-    threshold = min([own_threshold, *(m.threshold for m in misses if m.alpha == max(asked.alphas))])
-    kept = [one for one in instances if one.score >= threshold]
     scores = fit_scaling(list(_score_counts(cases).values()))
+    thresholds = _thresholds(cases, scores, own_threshold, asked.threshold_measure)
+    least = scores.least(thresholds.lowest)  # margins are for what `predict` returns
+    threshold = min([least, *(m.threshold for m in misses if m.alpha == max(asked.alphas))])
+    kept = [one for one in instances if one.score >= threshold]
     predicted = [
         (one.columns["predicted_nsd"], one.nsd)
         for one in kept
@@ -124,6 +131,7 @@ def fit_limits(
         threshold=threshold,
         misses=tuple(misses),
         scores=scores,
+        thresholds=thresholds,
         pixels=_pixel_scaling(pixels, refused),
         nsd=nsd,
         strata=_strata(kept, asked, class_names, refused),
@@ -170,6 +178,7 @@ def fit_calibration(
         length_unit=length_unit,
         threshold=limits.threshold,
         scores=limits.scores,
+        thresholds=limits.thresholds,
         pixels=limits.pixels,
         nsd=limits.nsd,
         tolerance=TOLERANCE,
@@ -232,6 +241,21 @@ def _misses(
         except InputError as error:
             refused.append(Refusal(what=f"score threshold for misses, alpha {alpha:g}", why=str(error)))
     return out
+
+
+def _thresholds(
+    cases: Sequence[ObservedCase], scaling: ChosenScaling, own: float, measure: Measure
+) -> Thresholds:
+    """Return the thresholds on scaled scores that are best for a measure."""
+    images = [
+        {
+            label: replace(matches, scores=np.asarray(scaling.apply(matches.scores), np.float64))
+            for label, matches in case.scored.items()
+        }
+        for case in cases
+    ]
+    shown = float(np.clip(scaling.apply(np.array([own])), 0, 1)[0])
+    return Thresholds(shown, choose_thresholds(images, measure))
 
 
 def _score_counts(cases: Sequence[ObservedCase]) -> dict[str, Reliability]:

@@ -18,6 +18,7 @@ from clearmargin.metrics.calibration import Reliability, boundary_band
 from clearmargin.metrics.matching import match_instances
 from clearmargin.metrics.pair import MaskPair
 from clearmargin.metrics.surface import hd95, nsd
+from clearmargin.metrics.thresholds import ScoredMatches, match_scores
 from clearmargin.uncertainty.drift import intensity_features
 from clearmargin.uncertainty.misses import Found, find_references
 from clearmargin.uncertainty.needed import Need, Promise, Strata, needed_by_promise
@@ -106,6 +107,7 @@ class ObservedCase:
         instances: Predicted ones, but for those in the ignored region.
         found: Of each reference, when it is found.
         intensities: See `intensity_features`.
+        scored: By label, what each prediction matches, for thresholds on scores.
     """
 
     unit: str
@@ -115,6 +117,7 @@ class ObservedCase:
     instances: tuple[ObservedInstance, ...]
     found: tuple[Found, ...]
     intensities: Mapping[str, float]
+    scored: Mapping[int, ScoredMatches]
 
     @property
     def size_unit(self) -> str:
@@ -158,6 +161,7 @@ def observe(
         instances=tuple(kept),
         found=tuple(find_references(unit, instances, reference, matches=matches)),
         intensities=intensity_features(image.pixels),
+        scored=match_scores(instances, reference),
     )
 
 

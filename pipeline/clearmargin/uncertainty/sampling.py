@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clearmargin.config import load_settings, read_yaml
-from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import below
 from clearmargin.memory import trim_heap
@@ -127,8 +127,13 @@ class SampledSegmenter:
             runtime=made_by[0].runtime,
         )
 
+    @property
+    def thresholds(self) -> Thresholds:
+        """Least existence of the instances that are returned."""
+        return self.choice.thresholds(self.label_map)
+
     def with_threshold(self, score_threshold: float) -> SampledSegmenter:
-        """Return this segmenter with another score threshold; 0 returns all it has found."""
+        """Return this segmenter with one score threshold for all classes; 0 returns all it has found."""
         return replace(self, choice=self.choice.model_copy(update={"score_threshold": score_threshold}))
 
     def __call__(self, image: Image) -> Prediction:
@@ -148,12 +153,12 @@ class SampledSegmenter:
         with self._drawing():
             samples, maps = self._sample(image)
         clusters = [
-            c for c in find_clusters(samples) if c.existence >= self.choice.score_threshold - _ROUNDING
+            c for c in find_clusters(samples) if c.existence >= self.thresholds.of(c.label) - _ROUNDING
         ]
         masks = [agreed_mask(cluster) for cluster in clusters]
-        thresholds = [member.segmenter.choice.score_threshold for member in self.members]
+        thresholds = [member.segmenter.thresholds for member in self.members]
         spreads = [
-            measure_spread(c, mask, image.grid, thresholds=thresholds)
+            measure_spread(c, mask, image.grid, thresholds=[t.of(c.label) for t in thresholds])
             for c, mask in zip(clusters, masks, strict=True)
         ]
         instances = InstanceSet(
@@ -189,7 +194,7 @@ class SampledSegmenter:
             for member, walk, found in zip(self.members, walks, parts, strict=True):
                 look = next(walk)
                 _add(seen, look, classes)
-                found.append(look.instances(member.segmenter.choice.mask_nms))
+                found.append(look.instances(member.segmenter.suppression))
                 del look
                 if len(seen) > 1:  # a volume's
                     trim_heap()
