@@ -8,29 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from clearmargin.config import read_yaml
-from clearmargin.core import Image, Mask, Prediction
+from clearmargin.core import EdgeSpread, Image, Mask, Prediction
 from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
 from clearmargin.uncertainty.chosen import ChosenScaling
 from clearmargin.uncertainty.drift import Drift, Features, Fingerprint, case_features, check_drift
 from clearmargin.uncertainty.maps import entropy
-from clearmargin.uncertainty.margins import CalibrationData, Margin
+from clearmargin.uncertainty.guarantees import Guarantee
+from clearmargin.uncertainty.margins import CalibrationData, Margin, Sides
 from clearmargin.uncertainty.misses import MissThreshold
-from clearmargin.uncertainty.needed import SIDES, Side, Strata
-from clearmargin.uncertainty.reach import EdgeScale
+from clearmargin.uncertainty.needed import SIDES, Side
+from clearmargin.uncertainty.observed import object_features
 from clearmargin.uncertainty.referral import ReferralRules
 from clearmargin.uncertainty.sampling import Mode
 from clearmargin.uncertainty.scaling import Scaling, scaling_from_data, scaling_to_data
 
-__all__ = ["Calibration", "Refusal", "load_calibration", "save_calibration"]
+__all__ = ["Applied", "Calibration", "Refusal", "load_calibration", "save_calibration"]
+
+Applied = Literal["each", "both"]
 
 _FOLDER = "calibration"
 
@@ -40,7 +43,7 @@ class Refusal:
     """Something that was asked for and could not be had.
 
     Attributes:
-        what: Such as ``outer margin, alpha 0.05, stratum 'nucleus'``.
+        what: Such as ``margin 'outer' by object, alpha 0.05``.
         why: With the level that is reached, where units are too few.
     """
 
@@ -59,14 +62,17 @@ class Calibration:
         data: Unit, date, and digest of the calibration split.
         units: Number of units that scalings and limits were fitted on (``fit``), and margins (``margin``).
         length_unit: ``mm`` or ``px``, of everything that is a length.
-        threshold: Margins hold for the matched instances at this score, as predicted and not scaled, or any higher.
+        threshold: Score, as predicted and not scaled, from which instances are returned; margins hold for the matched
+            ones among them.
+        match_iou: IoU with the true object from which an instance is matched well enough for a margin.
         scores: Scaling of instance scores.
         pixels: Scaling of the foreground map; None where there is no map.
         nsd: Scaling of predicted NSD to NSD at ``tolerance``; None where it is not predicted.
         tolerance: In ``length_unit``.
-        misses: Score thresholds that keep misses rare, by alpha.
-        strata: Which instances share a margin.
-        margins: All that could be had.
+        misses: The promise about misses that ``threshold`` keeps; None if none was asked for, or it could not be had.
+        promise: Of the margins that are applied.
+        sides: ``each``: an outer and an inner margin, each with its own promise; ``both``: one pair.
+        margins: All that could be had; those of the first alpha are applied.
         refused: What could not.
         referral: When a person should look.
         fingerprint: What calibration cases look like.
@@ -79,26 +85,31 @@ class Calibration:
     units: Mapping[str, int]
     length_unit: Unit
     threshold: float
+    match_iou: float
     scores: ChosenScaling
     pixels: ChosenScaling | None
     nsd: Scaling | None
     tolerance: float
-    misses: tuple[MissThreshold, ...]
-    strata: Strata
+    misses: MissThreshold | None
+    promise: Guarantee
+    sides: Applied
     margins: tuple[Margin, ...]
     refused: tuple[Refusal, ...]
     referral: ReferralRules
     fingerprint: Fingerprint = field(repr=False)
 
-    def apply(self, prediction: Prediction) -> Prediction:
+    def apply(self, prediction: Prediction, *, margins: bool = True) -> Prediction:
         """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
 
         Scores and the map ``foreground`` are scaled, ``entropy`` and ``mean_entropy`` follow the scaled map, and
         ``predicted_nsd`` is scaled. Where margins were calibrated, ``outer`` and ``inner`` hold each instance's
         `region`, and there are columns, with the grid's unit in their names: ``margin_outer_mm`` and
-        ``margin_inner_mm``, the one margin all around of the instance's stratum (`margin`), and
-        ``inner_volume_mm3`` and ``outer_volume_mm3``, the regions' sizes: as likely as the margin, the true size lies
-        between them. Masks stay as they are.
+        ``margin_inner_mm``, the margins of these regions (of one that follows the edge its mean along it), and
+        ``inner_volume_mm3`` and ``outer_volume_mm3``, the regions' sizes. Masks stay as they are.
+
+        Args:
+            prediction: As predicted, from the score ``threshold``.
+            margins: Whether it has any: none are promised of a case unlike the calibration cases.
 
         Raises:
             InputError: The grid is in mm and the calibration in px, or the other way round.
@@ -119,9 +130,10 @@ class Calibration:
         grid, every = instances.grid, range(len(instances))
         regions: dict[Side, tuple[Mask, ...]] = {}
         for side in SIDES:
-            if self.margin(side) is not None:  # no stratum has a margin where all together have none
-                own = [self.margin(side, self.strata.of(instances, i)) for i in every]
-                columns[f"margin_{side}_{grid.unit}"] = _float32([m.value for m in own if m is not None])
+            margin = self.margin(side) if margins else None
+            if margin is not None:
+                lengths = [margin.length(side, *self._known(prediction, i, margin)) for i in every]
+                columns[f"margin_{side}_{grid.unit}"] = _float32(lengths)
                 regions[side] = tuple(self.region(prediction, i, side) for i in every)
                 sizes = [region.area * grid.voxel_size for region in regions[side]]
                 columns[f"{side}_{grid.size_name}"] = _float32(sizes)
@@ -135,47 +147,45 @@ class Calibration:
             inner=regions.get("inner", ()),
         )
 
-    def margin(self, side: Side, stratum: str = "all", *, scaled: bool = False) -> Margin | None:
-        """Return the 100 % margin of the largest alpha: of the stratum, or else of all instances; None for none."""
-        chosen = [
-            m
-            for m in self.margins
-            if m.promise.side == side and m.promise.share == 1 and (m.promise.floor is not None) == scaled
-        ]
-        for name in (stratum, "all"):
-            own = [m for m in chosen if m.stratum == name]
-            if own:
-                return max(own, key=lambda m: m.alpha)
-        return None
+    def margin(self, side: Side) -> Margin | None:
+        """Return the margin that is applied to a side; None if it could not be had."""
+        sides: Sides = "both" if self.sides == "both" else side
+        own = [m for m in self.margins if m.guarantee == self.promise and m.sides == sides]
+        return own[0] if own else None
 
-    def applied(self, side: Side) -> tuple[Margin, ...]:
-        """Return the margins that `region` chooses from: that of all instances, and those of strata."""
-        scaled = self.margin(side, scaled=True) is not None
-        found = {m.stratum: self.margin(side, m.stratum, scaled=scaled) for m in self.margins}
-        return tuple(m for name, m in sorted(found.items()) if m is not None and m.stratum == name)
+    def applied(self) -> tuple[Margin, ...]:
+        """Return the margins that are applied, outer before inner; one if its promise is about both sides."""
+        sides: tuple[Sides, ...] = ("both",) if self.sides == "both" else SIDES
+        margins = [self.margin("outer" if one == "both" else one) for one in sides]
+        return tuple(margin for margin in margins if margin is not None)
 
     def region(self, prediction: Prediction, i: int, side: Side) -> Mask:
-        """Return instance ``i`` grown (outer) or shrunk (inner) by its 100 % margin.
+        """Return instance ``i`` grown (outer) or shrunk (inner) by its margin.
 
-        By the scaled margin where one was calibrated and the prediction has edges; by that of the instance's
-        stratum where it has one, else by that of all instances.
+        Args:
+            prediction: As predicted, and not scaled.
+            i: Position of the instance.
+            side: Which of the two.
 
         Raises:
             InputError: There is no such margin, or the grid is in another unit of length.
         """
         self._check_unit(prediction)
-        mask, grid = prediction.instances.masks[i], prediction.instances.grid
-        stratum = self.strata.of(prediction.instances, i)
-        scaled = self.margin(side, stratum, scaled=True)
-        if scaled is not None and scaled.promise.floor is not None and prediction.edges:
-            edge = prediction.edges[i]
-            scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=scaled.promise.floor)
-            return scaled.region(mask, grid, scale)
-        plain = self.margin(side, stratum)
-        if plain is None:
-            whys = [r.why for r in self.refused if r.what.startswith(f"{side} margin")]
+        margin = self.margin(side)
+        if margin is None:
+            whys = [r.why for r in self.refused if r.what.startswith("margin")]
             raise InputError(f"the calibration has no {side} margin" + (f": {whys[0]}" if whys else ""))
-        return plain.region(mask, grid)
+        grid = prediction.instances.grid
+        return margin.region(
+            prediction.instances.masks[i], grid, side, *self._known(prediction, i, margin)
+        )
+
+    def _known(
+        self, prediction: Prediction, i: int, margin: Margin
+    ) -> tuple[Mapping[str, float], EdgeSpread | None]:
+        """Return what the width of an instance's margin follows."""
+        edge = prediction.edges[i] if prediction.edges and margin.width.floor is not None else None
+        return object_features(prediction, i), edge
 
     def features(self, image: Image, prediction: Prediction) -> dict[str, float]:
         """Return what `drift` compares of an incoming case.
@@ -201,15 +211,14 @@ class Calibration:
             "units": dict(self.units),
             "length_unit": self.length_unit,
             "threshold": self.threshold,
+            "match_iou": self.match_iou,
             "scores": self.scores.to_data(),
             "pixels": None if self.pixels is None else self.pixels.to_data(),
             "nsd": None if self.nsd is None else scaling_to_data(self.nsd),
             "tolerance": self.tolerance,
-            "misses": [asdict(m) for m in self.misses],
-            "strata": {
-                "class_names": dict(self.strata.class_names),
-                "size_limits": None if self.strata.size_limits is None else list(self.strata.size_limits),
-            },
+            "misses": None if self.misses is None else asdict(self.misses),
+            "promise": self.promise,
+            "sides": self.sides,
             "margins": [m.to_data() for m in self.margins],
             "refused": [asdict(r) for r in self.refused],
             "referral": self.referral.to_data(),
@@ -230,11 +239,7 @@ class Calibration:
                 "scores": ChosenScaling.from_data(content["scores"]),
                 "pixels": None if content["pixels"] is None else ChosenScaling.from_data(content["pixels"]),
                 "nsd": None if content["nsd"] is None else scaling_from_data(content["nsd"]),
-                "misses": tuple(MissThreshold(**m) for m in content["misses"]),
-                "strata": Strata(
-                    class_names=content["strata"]["class_names"],
-                    size_limits=None if limits is None else (float(limits[0]), float(limits[1])),
-                ),
+                "misses": None if content["misses"] is None else MissThreshold(**content["misses"]),
                 "margins": tuple(Margin.from_data(m) for m in content["margins"]),
                 "refused": tuple(Refusal(**r) for r in content["refused"]),
                 "referral": ReferralRules.from_data(content["referral"]),

@@ -83,21 +83,27 @@ class ChosenScaling:
             ) from None
 
 
-def fit_scaling(units: Sequence[Reliability]) -> ChosenScaling:
+def fit_scaling(
+    units: Sequence[Reliability], judged: Sequence[Mapping[str, Reliability]] | None = None
+) -> ChosenScaling:
     """Fit a temperature and a rising function, and choose.
 
     Each is fitted on every other unit and judged by the Brier score on those between, and the other way round, beside
     the probabilities as they are. The one with the lowest score is chosen, the simpler one of equals. A temperature at
     the end of its range is never chosen. Nothing is scaled if there are fewer than `EVENTS_NEEDED` events or
-    `EACH_NEEDED` of either outcome, or if only one unit has an event.
+    `EACH_NEEDED` of either outcome, or if only one unit has an event. A scaling is not chosen, either, if it made the
+    Brier score or the ECE of any further counts worse, such as of the pixels near an edge.
 
     Args:
         units: Counts of each fit unit's events, in an order that says nothing of them.
+        judged: Further counts of each of these units, by name, on which nothing is fitted.
 
     Raises:
         InputError: No unit has an event.
     """
-    events = [unit for unit in units if unit.total]
+    kept = [k for k, unit in enumerate(units) if unit.total]
+    events = [units[k] for k in kept]
+    further = [judged[k] for k in kept] if judged is not None else []
     every = Reliability.together(events)
     reason = _too_few(every, len(events))
     if reason:
@@ -110,25 +116,48 @@ def fit_scaling(units: Sequence[Reliability]) -> ChosenScaling:
     }
     halves = [Reliability.together(events[k::2]) for k in range(2)]
     fitted = {name: fit(*every.cells()) for name, fit in fits.items()}
+    of_halves = {name: [fit(*half.cells()) for half in halves] for name, fit in fits.items()}
     errors = {
-        name: sum(
-            scaled_counts(judged, fit(*half.cells())).squares for half, judged in (halves, halves[::-1])
-        )
+        name: sum(scaled_counts(halves[1 - k], one).squares for k, one in enumerate(of_halves[name]))
         / every.total
-        for name, fit in fits.items()
+        for name in fits
         if not _at_limit(fitted[name])
     }
+    worse = {name: _made_worse(of_halves[name], further) for name in errors if name != "none"}
     chosen: Kind = "none"
     for name in ("temperature", "isotonic"):
-        if name in errors and errors[name] < errors[chosen] * (1 - 1e-9):
+        if name in errors and not worse[name] and errors[name] < errors[chosen] * (1 - 1e-9):
             chosen = name
     said = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
     why = f"{chosen}: Brier score on the half of the units that each was not fitted on: {said}"
+    refused = [f"{name} made {', '.join(what)} worse" for name, what in worse.items() if what]
+    if refused:
+        why += f"; not applied: {'; '.join(refused)}"
     if "temperature" not in errors:
         why += "; the temperature lies at the end of its range and is not used"
     return ChosenScaling(
         chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted["isotonic"]
     )
+
+
+def _made_worse(halves: Sequence[Scaling], judged: Sequence[Mapping[str, Reliability]]) -> list[str]:
+    """Return which errors of which further counts rise, each half of the units scaled by what fits the other."""
+    worse = []
+    for name in judged[0] if judged else ():
+        before = Reliability.together(unit[name] for unit in judged)
+        after = Reliability.together(
+            scaled_counts(Reliability.together(unit[name] for unit in judged[1 - k :: 2]), one)
+            for k, one in enumerate(halves)
+        )
+        if not before.total:
+            continue
+        errors = {"Brier score": lambda counts: counts.squares / counts.total, "ECE": lambda counts: counts.ece()}
+        worse += [
+            f"the {error} of {name}"
+            for error, of in errors.items()
+            if of(after) > of(before) * (1 + 1e-6)
+        ]
+    return worse
 
 
 def _too_few(events: Reliability, units: int) -> str | None:
