@@ -20,9 +20,8 @@ from clearmargin.report.calibration import figures_of, metrics_of, report_text, 
 from clearmargin.report.progress import Bar, progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.uncertainty.calibration import Applied, Calibration, save_calibration
-from clearmargin.uncertainty.conformal import units_needed
 from clearmargin.uncertainty.fitting import Asked, fit_calibration, fit_limits, trial_floors
-from clearmargin.uncertainty.guarantees import Guarantee
+from clearmargin.uncertainty.guarantees import Guarantee, units_needed
 from clearmargin.uncertainty.judging.case import JudgedCase, judge_case
 from clearmargin.uncertainty.judging.judge import Judgement, judge
 from clearmargin.uncertainty.margins import CalibrationData
@@ -84,7 +83,8 @@ def calibrate(
         confidence: Share of calibrations for which the promise is kept; None keeps it in the mean over calibrations.
         miss_alpha: Share of a unit's objects that may be missed, merged or cut: it chooses the score threshold. None keeps
             the model's own.
-        match_iou: IoU with the true object from which a prediction has a margin; under it, it is missed, merged or cut.
+        match_iou: IoU with the true object from which a prediction has a margin; under it the object counts as missed,
+            merged or cut.
         uncertainty: How the model is sampled; each way has its own calibration.
         split: Of the card; on none of its units was the model trained or chosen.
         judge_on: A further split on which everything is judged; nothing is fitted on it.
@@ -275,7 +275,7 @@ def _divided(
 def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:
     """Refuse units that reach no alpha before anything is segmented."""
     margin, fit = len(parts["margin"]), len(parts["fit"])
-    needed = {alpha: units_needed(alpha) for alpha in asked.alphas}
+    needed = {alpha: units_needed(alpha, asked.confidence) for alpha in asked.alphas}
     least = min(needed.values())
     if margin < least:
         missing = math.ceil((least - margin) * (margin + fit) / margin)
@@ -290,7 +290,7 @@ def _say_unreached(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeabl
     """Say which alphas get no promise, while others do."""
     margin = len(parts["margin"])
     for alpha in asked.alphas:
-        number = units_needed(alpha)
+        number = units_needed(alpha, asked.confidence)
         if margin < number:
             log.warning(
                 "no promise at alpha %g: it needs %d %s units for margins, there are %d",
@@ -335,9 +335,7 @@ def _observed(
     observed: list[ObservedCase] = []
     pixels: _Pixels = {}
     for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-        observed.append(
-            observe(case.unit, image, prediction, reference, floors=floors, strata=case.strata)
-        )
+        observed.append(observe(case.unit, image, prediction, reference, floors=floors, strata=case.strata))
         _count(pixels, case.unit, prediction, reference, band)
         bar.advance()
     return observed, pixels

@@ -35,7 +35,6 @@ from clearmargin.transforms.settings import Window
 from clearmargin.uncertainty.assessment import Assessment, assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
 from clearmargin.uncertainty.drift import Features
-from clearmargin.uncertainty.needed import SIDES
 from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
 
 if TYPE_CHECKING:
@@ -147,11 +146,13 @@ def predict(
 
     segmenter = open_segmenter(model, uncertainty, device=device, runtime=runtime, adjust=adjust)
     calibration = load_calibration(model, uncertainty, segmenter.provenance.weights_sha256)
-    wanted = segmenter.choice.score_threshold if score_threshold is None else score_threshold
+    wanted = segmenter.choice.score_threshold if calibration is None else calibration.threshold
+    if score_threshold is not None:
+        wanted = score_threshold
     if calibration is not None:
-        if wanted < calibration.threshold:
+        if wanted != calibration.threshold:
             log.warning(
-                "the margins hold for instances with a score of %.3g or more, and --score-threshold is %.3g",
+                "the promises are about instances with a score of %.3g or more, and --score-threshold is %.3g",
                 calibration.threshold,
                 wanted,
             )
@@ -163,12 +164,13 @@ def predict(
         unlike = _unlike(segmenter, image, displayed=display_window, force=force)
         return assess(segmenter(image), image, calibration, threshold=wanted, unlike=unlike)
 
+    made_with = _made_with(calibration, wanted)
     out.mkdir(parents=True, exist_ok=True)
     if is_video(source):
-        report = PredictionReport(done=(_predict_clip(source, out, look, calibration),))
+        report = PredictionReport(done=(_predict_clip(source, out, look, made_with),))
         on_done(report.done[0])
     elif source.is_dir() and not is_dicom(source):
-        report = _predict_folder(source, out, look, calibration, on_done)
+        report = _predict_folder(source, out, look, calibration, made_with, on_done)
     else:
         gates = {"allow_gaps": allow_gaps, "allow_tilt": allow_tilt, "tolerance_mm": tolerance_mm}
         done = []
@@ -176,10 +178,10 @@ def predict(
             record_case(image.source.case, source)
             if image.source.kind == "dicom":  # before the time is spent: results are DICOM, too
                 _ = [c.codes for c in segmenter.label_map.classes]
-            done.append(_predict_image(image, out, look(image), calibration))
+            done.append(_predict_image(image, out, look(image), made_with))
             on_done(done[-1])
         report = PredictionReport(done=tuple(done))
-    return replace(report, promises=_promises(calibration))
+    return replace(report, promises=_promises(calibration, wanted))
 
 
 def _volumes(source: Path, series: str | None, volume: str | None, gates: dict[str, Any]) -> Iterator[Image]:
@@ -206,7 +208,7 @@ def _unlike(
     if difference.refusals and not force:
         raise InputError(
             f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it all "
-            "the same with --force, which refers every instance"
+            "the same with --force, which refers the case"
         )
     return remarks + difference.refusals + difference.warnings
 
@@ -225,14 +227,16 @@ def _remarks(image: Image) -> tuple[str, ...]:
     return (*image.source.remarks, counted)
 
 
-def _promises(calibration: Calibration | None) -> tuple[str, ...]:
-    """Return the sentences of the margins that were applied."""
+def _promises(calibration: Calibration | None, threshold: float) -> tuple[str, ...]:
+    """Return the sentences of what is applied; none of misses if another threshold misses more."""
     if calibration is None:
         return ()
-    return tuple(str(margin) for side in SIDES for margin in calibration.applied(side))
+    misses = calibration.misses
+    kept = misses is not None and threshold <= misses.threshold
+    return (*(str(margin) for margin in calibration.applied()), *([str(misses)] if kept else []))
 
 
-def _made_with(calibration: Calibration | None) -> dict[str, Any]:
+def _made_with(calibration: Calibration | None, threshold: float) -> dict[str, Any]:
     """Return what ``summary.json`` says of the calibration."""
     if calibration is None:
         return {"calibration": None}
@@ -244,8 +248,9 @@ def _made_with(calibration: Calibration | None) -> dict[str, Any]:
             "units": dict(calibration.units),
             "date": data.date,
             "data_sha256": data.digest,
-            "margins": list(_promises(calibration)),
-            "misses": [str(threshold) for threshold in calibration.misses],
+            "score_threshold": calibration.threshold,
+            "match_iou": calibration.match_iou,
+            "promises": list(_promises(calibration, threshold)),
         }
     }
 
@@ -271,6 +276,7 @@ def _predict_folder(
     out: Path,
     look: Look,
     calibration: Calibration | None,
+    made_with: dict[str, Any],
     on_done: Callable[[Predicted], object],
 ) -> PredictionReport:
     every = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
@@ -292,12 +298,12 @@ def _predict_folder(
                 if name in {*failed, *(d.case for d in done)}:
                     raise InputError(f"another file is called '{name}', too: leave out --names plain")
                 if is_video(path):
-                    done.append(_predict_clip(path, out, look, calibration))
+                    done.append(_predict_clip(path, out, look, made_with))
                 else:
                     image = read_image(path)
                     record_case(image.source.case, path)
                     assessed = look(image)
-                    done.append(_predict_image(image, out, assessed, calibration))
+                    done.append(_predict_image(image, out, assessed, made_with))
                     features.append(assessed.features)
                 on_done(done[-1])
             except Exception as error:  # noqa: BLE001 - whatever one file provokes, the others are done
@@ -322,11 +328,9 @@ def _predict_folder(
     return PredictionReport(done=tuple(done), failed=failed, drift=drift)
 
 
-def _predict_image(
-    image: Image, out: Path, assessed: Assessment, calibration: Calibration | None
-) -> Predicted:
+def _predict_image(image: Image, out: Path, assessed: Assessment, made_with: dict[str, Any]) -> Predicted:
     folder = out / image.source.case
-    write_case(folder, assessed, image, **_made_with(calibration))
+    write_case(folder, assessed, image, **made_with)
     return Predicted(
         case=image.source.case,
         folder=folder,
@@ -337,18 +341,16 @@ def _predict_image(
     )
 
 
-def _predict_clip(path: Path, out: Path, look: Look, calibration: Calibration | None) -> Predicted:
+def _predict_clip(path: Path, out: Path, look: Look, made_with: dict[str, Any]) -> Predicted:
     clip = open_video(path)
     record_case(clip.case, path)
     folder = out / clip.case
     with one_run(folder) as draft:
-        predicted = _predict_frames(clip, path, draft, look, calibration)
+        predicted = _predict_frames(clip, path, draft, look, made_with)
     return replace(predicted, folder=folder)
 
 
-def _predict_frames(
-    clip: Clip, path: Path, folder: Path, look: Look, calibration: Calibration | None
-) -> Predicted:
+def _predict_frames(clip: Clip, path: Path, folder: Path, look: Look, made_with: dict[str, Any]) -> Predicted:
     """Segment every frame on its own; tables carry frame and time, and a DICOM clip gets a SEG of all frames."""
     from clearmargin.formats.coco import write_coco
     from clearmargin.formats.video import write_video
@@ -356,6 +358,7 @@ def _predict_frames(
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     warned: set[str] = set()
+    refer_case: set[str] = set()
     last: list[tuple[Image, Prediction]] = []
     masks: dict[int, Prediction] = {}
     numbers: list[int] = []
@@ -374,6 +377,7 @@ def _predict_frames(
                 number = image.source.frame or 0
                 rows.extend(case_rows(assessed, image))
                 warned.update(assessed.warnings)
+                refer_case.update(assessed.refer_case)
                 for name, count in by_class(prediction).items():
                     counts[name] = counts.get(name, 0) + count
                 drawn = picture(prediction, image)
@@ -412,8 +416,9 @@ def _predict_frames(
         image,
         len(rows),
         referred=referred,
+        refer_case=sorted(refer_case),
         warnings=list(warnings),
-        **_made_with(calibration),
+        **made_with,
     )
     return Predicted(
         case=image.source.case,

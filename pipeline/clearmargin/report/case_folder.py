@@ -90,6 +90,7 @@ def _write_case(folder: Path, assessed: Assessment, image: Image, summary: dict[
         image,
         len(prediction.instances),
         referred=sum(bool(why) for why in assessed.reasons),
+        refer_case=list(assessed.refer_case),
         warnings=list(assessed.warnings),
         **summary,
     )

@@ -22,8 +22,8 @@ class Assessment:
         prediction: As `Calibration.apply` returns it, where there is a calibration that fits; with the column
             ``refer``, 1 where a person should look and 0 elsewhere.
         reasons: For each instance, why a person should look; nothing where no rule speaks.
-        refer_case: Why a person should look at the case as a whole: how it differs from the calibration cases or the training
-            images. It refers no instance by itself.
+        refer_case: Why a person should look at the case as a whole: how it differs from the calibration cases or the
+            training images. It refers no instance by itself.
         warnings: Of the case: those, or why the calibration does not apply.
         features: Of the case, for a check of many together; none where there is no calibration that fits.
     """

@@ -21,8 +21,8 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
 from clearmargin.uncertainty.chosen import ChosenScaling
 from clearmargin.uncertainty.drift import Drift, Features, Fingerprint, case_features, check_drift
-from clearmargin.uncertainty.maps import entropy
 from clearmargin.uncertainty.guarantees import Guarantee
+from clearmargin.uncertainty.maps import entropy
 from clearmargin.uncertainty.margins import CalibrationData, Margin, Sides
 from clearmargin.uncertainty.misses import MissThreshold
 from clearmargin.uncertainty.needed import SIDES, Side
@@ -176,9 +176,7 @@ class Calibration:
             whys = [r.why for r in self.refused if r.what.startswith("margin")]
             raise InputError(f"the calibration has no {side} margin" + (f": {whys[0]}" if whys else ""))
         grid = prediction.instances.grid
-        return margin.region(
-            prediction.instances.masks[i], grid, side, *self._known(prediction, i, margin)
-        )
+        return margin.region(prediction.instances.masks[i], grid, side, *self._known(prediction, i, margin))
 
     def _known(
         self, prediction: Prediction, i: int, margin: Margin
@@ -233,7 +231,6 @@ class Calibration:
             ConfigError: A field is missing or unknown.
         """
         try:
-            limits = content["strata"]["size_limits"]
             read: dict[str, Any] = {
                 "data": CalibrationData(**content["data"]),
                 "scores": ChosenScaling.from_data(content["scores"]),

@@ -151,11 +151,12 @@ def _made_worse(halves: Sequence[Scaling], judged: Sequence[Mapping[str, Reliabi
         )
         if not before.total:
             continue
-        errors = {"Brier score": lambda counts: counts.squares / counts.total, "ECE": lambda counts: counts.ece()}
+        errors: dict[str, Callable[[Reliability], float]] = {
+            "Brier score": lambda counts: counts.squares / counts.total,
+            "ECE": lambda counts: counts.ece(),
+        }
         worse += [
-            f"the {error} of {name}"
-            for error, of in errors.items()
-            if of(after) > of(before) * (1 + 1e-6)
+            f"the {error} of {name}" for error, of in errors.items() if of(after) > of(before) * (1 + 1e-6)
         ]
     return worse
 

@@ -1,10 +1,10 @@
 """Whether an incoming case looks like those that the margins were calibrated on.
 
-A margin holds for exchangeable data, and no check can prove that. This one compares what the image looks like (features)
-with the calibration cases: how far away its nearest neighbour is, in relation to how far that neighbour's own nearest
-neighbour is. The relation, and not the distance, since the cases of a rare stain lie farther apart than those of a
-common one. The rank of the relation among those of the calibration units is a p-value: a case like the calibration cases is
-warned of with at most the false alarm rate that is stated. Silence is not a guarantee.
+A margin holds for exchangeable data, and no check can prove that. This one compares what the image looks like
+(features) with the calibration cases: how far away its nearest neighbour is, in relation to how far that neighbour's
+own nearest neighbour is. The relation, and not the distance, since the cases of a rare stain lie farther apart than
+those of a common one. The rank of the relation among those of the calibration units is a p-value: a case like the
+calibration cases is warned of with at most the false alarm rate that is stated. Silence is not a guarantee.
 
 A batch of cases is compared feature by feature, by the Kolmogorov-Smirnov two-sample test with Holm's correction.
 
@@ -195,7 +195,9 @@ def fingerprint(
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(cases))[:_MOST]
     names = sorted({name for case in cases for name in case})
-    numbers = {unit: int(k) for unit, k in zip(sorted(set(units)), rng.permutation(len(set(units))), strict=True)}
+    numbers = {
+        unit: int(k) for unit, k in zip(sorted(set(units)), rng.permutation(len(set(units))), strict=True)
+    }
     known = Fingerprint(
         units=tuple(numbers[units[k]] for k in order),
         values={name: tuple(float(cases[k].get(name, np.nan)) for k in order) for name in names},
@@ -212,7 +214,10 @@ def fingerprint(
             before = counts.get(f"{column} {value}", (0, 0))
             counts[f"{column} {value}"] = (before[0] + int(warned[row]), before[1] + 1)
     return Fingerprint(
-        units=known.units, values=known.values, false_alarms=false_alarms, by_stratum=dict(sorted(counts.items()))
+        units=known.units,
+        values=known.values,
+        false_alarms=false_alarms,
+        by_stratum=dict(sorted(counts.items())),
     )
 
 
@@ -248,7 +253,9 @@ def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: floa
     foreign = {k: foreign_p_value(known, case) for k, case in enumerate(incoming) if alarms[k]}
     adjusted, notes = _compared(known, incoming) if len(incoming) > 1 else ({}, {})
     warnings = [
-        f"{notes[name]}, p = {p:.2g} over {len(adjusted)} features" for name, p in adjusted.items() if p < alpha
+        f"{notes[name]}, p = {p:.2g} over {len(adjusted)} features"
+        for name, p in adjusted.items()
+        if p < alpha
     ]
     warnings += [
         f"{_named(k, incoming)} looks like no calibration case (p = {p:.2g}; {100 * known.false_alarms:g} % of the cases "

@@ -71,9 +71,7 @@ class Limits:
     @property
     def floors(self) -> tuple[float, ...]:
         """The floors of the widths that follow the edge."""
-        return tuple(
-            sorted({one.width.floor for one in self.widths.values() if one.width.floor is not None})
-        )
+        return tuple(sorted({one.width.floor for one in self.widths.values() if one.width.floor is not None}))
 
 
 def trial_floors(element: float) -> tuple[float, ...]:

@@ -7,15 +7,15 @@ Each matched object asks for a factor that its width is multiplied by; until it 
 - ``unit``: 1 if any of its objects is not covered, else 0;
 - ``risk``: the share of an object's edge that is outside, a mean over its objects.
 
-With n exchangeable units the least factor with ``(n risk + 1) / (n + 1) <= alpha`` keeps the mean loss of a new unit at
-alpha or less (conformal risk control). For ``unit`` this is the split-conformal quantile, and for ``object`` the
-hierarchical one, in which each unit has the weight 1 / (n + 1), shared by its objects. The mean is over calibrations, too;
-with a confidence the factor keeps the loss for the calibration at hand, but for one in so many.
+With n exchangeable units the least factor with ``(n risk + 1) / (n + 1) <= alpha`` keeps the mean loss of a new unit
+at alpha or less (conformal risk control). For ``unit`` this is the split-conformal quantile, and for ``object`` the
+hierarchical one, in which each unit has the weight 1 / (n + 1), shared by its objects. The mean is over calibrations,
+too; with a confidence the factor keeps the loss for that share of the calibrations.
 
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024, theorem 1; Lee, Barber and
 Willett, "Distribution-free inference with hierarchical data", arXiv:2306.06342, theorem 1; Dunn, Wasserman and Ramdas,
-"Distribution-free prediction sets for two-layer hierarchical models", JASA 2023; Vovk, "Conditional validity of inductive
-conformal predictors", ACML 2012 (the Beta law); Bates, Angelopoulos, Lei, Malik and Jordan, "Distribution-free,
+"Distribution-free prediction sets for two-layer hierarchical models", JASA 2023; Vovk, "Conditional validity of
+inductive conformal predictors", ACML 2012 (the Beta law); Bates, Angelopoulos, Lei, Malik and Jordan, "Distribution-free,
 risk-controlling prediction sets", J ACM 2021, with the betting bound of Waudby-Smith and Ramdas.
 """
 
@@ -29,10 +29,18 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core.slack import with_slack
+from clearmargin.core.slack import SLACK
 from clearmargin.errors import ConfigError, InputError
 
-__all__ = ["GUARANTEES", "Demand", "Guarantee", "UnitLosses", "coverage_range", "least_factor"]
+__all__ = [
+    "GUARANTEES",
+    "Demand",
+    "Guarantee",
+    "UnitLosses",
+    "coverage_range",
+    "least_factor",
+    "units_needed",
+]
 
 Guarantee = Literal["object", "unit", "risk"]
 GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)
@@ -102,7 +110,7 @@ class UnitLosses:
 
     def at(self, factors: Values) -> Values:
         """Return each unit's loss at each factor, ``(F, n)``."""
-        reached = with_slack(np.asarray(factors, np.float64))
+        reached: Values = np.asarray(factors, np.float64) * (1 + SLACK)
         columns = [
             left[np.searchsorted(places, reached, side="right")]
             for places, left in zip(self._places, self._left, strict=True)
@@ -121,7 +129,9 @@ def _any(demands: Sequence[Demand]) -> tuple[Values, Values]:
 
 def _edges(demands: Sequence[Demand]) -> tuple[Values, Values]:
     places = np.concatenate([demand.factors for demand in demands])
-    drops = np.concatenate([-np.diff(demand.outside, append=0.0) for demand in demands if len(demand.outside)] or [np.zeros(0)])
+    drops = np.concatenate(
+        [-np.diff(demand.outside, append=0.0) for demand in demands if len(demand.outside)] or [np.zeros(0)]
+    )
     drops = drops / len(demands)
     order = np.argsort(places, kind="stable")
     return places[order], drops[order]
@@ -163,6 +173,17 @@ def least_factor(
     return float(candidates[int(np.argmax(kept))])
 
 
+def units_needed(alpha: float, confidence: float | None = None) -> int:
+    """Return the smallest number of units that reach ``alpha``; with a confidence, if none of them fails.
+
+    >>> units_needed(0.1), units_needed(0.05), units_needed(0.1, 0.9)
+    (9, 19, 22)
+    """
+    if confidence is None:
+        return math.ceil(1 / alpha - 1e-9) - 1
+    return math.ceil(math.log(1 - confidence) / math.log(1 - alpha) - 1e-9)
+
+
 def _is_kept(losses: Values, guarantee: Guarantee, alpha: float, error: float) -> bool:
     """Return whether losses say with an error of at most ``error`` that their mean is at most ``alpha``."""
     from scipy.stats import binom
@@ -181,15 +202,15 @@ def _is_kept(losses: Values, guarantee: Guarantee, alpha: float, error: float) -
 
 def _too_few(n: int, alpha: float, confidence: float | None, name: str) -> str:
     if confidence is not None:
-        needed = math.ceil(math.log(1 - confidence) / math.log(1 - alpha) - 1e-9)
         return (
-            f"{name} at alpha {alpha:g} with a confidence of {confidence:g} needs {needed} calibration units at least, and "
+            f"{name} at alpha {alpha:g} with a confidence of {confidence:g} needs "
+            f"{units_needed(alpha, confidence)} calibration units at least, and "
             f"more if some of them fail; there are {n}: add units, or ask for a larger alpha or less confidence"
         )
-    needed = math.ceil(1 / alpha - 1e-9) - 1
     reach = f"{n} reach {100 * n / (n + 1):.3g} % at best (alpha {1 / (n + 1):.3g})" if n else "there is none"
     return (
-        f"{name} at alpha {alpha:g} needs {needed} calibration units, {reach}: add units, or ask for a larger alpha"
+        f"{name} at alpha {alpha:g} needs {units_needed(alpha)} calibration units, {reach}: add units, or ask for a larger "
+        "alpha"
     )
 
 

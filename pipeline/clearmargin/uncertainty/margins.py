@@ -1,8 +1,8 @@
 """Margins of safety with a promise: how wide they are for an object, and a record that says what they hold for.
 
-`needed` says what an object needed, `width` what that is compared with, `guarantees` which factor keeps the promise. A unit
-without a matched object asks for nothing: it is left out and counted, and the promise is about units that have one. What
-no prediction matches, or none well enough, has no margin; `misses` is about that.
+`needed` says what an object needed, `width` what that is compared with, `guarantees` which factor keeps the promise. A
+unit without a matched object asks for nothing: it is left out and counted, and the promise is about units that have
+one. What no prediction matches, or none well enough, has no margin; `misses` is about that.
 
 Source: Papadopoulos et al., "Inductive confidence machines for regression", ECML 2002 (split conformal, and
 scores normalised by a local scale); Mossina and Friedrich, "ConSeMa", MICCAI 2025 (margins by nested dilations of a
@@ -26,7 +26,17 @@ from clearmargin.uncertainty.needed import SIDES, Needed, Side
 from clearmargin.uncertainty.reach import EdgeScale, grow, shrink
 from clearmargin.uncertainty.width import Features, Width
 
-__all__ = ["BOTH", "CalibrationData", "Margin", "MatchedObject", "Sides", "demands_of", "fit_margin", "losses_of", "sides_of"]
+__all__ = [
+    "BOTH",
+    "CalibrationData",
+    "Margin",
+    "MatchedObject",
+    "Sides",
+    "demands_of",
+    "fit_margin",
+    "losses_of",
+    "sides_of",
+]
 
 Sides = Literal["outer", "inner", "both"]
 BOTH: tuple[Sides, ...] = get_args(Sides)
@@ -134,7 +144,9 @@ class Margin:
         value, floor, scale = self.width.margin(side, features, self.factor), self.width.floor, None
         if floor is not None:
             if edge is None:
-                raise ValueError("the margin follows the edge's standard deviation, and the prediction has no edge")
+                raise ValueError(
+                    "the margin follows the edge's standard deviation, and the prediction has no edge"
+                )
             scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=floor)
         return (grow if side == "outer" else shrink)(mask, grid, value, scale)
 
@@ -289,7 +301,7 @@ def fit_margin(
         without=len(everyone) - losses.n,
         match_iou=match_iou,
         covered=coverage_range(losses, factor),
-        typical={side: 0.0 for side in SIDES},
+        typical=dict.fromkeys(SIDES, 0.0),
         data=data,
     )
     return replace(margin, typical={side: typical_length(objects, margin, side) for side in SIDES})
@@ -301,7 +313,8 @@ def typical_length(objects: Iterable[MatchedObject], margin: Margin, side: Side)
         return 0.0
     floor = margin.width.floor
     lengths = [
-        margin.width.margin(side, one.features, margin.factor) * (1.0 if floor is None else one.mean_scale[floor])
+        margin.width.margin(side, one.features, margin.factor)
+        * (1.0 if floor is None else one.mean_scale[floor])
         for one in objects
         if (side, floor) in one.needed
     ]

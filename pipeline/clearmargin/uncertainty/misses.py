@@ -1,9 +1,10 @@
 """A score threshold under which few instances are missed, merged or cut, by conformal risk control.
 
-The loss of a unit at a threshold is the share of its reference instances that no kept prediction matches well enough (or
-whether there is any). A prediction that holds two objects, or half of one, has an IoU near 0.5 with either: it is matched
-from 0.5, and counts as missed under the IoU from which margins are promised. Conformal risk control needs a loss that does not fall as the threshold rises, and here
-it never does: `match_instances` takes predictions in order of score, so that leaving out those below a
+The loss of a unit at a threshold is the share of its reference instances that no kept prediction matches well
+enough (or whether there is any). A prediction that holds two objects, or half of one, has an IoU near 0.5 with
+either: it is matched from 0.5, and counts as missed under the IoU from which margins are promised.
+
+Conformal risk control needs a loss that does not fall as the threshold rises, and here it never does: `match_instances` takes predictions in order of score, so that leaving out those below a
 threshold changes no partner of those above it, and a reference is found at a threshold exactly when its
 partner's score reaches it. (For `match_optimally` the set of references that have a partner shrinks, too, but
 partners change, and with them the margins.) Because it is monotone, risk control holds in expectation without
@@ -71,13 +72,14 @@ class MissThreshold:
     match_iou: float
 
     def __str__(self) -> str:
+        unit, most, bad = self.exchangeable, f"at most {100 * self.alpha:g} %", "missed, merged or cut"
         what = {
-            "share": f"a new {self.exchangeable} has on average at most {100 * self.alpha:g} % of its instances missed, merged or cut",
-            "any": f"a new {self.exchangeable} has any instance missed, merged or cut with a chance of at most {100 * self.alpha:g} %",
+            "share": f"a new {unit} has on average {most} of its instances {bad}",
+            "any": f"a new {unit} has any instance {bad} with a chance of {most}",
         }[self.loss]
         return (
-            f"score threshold {self.threshold:.4g}: {what}, so that no prediction has an IoU of {self.match_iou:g} with it (n = {self.n} {self.exchangeable} units, {self.without} "
-            f"more had no instance; {100 * self.risk:.3g} % there)."
+            f"score threshold {self.threshold:.4g}: {what}, so that no prediction has an IoU of {self.match_iou:g} with "
+            f"it (n = {self.n} {unit} units, {self.without} more had no instance; {100 * self.risk:.3g} % there)."
         )
 
 

@@ -19,14 +19,22 @@ from clearmargin.metrics.matching import match_instances
 from clearmargin.metrics.pair import MaskPair
 from clearmargin.metrics.surface import hd95, nsd
 from clearmargin.uncertainty.drift import image_features
-from clearmargin.uncertainty.misses import Found, find_references
 from clearmargin.uncertainty.margins import MatchedObject
+from clearmargin.uncertainty.misses import Found, find_references
 from clearmargin.uncertainty.needed import SIDES, Needed, Side, needed_margin
 from clearmargin.uncertainty.reach import EdgeScale
 from clearmargin.uncertainty.spread import TOLERANCE
 from clearmargin.uncertainty.width import features_of
 
-__all__ = ["ObservedCase", "ObservedInstance", "PixelCounts", "element_of", "matched_objects", "object_features", "observe"]
+__all__ = [
+    "ObservedCase",
+    "ObservedInstance",
+    "PixelCounts",
+    "element_of",
+    "matched_objects",
+    "object_features",
+    "observe",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +155,7 @@ def observe(
     """
     instances = prediction.instances
     matches = match_instances(instances, reference)
-    partners = {
-        int(i): (int(j), float(iou)) for (i, j), iou in zip(matches.pairs, matches.ious, strict=True)
-    }
+    partners = {int(i): (int(j), float(iou)) for (i, j), iou in zip(matches.pairs, matches.ious, strict=True)}
     ignored = {int(i) for i in matches.ignored}
     kept = [
         _instance(prediction, i, reference, partners.get(i), floors)
@@ -167,9 +173,7 @@ def observe(
     )
 
 
-def matched_objects(
-    cases: Iterable[ObservedCase], threshold: float, match_iou: float
-) -> list[MatchedObject]:
+def matched_objects(cases: Iterable[ObservedCase], threshold: float, match_iou: float) -> list[MatchedObject]:
     """Return the objects at or above a score threshold that match a true one at an IoU or better."""
     return [
         MatchedObject(unit=case.unit, features=one.features, needed=one.needed, mean_scale=one.mean_scale)
@@ -215,14 +219,14 @@ def _instance(
     iou, distance, surface = 0.0, 0.0, 0.0
     if partner is not None:
         truth, iou = reference.masks[partner[0]], partner[1]
-        scales: dict[float | None, EdgeScale | None] = {None: None}
+        scales: list[tuple[float | None, EdgeScale | None]] = [(None, None)]
         for floor in floors if prediction.edges else ():
             edge = prediction.edges[i]
-            scales[floor] = EdgeScale(points=edge.points, sigma=edge.sigma, floor=floor)
+            scales.append((floor, EdgeScale(points=edge.points, sigma=edge.sigma, floor=floor)))
             mean_scale[floor] = float(edge.sigma.mean() if edge.sigma.size else 0.0) + floor
-        for floor, scale in scales.items():
+        for scaled_with, scale in scales:
             for side in SIDES:
-                needed[side, floor] = needed_margin(
+                needed[side, scaled_with] = needed_margin(
                     mask, truth, grid, side, scale=scale, ignore=reference.ignore
                 )
         pair = MaskPair.from_masks(mask, truth, grid, ignore=reference.ignore)

@@ -9,8 +9,8 @@ Three ways, the narrowest of which is chosen on the fit units at equal coverage:
 
 Whatever the width, the factor is calibrated on other units, so that the guarantee does not depend on how good it is.
 
-Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978; Romano, Patterson and Candes, "Conformalized quantile
-regression", NeurIPS 2019 (there the margin is added to, here it is multiplied: needed margins spread as they grow).
+Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978; Romano, Patterson and Candes, "Conformalized
+quantile regression", NeurIPS 2019 (there the margin is added to, here it is multiplied: needed margins spread as they grow).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Width:
 
     Attributes:
         kind: See the module.
-        level: By side, the width that all objects share: a typical needed margin, in the unit of length (``constant``) or in
-            scales of the edge (``edge``), so that factors of both sides are alike.
+        level: By side, the width that all objects share: a typical needed margin, in the unit of length
+            (``constant``) or in scales of the edge (``edge``), so that factors of both sides are alike.
         predicted: By side, of ``predicted``; else empty.
         offset: Length added to a needed margin before it is compared with the predicted one, and taken off the margin
             that is applied: half an element, since needed margins of 0 have no logarithm.
@@ -177,7 +177,7 @@ def fit_predicted(
     chosen = np.arange(len(rows))
     if len(rows) > _ROWS:
         chosen = np.random.default_rng(0).permutation(len(rows))[:_ROWS]
-    table = np.array([[rows[k].get(name, 0.0) for name in names] for k in chosen])
+    table = np.array([[rows[int(k)].get(name, 0.0) for name in names] for k in chosen])
     centre, spread = table.mean(axis=0), table.std(axis=0)
     spread[spread == 0] = 1.0
     standard = (table - centre) / spread

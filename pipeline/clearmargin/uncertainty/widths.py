@@ -1,4 +1,4 @@
-"""Which width a margin has: each is fitted on half of the fit units and measured on the other half at equal coverage."""
+"""Which width a margin has: each is fitted on half of the fit units and measured on the other half, at equal loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from clearmargin.uncertainty.guarantees import GUARANTEES, Guarantee
 from clearmargin.uncertainty.margins import BOTH, MatchedObject, Sides, losses_of, sides_of
 from clearmargin.uncertainty.needed import SIDES, Side
-from clearmargin.uncertainty.width import Width, fit_predicted
+from clearmargin.uncertainty.width import Width, WidthKind, fit_predicted
 
 __all__ = ["ChosenWidth", "choose_widths"]
 
@@ -81,7 +81,8 @@ def _fitted(objects: Sequence[MatchedObject], alpha: float, element: float) -> d
             ]
             least = element if floor is None else 1.0
             level = max(_quantile(known, 1 - alpha), least / 2) if known else least
-            kind, name = ("constant", "constant") if floor is None else ("edge", f"edge {floor:g}")
+            kind: WidthKind = "constant" if floor is None else "edge"
+            name = kind if floor is None else f"edge {floor:g}"
             widths.setdefault(name, {})[side] = Width(
                 kind=kind, level={side: level}, predicted={}, floor=floor
             )

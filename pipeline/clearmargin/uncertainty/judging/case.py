@@ -55,9 +55,7 @@ def judge_case(
         for side in SIDES
         if calibration.margin(side) is not None
     }
-    return JudgedCase(
-        observed=observed, sizes=sizes, dice=_union_dice(instances.select(kept), reference)
-    )
+    return JudgedCase(observed=observed, sizes=sizes, dice=_union_dice(instances.select(kept), reference))
 
 
 def _union_dice(predicted: InstanceSet, reference: InstanceSet) -> float:

@@ -16,10 +16,19 @@ from clearmargin.uncertainty.drift import Features, Fingerprint, false_alarms, f
 from clearmargin.uncertainty.guarantees import UnitLosses, least_factor
 from clearmargin.uncertainty.judging.case import JudgedCase
 from clearmargin.uncertainty.margins import Margin, MatchedObject, demands_of, losses_of, typical_length
-
+from clearmargin.uncertainty.needed import Side
 from clearmargin.uncertainty.observed import ObservedCase, matched_objects
 
-__all__ = ["SPLITS", "Coverage", "FalseAlarms", "Shift", "SizeCoverage", "alarms_of", "coverage_of", "shifts_of"]
+__all__ = [
+    "SPLITS",
+    "Coverage",
+    "FalseAlarms",
+    "Shift",
+    "SizeCoverage",
+    "alarms_of",
+    "coverage_of",
+    "shifts_of",
+]
 
 SPLITS = 100
 """Random splits of the margin and judged units together."""
@@ -87,7 +96,7 @@ class Shift:
         n: Units that calibrated.
         units: Judged units.
         covered: One less their mean loss.
-        refused: Judged cases that look like no calibration case of ``calibrated_on``, so that nothing is promised of them.
+        refused: Judged cases that look like no calibration case of ``calibrated_on``: nothing is promised of them.
         cases: Judged cases.
         covered_after: One less the mean loss of the units whose cases were not refused; None if all were.
     """
@@ -187,7 +196,7 @@ def _by_size(
     if len(objects) != len(covered) or len(objects) < 3:
         return ()
     order = np.argsort([one.features["log size"] for one in objects], kind="stable")
-    side = "inner" if margin.sides == "inner" else "outer"
+    side: Side = "inner" if margin.sides == "inner" else "outer"
     return tuple(
         SizeCoverage(
             name=name,
@@ -270,7 +279,8 @@ def _held(
     calibration: Calibration, margin: Margin, factor: float, cases: Sequence[ObservedCase]
 ) -> NDArray[np.float64]:
     """Return one less the loss of each unit with a matched object."""
-    return 1 - _losses(margin, _objects(calibration, cases)).at(np.array([factor]))[0]
+    held: NDArray[np.float64] = 1 - _losses(margin, _objects(calibration, cases)).at(np.array([factor]))[0]
+    return held
 
 
 def _fingerprint(calibration: Calibration, cases: Sequence[ObservedCase]) -> Fingerprint:
