@@ -18,7 +18,7 @@ LABELS = LabelMap(
 MADE_BY = Provenance(model="drawn", weights_sha256="a" * 64, config_sha256="b" * 64, software="tests")
 DATA = CalibrationData(exchangeable="patient", date="2026-01-31", digest="ab" * 32)
 COARSE = Setting(shape=(56, 56), spacing=(0.4, 0.3))
-ASKED = Asked(alphas=(0.2, 0.1), shares=(1.0, 0.95), areas=(0.9,), risk_limit=1.0)
+ASKED = Asked(alphas=(0.2, 0.1), risk_limit=1.0)
 
 
 class DrawnSet:

@@ -148,8 +148,8 @@ def least_factor(
     Args:
         losses: Of the calibration units.
         alpha: What the mean loss may be.
-        confidence: None keeps the mean over calibrations and new units together. Else the share of calibrations for
-            which the loss of new units is kept: by the binomial law for ``unit``, by a betting bound otherwise.
+        confidence: None keeps the mean over calibrations and new units together. A number keeps it as well for that share
+            of the calibrations, one by one: by the binomial law for ``unit``, by a betting bound otherwise.
         name: What is calibrated, for the message.
 
     Raises:
@@ -162,12 +162,11 @@ def least_factor(
         raise ConfigError(f"a confidence lies between 0 and 1, not {confidence:g}: 0.9 is 90 %")
     candidates = losses.candidates()
     n = losses.n
-    if confidence is None:
-        kept = (losses.at(candidates).sum(axis=1) + 1) / (n + 1) <= alpha + 1e-12
-    else:
-        table = losses.at(candidates)
-        kept = np.array([n > 0 and _is_kept(row, losses.guarantee, alpha, 1 - confidence) for row in table])
-        kept = np.logical_and.accumulate(kept[::-1])[::-1]  # no larger factor fails
+    table = losses.at(candidates)
+    kept = (table.sum(axis=1) + 1) / (n + 1) <= alpha + 1e-12
+    if confidence is not None:
+        sure = np.array([n > 0 and _is_kept(row, losses.guarantee, alpha, 1 - confidence) for row in table])
+        kept &= np.logical_and.accumulate(sure[::-1])[::-1]  # no larger factor fails
     if not kept.any():
         raise InputError(_too_few(n, alpha, confidence, name))
     return float(candidates[int(np.argmax(kept))])
@@ -217,9 +216,14 @@ def _too_few(n: int, alpha: float, confidence: float | None, name: str) -> str:
 def coverage_range(losses: UnitLosses, factor: float) -> tuple[float, float, float]:
     """Return what new units are covered at ``factor``: the mean over calibrations, and a central 90 % range.
 
-    For the calibration at hand coverage is fixed and not known. If the loss is 0 or 1 it has over calibrations the law
-    Beta(n - f, f + 1), f the number of units that fail, without ties exactly. A loss that is a share varies less:
-    its Beta law has the same mean, and the variance divided by that of a loss of 0 or 1, which is an approximation.
+    For the calibration at hand coverage is fixed and not known. By ``unit`` it has over calibrations the law
+    Beta(n - f, f + 1), f the number of units that fail, exactly if there are no ties. A loss that is a share varies less: its
+    Beta law has the mean that units left out one by one have, and the variance divided by that of a loss of 0 or 1.
+    That is an approximation (`tests/uncertainty/test_guarantees.py` has how good it is).
+
+    Args:
+        losses: Of the calibration units.
+        factor: As `least_factor` returned it for them.
 
     Returns:
         Mean, low and high, in [0, 1]; ``(0, 0, 1)`` for no unit.
@@ -231,8 +235,20 @@ def coverage_range(losses: UnitLosses, factor: float) -> tuple[float, float, flo
         return 0.0, 0.0, 1.0
     own = losses.at(np.array([factor]))[0]
     risk = float(own.mean())
-    mean = 1 - (n * risk + 1) / (n + 1)
-    spread = float(own.var() / (risk * (1 - risk))) if 0 < risk < 1 else 1.0
-    weight = (n + 2) / max(spread, 1e-6) - 1
+    if losses.guarantee == "unit" or not 0 < risk < 1:
+        mean, weight = 1 - (n * risk + 1) / (n + 1), n + 1.0
+    else:
+        mean = 1 - _left_out(losses, risk)
+        weight = (n + 2) * risk * (1 - risk) / max(float(own.var()), 1e-9) - 1
     low, high = beta.ppf([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], mean * weight, (1 - mean) * weight)
     return mean, float(low), float(high)
+
+
+def _left_out(losses: UnitLosses, risk: float) -> float:
+    """Return the mean loss of each unit at the least factor that keeps the others' mean loss at ``risk``."""
+    candidates = losses.candidates()
+    table = losses.at(candidates)
+    total = table.sum(axis=1)
+    others = (total[:, None] - table) / max(losses.n - 1, 1)
+    chosen = np.argmax(others <= risk + 1e-12, axis=0)  # none fails at the largest factor
+    return float(table[chosen, np.arange(losses.n)].mean())
