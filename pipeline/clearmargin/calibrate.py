@@ -15,7 +15,9 @@ import numpy as np
 from clearmargin.core import Image, InstanceSet, Prediction, Segmenter
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.contents import contents_of
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.privacy import key_fingerprint
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import Bar, progress
 from clearmargin.tracking.run import TrackedRun
@@ -26,8 +28,8 @@ from clearmargin.uncertainty.judging.case import JudgedCase, judge_case
 from clearmargin.uncertainty.judging.judge import Judgement, judge
 from clearmargin.uncertainty.margins import CalibrationData
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, element_of, observe
-from clearmargin.uncertainty.sampling import Mode, open_segmenter, trained_units
-from clearmargin.uncertainty.units import refuse_shared_units, split_units
+from clearmargin.uncertainty.sampling import Mode, open_segmenter, seen_by
+from clearmargin.uncertainty.units import check_unseen, split_units
 
 __all__ = ["Calibrated", "calibrate", "calibrate_cases", "judge_cases", "render_calibration"]
 
@@ -81,8 +83,8 @@ def calibrate(
         sides: Whether the outer and the inner margin have a promise ``each``, or one about ``both`` at once.
         alphas: What may fail; margins of the first are applied.
         confidence: Share of calibrations for which the promise is kept; None keeps it in the mean over calibrations.
-        miss_alpha: Share of a unit's objects that may be missed, merged or cut: it chooses the score threshold. None keeps
-            the model's own.
+        miss_alpha: Share of a unit's objects that may be missed, merged or cut: it chooses the score threshold. None
+            keeps the model's own.
         match_iou: IoU with the true object from which a prediction has a margin; under it the object counts as missed,
             merged or cut.
         uncertainty: How the model is sampled; each way has its own calibration.
@@ -124,8 +126,17 @@ def calibrate(
         )
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
-    refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
     _divided(cases, asked, fit_share, seed, dataset.card.unit)
+    every = (*cases, *others)
+    checked = check_unseen(
+        [case.unit for case in every],
+        contents_of(dataset, every),
+        seen_by(model),
+        key=key_fingerprint(),
+        card=dataset.card.name,
+    )
+    if "could not" in checked:
+        log.warning("leakage: %s", checked)
     data = _where_from(dataset, cases)
     name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
     run = TrackedRun(name=name.format(segmenter.provenance.model))
@@ -163,6 +174,7 @@ def calibrate(
             fit_share=fit_share,
             seed=seed,
             band=band,
+            checked=checked,
         )
         file = save_calibration(model, found)
         judged = None
@@ -186,6 +198,7 @@ def calibrate_cases(
     fit_share: float = 0.3,
     seed: int = 0,
     band: float | None = None,
+    checked: str = "not checked",
 ) -> tuple[Calibration, list[ObservedCase]]:
     """Return the calibration on ``cases``, and the observed cases of its margin units.
 
@@ -203,6 +216,7 @@ def calibrate_cases(
         fit_share: See `calibrate`.
         seed: Of the division of units.
         band: See `calibrate`.
+        checked: How it was checked that the model saw none of the cases.
     """
     parts = _divided(cases, asked, fit_share, seed, data.exchangeable)
     _say_unreached(parts, asked, data.exchangeable)
@@ -220,7 +234,15 @@ def calibrate_cases(
         )
         margin, _ = _observed(segmenter, dataset, of_part["margin"], limits.floors, band, bar)
     calibration = fit_calibration(
-        limits, fit, margin, asked, data, mode=mode, weights_sha256=weights_sha256, card=dataset.card.name
+        limits,
+        fit,
+        margin,
+        asked,
+        data,
+        mode=mode,
+        weights_sha256=weights_sha256,
+        card=dataset.card.name,
+        checked=checked,
     )
     return calibration, margin
 

@@ -26,6 +26,7 @@ from clearmargin import __version__
 from clearmargin.config import digest, dump_yaml, read_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.contents import contents_of
 from clearmargin.datasets.folds import in_fold
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare, score
@@ -35,6 +36,7 @@ from clearmargin.models.clock import Clock
 from clearmargin.models.domain import domain_of
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
 from clearmargin.models.threads import torch_threads
+from clearmargin.privacy import key_fingerprint
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.batches import load_batches
@@ -186,6 +188,7 @@ def _train(
     if resumes and restore_checkpoint(state, folder) != digest(experiment) and group.rank == 0:
         log.info("run '%s' goes on with a changed configuration", folder.name)
         write_config(folder, experiment)
+    seen = (*cases, *(validation if settings.early_stopping is not None else ()))
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=_without_folder(model_config.model_dump(mode="json")),
@@ -195,9 +198,10 @@ def _train(
         prediction=experiment.prediction,
         domain=domain_of(dataset.read(case)[0] for case in cases[:: math.ceil(len(cases) / _DOMAIN_CASES)]),
         show_in_tracking=dataset.card.show_in_tracking,
-        trained_on=tuple(
-            sorted({c.unit for c in (*cases, *(validation if settings.early_stopping is not None else ()))})
-        ),
+        trained_on=tuple(sorted({case.unit for case in seen})),
+        trained_content=tuple(sorted(set(contents_of(dataset, seen)))) if group.rank == 0 else (),
+        trained_key=key_fingerprint(),
+        trained_card=dataset.card.name,
     )
     with _open_run(experiment, dataset, folder, group, parent) as run:
         if run.run_id:

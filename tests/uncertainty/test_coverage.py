@@ -35,7 +35,7 @@ def plane():
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 @pytest.mark.parametrize("sides", BOTH)
 def test_units_left_out_are_covered_as_promised(plane, guarantee, sides):
-    found, objects = plane
+    _, objects = plane
     edge = Width(kind="edge", level={"outer": 1.0, "inner": 1.0}, predicted={}, floor=PLANE.floor)
     for width in (ONE, edge):
         mean, _ = coverage(objects, width, sides, guarantee, 40, 0.1, 300)
@@ -44,7 +44,7 @@ def test_units_left_out_are_covered_as_promised(plane, guarantee, sides):
 
 
 def test_the_margin_that_follows_the_edge_is_chosen_where_it_is_narrower(plane):
-    found, objects = plane
+    _, objects = plane
     chosen = choose_widths(objects, 0.1, 0.13)
     width = chosen["outer", "unit"]
     assert width.width.kind == "edge" and width.width.floor == PLANE.floor

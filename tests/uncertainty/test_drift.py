@@ -1,4 +1,4 @@
-"""Drift: as seldom wrong as it states on cases of the same kind, rare ones included, and it says what differs on others."""
+"""Drift: as seldom wrong as it states on cases of the same kind, rare ones too; it says what differs on others."""
 
 import json
 

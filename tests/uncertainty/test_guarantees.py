@@ -1,4 +1,4 @@
-"""What margins promise: by hand, against other definitions, and as often right as promised on data whose law is known."""
+"""What margins promise: by hand, against other definitions, and as often right as promised where the law is known."""
 
 import math
 

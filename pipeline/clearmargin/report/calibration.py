@@ -31,7 +31,7 @@ def margin_name(margin: Margin) -> str:
 
 
 def report_text(calibration: Calibration, judged: Judgement | None = None) -> str:
-    """Return a page of Markdown: first the promises that are applied, then what else was fitted and how it was judged."""
+    """Return a page of Markdown: the promises that are applied, then what else was fitted and how it was judged."""
     units = ", ".join(f"{n} {name}" for name, n in calibration.units.items())
     applied = calibration.applied()
     lines = [
@@ -43,12 +43,12 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         *([] if applied else ["- No margin; see what was refused."]),
         *_judged_promises(calibration, judged),
         *([] if calibration.misses is None else [f"- {_first_upper(str(calibration.misses))}"]),
-        f"- All of it holds for data like the calibration data, for predictions from a score of {calibration.threshold:.4g} "
-        f"(as predicted) that match an object at an IoU of {calibration.match_iou:g} or more. What is missed, merged or cut "
-        "has no margin.",
+        "- All of it holds for data like the calibration data, for predictions from a score of "
+        f"{calibration.threshold:.4g} (as predicted) that match an object at an IoU of {calibration.match_iou:g} or "
+        "more. What is missed, merged or cut has no margin.",
         "",
         f"Units ({calibration.data.exchangeable}): {units}. Weights {calibration.weights_sha256[:12]}, data "
-        f"{calibration.data.digest[:12]}, {calibration.data.date}.",
+        f"{calibration.data.digest[:12]}, {calibration.data.date}. Leakage: {calibration.checked}.",
         "",
         "## Every promise, and what it costs",
         "",
@@ -91,7 +91,8 @@ def _judged_promises(calibration: Calibration, judged: Judgement | None) -> list
         return []
     applied = calibration.applied()
     lines = [
-        f"- On {row.units} other {calibration.data.exchangeable} units ({row.margin.sides}): {_interval(row.covered, 100)} %."
+        f"- On {row.units} other {calibration.data.exchangeable} units ({row.margin.sides}): "
+        f"{_interval(row.covered, 100)} %."
         for row in judged.coverage
         if row.margin in applied and row.covered is not None
     ]

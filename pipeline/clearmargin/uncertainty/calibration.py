@@ -59,6 +59,7 @@ class Calibration:
         mode: How the model was sampled; another way gives other scores and edges.
         weights_sha256: Of the model, all members together.
         card: Name of the data card.
+        checked: How it was checked that the model was not trained on the cases.
         data: Unit, date, and digest of the calibration split.
         units: Number of units that scalings and limits were fitted on (``fit``), and margins (``margin``).
         length_unit: ``mm`` or ``px``, of everything that is a length.
@@ -81,6 +82,7 @@ class Calibration:
     mode: Mode
     weights_sha256: str
     card: str
+    checked: str
     data: CalibrationData
     units: Mapping[str, int]
     length_unit: Unit
@@ -205,6 +207,7 @@ class Calibration:
             "mode": self.mode,
             "weights_sha256": self.weights_sha256,
             "card": self.card,
+            "checked": self.checked,
             "data": asdict(self.data),
             "units": dict(self.units),
             "length_unit": self.length_unit,

@@ -258,8 +258,8 @@ def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: floa
         if p < alpha
     ]
     warnings += [
-        f"{_named(k, incoming)} looks like no calibration case (p = {p:.2g}; {100 * known.false_alarms:g} % of the cases "
-        "like those are warned of, too): margins, thresholds and scaling are not promised for it; let a person look, "
+        f"{_named(k, incoming)} looks like no calibration case (p = {p:.2g}; {100 * known.false_alarms:g} % of the "
+        "cases like those are warned of, too): margins, thresholds and scaling are not promised for it; let a person look, "
         "or calibrate on data like it"
         for k, p in foreign.items()
     ]

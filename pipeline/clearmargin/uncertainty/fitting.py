@@ -139,6 +139,7 @@ def fit_calibration(
     mode: Mode,
     weights_sha256: str,
     card: str,
+    checked: str,
 ) -> Calibration:
     """Fit the margins and put everything together.
 
@@ -151,6 +152,7 @@ def fit_calibration(
         mode: How the model was sampled.
         weights_sha256: Of the model.
         card: Name of the card.
+        checked: How it was checked that the model saw none of the cases.
 
     Raises:
         InputError: Cases are in mm and in px.
@@ -162,6 +164,7 @@ def fit_calibration(
         mode=mode,
         weights_sha256=weights_sha256,
         card=card,
+        checked=checked,
         data=data,
         units={"fit": len({c.unit for c in fit}), "margin": len({c.unit for c in margin})},
         length_unit=length_unit,

@@ -15,8 +15,8 @@ too; with a confidence the factor keeps the loss for that share of the calibrati
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024, theorem 1; Lee, Barber and
 Willett, "Distribution-free inference with hierarchical data", arXiv:2306.06342, theorem 1; Dunn, Wasserman and Ramdas,
 "Distribution-free prediction sets for two-layer hierarchical models", JASA 2023; Vovk, "Conditional validity of
-inductive conformal predictors", ACML 2012 (the Beta law); Bates, Angelopoulos, Lei, Malik and Jordan, "Distribution-free,
-risk-controlling prediction sets", J ACM 2021, with the betting bound of Waudby-Smith and Ramdas.
+inductive conformal predictors", ACML 2012 (the Beta law); Bates, Angelopoulos, Lei, Malik and Jordan,
+"Distribution-free, risk-controlling prediction sets", J ACM 2021, with the betting bound of Waudby-Smith and Ramdas.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def least_factor(
     Args:
         losses: Of the calibration units.
         alpha: What the mean loss may be.
-        confidence: None keeps the mean over calibrations and new units together. A number keeps it as well for that share
-            of the calibrations, one by one: by the binomial law for ``unit``, by a betting bound otherwise.
+        confidence: None keeps the mean over calibrations and new units together. A number keeps it as well for that
+            share of the calibrations, one by one: by the binomial law for ``unit``, by a betting bound otherwise.
         name: What is calibrated, for the message.
 
     Raises:
@@ -208,8 +208,8 @@ def _too_few(n: int, alpha: float, confidence: float | None, name: str) -> str:
         )
     reach = f"{n} reach {100 * n / (n + 1):.3g} % at best (alpha {1 / (n + 1):.3g})" if n else "there is none"
     return (
-        f"{name} at alpha {alpha:g} needs {units_needed(alpha)} calibration units, {reach}: add units, or ask for a larger "
-        "alpha"
+        f"{name} at alpha {alpha:g} needs {units_needed(alpha)} calibration units, {reach}: add units, or ask for a "
+        "larger alpha"
     )
 
 
@@ -217,8 +217,9 @@ def coverage_range(losses: UnitLosses, factor: float) -> tuple[float, float, flo
     """Return what new units are covered at ``factor``: the mean over calibrations, and a central 90 % range.
 
     For the calibration at hand coverage is fixed and not known. By ``unit`` it has over calibrations the law
-    Beta(n - f, f + 1), f the number of units that fail, exactly if there are no ties. A loss that is a share varies less: its
-    Beta law has the mean that units left out one by one have, and the variance divided by that of a loss of 0 or 1.
+    Beta(n - f, f + 1), f the number of units that fail, exactly if there are no ties. A loss that is a share varies
+    less: its Beta law has the mean that units left out one by one have, and the variance divided by that of a loss of
+        0 or 1.
     That is an approximation (`tests/uncertainty/test_guarantees.py` has how good it is).
 
     Args:

@@ -85,7 +85,8 @@ class Margin:
 
     Attributes:
         guarantee: Of what the loss is a share, see `guarantees`.
-        sides: ``outer``: true objects lie within the grown prediction. ``inner``: the shrunk prediction lies within them.
+        sides: ``outer``: true objects lie within the grown prediction. ``inner``: the shrunk prediction lies within
+            them.
             ``both``: both at once, so that the true size lies between.
         alpha: What the mean loss of new units may be.
         confidence: None, or the share of calibrations for which the loss is kept.
@@ -96,7 +97,8 @@ class Margin:
         without: Further calibration units, which had no matched object.
         match_iou: IoU from which a prediction and a true object are matched.
         covered: Mean over calibrations, low and high: what new units are covered (`guarantees.coverage_range`).
-        typical: Median margin of the calibration objects by side, in ``length_unit``; 0 for a side that is not asked for.
+        typical: Median margin of the calibration objects by side, in ``length_unit``; 0 for a side that is not asked
+            for.
         data: Where it comes from.
     """
 
@@ -202,8 +204,8 @@ class Margin:
         sure = "" if self.confidence is None else f", with a confidence of {100 * self.confidence:g} %"
         return (
             f"{self.promise}{sure} (alpha {self.alpha:g}, n = {self.n} {self.data.exchangeable} units). Median margin: "
-            f"{typical}{spacing}, {self.width}. Coverage of this one calibration: {low:.0f} to {high:.0f} % in 9 of 10, "
-            f"{mean:.1f} % on average"
+            f"{typical}{spacing}, {self.width}. Coverage of this one calibration: {low:.0f} to {high:.0f} % in 9 of "
+            f"10, {mean:.1f} % on average"
         )
 
 

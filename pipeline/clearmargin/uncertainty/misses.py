@@ -4,12 +4,13 @@ The loss of a unit at a threshold is the share of its reference instances that n
 enough (or whether there is any). A prediction that holds two objects, or half of one, has an IoU near 0.5 with
 either: it is matched from 0.5, and counts as missed under the IoU from which margins are promised.
 
-Conformal risk control needs a loss that does not fall as the threshold rises, and here it never does: `match_instances` takes predictions in order of score, so that leaving out those below a
-threshold changes no partner of those above it, and a reference is found at a threshold exactly when its
-partner's score reaches it. (For `match_optimally` the set of references that have a partner shrinks, too, but
-partners change, and with them the margins.) Because it is monotone, risk control holds in expectation without
-the union bound and the grid of tests that learn-then-test pays for losses that are not; the price is that it
-bounds the mean over calibrations and gives no second probability.
+Conformal risk control needs a loss that does not fall as the threshold rises, and here it never does:
+`match_instances` takes predictions in order of score, so that leaving out those below a threshold changes no partner
+of those above it, and a reference is found at a threshold exactly when its partner's score reaches it. (For
+`match_optimally` the set of references that have a partner shrinks, too, but partners change, and with them the
+margins.) Because it is monotone, risk control holds in expectation without the union bound and the grid of tests that
+learn-then-test pays for losses that are not; the price is that it bounds the mean over calibrations and gives no
+second probability.
 
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024.
 """
@@ -78,8 +79,8 @@ class MissThreshold:
             "any": f"a new {unit} has any instance {bad} with a chance of {most}",
         }[self.loss]
         return (
-            f"score threshold {self.threshold:.4g}: {what}, so that no prediction has an IoU of {self.match_iou:g} with "
-            f"it (n = {self.n} {unit} units, {self.without} more had no instance; {100 * self.risk:.3g} % there)."
+            f"score threshold {self.threshold:.4g}: {what}, so that no prediction has an IoU of {self.match_iou:g} "
+            f"with it (n = {self.n} {unit} units, {self.without} more had no instance; {100 * self.risk:.3g} % there)."
         )
 
 

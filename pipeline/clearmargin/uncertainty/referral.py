@@ -134,8 +134,8 @@ def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRu
         default = float(getattr(ReferralRules(), name))
         if done.referred > MOST * done.cases:
             fitted[name] = (
-                f"flags nothing: a limit that leaves {100 * WITHIN:g} % good would flag {done.referred} of {done.cases} "
-                "instances, which tells nothing"
+                f"flags nothing: a limit that leaves {100 * WITHIN:g} % good would flag {done.referred} of "
+                f"{done.cases} instances, which tells nothing"
             )
             limits[name] = NOTHING
             continue

@@ -10,7 +10,8 @@ Three ways, the narrowest of which is chosen on the fit units at equal coverage:
 Whatever the width, the factor is calibrated on other units, so that the guarantee does not depend on how good it is.
 
 Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978; Romano, Patterson and Candes, "Conformalized
-quantile regression", NeurIPS 2019 (there the margin is added to, here it is multiplied: needed margins spread as they grow).
+quantile regression", NeurIPS 2019 (there the margin is added to, here it is multiplied: needed margins spread as they
+grow).
 """
 
 from __future__ import annotations
