@@ -190,7 +190,7 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--split", "train"], 4, "were also trained on"),
+        (["--split", "train", "--alpha", "0.4"], 4, "were also trained on"),
         (["--judge", "calibration"], 2, "cannot both calibrate and judge"),
         (["--alpha", "ten"], 2, "--alpha takes numbers"),
         (["--alpha", "10"], 2, "alpha is the share that may fail"),
@@ -227,7 +227,7 @@ def test_an_empty_split_and_a_model_that_does_not_say_what_it_saw(trained, tmp_p
 def renamed(card, name):
     """The card under another name, with its training images as the calibration split."""
     content = yaml.safe_load(card.read_text()) | {"name": name}
-    content["splits"]["values"] = {"train": "test", "calibration": ["train", "calibration"]}
+    content["splits"]["values"] = {"train": "calibration", "calibration": "calibration", "test": "test"}
     path = card.parent / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from clearmargin.errors import ConfigError
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.uncertainty.scaling import (
     Identity,
+    Isotonic,
     Scaling,
     Temperature,
     fit_isotonic,
@@ -96,7 +97,8 @@ def fit_scaling(
 
     Args:
         units: Counts of each fit unit's events, in an order that says nothing of them.
-        judged: Further counts of each of these units, by name, on which nothing is fitted.
+        judged: Further counts of each of these units, by name, on which nothing is fitted: of pixels all of them, and not
+            only the doubtful ones that ``units`` has. Probabilities of 0 and 1 then stay what they are.
 
     Raises:
         InputError: No unit has an event.
@@ -112,7 +114,7 @@ def fit_scaling(
     fits: dict[Kind, Callable[..., Scaling]] = {
         "none": lambda *_cells: Identity(reason="as predicted", n=0),
         "temperature": fit_temperature,
-        "isotonic": fit_isotonic,
+        "isotonic": fit_isotonic if judged is None else _fit_between_ends,
     }
     halves = [Reliability.together(events[k::2]) for k in range(2)]
     fitted = {name: fit(*every.cells()) for name, fit in fits.items()}
@@ -138,6 +140,14 @@ def fit_scaling(
     return ChosenScaling(
         chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted["isotonic"]
     )
+
+
+def _fit_between_ends(*cells: NDArray[np.float64]) -> Scaling:
+    """Return the rising function that fits doubtful pixels, from 0 at 0 to 1 at 1: those were not fitted on."""
+    fitted = fit_isotonic(*cells)
+    if not isinstance(fitted, Isotonic):
+        return fitted
+    return replace(fitted, points=(0.0, *fitted.points, 1.0), values=(0.0, *fitted.values, 1.0))
 
 
 def _made_worse(halves: Sequence[Scaling], judged: Sequence[Mapping[str, Reliability]]) -> list[str]:

@@ -259,8 +259,8 @@ def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: floa
     ]
     warnings += [
         f"{_named(k, incoming)} looks like no calibration case (p = {p:.2g}; {100 * known.false_alarms:g} % of the "
-        "cases like those are warned of, too): margins, thresholds and scaling are not promised for it; let a person look, "
-        "or calibrate on data like it"
+        "cases like those are warned of, too): margins, thresholds and scaling are not promised for it; let a person "
+        "look, or calibrate on data like it"
         for k, p in foreign.items()
     ]
     return Drift(cases=len(incoming), p_values=adjusted, foreign=foreign, warnings=tuple(warnings))
