@@ -40,6 +40,7 @@ def test_margins_cover_the_judged_units_as_they_promise(found):
         assert row.covered.high > 1 - row.margin.alpha - 0.02
         assert row.objects_covered <= row.objects and sum(t.objects for t in row.by_size) == row.objects
         assert sum(third.covered for third in row.by_size) == row.objects_covered
+    assert 0 <= judgement.empty < 0.5
     assert judgement.sizes["inner"] < 1 < judgement.sizes["outer"]
     assert {alarm.stratum for alarm in judgement.alarms} == {"all", "stain red", "stain blue"}
 
@@ -227,7 +228,8 @@ def test_an_empty_split_and_a_model_that_does_not_say_what_it_saw(trained, tmp_p
 def renamed(card, name):
     """The card under another name, with its training images as the calibration split."""
     content = yaml.safe_load(card.read_text()) | {"name": name}
-    content["splits"]["values"] = {"train": "calibration", "calibration": "calibration", "test": "test"}
+    columns = {"train": "calibration", "calibration": "calibration", "validation": "test", "test": "test"}
+    content["splits"]["values"] = columns
     path = card.parent / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path

@@ -271,6 +271,8 @@ def _judged_lines(judged: Judgement) -> list[str]:
         f"- Size of the {side} region over the true size: {ratio:.2f}."
         for side, ratio in judged.sizes.items()
     ]
+    if judged.empty is not None:
+        lines += [f"- Inner regions that are empty: {100 * judged.empty:.1f} %."]
     lines += ["", "### Coverage by size of the predicted object", "", *_markdown(_size_rows(judged.coverage))]
     if judged.shifts:
         lines += [

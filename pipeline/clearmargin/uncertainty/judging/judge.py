@@ -36,6 +36,7 @@ class Judgement:
         missed: Mean share of a unit's instances that are missed, merged or cut; None where no unit has an instance.
         coverage: One for each margin.
         sizes: By side, size of the regions over true size, a mean over matched instances.
+        empty: Share of the inner regions that are empty; None where there is none.
         shifts: One for each margin that is applied and pair of values of the card's strata.
         alarms: Cases that are warned of as unlike the calibration cases, by stratum.
         scaled: One for each error of each kind of probability.
@@ -48,6 +49,7 @@ class Judgement:
     missed: Interval | None
     coverage: tuple[Coverage, ...]
     sizes: Mapping[Side, float]
+    empty: float | None
     shifts: tuple[Shift, ...]
     alarms: tuple[FalseAlarms, ...]
     scaled: tuple[Scaled, ...]
@@ -77,6 +79,7 @@ def judge(
         resamples: Of each interval.
     """
     observed = [case.observed for case in cases]
+    inner = [ratio for case in cases for ratio in case.sizes.get("inner", [])]
     of_scores, of_pixels = (
         score_errors(calibration, observed, rng, resamples),
         pixel_errors(*pixels, rng, resamples),
@@ -91,6 +94,7 @@ def judge(
             for side in SIDES
             if (ratios := [ratio for case in cases for ratio in case.sizes.get(side, [])])
         },
+        empty=float(np.mean([ratio == 0 for ratio in inner])) if inner else None,
         alarms=tuple(alarms_of(calibration, observed)),
         shifts=tuple(shifts_of(calibration, margin_cases, observed)),
         scaled=(*of_scores[1], *of_pixels[1]),
