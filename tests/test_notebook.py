@@ -15,8 +15,8 @@ from clearmargin.core.prediction import EdgeSpread, Provenance
 from clearmargin.datasets.phantom_study import write_phantom_study
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.metrics import MaskPair, evaluate_instances, froc, match_instances
+from clearmargin.outputs.forms import KINDS
 from clearmargin.report.frames import as_frame
-from clearmargin.report.saving import KINDS
 
 MADE_BY = Provenance(model="toy", weights_sha256="0" * 64, config_sha256="1" * 64, software="clearmargin")
 CODE = Code(value="10200004", scheme="SCT", meaning="Liver")
@@ -223,6 +223,6 @@ def test_names_at_the_top_exist_and_importing_them_is_light():
 
 
 def test_every_kind_is_described():
-    from clearmargin.report.saving import save_prediction
+    from clearmargin.outputs.forms import save_prediction
 
     assert all(f"``{kind}``" in save_prediction.__doc__ for kind in KINDS)

@@ -136,7 +136,7 @@ def test_a_picture_gives_a_label_map_and_coco_run_lengths(bright, tmp_path):
         np.testing.assert_array_equal(dense, labels == row["instance"])
         assert annotation["score"] == pytest.approx(row["score"], abs=1e-5)
     summary = json.loads((done.folder / "summary.json").read_text())
-    assert summary["masks"]["instances"] == ["instances.png"] and summary["masks"]["coco"] == "coco.json"
+    assert summary["files"]["masks"][0] == "instances.png" and summary["files"]["coco"] == ["coco.json"]
 
 
 def test_a_clip_is_segmented_frame_by_frame(bright, tmp_path):
@@ -152,7 +152,7 @@ def test_a_clip_is_segmented_frame_by_frame(bright, tmp_path):
     assert [r["time_s"] for r in rows] == pytest.approx([t / 5 for t in range(10)], abs=1e-3)
     assert [r["x_first"] for r in rows] == pytest.approx([10 + 4 * t for t in range(10)], abs=1)
     assert all("volume_mm3" not in r and "area_mm2" not in r for r in rows)
-    from clearmargin.formats.video import open_video
+    from clearmargin.formats import open_video
 
     assert open_video(done.folder / "overlay.mp4").frame_count == 10
     assert len(list((done.folder / "overlay").glob("*.png"))) == 2  # one a second
@@ -307,7 +307,7 @@ def calibration():
 
 
 def test_a_calibrated_model_gives_margins_in_every_form(bright, calibration, monkeypatch, tmp_path):
-    monkeypatch.setattr("clearmargin.predict.load_calibration", lambda *_: calibration)
+    monkeypatch.setattr("clearmargin.predicting.predictor.load_calibration", lambda *_: calibration)
     ct(tmp_path / "ct")
     report = predict(tmp_path / "ct", tmp_path / "out", model=Path("any"), uncertainty="tta")
     (done,) = report.done
@@ -349,7 +349,7 @@ def test_a_calibrated_model_gives_margins_in_every_form(bright, calibration, mon
 
 
 def test_a_calibration_in_other_units_is_said_not_to_apply(bright, calibration, monkeypatch, tmp_path):
-    monkeypatch.setattr("clearmargin.predict.load_calibration", lambda *_: calibration)
+    monkeypatch.setattr("clearmargin.predicting.predictor.load_calibration", lambda *_: calibration)
     write_raster(tmp_path / "a.png", np.full((64, 64), 60, np.uint8))
     (done,) = predict(tmp_path / "a.png", tmp_path / "out", model=Path("any")).done
     assert "calibrated on images in mm and this one is in px" in done.warnings[0]
@@ -359,7 +359,7 @@ def test_a_calibration_in_other_units_is_said_not_to_apply(bright, calibration, 
 def test_a_folder_unlike_the_calibration_is_warned_of_as_a_whole(bright, monkeypatch, tmp_path, caplog):
     drawn = drawn_set(14, replace(COARSE, spacing=None))
     of_pixels, _ = calibrated(drawn, asked=replace(ASKED, alphas=(0.2,)))
-    monkeypatch.setattr("clearmargin.predict.load_calibration", lambda *_: of_pixels)
+    monkeypatch.setattr("clearmargin.predicting.predictor.load_calibration", lambda *_: of_pixels)
     (tmp_path / "in").mkdir()
     for k in range(5):
         pixels = np.full((64, 64), 60 + k, np.uint8)
@@ -406,7 +406,7 @@ def test_a_dicom_clip_gives_a_seg_of_its_frames(bright, tmp_path):
     clip.save_as(tmp_path / "nameless.dcm", enforce_file_format=True)
     (done,) = predict(tmp_path / "nameless.dcm", tmp_path / "b", model=Path("any"), display_window=True).done
     assert not (done.folder / "seg.dcm").exists() and done.instances == 3
-    assert "no SEG was written" in json.loads((done.folder / "summary.json").read_text())["warnings"][0]
+    assert "seg was not written" in json.loads((done.folder / "summary.json").read_text())["warnings"][0]
 
 
 def test_a_case_folder_holds_the_files_of_one_run(bright, tmp_path):
@@ -434,7 +434,7 @@ def test_a_run_that_fails_leaves_the_earlier_one(bright, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("clearmargin.report.case_folder.write_summary", broken)
+    monkeypatch.setattr("clearmargin.outputs.folder.write_text", broken)
     with pytest.raises(OSError, match="disk is full"):
         predict(tmp_path / "ct", tmp_path / "out", model=Path("any"))
     assert {p.name: p.read_bytes() for p in first.folder.rglob("*") if p.is_file()} == before

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.formats import is_dicom, is_video, open_video, read_image
+from clearmargin.formats import Opened, open_source
 from clearmargin.report.annotated import side_marks, with_sides
 from clearmargin.report.orientation import upright
 
@@ -54,20 +54,18 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
     """Return what is in a file or folder, without identity but for series' descriptions: no names, ids, dates, paths.
 
     Args:
-        path: Anything that :func:`clearmargin.formats.read_image` or ``open_video`` reads, or fails to.
+        path: Anything that :func:`clearmargin.formats.read_image` or ``open_video`` read, or fail to.
         read: Also read the pixels of what is readable, for their range.
         tolerance_mm: How far corners of DICOM slices may lie from the grid; None for 0.01 mm.
 
     Raises:
         InputError: The path does not exist, or nothing in it is of a known format.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"no file or folder '{path}'")
-    if is_dicom(path):
-        return _series(path, read=read, tolerance_mm=tolerance_mm)
-    if is_video(path):
-        clip = open_video(path)
+    opened = open_source(path)
+    if opened.series:
+        return _series(opened, read=read, tolerance_mm=tolerance_mm)
+    if opened.kind == "clip":
+        clip = opened.clip()
         height, width = clip.size
         return [
             Finding(
@@ -78,7 +76,7 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
                 values=f"{clip.fps:.3f} frames a second" if clip.fps else "no times stated",
             )
         ]
-    image = read_image(path)
+    image = opened.image()
     size = " x ".join(str(n) for n in image.grid.shape)
     kind = f"1: {image.source.kind}"
     return [
@@ -86,11 +84,9 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
     ]
 
 
-def _series(path: Path, *, read: bool, tolerance_mm: float | None) -> list[Finding]:
-    from clearmargin.formats.dicom import index_dicom
-
+def _series(opened: Opened, *, read: bool, tolerance_mm: float | None) -> list[Finding]:
     findings = []
-    for entry in index_dicom(path):
+    for entry, _ in opened.series:
         size = " x ".join(str(n) for n in entry.shape) or "no size"
         selector = f"--series list:{entry.number}"
         finding = Finding(
@@ -105,7 +101,7 @@ def _series(path: Path, *, read: bool, tolerance_mm: float | None) -> list[Findi
         if len(entry.volumes) == 1:
             finding = _placed(finding, entry.volumes[0], entry.name, tolerance_mm)
         if finding.readable and read:
-            finding = _read(finding, path, f"list:{entry.number}", tolerance_mm)
+            finding = _read(finding, opened, f"list:{entry.number}", tolerance_mm)
         findings.append(finding)
         if len(entry.volumes) > 1:
             findings += [_part(entry, volume, selector, tolerance_mm) for volume in entry.volumes]
@@ -138,9 +134,9 @@ def _placed(finding: Finding, volume: VolumeEntry, name: str, tolerance_mm: floa
     return replace(finding, readable=True, problem="", geometry=geometry)
 
 
-def _read(finding: Finding, path: Path, series: str, tolerance_mm: float | None) -> Finding:
+def _read(finding: Finding, opened: Opened, series: str, tolerance_mm: float | None) -> Finding:
     try:
-        image = read_image(path, series=series, tolerance_mm=tolerance_mm)
+        image = opened.image(series=series, tolerance_mm=tolerance_mm)
     except InputError as error:
         return replace(finding, readable=False, problem=str(error), geometry="")
     return replace(finding, geometry=finding.geometry or _geometry(image.grid), values=_values(image))
@@ -243,9 +239,10 @@ def write_overview(
     """
     from clearmargin.formats.raster import write_raster
 
-    if is_video(path):
-        clip = open_video(path)
+    opened = open_source(path)
+    if opened.kind == "clip":
+        clip = opened.clip()
         image = clip.frame(clip.frame_count // 2)
     else:
-        image = read_image(path, series=series, volume=volume, tolerance_mm=tolerance_mm)
+        image = opened.image(series=series, volume=volume, tolerance_mm=tolerance_mm)
     write_raster(out, overview(image))

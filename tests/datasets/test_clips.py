@@ -12,7 +12,8 @@ from datasets.test_cases import card_dict
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.clips import Clips, nearest_levels
 from clearmargin.errors import ConfigError, GeometryError, InputError
-from clearmargin.formats.video import open_video, write_video
+from clearmargin.formats import open_video
+from clearmargin.formats.video import write_video
 
 CARDS = Path(__file__).parents[2] / "data_cards"
 FRAMES, SHAPE = 12, (64, 96)

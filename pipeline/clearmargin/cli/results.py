@@ -119,6 +119,16 @@ def predict(
             help="Segment images unlike the model's training images, too; the case is referred.",
         ),
     ] = False,
+    write: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--write",
+            "-w",
+            metavar="NAME,...",
+            help="What to write: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
+            "dicom_maps, maps, overlay; 'default' stands for what is written without this option.",
+        ),
+    ] = None,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
     from clearmargin.tracking.resolve import model_folder
@@ -146,6 +156,7 @@ def predict(
         on_done=_say_predicted,
         volume=volume,
         tolerance_mm=tolerance_mm,
+        write=None if write is None else [name.strip() for names in write for name in names.split(",")],
     )
     for sentence in report.promises:
         say(sentence)
@@ -157,6 +168,9 @@ def predict(
             "the others are done:\n"
             + "\n".join(f"  {case}: {message}" for case, message in report.failed.items())
         )
+    incomplete = [f"  {d.case}: {name}: {why}" for d in report.done for name, why in d.left_out.items()]
+    if incomplete:
+        raise BatchError("some outputs could not be written; the others are:\n" + "\n".join(incomplete))
 
 
 def _say_predicted(done: Predicted) -> None:
@@ -164,7 +178,7 @@ def _say_predicted(done: Predicted) -> None:
     referred = f"; refer {done.referred}" if done.referred else ""
     lines = [f"{done.case}: {classes}{referred} -> {done.folder}"]
     lines += [f"  warning: {warning}" for warning in done.warnings]
-    emit("\n".join(lines), **asdict(done))
+    emit("\n".join(lines), **{name: value for name, value in asdict(done).items() if name != "features"})
 
 
 @app.command(rich_help_panel="Results")

@@ -107,21 +107,21 @@ class Prediction:
     ) -> tuple[Path, ...]:
         """Write the prediction, by the file's suffix or as ``kind`` says, and return the files.
 
-        See `clearmargin.report.saving.save_prediction` for kinds, suffixes and what is raised.
+        See `clearmargin.outputs.forms.save_prediction` for kinds, suffixes and what is raised.
         """
-        written: tuple[Path, ...] = _above("report.saving", "save_prediction")(
+        written: tuple[Path, ...] = _above("outputs.forms", "save_prediction")(
             self, Path(path), kind=kind, image=image
         )
         return written
 
     def _repr_png_(self) -> bytes | None:
         """Return the overlay, as a notebook shows it; None without an image."""
-        picture: bytes | None = _above("report.saving", "prediction_png")(self)
+        picture: bytes | None = _above("report.notebook", "prediction_png")(self)
         return picture
 
     def _repr_html_(self) -> str:
         """Return the overlay and the table of instances, as a notebook shows them."""
-        page: str = _above("report.saving", "prediction_html")(self)
+        page: str = _above("report.notebook", "prediction_html")(self)
         return page
 
     def __repr__(self) -> str:

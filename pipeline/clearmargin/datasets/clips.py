@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Image
 from clearmargin.errors import InputError
-from clearmargin.formats.video import Clip, open_video
+from clearmargin.formats import open_video
+from clearmargin.formats.video import Clip
 
 __all__ = ["Clips", "nearest_levels"]
 

@@ -29,7 +29,16 @@ from clearmargin.formats.dicom_values import (
 from clearmargin.formats.dicom_volumes import VolumeEntry, select_volume
 from clearmargin.privacy import case_of_file, naming, plain_name
 
-__all__ = ["SeriesEntry", "index_dicom", "read_dicom", "read_dicom_pictures", "read_dicom_volumes"]
+__all__ = [
+    "SeriesEntry",
+    "chosen_series",
+    "index_dicom",
+    "read_dicom",
+    "read_dicom_volumes",
+    "read_every_volume",
+    "read_pictures",
+    "read_series",
+]
 
 
 @dicom_boundary()
@@ -62,7 +71,26 @@ def read_dicom(
         InputError: Nothing readable, several series or volumes and none chosen, pixels that cannot be decoded.
         GeometryError: The slices are not one regular volume; the message names what is wrong.
     """
-    entry, headers = _selected(path, series)
+    return read_series(
+        *chosen_series(scan_dicom(path), series),
+        volume=volume,
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
+        tolerance_mm=tolerance_mm,
+    )
+
+
+@dicom_boundary()
+def read_series(
+    entry: SeriesEntry,
+    headers: Sequence[Any],
+    *,
+    volume: str | None = None,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    tolerance_mm: float | None = None,
+) -> Image:
+    """Return a series that was scanned already; as :func:`read_dicom`."""
     if entry.kind != "volume":
         if not entry.readable:
             raise InputError(entry.reason)
@@ -87,7 +115,23 @@ def read_dicom_volumes(
     Raises:
         InputError: As :func:`read_dicom`; the series holds no volume.
     """
-    entry, headers = _selected(path, series)
+    yield from read_every_volume(
+        *chosen_series(scan_dicom(path), series),
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
+        tolerance_mm=tolerance_mm,
+    )
+
+
+def read_every_volume(
+    entry: SeriesEntry,
+    headers: Sequence[Any],
+    *,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    tolerance_mm: float | None = None,
+) -> Iterator[Image]:
+    """Yield every volume of a series that was scanned already; as :func:`read_dicom_volumes`."""
     if entry.kind != "volume":
         raise InputError(entry.reason or f"{entry.name} is not a volume but one {entry.kind}")
     for chosen in _volumes(entry):
@@ -96,10 +140,11 @@ def read_dicom_volumes(
         yield image
 
 
-@dicom_boundary()
-def _selected(path: Path | Iterable[Path], series: str | None) -> tuple[SeriesEntry, list[Any]]:
-    scanned = scan_dicom(path)
-    entry = select_series([found for found, _ in scanned], series)
+def chosen_series(
+    scanned: Sequence[tuple[SeriesEntry, list[Any]]], rule: str | None
+) -> tuple[SeriesEntry, list[Any]]:
+    """Return the series that a rule names (:func:`clearmargin.formats.dicom_index.select_series`), with its headers."""
+    entry = select_series([found for found, _ in scanned], rule)
     return entry, next(headers for found, headers in scanned if found is entry)
 
 
@@ -109,13 +154,12 @@ def _volumes(entry: SeriesEntry) -> tuple[VolumeEntry, ...]:
     return entry.volumes
 
 
-def read_dicom_pictures(path: Path | Iterable[Path], *, series: str | None = None) -> Iterator[Image]:
+def read_pictures(entry: SeriesEntry) -> Iterator[Image]:
     """Yield the pictures of a series that is not a volume one by one, ``(C, Y, X)``: stills, or the frames of clips.
 
     Raises:
         InputError: As :func:`read_dicom`.
     """
-    entry = select_series(index_dicom(path), series)
     if entry.kind == "object":
         raise InputError(entry.reason)
     for file in entry.files:
@@ -254,6 +298,9 @@ def _stacked(pictures: Sequence[Picture], headers: Sequence[Any], files: Sequenc
         decoded = [_decoded(*job) for job in jobs]
     frames_of = dict(zip(needed, decoded, strict=True))
     scales = {k: frame_scales(dataset, frame_count(headers[k])) for k, dataset in datasets.items()}
+    for k in needed:  # the headers may be kept for another series or volume
+        if "PixelData" in headers[k]:
+            del headers[k]["PixelData"]
     return _in_units(
         [p.cut(frames_of[p.file][p.frame]) for p in pictures],
         [datasets[p.file] for p in pictures],

@@ -12,11 +12,11 @@ from clearmargin.core import Image, Source
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom import frame_time, object_case, read_picture
 from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
-from clearmargin.formats.dicom_index import index_dicom
+from clearmargin.formats.dicom_index import SeriesEntry
 from clearmargin.formats.dicom_pixels import pixel_layout
 from clearmargin.formats.video import Clip, VideoClip
 
-__all__ = ["DicomClip", "open_dicom_clip"]
+__all__ = ["DicomClip", "dicom_clip"]
 
 # MPEG-2, MPEG-4 AVC/H.264 and HEVC/H.265, with their fragmentable variants.
 _VIDEO_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (100, 101, 102, 103, 104, 105, 106, 107, 108))
@@ -25,20 +25,20 @@ _HOPELESS = 256  # as many frames in a row without a picture: the header claims 
 
 
 @dicom_boundary()
-def open_dicom_clip(path: Path, *, threads: bool = True) -> Clip:
-    """Return the clip in a DICOM object; ``threads`` as for :func:`~clearmargin.formats.video.open_video`.
+def dicom_clip(entry: SeriesEntry, *, threads: bool = True) -> Clip:
+    """Return the clip in a scanned DICOM object; ``threads`` as for :func:`~clearmargin.formats.open_video`.
 
     Raises:
-        InputError: The object is no clip (a volume, a single picture, no picture), or is damaged.
+        InputError: The object is not a clip (a volume, a single picture, no picture), or is damaged.
     """
-    header = read_header(path)
-    syntax = str(header.file_meta.get("TransferSyntaxUID") or "")
+    path = entry.files[0]
+    dataset = read_header(path, pixels=True)
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID") or "")
     if any(syntax == known or syntax.startswith(known + ".") for known in _VIDEO_SYNTAXES):
-        return _EncapsulatedVideo(path, threads=threads)
-    entry = index_dicom(path)[0]
+        return _EncapsulatedVideo(dataset, path, threads=threads)
     if entry.kind != "clip":
-        raise InputError(f"'{path.name}' is no clip but one {entry.kind}: read_image reads it")
-    return DicomClip(path)
+        raise InputError(f"expected a video, '{path.name}' is one {entry.kind}: read_image reads it")
+    return DicomClip(dataset, path)
 
 
 class DicomClip:
@@ -47,9 +47,9 @@ class DicomClip:
     Frames are ``(C, Y, X)`` in their own dtype: RGB for colour and palettes, one channel for grey.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the object; frames are decoded when asked for."""
-        self._dataset = read_header(path, pixels=True)
+    def __init__(self, dataset: Any, path: Path) -> None:
+        """Take an object that was read with its pixels; frames are decoded when asked for."""
+        self._dataset = dataset
         self._path = path
         layout = pixel_layout(self._dataset)
         self.frame_count = layout.frames
@@ -88,10 +88,9 @@ class DicomClip:
 class _EncapsulatedVideo(VideoClip):
     """A video stream inside a DICOM object: the fragments joined are the stream."""
 
-    def __init__(self, path: Path, *, threads: bool) -> None:
+    def __init__(self, dataset: Any, path: Path, *, threads: bool) -> None:
         from pydicom.encaps import generate_fragments
 
-        dataset = read_header(path, pixels=True)
         if "PixelData" not in dataset:
             raise InputError(f"'{path.name}' holds no pixel data")
         fragments = list(generate_fragments(dataset.PixelData))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,14 @@ def source_headers(image: Image) -> list[Any]:
         raise InputError(
             f"{image.source.case} does not come from DICOM: a DICOM result has nothing to refer to"
         )
-    return [_cleaned(read_header(file), image) for file in image.source.files]
+    headers = _headers.get(image)
+    if headers is None:
+        headers = _headers[image] = [_cleaned(read_header(file), image) for file in image.source.files]
+    return headers
+
+
+# Of images that are still in use: every object that is written of one shares them, and nothing changes them.
+_headers: weakref.WeakKeyDictionary[Image, list[Any]] = weakref.WeakKeyDictionary()
 
 
 def _cleaned(source: Any, image: Image) -> Any:

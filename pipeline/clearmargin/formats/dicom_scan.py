@@ -78,6 +78,9 @@ class QuickHeader:
     def __setitem__(self, keyword: str, element: Any) -> None:
         self._elements[keyword] = element
 
+    def __delitem__(self, keyword: str) -> None:
+        del self._elements[keyword]
+
     def get_item(self, keyword: str) -> _Raw:
         """Return an element as it is stored."""
         return _Raw(self._raw[keyword])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,9 +17,8 @@ from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
 from clearmargin.files import whole as whole_file
 from clearmargin.formats.limits import max_bytes, raise_it
-from clearmargin.privacy import case_of_file
 
-__all__ = ["Clip", "VideoClip", "open_video", "write_video"]
+__all__ = ["Clip", "VideoClip", "video_writer", "write_video"]
 
 # Of FFmpeg's demuxers those of one file; not the playlists and scripts, which name other files and addresses.
 _CONTAINERS = (
@@ -55,29 +54,6 @@ class Clip(Protocol):
     def frame(self, number: int) -> Image:
         """Return one frame by its number from 0."""
         ...
-
-
-def open_video(path: Path, *, threads: bool = True) -> Clip:
-    """Return the clip in a video file or a multi-frame DICOM object.
-
-    Args:
-        path: The file.
-        threads: Decode in several threads; a process that forks while a clip is half read needs False, since
-            the child would wait for ever for threads that were not forked with it.
-
-    Raises:
-        InputError: Not a video, no frame in it, or a DICOM object that is no clip.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}'")
-    from clearmargin.formats.dicom_index import looks_like_dicom
-
-    if looks_like_dicom(path):
-        from clearmargin.formats.dicom_clip import open_dicom_clip
-
-        return open_dicom_clip(path, threads=threads)
-    return VideoClip(path, name=path.name, case=case_of_file(path), threads=threads)
 
 
 class VideoClip:
@@ -299,13 +275,26 @@ def _decode(container: Any) -> Iterator[tuple[Any, bool]]:
 def write_video(
     path: Path, frames: Iterable[Image | NDArray[np.uint8]], fps: float, *, quality: int = 20
 ) -> int:
-    """Write RGB frames ``(3, Y, X)`` uint8 as VP9; return how many. Odd sizes are padded by one pixel.
+    """Write RGB frames as VP9 and return how many; arguments and errors as for `video_writer`."""
+    count = 0
+    with video_writer(path, fps, quality=quality) as add:
+        for frame in frames:
+            add(frame.pixels if isinstance(frame, Image) else frame)
+            count += 1
+    return count
 
-    VP9 plays in browsers and its encoder's licence is permissive; the H.264 encoder that comes with PyAV is GPL.
+
+@contextlib.contextmanager
+def video_writer(
+    path: Path, fps: float, *, quality: int = 20
+) -> Iterator[Callable[[NDArray[np.generic]], None]]:
+    """Give a function that takes frames ``(3, Y, X)`` uint8 RGB one by one; the file is whole when the block is left.
+
+    VP9 plays in browsers and its encoder's licence is permissive; the H.264 encoder that comes with PyAV is GPL. Odd
+    sizes are padded by one pixel; grey frames ``(1, Y, X)`` are repeated.
 
     Args:
         path: ``.mp4``, ``.mkv`` or ``.webm``.
-        frames: All of one size; grey ``(1, Y, X)`` is repeated.
         fps: Frames a second; 0, of a clip that states no time, plays at 25.
         quality: libvpx's constant quality, 0 (best) to 63 (smallest).
 
@@ -316,8 +305,6 @@ def write_video(
 
     if path.suffix.lower() not in _VP9_SUFFIXES:
         raise ValueError(f"video is written as {', '.join(_VP9_SUFFIXES)}, not '{path.suffix}'")
-    count = 0
-    size: tuple[int, ...] = ()
     with whole_file(path) as draft, av.open(os.fspath(draft), "w") as container:
         stream: Any = container.add_stream("libvpx-vp9", rate=Fraction(fps or 25).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
@@ -328,23 +315,24 @@ def write_video(
             "cpu-used": "6",
             "row-mt": "1",
         }
-        for frame in frames:
-            pixels = frame.pixels if isinstance(frame, Image) else frame
-            if count == 0:
-                size = pixels.shape[1:]
-                stream.height, stream.width = (n + n % 2 for n in size)
-            if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
+        sizes: list[tuple[int, ...]] = []
+
+        def add(pixels: NDArray[np.generic]) -> None:
+            if not sizes:
+                stream.height, stream.width = (n + n % 2 for n in pixels.shape[1:])
+            sizes.append(pixels.shape[1:])
+            if pixels.dtype != np.uint8 or sizes[-1] != sizes[0]:
                 raise InputError(
-                    f"frame {count} is {pixels.dtype} of {pixels.shape}; video holds uint8 of one size"
+                    f"frame {len(sizes) - 1} is {pixels.dtype} of {pixels.shape}; video holds uint8 of one size"
                 )
             for packet in stream.encode(_video_frame(np.asarray(pixels, np.uint8))):
                 container.mux(packet)
-            count += 1
-        if count == 0:
+
+        yield add
+        if not sizes:
             raise InputError("a video needs at least one frame")
         for packet in stream.encode():
             container.mux(packet)
-    return count
 
 
 def _video_frame(pixels: NDArray[np.uint8]) -> Any:

@@ -155,7 +155,7 @@ class FrameReader(_Reader):
             from clearmargin.formats.raster import read_raster
 
             return read_raster(path)
-        from clearmargin.formats.video import open_video
+        from clearmargin.formats import open_video
 
         return open_video(named[0]).frame(named[1])
 

@@ -1,0 +1,1 @@
+"""What a prediction leaves: a table of outputs, the case folder with its manifest, and the way back."""

@@ -1,0 +1,210 @@
+"""One input from its file to its case folder: an image, a volume, every volume of a series, or a clip."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clearmargin.core import Image, Prediction
+from clearmargin.errors import InputError
+from clearmargin.formats import Opened
+from clearmargin.formats.video import Clip, video_writer
+from clearmargin.outputs.folder import Written, by_class, one_run, write_case, write_footage
+from clearmargin.outputs.writers import (
+    Footage,
+    case_rows,
+    chosen_outputs,
+    clip_outputs,
+    picture,
+    write_picture,
+)
+from clearmargin.predicting.predictor import Predictor
+from clearmargin.privacy import record_case
+from clearmargin.report.progress import progress
+from clearmargin.uncertainty.drift import Features
+
+__all__ = ["Predicted", "Reading", "predict_source"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How DICOM is read; see `formats.read_image`.
+
+    Attributes:
+        series: Which series, if there are several.
+        volume: Which volume of a series that holds several; ``all`` makes each a case.
+        allow_gaps: Resample a series with missing slices.
+        allow_tilt: Straighten a tilted gantry.
+        tolerance_mm: How far a slice's corners may lie from the grid; None for 0.01 mm.
+    """
+
+    series: str | None = None
+    volume: str | None = None
+    allow_gaps: bool = False
+    allow_tilt: bool = False
+    tolerance_mm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """One input that was segmented.
+
+    Attributes:
+        case: Its case id, which is the name of its folder.
+        folder: What was written lies here.
+        instances: How many were detected, over all slices or frames.
+        by_class: The same for each class name.
+        referred: How many of them a person should look at; ``instances.csv`` says why.
+        warnings: How the case differs from the calibration cases, or why the calibration does not apply.
+        left_out: Why an output that was to be written was not, by its name.
+        features: Of the case, for a check of many together; none if the model has no calibration that fits.
+    """
+
+    case: str
+    folder: Path
+    instances: int
+    by_class: dict[str, int]
+    referred: int
+    warnings: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    features: Features = field(default_factory=dict, repr=False)
+
+
+def predict_source(
+    opened: Opened,
+    out: Path,
+    predictor: Predictor,
+    *,
+    reading: Reading = Reading(),
+    outputs: Sequence[str] | None = None,
+) -> Iterator[Predicted]:
+    """Segment what a path holds, but for folders of pictures, and write a case folder for each image in it.
+
+    Args:
+        opened: A DICOM series, a file or a clip.
+        out: Case folders are made in it.
+        predictor: The model.
+        reading: How DICOM is read.
+        outputs: What is written (`outputs.writers.named_outputs`); None for the default.
+
+    Raises:
+        InputError: It cannot be read, or the model is not for such images.
+    """
+    if opened.kind == "clip":
+        clip = opened.clip()
+        record_case(clip.case, opened.path)
+        yield _clip(clip, out / clip.case, predictor, outputs)
+        return
+    for image in opened.images(**vars(reading)):
+        record_case(image.source.case, opened.path)
+        yield _image(image, out / image.source.case, predictor, outputs)
+
+
+def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
+    chosen = chosen_outputs(outputs, image, predictor.label_map)  # before the time is spent
+    assessed = predictor.predict_case(image)
+    written = write_case(folder, assessed, image, chosen, calibration=predictor.calibration_record())
+    return Predicted(
+        case=image.source.case,
+        folder=folder,
+        instances=len(assessed.prediction.instances),
+        by_class=by_class(assessed.prediction),
+        referred=sum(bool(why) for why in assessed.reasons),
+        warnings=_warnings(assessed.warnings, written),
+        left_out=written.left_out,
+        features=assessed.features,
+    )
+
+
+def _clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
+    """Segment every frame on its own; pictures are written as frames come, the rest at the end."""
+    with one_run(folder) as draft:
+        footage, chosen, refer_case, warned = _frames(clip, draft, predictor, outputs)
+        written = write_footage(
+            draft,
+            footage,
+            predictor.provenance,
+            chosen,
+            refer_case=refer_case,
+            warnings=warned,
+            calibration=predictor.calibration_record(),
+        )
+    counts = Counter(str(row["name"]) for row in footage.rows)
+    return Predicted(
+        case=clip.case,
+        folder=folder,
+        instances=len(footage.rows),
+        by_class={name: counts[name] for name in predictor.label_map.names},
+        referred=sum(bool(row["refer_because"]) for row in footage.rows),
+        warnings=_warnings(warned, written),
+        left_out=written.left_out,
+    )
+
+
+def _frames(
+    clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None
+) -> tuple[Footage, tuple[str, ...], list[str], list[str]]:
+    """Predict every frame and draw it; return what is kept of all, the outputs, why to look at the clip, and warnings.
+
+    Raises:
+        InputError: No frame can be decoded.
+    """
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    predictions: dict[int, Prediction] = {}
+    refer_case: set[str] = set()
+    warned: set[str] = set()
+    chosen: tuple[str, ...] = ()
+    shown: Image | None = None
+    with ExitStack() as open_files, progress("predict", clip.frame_count) as bar:
+        for image, assessed in predictor.predict_clip(clip):
+            if shown is None:
+                shown, chosen = image, clip_outputs(outputs, image, predictor.label_map)
+                draw = open_files.enter_context(_drawing(folder, clip.fps, wanted="overlay" in chosen))
+            number, prediction = image.source.frame or 0, assessed.prediction
+            draw(prediction, image)
+            rows += case_rows(assessed, image)
+            refer_case.update(assessed.refer_case)
+            warned.update(assessed.warnings)
+            numbers.append(number)
+            if len(prediction.instances):
+                predictions[number] = replace(prediction, maps={}, edges=(), outer=(), inner=(), image=None)
+            bar.advance(instances=str(len(prediction.instances)))
+    if shown is None:
+        raise InputError(f"{clip.case}: no frame can be decoded")
+    if clip.corrupt:
+        warned.add(f"{len(clip.corrupt)} of {clip.frame_count} frames are damaged and were left out")
+    footage = Footage(
+        image=shown, label_map=predictor.label_map, rows=rows, numbers=numbers, predictions=predictions
+    )
+    return footage, chosen, sorted(refer_case), sorted(warned)
+
+
+@contextmanager
+def _drawing(folder: Path, fps: float, *, wanted: bool) -> Iterator[Callable[[Prediction, Image], None]]:
+    """Give a function that draws a frame: into a video, and one a second beside it for those who cannot play it."""
+    if not wanted:
+        yield lambda prediction, image: None
+        return
+    every = max(1, round(fps))
+    (folder / "overlay").mkdir()
+    with video_writer(folder / "overlay.mp4", fps) as add:
+
+        def draw(prediction: Prediction, image: Image) -> None:
+            drawn = picture(prediction, image)
+            number = image.source.frame or 0
+            if number % every == 0:
+                write_picture(folder / "overlay" / f"frame-{number:06d}.png", drawn)
+            add(np.moveaxis(drawn, -1, 0))
+
+        yield draw
+
+
+def _warnings(warnings: Sequence[str], written: Written) -> tuple[str, ...]:
+    return (*warnings, *(f"{name} was not written: {why}" for name, why in written.left_out.items()))

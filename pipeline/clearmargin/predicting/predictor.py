@@ -1,0 +1,201 @@
+"""A model as it is asked: how it is sampled, from which score on, and how it is shown an image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from clearmargin.config import validate
+from clearmargin.core import Image, LabelMap, Provenance
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.formats.video import Clip
+from clearmargin.models.domain import mismatch
+from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.settings import PredictionSettings
+from clearmargin.transforms.settings import Window
+from clearmargin.uncertainty.assessment import Assessment, assess
+from clearmargin.uncertainty.calibration import Calibration, load_calibration
+from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
+
+__all__ = ["Predictor"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A model and how it is asked, as values: it may go to another process, which loads the weights itself, once.
+
+    Attributes:
+        model: A model folder; for ``ensemble`` an ensemble's.
+        uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`).
+        device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
+        runtime: ``torch``, or what the model was exported to.
+        score_threshold: Instances below it are not returned; None takes the model's own.
+        tile: Images larger than so many network pixels are shown in square tiles; None does as the model's settings
+            say.
+        display_window: The input's values 0..255 are what a screen shows of the model's intensity window.
+        force: Segment also an image of another kind than the model's training images.
+    """
+
+    model: Path
+    uncertainty: Mode = "none"
+    device: str | None = None
+    runtime: str = "torch"
+    score_threshold: float | None = None
+    tile: int | None = None
+    display_window: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
+            raise ConfigError(f"a score threshold lies in [0, 1], not {self.score_threshold}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the values alone: what was loaded stays in its process."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The model's calibration for this way of sampling; None if it has none."""
+        return load_calibration(self.model, self.uncertainty, self._opened.provenance.weights_sha256)
+
+    @cached_property
+    def threshold(self) -> float:
+        """The least score of an instance that is returned, as predicted."""
+        if self.score_threshold is not None:
+            return self.score_threshold
+        return self._opened.choice.score_threshold if self.calibration is None else self.calibration.threshold
+
+    @cached_property
+    def segmenter(self) -> NetworkSegmenter | SampledSegmenter:
+        """The network, with its weights: loaded when it is first asked for.
+
+        It returns instances down to the calibration's threshold, too, by which cases are compared.
+        """
+        least = self.threshold
+        if self.calibration is not None:
+            if least != self.calibration.threshold:
+                log.warning(
+                    "the promises are about instances with a score of %.3g or more, and --score-threshold is %.3g",
+                    self.calibration.threshold,
+                    least,
+                )
+            least = min(least, self.calibration.threshold)
+        return self._opened.with_threshold(least)
+
+    @property
+    def label_map(self) -> LabelMap:
+        """What the labels mean."""
+        return self._opened.label_map
+
+    @property
+    def provenance(self) -> Provenance:
+        """What makes the predictions."""
+        return self._opened.provenance
+
+    def predict_case(self, image: Image) -> Assessment:
+        """Return the prediction of one image, volume or frame, with its margins, referrals and warnings.
+
+        Raises:
+            InputError: The image is of another kind than the training images, and ``force`` is not set; no value of
+                it is finite; channels or spacing are not what the network needs.
+        """
+        unlike = self._unlike(image)
+        prediction = replace(self.segmenter(image), image=image)
+        return assess(prediction, image, self.calibration, threshold=self.threshold, unlike=unlike)
+
+    def predict_clip(self, clip: Clip) -> Iterator[tuple[Image, Assessment]]:
+        """Yield each frame of a clip that can be decoded with its prediction, in order."""
+        for frame in clip.frames():
+            yield frame, self.predict_case(frame)
+
+    def promises(self) -> tuple[str, ...]:
+        """Return what is promised, a sentence each; none if the model was not calibrated.
+
+        Nothing is promised of misses if another threshold misses more.
+        """
+        if self.calibration is None:
+            return ()
+        misses = self.calibration.misses
+        kept = misses is not None and self.threshold <= misses.threshold
+        return (*(str(margin) for margin in self.calibration.applied()), *([str(misses)] if kept else []))
+
+    def calibration_record(self) -> dict[str, Any] | None:
+        """Return what ``summary.json`` says of the calibration; None if there is none."""
+        if self.calibration is None:
+            return None
+        data = self.calibration.data
+        return {
+            "card": self.calibration.card,
+            "unit": data.exchangeable,
+            "units": dict(self.calibration.units),
+            "date": data.date,
+            "data_sha256": data.digest,
+            "score_threshold": self.calibration.threshold,
+            "match_iou": self.calibration.match_iou,
+            "promises": list(self.promises()),
+        }
+
+    @cached_property
+    def _opened(self) -> NetworkSegmenter | SampledSegmenter:
+        return open_segmenter(
+            self.model, self.uncertainty, device=self.device, runtime=self.runtime, adjust=self._adjusted
+        )
+
+    def _adjusted(self, segmenter: NetworkSegmenter) -> NetworkSegmenter:
+        if self.tile is not None:
+            overlap = min(
+                segmenter.choice.tile_overlap, self.tile // 64 * 32
+            )  # half a tile, in multiples of 32
+            settings = segmenter.choice.model_dump() | {
+                "tile": (self.tile, self.tile),
+                "tile_overlap": overlap,
+            }
+            segmenter = replace(segmenter, choice=validate(settings, PredictionSettings, name="--tile"))
+        if not self.display_window:
+            return segmenter
+        if not isinstance(segmenter.image.intensity, Window):
+            raise ConfigError(
+                "--display-window is for models with one intensity window; "
+                f"this one takes {segmenter.image.intensity.kind}"
+            )
+        shown = segmenter.image.model_copy(update={"intensity": Window(low=0, high=255)})
+        return replace(segmenter, image=shown)
+
+    def _unlike(self, image: Image) -> tuple[str, ...]:
+        """Return how an image differs from the training images, and what a reader had to decide."""
+        remarks = _remarks(image)
+        segmenter = self.segmenter
+        if segmenter.domain is None:  # a model folder written before models knew their training images
+            return remarks
+        difference = mismatch(
+            segmenter.domain, image, segmenter.image.intensity, displayed=self.display_window
+        )
+        if difference.refusals and not self.force:
+            raise InputError(
+                f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it "
+                "all the same with --force, which refers the case"
+            )
+        return remarks + difference.refusals + difference.warnings
+
+
+def _remarks(image: Image) -> tuple[str, ...]:
+    """Return what a reader had to decide, and how many values are not finite.
+
+    Raises:
+        InputError: No value is finite.
+    """
+    if not image.not_finite:
+        return image.source.remarks
+    if image.not_finite == image.pixels.size:
+        raise InputError(f"{image.source.case}: none of its {image.pixels.size} values is finite")
+    counted = f"{image.not_finite} of {image.pixels.size} values are not finite (NaN or infinite): they were left out"
+    return (*image.source.remarks, counted)
