@@ -97,8 +97,8 @@ def fit_scaling(
 
     Args:
         units: Counts of each fit unit's events, in an order that says nothing of them.
-        judged: Further counts of each of these units, by name, on which nothing is fitted: of pixels all of them, and not
-            only the doubtful ones that ``units`` has. Probabilities of 0 and 1 then stay what they are.
+        judged: Further counts of each of these units, by name, on which nothing is fitted: of pixels all of them, and
+            not only the doubtful ones that ``units`` has. Probabilities of 0 and 1 then stay what they are.
 
     Raises:
         InputError: No unit has an event.
