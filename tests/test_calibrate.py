@@ -115,6 +115,34 @@ def test_tables_figures_and_report(found, tmp_path):
     assert "unit-" not in text and "case-" not in text  # no unit and no case is named
 
 
+def test_what_samples_say_of_an_edge_is_held_against_what_was_measured():
+    """Where the edge's standard deviation is a tenth of HD95, both rise together; predicted NSD is drawn at random."""
+    drawn = drawn_set(60)
+    distance = {}
+    for case in drawn.cases:
+        image, reference = drawn.read(case)
+        for one in observe(case.unit, image, drawn(image), reference).instances:
+            distance[one.size, one.score] = one.hd95
+
+    def knowing(prediction):
+        instances = prediction.instances
+        cell = instances.grid.voxel_size
+        known = [
+            distance.get((m.area * cell, float(s)), 0.0) / 10
+            for m, s in zip(instances.masks, instances.scores, strict=True)
+        ]
+        columns = dict(instances.uncertainty) | {"edge_sd_mm": np.array(known)}
+        return replace(prediction, instances=replace(instances, uncertainty=columns))
+
+    calibration, margin_cases = calibrated(drawn.change(knowing), drawn.cases[:40])
+    rows = judged(drawn, drawn.cases[40:], calibration, margin_cases).expected
+    edges = [row for row in rows if row.column == "edge_sd_mm"]
+    assert [row.part for row in edges] == [1, 2, 3, 4, 5] and edges[0].spearman == pytest.approx(1)
+    assert all(row.found == pytest.approx(10 * row.said) for row in edges)
+    blind = [row for row in rows if row.column == "predicted_nsd"]
+    assert abs(blind[0].spearman) < 0.5 and sum(row.n for row in blind) == sum(row.n for row in edges)
+
+
 def test_a_judged_split_in_which_nothing_is_found(tmp_path):
     drawn = drawn_set(24)
     calibration, margin_cases = calibrated(drawn, drawn.cases[:20])

@@ -189,7 +189,7 @@ def test_tiles_give_the_same_object_and_refuse_what_cannot_be(bright, tmp_path):
 
 
 def test_an_image_of_another_kind_is_refused_and_forced(monkeypatch, tmp_path):
-    """Trained on CT: a colour Doppler picture is refused with the reason; forced, the case is referred, and no instance for it."""
+    """Trained on CT: a colour Doppler picture is refused with the reason; forced, the case is referred."""
     colour = np.full((3, 64, 64), 10, np.uint8)
     colour[0, 20:40, 20:40] = 250
     colour[1:, 20:40, 20:40] = 200
@@ -358,7 +358,7 @@ def test_a_calibration_in_other_units_is_said_not_to_apply(bright, calibration, 
 def test_a_case_unlike_the_calibration_is_referred_as_a_case_and_has_no_margins(
     bright, monkeypatch, tmp_path
 ):
-    drawn = drawn_set(24, replace(COARSE, spacing=None))
+    drawn = drawn_set(24, replace(COARSE, spacing=None), edges=False, maps=False)
     of_pixels, _ = calibrated(drawn, asked=replace(ASKED, alphas=(0.2,), miss_alpha=0.3, match_iou=0.5))
     monkeypatch.setattr("clearmargin.predicting.predictor.load_calibration", lambda *_: of_pixels)
     pixels = np.full((64, 64), 10, np.uint8)  # the phantoms' values lie about 100
@@ -379,7 +379,7 @@ def test_a_case_unlike_the_calibration_is_referred_as_a_case_and_has_no_margins(
 
 
 def test_a_folder_unlike_the_calibration_is_warned_of_as_a_whole(bright, monkeypatch, tmp_path, caplog):
-    drawn = drawn_set(14, replace(COARSE, spacing=None))
+    drawn = drawn_set(14, replace(COARSE, spacing=None), edges=False, maps=False)
     of_pixels, _ = calibrated(drawn, asked=replace(ASKED, alphas=(0.2,)))
     monkeypatch.setattr("clearmargin.predicting.predictor.load_calibration", lambda *_: of_pixels)
     (tmp_path / "in").mkdir()

@@ -281,6 +281,13 @@ def _judged_lines(judged: Judgement) -> list[str]:
             "",
             *_markdown(_shift_rows(judged)),
         ]
+    if judged.expected:
+        lines += [
+            "",
+            "### What samples say of an edge, and what came true",
+            "",
+            *_markdown(_expected_rows(judged)),
+        ]
     if judged.scaled:
         shown = [
             {
@@ -314,6 +321,21 @@ def _size_rows(coverage: Sequence[Coverage]) -> list[Row]:
         for row in coverage
         if row.margin.guarantee == "object"
         for third in row.by_size
+    ]
+
+
+def _expected_rows(judged: Judgement) -> list[Row]:
+    return [
+        {
+            "said": row.column,
+            "fifth": row.part,
+            "n": row.n,
+            "mean said": round(row.said, 3),
+            "measured": row.measured,
+            "mean measured": round(row.found, 3),
+            "Spearman": None if row.spearman is None else round(row.spearman, 2),
+        }
+        for row in judged.expected
     ]
 
 

@@ -18,6 +18,7 @@ from clearmargin.uncertainty.judging.coverage import (
     coverage_of,
     shifts_of,
 )
+from clearmargin.uncertainty.judging.expected import Expected, expected_of
 from clearmargin.uncertainty.judging.failures import Failure, failures_of
 from clearmargin.uncertainty.judging.scaling_errors import Reliabilities, Scaled, pixel_errors, score_errors
 from clearmargin.uncertainty.needed import SIDES, Side
@@ -39,6 +40,7 @@ class Judgement:
         empty: Share of the inner regions that are empty; None where there is none.
         shifts: One for each margin that is applied and pair of values of the card's strata.
         alarms: Cases that are warned of as unlike the calibration cases, by stratum.
+        expected: Predicted NSD and the edge's standard deviation against what was measured; none without samples.
         scaled: One for each error of each kind of probability.
         diagrams: One for each kind of probability.
         failures: One for each uncertainty and risk.
@@ -52,6 +54,7 @@ class Judgement:
     empty: float | None
     shifts: tuple[Shift, ...]
     alarms: tuple[FalseAlarms, ...]
+    expected: tuple[Expected, ...]
     scaled: tuple[Scaled, ...]
     diagrams: tuple[Reliabilities, ...]
     failures: tuple[Failure, ...]
@@ -97,6 +100,7 @@ def judge(
         empty=float(np.mean([ratio == 0 for ratio in inner])) if inner else None,
         alarms=tuple(alarms_of(calibration, observed)),
         shifts=tuple(shifts_of(calibration, margin_cases, observed)),
+        expected=tuple(expected_of(calibration, observed)),
         scaled=(*of_scores[1], *of_pixels[1]),
         diagrams=(*of_scores[0], *of_pixels[0]),
         failures=tuple(failures_of(calibration, cases, risk_limit=risk_limit, rng=rng, resamples=resamples)),
