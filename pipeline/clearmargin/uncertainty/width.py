@@ -5,7 +5,9 @@ Three ways, the narrowest of which is chosen on the fit units at equal coverage:
 - ``constant``: one margin for all objects;
 - ``predicted``: from size, score, class, and the edge's standard deviation if there are samples, by linear quantile
   regression of the logarithm of the needed margin. So an easy object gets a narrow margin;
-- ``edge``: wide where the samples' edges lie apart along the contour (`reach.EdgeScale`).
+- ``edge``: wide where the samples' edges lie apart along the contour (`reach.EdgeScale`), with one level for all
+objects or
+  with one that is predicted like that.
 
 Whatever the width, the factor is calibrated on other units, so that the guarantee does not depend on how good it is.
 
@@ -24,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import ConfigError
-from clearmargin.uncertainty.needed import SIDES, Side
+from clearmargin.uncertainty.needed import Side
 
 __all__ = ["FEATURES", "PredictedWidth", "Width", "WidthKind", "features_of", "fit_predicted"]
 
@@ -75,9 +77,9 @@ class Width:
         kind: See the module.
         level: By side, the width that all objects share: a typical needed margin, in the unit of length
             (``constant``) or in scales of the edge (``edge``), so that factors of both sides are alike.
-        predicted: By side, of ``predicted``; else empty.
-        offset: Length added to a needed margin before it is compared with the predicted one, and taken off the margin
-            that is applied: half an element, since needed margins of 0 have no logarithm.
+        predicted: By side, if it is predicted; else empty.
+        offset: Length, or scales, added to a needed margin before it is compared with the predicted one, and taken
+            off the margin that is applied: half an element, since needed margins of 0 have no logarithm.
         floor: Of the edge's scale (``edge``); None otherwise.
     """
 
@@ -89,7 +91,7 @@ class Width:
 
     def of(self, side: Side, features: Features) -> float:
         """Return the width of an object on one side."""
-        return self.predicted[side].of(features) if self.kind == "predicted" else self.level[side]
+        return self.predicted[side].of(features) if side in self.predicted else self.level[side]
 
     def factor(self, side: Side, features: Features, needed: float | NDArray[np.float64]) -> Matrix:
         """Return the factor from which on a needed margin is had, of the shape of ``needed``; 0 for none needed."""
@@ -130,8 +132,11 @@ class Width:
         if self.kind == "constant":
             return "one margin for all objects"
         if self.kind == "edge":
-            return "wide where the samples' edges lie apart"
-        return f"by {', '.join(self.predicted[SIDES[0]].names)}"
+            more = (
+                f", and by {', '.join(next(iter(self.predicted.values())).names)}" if self.predicted else ""
+            )
+            return f"wide where the samples' edges lie apart{more}"
+        return f"by {', '.join(next(iter(self.predicted.values())).names)}"
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:

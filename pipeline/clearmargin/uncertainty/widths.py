@@ -86,17 +86,27 @@ def _fitted(objects: Sequence[MatchedObject], alpha: float, element: float) -> d
             widths.setdefault(name, {})[side] = Width(
                 kind=kind, level={side: level}, predicted={}, floor=floor
             )
-        regression = fit_predicted(
-            [one.features for one in objects],
-            [one.needed[side, None].whole for one in objects],
-            weights,
-            1 - alpha,
-            _OFFSET * element,
-        )
-        if regression is not None:
-            widths.setdefault("predicted", {})[side] = Width(
-                kind="predicted", level={}, predicted={side: regression}, offset=_OFFSET * element
+        for floor in (None, *floors):
+            known_objects = [
+                (o, w) for o, w in zip(objects, weights, strict=True) if (side, floor) in o.needed
+            ]
+            offset = _OFFSET * (element if floor is None else element / floor)
+            regression = fit_predicted(
+                [one.features for one, _ in known_objects],
+                [one.needed[side, floor].whole for one, _ in known_objects],
+                [weight for _, weight in known_objects],
+                1 - alpha,
+                offset,
             )
+            if regression is not None:
+                name = "predicted" if floor is None else f"edge {floor:g}, predicted"
+                widths.setdefault(name, {})[side] = Width(
+                    kind="predicted" if floor is None else "edge",
+                    level={},
+                    predicted={side: regression},
+                    offset=offset,
+                    floor=floor,
+                )
     return widths
 
 
