@@ -137,10 +137,11 @@ def test_what_samples_say_of_an_edge_is_held_against_what_was_measured():
     calibration, margin_cases = calibrated(drawn.change(knowing), drawn.cases[:40])
     rows = judged(drawn, drawn.cases[40:], calibration, margin_cases).expected
     edges = [row for row in rows if row.column == "edge_sd_mm"]
-    assert [row.part for row in edges] == [1, 2, 3, 4, 5] and edges[0].spearman == pytest.approx(1)
+    assert [row.part for row in edges] == [1, 2, 3, 4, 5] and edges[0].spearman == pytest.approx(1, abs=0.01)
     assert all(row.found == pytest.approx(10 * row.said) for row in edges)
     blind = [row for row in rows if row.column == "predicted_nsd"]
-    assert abs(blind[0].spearman) < 0.5 and sum(row.n for row in blind) == sum(row.n for row in edges)
+    assert blind[0].spearman is None or abs(blind[0].spearman) < 0.5  # None: scaled to one value
+    assert sum(row.n for row in blind) == sum(row.n for row in edges)
 
 
 def test_a_judged_split_in_which_nothing_is_found(tmp_path):

@@ -53,9 +53,6 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         "## Every promise, and what it costs",
         "",
         *_markdown(_promise_rows(calibration, judged)),
-        "",
-        "By object: share of a unit's objects that are covered. By unit: share of the units of which every object is "
-        "covered. By risk: share of an object's edge. Those of one calibration are 9 of 10 times in the range.",
         *_width_lines(calibration),
         "",
         "## Scaling",
@@ -133,13 +130,21 @@ def _promise_rows(calibration: Calibration, judged: Judgement | None) -> list[Ro
 
 
 def _width_lines(calibration: Calibration) -> list[str]:
+    """Return what the table's words mean, and why margins are as wide as they are; none without a margin."""
+    if not calibration.margins:
+        return []
     kinds = {margin.width.kind for margin in calibration.applied()}
     said = {
         "constant": "One margin for all objects was as narrow as any that follows them, on the fit units.",
         "predicted": "A margin that follows size, score and class was narrower on the fit units than one for all.",
         "edge": "A margin that follows the samples' edges was narrower on the fit units than one for all.",
     }
-    return ["", *(said[kind] for kind in sorted(kinds))] if kinds else []
+    return [
+        "",
+        "By object: share of a unit's objects that are covered. By unit: share of the units of which every object is "
+        "covered. By risk: share of an object's edge. In brackets: nine of ten calibrations.",
+        *(said[kind] for kind in sorted(kinds)),
+    ]
 
 
 def _drift_lines(calibration: Calibration, judged: Judgement | None) -> list[str]:
