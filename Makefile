@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load fuzz clean
+.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load soak soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -55,6 +55,11 @@ bench-export: .venv/installed
 CASES ?= 100000
 fuzz: .venv/installed
 	PYTHONPATH=tests $(BIN)/python benchmarks/fuzz.py --cases $(CASES) $(if $(RUN),--run $(RUN))
+
+# Batches under kill -9 of workers, of the coordinator, and between any two steps; ROUNDS=n, MODEL=folder (default: the demo's).
+ROUNDS ?= 50
+soak: .venv/installed
+	$(BIN)/python benchmarks/soak.py --rounds $(ROUNDS) $(if $(MODEL),--model $(MODEL))
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

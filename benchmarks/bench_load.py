@@ -78,11 +78,14 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def memory(segmenter: NetworkSegmenter, count: int) -> None:
+def memory(model: Path, network: str, count: int) -> None:
+    """Print how the memory of this process grows; it is to be a fresh one, since memory is rarely given back."""
+    torch.set_num_threads(2)
+    segmenter = load_segmenter(model, device="cpu")
     rng = np.random.default_rng(0)
     shown: list[float] = []
     tenth = max(1, count // 10)
-    print(f"memory: median RSS in MiB of each tenth of {count} predictions, 16 to 320 pixels a side:")
+    print(f"{network}: median RSS in MiB of each tenth of {count} predictions, 16 to 320 pixels a side:")
     for k in range(count):
         segmenter(picture(tuple(int(v) for v in rng.integers(16, 320, 2)), k))
         gc.collect()
@@ -197,8 +200,12 @@ def main() -> None:
         processes(model, segmenter)
         for network in options.networks:
             folder = make_model(Path(place) / network, network)
+            alone = multiprocessing.get_context("spawn").Process(
+                target=memory, args=(folder, network, options.predictions)
+            )
+            alone.start()
+            alone.join()
             exports(folder, network, load_segmenter(folder, device="cpu"))
-        memory(load_segmenter(folder, device="cpu"), options.predictions)
         print(f"{time.monotonic() - started:.0f} s with {torch.get_num_threads()} threads")
 
 

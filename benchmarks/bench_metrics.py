@@ -78,6 +78,7 @@ def measure_all(rounds: int) -> None:
     apart(rounds)
     subvoxel(rounds)
     images(rounds)
+    tiny(rounds)
     boundary_ap(rounds)
     coco_ap(rounds)
     bootstrap(rounds)
@@ -265,6 +266,45 @@ def images(rounds: int) -> None:
         times,
         {"surface_distance": 2.5},
     )
+
+
+def tiny(rounds: int) -> None:
+    """One small disc in one picture: what the call itself costs."""
+    import numpy as np
+    import surface_distance as tool
+
+    from clearmargin.core import Grid, Mask
+    from clearmargin.metrics import MaskPair, Protocol, measure_mask_pair, measure_pair
+
+    print(
+        "\n### One small disc, one pixel off\n\n| picture | radius | from arrays, ms | from crops, ms | ratio | ratio |"
+    )
+    print("|---:|---:|---:|---:|---:|---:|")
+    protocol = Protocol(metrics=("hd95", "assd"), tolerances=(1.0,))
+    for side, radius in ((16, 2), (16, 4), (32, 5), (64, 8), (64, 20), (128, 30), (256, 60), (512, 10)):
+        y, x = np.mgrid[:side, :side] - side // 2
+        predicted, reference = (y**2 + (x - k) ** 2 <= radius**2 for k in (0, 1))
+        crops = Mask.from_dense(predicted), Mask.from_dense(reference)
+        grid = Grid.from_spacing((side, side), (0.5, 0.5))
+
+        def arrays(pair=(predicted, reference)):
+            for _ in range(50):
+                measure_pair(*pair, spacing=(0.5, 0.5), metrics=("hd95", "assd"), tolerances=(1.0,))
+
+        def from_crops(pair=crops, grid=grid):
+            for _ in range(50):
+                measure_mask_pair(MaskPair.from_masks(*pair, grid), protocol)
+
+        def deepmind(pair=(predicted, reference)):
+            for _ in range(50):
+                found = tool.compute_surface_distances(pair[1], pair[0], (0.5, 0.5))
+                tool.compute_surface_dice_at_tolerance(found, 1.0)
+                tool.compute_robust_hausdorff(found, 95)
+                tool.compute_average_surface_distance(found)
+
+        times = interleaved(rounds, arrays=arrays, crops=from_crops, peer=deepmind)
+        ours, cut, peer = (times[name] * 20 for name in ("arrays", "crops", "peer"))  # ms of one
+        print(f"| {side} | {radius} | {ours:.3f} | {cut:.3f} | {peer / ours:.1f} | {peer / cut:.1f} |")
 
 
 def bootstrap(rounds: int) -> None:

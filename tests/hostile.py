@@ -127,6 +127,15 @@ def _write_plain(folder: Path) -> None:
     colour = rng.integers(0, 256, (3, 24, 20)).astype(np.uint8)
     for name in ("colour.png", "colour.tif", "colour.jpg", "colour.bmp"):
         write_raster(folder / name, colour)
+    from PIL import Image as Pillow
+
+    for name, picture, kind in (
+        ("lzw.tif", deep, "tiff_lzw"),
+        ("fax.tif", deep > 2**15, "group4"),
+        ("jpeg.tif", np.moveaxis(colour, 0, -1), "jpeg"),
+        ("zstd.tif", np.moveaxis(colour, 0, -1), "zstd"),
+    ):
+        Pillow.fromarray(picture).save(folder / name, compression=kind)
     clip = [np.full((3, 32, 32), 20 * k, np.uint8) for k in range(8)]
     write_video(folder / "clip.mkv", clip, 25)
     for name, codec in (("clip.mp4", "libx264"), ("clip.avi", "mpeg4")):

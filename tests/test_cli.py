@@ -20,7 +20,7 @@ from children import LIMIT_S, child, wait_until
 from toy import write_toy_experiment, write_toy_set
 
 from clearmargin.cli import main
-from clearmargin.formats.raster import write_raster
+from clearmargin.formats.raster import read_label_raster, write_raster
 
 
 @dataclass
@@ -132,16 +132,16 @@ def test_what_the_machine_refuses_is_not_a_bug_and_names_no_file(trained, monkey
 
 def test_results_appear_as_work_is_done(trained, monkeypatch):
     """The first picture's line is out before the second picture is read."""
-    from clearmargin import predict as module
+    from clearmargin.formats import raster as module
 
     seen = []
-    read = module.read_image
+    read = module.read_raster
 
     def spy(path):
         seen.append((path.name, out.getvalue().count("\n")))
         return read(path)
 
-    monkeypatch.setattr(module, "read_image", spy)
+    monkeypatch.setattr(module, "read_raster", spy)
     out = io.StringIO()
     (trained / "three").mkdir()
     for k in range(3):
@@ -294,6 +294,20 @@ def test_data_show_counts_and_draws(trained):
 
     with Image.open(trained / "sheet.png") as sheet:
         assert sheet.width > 600 and len(np.unique(np.asarray(sheet.convert("L")))) > 50
+
+
+def test_data_show_gives_its_numbers_to_programs(trained):
+    done = clearmargin("--json", "data", "show", "data/card.yaml", "--out", "sheet.png", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout)
+    labels = sorted((trained / "data").glob("*_labels.png"))
+    held = [len(np.unique(read_label_raster(file))) - 1 for file in labels]
+    assert sum(split["cases"] for split in numbers["splits"]) == len(labels)
+    assert sum(split["instances"] for split in numbers["splits"]) == sum(held)
+    assert numbers["splits"][0]["instances_per_case"][2] <= max(held)
+    (disc,) = numbers["classes"]
+    assert disc["instances"] == sum(held) and 0 < disc["sizes"][0] <= disc["sizes"][1] <= disc["sizes"][2]
+    assert numbers["size_unit"] == "px^2" and numbers["sheet"] == "sheet.png"
 
 
 def test_ctrl_c_ends_with_130(trained):

@@ -38,6 +38,8 @@ def test_a_command_on_a_page_is_one_of_the_programs(page, line, whole):
     while words and words[0] in getattr(command, "commands", {}):
         name = words.pop(0)
         command = command.commands[name]
+    if hasattr(command, "default_command"):
+        command = command.commands[command.default_command]
     assert name, f"{page}: no verb '{words[0]}'"
     options = {option for param in command.params for option in param.opts} | {"--help"}
     named = {word.split("=")[0] for word in words if word.startswith("--")}

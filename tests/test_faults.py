@@ -21,10 +21,9 @@ import yaml
 from command import command
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import write_toy_experiment, write_toy_set
+from toy import train_toy
 
 from clearmargin import evaluate as evaluate_module
-from clearmargin import predict as predict_module
 from clearmargin.config import parse_yaml, read_yaml
 from clearmargin.core import Grid, Mask
 from clearmargin.datasets.cases import open_dataset
@@ -34,11 +33,12 @@ from clearmargin.errors import ClearMarginError, InputError
 from clearmargin.failures import reason_of, refusal_of
 from clearmargin.files import below, cell, csv_rows, printable, uncell, whole, write_text
 from clearmargin.formats import open_video, read_image
+from clearmargin.formats import raster as raster_module
 from clearmargin.formats.coco import _from_run_lengths, read_coco_images
 from clearmargin.formats.dicom_boundary import read_header
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
-from clearmargin.train import train
+from clearmargin.predicting import cases as cases_module
 
 SOURCE = Path(__file__).parents[1] / "pipeline" / "clearmargin"
 LIMIT_MIB = 600
@@ -46,16 +46,7 @@ LIMIT_MIB = 600
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A data set of discs and a model that was trained on it for two steps."""
-    folder = tmp_path_factory.mktemp("toy")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        card = write_toy_set(folder / "data")
-        model = train(write_toy_experiment(folder, card, epochs=1)).model.resolve()
-    finally:
-        os.chdir(before)
-    return folder, card, model
+    return train_toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
@@ -210,14 +201,14 @@ def test_whatever_one_file_provokes_the_others_are_predicted(toy, tmp_path, monk
     inputs.mkdir()
     for k in range(3):
         (inputs / f"t{k}.png").write_bytes((folder / "data" / f"t{k}.png").read_bytes())
-    original = predict_module.read_image
+    original = raster_module.read_raster
 
-    def read(path, **options):
+    def read(path):
         if path.name == "t1.png":
             raise error
-        return original(path, **options)
+        return original(path)
 
-    monkeypatch.setattr(predict_module, "read_image", read)
+    monkeypatch.setattr(raster_module, "read_raster", read)
     code, said = command("predict", inputs, tmp_path / "out", "--model", model)
     assert code == 3 and type(error).__name__ in said and "1 of 3 inputs failed" in said
     assert "Anna" not in said and "t1.png" not in said
@@ -231,15 +222,15 @@ def test_a_full_disk_ends_a_folder_with_what_was_done(toy, tmp_path, monkeypatch
     inputs.mkdir()
     for k in range(3):
         (inputs / f"t{k}.png").write_bytes((folder / "data" / f"t{k}.png").read_bytes())
-    original, calls = predict_module.write_case, []
+    original, calls = cases_module.write_case, []
 
     def write(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(*arguments, **options)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(predict_module, "write_case", write)
+    monkeypatch.setattr(cases_module, "write_case", write)
     code, said = command("predict", inputs, tmp_path / "out", "--model", model)
     assert code == 4 and "No space left" in said and len(calls) == 2
     assert len(list((tmp_path / "out").iterdir())) == 1
@@ -346,6 +337,35 @@ def test_a_deflated_object_stops_at_the_limit(tmp_path, small_limit):
     ds.PixelData = bytes(128)
     ds.save_as(tmp_path / "b.dcm", enforce_file_format=True)
     assert read_header(tmp_path / "b.dcm", pixels=True).PixelData == bytes(128)
+
+
+def test_a_deflated_object_that_becomes_more_than_it_describes_is_refused_at_once(tmp_path):
+    """8 MB that become 8 GiB: 4 GiB, the limit, would take half a minute."""
+    ds = dataset_of(pydicom.uid.DeflatedExplicitVRLittleEndian, NumberOfFrames=4)
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    plain = dataset_of(pydicom.uid.ExplicitVRLittleEndian, NumberOfFrames=4)
+    plain.save_as(tmp_path / "plain.dcm", enforce_file_format=True)
+    raw = (tmp_path / "a.dcm").read_bytes()
+    meta = 144 + int.from_bytes(raw[140:144], "little")
+    plain_raw = (tmp_path / "plain.dcm").read_bytes()
+    header = plain_raw[144 + int.from_bytes(plain_raw[140:144], "little") :]
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    content = packer.compress(header + struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OW", 0, 0xFFFFFFFE))
+    once = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    (tmp_path / "a.dcm").write_bytes(raw[:meta] + content + once + again * 511 + packer.flush())
+    assert (tmp_path / "a.dcm").stat().st_size < 10 * 2**20
+    began = time.process_time()
+    assert "more than the pixels that it describes" in bombed(lambda: read_header(tmp_path / "a.dcm"))
+    assert time.process_time() - began < 5
+
+
+def test_a_deflated_object_of_many_empty_pixels_is_read(tmp_path):
+    ds = dataset_of(pydicom.uid.DeflatedExplicitVRLittleEndian, NumberOfFrames=2_500_000)
+    ds.PixelData = bytes(320_000_000)
+    ds["PixelData"].VR = "OW"
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert read_header(tmp_path / "a.dcm").NumberOfFrames == 2_500_000
 
 
 @pytest.mark.parametrize("closed", [True, False])

@@ -2,24 +2,33 @@
 
 import os
 import pickle
+import resource
+import shutil
 import socket
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 import yaml
 from command import command
-from toy import write_toy_experiment, write_toy_set
+from toy import train_toy, write_toy_set
 
+from clearmargin.config import parse_yaml
+from clearmargin.core import Grid, Image
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import write_text
 from clearmargin.formats import open_video, read_image
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.models import load_segmenter
 from clearmargin.models.backbones import build_backbone, read_weights
-from clearmargin.train import train
 from clearmargin.training.checkpoint import restore_checkpoint
 
 
@@ -35,15 +44,7 @@ class Touch:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        card = write_toy_set(folder / "data")
-        model = train(write_toy_experiment(folder, card, epochs=1)).model.resolve()
-    finally:
-        os.chdir(before)
-    return folder, card, model
+    return train_toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
@@ -124,6 +125,62 @@ def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path):
     with pytest.raises(InputError, match="more than tensors"):
         restore_checkpoint(None, tmp_path)  # type: ignore[arg-type]
     assert not (tmp_path / "bait").exists()
+
+
+@pytest.mark.parametrize("place", ["weights.safetensors", "snapshots/epoch-00002.safetensors"])
+def test_weights_under_the_right_name_that_are_a_pickle_run_nothing(toy, tmp_path, place):
+    _, _, model = toy
+    folder = changed(model, tmp_path, lambda content: None)
+    (folder / "snapshots").mkdir()
+    for epoch in (1, 2, 3):
+        shutil.copy(folder / "weights.safetensors", folder / "snapshots" / f"epoch-0000{epoch}.safetensors")
+    with (folder / place).open("wb") as stream:
+        pickle.dump(Touch(tmp_path / "bait"), stream)
+    write_raster(tmp_path / "a.png", np.zeros((32, 32), np.uint8))
+    mode = ("--uncertainty", "checkpoints") if "snapshots" in place else ()
+    code, said = command("predict", tmp_path / "a.png", tmp_path / "out", "--model", folder, *mode)
+    assert code == 4 and "do not fit its configuration" in said
+    assert not (tmp_path / "bait").exists()
+
+
+@pytest.mark.parametrize("width", [64, 4096])
+def test_weights_of_another_network_are_refused(toy, tmp_path, width):
+    _, _, model = toy
+    folder = changed(model, tmp_path, lambda content: content["model"].update(fpn_channels=width))
+    with pytest.raises(InputError, match="of another network"):
+        load_segmenter(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"mask_layers": 10**9},
+        {"mask_layers": 900, "mask_channels": 10**6},
+        {"fpn_channels": 16 * 10**9},
+        {"fpn_channels": 960_000, "box_features": 10**6},
+        {"detections": 10**12},
+        {"anchor_ratios": [1.0] * 90_000, "fpn_channels": 960_000},
+    ],
+    ids=" ".join,
+)
+def test_absurd_sizes_of_a_network_are_refused_before_it_is_built(toy, tmp_path, sizes):
+    _, _, model = toy
+    folder = changed(model, tmp_path, lambda content: content["model"].update(sizes))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    with pytest.raises((ConfigError, InputError), match=r"beyond any network|of another network"):
+        load_segmenter(folder, device="cpu")
+    assert time.process_time() - began < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
+
+
+def test_an_enlargement_beyond_the_limit_is_refused(toy, tmp_path):
+    _, _, model = toy
+    folder = changed(model, tmp_path, lambda content: content["image"].update(spacing_mm=1e-5))
+    segmenter = load_segmenter(folder, device="cpu")
+    image = Image(pixels=np.zeros((1, 64, 64), np.uint8), grid=Grid.from_spacing((64, 64), (1.0, 1.0)))
+    with pytest.raises(InputError, match=r"wants the image enlarged by .*CLEARMARGIN_MAX_GIB"):
+        segmenter(image)
 
 
 @pytest.mark.parametrize("member", ["../other/model", "/etc", "a/../../b"])
@@ -216,6 +273,29 @@ def test_a_folder_that_was_given_to_data_new_may_be_a_root(tmp_path, monkeypatch
     assert len(open_dataset(place / "card.yaml").cases) == 5
 
 
+def test_data_lie_below_the_data_root_or_below_the_card(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARMARGIN_DATA", str(tmp_path / "data"))
+    card = card_with(tmp_path)
+    assert len(open_dataset(card).cases) == 5
+    (tmp_path / "given").rename(tmp_path / "data")
+    content = yaml.safe_load((tmp_path / "data" / "card.yaml").read_text())
+    (tmp_path / "data").rename(tmp_path / "set")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "set").rename(tmp_path / "data" / "set")
+    elsewhere = tmp_path / "card.yaml"
+    elsewhere.write_text(yaml.safe_dump(content | {"root": "set"}))
+    assert len(open_dataset(elsewhere).cases) == 5
+
+
+def test_links_in_the_datas_folder_are_followed(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARMARGIN_DATA", str(tmp_path / "data"))
+    card = card_with(tmp_path)
+    (tmp_path / "given" / "t0.png").rename(tmp_path / "elsewhere.png")
+    (tmp_path / "given" / "t0.png").symlink_to(tmp_path / "elsewhere.png")
+    dataset = open_dataset(card)
+    assert dataset.read(dataset.cases[0])[0].pixels.shape == (1, 96, 128)
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -260,3 +340,59 @@ def test_a_clip_whose_name_is_an_address_is_a_file(tmp_path, monkeypatch):
     for name in ("concat:a.mp4", "file:a.mp4", "%d.mp4"):
         (tmp_path / name).write_bytes((tmp_path / "a.mp4").read_bytes())
         assert open_video(Path(name)).frame_count == 3
+
+
+# --- archives and texts ---
+
+
+@pytest.mark.parametrize(("filler", "fits"), [("noise", True), ("zeros", False)])
+def test_a_zip_beyond_the_limit_is_read_if_it_hardly_shrinks(tmp_path, monkeypatch, filler, fits):
+    monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "0.001")
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.826.9.1"
+    ds.Modality, ds.SeriesInstanceUID, ds.StudyInstanceUID = "OT", "1.2.826.9.2", "1.2.826.9.3"
+    ds.Rows = ds.Columns = ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelRepresentation, ds.SamplesPerPixel = 7, 0, 1
+    ds.PhotometricInterpretation, ds.PixelData = "MONOCHROME2", bytes(64)
+    ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    other = os.urandom(2**21) if filler == "noise" else bytes(2**21)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "a.dcm", "a.dcm")
+        archive.writestr("other.bin", other)
+    if fits:
+        assert read_image(tmp_path / "a.zip").grid.shape == (8, 8)
+    else:
+        with pytest.raises(InputError, match="CLEARMARGIN_MAX_GIB"):
+            read_image(tmp_path / "a.zip")
+
+
+def test_how_deep_and_how_long_a_yaml_may_be():
+    assert parse_yaml("a: " + "[" * 49 + "]" * 49, "it")
+    with pytest.raises(ConfigError, match="over 50 levels deep"):
+        parse_yaml("a: " + "[" * 50 + "]" * 50, "it")
+    hundred = "a: &a [" + ", ".join(["1"] * 100) + "]\n"
+    assert len(parse_yaml(hundred + "b: [" + ", ".join(["*a"] * 980) + "]", "it")["b"]) == 980
+    with pytest.raises(ConfigError, match="more than 100000 values"):
+        parse_yaml(hundred + "b: [" + ", ".join(["*a"] * 1000) + "]", "it")
+    plain = "a: [" + ", ".join(["1"] * 150_000) + "]"  # as many as it has characters
+    assert len(parse_yaml(plain, "it")["a"]) == 150_000
+
+
+def test_a_draft_that_a_killed_run_left_is_replaced(tmp_path):
+    """The draft is found by stopping midway, as a kill does: without a chance to tidy up."""
+    stopped = f"""
+import os
+from pathlib import Path
+from clearmargin.files import whole
+with whole(Path({str(tmp_path / "a.txt")!r})) as draft:
+    draft.write_text("half")
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", stopped], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".")
+    write_text(tmp_path / "a.txt", "whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "whole"

@@ -1,11 +1,14 @@
 """A toy data set and experiment: bright discs on noise, learnt in seconds."""
 
 import csv
+import os
+from pathlib import Path
 
 import numpy as np
 import yaml
 
 from clearmargin.formats.raster import write_raster
+from clearmargin.train import train
 
 CLASSES = [
     {
@@ -96,3 +99,15 @@ def write_toy_experiment(folder, card, **training):
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return path
+
+
+def train_toy(folder):
+    """Write the toy set below a folder and train on it for three steps; return folder, card and model folder."""
+    before = Path.cwd()
+    os.chdir(folder)  # runs are made in the working directory
+    try:
+        card = write_toy_set(folder / "data")
+        model = train(write_toy_experiment(folder, card, epochs=1)).model.resolve()
+    finally:
+        os.chdir(before)
+    return folder, card, model

@@ -16,6 +16,7 @@ __all__ = [
     "InputError",
     "ParityError",
     "TrainingError",
+    "UnavailableError",
     "nearest",
 ]
 
@@ -50,6 +51,12 @@ class TrainingError(ClearMarginError):
 
 class ParityError(ClearMarginError):
     """An exported model does not find what it found before; it is not written."""
+
+    exit_code = 4
+
+
+class UnavailableError(ClearMarginError):
+    """A server is away, or failed for the moment; another try may succeed."""
 
     exit_code = 4
 

@@ -360,6 +360,7 @@ class _Outcome:
     counts: PanopticCounts = field(default_factory=dict)
     scored: bool = False
     boxes_only: bool = False
+    moved: float = 0.0
     unit: Unit = "mm"
     ndim: int = 3
 
@@ -467,6 +468,7 @@ def _measured(task: _Task, entry: Entry, pair: Pair) -> _Outcome:
         counts=panoptic_counts(predicted, reference),
         scored=pair.scored,
         boxes_only=pair.boxes_only,
+        moved=pair.moved,
         unit=reference.grid.unit,
         ndim=reference.grid.ndim,
     )
@@ -643,6 +645,12 @@ def _put_together(
     if any(outcome.boxes_only for outcome in good):
         notes.append(
             "some predictions are boxes without masks: their masks are the whole boxes; look at box AP"
+        )
+    moved = [outcome.moved for outcome in good if outcome.moved]
+    if moved:
+        notes.append(
+            f"{len(moved)} prediction(s) were put on their reference's grid by nearest neighbour, which moves edges by "
+            f"up to {max(moved):.3g} {unit}: distances and tolerances below that say little"
         )
     if len({row.patient for row in rows}) < 50:
         notes.append(

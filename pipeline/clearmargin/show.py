@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from clearmargin.core import Grid, InstanceSet
-from clearmargin.datasets.card import SPLITS
+from clearmargin.core import Grid, InstanceSet, LabelClass
+from clearmargin.datasets.card import SPLITS, Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.formats.raster import write_raster
 from clearmargin.report.annotated import class_keys, with_marks
@@ -18,7 +19,7 @@ from clearmargin.report.overlay import overlay
 from clearmargin.report.picture import enlargement
 from clearmargin.report.progress import progress
 
-__all__ = ["DatasetShown", "show_dataset"]
+__all__ = ["ClassCounts", "DatasetCounts", "DatasetShown", "SplitCounts", "show_dataset"]
 
 
 _TILES = ((3, 800), (12, 540))  # up to so many pictures, so wide each
@@ -28,10 +29,70 @@ _PLURAL = {"patient": "patients", "surgery": "surgeries", "image": "images"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """What a split holds.
+
+    Attributes:
+        split: Its name.
+        cases: Number of cases.
+        units: Patients, surgeries or images, as the card counts them.
+        instances: Reference instances of all cases.
+        instances_per_case: Least, median and most; None without a case.
+        empty: Cases without an instance.
+    """
+
+    split: Split
+    cases: int
+    units: int
+    instances: int
+    instances_per_case: tuple[int, int, int] | None
+    empty: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCounts:
+    """What a class holds.
+
+    Attributes:
+        name: Of the class.
+        kind: ``thing`` or ``stuff``.
+        code: Its code as text; empty without one.
+        instances: Number of reference instances.
+        sizes: Least, median and largest size; None without an instance.
+    """
+
+    name: str
+    kind: str
+    code: str
+    instances: int
+    sizes: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetCounts:
+    """What a data set holds.
+
+    Attributes:
+        splits: Each split.
+        classes: Each class of the card.
+        size_unit: Of the sizes: ``mm^2``, ``mm^3``, ``px^2`` or ``px^3``.
+        grids: Number of cases by their grid, the most frequent first.
+        overlapping: Cases whose instances overlap.
+    """
+
+    splits: tuple[SplitCounts, ...]
+    classes: tuple[ClassCounts, ...]
+    size_unit: str
+    grids: Mapping[str, int]
+    overlapping: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetShown:
-    """What ``data show`` found: lines of text, and the contact sheet's file."""
+    """What ``data show`` found: lines of text, the numbers in them, and the contact sheet's file."""
 
     text: str
+    counts: DatasetCounts
     sheet: Path
 
 
@@ -79,7 +140,8 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
         pictures, title=card_shown.title or card_shown.name, keys=class_keys(card_shown.label_map), tile=tile
     )
     write_raster(sheet, np.moveaxis(drawn, -1, 0))
-    return DatasetShown(text=_describe(dataset, counted), sheet=sheet)
+    counts = _count(dataset, counted)
+    return DatasetShown(text=_describe(dataset, counts), counts=counts, sheet=sheet)
 
 
 def _fullest_slice(reference: InstanceSet) -> int | None:
@@ -89,42 +151,77 @@ def _fullest_slice(reference: InstanceSet) -> int | None:
     return int(np.argmax([len(reference.plane(z)[0]) for z in range(reference.grid.shape[0])]))
 
 
-def _describe(dataset: Dataset, counted: list[tuple[Case, Grid, InstanceSet]]) -> str:
+def _split_counts(split: Split, cases: Sequence[tuple[Case, InstanceSet]]) -> SplitCounts:
+    counts = np.array([len(reference) for _, reference in cases], np.int64)
+    return SplitCounts(
+        split=split,
+        cases=len(counts),
+        units=len({case.unit for case, _ in cases}),
+        instances=int(counts.sum()),
+        instances_per_case=(int(counts.min()), int(np.median(counts)), int(counts.max()))
+        if len(counts)
+        else None,
+        empty=int((counts == 0).sum()),
+    )
+
+
+def _class_counts(kind: LabelClass, references: Sequence[InstanceSet]) -> ClassCounts:
+    sizes = [
+        mask.area * reference.grid.voxel_size
+        for reference in references
+        for mask, label in zip(reference.masks, reference.labels, strict=True)
+        if label == kind.id
+    ]
+    return ClassCounts(
+        name=kind.name,
+        kind=kind.kind,
+        code=kind.code_text,
+        instances=len(sizes),
+        sizes=(min(sizes), float(np.median(sizes)), max(sizes)) if sizes else None,
+    )
+
+
+def _count(dataset: Dataset, counted: Sequence[tuple[Case, Grid, InstanceSet]]) -> DatasetCounts:
+    references = [reference for _, _, reference in counted]
+    grid = counted[0][1]
+    return DatasetCounts(
+        splits=tuple(
+            _split_counts(split, [(case, reference) for case, _, reference in counted if case.split == split])
+            for split in SPLITS
+        ),
+        classes=tuple(_class_counts(c, references) for c in dataset.card.label_map.classes),
+        size_unit=f"{grid.unit}^{grid.ndim}",
+        grids=dict(Counter(str(grid) for _, grid, _ in counted).most_common()),
+        overlapping=sum(_overlaps(reference) for reference in references),
+    )
+
+
+def _describe(dataset: Dataset, counts: DatasetCounts) -> str:
     card = dataset.card
     lines = [f"{card.title} ({card.name}, version {card.version}; {card.licence})"]
     lines.append(
         f"{'split':<12} {'cases':>6} {_PLURAL[card.unit]:>9} {'instances':>10} {'per case':>16} {'empty':>6}"
     )
-    for split in SPLITS:
-        here = [(case, reference) for case, _, reference in counted if case.split == split]
-        if not here:
-            lines.append(f"{split:<12} {0:>6}")
+    for one in counts.splits:
+        if one.instances_per_case is None:
+            lines.append(f"{one.split:<12} {0:>6}")
             continue
-        counts = np.array([len(reference) for _, reference in here])
-        spread = f"{counts.min()} / {int(np.median(counts))} / {counts.max()}"
-        units = len({case.unit for case, _ in here})
+        spread = " / ".join(map(str, one.instances_per_case))
         lines.append(
-            f"{split:<12} {len(here):>6} {units:>9} {counts.sum():>10} {spread:>16} {int((counts == 0).sum()):>6}"
+            f"{one.split:<12} {one.cases:>6} {one.units:>9} {one.instances:>10} {spread:>16} {one.empty:>6}"
         )
     lines.append("(per case: least / median / most)")
-    labels = Counter(int(label) for _, _, reference in counted for label in reference.labels)
-    unit = counted[0][1].unit
-    power = f"{unit}^{counted[0][1].ndim}"
-    for c in card.label_map.classes:
-        sizes = [
-            mask.area * reference.grid.voxel_size
-            for _, _, reference in counted
-            for mask, label in zip(reference.masks, reference.labels, strict=True)
-            if label == c.id
-        ]
-        spread = f"{min(sizes):.3g} / {np.median(sizes):.3g} / {max(sizes):.3g} {power}" if sizes else "-"
-        lines.append(f"{c.name} ({c.kind}; {c.code_text or 'no code'}): {labels[c.id]} instances, {spread}")
-    sizes_seen = Counter(str(grid) for _, grid, _ in counted)
-    lines += [f"{count} x {grid}" for grid, count in sizes_seen.most_common(4)]
-    if len(sizes_seen) > 4:
-        lines.append(f"and {len(sizes_seen) - 4} other sizes")
-    overlapping = sum(_overlaps(reference) for _, _, reference in counted)
-    lines.append(f"cases with overlapping instances: {overlapping}")
+    for kind in counts.classes:
+        spread = (
+            "-" if kind.sizes is None else f"{' / '.join(f'{v:.3g}' for v in kind.sizes)} {counts.size_unit}"
+        )
+        lines.append(
+            f"{kind.name} ({kind.kind}; {kind.code or 'no code'}): {kind.instances} instances, {spread}"
+        )
+    lines += [f"{count} x {grid}" for grid, count in list(counts.grids.items())[:4]]
+    if len(counts.grids) > 4:
+        lines.append(f"and {len(counts.grids) - 4} other sizes")
+    lines.append(f"cases with overlapping instances: {counts.overlapping}")
     lines += [f"known fault: {fault}" for fault in card.faults]
     return "\n".join(lines)
 

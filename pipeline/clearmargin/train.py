@@ -35,6 +35,8 @@ from clearmargin.models import NETWORKS, build_network, load_segmenter, network_
 from clearmargin.models.clock import Clock
 from clearmargin.models.domain import domain_of
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
+from clearmargin.models.foreground import RATE as HEAD_RATE
+from clearmargin.models.foreground import has_foreground_head
 from clearmargin.models.threads import torch_threads
 from clearmargin.privacy import key_fingerprint
 from clearmargin.report.progress import progress
@@ -365,12 +367,20 @@ def _without_folder(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return weights with decay, and norms and biases without."""
+    """Return weights with decay, and norms and biases without; both of a head for maps apart, at its own rate."""
+    head = getattr(network, "foreground", None) if has_foreground_head(network) else None
+    apart = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
     learned = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for rate, chosen in (
+        (1.0, [p for p in learned if id(p) not in apart]),
+        (HEAD_RATE, [p for p in learned if id(p) in apart]),
+    ):
+        groups += [
+            {"params": [p for p in chosen if p.ndim > 1], "weight_decay": weight_decay, "rate": rate},
+            {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+        ]
+    return groups
 
 
 def _rate(step: int, total: int, settings: TrainingSettings, minutes: float) -> float:

@@ -68,6 +68,16 @@ def test_round_trip(polygons, label_map, tmp_path):
     assert [(i.file_name, len(i.instances)) for i in images] == [("x.png", 6), ("y.png", 0)]
 
 
+def test_scores_are_told_apart_as_the_file_does(label_map, tmp_path):
+    first, second = np.zeros((2, *GRID.shape), bool)
+    first[:3], second[9:] = True, True
+    scores = np.array([1 - 2e-9, 1 - 1e-9])
+    ours = InstanceSet.from_dense(GRID, [first, second], [1, 1], scores)
+    write_coco(tmp_path / "a.json", [("x.png", ours)], label_map)
+    theirs = read_coco(tmp_path / "a.json", image="x.png", grid=GRID, label_map=label_map)
+    assert theirs.scores.tolist() == scores.tolist()
+
+
 def test_crowds_stay_apart_and_keep_their_class(label_map, tmp_path):
     first, second = np.zeros((2, 12, 17), bool)
     first[:3], second[9:] = True, True

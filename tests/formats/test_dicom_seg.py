@@ -102,7 +102,7 @@ def test_what_a_segment_says(axial, write_series, predict, tmp_path):
     assert first.SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
     assert first.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == "mask_rcnn"
     assert "abababab" in first.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion
-    assert first.SegmentDescription == "score 0.9500; mean_entropy 0.1000"
+    assert first.SegmentDescription == "score 0.95; mean_entropy 0.1000"
     assert "Research use only" in ds.ContentDescription and "research use" in ds.SeriesDescription.lower()
     uids = [item.TrackingUID for item in ds.SegmentSequence]
     assert len(set(uids)) == 4 and all(uid.startswith("2.25.") for uid in uids)

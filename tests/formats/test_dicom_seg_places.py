@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -23,7 +24,7 @@ from clearmargin.formats.dicom_seg import (
     write_clip_seg,
     write_dicom_seg,
 )
-from clearmargin.formats.dicom_seg_kinds import write_label_map_seg
+from clearmargin.formats.dicom_seg_kinds import write_fractional_seg, write_label_map_seg
 from clearmargin.formats.parametric_map import read_parametric_map, write_parametric_map
 from clearmargin.formats.rtstruct import read_rtstruct, write_rtstruct
 
@@ -191,6 +192,51 @@ def test_one_plane_of_unknown_thickness_is_a_picture_in_its_place(axial, write_s
     assert back.grid.same_as(image.grid.plane(3)) and back.masks[0].area == 9
 
 
+WRITTEN = {
+    "binary": write_dicom_seg,
+    "label map": write_label_map_seg,
+    "fractional": lambda path, prediction, image: write_fractional_seg(path, prediction, "entropy", 1, image),
+    "map": lambda path, prediction, image: write_parametric_map(path, prediction, "entropy", image),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_is_of_a_lone_slice_of_unknown_thickness_lies_in_its_plane(
+    kind, any_grid, write_series, predict, tmp_path, dciodvfy
+):
+    """Read by pydicom: the source's own position, orientation and spacing, and no thickness."""
+    lone = Grid(shape=(1, 15, 13), affine=any_grid.affine, unit="mm")
+    (source,) = write_series(tmp_path / "series", lone, change=lambda ds, _: delattr(ds, "SliceThickness"))
+    image = read_dicom(tmp_path / "series")
+    assert image.grid.ndim == 2
+    path, prediction = tmp_path / "out.dcm", predict(image)
+    prediction = replace(prediction, instances=prediction.instances.select([0, 2]))  # which do not overlap
+    WRITTEN[kind](path, prediction, image)
+    written, stated = pydicom.dcmread(path), pydicom.dcmread(source)
+    shared = written.SharedFunctionalGroupsSequence[0]
+    measures = shared.PixelMeasuresSequence[0]
+    assert "SliceThickness" not in measures and "SpacingBetweenSlices" not in measures
+    assert_allclose(measures.PixelSpacing, stated.PixelSpacing, atol=1e-6)
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert_allclose(orientation, stated.ImageOrientationPatient, atol=1e-6)
+    for frame in written.PerFrameFunctionalGroupsSequence:
+        position = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert_allclose(position, stated.ImagePositionPatient, atol=1e-6)
+        (derivation,) = frame.DerivationImageSequence
+        reference = derivation.SourceImageSequence[0]
+        assert reference.ReferencedSOPInstanceUID == stated.SOPInstanceUID
+        assert reference.SpatialLocationsPreserved == "YES"
+    assert written.FrameOfReferenceUID == stated.FrameOfReferenceUID
+    # a thickness is wanted there; one that is not known is not invented
+    assert [error for error in dciodvfy(path) if "SliceThickness" not in error] == []
+    assert "PatientOrientation" not in written
+    if kind == "binary":
+        back = read_dicom_seg(path)
+        assert back.grid.same_as(image.grid)
+        for mask, own in zip(back.masks, prediction.instances.masks, strict=True):
+            assert_array_equal(mask.dense(), own.dense())
+
+
 def test_another_frame_of_reference_is_refused(axial, write_series, predict, tmp_path):
     write_series(tmp_path / "series", axial)
     image = read_dicom(tmp_path / "series")
@@ -274,3 +320,38 @@ def test_a_hand_made_clip_seg(tmp_path):
     back = read_clip_seg(tmp_path / "seg.dcm")
     assert {k: v.instances.masks[0].area for k, v in back.items()} == {0: 12, 2: 12}
     assert_array_equal(back[2].instances.masks[0].dense(), masks[1])
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "PerFrameFunctionalGroupsSequence",
+        "SharedFunctionalGroupsSequence",
+        "SegmentSequence",
+        "StructureSetROISequence",
+        "ROIContourSequence",
+    ],
+)
+def test_a_sequence_that_is_none_is_named(keyword, axial, write_series, predict, tmp_path):
+    """As a flipped bit of its value representation makes it: the element holds two numbers."""
+    write_series(tmp_path / "series", axial)
+    image = read_dicom(tmp_path / "series")
+    prediction = predict(image)
+    write_dicom_seg(tmp_path / "seg.dcm", prediction, image)
+    write_rtstruct(tmp_path / "rt.dcm", prediction, image)
+    write_parametric_map(tmp_path / "map.dcm", prediction, "entropy", image)
+    readers = {"seg.dcm": read_dicom_seg, "rt.dcm": read_rtstruct, "map.dcm": read_parametric_map}
+    tried = 0
+    for name, read in readers.items():
+        dataset = pydicom.dcmread(tmp_path / name)
+        if keyword not in dataset:
+            continue
+        tag = dataset[keyword].tag
+        del dataset[keyword]
+        dataset.add(DataElement(tag, "DS", ["1", "2"]))
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.save_as(tmp_path / "bad.dcm", implicit_vr=False, little_endian=True)
+        with pytest.raises(InputError, match=f"{keyword} is no sequence"):
+            read(tmp_path / "bad.dcm", grid=image.grid)
+        tried += 1
+    assert tried

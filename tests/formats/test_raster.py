@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 import SimpleITK
@@ -211,11 +215,132 @@ def test_a_tiffs_palette_is_colour_in_pictures_and_values_in_labels(tmp_path):
     assert_array_equal(read_label_raster(tmp_path / "a.tif"), np.asarray(picture))
 
 
-def test_inks_and_channels_of_a_microscope_are_not_taken_for_colours(tmp_path):
+def test_inks_are_not_taken_for_colours(tmp_path):
     Pillow.fromarray(RGB8.transpose(1, 2, 0)).convert("CMYK").save(tmp_path / "a.tif")
     with pytest.raises(InputError, match=r"holds inks \(CMYK\): save it as RGB"):
         read_raster(tmp_path / "a.tif")
-    stack = np.zeros((4, 2, 5, 7), np.uint16)
-    tifffile.imwrite(tmp_path / "b.tif", stack, imagej=True, metadata={"axes": "ZCYX"})
-    with pytest.raises(InputError, match="2 channels of a microscope"):
-        read_raster(tmp_path / "b.tif")
+
+
+def bits(shape=(20, 30)):
+    return RNG.random(shape) > 0.5
+
+
+@pytest.mark.parametrize("kind", ["group3", "group4", "tiff_ccitt"])
+def test_faxes_are_read(tmp_path, kind):
+    page = bits()
+    Pillow.fromarray(page).save(tmp_path / "a.tif", compression=kind)
+    assert_array_equal(read_raster(tmp_path / "a.tif").pixels[0], page)
+    assert_array_equal(read_label_raster(tmp_path / "a.tif"), page)
+
+
+@pytest.mark.parametrize("kind", ["tiff_lzw", "zstd", "lzma", "packbits"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, "colour"], ids=str)
+def test_what_tifffile_alone_does_not_decode_is_read_bit_for_bit(tmp_path, kind, dtype):
+    values = RNG.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    if dtype != "colour":
+        values = (values[..., 0].astype(np.uint16) * 257 / (7 if dtype == np.float32 else 1)).astype(dtype)
+    Pillow.fromarray(values).save(tmp_path / "a.tif", compression=kind)
+    pixels = read_raster(tmp_path / "a.tif").pixels
+    assert pixels.dtype == values.dtype
+    assert_array_equal(pixels, values.transpose(2, 0, 1) if dtype == "colour" else values[None])
+
+
+def test_pages_compressed_as_lzw_are_a_stack(tmp_path):
+    pages = [Pillow.fromarray(GREY16 // k) for k in (1, 2, 3)]
+    pages[0].save(tmp_path / "a.tif", compression="tiff_lzw", save_all=True, append_images=pages[1:])
+    assert_array_equal(
+        read_raster(tmp_path / "a.tif").pixels, np.stack([GREY16 // k for k in (1, 2, 3)])[None]
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("white", [False, True])
+def test_lzw_is_turned_and_inverted_as_deflate_is(tmp_path, orientation, white):
+    """The other way to read: tifffile's, whose turns are tested by hand above."""
+    for kind in ("tiff_lzw", "tiff_adobe_deflate"):
+        Pillow.fromarray(GREY16).save(
+            tmp_path / f"{kind}.tif", compression=kind, tiffinfo={274: orientation, 262: 0 if white else 1}
+        )
+    pixels = read_raster(tmp_path / "tiff_lzw.tif").pixels
+    assert_array_equal(pixels, read_raster(tmp_path / "tiff_adobe_deflate.tif").pixels)
+
+
+def test_a_jpeg_in_a_tiff_is_what_the_jpeg_alone_is(tmp_path):
+    smooth = np.add.outer(np.arange(32), 3 * np.arange(48)).astype(np.uint8)
+    colour = np.stack([smooth, smooth.max() - smooth, smooth // 2], -1)
+    for picture in (Pillow.fromarray(smooth), Pillow.fromarray(colour)):
+        picture.save(tmp_path / "a.jpg", quality=90, subsampling=0)
+        picture.save(tmp_path / "a.tif", compression="jpeg", quality=90)
+        alone, inside = (read_raster(tmp_path / name).pixels for name in ("a.jpg", "a.tif"))
+        assert inside.shape == alone.shape
+        assert np.abs(inside.astype(int) - alone).max() <= (0 if picture.mode == "L" else 12)
+    with pytest.raises(InputError, match="compressed as JPEG, which changes labels"):
+        read_label_raster(tmp_path / "a.tif")
+
+
+def test_a_compression_that_is_not_decoded_is_named(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY8, photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        at = tiff.pages[0].tags["Compression"].valueoffset
+    raw = bytearray((tmp_path / "a.tif").read_bytes())
+    raw[at : at + 2] = (34712).to_bytes(2, "little")
+    (tmp_path / "a.tif").write_bytes(raw)
+    with pytest.raises(
+        InputError, match="compressed as JPEG2000 with 1 x 8 bits a pixel, which is not decoded"
+    ):
+        read_raster(tmp_path / "a.tif")
+
+
+def png(samples, colour_type):
+    """Return a PNG of 16 bits, written by the specification (PNG, 5 and 11)."""
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize(("colour_type", "samples"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bits_of_every_png_are_kept(tmp_path, colour_type, samples):
+    values = RNG.integers(0, 65536, (6, 9, samples)).astype(np.uint16)
+    raw = png(values, colour_type)
+    (tmp_path / "a.png").write_bytes(raw)
+    kept = values[..., : 3 if samples >= 3 else 1]
+    pixels = read_raster(tmp_path / "a.png").pixels
+    assert pixels.dtype == np.uint16
+    assert_array_equal(pixels, kept.transpose(2, 0, 1))
+    (tmp_path / "a.png").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(InputError, match="damaged or cut off"):
+        read_raster(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("axes", "shape"), [("ZCYX", (4, 2, 5, 7)), ("CYX", (3, 5, 7)), ("CYX", (5, 5, 7))])
+def test_the_channels_of_a_microscope_are_channels(tmp_path, axes, shape):
+    values = RNG.integers(0, 65536, shape).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, metadata={"axes": axes})
+    assert_array_equal(read_raster(tmp_path / "a.tif").pixels, np.moveaxis(values, axes.index("C"), 0))
+
+
+def test_a_deflated_strip_that_becomes_more_than_the_limit_is_refused(tmp_path, monkeypatch):
+    """Its header claims 4 pixels, and its one strip holds 64 MiB."""
+    monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "0.01")
+    packed = zlib.compress(bytes(2**26), 9)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 2), np.uint8), compression="zlib", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        tags = tiff.pages[0].tags
+        offset, count = tags["StripOffsets"].valueoffset, tags["StripByteCounts"].valueoffset
+        width = tags["StripByteCounts"].dtype
+    raw = bytearray((tmp_path / "a.tif").read_bytes())
+    end = len(raw)
+    for at, value in ((offset, end), (count, len(packed))):
+        raw[at : at + (2 if width == 3 else 4)] = value.to_bytes(2 if width == 3 else 4, "little")
+    (tmp_path / "a.tif").write_bytes(bytes(raw) + packed)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"strip or tile that is more than the limit of 0.01 GiB"):
+        read_raster(tmp_path / "a.tif")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**25

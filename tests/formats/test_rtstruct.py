@@ -231,6 +231,26 @@ def test_a_region_beyond_the_image_spares_the_others(axial, structure_set):
         structure_set([(kind, far)], [(kind, _square(2, 9, z=40))])
 
 
+@pytest.mark.parametrize("shift", [0.0, 123.456789, -987.654321])
+def test_masks_at_the_images_edge_come_back_without_a_remark(
+    any_grid, shift, write_series, predict, tmp_path
+):
+    """The contour runs along the edge, and its points are rounded to nine digits."""
+    affine = any_grid.affine.copy()
+    affine[:3, 3] += shift
+    grid = replace(any_grid, affine=affine)
+    write_series(tmp_path / "series", grid)
+    image = read_dicom(tmp_path / "series")
+    whole, corner = np.ones(grid.shape, bool), np.zeros(grid.shape, bool)
+    corner[:, -2:, -3:] = True
+    masks = InstanceSet.from_dense(image.grid, [whole, corner])
+    write_rtstruct(tmp_path / "rt.dcm", replace(predict(image), instances=masks), image)
+    back = read_rtstruct(tmp_path / "rt.dcm", grid=image.grid)
+    assert back.left_out == ()
+    for mask, one in zip((whole, corner), back.instances.masks, strict=True):
+        assert_array_equal(one.dense(), mask)
+
+
 @pytest.mark.parametrize(("off", "fits"), [(0.03, True), (0.2, False), (0.5, False)])
 def test_contours_lie_in_slices(off, fits, structure_set):
     """A share of 2.5 mm: rounding is put up with, a contour between two slices is not."""

@@ -346,3 +346,12 @@ def test_a_damaged_qform_beside_a_whole_sform_is_said(tmp_path):
     assert image.grid.spacing == (1, 2, 3) and image.source.remarks == (
         "its qform is damaged: the sform was taken",
     )
+
+
+def test_a_value_beyond_float32_is_infinite_and_counted(tmp_path):
+    values = np.ones((2, 3, 4))
+    values[1, 2, 3] = 1e300
+    nibabel.save(nibabel.Nifti1Image(values.T, np.eye(4)), tmp_path / "a.nii")
+    image = read_volume(tmp_path / "a.nii")
+    assert image.pixels.dtype == np.float32 and image.not_finite == 1
+    assert np.isinf(image.pixels[0, 1, 2, 3]) and (image.pixels != 1).sum() == 1

@@ -39,6 +39,24 @@ def test_average_precision_by_hand():
     assert (found.references, found.predictions) == (2, 2)
 
 
+def test_scores_that_float32_does_not_tell_apart_keep_their_order():
+    """AP depends on the order of scores alone: those near 1 give what the same order near one half gives."""
+    reference = squares(64, (0, 0, 8), (0, 20, 8), (20, 0, 8))
+    places = [
+        (40, 40, 8),
+        (0, 0, 8),
+        (50, 10, 8),
+        (0, 20, 8),
+        (20, 0, 8),
+    ]  # wrong, right, wrong, right, right
+    ranks = np.array([2, 5, 1, 4, 3])
+    apart, near = (
+        mask_average_precision([(squares(64, *places, scores=list(scores)), reference)]).ap
+        for scores in (ranks / 10, 1 - (6 - ranks) * 1e-10)
+    )
+    assert apart == near == 1
+
+
 def test_average_precision_without_references():
     grid = squares(8)
     assert mask_average_precision([(squares(8), grid)]).ap == 1

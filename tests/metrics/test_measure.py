@@ -116,7 +116,9 @@ def test_different_grids_are_refused_with_both_named_or_resampled(tmp_path):
     paths = tmp_path / "predicted", tmp_path / "reference"
     with pytest.raises(GeometryError, match=r"24 x 24 x 24 at 1 x 1 x 1 mm.*12 x 24 x 24 at 2 x 1 x 1 mm"):
         measure(*paths)
-    assert measure(*paths, resample_predictions=True).rows[0].values["dice"] == 1
+    found = measure(*paths, resample_predictions=True)
+    assert found.rows[0].values["dice"] == 1
+    assert any("nearest neighbour, which moves edges by up to 0.5 mm" in note for note in found.notes)
 
 
 def test_resampling_keeps_a_ball_in_its_place():

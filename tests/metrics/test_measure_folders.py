@@ -247,6 +247,8 @@ def test_grids_that_share_their_elements_are_joined_and_nothing_is_lost(tmp_path
         (row,) = measure(tmp_path / "predicted", tmp_path / "reference", resample_predictions=resampled).rows
         assert row.values["dice"] == pytest.approx(2 * 4 / (4 + 12))
         assert row.about["z_index"] == 1.5  # on the reference's own grid
+    notes = measure(tmp_path / "predicted", tmp_path / "reference", resample_predictions=True).notes
+    assert not any("nearest neighbour" in note for note in notes)  # elements were not moved
     flipped = GRID.affine @ np.array([[1, 0, 0, 0], [0, -1, 0, 23], [0, 0, 1, 0], [0, 0, 0, 1]])
     write(
         tmp_path / "predicted" / "a.nii.gz",

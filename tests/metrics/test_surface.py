@@ -150,3 +150,23 @@ def test_a_negative_tolerance_is_refused():
     pair = MaskPair.from_arrays(np.ones((2, 2), bool), np.ones((2, 2), bool))
     with pytest.raises(ValueError, match="at least 0"):
         nsd(pair, -1)
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (6, 7, 8), (1, 5, 6), (3, 16, 16)])
+@pytest.mark.parametrize("seed", range(4))
+def test_small_masks_are_measured_as_large_ones_are(shape, seed, monkeypatch):
+    """Bit for bit: the one compiled call for small joint boxes, and the passes for all others."""
+    rng = np.random.default_rng(seed)
+    spacing = tuple(rng.uniform(0.3, 4, len(shape)))
+    masks = [rng.random(shape) < share for share in (0.15, 0.4)]
+    masks[0].flat[0] = masks[1].flat[-1] = True
+    small = MaskPair.from_arrays(*masks, spacing).surfaces
+    monkeypatch.setattr("clearmargin.metrics.small.MOST_ELEMENTS", 0)
+    large = MaskPair.from_arrays(*masks, spacing).surfaces
+    for one, other in zip(small, large, strict=True):
+        assert one.in_order and not other.in_order
+        rows = [
+            np.array(sorted(zip(s.distances, s.areas, s.sides, strict=True)), np.float64)
+            for s in (one, other)
+        ]
+        np.testing.assert_array_equal(*rows)

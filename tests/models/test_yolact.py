@@ -47,6 +47,7 @@ def test_the_papers_layers_have_the_papers_weights(papers):
         layers.conv(prototypes, 32, 1) + 3 * layers.conv(width, 32, 1) + layers.conv(32, 32)
     )  # not the paper's
     maps += layers.conv(3, 16) + layers.conv(16, 16) + layers.conv(48, 32) + layers.conv(32, classes, 1)
+    maps += 2 * (16 + 16 + 32 + 32)  # scale and shift of its normalised layers
     wanted = layers.backbone() + layers.pyramid((512, 1024, 2048)) + extra + protonet + head + semantic + maps
     assert sum(p.numel() for p in papers.parameters()) == wanted
 

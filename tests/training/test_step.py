@@ -11,6 +11,8 @@ from small import SMALL, scene
 from clearmargin.errors import TrainingError
 from clearmargin.models import build_network, network_config
 from clearmargin.models.clock import Clock
+from clearmargin.models.foreground import RATE
+from clearmargin.train import _parameter_groups
 from clearmargin.training.checkpoint import TrainingState
 from clearmargin.training.processes import ProcessGroup, loss_module
 from clearmargin.training.step import TrainingStep
@@ -49,6 +51,27 @@ def test_a_step_goes_down_the_mean_gradient_of_its_batches():
     losses = make_step(network)([flat(1), flat(2), flat(6)], number=0, rate=0.1)
     assert network.weight.item() == pytest.approx(1 - 0.1 * 3)
     assert losses["loss"].item() == losses["slope"].item() == pytest.approx(3)
+
+
+def test_a_group_may_learn_at_a_multiple_of_the_rate():
+    network = Slope()
+    step = make_step(network)
+    step.state.optimiser.param_groups[0]["rate"] = 3.0
+    step([flat(1)], number=0, rate=0.1)
+    assert network.weight.item() == pytest.approx(1 - 3 * 0.1)
+
+
+def test_a_head_for_maps_has_its_own_rate_and_everything_is_learnt_once():
+    config = network_config(SMALL["mask_rcnn"].model)
+    network = build_network(config, classes=2, channels=3, pretrained=False)
+    groups = _parameter_groups(network, 0.05)
+    at_rate = {
+        rate: {id(p) for g in groups if g["rate"] == rate for p in g["params"]} for rate in (1.0, RATE)
+    }
+    assert at_rate[RATE] == {id(p) for p in network.foreground.parameters()}
+    every = [id(p) for g in groups for p in g["params"]]
+    assert sorted(every) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    assert all(g["weight_decay"] == 0 for g in groups for p in g["params"] if p.ndim <= 1)
 
 
 def test_a_gradient_is_cut_to_its_largest_norm():

@@ -189,7 +189,7 @@ def data_show(
     from clearmargin.show import show_dataset
 
     shown = show_dataset(card, out=out, cases=cases)
-    emit(f"{shown.text}\ncontact sheet: {shown.sheet}", sheet=shown.sheet)
+    emit(f"{shown.text}\ncontact sheet: {shown.sheet}", sheet=shown.sheet, **asdict(shown.counts))
 
 
 @app.command("cases", rich_help_panel="Data")

@@ -28,6 +28,22 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+Writes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--write",
+        "-w",
+        metavar="NAME,...",
+        help="What to write: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
+        "dicom_maps, maps, overlay; 'default' stands for what is written without this option.",
+    ),
+]
+
+
+def asked_outputs(write: list[str] | None) -> list[str] | None:
+    """Return the names of a ``--write`` option, which may be repeated and may list several."""
+    return None if write is None else [name.strip() for names in write for name in names.split(",")]
+
 
 class Runtime(StrEnum):
     """What computes a network."""
@@ -119,16 +135,7 @@ def predict(
             help="Segment images unlike the model's training images, too; the case is referred.",
         ),
     ] = False,
-    write: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--write",
-            "-w",
-            metavar="NAME,...",
-            help="What to write: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
-            "dicom_maps, maps, overlay; 'default' stands for what is written without this option.",
-        ),
-    ] = None,
+    write: Writes = None,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
     from clearmargin.tracking.resolve import model_folder
@@ -136,6 +143,7 @@ def predict(
     check_source(source)
     check_folder(out)
     check_device(device)
+    outputs = asked_outputs(write)
     folder = model_folder(model)
     from clearmargin.predict import predict as call
 
@@ -156,7 +164,7 @@ def predict(
         on_done=_say_predicted,
         volume=volume,
         tolerance_mm=tolerance_mm,
-        write=None if write is None else [name.strip() for names in write for name in names.split(",")],
+        write=outputs,
     )
     for sentence in report.promises:
         say(sentence)

@@ -35,7 +35,8 @@ class InstanceSet:
         grid: The grid that all masks lie on.
         masks: N masks of shape ``grid.shape``; they may overlap.
         labels: ``(N,)`` int64, ids in the label map.
-        scores: ``(N,)`` float32 in [0, 1]; all 1 for reference annotations.
+        scores: ``(N,)`` in [0, 1], all 1 for reference annotations; float64 if given so, as files state scores that
+            float32 does not tell apart, else float32.
         uncertainty: Further ``(N,)`` float32 columns by name, such as ``mean_entropy``.
         ignore: Region in which nothing is measured, of any class (ambiguous tissue); None for none.
         crowds: Regions with objects of one class that were not told apart, each by itself.
@@ -44,7 +45,7 @@ class InstanceSet:
     grid: Grid
     masks: tuple[Mask, ...]
     labels: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    scores: NDArray[np.floating]
     uncertainty: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     ignore: Mask | None = None
     crowds: tuple[Crowd, ...] = ()
@@ -53,7 +54,9 @@ class InstanceSet:
         object.__setattr__(self, "masks", tuple(self.masks))
         object.__setattr__(self, "crowds", tuple(self.crowds))
         object.__setattr__(self, "labels", np.asarray(self.labels, np.int64).copy())
-        object.__setattr__(self, "scores", np.asarray(self.scores, np.float32).copy())
+        scores = np.array(self.scores)
+        fine = scores.dtype == np.float64
+        object.__setattr__(self, "scores", scores if fine else scores.astype(np.float32))
         columns = {name: np.asarray(v, np.float32).copy() for name, v in self.uncertainty.items()}
         object.__setattr__(self, "uncertainty", MappingProxyType(columns))
         n = len(self.masks)
@@ -96,7 +99,7 @@ class InstanceSet:
             grid=grid,
             masks=tuple(Mask.from_dense(m) for m in masks),
             labels=np.ones(n, np.int64) if labels is None else np.asarray(labels, np.int64),
-            scores=np.ones(n, np.float32) if scores is None else np.asarray(scores, np.float32),
+            scores=np.ones(n, np.float32) if scores is None else np.asarray(scores),
         )
 
     @staticmethod

@@ -92,6 +92,8 @@ class Pair:
         reference_ids: The same of the references.
         classes: Names by label; of SEG, COCO, named files and ``dataset.json``.
         own: The reference's grid as its file has it: indices for the user are counted on it.
+        moved: Length by which putting the prediction on the reference's grid may have moved its edges, in the grid's
+            unit: half of its largest step; 0 if it was not resampled.
         scored: Whether predictions carry scores.
         boxes_only: Whether predictions are boxes without masks.
         whole: Whether each label has at most one instance on either side, which are then a class's region.
@@ -104,6 +106,7 @@ class Pair:
     reference_ids: tuple[str, ...]
     classes: Mapping[int, str]
     own: Grid
+    moved: float
     scored: bool
     boxes_only: bool
     whole: bool
@@ -227,9 +230,9 @@ def read_pair(
     with _naming(entry, listing, "it"):
         ours, theirs = _named_alike(ours, theirs)
         asks = "" if objects or listing.classes else _doubt(ours, theirs)
-        own = theirs.instances.grid
+        own, moved = theirs.instances.grid, 0.0
         if not ours.instances.grid.same_as(own):
-            ours, theirs = _on_one_grid(entry, ours, theirs, resample_predictions)
+            ours, theirs, moved = _on_one_grid(entry, ours, theirs, resample_predictions)
     plain = objects in (None, "classes") and entry.reference.coco is None
     plain = plain and not any(file.instance for file in entry.reference.files)
     return Pair(
@@ -239,6 +242,7 @@ def read_pair(
         reference_ids=theirs.ids,
         classes={**ours.classes, **theirs.classes},
         own=own,
+        moved=moved,
         scored=ours.scored or bool((ours.instances.scores < 1).any()),
         boxes_only=ours.boxes_only,
         whole=plain and _one_each(ours.instances) and _one_each(theirs.instances),
@@ -287,8 +291,10 @@ def _reached(mask: Mask, own: Grid, grid: Grid) -> NDArray[np.float64]:
     return grid.to_index(own.to_world(corners)).reshape(-1, grid.ndim)
 
 
-def _on_one_grid(entry: Entry, ours: _Read, theirs: _Read, resample_predictions: bool) -> tuple[_Read, _Read]:
-    """Return both sides on a grid that holds both."""
+def _on_one_grid(
+    entry: Entry, ours: _Read, theirs: _Read, resample_predictions: bool
+) -> tuple[_Read, _Read, float]:
+    """Return both sides on a grid that holds both, and by how much edges may have moved (`Pair.moved`)."""
     ours, theirs = _on_finer_slices(entry, ours, theirs)
     grid, other = theirs.instances.grid, ours.instances.grid
     if not grid.shares_frame(other):
@@ -299,7 +305,8 @@ def _on_one_grid(entry: Entry, ours: _Read, theirs: _Read, resample_predictions:
     where = placement(other, grid)
     if where is not None:
         whole = joined(grid, where, other.shape)
-        return tuple(replace(side, instances=placed(side.instances, whole)) for side in (ours, theirs))  # type: ignore[return-value]
+        ours, theirs = (replace(side, instances=placed(side.instances, whole)) for side in (ours, theirs))
+        return ours, theirs, 0.0
     if not resample_predictions:
         raise GeometryError(
             f"the prediction lies on {other}, the reference on {grid}, or elsewhere in the world: put them on one grid "
@@ -317,6 +324,7 @@ def _on_one_grid(entry: Entry, ours: _Read, theirs: _Read, resample_predictions:
     return (
         replace(ours, instances=resample(ours.instances, grid)),
         replace(theirs, instances=placed(theirs.instances, grid)),
+        max(other.spacing) / 2,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from clearmargin.deidentification.dates import is_time, is_zone, shift_date, shift_datetime
 from clearmargin.deidentification.key import Key
 from clearmargin.deidentification.profile import Action, action_for, fallback
+from clearmargin.formats.dicom_boundary import items_of
 
 __all__ = ["Patient", "Tally", "deidentify_dataset"]
 
@@ -213,7 +214,7 @@ class _Pass:
 
 
 def _about_subject(item: Any) -> bool:
-    names = item.get("ConceptNameCodeSequence")
+    names = items_of(item, "ConceptNameCodeSequence")
     return bool(names) and str(names[0].get("CodeValue")) in _ABOUT_SUBJECT
 
 

@@ -175,7 +175,7 @@ def write_coco(
         for i, mask in enumerate(instances.masks):
             entry = _annotation(mask, polygons=polygons)
             entry |= {"image_id": number, "category_id": int(instances.labels[i]), "iscrowd": 0}
-            content["annotations"].append(entry | {"score": round(float(instances.scores[i]), 6)})
+            content["annotations"].append(entry | {"score": float(f"{instances.scores[i]:.9g}")})
         crowds = list(instances.crowds)
         if instances.ignore is not None:  # COCO has no region of every class
             crowds += [Crowd(mask=instances.ignore, label=c.id) for c in label_map.classes]
@@ -333,7 +333,7 @@ def _image(
         grid=Grid.from_spacing(size),
         masks=tuple(masks),
         labels=np.array(labels, np.int64),
-        scores=np.array(scores, np.float32),
+        scores=np.array(scores, np.float64),
         crowds=tuple(crowds),
     )
     return CocoImage(

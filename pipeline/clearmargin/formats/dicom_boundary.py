@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
 import re
 import warnings
@@ -16,11 +18,22 @@ from clearmargin.errors import ClearMarginError, InputError
 from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
 
-__all__ = ["check_frames", "converting", "dicom_boundary", "load_pixels", "quiet_pydicom", "read_header"]
+__all__ = [
+    "check_frames",
+    "converting",
+    "dicom_boundary",
+    "items_of",
+    "load_pixels",
+    "quiet_pydicom",
+    "read_header",
+]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _META = 2**14  # bytes; group 0002 has some hundreds
 _PIECE = 2**20
+_BEGINNING = 2**24  # bytes of an unpacked object, in which its pixels are described
+_BESIDE_PIXELS = 2**28  # bytes of an unpacked object that may be no pixels
+_BITS_ALLOCATED = 0x0028_0100
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 _LOUD = (
     "pydicom",
@@ -105,6 +118,23 @@ def _raised_by_us(error: Exception) -> bool:
     return frame is None or Path(frame.tb_frame.f_code.co_filename).parent == Path(__file__).parent
 
 
+def items_of(holder: Any, keyword: str) -> Sequence[Any]:
+    """Return the items of a sequence of a dataset or an item; none if it is absent or empty.
+
+    Raises:
+        InputError: The element is no sequence, which only a damaged file has.
+    """
+    import pydicom
+
+    value = holder.get(keyword)
+    if not value:
+        return ()
+    if not isinstance(value, pydicom.Sequence):
+        raise InputError(f"the DICOM data are malformed: {keyword} is no sequence")
+    items: Sequence[Any] = value
+    return items
+
+
 def modality_of(header: Any) -> str:
     """Return the Modality, a code string that messages may show; empty where the value is absent or no such code.
 
@@ -185,24 +215,50 @@ def _count(header: Any, name: str) -> int:
 
 
 def _check_deflated(opened: BinaryIO) -> None:
-    """Refuse a deflated object that becomes larger than the limit; not more than a piece of it is held.
+    """Refuse a deflated object that becomes larger than the limit, or than it describes.
 
-    pydicom unpacks such an object whole, whatever its size.
+    pydicom unpacks such an object whole, whatever its size. Here the beginning is held, and no more than a piece of the
+    rest: beyond some 256 MiB it is asked how many pixels the object describes, and the rest may not be longer.
     """
     start = opened.tell()
     content = opened.read(_META)
     begin = 132 if content[128:132] == b"DICM" else 0
     if _DEFLATED.encode() in content:
         opened.seek(start + _after_meta(content, begin))
-        stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        stream, size, first, most = zlib.decompressobj(-zlib.MAX_WBITS), 0, bytearray(), None
         with contextlib.suppress(zlib.error):  # pydicom meets it again
             while not stream.eof and (packed := stream.unconsumed_tail or opened.read(_PIECE)):
-                size += len(stream.decompress(packed, 16 * _PIECE))
+                piece = stream.decompress(packed, _PIECE)
+                size += len(piece)
+                if most is None and len(first) < _BEGINNING:
+                    first += piece
                 if size > max_bytes():
                     raise InputError(
                         f"the deflated object unpacks to {size / 2**30:.3g} GiB or more: {raise_it()}"
                     )
+                if size > _BESIDE_PIXELS and most is None:
+                    most = _BESIDE_PIXELS + _described_bytes(bytes(first))
+                    first.clear()
+                if most is not None and size > most:
+                    raise InputError(
+                        "the deflated object unpacks to far more than the pixels that it describes: it is damaged, or "
+                        "made to fill the memory"
+                    )
     opened.seek(start)
+
+
+def _described_bytes(beginning: bytes) -> int:
+    """Return how many bytes of pixels the beginning of a dataset, in explicit VR little endian, describes."""
+    from pydicom.filereader import read_dataset
+
+    try:
+        header = read_dataset(
+            io.BytesIO(beginning), False, True, stop_when=lambda tag, _, __: int(tag) > _BITS_ALLOCATED
+        )
+    except Exception:  # noqa: BLE001 - what cannot be read describes nothing
+        return 0
+    names = ("NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
+    return math.prod(_count(header, name) for name in names) // 8
 
 
 def _after_meta(content: bytes, position: int) -> int:

@@ -8,16 +8,11 @@ from typing import Any
 import numpy as np
 
 from clearmargin.core import Code, Grid
-from clearmargin.formats.dicom_output import Origin, derived_uid
+from clearmargin.formats.dicom_output import Origin, derived_uid, is_placed
 
-__all__ = ["frame_item", "frame_parts", "head_geometry", "is_placed", "set_frames"]
+__all__ = ["frame_item", "frame_parts", "head_geometry", "set_frames"]
 
 _FOR_PROCESSING = Code(value="121322", scheme="DCM", meaning="Source image for image processing operation")
-
-
-def is_placed(grid: Grid) -> bool:
-    """Return whether the grid lies in the patient: a volume in millimetres."""
-    return grid.ndim == 3 and grid.unit == "mm"
 
 
 def head_geometry(grid: Grid) -> dict[str, Any]:
@@ -47,12 +42,17 @@ def _plane_orientation(grid: Grid) -> Any:
 def _plane_position(grid: Grid, z: int) -> Any:
     import highdicom
 
-    return highdicom.PlanePositionSequence("PATIENT", [float(v) for v in grid.to_world((z, 0, 0))])
+    return highdicom.PlanePositionSequence("PATIENT", [float(v) for v in grid.affine[:3] @ (z, 0, 0, 1)])
 
 
 def _pixel_measures(grid: Grid) -> Any:
+    """Return the spacing, and the slices' distance as their thickness; a lone picture's thickness is not known."""
     import highdicom
 
+    if grid.ndim == 2:
+        measures = highdicom.PixelMeasuresSequence(pixel_spacing=list(grid.spacing), slice_thickness=1.0)
+        del measures[0].SliceThickness
+        return measures
     normal = np.cross(grid.affine[:3, 2], grid.affine[:3, 1])
     distance = abs(float(grid.affine[:3, 0] @ normal / np.linalg.norm(normal)))
     return highdicom.PixelMeasuresSequence(

@@ -8,16 +8,16 @@ import lzma
 import shutil
 import struct
 import tempfile
+import threading
 import zipfile
 import zlib
-from functools import lru_cache
 from pathlib import Path
 
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, items_of, read_header
 from clearmargin.formats.limits import max_bytes, raise_it
 
-__all__ = ["is_zip", "listed_files", "unpacked_files"]
+__all__ = ["forget_unpacked", "is_zip", "listed_files", "unpacked_files"]
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -49,7 +49,7 @@ def listed_files(path: Path) -> list[Path]:
     dataset = read_header(path)
     found = []
     folder = path.parent.resolve()
-    records = dataset.get("DirectoryRecordSequence") or []
+    records = items_of(dataset, "DirectoryRecordSequence")
     for record in records:
         parts = record.get("ReferencedFileID")
         if not parts:
@@ -73,16 +73,32 @@ def unpacked_files(path: Path) -> list[Path]:
     return list(_unpack(path, path.stat().st_mtime_ns))
 
 
-@lru_cache(maxsize=8)
-def _unpack(path: Path, _modified: int) -> tuple[Path, ...]:
+def forget_unpacked(path: Path) -> None:
+    """Remove what :func:`unpacked_files` left of a zip; images that were read from it can no longer be written."""
+    with _lock:
+        for key in [key for key in _unpacked if key[0] == path]:
+            folder, _ = _unpacked.pop(key)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_lock = threading.Lock()
+_unpacked: dict[tuple[Path, int], tuple[Path, tuple[Path, ...]]] = {}
+
+
+def _unpack(path: Path, modified: int) -> tuple[Path, ...]:
     # It lives as long as the process: writers read the headers of an image's files again.
-    folder = Path(tempfile.mkdtemp(prefix="clearmargin-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    try:
-        return _unpack_into(folder, path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with _lock:
+        if (path, modified) in _unpacked:
+            return _unpacked[path, modified][1]
+        folder = Path(tempfile.mkdtemp(prefix="clearmargin-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            files = _unpack_into(folder, path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        _unpacked[path, modified] = folder, files
+        return files
 
 
 def _unpack_into(folder: Path, path: Path) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Code, Grid, Image, Provenance
 from clearmargin.errors import InputError
 from clearmargin.files import whole
-from clearmargin.formats.dicom_boundary import dicom_boundary, modality_of, read_header
+from clearmargin.formats.dicom_boundary import dicom_boundary, items_of, modality_of, read_header
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_planes import frame_count, pictures_of
 
@@ -30,6 +30,7 @@ __all__ = [
     "coded",
     "derived_uid",
     "equipment",
+    "is_placed",
     "origins",
     "provenance_parts",
     "refer_to_sources",
@@ -96,6 +97,17 @@ def source_headers(image: Image) -> list[Any]:
 _headers: weakref.WeakKeyDictionary[Image, list[Any]] = weakref.WeakKeyDictionary()
 
 
+def is_placed(grid: Grid) -> bool:
+    """Return whether a grid lies in the patient: a volume in millimetres, or a picture whose plane is known.
+
+    The plane of a picture is known if it has a frame of reference, or lies elsewhere than at the world's origin.
+    """
+    if grid.unit != "mm" or grid.ndim == 3:
+        return grid.unit == "mm"
+    nowhere = Grid.from_spacing(grid.shape, grid.spacing)
+    return bool(grid.frame_of_reference) or not np.array_equal(grid.affine[:, 1:], nowhere.affine[:, 1:])
+
+
 def _cleaned(source: Any, image: Image) -> Any:
     from pydicom.dataset import Dataset
 
@@ -127,7 +139,7 @@ def _cleaned(source: Any, image: Image) -> Any:
     if lossy:
         header.LossyImageCompression = "01"
         _copy_lossy_history(source, header)
-    spatial = image.grid.unit == "mm" and image.grid.ndim == 3
+    spatial = is_placed(image.grid)
     frame_of_reference = str(source.get("FrameOfReferenceUID") or "")
     if re.fullmatch(r"[0-9.]{1,64}", frame_of_reference):
         header.FrameOfReferenceUID = frame_of_reference
@@ -152,8 +164,8 @@ def _cleaned(source: Any, image: Image) -> Any:
 def refer_to_sources(dataset: Any, headers: Sequence[Any]) -> None:
     """Name each source's true storage class in the references that highdicom made from stand-ins."""
     true_class = {str(h.SOPInstanceUID): h.true_class for h in headers}
-    lists = [dataset.get("SourceImageSequence") or []]
-    lists += [series.ReferencedInstanceSequence for series in dataset.get("ReferencedSeriesSequence") or []]
+    lists = [items_of(dataset, "SourceImageSequence")]
+    lists += [series.ReferencedInstanceSequence for series in items_of(dataset, "ReferencedSeriesSequence")]
     for items in lists:
         for item in items:
             item.ReferencedSOPClassUID = true_class[str(item.ReferencedSOPInstanceUID)]
@@ -175,7 +187,7 @@ def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | N
     Planes are matched in the world, to a hundredth of a millimetre along the normal (or a hundredth of the
     slice distance): an output need not have the source's number of slices.
     """
-    if grid.ndim == 2 or grid.unit == "px":
+    if not is_placed(grid):
         frame = None if image.source.frame is None else image.source.frame + 1
         return [Origin(header=headers[0], frame=frame, preserved=True)] * (
             1 if grid.ndim == 2 else grid.shape[0]
@@ -193,8 +205,8 @@ def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | N
     heights = np.array([plane.position @ normal for plane, _ in found])
     tolerance = max(0.01, 0.01 * abs(float(grid.affine[:3, 0] @ normal)))
     result: list[Origin | None] = []
-    for z in range(grid.shape[0]):
-        corner = grid.to_world((z, 0, 0))
+    for z in range(grid.shape[0] if grid.ndim == 3 else 1):
+        corner = grid.affine[:3] @ (z, 0, 0, 1)
         nearest = int(np.abs(heights - corner @ normal).argmin()) if len(heights) else -1
         if nearest < 0 or abs(heights[nearest] - corner @ normal) > tolerance:
             result.append(None)
@@ -207,7 +219,7 @@ def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | N
 
 
 def _same_pixels(grid: Grid, corner: NDArray[np.float64], plane: Plane) -> bool:
-    far = corner + grid.affine[:3, 1] * (grid.shape[1] - 1) + grid.affine[:3, 2] * (grid.shape[2] - 1)
+    far = corner + grid.affine[:3, 1] * (grid.shape[-2] - 1) + grid.affine[:3, 2] * (grid.shape[-1] - 1)
     rows, columns = plane.shape
     end = (
         plane.position
@@ -215,7 +227,7 @@ def _same_pixels(grid: Grid, corner: NDArray[np.float64], plane: Plane) -> bool:
         + plane.right * plane.spacing[1] * (columns - 1)
     )
     return (
-        plane.shape == grid.shape[1:]
+        plane.shape == grid.shape[-2:]
         and float(np.abs(corner - plane.position).max()) < 0.01
         and float(np.abs(far - end).max()) < 0.01
     )
@@ -302,7 +314,7 @@ def write_dates(dataset: Any, headers: Sequence[Any]) -> None:
         setattr(dataset, name, date or "19700101")
     for name in ("ContentTime", "InstanceCreationTime"):
         setattr(dataset, name, time or "000000")
-    for item in dataset.get("ContributingEquipmentSequence") or []:
+    for item in items_of(dataset, "ContributingEquipmentSequence"):
         item.ContributionDateTime = f"{dataset.ContentDate}{dataset.ContentTime}"
 
 

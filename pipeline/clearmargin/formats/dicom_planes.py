@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import modality_of
+from clearmargin.formats.dicom_boundary import items_of, modality_of
 from clearmargin.formats.dicom_geometry import Plane, plane_of
 
 __all__ = [
@@ -104,8 +104,8 @@ def single_plane(header: Any) -> Plane | None:
     """Return the plane of a single-frame object, None where it has no place in the patient."""
     if not hasattr(header, "plane"):
         size = object_size(header)
-        groups = header.get("SharedFunctionalGroupsSequence") or header.get(
-            "PerFrameFunctionalGroupsSequence"
+        groups = items_of(header, "SharedFunctionalGroupsSequence") or items_of(
+            header, "PerFrameFunctionalGroupsSequence"
         )
         if size is not None and groups and "ImagePositionPatient" not in header:
             (header.plane,) = frame_planes(header)
@@ -124,9 +124,9 @@ def _frame_of_reference(header: Any) -> str:
 def frame_planes(header: Any) -> list[Plane | None]:
     """Return the plane of every frame: by functional groups (PS3.3, C.7.6.16), else by one position and a step."""
     size, frames = object_size(header), frame_count(header)
-    shared_items = header.get("SharedFunctionalGroupsSequence") or []
+    shared_items = items_of(header, "SharedFunctionalGroupsSequence")
     shared = shared_items[0] if len(shared_items) else None
-    each = header.get("PerFrameFunctionalGroupsSequence") or []
+    each = items_of(header, "PerFrameFunctionalGroupsSequence")
     if size is None:
         return [None] * frames
     if not each:
@@ -151,15 +151,15 @@ def frame_planes(header: Any) -> list[Plane | None]:
 def group_of(item: Any, shared: Any, keyword: str) -> Any:
     """Return a functional group's item, the frame's own or the shared one; None where neither has it."""
     for holder in (item, shared):
-        sequence = holder.get(keyword) if holder is not None else None
-        if sequence:
-            return sequence[0]
+        items = items_of(holder, keyword) if holder is not None else ()
+        if items:
+            return items[0]
     return None
 
 
 def _stepped_planes(header: Any, size: tuple[int, int], frames: int) -> list[Plane | None]:
     """Return planes a step apart: reconstructed SPECT (PS3.3, C.8.4.15), cone-beam CT; none for a clip."""
-    detectors = header.get("DetectorInformationSequence")
+    detectors = items_of(header, "DetectorInformationSequence")
     place = header
     if detectors and "ImagePositionPatient" in detectors[0]:
         place = detectors[0]

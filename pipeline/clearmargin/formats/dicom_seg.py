@@ -281,8 +281,11 @@ def segments(
 
 def _description(prediction: Prediction, i: int) -> str:
     """Return the instance's score and uncertainty as text, which the reader takes the score from again."""
-    columns = {"score": prediction.instances.scores, **prediction.instances.uncertainty}
-    return "; ".join(f"{name} {float(values[i]):.4f}" for name, values in columns.items())
+    score = np.format_float_positional(
+        prediction.instances.scores[i], trim="0"
+    )  # that float32 is read back from
+    columns = (f"; {name} {float(v[i]):.4f}" for name, v in prediction.instances.uncertainty.items())
+    return f"score {score}{''.join(columns)}"
 
 
 def _planes_of(mask: Mask) -> Iterator[int]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
 from clearmargin.core.reprs import short_repr
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import converting, dicom_boundary, read_header
+from clearmargin.formats.dicom_boundary import converting, dicom_boundary, items_of, read_header
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom_planes import frame_planes, group_of
@@ -202,8 +202,8 @@ def _places(dataset: Any) -> tuple[list[Plane | None], list[tuple[int, int] | No
     """Return for each frame its plane in the patient, and its first row and column in a slide's total pixel matrix."""
     layout = pixel_layout(dataset)
     frames = layout.frames
-    each = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
+    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
     if "TotalPixelMatrixRows" not in dataset:
         positions = [group_of(item, shared, "PlanePositionSlideSequence") for item in each] or [None]
         if any(position is not None for position in positions):
@@ -236,7 +236,7 @@ def _own_grid(dataset: Any, planes: Sequence[Plane | None], tiles: Sequence[tupl
     layout = pixel_layout(dataset)
     if not tiles[0]:
         return spanned_grid(planes, (layout.rows, layout.columns))
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
     measures = group_of(shared, None, "PixelMeasuresSequence")
     with converting("the size of the total pixel matrix"):
         spacing = None if measures is None else measures.get("PixelSpacing")
@@ -247,8 +247,8 @@ def _own_grid(dataset: Any, planes: Sequence[Plane | None], tiles: Sequence[tupl
 
 def _source_frames(dataset: Any) -> list[tuple[str, int] | None]:
     """Return for each frame its source's SOPInstanceUID and frame number from 1; None where it does not say."""
-    each = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
+    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
     sources: list[tuple[str, int] | None] = []
     for k in range(pixel_layout(dataset).frames):
         derivation = group_of(each[k] if k < len(each) else None, shared, "DerivationImageSequence")
@@ -282,7 +282,7 @@ def _one_picture(dataset: Any, pieces: Sequence[tuple[int, _Piece | None]]) -> N
 @converting("the description of a segment")
 def _segments(dataset: Any) -> tuple[list[Segment], NDArray[np.float32]]:
     segments, scores = [], []
-    for item in dataset.get("SegmentSequence") or []:
+    for item in items_of(dataset, "SegmentSequence"):
         number = int(item.SegmentNumber)
         if number == 0:  # a label map's background
             continue
@@ -305,16 +305,15 @@ def _segments(dataset: Any) -> tuple[list[Segment], NDArray[np.float32]]:
 
 
 def _code(item: Any, keyword: str) -> Code:
-    sequence = item.get(keyword)
-    if not sequence:
+    codes = items_of(item, keyword)
+    if not codes:
         return Code(value="unknown", scheme="99CLEARMARGIN", meaning="not coded")
-    value = (
-        sequence[0].get("CodeValue") or sequence[0].get("LongCodeValue") or sequence[0].get("URNCodeValue")
-    )
+    code = codes[0]
+    value = code.get("CodeValue") or code.get("LongCodeValue") or code.get("URNCodeValue")
     return Code(
         value=str(value or "unknown"),
-        scheme=str(sequence[0].get("CodingSchemeDesignator") or ""),
-        meaning=str(sequence[0].get("CodeMeaning") or ""),
+        scheme=str(code.get("CodingSchemeDesignator") or ""),
+        meaning=str(code.get("CodeMeaning") or ""),
     )
 
 
@@ -353,8 +352,8 @@ def _segment_frames(dataset: Any, numbers: Sequence[int]) -> Iterator[tuple[int,
     full = dataset.get("DimensionOrganizationType") == "TILED_FULL"
     if full and frames % len(numbers):
         raise InputError(f"the SEG holds {frames} tiles, which are not whole sets of {len(numbers)} segments")
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    each = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
+    each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     for k, frame in enumerate(_frames(dataset)):
         identification = group_of(each[k] if k < len(each) else None, shared, "SegmentIdentificationSequence")
         if identification is None:

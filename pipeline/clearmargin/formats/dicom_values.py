@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom_boundary import modality_of, quiet_pydicom
+from clearmargin.formats.dicom_boundary import items_of, modality_of, quiet_pydicom
 from clearmargin.formats.dicom_pixels import PixelLayout
 
 _QUANTITIES = {"CT", "MR", "PT", "NM"}
@@ -39,7 +39,7 @@ def frame_scales(header: Any, frames: int) -> list[FrameScale]:
         InputError: A slope of zero, or values that are not finite numbers.
     """
     shared = _first(header, "SharedFunctionalGroupsSequence")
-    each = header.get("PerFrameFunctionalGroupsSequence") or []
+    each = items_of(header, "PerFrameFunctionalGroupsSequence")
     scales = []
     for k in range(frames):
         item = _first(each[k], "PixelValueTransformationSequence") if k < len(each) else None
@@ -49,8 +49,8 @@ def frame_scales(header: Any, frames: int) -> list[FrameScale]:
 
 
 def _first(item: Any, keyword: str) -> Any:
-    sequence = item.get(keyword) if item is not None else None
-    return sequence[0] if sequence else None
+    items = items_of(item, keyword) if item is not None else ()
+    return items[0] if items else None
 
 
 def _scale(item: Any) -> FrameScale:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom_boundary import items_of
 from clearmargin.formats.dicom_geometry import OTHER_DIRECTION, Plane, stack_planes
 from clearmargin.formats.dicom_planes import Picture, frame_count, group_of, is_mosaic, placed
 
@@ -185,7 +186,7 @@ class _Marked:
             f"{words}||{element}": _vector_reader(headers, element) for words, element in _VECTORS
         }
         dimensions = max(
-            (len(h.get("DimensionIndexSequence") or []) for h in headers if frame_count(h) > 1), default=0
+            (len(items_of(h, "DimensionIndexSequence")) for h in headers if frame_count(h) > 1), default=0
         )
         self._readers |= {f"dimension {d + 1}": _dimension_reader(headers, d) for d in range(dimensions)}
         if any(frame_count(h) > 1 or is_mosaic(h) for h in headers):
@@ -345,8 +346,8 @@ def _reader(headers: Sequence[Any], group: str, element: str) -> Callable[[Pictu
         header = headers[picture.file]
         if not group:
             return _plain(_get(header, element)) if frame_count(header) == 1 else None
-        each = header.get("PerFrameFunctionalGroupsSequence") or []
-        shared = header.get("SharedFunctionalGroupsSequence") or [None]
+        each = items_of(header, "PerFrameFunctionalGroupsSequence")
+        shared = items_of(header, "SharedFunctionalGroupsSequence") or [None]
         item = group_of(each[picture.frame] if picture.frame < len(each) else None, shared[0], group)
         for keyword in element.split("."):
             value = _get(item, keyword)
@@ -374,8 +375,8 @@ def _vector_reader(headers: Sequence[Any], element: str) -> Callable[[Picture], 
 def _dimension_reader(headers: Sequence[Any], dimension: int) -> Callable[[Picture], Any]:
     def read(picture: Picture) -> Any:
         header = headers[picture.file]
-        described = header.get("DimensionIndexSequence") or []
-        each = header.get("PerFrameFunctionalGroupsSequence") or []
+        described = items_of(header, "DimensionIndexSequence")
+        each = items_of(header, "PerFrameFunctionalGroupsSequence")
         if dimension >= len(described) or picture.frame >= len(each):
             return None
         pointer = _get(described[dimension], "DimensionIndexPointer")

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Prediction
 from clearmargin.errors import GeometryError, InputError, nearest
-from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
+from clearmargin.formats.dicom_boundary import (
+    converting,
+    dicom_boundary,
+    items_of,
+    quiet_pydicom,
+    read_header,
+)
 from clearmargin.formats.dicom_frames import frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom_geometry import Plane
 from clearmargin.formats.dicom_output import (
@@ -174,12 +180,12 @@ def _real_values(dataset: Any) -> NDArray[np.float32]:
     if size > max_bytes() or len(stored) < size:
         raise InputError(f"the Parametric Map is cut off: {len(stored)} bytes of {size}")
     values = np.frombuffer(stored, kind, int(np.prod(shape, dtype=np.int64))).reshape(shape)
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [{}])[0]
-    each = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [{}])[0]
+    each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     real = np.empty(shape, np.float32)
     for k in range(shape[0]):
         holders = (each[k] if k < len(each) else {}, shared)
-        mappings = next((h.get("RealWorldValueMappingSequence") for h in holders if h.get(_MAPPING)), None)
+        mappings = next((items_of(h, _MAPPING) for h in holders if items_of(h, _MAPPING)), None)
         slope, intercept = (1.0, 0.0) if not mappings else _linear(mappings[0])
         with np.errstate(all="ignore"):  # a map may hold NaN, and infinities
             real[k] = values[k] * slope + intercept

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, Image, InstanceSet, Mask, Prediction
 from clearmargin.core.colours import instance_colours
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom_boundary import converting, dicom_boundary, quiet_pydicom, read_header
+from clearmargin.formats.dicom_boundary import (
+    converting,
+    dicom_boundary,
+    items_of,
+    quiet_pydicom,
+    read_header,
+)
 from clearmargin.formats.dicom_output import (
     MANUFACTURER,
     RESEARCH_USE,
@@ -42,6 +48,7 @@ _NO_AREA = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 _NUMERIC = frozenset(b"0123456789+-.eE\\ \0")
 # How far contours may lie beside their slice: a share of the slice distance, or the rounding of planning systems.
 _OF_A_SLICE, _BESIDE_MM = 0.05, 0.1
+_ROUNDING = 0.01  # of a pixel: contours along the image's edge are written with so many digits
 _COPIED = (
     "PatientName",
     "PatientID",
@@ -277,10 +284,10 @@ def read_rtstruct(path: Path, *, grid: Grid) -> RtStructure:
         raise InputError(f"'{Path(path).name}' is not an RT structure set")
     if grid.ndim != 3 or grid.unit != "mm":
         raise GeometryError("contours are placed on a volume in millimetres")
-    described = {str(r.get("ROINumber")): r for r in dataset.get("StructureSetROISequence") or []}
+    described = {str(r.get("ROINumber")): r for r in items_of(dataset, "StructureSetROISequence")}
     masks, names = [], []
     tally = _Tally()
-    for position, region in enumerate(dataset.get("ROIContourSequence") or [], start=1):
+    for position, region in enumerate(items_of(dataset, "ROIContourSequence"), start=1):
         number = str(region.get("ReferencedROINumber"))
         contours = _region_contours(region, position, tally)
         if not contours:
@@ -335,7 +342,7 @@ class _Contour:
 def _region_contours(region: Any, position: int, tally: _Tally) -> list[_Contour]:
     """Return a region's closed contours; others are counted, as they enclose nothing."""
     contours, others = [], Counter[str]()
-    for item in region.get("ContourSequence") or []:
+    for item in items_of(region, "ContourSequence"):
         kind = str(item.get("ContourGeometricType") or "").strip().upper()
         if kind in _CLOSED:
             points = _points(item)
@@ -384,7 +391,8 @@ def _filled(contours: Sequence[_Contour], grid: Grid, position: int, tally: _Tal
     off = np.maximum(high[:, 0] - slices, slices - low[:, 0])
     beyond = (slices < 0) | (slices >= grid.shape[0])
     _in_slices(off[~beyond], grid, position)
-    cut = ~beyond & ((low[:, 1:] < -0.5) | (high[:, 1:] > np.array(grid.shape[1:]) - 0.5)).any(axis=1)
+    inside = low[:, 1:] >= -0.5 - _ROUNDING, high[:, 1:] <= np.array(grid.shape[1:]) - 0.5 + _ROUNDING
+    cut = ~beyond & ~(inside[0] & inside[1]).all(axis=1)
     outside = ~beyond & ((high[:, 1:] < -0.5) | (low[:, 1:] > np.array(grid.shape[1:]) - 0.5)).any(axis=1)
     tally.contours += len(contours)
     tally.within += int((~beyond & ~outside).sum())

@@ -51,10 +51,10 @@ def read_volume(path: Path) -> Image:
         raise InputError(f"there is no file '{path}'")
     pixels, grid, remarks = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
     source = Source(case=case_of_file(path), kind="volume", files=(path,), remarks=remarks)
-    # 64-bit fractions matter to labels alone, which are read by `read_label_volume`
-    return Image(
-        pixels=pixels.astype(np.float32) if pixels.dtype == np.float64 else pixels, grid=grid, source=source
-    )
+    if pixels.dtype == np.float64:  # which matters to labels alone: `read_label_volume` keeps it
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is counted as such
+            pixels = pixels.astype(np.float32)
+    return Image(pixels=pixels, grid=grid, source=source)
 
 
 def read_label_volume(path: Path) -> tuple[NDArray[np.integer[Any]], Grid]:

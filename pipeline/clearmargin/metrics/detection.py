@@ -120,13 +120,13 @@ class ClassMatches:
     """What one image says of one class: D predictions, highest score first.
 
     Attributes:
-        scores: ``(D,)`` float32.
+        scores: ``(D,)``, float32 or float64.
         matched: ``(A, T, D)`` bool, by range of sizes and threshold.
         ignored: ``(A, T, D)`` bool, whether a prediction is neither right nor wrong.
         references: ``(A,)`` int64, references that count.
     """
 
-    scores: NDArray[np.float32]
+    scores: NDArray[np.floating]
     matched: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
     references: NDArray[np.int64]

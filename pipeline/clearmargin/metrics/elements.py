@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.compiled import compiled
 
-__all__ = ["bounding_box", "find_elements", "padded"]
+__all__ = ["bounding_box", "find_elements", "padded", "scan_plane", "scan_volume"]
 
 _ONES = np.uint64(0x0101010101010101)
 _WORTH_A_THREAD = 1_000_000  # elements of the joint box
@@ -79,7 +79,7 @@ def find_elements(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[
 
 
 def _elements_of(own: NDArray[np.uint8], other: NDArray[np.uint8]) -> Elements:
-    scan = _scan_plane if own.shape[0] == 1 else _scan_volume
+    scan = scan_plane if own.shape[0] == 1 else scan_volume
     words = own.view(np.uint64)
     n = scan(own, words, other, np.zeros((0, 3), np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int8))
     places, codes, sides = np.empty((n, 3), np.int32), np.empty(n, np.uint8), np.empty(n, np.int8)
@@ -88,7 +88,7 @@ def _elements_of(own: NDArray[np.uint8], other: NDArray[np.uint8]) -> Elements:
 
 
 @compiled
-def _scan_volume(
+def scan_volume(
     own: NDArray[np.uint8],
     words: NDArray[np.uint64],
     other: NDArray[np.uint8],
@@ -131,7 +131,7 @@ def _scan_volume(
 
 
 @compiled
-def _scan_plane(
+def scan_plane(
     own: NDArray[np.uint8],
     words: NDArray[np.uint64],
     other: NDArray[np.uint8],

@@ -35,16 +35,19 @@ class DirectedDistances:
         areas: ``(n,)`` float64, area of each element in squared units (length, in the plane); 0 where
             ignored.
         sides: ``(n,)`` int8: +1 where the element lies outside the other mask, -1 inside, 0 on its surface.
+        in_order: Whether the distances ascend.
     """
 
     distances: NDArray[np.float64]
     areas: NDArray[np.float64]
     sides: NDArray[np.int8]
+    in_order: bool = False
 
     @cached_property
     def total(self) -> float:
         """Area of the whole surface."""
-        return float(self.areas.sum())
+        running = self._sorted[1]
+        return float(running[-1]) if len(running) else 0.0
 
     @cached_property
     def mean(self) -> float:
@@ -58,6 +61,8 @@ class DirectedDistances:
 
     @cached_property
     def _sorted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self.in_order:
+            return self.distances, self.areas.cumsum()
         order = np.argsort(self.distances)
         return self.distances[order], np.cumsum(self.areas[order])
 
@@ -66,12 +71,14 @@ class DirectedDistances:
         ordered, running = self._sorted
         if not self.total:
             return 0.0
-        at = int(np.searchsorted(running / running[-1], percent / 100 - _SHARE_SLACK))
+        at = int(running.searchsorted((percent / 100 - _SHARE_SLACK) * self.total))
         return float(ordered[min(at, len(ordered) - 1)])
 
     def area_within(self, tolerance: float) -> float:
         """Return the area of the elements at distance ``tolerance`` or less (`with_slack`)."""
-        return float(self.areas[self.distances <= with_slack(tolerance)].sum())
+        ordered, running = self._sorted
+        count = int(ordered.searchsorted(with_slack(tolerance), "right"))
+        return float(running[count - 1]) if count else 0.0
 
 
 @short_repr
@@ -126,22 +133,14 @@ class MaskPair:
                 raise ValueError(
                     f"the {name} mask of shape {mask.shape} does not lie on the grid {grid.shape}"
                 )
-        if not _is_orthogonal(grid):
-            raise GeometryError(
-                f"surfaces are measured on grids with axes at right angles, and this one ({grid}) is sheared "
-                "as by a tilted gantry; resample both masks to a regular grid first"
-            )
-        cap = diagonal(grid) if distance_cap is None else float(distance_cap)
-        if not (cap > 0 and math.isfinite(cap)):
-            raise ValueError(f"a distance cap is positive and finite, not {distance_cap}")
-        slices = _joint_box(predicted, reference)
-        return MaskPair(
-            predicted=predicted.within(slices),
-            reference=reference.within(slices),
-            grid=grid,
-            distance_cap=cap,
-            origin=tuple(s.start for s in slices),
-            ignored=None if ignore is None or not ignore.area else ignore.within(slices),
+        slices = _joint_box([mask.box for mask in (predicted, reference) if mask.crop.size], len(grid.shape))
+        return _pair(
+            predicted.within(slices),
+            reference.within(slices),
+            None if ignore is None or not ignore.area else ignore.within(slices),
+            grid,
+            slices,
+            distance_cap,
         )
 
     @staticmethod
@@ -165,7 +164,7 @@ class MaskPair:
         Raises:
             InputError: An array is not a mask, the shapes differ, or the spacing does not fit.
         """
-        masks = {"predicted": _binary("predicted", predicted), "reference": _binary("reference", reference)}
+        masks = {"reference": _binary("reference", reference), "predicted": _binary("predicted", predicted)}
         if ignore is not None:
             masks["ignore"] = _binary("ignore", ignore)
         shape = masks["reference"].shape
@@ -176,14 +175,21 @@ class MaskPair:
                     "grid; resample one of them to the other's grid first"
                 )
         try:
-            grid = Grid.from_spacing(shape, spacing)
-        except ValueError as error:
+            grid = _grid_of(shape, None if spacing is None else tuple(spacing))
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"spacing: {error}; give one positive number per axis, in array order"
             ) from error
-        cut = {name: _mask_of(array) for name, array in masks.items()}
-        return MaskPair.from_masks(
-            cut["predicted"], cut["reference"], grid, ignore=cut.get("ignore"), distance_cap=distance_cap
+        boxes = [_box_of(masks["predicted"]), _box_of(masks["reference"])]
+        slices = _joint_box([box for box in boxes if box is not None], len(shape))
+        ignored = masks["ignore"][slices] if ignore is not None else None
+        return _pair(
+            np.ascontiguousarray(masks["predicted"][slices]),
+            np.ascontiguousarray(masks["reference"][slices]),
+            ignored if ignored is not None and ignored.any() else None,
+            grid,
+            slices,
+            distance_cap,
         )
 
     @property
@@ -235,6 +241,7 @@ class MaskPair:
         from clearmargin.metrics.elements import find_elements, padded
         from clearmargin.metrics.marching import element_areas, element_lengths
         from clearmargin.metrics.nearest import nearest_distances
+        from clearmargin.metrics.small import MOST_ELEMENTS, small_surfaces
 
         if self.either_empty:
             raise ValueError(f"a pair with status {self.status} has no distances: ask its status first")
@@ -246,6 +253,14 @@ class MaskPair:
             )
         else:
             table, steps = element_lengths((spacing[0], spacing[1])), (_ONE_PLANE, spacing[0], spacing[1])
+        if self.ignored is None and self.predicted.size <= MOST_ELEMENTS:
+            flat = len(spacing) == 2
+            masks = (self.predicted[None], self.reference[None]) if flat else (self.predicted, self.reference)
+            (d, a, s), (d_2, a_2, s_2) = small_surfaces(*masks, table, steps, flat)
+            return (
+                DirectedDistances(distances=d, areas=a, sides=s, in_order=True),
+                DirectedDistances(distances=d_2, areas=a_2, sides=s_2, in_order=True),
+            )
         grids = padded(self.predicted), padded(self.reference)
         found = find_elements(*grids)
         directed = []
@@ -269,17 +284,52 @@ def _is_orthogonal(grid: Grid) -> bool:
     return grid.is_orthogonal
 
 
+@lru_cache(maxsize=64)
+def _grid_of(shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> Grid:
+    """Return ``Grid.from_spacing``, made once for the many pairs of one shape."""
+    return Grid.from_spacing(shape, spacing)
+
+
+def _pair(
+    predicted: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    ignored: NDArray[np.bool_] | None,
+    grid: Grid,
+    slices: tuple[slice, ...],
+    distance_cap: float | None,
+) -> MaskPair:
+    """Return the pair of two masks that are cut to their joint box on a grid."""
+    if not _is_orthogonal(grid):
+        raise GeometryError(
+            f"surfaces are measured on grids with axes at right angles, and this one ({grid}) is sheared "
+            "as by a tilted gantry; resample both masks to a regular grid first"
+        )
+    cap = diagonal(grid) if distance_cap is None else float(distance_cap)
+    if not (cap > 0 and math.isfinite(cap)):
+        raise ValueError(f"a distance cap is positive and finite, not {distance_cap}")
+    return MaskPair(
+        predicted=predicted,
+        reference=reference,
+        grid=grid,
+        distance_cap=cap,
+        origin=tuple(s.start for s in slices),
+        ignored=ignored,
+    )
+
+
 def _count(mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None) -> int:
     return int(np.count_nonzero(mask if ignored is None else mask & ~ignored))
 
 
-def _joint_box(a: Mask, b: Mask) -> tuple[slice, ...]:
-    boxes = [mask.box for mask in (a, b) if mask.crop.size]
+_Box = tuple[Sequence[int], Sequence[int]]  # first and one-past-last indices
+
+
+def _joint_box(boxes: Sequence[_Box], ndim: int) -> tuple[slice, ...]:
+    """Return the box that holds those of two masks, of one or of none; empty for none."""
     if not boxes:
-        return (slice(0, 0),) * len(a.shape)
-    low = np.min([box[0] for box in boxes], axis=0)
-    high = np.max([box[1] for box in boxes], axis=0)
-    return tuple(slice(int(i), int(j)) for i, j in zip(low, high, strict=True))
+        return (slice(0, 0),) * ndim
+    (low, high), (other_low, other_high) = boxes[0], boxes[-1]
+    return tuple(map(slice, map(min, low, other_low), map(max, high, other_high)))
 
 
 def _touches(places: NDArray[np.int32], ignored: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -313,11 +363,10 @@ def _binary(name: str, given: ArrayLike) -> NDArray[np.bool_]:
     return array.astype(np.bool_)
 
 
-def _mask_of(dense: NDArray[np.bool_]) -> Mask:
-    """Return ``Mask.from_dense(dense)``, found by one compiled pass instead of one for each axis."""
+def _box_of(dense: NDArray[np.bool_]) -> _Box | None:
+    """Return the box of a mask, found by one compiled pass instead of one for each axis; None if it is empty."""
     from clearmargin.metrics.elements import bounding_box
 
     volume = np.ascontiguousarray(dense).view(np.uint8)
-    box = bounding_box(volume if dense.ndim == 3 else volume[None])[3 - dense.ndim :]
-    slices = tuple(slice(int(a), int(b)) for a, b in box)
-    return Mask(shape=dense.shape, origin=tuple(s.start for s in slices), crop=dense[slices])
+    low, high = bounding_box(volume if dense.ndim == 3 else volume[None]).T.tolist()
+    return (low[3 - dense.ndim :], high[3 - dense.ndim :]) if high[-1] else None

@@ -69,11 +69,12 @@ class SummaryRow:
         metric: Name.
         unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
         interval: Mean over patients with its interval.
-        median: Median over cases.
-        quartiles: First and third quartile over cases.
+        median: Median over objects.
+        quartiles: First and third quartile over objects.
         sd: Standard deviation of the patients' means (n - 1); None with fewer than two patients.
         surface: The surface model of the distances.
-        counts: Cases by status, all four.
+        counts: Objects by status; ``tn`` counts images that rightly hold none.
+        cases: Number of cases that they are of; ``interval.cases`` counts the objects.
         miss_rate: Missed references as a share of all references in the stratum; 0 without references.
     """
 
@@ -86,6 +87,7 @@ class SummaryRow:
     sd: float | None
     surface: str
     counts: Mapping[Status, int]
+    cases: int
     miss_rate: float
 
 
@@ -141,9 +143,9 @@ def summary_json(summary: Sequence[SummaryRow]) -> str:
 def summary_markdown(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a Markdown table, three decimals."""
     lines = [
-        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | tp | fn | fp | tn "
-        "| miss rate |",
-        "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | objects | tp | fn | fp "
+        "| tn | miss rate |",
+        "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary:
         found = row.interval
@@ -151,7 +153,7 @@ def summary_markdown(summary: Sequence[SummaryRow]) -> str:
         lines.append(
             f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_number(row.sd)} | {_ends(found)} "
             f"| {row.median:.3f} | {row.quartiles[0]:.3f} to {row.quartiles[1]:.3f} "
-            f"| {found.patients} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
+            f"| {found.patients} | {row.cases} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
         )
     models = sorted({row.surface for row in summary})
     note = f"\nDistances between surfaces by the model {', '.join(models)}." if models else ""
@@ -165,7 +167,7 @@ def _number(value: float | None) -> str:
 def comparison_markdown(comparisons: Mapping[str, Comparison]) -> str:
     """Return a comparison of two models as a Markdown table, three decimals."""
     lines = [
-        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | patients | cases |",
+        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | patients | objects |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     for name, found in comparisons.items():
@@ -290,6 +292,7 @@ def _stratum(
             sd=spreads[k],
             surface=surface,
             counts=counts,
+            cases=len({row.case for row in rows}),
             miss_rate=counts["fn"] / existing if existing else 0.0,
         )
         for k, metric in enumerate(metrics)
@@ -317,7 +320,8 @@ def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
         "q1": row.quartiles[0],
         "q3": row.quartiles[1],
         "patients": found.patients,
-        "cases": found.cases,
+        "cases": row.cases,
+        "objects": found.cases,
         **{status: row.counts[status] for status in _STATUSES},
         "miss_rate": row.miss_rate,
         "surface": row.surface,

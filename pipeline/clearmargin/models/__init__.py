@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["NETWORKS", "NetworkEntry", "build_network", "load_segmenter", "network_config"]
 
 
+_MOST_LAYERS, _MOST_OF_A_SIZE = 1_000, 1_000_000
+
+
 class NetworkEntry(NamedTuple):
     """Where a network lies: its module is imported when it is wanted, since torch is heavy.
 
@@ -42,10 +45,26 @@ def network_config(section: dict[str, Any], *, name: str = "model") -> Settings:
     """Return the ``model`` section of a configuration as its network's own config class.
 
     Raises:
-        ConfigError: ``network`` is missing or unknown, or the rest does not fit its class.
+        ConfigError: ``network`` is missing or unknown, the rest does not fit its class, or a number is beyond any
+            network.
     """
     schema: type[Settings] = _load(section.get("network"), "config")
-    return validate(section, schema, name=name)
+    config = validate(section, schema, name=name)
+    _refuse_absurd(config, name)
+    return config
+
+
+def _refuse_absurd(config: Settings, name: str) -> None:
+    """Refuse sizes and counts that no network has: building it would fill the memory, or never end.
+
+    Raises:
+        ConfigError: With the first of them.
+    """
+    for option, value in config.model_dump().items():
+        most = _MOST_LAYERS if option.endswith("layers") else _MOST_OF_A_SIZE
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number > most:
+                raise ConfigError(f"{name}.{option}: {number} is beyond any network: at most {most}")
 
 
 def build_network(config: Settings, *, classes: int, pretrained: bool, channels: int = 3) -> Network:

@@ -45,6 +45,7 @@ __all__ = [
 CONFIG_FILE, WEIGHTS_FILE, RUNTIME_FILE = "model.yaml", "weights.safetensors", "runtime.yaml"
 ENSEMBLE_FILE = "ensemble.yaml"
 SNAPSHOTS = "snapshots"
+_SPARE_BYTES = 2**26  # by which a network may be larger than its weights: parts that earlier versions lack
 
 
 class ClassEntry(Settings):
@@ -196,10 +197,11 @@ def load_segmenter(
         )
     card = load_settings(folder / CONFIG_FILE, ModelCard)
     refuse_forked()
+    weights_path = weights_file or folder / WEIGHTS_FILE
+    _refuse_larger_than(weights_path, card)
     network = build_network(
         network_config(card.model), classes=len(card.classes), channels=card.image.channels, pretrained=False
     )
-    weights_path = weights_file or folder / WEIGHTS_FILE
     try:
         state = load_file(weights_path)
         if isinstance(network, nn.Module):
@@ -247,6 +249,29 @@ def load_segmenter(
         domain=card.domain,
         threads=None if runtime == "torch" else 1,
     )
+
+
+def _refuse_larger_than(weights: Path, card: ModelCard) -> None:
+    """Refuse a configuration whose network would be far larger than the weights beside it: it is not built at all.
+
+    Raises:
+        InputError: The network's outline, which has no memory, is larger.
+    """
+    with torch.device("meta"):
+        outline = build_network(
+            network_config(card.model),
+            classes=len(card.classes),
+            channels=card.image.channels,
+            pretrained=False,
+        )
+    if not isinstance(outline, nn.Module):
+        return
+    size = sum(v.numel() * v.element_size() for v in outline.state_dict().values())
+    if size > weights.stat().st_size + _SPARE_BYTES:
+        raise InputError(
+            f"the network that '{CONFIG_FILE}' describes has {size / 2**20:.0f} MiB of weights, and '{weights.name}' "
+            f"holds {weights.stat().st_size / 2**20:.0f}: they are of another network"
+        )
 
 
 def save_runtime(folder: Path, card: RuntimeCard) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from clearmargin.models.network import Targets
 
 __all__ = [
+    "RATE",
     "ForegroundHead",
     "class_unions",
     "foreground_loss",
@@ -21,6 +23,9 @@ __all__ = [
     "strongest",
 ]
 
+RATE = 3.0
+"""Learning rate of a head, as a multiple of the network's, whose backbone begins pretrained."""
+
 _NAME = "foreground"  # of the head in a network
 _WIDTH, _STEM = 32, 16
 _PRIOR = 0.05  # of the foreground, before anything is learnt
@@ -30,6 +35,8 @@ class ForegroundHead(nn.Module):
     """From an image and its maps to logits of each class, at half the image's resolution.
 
     Maps at a quarter of the resolution know what lies where, but not to the pixel: its edge is read off the image.
+    Each pixel's channels are normalised, so that it learns in some hundred steps; what a pixel gets does not hang on
+    how much of the image is seen with it, as it would with statistics of the image.
 
     Source: the semantic branch of Kirillov et al., "Panoptic feature pyramid networks", CVPR 2019, made light.
     """
@@ -37,17 +44,12 @@ class ForegroundHead(nn.Module):
     def __init__(self, channels: int, inputs: Sequence[int], classes: int) -> None:
         """Build it for images of so many channels, and maps of these channels, finest first."""
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, _STEM, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(_STEM, _STEM, 3, padding=1),
-            nn.ReLU(),
-        )
+        self.stem = nn.Sequential(_layer(channels, _STEM, stride=2), _layer(_STEM, _STEM))
         self.levels = nn.ModuleList(nn.Conv2d(width, _WIDTH, 1) for width in inputs)
-        self.smooth = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
-        self.fuse = nn.Conv2d(_WIDTH + _STEM, _WIDTH, 3, padding=1)
+        self.smooth = _layer(_WIDTH, _WIDTH)
+        self.fuse = _layer(_WIDTH + _STEM, _WIDTH)
         self.decide = nn.Conv2d(_WIDTH, classes, 1)
-        nn.init.constant_(self.decide.bias, torch.logit(torch.tensor(_PRIOR)).item())  # type: ignore[arg-type]
+        nn.init.constant_(self.decide.bias, math.log(_PRIOR / (1 - _PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, maps: list[Tensor]) -> Tensor:
         """Return ``(B, K, h, w)`` logits of images and maps ``(B, C, h, w)``, each next map about half as large."""
@@ -55,9 +57,23 @@ class ForegroundHead(nn.Module):
         for level, finer in zip(reversed(self.levels[:-1]), reversed(maps[:-1]), strict=True):
             merged = level(finer) + _stretched(merged, finer.shape[-2:])
         seen = self.stem(images)
-        merged = _stretched(F.relu(self.smooth(F.relu(merged))), seen.shape[-2:])
-        logits: Tensor = self.decide(F.relu(self.fuse(torch.cat([merged, seen], 1))))
+        merged = _stretched(self.smooth(F.relu(merged)), seen.shape[-2:])
+        logits: Tensor = self.decide(self.fuse(torch.cat([merged, seen], 1)))
         return logits
+
+
+class _PixelNorm(nn.LayerNorm):
+    """Layer normalisation of each pixel's channels."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return ``(B, C, h, w)`` maps normalised over ``C``."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _layer(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), _PixelNorm(outputs), nn.ReLU()
+    )
 
 
 def foreground_loss(

@@ -29,7 +29,7 @@ from clearmargin.privacy import record_case
 from clearmargin.report.progress import progress
 from clearmargin.uncertainty.drift import Features
 
-__all__ = ["Predicted", "Reading", "predict_source"]
+__all__ = ["Predicted", "Reading", "predict_clip", "predict_source"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def predict_source(
     if opened.kind == "clip":
         clip = opened.clip()
         record_case(clip.case, opened.path)
-        yield _clip(clip, out / clip.case, predictor, outputs)
+        yield predict_clip(clip, out / clip.case, predictor, outputs)
         return
     for image in opened.images(**vars(reading)):
         record_case(image.source.case, opened.path)
@@ -122,7 +122,7 @@ def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[s
     )
 
 
-def _clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
+def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
     """Segment every frame on its own; pictures are written as frames come, the rest at the end."""
     with one_run(folder) as draft:
         footage, chosen, refer_case, warned = _frames(clip, draft, predictor, outputs)

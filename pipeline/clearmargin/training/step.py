@@ -51,7 +51,7 @@ class TrainingStep:
             TrainingError: The loss is not finite; the weights are as they were.
         """
         for parameters in self.state.optimiser.param_groups:
-            parameters["lr"] = rate
+            parameters["lr"] = rate * parameters.get("rate", 1.0)
         self.state.optimiser.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
         for count, batch in enumerate(batches, 1):

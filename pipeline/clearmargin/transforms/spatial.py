@@ -10,6 +10,8 @@ import numpy as np
 from monai.transforms import Affined
 from numpy.typing import NDArray
 
+from clearmargin.errors import InputError
+from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.transforms.samples import KEYS, MODES
 
 __all__ = ["augmentation_matrix", "fitting_view", "resample", "volume_augmentation", "volume_view"]
@@ -51,6 +53,15 @@ def resample(
     return moved
 
 
+def _refuse_enlargement(shape: tuple[int, ...], scales: tuple[float, ...]) -> None:
+    enlarged = 4 * math.prod(n * s for n, s in zip(shape, scales, strict=True))  # bytes, as float32
+    if max(scales) > 1 and enlarged > max_bytes():
+        raise InputError(
+            f"the model wants the image enlarged by {' x '.join(f'{s:.3g}' for s in scales)}, to "
+            f"{enlarged / 2**30:.3g} GiB: {raise_it()}"
+        )
+
+
 def fitting_view(
     shape: tuple[int, int], scale: float, *, divisor: int = 32, flip: tuple[bool, bool] = (False, False)
 ) -> tuple[NDArray[np.float64], tuple[int, int]]:
@@ -61,7 +72,11 @@ def fitting_view(
         scale: Network pixels per image pixel.
         divisor: Both extents of the view are multiples of it; the surplus lies beyond the far edges.
         flip: Whether to mirror ``y`` and ``x``.
+
+    Raises:
+        InputError: The image would be enlarged beyond the limit of pixels.
     """
+    _refuse_enlargement(shape, (scale, scale))
     matrix = np.eye(3)
     size = []
     for axis, (extent, mirrored) in enumerate(zip(shape, flip, strict=True)):
@@ -111,7 +126,11 @@ def volume_view(
         shape: ``(Z, Y, X)`` of the volume.
         scales: Network voxels per voxel of the volume, on each axis.
         flip: Whether to mirror ``y`` and ``x``; slices keep their order.
+
+    Raises:
+        InputError: The volume would be enlarged beyond the limit of pixels.
     """
+    _refuse_enlargement(shape, scales)
     matrix = np.eye(4)
     for axis, (extent, scale, mirrored) in enumerate(zip(shape, scales, (False, *flip), strict=True)):
         step = 1 / scale

@@ -9,7 +9,7 @@ from typing import Any
 from clearmargin.core import Code
 from clearmargin.datasets.drafting.layout import DraftOptions, Layout, QuestionError
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.formats.dicom_boundary import read_header
+from clearmargin.formats.dicom_boundary import items_of, read_header
 from clearmargin.formats.dicom_index import SeriesEntry, scan_dicom
 from clearmargin.formats.dicom_seg_content import read_seg_content
 
@@ -117,20 +117,20 @@ def _common(parents: set[Path]) -> Path:
 
 def _series_of(header: Any, series: dict[str, SeriesEntry], owners: dict[str, str]) -> str | None:
     """Return the series that a SEG or an RTSTRUCT refers to: by series, else by the objects it names."""
-    uids = [str(i.get("SeriesInstanceUID")) for i in header.get("ReferencedSeriesSequence") or []]
+    uids = [str(i.get("SeriesInstanceUID")) for i in items_of(header, "ReferencedSeriesSequence")]
     objects: list[str] = []
-    for frame in header.get("ReferencedFrameOfReferenceSequence") or []:
-        for study in frame.get("RTReferencedStudySequence") or []:
-            for item in study.get("RTReferencedSeriesSequence") or []:
+    for frame in items_of(header, "ReferencedFrameOfReferenceSequence"):
+        for study in items_of(frame, "RTReferencedStudySequence"):
+            for item in items_of(study, "RTReferencedSeriesSequence"):
                 uids.append(str(item.get("SeriesInstanceUID")))
                 objects += [
-                    str(i.get("ReferencedSOPInstanceUID")) for i in item.get("ContourImageSequence") or []
+                    str(i.get("ReferencedSOPInstanceUID")) for i in items_of(item, "ContourImageSequence")
                 ]
-    for item in header.get("ReferencedSeriesSequence") or []:
+    for item in items_of(header, "ReferencedSeriesSequence"):
         objects += [
-            str(i.get("ReferencedSOPInstanceUID")) for i in item.get("ReferencedInstanceSequence") or []
+            str(i.get("ReferencedSOPInstanceUID")) for i in items_of(item, "ReferencedInstanceSequence")
         ]
-    for item in header.get("SourceImageSequence") or []:
+    for item in items_of(header, "SourceImageSequence"):
         objects.append(str(item.get("ReferencedSOPInstanceUID")))
     named = [u for u in uids if u in series] or [owners[o] for o in objects if o in owners]
     if named:
@@ -178,12 +178,12 @@ def _regions(folder: Path, found: dict[str, list[Path]], layout: Layout) -> dict
         header = read_header(path, pixels=True)
         titles = {
             str(r.get("ROINumber")): str(r.get("ROIName") or "")
-            for r in header.get("StructureSetROISequence") or []
+            for r in items_of(header, "StructureSetROISequence")
         }
         closed = []
-        for region in header.get("ROIContourSequence") or []:
+        for region in items_of(header, "ROIContourSequence"):
             title = titles.get(str(region.get("ReferencedROINumber")), "")
-            contours = region.get("ContourSequence") or []
+            contours = items_of(region, "ContourSequence")
             if any(c.get("ContourGeometricType") == "CLOSED_PLANAR" for c in contours):
                 closed.append(title)
             else:

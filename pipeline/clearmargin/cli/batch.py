@@ -1,0 +1,408 @@
+"""The verb batch, and what looks after a batch: batch status, retry, verify, withdraw."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from clearmargin.cli.app import app, emit, say, say_run
+from clearmargin.cli.checks import check_device, check_folder
+from clearmargin.cli.options import Names, Sampling, Tolerance, Uncertainty
+from clearmargin.cli.results import Runtime, Writes, asked_outputs
+from clearmargin.errors import BatchError, ConfigError, InputError
+
+if TYPE_CHECKING:
+    from clearmargin.batch import BatchReport, Snapshot
+    from clearmargin.jobs.ledger import Ledger
+    from clearmargin.jobs.worker import Event
+
+__all__: list[str] = []
+
+_TELL_EVERY_S = 60.0
+
+
+class _RunByDefault(TyperGroup):
+    """``batch SOURCE...`` is ``batch run SOURCE...``: who names no command wants the work done."""
+
+    default_command = "run"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = [self.default_command, *args]
+        return super().parse_args(ctx, args)
+
+
+batch_app = typer.Typer(
+    cls=_RunByDefault,
+    help="Segment folders of studies: each done once, or listed with the reason. `batch SOURCE... --model M --out OUT` "
+    "is short for `batch run`.",
+    no_args_is_help=True,
+)
+app.add_typer(batch_app, name="batch", rich_help_panel="Results")
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of the batch.")]
+LedgerPlace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Ledger: a file on a local disk, or postgresql://USER:PASSWORD@HOST/DATABASE for several machines (or in "
+        "CLEARMARGIN_LEDGER); default: OUT/ledger.sqlite.",
+        envvar="CLEARMARGIN_LEDGER",
+        show_envvar=False,
+    ),
+]
+
+
+@batch_app.command("run")
+def batch_run(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Folders with all below them, files, or zips.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="Model folder, run folder, run id, or models:/NAME@ALIAS."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results: OUT/CASE/KEY.")],
+    uncertainty: Sampling = Uncertainty.none,
+    ledger: LedgerPlace = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=0,
+            help="Worker processes; default: one per GPU, or one per two CPU cores; 0: none but this one.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Part I of N of all cases, for array jobs.")
+    ] = None,
+    select: Annotated[
+        Path | None, typer.Option(help="YAML with rules for the series that are taken (docs/batch.md).")
+    ] = None,
+    names: Names = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA if there is one.")] = None,
+    runtime: Annotated[
+        Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
+    ] = Runtime.torch,
+    score_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Side of the square tiles for large images, in network pixels.")
+    ] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
+    ] = False,
+    allow_tilt: Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")] = False,
+    tolerance_mm: Tolerance = None,
+    display_window: Annotated[
+        bool,
+        typer.Option(
+            "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Segment images unlike the model's training images, too; all are referred."
+        ),
+    ] = False,
+    write: Writes = None,
+    least_free_gib: Annotated[
+        float, typer.Option("--free", min=0, help="Pause while the output disk has less room, in GiB.")
+    ] = 1.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be done, skipped and refused; do nothing.")
+    ] = False,
+    no_track: Annotated[bool, typer.Option("--no-track", help="Leave out the MLflow run.")] = False,
+) -> None:
+    """Segment all series, volumes, pictures and clips below SOURCE; run it again to go on or to retry."""
+    from clearmargin.tracking.resolve import model_folder
+
+    for source in sources:
+        if not source.exists():
+            raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
+    check_folder(out)
+    check_device(device)
+    part = _shard(shard)
+    outputs = asked_outputs(write)
+    folder = model_folder(model)
+    from clearmargin.batch import batch as call
+
+    with _progress() as shown:
+        report = call(
+            sources,
+            out,
+            model=folder,
+            uncertainty=uncertainty.value,
+            ledger=ledger,
+            processes=processes,
+            shard=part,
+            select=select,
+            write=outputs,
+            device=device,
+            runtime=runtime.value,
+            score_threshold=score_threshold,
+            tile=tile,
+            display_window=display_window,
+            allow_gaps=allow_gaps,
+            allow_tilt=allow_tilt,
+            tolerance_mm=tolerance_mm,
+            force=force,
+            least_free_gib=least_free_gib,
+            dry_run=dry_run,
+            track=not no_track,
+            on_found=shown.found,
+            on_event=shown.event,
+            on_tick=shown.tick,
+        )
+    _say_report(report, dry_run=dry_run)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    if report.why:
+        raise InputError(f"the batch stopped: {report.why}; run it again to go on")
+    bad = report.counts["failed"] + report.counts["refused"]
+    if bad and not dry_run:
+        raise BatchError(
+            f"{bad} of {sum(report.counts.values())} items failed or were refused: `clearmargin batch status {out}` "
+            "lists them"
+        )
+
+
+@batch_app.command("status")
+def batch_status(
+    out: Out,
+    ledger: LedgerPlace = None,
+    failures: Annotated[
+        bool, typer.Option("--failures/--counts", help="Also list each item that failed or was refused.")
+    ] = True,
+) -> None:
+    """Say how many items are in which state, and why some failed."""
+    with _opened(out, ledger) as book:
+        counts = book.counts()
+        text = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no items"
+        emit(text, counts=counts, failures=book.failures())
+        if failures:
+            for item in book.items("failed", "refused"):
+                emit(
+                    f"  {item.case_id}: {item.state} after {item.tries} tries, {item.kind}: {item.reason}",
+                    case=item.case_id,
+                    state=item.state,
+                    kind=item.kind,
+                    reason=item.reason,
+                    tries=item.tries,
+                )
+
+
+@batch_app.command("retry")
+def batch_retry(
+    out: Out,
+    ledger: LedgerPlace = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Items that failed (the default).")] = False,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Items whose input was refused, too: after it was mended.")
+    ] = False,
+) -> None:
+    """Make failed items pending again; the next `batch` does them."""
+    with _opened(out, ledger) as book:
+        number = book.retry(states=("failed", "refused") if refused else ("failed",))
+    emit(f"{number} items are pending again: run the batch as before", pending=number)
+
+
+@batch_app.command("verify")
+def batch_verify(out: Out, ledger: LedgerPlace = None) -> None:
+    """Compare all results with what the ledger says was written."""
+    from clearmargin.batch import verify
+
+    with _opened(out, ledger) as book:
+        wrong = verify(book, out)
+        done = book.counts()["done"]
+    for folder, what in wrong.items():
+        emit(f"{folder}: {what}", folder=folder, problem=what)
+    if wrong:
+        raise BatchError(f"{len(wrong)} of {done} results are not as they were written")
+    emit(f"{done} results are as they were written", done=done)
+
+
+@batch_app.command("withdraw")
+def batch_withdraw(
+    out: Out,
+    ledger: LedgerPlace = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="SHA256",
+            help="Weights whose results are withdrawn; its first digits do.",
+        ),
+    ] = None,
+    all_of_them: Annotated[bool, typer.Option("--all", help="Withdraw the results of every model.")] = False,
+) -> None:
+    """Mark a model's results as withdrawn, and list what was sent of them, for removal in the archive."""
+    from clearmargin.batch import withdraw
+
+    if not all_of_them and (weights is None or len(weights) < 6):
+        raise ConfigError(
+            "name the model by --weights with at least six digits of its SHA-256, or all by --all"
+        )
+    with _opened(out, ledger) as book:
+        items = withdraw(book, out, weights_sha256=None if all_of_them else weights)
+        for item in items:
+            objects = [{"uid": uid, "destination": to} for _, uid, to in book.sent(item)]
+            lines = [f"{item.case_id}: {item.folder}"]
+            lines += [f"  sent to {o['destination']}: {o['uid']}" for o in objects]
+            emit("\n".join(lines), case=item.case_id, folder=item.folder, sent=objects)
+    say(f"{len(items)} results are withdrawn; their files stay where they are")
+
+
+@contextmanager
+def _opened(out: Path, place: str | None) -> Iterator[Ledger]:
+    from clearmargin.batch import default_ledger
+    from clearmargin.jobs.ledger import Ledger as Opened
+
+    where = place or str(default_ledger(out))
+    if "://" not in where and not Path(where).is_file():
+        shards = sorted(out.glob("ledger-*.sqlite")) if out.is_dir() else []
+        hint = f"; name one of {', '.join(s.name for s in shards[:5])} with --ledger" if shards else ""
+        raise InputError(f"no ledger '{where}': expected the output folder of a batch{hint}")
+    book = Opened(where)
+    try:
+        yield book
+    finally:
+        book.close()
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ConfigError(f"--shard {text}: expected I/N with 1 <= I <= N, such as 3/16")
+    return int(part), int(parts)
+
+
+def _say_report(report: BatchReport, *, dry_run: bool) -> None:
+    counts, left = report.counts, report.left_out
+    lines = [", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no items"]
+    if report.new or report.known:
+        lines.append(f"listed: {report.new} new, {report.known} known")
+    if left.not_selected or left.no_picture or left.other_files or left.unreadable:
+        lines.append(
+            f"left out: {left.not_selected} series by --select, {left.no_picture} without a picture, "
+            f"{left.other_files} files of other kinds, {len(left.unreadable)} unreadable"
+        )
+        lines += [f"  {case}: {why}" for case, why in list(left.unreadable.items())[:20]]
+    lines += [f"  {number} x {kind}" for kind, number in report.failures.items()]
+    if dry_run:
+        if report.expected_s is None:
+            lines.append("time: unknown until an item has been done")
+        else:
+            lines.append(f"time: about {_duration(report.expected_s)}")
+    emit(
+        "\n".join(lines),
+        counts=counts,
+        new=report.new,
+        known=report.known,
+        left_out={
+            "not_selected": left.not_selected,
+            "no_picture": left.no_picture,
+            "other_files": left.other_files,
+            "unreadable": left.unreadable,
+        },
+        failures=report.failures,
+        expected_s=report.expected_s,
+        run_id=report.run_id,
+    )
+    for promise in report.promises:
+        say(promise)
+    say_run(report.run_id)
+
+
+class _Shown:
+    """What a person sees while a batch runs: a bar on a terminal, one plain line a minute elsewhere."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
+        self._task: Any = None
+        self._listed = 0
+        self._told = time.monotonic()
+        self._reason = ""
+
+    def found(self, files: int) -> None:
+        self._listed += files
+        if self._due():
+            typer.echo(f"listing: {self._listed} files", err=True)
+
+    def event(self, event: Event) -> None:
+        if not event.case_id:
+            if event.reason != self._reason:
+                typer.echo(event.reason, err=True)
+            self._reason = event.reason
+            return
+        self._reason = ""
+        tail = f": {event.kind}: {event.reason}" if event.reason else f" -> {event.folder}"
+        emit(
+            f"{event.case_id}: {event.state}, {event.instances} instances, {event.seconds:.1f} s{tail}",
+            case=event.case_id,
+            state=event.state,
+            kind=event.kind,
+            reason=event.reason,
+            seconds=event.seconds,
+            instances=event.instances,
+            folder=event.folder,
+        )
+
+    def tick(self, snapshot: Snapshot) -> None:
+        bad = ", ".join(f"{n} {kind}" for kind, n in snapshot.failures.items())
+        left = "" if snapshot.left_s is None else f", {_duration(snapshot.left_s)} left"
+        text = f"{3600 * snapshot.rate:.0f} an hour{left}{f'; failed: {bad}' if bad else ''}"
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("batch", total=snapshot.total, values="")
+            self._bar.update(self._task, completed=snapshot.ended, total=snapshot.total, values=text)
+        elif self._due():
+            typer.echo(f"{snapshot.ended} of {snapshot.total} items, {text}", err=True)
+
+    def _due(self) -> bool:
+        if self._bar is not None or time.monotonic() - self._told < _TELL_EVERY_S:
+            return False
+        self._told = time.monotonic()
+        return True
+
+
+@contextmanager
+def _progress() -> Iterator[_Shown]:
+    if not sys.stderr.isatty():
+        yield _Shown()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[values]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Shown(bar)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    >>> _duration(42), _duration(600), _duration(9000), _duration(200000)
+    ('42 s', '10 min', '2.5 h', '2.3 days')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

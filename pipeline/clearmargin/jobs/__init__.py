@@ -1,0 +1,1 @@
+"""Work that survives the night: a ledger of items, and processes that do them, each once."""

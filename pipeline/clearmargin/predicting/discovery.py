@@ -1,0 +1,324 @@
+"""What lies under a folder, a file or a zip, as inputs for a batch: each series, volume, picture or clip once.
+
+Only names, headers and digests are kept, a folder at a time; what has not changed is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.failures import reason_of
+from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
+from clearmargin.jobs.ledger import Ledger
+from clearmargin.predicting.selection import Selection
+from clearmargin.privacy import case_of_file, record_cases
+
+__all__ = ["Found", "Left", "find_inputs", "load_selection", "open_input"]
+
+log = logging.getLogger(__name__)
+
+_FILES = (*READERS, *VIDEO_SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One input that was found.
+
+    Attributes:
+        case: Its case id.
+        content: SHA-256 of its files' contents, whatever they are called.
+        source: How `open_input` opens it, as plain data. Private: it holds paths.
+    """
+
+    case: str
+    content: str
+    source: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass
+class Left:
+    """What was left out, counted: by the selection, as it holds no picture, as it cannot be read, or unknown files."""
+
+    not_selected: int = 0
+    no_picture: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    other_files: int = 0
+
+
+def find_inputs(
+    source: Path,
+    *,
+    ledger: Ledger,
+    selection: Selection,
+    left: Left,
+    seen: Callable[[int], object] = lambda _: None,
+) -> Iterator[Found]:
+    """Yield every input under ``source``, in the order of the folders' names.
+
+    A series whose files lie in several folders is one input, and is yielded last. Links are followed to files, not to
+    folders.
+
+    Args:
+        source: A folder and all below it, a file, or a zip.
+        ledger: Keeps what lies in each folder, so that an unchanged one costs a listing.
+        selection: Which series are taken.
+        left: Counts what is not yielded, with the reason.
+        seen: Called with the number of files of each folder.
+
+    Raises:
+        InputError: There is no such path.
+    """
+    if not source.exists():
+        raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for folder, files in _folders(source):
+        seen(len(files))
+        for entry in _of_folder(folder, files, ledger, left):
+            if entry["kind"] != "dicom":
+                yield Found(case=entry["case"], content=entry["content"], source=entry["source"])
+                continue
+            parts.setdefault(entry["series"], []).append(entry)
+    for series in parts.values():
+        yield from _of_series(series, selection, left)
+
+
+def open_input(source: Mapping[str, Any]) -> tuple[Opened, dict[str, str | None]]:
+    """Return an input as it was found, opened, and which series and volume of it are meant.
+
+    Raises:
+        InputError: A file is gone or was changed since, or cannot be read.
+    """
+    root = Path(source["root"])
+    for name, (size, modified) in zip(source["names"], source["stats"], strict=True):
+        try:
+            stat = (root / name).stat()
+        except OSError:
+            raise InputError("a file of it is gone since it was listed: run the batch again") from None
+        if (stat.st_size, stat.st_mtime_ns) != (size, modified):
+            raise InputError(
+                "a file of it has changed since it was listed: run the batch again, which lists it anew"
+            )
+    files = [root / name for name in source["names"]]
+    if source["kind"] != "dicom":
+        return open_source(files[0]), {}
+    from clearmargin.formats.dicom_index import scan_dicom
+
+    place: Path | list[Path] = files[0] if len(files) == 1 else files
+    scanned = tuple((e, h) for e, h in scan_dicom(place) if series_key(e.uid) == source["series"])
+    if not scanned:
+        raise InputError("its series is no longer in its files: run the batch again")
+    is_clip = scanned[0][0].kind == "clip" and len(scanned[0][0].files) == 1
+    opened = Opened(path=files[0].parent, kind="clip" if is_clip else "dicom", series=scanned)
+    return opened, {"series": f"list:{scanned[0][0].number}", "volume": source["volume"]}
+
+
+def series_key(uid: str) -> str:
+    """Return what a series is called in the ledger's lists: a digest of its UID."""
+    return hashlib.sha256(uid.encode()).hexdigest()
+
+
+def _folders(source: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield each folder with its files, hidden ones left out, in name order; a file is its folder's only one."""
+    if source.is_file():
+        yield source.parent, [source]
+        return
+    for name, folders, files in os.walk(source, onerror=_refuse):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        listed = sorted(f for f in files if not f.startswith("."))
+        if listed:
+            yield Path(name), [Path(name) / f for f in listed]
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"a folder below the source cannot be listed: {os.strerror(error.errno or 0)}") from None
+
+
+def _of_folder(folder: Path, files: Sequence[Path], ledger: Ledger, left: Left) -> list[dict[str, Any]]:
+    """Return the inputs of one folder as plain data, from the ledger if its listing has not changed."""
+    stats = {f.name: (s.st_size, s.st_mtime_ns) for f in files if (s := _stat(f)) is not None}
+    listing = hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()
+    place = str(folder.absolute()) if len(files) != 1 else str(files[0].absolute())
+    known = ledger.known_place(place)
+    if known is not None and known[0] == listing:
+        entries = known[1]
+    else:
+        entries = _listed(folder, [folder / name for name in stats], stats)
+        ledger.note_place(place, listing, entries)
+    for entry in entries:
+        if entry["kind"] == "left":
+            left.other_files += entry["others"]
+            left.unreadable.update(entry["unreadable"])
+    inputs = [entry for entry in entries if entry["kind"] != "left"]
+    record_cases({entry["case"]: folder for entry in inputs})
+    return inputs
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:  # a link to nowhere, or gone meanwhile
+        return None
+
+
+def _listed(
+    folder: Path, files: Sequence[Path], stats: Mapping[str, tuple[int, int]]
+) -> list[dict[str, Any]]:
+    from clearmargin.formats import is_dicom
+    from clearmargin.formats.dicom_index import looks_like_dicom, scan_dicom
+    from clearmargin.formats.dicom_media import forget_unpacked, is_zip
+
+    dicom, entries, unreadable, others = [], [], {}, 0
+    for file in files:
+        suffix = _suffix(file)
+        if suffix == ".zip" or (file.is_file() and suffix not in _FILES and is_zip(file)):
+            try:
+                scanned = scan_dicom(file)
+                entries += [_dicom_entry(e, h, folder, [file], stats) for e, h in scanned]
+            except Exception as error:  # noqa: BLE001 - said and counted
+                unreadable[case_of_file(file)] = reason_of(error).replace(file.name, "the zip")
+            finally:
+                forget_unpacked(file)
+        elif is_dicom(file) or (suffix in VIDEO_SUFFIXES and looks_like_dicom(file)):
+            dicom.append(file)
+        elif suffix in _FILES:
+            entries.append(
+                {
+                    "kind": "file",
+                    "case": case_of_file(file),
+                    "content": _digest([file]),
+                    "source": _source("file", folder, [file], stats),
+                }
+            )
+        else:
+            others += 1
+    dicom = [file for file in dicom if file.name.upper() != "DICOMDIR"]  # what it lists lies beside it
+    if dicom:
+        try:
+            entries += [_dicom_entry(e, h, folder, e.files, stats) for e, h in scan_dicom(dicom)]
+        except Exception as error:  # noqa: BLE001
+            unreadable[case_of_file(folder)] = reason_of(error)
+    if unreadable or others:
+        entries.append({"kind": "left", "others": others, "unreadable": unreadable})
+    return entries
+
+
+def _dicom_entry(
+    entry: Any,
+    headers: Sequence[Any],
+    folder: Path,
+    files: Sequence[Path],
+    stats: Mapping[str, tuple[int, int]],
+) -> dict[str, Any]:
+    from clearmargin.formats.dicom import series_case
+
+    return {
+        "kind": "dicom",
+        "series": series_key(entry.uid),
+        "case": series_case(entry, headers[0]),
+        "content": _digest(files),
+        "source": _source("dicom", folder, files, stats),
+        "what": entry.kind,
+        "attributes": _attributes(entry, headers),
+        "volumes": [
+            {"number": str(v.number), "case": series_case(entry, headers[0], v.label)} for v in entry.volumes
+        ]
+        if len(entry.volumes) > 1
+        else [],
+    }
+
+
+def _attributes(entry: Any, headers: Sequence[Any]) -> dict[str, Any]:
+    """Return what a selection can ask for, of the series' first file."""
+    from clearmargin.predicting.selection import attributes_of
+
+    return attributes_of(entry.files[0]) | {
+        "kind": entry.kind,
+        "slices": entry.shape[0] if len(entry.shape) == 3 else len(entry.files),
+        "files": len(entry.files),
+    }
+
+
+def _of_series(parts: Sequence[dict[str, Any]], selection: Selection, left: Left) -> Iterator[Found]:
+    """Yield the inputs of one series, whose files may lie in several folders."""
+    first = parts[0]
+    if first["what"] == "object":
+        left.no_picture += 1
+        return
+    attributes = first["attributes"] | {
+        "slices": sum(p["attributes"]["slices"] for p in parts),
+        "files": sum(p["attributes"]["files"] for p in parts),
+    }
+    if not selection.takes(attributes):
+        left.not_selected += 1
+        return
+    content = hashlib.sha256("".join(sorted(p["content"] for p in parts)).encode()).hexdigest()
+    source = _joined([p["source"] for p in parts]) | {"series": first["series"], "volume": None}
+    if len(parts) == 1 and first["volumes"]:
+        for volume in first["volumes"]:
+            yield Found(case=volume["case"], content=content, source=source | {"volume": volume["number"]})
+        return
+    yield Found(case=first["case"], content=content, source=source)
+
+
+def _source(
+    kind: str, folder: Path, files: Sequence[Path], stats: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    names = [file.name for file in files]
+    return {
+        "kind": kind,
+        "root": str(folder.absolute()),
+        "names": names,
+        "stats": [list(stats[name]) for name in names],
+    }
+
+
+def _joined(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if len(sources) == 1:
+        return dict(sources[0])
+    root = os.path.commonpath([s["root"] for s in sources])
+    names = [os.path.relpath(Path(s["root"]) / name, root) for s in sources for name in s["names"]]
+    return {"kind": "dicom", "root": root, "names": names, "stats": [t for s in sources for t in s["stats"]]}
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Return a digest of files' contents, whatever their names and order; they are read side by side."""
+    try:
+        with ThreadPoolExecutor(max_workers=min(8, len(files))) as pool:
+            digests = sorted(pool.map(_file_digest, files))
+    except OSError as error:
+        raise InputError(f"a file cannot be read: {os.strerror(error.errno or 0)}") from None
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+
+
+def load_selection(path: Path | None) -> Selection:
+    """Return the selection of a file; all series without one.
+
+    Raises:
+        ConfigError: The file does not fit.
+    """
+    from clearmargin.config import load_settings
+
+    if path is None:
+        return Selection()
+    if not path.is_file():
+        raise ConfigError(f"no file '{path}' for --select")
+    return load_settings(path, Selection)

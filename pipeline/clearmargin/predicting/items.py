@@ -1,0 +1,259 @@
+"""What a batch does with one item: read it, predict it, write its folder, send what is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from clearmargin.core import Image, Provenance
+from clearmargin.errors import ConfigError, InputError
+from clearmargin.formats.dicom_media import forget_unpacked
+from clearmargin.formats.video import Clip
+from clearmargin.jobs.ledger import Item, NewItem, Outcome
+from clearmargin.outputs.folder import MANIFEST, check_case, write_case
+from clearmargin.outputs.writers import chosen_outputs
+from clearmargin.predicting.cases import Reading, predict_clip
+from clearmargin.predicting.discovery import Found, open_input
+from clearmargin.predicting.predictor import Predictor
+from clearmargin.uncertainty.assessment import Assessment
+
+__all__ = [
+    "Destination",
+    "PredictItem",
+    "item_folder",
+    "new_item",
+    "point_to_current",
+    "recipe_of",
+    "sweep_drafts",
+]
+
+CURRENT = "current"
+
+
+class Destination(Protocol):
+    """Where results are sent; values, as it goes to other processes. `pacs` has those that there are."""
+
+    name: str
+
+    def send(self, files: Sequence[Path]) -> list[tuple[str, str]]:
+        """Send DICOM files; return SOPInstanceUID and SHA-256 of each, once the archive has confirmed that it has it.
+
+        Raises:
+            UnavailableError: It did not answer, or did not confirm: another try may succeed.
+            InputError: It refused an object.
+        """
+        ...
+
+
+def recipe_of(predictor: Predictor, reading: Reading, outputs: Sequence[str] | None) -> dict[str, Any]:
+    """Return what, beside its content, makes an item's results what they are: the same recipe gives the same bytes.
+
+    The device and the model's place do not belong to it.
+    """
+    made_by = predictor.provenance
+    calibration = predictor.calibration
+    stated = None if calibration is None else json.dumps(calibration.to_data(), sort_keys=True, default=str)
+    asked = asdict(predictor)
+    return {
+        "provenance": asdict(made_by),
+        "calibration": None if stated is None else hashlib.sha256(stated.encode()).hexdigest(),
+        "asked": {name: asked[name] for name in asked if name not in ("model", "device")},
+        "reading": {
+            name: value for name, value in asdict(reading).items() if name not in ("series", "volume")
+        },
+        "outputs": None if outputs is None else list(outputs),
+    }
+
+
+def new_item(found: Found, recipe: str) -> NewItem:
+    """Return the ledger's item of an input under a recipe, which is named by its digest."""
+    volume = found.source.get("volume")
+    text = json.dumps([found.content, found.case, volume, recipe])
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return NewItem(key=key, recipe=recipe, case_id=found.case, source=found.source)
+
+
+def item_folder(item: Item) -> str:
+    """Return where an item's results lie below the output folder."""
+    return f"{item.case_id}/{item.key[:12]}"
+
+
+@dataclass(frozen=True)
+class _Read:
+    image: Image | None
+    clip: Clip | None
+    zip: Path | None
+
+
+@dataclass(frozen=True)
+class _Computed:
+    read: _Read
+    assessed: Assessment | None
+    outputs: tuple[str, ...] = ()
+    instances: int = 0
+    warned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictItem:
+    """A batch's work (`jobs.worker.Work`): values, which go to any process.
+
+    Attributes:
+        predictor: The model; with several CUDA devices each process takes one.
+        reading: How DICOM is read; series and volume are the item's own.
+        outputs: What is written; None for the default.
+        out: The output folder.
+        destinations: Where DICOM results are sent.
+        made_by: What the model was when the batch began: a process that finds another one ends.
+    """
+
+    predictor: Predictor
+    reading: Reading
+    outputs: tuple[str, ...] | None
+    out: Path
+    destinations: tuple[Destination, ...] = ()
+    made_by: Provenance | None = None
+
+    def prepare(self, index: int) -> None:
+        """Load the model; process ``index`` takes that CUDA device, if there are several."""
+        import torch
+
+        predictor = self.predictor
+        devices = torch.cuda.device_count() if predictor.device in (None, "cuda") else 0
+        if devices > 1:
+            predictor = replace(predictor, device=f"cuda:{index % devices}")
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        if threads.isdigit():
+            torch.set_num_threads(int(threads))
+        object.__setattr__(self, "predictor", predictor)  # of this process's own copy
+        _ = predictor.segmenter
+        if self.made_by is not None and predictor.provenance != self.made_by:
+            raise ConfigError("the model was changed while the batch was running: start it again")
+
+    def read(self, item: Item) -> _Read:
+        """Return the image, or the clip, whose frames are read as they are predicted."""
+        opened, which = open_input(item.source)
+        names = item.source["names"]
+        zipped = Path(item.source["root"]) / names[0] if names[0].lower().endswith(".zip") else None
+        if opened.kind == "clip":
+            return _Read(image=None, clip=opened.clip(), zip=zipped)
+        gates = asdict(self.reading) | which
+        return _Read(image=opened.image(**gates), clip=None, zip=zipped)
+
+    def compute(self, item: Item, loaded: _Read) -> _Computed:
+        """Predict; of a clip the folder is written on the way."""
+        if loaded.image is not None:
+            image = _named(loaded.image, item.case_id)
+            outputs = chosen_outputs(self.outputs, image, self.predictor.label_map)
+            return _Computed(
+                read=replace(loaded, image=image),
+                assessed=self.predictor.predict_case(image),
+                outputs=outputs,
+            )
+        if loaded.clip is None:
+            raise ValueError("neither an image nor a clip was read")
+        folder = self.out / item_folder(item)
+        predicted = predict_clip(loaded.clip, folder, self.predictor, self.outputs)
+        _refuse_incomplete(dict(predicted.left_out))
+        return _Computed(
+            read=loaded, assessed=None, instances=predicted.instances, warned=bool(predicted.warnings)
+        )
+
+    def write(self, item: Item, computed: _Computed) -> Outcome:
+        """Write the folder, sync it to the disk, and send its DICOM files."""
+        folder = self.out / item_folder(item)
+        instances, warned = computed.instances, computed.warned
+        image = computed.read.image
+        if computed.assessed is not None and image is not None:
+            written = write_case(
+                folder,
+                computed.assessed,
+                image,
+                computed.outputs,
+                calibration=self.predictor.calibration_record(),
+                predecessor=item.predecessor and f"item {item.predecessor}",
+            )
+            _refuse_incomplete(dict(written.left_out))
+            instances = len(computed.assessed.prediction.instances)
+            warned = bool(computed.assessed.warnings)
+        _sync(folder)
+        manifest = check_case(folder)
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        files[MANIFEST] = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        objects = [folder / name for name in files if name.endswith(".dcm")]
+        sent = [
+            (uid, digest, destination.name)
+            for destination in self.destinations
+            if objects
+            for uid, digest in destination.send(objects)
+        ]
+        if computed.read.zip is not None:
+            forget_unpacked(computed.read.zip)
+        return Outcome(
+            state="done",
+            folder=item_folder(item),
+            files=files,
+            instances=instances,
+            warned=warned,
+            sent=tuple(sent),
+        )
+
+    def settle(self, item: Item, current: str) -> None:
+        """Let ``OUT/CASE/current`` point to the case's current results."""
+        point_to_current(self.out, item.case_id, current)
+
+
+def point_to_current(out: Path, case: str, folder: str) -> None:
+    """Let the link ``OUT/CASE/current`` name a folder, in one step; without a folder it is removed."""
+    link = out / case / CURRENT
+    name = folder.rpartition("/")[2]
+    with suppress(FileNotFoundError, OSError):
+        if str(link.readlink()) == name:
+            return
+    if not name:
+        link.unlink(missing_ok=True)
+        return
+    draft = link.with_name(f".{CURRENT}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(name)
+    draft.replace(link)
+
+
+def sweep_drafts(out: Path, cases: Sequence[str]) -> None:
+    """Remove what killed processes left half written in the folders of cases that nobody works on."""
+    for case in cases:
+        for left in (out / case).glob(".*"):
+            if left.name.endswith((".part", ".old")):
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.name.startswith(f".{CURRENT}."):
+                left.unlink(missing_ok=True)
+
+
+def _named(image: Image, case: str) -> Image:
+    """Return an image under the case id that the item has: a volume of several, or a file that was moved, keeps it."""
+    if image.source.case == case:
+        return image
+    return replace(image, source=replace(image.source, case=case))
+
+
+def _refuse_incomplete(left_out: dict[str, str]) -> None:
+    """Let an item whose outputs are not complete fail: what is there stays, and the ledger says what is missing."""
+    if left_out:
+        raise InputError("; ".join(f"{name} was not written: {why}" for name, why in left_out.items()))
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's files to the disk: what the ledger calls done survives a power cut."""
+    for path in (*(p for p in folder.rglob("*") if p.is_file()), folder, folder.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
