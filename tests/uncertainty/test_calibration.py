@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from calibrated import ASKED, COARSE, MADE_BY, calibrated, drawn_set
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,9 +40,11 @@ def test_the_record_survives_its_file(fitted, tmp_path):
     assert load_calibration(tmp_path, "none", MADE_BY.weights_sha256) is None
     with pytest.raises(InputError, match="of other weights"):
         load_calibration(tmp_path, "checkpoints", "c" * 64)
-    path.write_text("mode: checkpoints\n")
-    with pytest.raises(ConfigError, match="no calibration"):
-        load_calibration(tmp_path, "checkpoints", MADE_BY.weights_sha256)
+    earlier = calibration.to_data() | {"misses": [], "strata": {}}
+    for content in ({"mode": "checkpoints"}, earlier):
+        path.write_text(yaml.safe_dump(content))
+        with pytest.raises(ConfigError, match="earlier version.*calibrate` again"):
+            load_calibration(tmp_path, "checkpoints", MADE_BY.weights_sha256)
 
 
 def test_margins_are_those_of_the_margin_units_alone(fitted):

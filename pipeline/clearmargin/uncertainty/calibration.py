@@ -248,7 +248,7 @@ class Calibration:
             return Calibration(**(dict(content) | read))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ConfigError(
-                f"this is no calibration ({error}): run `clearmargin calibrate` again"
+                f"not a calibration, or one of an earlier version ({error}): run `clearmargin calibrate` again"
             ) from None
 
     def _check_unit(self, prediction: Prediction) -> None:

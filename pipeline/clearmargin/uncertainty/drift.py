@@ -105,7 +105,7 @@ class Fingerprint:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
-                f"this is no fingerprint of calibration cases ({error}): calibrate again"
+                f"these are not the features of calibration cases ({error}): calibrate again"
             ) from None
 
 
