@@ -43,7 +43,7 @@ def test_the_record_survives_its_file(fitted, tmp_path):
     earlier = calibration.to_data() | {"misses": [], "strata": {}}
     for content in ({"mode": "checkpoints"}, earlier):
         path.write_text(yaml.safe_dump(content))
-        with pytest.raises(ConfigError, match="earlier version.*calibrate` again"):
+        with pytest.raises(ConfigError, match=r"earlier version.*calibrate` again"):
             load_calibration(tmp_path, "checkpoints", MADE_BY.weights_sha256)
 
 
