@@ -297,6 +297,7 @@ def test_an_ensemble_has_a_calibration_of_its_own_and_twins_are_certain(trained,
     for name in ("first", "second"):
         shutil.copytree(model, tmp_path / name, ignore=shutil.ignore_patterns("snapshots", "calibration"))
     (tmp_path / ENSEMBLE_FILE).write_text(yaml.safe_dump({"members": ["first", "second"]}))
-    done = calibrate(tmp_path, card, alphas=[0.2], uncertainty="ensemble")
+    done = calibrate(tmp_path, card, alphas=[0.2], match_iou=0.5, uncertainty="ensemble")
     assert done.file == tmp_path / "calibration" / "ensemble.yaml" and done.judged is None
-    assert done.calibration.margin("outer") is not None
+    # so short a training may match too few objects for a margin, and then says so
+    assert done.calibration.margins or all("calibration units" in r.why for r in done.calibration.refused)
