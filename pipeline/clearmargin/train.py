@@ -26,6 +26,7 @@ from clearmargin import __version__
 from clearmargin.config import digest, dump_yaml, load_settings, read_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.contents import contents_of
 from clearmargin.datasets.folds import in_fold
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare
@@ -36,6 +37,7 @@ from clearmargin.models.folder import CONFIG_FILE, ModelCard, label_map_entries,
 from clearmargin.models.foreground import RATE as HEAD_RATE
 from clearmargin.models.foreground import has_foreground_head
 from clearmargin.models.threads import torch_threads
+from clearmargin.privacy import key_fingerprint
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.batches import load_batches
@@ -191,6 +193,7 @@ def _train(
     if resumes and restore_checkpoint(state, folder) != digest(experiment) and group.rank == 0:
         log.info("run '%s' goes on with a changed configuration", folder.name)
         write_config(folder, experiment)
+    seen = (*cases, *(validation if _chooses(experiment) else ()))
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=_without_folder(model_config.model_dump(mode="json")),
@@ -200,7 +203,10 @@ def _train(
         prediction=experiment.prediction,
         domain=facts.domain,
         show_in_tracking=dataset.card.show_in_tracking,
-        trained_on=tuple(sorted({c.unit for c in (*cases, *(validation if _chooses(experiment) else ()))})),
+        trained_on=tuple(sorted({case.unit for case in seen})),
+        trained_content=tuple(sorted(set(contents_of(dataset, seen)))) if group.rank == 0 else (),
+        trained_key=key_fingerprint(),
+        trained_card=dataset.card.name,
     )
     with _open_run(experiment, dataset, folder, group, parent) as run:
         if run.run_id:

@@ -111,7 +111,8 @@ def batch_run(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Segment images unlike the model's training images, too; all are referred."
+            "--force",
+            help="Segment images unlike the model's training images, too; these cases are referred.",
         ),
     ] = False,
     write: Writes = None,

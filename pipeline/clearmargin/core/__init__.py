@@ -5,7 +5,14 @@ from clearmargin.core.image import Image, Source
 from clearmargin.core.instances import Crowd, InstanceSet
 from clearmargin.core.labels import Code, LabelClass, LabelMap
 from clearmargin.core.mask import Mask
-from clearmargin.core.prediction import EdgeSpread, Prediction, Provenance, Segmenter, at_least
+from clearmargin.core.prediction import (
+    EdgeSpread,
+    Prediction,
+    Provenance,
+    Segmenter,
+    at_least,
+    chosen_instances,
+)
 from clearmargin.core.thresholds import Thresholds
 
 __all__ = [
@@ -24,4 +31,5 @@ __all__ = [
     "Source",
     "Thresholds",
     "at_least",
+    "chosen_instances",
 ]

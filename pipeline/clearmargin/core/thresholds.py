@@ -36,6 +36,11 @@ class Thresholds:
         """The least of all of them."""
         return min(self.every, *self.by_label.values()) if self.by_label else self.every
 
+    @property
+    def highest(self) -> float:
+        """The largest of all of them."""
+        return max(self.every, *self.by_label.values()) if self.by_label else self.every
+
     def of(self, label: int) -> float:
         """Return the least score of a label."""
         return self.by_label.get(label, self.every)

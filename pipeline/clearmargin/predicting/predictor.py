@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clearmargin.config import validate
 from clearmargin.core import Image, LabelMap, Provenance, Thresholds
 from clearmargin.errors import ConfigError, InputError
@@ -21,7 +19,6 @@ from clearmargin.models.settings import PredictionSettings
 from clearmargin.transforms.settings import Window
 from clearmargin.uncertainty.assessment import Assessment, assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
-from clearmargin.uncertainty.needed import SIDES
 from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
 
 __all__ = ["Predictor"]
@@ -77,23 +74,32 @@ class Predictor:
         return None if self.score_threshold is None else Thresholds(self.score_threshold)
 
     @cached_property
+    def thresholds(self) -> Thresholds:
+        """Least scores, as predicted, of the instances that are returned."""
+        if self.calibration is None:
+            return self.asked or self._opened.thresholds
+        if self.score_threshold is None:
+            return self.calibration.thresholds
+        return Thresholds(self.calibration.scores.least(self.score_threshold))
+
+    @cached_property
     def segmenter(self) -> NetworkSegmenter | SampledSegmenter:
         """The network, with its weights: loaded when it is first asked for.
 
         It returns instances down to the calibration's threshold, too, by which cases are compared.
         """
-        opened, calibration = self._opened, self.calibration
-        if calibration is None:
-            return opened if self.score_threshold is None else opened.with_threshold(self.score_threshold)
-        least = calibration.scores.least((self.asked or calibration.thresholds).lowest)
-        if self.score_threshold is not None and least < calibration.threshold:
-            log.warning(
-                "the margins hold for instances with a score of %.3g or more, and --score-threshold is %.3g",
-                calibration.scores.apply(np.array([calibration.threshold]))[0],
-                self.score_threshold,
-            )
-        as_predicted = (self.asked or opened.thresholds).lowest
-        return opened.with_threshold(min(as_predicted, least, calibration.threshold))
+        least = self.thresholds.lowest
+        if self.calibration is not None:
+            if self.score_threshold is not None and self.thresholds != self.calibration.thresholds:
+                log.warning(
+                    "the promises are about instances with a score of %.3g or more, and --score-threshold is %.3g",
+                    self.calibration.shown(self.calibration.thresholds).lowest,
+                    self.score_threshold,
+                )
+            least = min(least, self.calibration.thresholds.lowest)
+        elif self.score_threshold is None:
+            return self._opened  # with its own threshold for each class
+        return self._opened.with_threshold(least)
 
     @property
     def label_map(self) -> LabelMap:
@@ -118,8 +124,8 @@ class Predictor:
             prediction,
             image,
             self.calibration,
-            thresholds=self.asked or self._opened.thresholds,
-            calibrated=self.asked,
+            thresholds=self.thresholds,
+            shown=self.asked,
             unlike=unlike,
         )
 
@@ -129,10 +135,15 @@ class Predictor:
             yield frame, self.predict_case(frame)
 
     def promises(self) -> tuple[str, ...]:
-        """Return what the margins hold for, a sentence each; none if the model was not calibrated."""
+        """Return what is promised, a sentence each; none if the model was not calibrated.
+
+        Nothing is promised of misses if another threshold misses more.
+        """
         if self.calibration is None:
             return ()
-        return tuple(str(margin) for side in SIDES for margin in self.calibration.applied(side))
+        misses = self.calibration.misses
+        kept = misses is not None and self.thresholds.highest <= misses.threshold
+        return (*(str(margin) for margin in self.calibration.applied()), *([str(misses)] if kept else []))
 
     def calibration_record(self) -> dict[str, Any] | None:
         """Return what ``summary.json`` says of the calibration; None if there is none."""
@@ -145,8 +156,9 @@ class Predictor:
             "units": dict(self.calibration.units),
             "date": data.date,
             "data_sha256": data.digest,
-            "margins": list(self.promises()),
-            "misses": [str(threshold) for threshold in self.calibration.misses],
+            "score_thresholds": self.thresholds.named(self.label_map),
+            "match_iou": self.calibration.match_iou,
+            "promises": list(self.promises()),
         }
 
     @cached_property
@@ -187,7 +199,7 @@ class Predictor:
         if difference.refusals and not self.force:
             raise InputError(
                 f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it "
-                "all the same with --force, which refers every instance"
+                "all the same with --force, which refers the case"
             )
         return remarks + difference.refusals + difference.warnings
 

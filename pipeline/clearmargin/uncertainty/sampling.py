@@ -36,6 +36,7 @@ from clearmargin.transforms.view import PreparedImage
 from clearmargin.uncertainty.clusters import agreed_mask, find_clusters
 from clearmargin.uncertainty.maps import MAPS, Moments
 from clearmargin.uncertainty.spread import Spread, measure_spread
+from clearmargin.uncertainty.units import Seen
 
 __all__ = [
     "Member",
@@ -44,7 +45,7 @@ __all__ = [
     "augmented",
     "is_ensemble",
     "open_segmenter",
-    "trained_units",
+    "seen_by",
     "tta_views",
 ]
 
@@ -314,20 +315,24 @@ def is_ensemble(model: Path) -> bool:
     return (model / ENSEMBLE_FILE).is_file() and not (model / CONFIG_FILE).is_file()
 
 
-def trained_units(model: Path) -> frozenset[str]:
-    """Return the keyed hashes of the units that a model, or any member of an ensemble, was trained or chosen on.
+def seen_by(model: Path) -> Seen:
+    """Return what a model, or all members of an ensemble together, was trained or chosen on.
 
     Raises:
         InputError: A model does not say, since an earlier version trained it.
     """
     folders = _members(model) if is_ensemble(model) else [model]
-    units: set[str] = set()
-    for folder in folders:
-        seen = load_settings(folder / CONFIG_FILE, ModelCard).trained_on
-        if not seen:
+    cards = [load_settings(folder / CONFIG_FILE, ModelCard) for folder in folders]
+    for folder, card in zip(folders, cards, strict=True):
+        if not card.trained_on:
             raise InputError(f"'{folder.name}' does not say which units it was trained on: train it again")
-        units.update(seen)
-    return frozenset(units)
+    recorded = all(card.trained_content for card in cards)
+    return Seen(
+        units=frozenset(unit for card in cards for unit in card.trained_on),
+        contents=frozenset(c for card in cards for c in card.trained_content) if recorded else frozenset(),
+        keys=frozenset(card.trained_key for card in cards),
+        cards=frozenset(card.trained_card for card in cards),
+    )
 
 
 def _members(model: Path) -> list[Path]:

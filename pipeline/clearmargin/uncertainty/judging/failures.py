@@ -91,7 +91,10 @@ def failures_of(
         rng: Of the resamples.
         resamples: Of each interval.
     """
-    kept = [[one for one in case.observed.instances if one.score >= calibration.threshold] for case in cases]
+    kept = [
+        [one for one in case.observed.instances if one.score >= calibration.thresholds.of(one.label)]
+        for case in cases
+    ]
     units = [case.observed.unit for case in cases]
     every = [one for own in kept for one in own]
     known = [n for n, column in COLUMNS.items() if every and all(column in one.columns for one in every)]
