@@ -21,8 +21,8 @@ from clearmargin.files import write_text
 from clearmargin.metrics import Protocol, evaluate_instances, semantic_dice, split_and_merge
 from clearmargin.metrics.detection import DetectionCounts, PrecisionTally, detection_limit, match_masks
 from clearmargin.metrics.instances import InstanceRow
+from clearmargin.metrics.intervals import size_strata
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
-from clearmargin.metrics.statistics import size_strata
 from clearmargin.metrics.strata import STRATA, instance_strata
 from clearmargin.metrics.tables import (
     CaseRow,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clearmargin.files import whole, write_text
 from clearmargin.metrics.failure import risk_coverage
-from clearmargin.metrics.statistics import Interval
+from clearmargin.metrics.intervals import Interval
 from clearmargin.report.figures import coverage_splits, reliability_compared, risk_coverage_curves
 from clearmargin.report.tables import write_rows_csv
 from clearmargin.uncertainty.calibration import Calibration

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.metrics.statistics import holm
+from clearmargin.metrics.intervals import holm
 
 __all__ = [
     "FALSE_ALARMS",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
-from clearmargin.metrics.statistics import Interval, bootstrap_means
+from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.drift import Features, Fingerprint, false_alarms, fingerprint, score_features
 from clearmargin.uncertainty.guarantees import UnitLosses, least_factor

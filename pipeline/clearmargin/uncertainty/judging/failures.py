@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clearmargin.metrics.failure import Referral, aurc, ause, e_aurc, error_auroc, refer
-from clearmargin.metrics.statistics import Interval, bootstrap_statistic
+from clearmargin.metrics.intervals import Interval, bootstrap_statistic
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.judging.case import JudgedCase
 from clearmargin.uncertainty.observed import ObservedInstance

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clearmargin.metrics.statistics import Interval, bootstrap_means
+from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.judging.case import JudgedCase
 from clearmargin.uncertainty.judging.coverage import (

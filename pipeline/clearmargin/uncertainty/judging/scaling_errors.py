@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Thresholds
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.metrics.detection_calibration import detection_calibration_error
-from clearmargin.metrics.statistics import Interval, bootstrap_statistics
+from clearmargin.metrics.intervals import Interval, bootstrap_statistics
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts
 

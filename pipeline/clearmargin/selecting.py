@@ -24,7 +24,7 @@ from clearmargin.errors import ClearMarginError, ConfigError, InputError, neares
 from clearmargin.evaluate import evaluate_cases, metric_names
 from clearmargin.files import csv_rows, whole, write_text
 from clearmargin.metrics import METRICS
-from clearmargin.metrics.statistics import Interval, bootstrap_means, compare
+from clearmargin.metrics.intervals import Interval, bootstrap_means, compare
 from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.report.figures import trade_off

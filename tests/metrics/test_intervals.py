@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from clearmargin.errors import InputError
-from clearmargin.metrics.statistics import (
+from clearmargin.metrics.intervals import (
     bootstrap_means,
     bootstrap_statistic,
     compare,
