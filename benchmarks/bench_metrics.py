@@ -310,7 +310,7 @@ def tiny(rounds: int) -> None:
 def bootstrap(rounds: int) -> None:
     import numpy as np
 
-    from clearmargin.metrics.statistics import bootstrap_means
+    from clearmargin.metrics.intervals import bootstrap_means
 
     values = {str(k): np.random.default_rng(k).random(1000) for k in range(10)}
     patients = [str(i) for i in range(1000)]

@@ -155,7 +155,7 @@ def plainly(member: object, image: object) -> None:
     """Predict with one member as ``NetworkSegmenter`` does; views are of several sizes, so each counts its own."""
     segmenter = member.segmenter
     parts = [
-        look.instances(segmenter.choice.mask_nms)
+        look.instances(segmenter.suppression)
         for look in segmenter.looks(segmenter.prepared(image), member.view)
     ]
     segmenter.merge(parts, image)

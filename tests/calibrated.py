@@ -7,7 +7,17 @@ from displaced import Setting, displaced_units
 from scipy import ndimage
 
 from clearmargin.calibrate import calibrate_cases, judge_cases
-from clearmargin.core import Code, EdgeSpread, Image, LabelClass, LabelMap, Prediction, Provenance, Source
+from clearmargin.core import (
+    Code,
+    EdgeSpread,
+    Image,
+    LabelClass,
+    LabelMap,
+    Prediction,
+    Provenance,
+    Source,
+    Thresholds,
+)
 from clearmargin.uncertainty.fitting import Asked
 from clearmargin.uncertainty.margins import CalibrationData
 
@@ -18,7 +28,7 @@ LABELS = LabelMap(
 MADE_BY = Provenance(model="drawn", weights_sha256="a" * 64, config_sha256="b" * 64, software="tests")
 DATA = CalibrationData(exchangeable="patient", date="2026-01-31", digest="ab" * 32)
 COARSE = Setting(shape=(56, 56), spacing=(0.4, 0.3))
-ASKED = Asked(alphas=(0.2, 0.1), shares=(1.0, 0.95), areas=(0.9,), risk_limit=1.0)
+ASKED = Asked(alphas=(0.2, 0.1), risk_limit=1.0)
 
 
 class DrawnSet:
@@ -82,7 +92,11 @@ def drawn_set(n, setting=COARSE, seed=5, **options):
 
 def calibrated(drawn, cases=None, asked=ASKED, **options):
     """Return calibration and margin cases; the fit share is 0.3."""
-    wanted = {"mode": "checkpoints", "weights_sha256": MADE_BY.weights_sha256, "own_threshold": 0.5} | options
+    wanted = {
+        "mode": "checkpoints",
+        "weights_sha256": MADE_BY.weights_sha256,
+        "own_thresholds": Thresholds(0.5),
+    } | options
     return calibrate_cases(drawn, drawn, drawn.cases if cases is None else cases, asked, DATA, **wanted)
 
 

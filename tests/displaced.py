@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet
 from clearmargin.metrics.matching import Matches, match_instances
-from clearmargin.uncertainty.conformal import coverage_over_splits
-from clearmargin.uncertainty.margins import unit_scores
-from clearmargin.uncertainty.needed import Need, Promise, Strata, needed_margins
+from clearmargin.uncertainty.margins import MatchedObject
+from clearmargin.uncertainty.needed import SIDES, needed_margin
 from clearmargin.uncertainty.reach import EdgeScale
+from clearmargin.uncertainty.width import features_of
 
 Array = NDArray[np.float64]
 
@@ -66,7 +66,6 @@ SPACE = Setting(
     most=2,
     floor=0.25,
 )
-STRATA = Strata(class_names={1: "small class", 2: "large class"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,49 +75,40 @@ class Pool:
     units: list[Unit]
     matches: list[Matches]
 
-    def needs(self, promise: Promise, strata: Strata | None = None) -> list[Need]:
+    def objects(self) -> list[MatchedObject]:
+        """Return what each matched object needed, all around and with the setting's floor."""
         return [
-            need
+            _object(unit, int(i), int(j))
             for unit, matches in zip(self.units, self.matches, strict=True)
-            for need in needed_margins(
-                unit.name,
-                unit.predicted,
-                unit.reference,
-                matches,
-                promise,
-                scales=None if promise.floor is None else unit.scales,
-                strata=strata,
-            )
+            for i, j in matches.pairs
         ]
 
-    def mean_scale(self) -> float:
-        """Return the mean over all edges of the scale that is applied there."""
-        return float(
-            np.mean(
-                [
-                    np.mean(unit.scales[i].at(unit.scales[i].points, unit.predicted.grid.spacing))
-                    for unit, matches in zip(self.units, self.matches, strict=True)
-                    for i, _ in matches.pairs
-                ]
-            )
-        )
+
+def _object(unit: Unit, i: int, j: int) -> MatchedObject:
+    predicted, grid, scale = unit.predicted, unit.predicted.grid, unit.scales[i]
+    pair = predicted.masks[i], unit.reference.masks[j], grid
+    mean = float(np.mean(scale.at(np.round(scale.points).astype(int), grid.spacing)))
+    return MatchedObject(
+        unit=unit.name,
+        features=features_of(
+            size=predicted.masks[i].area * grid.voxel_size,
+            score=0.9,
+            label=int(predicted.labels[i]),
+            edge_sd=float(scale.sigma.mean()),
+            element=float(np.prod(grid.spacing) ** (1 / grid.ndim)),
+        ),
+        needed={
+            (side, floor): needed_margin(*pair, side, scale=None if floor is None else scale)
+            for side in SIDES
+            for floor in (None, scale.floor)
+        },
+        mean_scale={scale.floor: mean},
+    )
 
 
 def pool(n: int, setting: Setting, seed: int) -> Pool:
     units = displaced_units(n, setting, seed)
     return Pool(units=units, matches=[match_instances(u.predicted, u.reference) for u in units])
-
-
-def scores_of(needs: list[Need]) -> Array:
-    return np.array(list(unit_scores(needs).values()))
-
-
-def over_splits(
-    scores: Array, n: int, alpha: float, splits: int, seed: int = 0
-) -> tuple[float, float, float]:
-    """Return mean and standard deviation of the coverage of those left out, and the mean quantile of n."""
-    shares, margins = coverage_over_splits(scores, n, alpha, splits=splits, rng=np.random.default_rng(seed))
-    return float(shares.mean()), float(shares.std()), float(margins.mean())
 
 
 def displaced_units(n: int, setting: Setting, seed: int) -> list[Unit]:

@@ -53,3 +53,14 @@ def running_postgres(programs: Path) -> Iterator[str]:
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, cwd=folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def empty(url: str) -> None:
+    """Remove a ledger's tables."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(f"postgresql+pg8000://{url.partition('://')[2]}")
+    with engine.begin() as connection:
+        for table in ("items", "counts", "kept", "sent", "places"):
+            connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
+    engine.dispose()

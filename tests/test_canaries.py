@@ -12,8 +12,8 @@ from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 
 from clearmargin.datasets.phantom import make_phantom
 from clearmargin.datasets.phantom_study import write_phantom_study
+from clearmargin.deidentification.basic_profile import basic_profile
 from clearmargin.deidentification.key import write_new_key
-from clearmargin.deidentification.profile import basic_profile
 
 MARK = "CNRY"
 PLANTED = set()

@@ -223,12 +223,15 @@ def test_predict_writes_tables_pictures_and_maps(trained):
     assert done.returncode == 0, done.stderr
     (folder,) = (trained / "out").iterdir()
     assert folder.name.startswith("case-") and "t9" not in str(list(folder.rglob("*")))
-    assert {p.name for p in folder.iterdir()} == {
+    # Of detections that overlap there is a folder with a file for each.
+    assert {p.name.replace("instances.png", "instances") for p in folder.iterdir()} == {
         "instances.csv",
         "instances.json",
+        "manifest.json",
+        "prediction.npz",
         "summary.json",
         "overlay.png",
-        "instances.png",
+        "instances",
         "classes.png",
         "coco.json",
         "edges.csv",

@@ -22,9 +22,9 @@ from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from clearmargin.deidentification.basic_profile import basic_profile
 from clearmargin.deidentification.dataset import deidentify_dataset
 from clearmargin.deidentification.key import Key, read_key, write_new_key
-from clearmargin.deidentification.profile import basic_profile
 from clearmargin.deidentify import deidentify
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats import read_image

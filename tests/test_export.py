@@ -66,7 +66,8 @@ def trained(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
-        result = train(config, overrides=["prediction.score_threshold=0.2"], runs=place / "runs")
+        overrides = ["prediction.score_threshold=0.2", "model.mask_looks=2"]
+        result = train(config, overrides=overrides, runs=place / "runs")
     return result.model, card
 
 

@@ -109,6 +109,16 @@ def test_queries_are_enough_for_a_window_and_tiles_for_an_image(tmp_path):
     assert few.model["queries"] == 20 and few.prediction.tile is None
 
 
+def test_masks_of_long_objects_that_seldom_touch_are_followed(tmp_path):
+    """Bars of 8 x 110 have a box side of 30 and a thickness of 8: 3.7 times as long; beside each other they touch."""
+    apart = plan(write_lines(tmp_path / "apart", boxes=[(10, 5, 8, 110), (50, 5, 8, 110)]), device="cpu")
+    assert apart.experiment.model["mask_looks"] == 3 and "model.mask_looks" in apart.reasons
+    touching = plan(write_lines(tmp_path / "touch", boxes=[(10, 5, 8, 110), (18, 5, 8, 110)]), device="cpu")
+    assert touching.experiment.model["mask_looks"] == 0
+    square = plan(write_lines(tmp_path / "square", boxes=[(10, 10, 30, 30)]), device="cpu")
+    assert square.experiment.model["mask_looks"] == 0
+
+
 def test_small_objects_are_enlarged_and_large_images_parted(tmp_path):
     small = plan(write_lines(tmp_path / "small", boxes=[(10, 10, 8, 8), (40, 40, 9, 9)]), device="cpu")
     assert small.experiment.image.scale == 2.0

@@ -17,9 +17,9 @@ from toy import write_toy_experiment, write_toy_set
 
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.metrics.statistics import Interval
+from clearmargin.metrics.intervals import Interval
 from clearmargin.report.figures import trade_off
-from clearmargin.select import STAGES, Candidate, choose, front_of, select
+from clearmargin.selecting import STAGES, Candidate, choose, front_of, select
 from clearmargin.train import train
 
 

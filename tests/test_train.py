@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -16,19 +17,18 @@ from children import LIMIT_S, child, wait_until
 from safetensors.torch import load_file
 from toy import write_toy_experiment, write_toy_set
 
-from clearmargin.core import InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.core import InstanceSet, LabelMap, Prediction, Provenance, Thresholds
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, TrainingError
-from clearmargin.evaluate import score
 from clearmargin.formats.raster import write_raster
 from clearmargin.models import load_segmenter
-from clearmargin.models.settings import PredictionSettings
 from clearmargin.privacy import recorded_cases
 from clearmargin.train import _rate, train
 from clearmargin.training.batches import load_batches
 from clearmargin.training.checkpoint import TrainingState
 from clearmargin.training.experiment import Experiment, TrainingSettings
 from clearmargin.training.processes import ProcessGroup
+from clearmargin.training.validation import validate
 
 
 @pytest.fixture
@@ -324,8 +324,7 @@ def test_a_damaged_checkpoint_is_said(place):
 class Silent:
     """A segmenter that detects nothing, on a data set in which most images are empty, too."""
 
-    def __init__(self, threshold=0.5):
-        self.choice = PredictionSettings(score_threshold=threshold)
+    thresholds = Thresholds(0.5)
 
     def with_threshold(self, _threshold):
         return self
@@ -344,9 +343,10 @@ def test_a_model_that_detects_nothing_earns_nothing(place):
     for k in range(7):
         write_raster(place / "data" / f"t{k}_labels.png", np.zeros((96, 128), np.uint16))
     dataset = open_dataset(card)
-    assert score(Silent(), dataset, dataset.cases) == {
-        "ap": 0, "ap50": 0, "pq": 0, "semantic_dice": 0, "detections": 0
-    }  # fmt: skip
+    for measure in ("pq", None):
+        validation = validate(Silent(), dataset, dataset.cases, measure=measure)
+        assert validation.thresholds == {}
+        assert validation.metrics == {"ap": 0, "ap50": 0, "pq": 0, "semantic_dice": 0, "detections": 0}
 
 
 def test_a_validation_that_detects_nothing_is_warned_of(place, caplog):
@@ -355,6 +355,67 @@ def test_a_validation_that_detects_nothing_is_warned_of(place, caplog):
     with caplog.at_level("WARNING"):
         train(config, overrides=["prediction.score_threshold=1.0"])
     assert "detects nothing on the 1 validation cases at its score threshold of 1" in caplog.text
+
+
+@pytest.mark.parametrize("configured", [None, 0.35])
+def test_the_score_threshold_is_chosen_on_the_validation_split_unless_it_is_configured(
+    place, caplog, monkeypatch, configured
+):
+    """The segmenter finds discs by their brightness, and noise with a score of 0.6: the best threshold lies above."""
+    from scipy import ndimage
+
+    card = write_toy_set(place / "data")
+    seen = []
+
+    def bright(self, image):
+        numbered, count = ndimage.label(image.pixels[0] > 120)
+        masks = [numbered == k + 1 for k in range(count)]
+        scores = [0.9 if m.sum() > 100 else 0.6 for m in masks]
+        seen.append(self.thresholds)
+        speck = np.zeros(image.grid.shape, bool)
+        speck[:3, :3] = True
+        instances = InstanceSet.from_dense(image.grid, [*masks, speck], scores=[*scores, 0.6])
+        return SimpleNamespace(instances=instances)
+
+    monkeypatch.setattr("clearmargin.models.segmenter.NetworkSegmenter.__call__", bright)
+    write = write_toy_experiment(place, card, epochs=1, steps_per_epoch=1)
+    overrides = [] if configured is None else [f"prediction.score_threshold={configured}"]
+    with caplog.at_level("INFO"):
+        result = train(write, overrides=overrides)
+    stored = yaml.safe_load((result.model / "model.yaml").read_text())["prediction"]
+    units = set(yaml.safe_load((result.model / "model.yaml").read_text())["trained_on"])
+    (held,) = {case.unit for case in open_dataset(card).split("validation")}
+    assert seen[0].every == 0  # every score is looked at
+    if configured is None:
+        assert stored["score_threshold"] == {"disc": 0.75}
+        assert "score thresholds, best for pq on 1 validation cases: disc 0.75" in caplog.text
+        assert load_segmenter(result.model).thresholds.of(1) == 0.75
+        assert held in units  # it was chosen on: it calibrates nothing
+        assert client(place).get_run(result.run_id).data.metrics["validation/score_threshold/disc"] == 0.75
+        assert result.best["score_threshold/disc"] == 0.75
+    else:
+        assert stored["score_threshold"] == 0.35 and held not in units
+        assert "score thresholds, as configured: disc 0.35" in caplog.text
+
+
+@pytest.mark.parametrize("setting", ["prediction.score_threshold={disk: 0.5}", "prediction.nested=[disk]"])
+def test_a_class_that_the_card_lacks_is_said_before_the_first_step(place, setting):
+    config = write_toy_experiment(place, write_toy_set(place / "data"))
+    with pytest.raises(ConfigError, match="no class 'disk': did you mean 'disc'"):
+        train(config, overrides=[setting])
+    assert not (place / "runs" / "toy").exists()
+
+
+def test_least_width_and_nesting_are_taken_from_the_training_data(place):
+    card = write_toy_set(place / "data")
+    config = write_toy_experiment(place, card, epochs=1, steps_per_epoch=1)
+    percentiles = "image.intensity={kind: percentiles, low: 0, high: 100}"
+    model = yaml.safe_load((train(config, overrides=[percentiles]).model / "model.yaml").read_text())
+    dataset = open_dataset(card)
+    pictures = [dataset.read(case)[0].pixels for case in dataset.split("train")]
+    widths = [np.ptp(p.astype(float)) for p in pictures]
+    assert model["image"]["intensity"]["least_width"] == pytest.approx(np.quantile(widths, 0.05))
+    assert model["prediction"]["nested"] == []
 
 
 def test_validation_cases_without_an_instance_choose_no_model(place):

@@ -12,30 +12,25 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from clearmargin.core import Image, InstanceSet, Prediction, Segmenter
+from clearmargin.core import Image, InstanceSet, Prediction, Segmenter, Thresholds
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.contents import contents_of
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.metrics.thresholds import Measure
+from clearmargin.privacy import key_fingerprint
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import Bar, progress
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.uncertainty.calibration import Calibration, save_calibration
-from clearmargin.uncertainty.conformal import units_needed
-from clearmargin.uncertainty.fitting import (
-    Asked,
-    By,
-    fit_calibration,
-    fit_limits,
-    promises_of,
-    trial_floors,
-)
+from clearmargin.uncertainty.calibration import Applied, Calibration, save_calibration
+from clearmargin.uncertainty.fitting import Asked, fit_calibration, fit_limits, trial_floors
+from clearmargin.uncertainty.guarantees import Guarantee, units_needed
 from clearmargin.uncertainty.judging.case import JudgedCase, judge_case
 from clearmargin.uncertainty.judging.judge import Judgement, judge
 from clearmargin.uncertainty.margins import CalibrationData
-from clearmargin.uncertainty.needed import Promise
-from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, observe
-from clearmargin.uncertainty.sampling import Mode, open_segmenter, trained_units
-from clearmargin.uncertainty.units import refuse_shared_units, split_units
+from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, element_of, observe
+from clearmargin.uncertainty.sampling import Mode, open_segmenter, seen_by
+from clearmargin.uncertainty.units import check_unseen, split_units
 
 __all__ = ["Calibrated", "calibrate", "calibrate_cases", "judge_cases", "render_calibration"]
 
@@ -63,15 +58,18 @@ def calibrate(
     model: Path,
     card: Path,
     *,
-    alphas: Sequence[float] = (0.1, 0.05),
+    promise: Guarantee = "object",
+    sides: Applied = "each",
+    alphas: Sequence[float] = (0.1,),
+    confidence: float | None = None,
+    miss_alpha: float | None = None,
+    match_iou: float = 0.6,
     uncertainty: Mode = "none",
     split: Split = "calibration",
     judge_on: Split | None = None,
-    by: Sequence[By] = (),
-    shares: Sequence[float] = (1.0, 0.99, 0.95),
-    area_shares: Sequence[float] = (0.99, 0.9),
     fit_share: float = 0.3,
     risk_limit: float = 4.0,
+    threshold_measure: Measure | None = None,
     band: float | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -82,15 +80,22 @@ def calibrate(
     Args:
         model: A model folder.
         card: A data card with the model's classes.
-        alphas: Shares of units that may fail.
+        promise: What the applied margins guarantee: a share of a unit's objects (``object``), all objects of a share of
+            the units (``unit``), or a share of an object's edge (``risk``).
+        sides: Whether the outer and the inner margin have a promise ``each``, or one about ``both`` at once.
+        alphas: What may fail; margins of the first are applied.
+        confidence: Share of calibrations for which the promise is kept; None keeps it in the mean over calibrations.
+        miss_alpha: Share of a unit's objects that may be missed, merged or cut: it chooses the score threshold. None
+            keeps the model's own.
+        match_iou: IoU with the true object from which a prediction has a margin; under it the object counts as missed,
+            merged or cut.
         uncertainty: How the model is sampled; each way has its own calibration.
         split: Of the card; on none of its units was the model trained or chosen.
         judge_on: A further split on which everything is judged; nothing is fitted on it.
-        by: What strata of margins are made of.
-        shares: Of the instance's surface that a margin shall hold; 1 is always among them.
-        area_shares: Of the instance's pixels or voxels that an outer margin shall hold.
-        fit_share: Share of the units for the threshold, scalings and limits; the others are for margins.
+        fit_share: Share of the units for the threshold, widths, scalings and limits; the others are for margins.
         risk_limit: HD95 over which an instance should have been referred, in the images' unit.
+        threshold_measure: Choose the least score of each class anew, best for ``pq``, ``f1`` or ``accuracy`` on the fit
+            units; None keeps the model's own.
         band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
         seed: Of the division of units, of random splits and of resamples.
         device: As of ``load_segmenter``.
@@ -101,7 +106,18 @@ def calibrate(
         InputError: A unit was trained on, or the model does not say on which it was; nothing was found; too few
             units to divide.
     """
-    asked = _asked(alphas, shares, area_shares, by, risk_limit)
+    asked = _asked(
+        Asked(
+            promise=promise,
+            sides=sides,
+            alphas=tuple(dict.fromkeys(alphas)),
+            confidence=confidence,
+            miss_alpha=miss_alpha,
+            match_iou=match_iou,
+            risk_limit=risk_limit,
+            threshold_measure=threshold_measure,
+        )
+    )
     if judge_on == split:
         raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
     if not 0 < fit_share < 1:
@@ -115,8 +131,17 @@ def calibrate(
         )
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
-    refuse_shared_units([case.unit for case in (*cases, *others)], trained_units(model))
     _divided(cases, asked, fit_share, seed, dataset.card.unit)
+    every = (*cases, *others)
+    checked = check_unseen(
+        [case.unit for case in every],
+        contents_of(dataset, every),
+        seen_by(model),
+        key=key_fingerprint(),
+        card=dataset.card.name,
+    )
+    if "could not" in checked:
+        log.warning("leakage: %s", checked)
     data = _where_from(dataset, cases)
     name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
     run = TrackedRun(name=name.format(segmenter.provenance.model))
@@ -126,10 +151,12 @@ def calibrate(
             "split": split,
             "judge": judge_on or "none",
             "uncertainty": uncertainty,
+            "promise": promise,
+            "sides": sides,
             "alphas": list(asked.alphas),
-            "shares": list(asked.shares),
-            "area_shares": list(asked.areas),
-            "by": list(asked.by),
+            "confidence": "none" if confidence is None else confidence,
+            "miss_alpha": "none" if miss_alpha is None else miss_alpha,
+            "match_iou": match_iou,
             "fit_share": fit_share,
             "seed": seed,
             "weights_sha256": segmenter.provenance.weights_sha256,
@@ -148,10 +175,11 @@ def calibrate(
             data,
             mode=uncertainty,
             weights_sha256=segmenter.provenance.weights_sha256,
-            own_threshold=segmenter.choice.score_threshold,
+            own_thresholds=segmenter.thresholds,
             fit_share=fit_share,
             seed=seed,
             band=band,
+            checked=checked,
         )
         file = save_calibration(model, found)
         judged = None
@@ -171,14 +199,15 @@ def calibrate_cases(
     *,
     mode: Mode,
     weights_sha256: str,
-    own_threshold: float,
+    own_thresholds: Thresholds,
     fit_share: float = 0.3,
     seed: int = 0,
     band: float | None = None,
+    checked: str = "not checked",
 ) -> tuple[Calibration, list[ObservedCase]]:
     """Return the calibration on ``cases``, and the observed cases of its margin units.
 
-    Each case is segmented once: those of the fit units first, as they say which floor the margins are scaled with.
+    Each case is segmented once: those of the fit units first, as they say how wide margins are.
 
     Args:
         segmenter: Returns every instance, down to score 0.
@@ -188,30 +217,37 @@ def calibrate_cases(
         data: Where they come from.
         mode: How the segmenter samples.
         weights_sha256: Of its weights.
-        own_threshold: The model's score threshold.
+        own_thresholds: The model's score thresholds.
         fit_share: See `calibrate`.
         seed: Of the division of units.
         band: See `calibrate`.
+        checked: How it was checked that the model saw none of the cases.
     """
     parts = _divided(cases, asked, fit_share, seed, data.exchangeable)
     _say_unreached(parts, asked, data.exchangeable)
     of_part = {name: [case for case in cases if case.unit in units] for name, units in parts.items()}
     grid = dataset.read(of_part["fit"][0])[0].grid  # one floor for all images, of about an element
-    floors = trial_floors(float(np.prod(grid.spacing) ** (1 / grid.ndim)))
+    floors = trial_floors(element_of(grid))
     with progress("calibrate", len(cases)) as bar:
-        fit, pixels = _observed(segmenter, dataset, of_part["fit"], promises_of(asked, floors), band, bar)
+        fit, pixels = _observed(segmenter, dataset, of_part["fit"], floors, band, bar)
         limits = fit_limits(
             fit,
             pixels,
             asked,
-            own_threshold=own_threshold,
+            own_thresholds=own_thresholds,
             exchangeable=data.exchangeable,
-            class_names={c.id: c.name for c in dataset.card.classes},
         )
-        chosen = promises_of(asked, () if limits.floor is None else (limits.floor,))
-        margin, _ = _observed(segmenter, dataset, of_part["margin"], chosen, band, bar)
+        margin, _ = _observed(segmenter, dataset, of_part["margin"], limits.floors, band, bar)
     calibration = fit_calibration(
-        limits, fit, margin, asked, data, mode=mode, weights_sha256=weights_sha256, card=dataset.card.name
+        limits,
+        fit,
+        margin,
+        asked,
+        data,
+        mode=mode,
+        weights_sha256=weights_sha256,
+        card=dataset.card.name,
+        checked=checked,
     )
     return calibration, margin
 
@@ -229,13 +265,14 @@ def judge_cases(
     resamples: int = 1000,
 ) -> Judgement:
     """Return how a calibration does on cases that nothing was fitted on; arguments as of `calibrate_cases`."""
-    promises = tuple(dict.fromkeys(margin.promise for margin in calibration.margins))
+    known = {margin.width.floor for margin in calibration.margins}
+    floors = tuple(sorted(floor for floor in known if floor is not None))
     found: list[JudgedCase] = []
     before: _Pixels = {}
     after: _Pixels = {}
     with progress("judge", len(cases)) as bar:
         for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-            observed = observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
+            observed = observe(case.unit, image, prediction, reference, floors=floors, strata=case.strata)
             found.append(judge_case(calibration, observed, prediction, reference))
             if calibration.pixels is not None and "foreground" in prediction.maps:
                 _count(before, case.unit, prediction, reference, band)
@@ -265,7 +302,7 @@ def _divided(
 def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:
     """Refuse units that reach no alpha before anything is segmented."""
     margin, fit = len(parts["margin"]), len(parts["fit"])
-    needed = {alpha: units_needed(alpha) for alpha in asked.alphas}
+    needed = {alpha: units_needed(alpha, asked.confidence) for alpha in asked.alphas}
     least = min(needed.values())
     if margin < least:
         missing = math.ceil((least - margin) * (margin + fit) / margin)
@@ -280,7 +317,7 @@ def _say_unreached(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeabl
     """Say which alphas get no promise, while others do."""
     margin = len(parts["margin"])
     for alpha in asked.alphas:
-        number = units_needed(alpha)
+        number = units_needed(alpha, asked.confidence)
         if margin < number:
             log.warning(
                 "no promise at alpha %g: it needs %d %s units for margins, there are %d",
@@ -291,25 +328,18 @@ def _say_unreached(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeabl
 _Pixels = dict[str, PixelCounts]
 
 
-def _asked(
-    alphas: Sequence[float],
-    shares: Sequence[float],
-    areas: Sequence[float],
-    by: Sequence[By],
-    risk_limit: float,
-) -> Asked:
-    for alpha in alphas:
+def _asked(asked: Asked) -> Asked:
+    """Return what is asked for, once every number fits."""
+    if not asked.alphas:
+        raise ConfigError("give at least one alpha: the share that may fail, such as 0.1")
+    for alpha in (*asked.alphas, *(() if asked.miss_alpha is None else (asked.miss_alpha,))):
         if not 0 < alpha < 1:
-            raise ConfigError(f"alpha is the share of units that may fail, between 0 and 1, not {alpha:g}")
-    if not alphas:
-        raise ConfigError("give at least one alpha: the share of units that may fail, such as 0.1")
-    return Asked(
-        alphas=tuple(sorted(set(alphas), reverse=True)),
-        shares=tuple(sorted({1.0, *shares}, reverse=True)),
-        areas=tuple(sorted(set(areas), reverse=True)),
-        by=tuple(dict.fromkeys(by)),
-        risk_limit=risk_limit,
-    )
+            raise ConfigError(f"alpha is the share that may fail, between 0 and 1, not {alpha:g}")
+    if asked.confidence is not None and not 0 < asked.confidence < 1:
+        raise ConfigError(f"a confidence lies between 0 and 1, not {asked.confidence:g}: 0.9 is 90 %")
+    if not 0.5 <= asked.match_iou < 1:
+        raise ConfigError(f"the IoU of a match lies from 0.5 to 1, not {asked.match_iou:g}")
+    return asked
 
 
 def _predicted(
@@ -324,7 +354,7 @@ def _observed(
     segmenter: Segmenter,
     dataset: Dataset,
     cases: Sequence[Case],
-    promises: Sequence[Promise],
+    floors: Sequence[float],
     band: float | None,
     bar: Bar,
 ) -> tuple[list[ObservedCase], _Pixels]:
@@ -332,9 +362,7 @@ def _observed(
     observed: list[ObservedCase] = []
     pixels: _Pixels = {}
     for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-        observed.append(
-            observe(case.unit, image, prediction, reference, promises=promises, strata=case.strata)
-        )
+        observed.append(observe(case.unit, image, prediction, reference, floors=floors, strata=case.strata))
         _count(pixels, case.unit, prediction, reference, band)
         bar.advance()
     return observed, pixels

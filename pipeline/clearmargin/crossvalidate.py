@@ -192,8 +192,8 @@ def _measure_member(experiment: Experiment, member: Member, dataset: Dataset, fo
     stops = experiment.training.early_stopping is not None
     held = dataset if member.fold is None else in_fold(dataset, member.fold, validate=stops)
     cases = held.split("validation" if member.fold is None else "test")
-    threshold = segmenter.choice.score_threshold
-    found = evaluate_cases(segmenter.with_threshold(0.0), held, cases, score_threshold=threshold).complete()
+    thresholds = segmenter.thresholds
+    found = evaluate_cases(segmenter.with_threshold(0.0), held, cases, thresholds=thresholds).complete()
     write_tables(found, folder / member.name / "evaluation")
     text = json.dumps(found.flat(), indent=1, allow_nan=False)
     write_text(folder / member.name / _NUMBERS, text + "\n")

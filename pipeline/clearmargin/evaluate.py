@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Grid, InstanceSet, LabelMap, Segmenter
+from clearmargin.core import Grid, InstanceSet, LabelMap, Segmenter, Thresholds
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
 from clearmargin.files import write_text
 from clearmargin.metrics import Protocol, evaluate_instances, semantic_dice, split_and_merge
-from clearmargin.metrics.detection import PrecisionTally, detection_limit, match_masks
+from clearmargin.metrics.detection import DetectionCounts, PrecisionTally, detection_limit, match_masks
 from clearmargin.metrics.instances import InstanceRow
+from clearmargin.metrics.intervals import size_strata
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
-from clearmargin.metrics.statistics import size_strata
 from clearmargin.metrics.strata import STRATA, instance_strata
 from clearmargin.metrics.tables import (
     CaseRow,
@@ -32,12 +32,12 @@ from clearmargin.metrics.tables import (
     summary_csv,
     summary_markdown,
 )
-from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.metrics.thresholds import ScoreCurve, ScoredMatches, match_scores, pool, score_curve
 from clearmargin.report.annotated import annotated_overlay
+from clearmargin.report.detections import write_detections
 from clearmargin.report.paper import paper_table, write_paper
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.training.experiment import VALIDATION_METRICS
 from clearmargin.uncertainty.sampling import Mode, open_segmenter
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "evaluate_cases",
     "metric_names",
     "render",
-    "score",
     "write_tables",
 ]
 
@@ -66,6 +65,9 @@ class Evaluation:
         matched: Means over the pairs that match, by metric, with intervals; empty where nothing matched.
         every: The same with misses and spurious instances at their written values, all together and by stratum.
         counts: Of cases, references, rows by status (tp, fn, fp, tn), and of splits and merges.
+        thresholds: Least score of what is counted, by class name.
+        detections: By class name, and of ``all``: true and false positives and misses at IoU 0.5 to 0.9.
+        curves: By class name, and of ``all``: the same at every score threshold, at an IoU above 0.5.
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
         run_id: In the tracking store; empty where it was not tracked.
@@ -76,6 +78,9 @@ class Evaluation:
     matched: tuple[SummaryRow, ...]
     every: tuple[SummaryRow, ...]
     counts: dict[str, int]
+    thresholds: dict[str, float]
+    detections: dict[str, tuple[DetectionCounts, ...]]
+    curves: dict[str, ScoreCurve]
     rows: tuple[CaseRow, ...]
     length_unit: str
     run_id: str = ""
@@ -95,6 +100,11 @@ class Evaluation:
     def flat(self) -> dict[str, float]:
         """Return every number under one name, as the tracking store takes them."""
         found = dict(self.numbers)
+        for counts in self.detections["all"]:
+            found |= {
+                f"{name}@{counts.iou:g}": getattr(counts, name)
+                for name in ("precision", "recall", "f1", "accuracy")
+            }
         for name, rows in (("matched", self.matched), ("all", self.every)):
             for row in rows:
                 if row.stratum == "all":
@@ -117,7 +127,7 @@ def evaluate(
         model: A model folder.
         card: A data card.
         split: Which split; the run and its name carry it.
-        score_threshold: For everything but average precision; None takes the model's own.
+        score_threshold: For everything but average precision; None takes the model's own, of each class.
         uncertainty: What is sampled, and agreed on; ``none`` measures the network alone.
         out: A folder for the tables (``write_tables``); None writes no files.
 
@@ -131,7 +141,7 @@ def evaluate(
             f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
             f"{', '.join(dataset.card.label_map.names)}: evaluate on a card with the model's classes"
         )
-    threshold = segmenter.choice.score_threshold if score_threshold is None else score_threshold
+    thresholds = segmenter.thresholds if score_threshold is None else Thresholds(score_threshold)
     cases = dataset.split(split)
     name = f"evaluate-{{}}-{dataset.card.name}-{split}"
     run = TrackedRun(name=name.format(segmenter.provenance.model))
@@ -139,7 +149,7 @@ def evaluate(
         params={
             "card": dataset.card.name,
             "split": split,
-            "score_threshold": threshold,
+            "score_threshold": thresholds.named(dataset.card.label_map),
             "uncertainty": uncertainty,
             "weights_sha256": segmenter.provenance.weights_sha256,
             "config_sha256": segmenter.provenance.config_sha256,
@@ -151,7 +161,7 @@ def evaluate(
         run.log_data(dataset.card.name, dataset.digest(), context=split)
         # average precision ranks all instances, also those that predict() would not return
         ranked = segmenter.with_threshold(0.0)
-        found = evaluate_cases(ranked, dataset, cases, score_threshold=threshold)
+        found = evaluate_cases(ranked, dataset, cases, thresholds=thresholds)
         found = replace(found, run_id=run.run_id)
         run.log_metrics(found.flat() | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
         if dataset.card.show_in_tracking:
@@ -170,6 +180,13 @@ def render(found: Evaluation) -> str:
     """Return the numbers as the lines a console shows; intervals are of 95 %, over units."""
     lines = [", ".join(f"{value} {name}" for name, value in found.counts.items())]
     lines += [f"  {name:<24} {value:.4f}" for name, value in found.numbers.items()]
+    shown = ", ".join(f"{name} {value:g}" for name, value in found.thresholds.items())
+    lines.append(f"  least scores: {shown}")
+    lines.append(f"  {'IoU':<8} {'precision':>10} {'recall':>10} {'F1':>10} {'TP/(TP+FP+FN)':>14}")
+    lines += [
+        f"  {c.iou:<8g} {c.precision:>10.4f} {c.recall:>10.4f} {c.f1:>10.4f} {c.accuracy:>14.4f}"
+        for c in found.detections["all"]
+    ]
     lines.append(
         f"  {'per instance':<24} {'matched':<28} with misses and spurious (surface model {_PROTOCOL.surface})"
     )
@@ -188,7 +205,10 @@ def _shown(row: SummaryRow) -> str:
 
 
 def write_tables(found: Evaluation, folder: Path) -> None:
-    """Write ``numbers.json``, ``summary.*``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each)."""
+    """Write ``numbers.json``, ``summary.*``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each).
+
+    And ``detections.csv``, ``score_thresholds.csv`` and ``score_thresholds.png`` (`write_detections`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit}
     if found.failed:
@@ -198,6 +218,7 @@ def write_tables(found: Evaluation, folder: Path) -> None:
     write_text(folder / "summary.md", summary_markdown(found.every))
     write_text(folder / "matched.csv", summary_csv(found.matched))
     write_text(folder / "instances.csv", rows_csv(found.rows))
+    write_detections(folder, found.detections, found.curves, found.thresholds)
     write_paper(paper_table(found.rows, rng=np.random.default_rng(0), surface=_PROTOCOL.surface), folder)
 
 
@@ -219,7 +240,7 @@ def metric_names(grid: Grid) -> tuple[str, ...]:
 
 
 def evaluate_cases(
-    segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case], *, score_threshold: float
+    segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case], *, thresholds: Thresholds
 ) -> Evaluation:
     """Segment and measure ``cases``.
 
@@ -229,10 +250,10 @@ def evaluate_cases(
         segmenter: Should return instances down to low scores: average precision ranks them all.
         dataset: Where the cases are read from.
         cases: At least one. Those that fail are listed, and the others are measured all the same.
-        score_threshold: Instances below it count for average precision only.
+        thresholds: Instances below that of their class count for average precision, and for curves, only.
     """
     label_map = dataset.card.label_map
-    whole, in_slices = (_ImageNumbers(label_map, score_threshold) for _ in range(2))
+    whole, in_slices = (_ImageNumbers(label_map, thresholds) for _ in range(2))
     measured: list[tuple[Case, list[InstanceRow], list[dict[str, str]]]] = []
     counts = {"cases": 0, "failed": 0, "references": 0}
     errors = {"splits": 0, "merges": 0}
@@ -244,11 +265,10 @@ def evaluate_cases(
             try:
                 image, reference = dataset.read(case)
                 predicted = segmenter(image).instances
-                rows_of_case = evaluate_instances(
-                    predicted, reference, protocol=_PROTOCOL, score_threshold=score_threshold
-                )
+                kept = predicted.select(thresholds.reached(predicted))
+                rows_of_case = evaluate_instances(kept, reference, protocol=_PROTOCOL)
                 strata = instance_strata([(reference, rows_of_case)], others)
-                wrong = split_and_merge(predicted.select(predicted.scores >= score_threshold), reference)
+                wrong = split_and_merge(kept, reference)
             except Exception as error:  # noqa: BLE001 - whatever one case provokes, the others are measured
                 failed[case.case] = reason_of(error).removeprefix(f"{case.case}: ")
                 log.warning("%s failed: %s", case.case, failed[case.case])
@@ -285,6 +305,9 @@ def evaluate_cases(
         matched=tuple(summarise(matched, rng=rng)) if matched else (),
         every=tuple(summarise(rows, rng=rng, by=by)),
         counts=counts,
+        thresholds=thresholds.named(label_map),
+        detections=whole.detections(),
+        curves=whole.curves(),
         rows=tuple(rows),
         length_unit=grid.unit,
         failed=failed,
@@ -321,34 +344,12 @@ def _case_rows(
     ]
 
 
-def score(segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case]) -> dict[str, float]:
-    """Return the ``VALIDATION_METRICS`` of a segmenter on ``cases``, and ``detections`` per case, without distances.
-
-    Of volumes, average precision is taken over slices, all else over whole volumes, as ``evaluate`` does.
-    """
-    threshold = segmenter.choice.score_threshold
-    whole = _ImageNumbers(dataset.card.label_map, threshold)
-    in_slices = _ImageNumbers(dataset.card.label_map, threshold)
-    detections, volumes = 0, False
-    ranked = segmenter.with_threshold(0.0)
-    for case in cases:
-        image, reference = dataset.read(case)
-        predicted = ranked(image).instances
-        detections += int((predicted.scores >= threshold).sum())
-        whole.add(predicted, reference)
-        if reference.grid.ndim == 3:
-            volumes = True
-            for z in range(reference.grid.shape[0]):
-                in_slices.add_precision(predicted.plane(z)[0], reference.plane(z)[0])
-    numbers = whole.numbers() | (in_slices.precision() if volumes else {})
-    return {name: numbers[name] for name in VALIDATION_METRICS} | {"detections": detections / len(cases)}
-
-
 class _ImageNumbers:
-    """Average precision, panoptic quality and semantic Dice, added up image by image; no mask is kept."""
+    """Detections, average precision, panoptic quality and semantic Dice, added up by image; no mask is kept."""
 
-    def __init__(self, label_map: LabelMap, threshold: float) -> None:
-        self._classes, self._threshold = label_map.classes, threshold
+    def __init__(self, label_map: LabelMap, thresholds: Thresholds) -> None:
+        self._classes, self._thresholds = label_map.classes, thresholds
+        self._matches: list[dict[int, ScoredMatches]] = []
         self._tally = PrecisionTally()
         self._counts: PanopticCounts = {}
         self._dice: dict[str, list[float]] = {c.name: [] for c in label_map.classes}
@@ -360,7 +361,8 @@ class _ImageNumbers:
     def add(self, predicted: InstanceSet, reference: InstanceSet) -> None:
         """Count one image; what is below the threshold counts for average precision alone."""
         self.add_precision(predicted, reference)
-        kept = predicted.select(predicted.scores >= self._threshold)
+        self._matches.append(match_scores(predicted, reference))
+        kept = predicted.select(self._thresholds.reached(predicted))
         stuff = frozenset(c.id for c in self._classes if c.kind == "stuff")
         add_counts(self._counts, panoptic_counts(kept, reference, stuff=stuff))
         for c in self._classes:
@@ -380,6 +382,23 @@ class _ImageNumbers:
                 of_class = self._tally.result(most, c.id)
                 numbers |= {f"ap/{c.name}": of_class.ap, f"ap50/{c.name}": of_class.ap50}
         return numbers
+
+    def detections(self) -> dict[str, tuple[DetectionCounts, ...]]:
+        """Return the counts at several IoU, of all classes together and of each, where there are several."""
+        counts = {"all": self._tally.counts(self._thresholds)}
+        if len(self._classes) > 1:
+            counts |= {c.name: self._tally.counts(self._thresholds, c.id) for c in self._classes}
+        return counts
+
+    def curves(self) -> dict[str, ScoreCurve]:
+        """Return the counts at every score threshold, of all classes together and of each, where there are several."""
+        every = {
+            c.name: pool([image[c.id] for image in self._matches if c.id in image]) for c in self._classes
+        }
+        together = {"all": score_curve(pool(list(every.values())))}
+        if len(self._classes) == 1:
+            return together
+        return together | {name: score_curve(matches) for name, matches in every.items()}
 
     def numbers(self) -> dict[str, float]:
         """Return all numbers by name."""

@@ -138,7 +138,7 @@ def _compare(
         for image, reference in pairs:
             looks = (_looks(one, image, reference, maps=maps) for one in (segmenter, exported))
             for (one, truth), (two, _) in zip(*looks, strict=True):
-                found.append(compare(one, two, truth, floor=segmenter.choice.score_threshold))
+                found.append(compare(one, two, truth, floor=segmenter.thresholds.lowest))
                 if maps:
                     found.append(compare_maps(one, two))
             seconds.append((_time(segmenter, image), _time(exported, image)))

@@ -42,9 +42,9 @@ from clearmargin.metrics.detection import (
     match_masks,
 )
 from clearmargin.metrics.instances import InstanceRow
+from clearmargin.metrics.intervals import size_strata
 from clearmargin.metrics.matching import mask_iou
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
-from clearmargin.metrics.statistics import size_strata
 from clearmargin.metrics.strata import STRATA, instance_strata
 from clearmargin.metrics.tables import (
     CaseRow,

@@ -81,7 +81,6 @@ def plan(
     _choose_options(choices, found, scale, chosen, where)
     _choose_augmentation(choices, found, dataset.card)
     _choose_training(choices, found, dataset, where, minutes)
-    choices.set("prediction.score_threshold", 0.5, "balanced; choose it anew on validation data")
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
     raw["model"] = network_config(raw["model"]).model_dump(mode="json")
     return Plan(
@@ -304,11 +303,22 @@ def _choose_options(choices: _Choices, found: Fingerprint, scale: float, network
     )
     if "queries" in fields:
         _choose_queries(choices, found, scale)
+    length = float(np.median(found.sides / np.maximum(found.thickness, 1)))
+    if "mask_looks" in fields and length >= _LONG and found.touching < _FEW_TOUCH:
+        choices.set(
+            "model.mask_looks",
+            3,
+            f"objects are {length:.1f} times as long as thick, which boxes cut off, and seldom touch",
+        )
     if "mask_loss" in fields and float(np.quantile(found.thickness * scale, 0.25)) < 8:
         loss = fields["mask_loss"] | {"cross_entropy": 1.0, "dice": 1.0}
         choices.set(
             "model.mask_loss", loss, "a quarter of the objects is thinner than 8 network px: Dice weighs them"
         )
+
+
+_LONG = 2.5  # an object's box side over its thickness, from which on boxes end short of it
+_FEW_TOUCH = 0.25  # share of objects that touch: a mask that is followed joins them
 
 
 def _choose_queries(choices: _Choices, found: Fingerprint, scale: float) -> None:

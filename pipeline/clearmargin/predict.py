@@ -65,7 +65,8 @@ def predict(
         series: Which DICOM series, if there are several.
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
         runtime: ``torch``, or what the model was exported to.
-        score_threshold: Instances below it are not returned; None takes the model's own.
+        score_threshold: Least score of what is returned, as it is shown: calibrated if the model is. None takes the
+            calibration's own thresholds, or else the model's.
         tile: Images larger than so many network pixels are shown in square tiles; None does as the model's settings
             say.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window, as in

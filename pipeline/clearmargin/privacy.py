@@ -31,6 +31,7 @@ __all__ = [
     "case_id",
     "case_of_file",
     "home",
+    "key_fingerprint",
     "keyed_id",
     "named_by_case",
     "naming",
@@ -81,6 +82,11 @@ def keyed_id(kind: str, *parts: str) -> str:
     """Return ``kind``, a dash and 12 hex digits of ``parts``, as `case_id` does for cases; ``patient``, say."""
     message = json.dumps(parts).encode()
     return f"{kind}-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
+
+
+def key_fingerprint() -> str:
+    """Return ``key-`` and 12 hex digits that tell this user's key from others, and nothing of it."""
+    return keyed_id("key")
 
 
 def naming() -> Naming:

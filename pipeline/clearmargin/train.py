@@ -23,20 +23,21 @@ import yaml
 from torch import nn
 
 from clearmargin import __version__
-from clearmargin.config import digest, dump_yaml, read_yaml
+from clearmargin.config import digest, dump_yaml, load_settings, read_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.contents import contents_of
 from clearmargin.datasets.folds import in_fold
 from clearmargin.errors import ConfigError
-from clearmargin.evaluate import compare, score
+from clearmargin.evaluate import compare
 from clearmargin.files import write_text
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
-from clearmargin.models.domain import domain_of
-from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
+from clearmargin.models.folder import CONFIG_FILE, ModelCard, label_map_entries, save_model, save_snapshot
 from clearmargin.models.foreground import RATE as HEAD_RATE
 from clearmargin.models.foreground import has_foreground_head
 from clearmargin.models.threads import torch_threads
+from clearmargin.privacy import key_fingerprint
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.batches import load_batches
@@ -48,10 +49,13 @@ from clearmargin.training.checkpoint import (
     save_checkpoint,
 )
 from clearmargin.training.experiment import Experiment, TrainingSettings, public_yaml
+from clearmargin.training.facts import Facts, take_facts
 from clearmargin.training.processes import ProcessGroup, loss_module, process_group
 from clearmargin.training.profiling import OPERATORS, operator_profile
 from clearmargin.training.run_folder import CONFIG, MODEL, RUN, open_folder, write_config
 from clearmargin.training.step import TrainingStep
+from clearmargin.training.validation import validate
+from clearmargin.transforms.settings import Percentiles
 
 __all__ = ["TrainingResult", "train"]
 
@@ -62,7 +66,6 @@ _LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 PROFILE = "profile"
 _CANDIDATE = ".candidate"  # the model that is being validated
-_DOMAIN_CASES = 32  # at most, evenly spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +167,8 @@ def _train(
     dataset = _dataset(experiment)
     cases = dataset.split("train")
     validation = _validation_cases(experiment, dataset)
+    facts = take_facts(dataset, cases, experiment.image.intensity, experiment.prediction.containment)
+    experiment = _with_facts(experiment, facts, dataset)
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     model_config = network_config(experiment.model)
     torch.manual_seed(experiment.seed)
@@ -188,6 +193,7 @@ def _train(
     if resumes and restore_checkpoint(state, folder) != digest(experiment) and group.rank == 0:
         log.info("run '%s' goes on with a changed configuration", folder.name)
         write_config(folder, experiment)
+    seen = (*cases, *(validation if _chooses(experiment) else ()))
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=_without_folder(model_config.model_dump(mode="json")),
@@ -195,11 +201,12 @@ def _train(
         augment=experiment.augment,
         classes=label_map_entries(dataset.card.label_map),
         prediction=experiment.prediction,
-        domain=domain_of(dataset.read(case)[0] for case in cases[:: math.ceil(len(cases) / _DOMAIN_CASES)]),
+        domain=facts.domain,
         show_in_tracking=dataset.card.show_in_tracking,
-        trained_on=tuple(
-            sorted({c.unit for c in (*cases, *(validation if settings.early_stopping is not None else ()))})
-        ),
+        trained_on=tuple(sorted({case.unit for case in seen})),
+        trained_content=tuple(sorted(set(contents_of(dataset, seen)))) if group.rank == 0 else (),
+        trained_key=key_fingerprint(),
+        trained_card=dataset.card.name,
     )
     with _open_run(experiment, dataset, folder, group, parent) as run:
         if run.run_id:
@@ -214,6 +221,10 @@ def _train(
                 device,
                 group,
                 profiler,
+            )
+        if group.rank == 0:
+            _say_thresholds(
+                load_settings(folder / MODEL / CONFIG_FILE, ModelCard), experiment, len(validation)
             )
         if (folder / PROFILE).is_dir():
             run.log_artifact(folder / PROFILE / OPERATORS, PROFILE)
@@ -291,11 +302,14 @@ def _finish_epoch(
     out_of_time = settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes
     stop = out_of_time
     found: dict[str, float] = {}
+    measure = settings.threshold_measure if experiment.prediction.score_threshold is None else None
     if data.validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
         draft = output.folder / _CANDIDATE
         guard_disk(lambda: save_model(draft, output.card, weights))
         candidate = load_segmenter(draft)
-        found = score(candidate, data.dataset, data.validation)
+        validation = validate(candidate, data.dataset, data.validation, measure=measure)
+        state.thresholds = validation.thresholds
+        found = validation.metrics | {f"score_threshold/{n}": v for n, v in state.thresholds.items()}
         metrics |= {f"validation/{name}": value for name, value in found.items()}
         if data.dataset.card.show_in_tracking:
             for number, picture in enumerate(compare(candidate, data.dataset, data.validation[:2])):
@@ -305,15 +319,16 @@ def _finish_epoch(
                 "the model detects nothing on the %d validation cases at its score threshold of %g: "
                 "it needs more steps, a lower prediction.score_threshold, or another network (`clearmargin plan`)",
                 len(data.validation),
-                experiment.prediction.score_threshold,
+                candidate.thresholds.lowest,
             )
+    card = _with_thresholds(output.card, state.thresholds)
     if stopping is None:
-        guard_disk(lambda: save_model(output.folder / MODEL, output.card, weights))
+        guard_disk(lambda: save_model(output.folder / MODEL, card, weights))
         state.best = found or state.best
     elif found:
         if found[stopping.metric] > state.best.get(stopping.metric, -1.0):
             state.best, state.since_best = {**found, "epoch": float(state.epoch)}, 0
-            guard_disk(lambda: save_model(output.folder / MODEL, output.card, weights))
+            guard_disk(lambda: save_model(output.folder / MODEL, card, weights))
         else:
             state.since_best += 1
             stop = stop or state.since_best >= stopping.patience
@@ -355,6 +370,54 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
             "be the best: give the split cases with instances, or set training.early_stopping=null"
         )
     return chosen
+
+
+def _chooses(experiment: Experiment) -> bool:
+    """Return whether something of the model is chosen on the validation cases: the epoch, or the score thresholds."""
+    return experiment.training.early_stopping is not None or experiment.prediction.score_threshold is None
+
+
+def _with_facts(experiment: Experiment, facts: Facts, dataset: Dataset) -> Experiment:
+    """Return the experiment with what its settings leave to the training data.
+
+    Raises:
+        ConfigError: The settings name a class that the card does not have.
+    """
+    image, prediction = experiment.image, experiment.prediction
+    prediction.thresholds(dataset.card.label_map)  # a class that the card lacks is said before the first step
+    for name in prediction.nested or ():
+        dataset.card.label_map.by_name(name)
+    if isinstance(image.intensity, Percentiles) and image.intensity.least_width is None:
+        intensity = image.intensity.model_copy(update={"least_width": facts.least_width})
+        image = image.model_copy(update={"intensity": intensity})
+    if prediction.nested is None:
+        names = tuple(c.name for c in dataset.card.classes if c.id in facts.nested)
+        prediction = prediction.model_copy(update={"nested": names})
+    return experiment.model_copy(update={"image": image, "prediction": prediction})
+
+
+def _with_thresholds(card: ModelCard, thresholds: dict[str, float]) -> ModelCard:
+    """Return a model's card with the score thresholds that were chosen, if any were."""
+    if not thresholds:
+        return card
+    prediction = card.prediction.model_copy(update={"score_threshold": thresholds})
+    return card.model_copy(update={"prediction": prediction})
+
+
+def _say_thresholds(card: ModelCard, experiment: Experiment, cases: int) -> None:
+    """Say which score thresholds the model has, and by what they were chosen."""
+    thresholds = card.prediction.thresholds(card.label_map).named(card.label_map)
+    shown = ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
+    measure = experiment.training.threshold_measure
+    if isinstance(card.prediction.score_threshold, dict) and experiment.prediction.score_threshold is None:
+        log.info("score thresholds, best for %s on %d validation cases: %s", measure, cases, shown)
+    else:
+        reason = (
+            "as configured"
+            if experiment.prediction.score_threshold is not None
+            else "nothing to choose them on"
+        )
+        log.info("score thresholds, %s: %s", reason, shown)
 
 
 def _without_folder(model: dict[str, Any]) -> dict[str, Any]:

@@ -469,3 +469,12 @@ def test_a_slice_without_the_others_rescale_is_refused(axial, write_series, tmp_
     write_series(tmp_path, axial, change=forget)
     with pytest.raises(InputError, match="1 of 6 slices state no RescaleSlope"):
         read_dicom(tmp_path)
+
+
+def test_of_very_many_series_a_message_lists_some(axial, write_series, tmp_path):
+    for k in range(23):
+        write_series(
+            tmp_path / str(k), Grid(shape=(1, 15, 13), affine=axial.affine, unit="mm"), uid=f"1.2.826.7.{k}"
+        )
+    with pytest.raises(InputError, match=r"23 series.* \| and 3 more; `clearmargin batch`"):
+        read_dicom(tmp_path)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from postgres import INSTALL, find_postgres, running_postgres
+from postgres import empty
 
 from clearmargin.errors import ConfigError
 from clearmargin.jobs.ledger import Ledger, NewItem, Outcome, owner_here, owner_is_alive
@@ -23,27 +23,12 @@ def item(number, case=None, recipe="r"):
     )
 
 
-@pytest.fixture(scope="module")
-def postgres():
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip(f"no Postgres: {INSTALL}")
-    with running_postgres(programs) as url:
-        yield url
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def place(request, tmp_path):
     if request.param == "sqlite":
         return str(tmp_path / "ledger.sqlite")
     url = request.getfixturevalue("postgres")
-    from sqlalchemy import create_engine, text
-
-    engine = create_engine(f"postgresql+pg8000://{url.partition('://')[2]}")
-    with engine.begin() as connection:
-        for table in ("items", "counts", "kept", "sent", "places"):
-            connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
-    engine.dispose()
+    empty(url)
     return url
 
 

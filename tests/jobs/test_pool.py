@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from postgres import empty
 from worked import Written
 
 from clearmargin.errors import ConfigError, UnavailableError
@@ -162,23 +163,26 @@ COORDINATOR = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from postgres import empty
 from worked import Written
 from clearmargin.jobs.pool import run_pool
 from clearmargin.jobs.worker import Limits
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
     work = Written(out=folder / "out", log=folder / "log", pause_s=float(sys.argv[3]))
-    ended = run_pool(str(folder / "ledger.sqlite"), work, processes=2, threads=1,
+    ended = run_pool(sys.argv[4], work, processes=2, threads=1,
                      limits=Limits(recipe="r", lease_s=30, backoff_s=0.1), tell=lambda e: print(e.case_id, flush=True))
     sys.exit(130 if ended.interrupted else 0)
 """
 
 
-def start(folder, pause_s):
+def start(folder, pause_s, place=None):
     (folder / "run.py").write_text(COORDINATOR)
     here = Path(__file__).parent.parent
     return subprocess.Popen(
-        [sys.executable, folder / "run.py", here, folder, str(pause_s)], stdout=subprocess.PIPE, text=True
+        [sys.executable, folder / "run.py", here, folder, str(pause_s), place or folder / "ledger.sqlite"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -221,3 +225,21 @@ def test_killed_workers_and_a_killed_coordinator_lose_nothing(set_up):
     assert ledger.counts()["leased"] == 0
     run(ledger, work)
     check(folder, ledger, 40)
+
+
+def test_two_coordinators_share_one_ledger_in_postgres(postgres, tmp_path):
+    """As two machines do; one is killed with its workers, and the other does the rest."""
+    empty(postgres)
+    ledger = Ledger(postgres)
+    ledger.add(items(30))
+    with start(tmp_path, 0.1, postgres) as first, start(tmp_path, 0.1, postgres) as second:
+        first.stdout.readline()
+        second.stdout.readline()
+        for pid in [first.pid, *children_of(first.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        said, _ = second.communicate(timeout=120)
+        assert second.returncode == 0 and "case-" in said
+    check(tmp_path, ledger, 30)
+    tries = (tmp_path / "log").read_text().splitlines()
+    assert len({t.split()[2] for t in tries}) == 4  # both coordinators' workers took part
+    ledger.close()

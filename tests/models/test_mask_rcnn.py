@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small import SMALL, scene
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
@@ -9,7 +11,7 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import build_network, load_segmenter, network_config
 from clearmargin.models.backbones import build_backbone
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
-from clearmargin.models.mask_rcnn import masks_within
+from clearmargin.models.mask_rcnn import followed, masks_within
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
@@ -286,3 +288,65 @@ def test_separable_convolutions_are_few_weights():
     images = torch.rand(1, 3, 64, 96)
     shapes = [[tuple(m.shape) for m in net.pyramid(images)] for net in (dense, separate)]
     assert shapes[0] == shapes[1]
+
+
+def test_a_region_is_widened_to_the_sides_that_its_mask_reaches():
+    """By a quarter of 40 x 20: 10 columns, 5 rows; half of that if the mask's edge is no surer than one half."""
+    region = torch.tensor([[20.0, 10, 60, 30]])
+    inside = torch.zeros(1, 8, 8)
+    inside[:, 1:-1, 1:-1] = 1
+    torch.testing.assert_close(followed(region, inside, (60, 100)), region)
+    for place, side in (((2, 0), 0), ((0, 5), 1), ((2, -1), 2), ((-1, 5), 3)):
+        for value, share in ((0.9, 1.0), (0.5, 0.5), (0.39, 0.0)):
+            mask = inside.clone()
+            mask[0][place] = value
+            wanted = region.clone()
+            wanted[0, side] += (-10.0, -5.0, 10.0, 5.0)[side] * share
+            torch.testing.assert_close(followed(region, mask, (60, 100)), wanted)
+    everywhere = torch.ones(1, 8, 8)
+    torch.testing.assert_close(followed(region, everywhere, (32, 66)), torch.tensor([[10.0, 5, 66, 32]]))
+    assert followed(region[:0], everywhere[:0], (60, 100)).shape == (0, 4)
+
+
+@given(st.floats(0, 1), st.floats(-1e-3, 1e-3))
+def test_a_region_follows_a_mask_without_a_jump(value, change):
+    """What differs by rounding, as torch and a runtime do, stays as near: at most 5/4 of the extent for each unit."""
+    region = torch.tensor([[20.0, 10, 60, 30]])
+    one, two = (torch.full((1, 4, 4), v) for v in (value, min(max(value + change, 0), 1)))
+    moved = (followed(region, one, (200, 200)) - followed(region, two, (200, 200))).abs().max()
+    assert moved <= 1.25 * 40 * abs(change) + 1e-4
+
+
+def bar_network(bar, box, **options):
+    """Make the network propose one box and draw, of a bar, what lies in the region that it is asked for."""
+    network = small_network(point_steps=0, **options)
+    known_outputs(network, torch.tensor([box]))
+    x1, y1, x2, y2 = bar
+
+    def coarse(_regions, boxes):
+        masks = []
+        for left, top, right, bottom in torch.cat(boxes).tolist():
+            x = left + (torch.arange(28) + 0.5) / 28 * (right - left)
+            y = top + (torch.arange(28) + 0.5) / 28 * (bottom - top)
+            inside = ((y > y1) & (y < y2))[:, None] & ((x > x1) & (x < x2))
+            masks.append(torch.where(inside, 10.0, -10.0).repeat(2, 1, 1))
+        return torch.stack(masks) if masks else torch.zeros(0, 2, 28, 28)
+
+    network._coarse = coarse
+    return network
+
+
+def test_a_box_that_ends_short_does_not_cut_a_long_object_off():
+    """A bar from column 10 to 118 in a box that ends at column 70: its mask ends where the bar does."""
+    bar, box = (10, 50, 118, 62), [8.0, 46, 70, 66]
+    with torch.no_grad():
+        (cut,) = bar_network(bar, box).detect(torch.zeros(1, 3, 128, 128))
+        (whole,) = bar_network(bar, box, mask_looks=3).detect(torch.zeros(1, 3, 128, 128))
+    assert cut.regions[0].tolist() == box and cut.boxes[0].tolist() == box
+    left, top, right, bottom = whole.regions[0].tolist()
+    assert right > 118 and left < 10 and top < 50 and bottom > 62
+    assert (left, top, bottom) == (box[0], box[1], box[3])  # the bar reaches one side alone
+    column = np.flatnonzero(whole.masks[0].numpy().max(axis=0) >= 0.5)
+    end = left + (column[-1] + 1) / 28 * (right - left)
+    assert abs(end - 118) <= (right - left) / 28
+    assert whole.boxes[0].tolist() == box  # the region is the mask's alone

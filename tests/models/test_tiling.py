@@ -15,6 +15,7 @@ from scipy import ndimage
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.models.network import Detections
 from clearmargin.models.placing import place, place_view
+from clearmargin.models.repeats import Suppression
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.tiles import lay_tiles
 from clearmargin.models.tiling import find_in_tiles
@@ -53,7 +54,7 @@ def in_tiles(values, tile, overlap):
     def look(corner, size):
         return visible(values[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]])
 
-    return find_in_tiles(look, values.shape, tile, overlap, mask_nms=0.5)
+    return find_in_tiles(look, values.shape, tile, overlap, rule=Suppression(iou=0.5))
 
 
 def shown(found, view):
@@ -133,7 +134,9 @@ TWO = ((64, 160), (64, 96), 32)  # a view, and tiles of it that share the column
 def from_two_tiles(left, right):
     view, tile, overlap = TWO
     sides = {0: left, 64: right}
-    return find_in_tiles(lambda corner, _: detections(sides[corner[1]]), view, tile, overlap, mask_nms=0.5)
+    return find_in_tiles(
+        lambda corner, _: detections(sides[corner[1]]), view, tile, overlap, rule=Suppression(iou=0.5)
+    )
 
 
 def box(height, width):
@@ -162,13 +165,16 @@ def test_a_foreground_goes_over_from_tile_to_tile_without_an_edge():
         said = 0.8 if corner[1] == 0 else 0.2
         return replace(detections([]), foreground=torch.full((1, size[0] // 4, size[1] // 4), said))
 
-    found = find_in_tiles(look, view, tile, overlap, mask_nms=0.5)
+    found = find_in_tiles(look, view, tile, overlap, rule=Suppression(iou=0.5))
     (values,) = place_view(found.foreground, view, np.eye(3), view)
     np.testing.assert_allclose(values[:, :64], 0.8, atol=1e-6)
     np.testing.assert_allclose(values[:, 96:], 0.2, atol=1e-6)
     far = np.arange(32) + 0.5  # from the right tile's cut
     np.testing.assert_allclose(values[7, 64:96], 0.8 - 0.6 * far / 32, atol=1e-6)
-    assert find_in_tiles(lambda *_: detections([]), view, tile, overlap, mask_nms=0.5).foreground is None
+    assert (
+        find_in_tiles(lambda *_: detections([]), view, tile, overlap, rule=Suppression(iou=0.5)).foreground
+        is None
+    )
 
 
 def test_touching_objects_and_a_disagreement_in_the_strip_are_not_joined():
@@ -199,7 +205,7 @@ def test_what_two_tiles_cut_alike_is_left_out_where_those_that_see_it_whole_do_n
         sliver = [(1, 0.7, (90, 70), box(6, 8))]  # at the upper tiles' cut edge, in the strip between them
         seen = {(0, 0): sliver, (0, 64): [(1, 0.7, (90, 6), box(6, 8))], (64, 0): lower, (64, 64): []}
         return find_in_tiles(
-            lambda corner, _: detections(seen[corner]), (160, 160), (96, 96), 32, mask_nms=0.5
+            lambda corner, _: detections(seen[corner]), (160, 160), (96, 96), 32, rule=Suppression(iou=0.5)
         )
 
     assert len(found([]).labels) == 0
@@ -217,7 +223,7 @@ def test_tiles_that_cannot_work_are_refused():
     with pytest.raises(ValidationError, match="half a tile"):
         PredictionSettings(tile=(128, 128), tile_overlap=96)
     with pytest.raises(ValueError, match="cannot share"):
-        find_in_tiles(lambda *_: detections([]), VIEW, (32, 32), 32, mask_nms=0.5)
+        find_in_tiles(lambda *_: detections([]), VIEW, (32, 32), 32, rule=Suppression(iou=0.5))
 
 
 class Values:

@@ -182,7 +182,7 @@ def test_a_prediction_without_an_instance_is_read_back(bright, tmp_path):
 
 def test_a_predictor_goes_to_another_process_without_its_weights(bright):
     predictor = Predictor(model=MODEL, uncertainty="tta", score_threshold=0.25, tile=128)
-    assert predictor.threshold == 0.25 and predictor.segmenter is predictor.segmenter
+    assert predictor.segmenter.thresholds.every == 0.25 and predictor.segmenter is predictor.segmenter
     sent = pickle.dumps(predictor)
     assert len(sent) < 1000
     back = pickle.loads(sent)

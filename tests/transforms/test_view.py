@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.transforms.intensity import _percentiles, normalise
+from clearmargin.transforms.intensity import _percentiles, narrowest_window, normalise
 from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 from clearmargin.transforms.view import (
     AugmentSettings,
@@ -49,6 +49,29 @@ def test_sixteen_bits_reach_the_network_with_every_level(settings, levels, dtype
     image = Image(pixels=values, grid=Grid.from_spacing((256, 256)))
     takes = ImageSettings(intensity=settings, channels=2 if isinstance(settings, WindowStack) else 3)
     assert len(np.unique(prepare(image, takes)[0])) == levels
+
+
+def test_the_noise_of_a_nearly_black_image_is_not_stretched():
+    """Values 0 to 3 in a window of at least 60 end at 3 / 60; values 0 to 120 fill their own."""
+    settings = Percentiles(low=0, high=100, least_width=60)
+    noise, picture = np.array([[[0, 1, 2, 3]]], np.uint8), np.array([[[0, 30, 60, 120]]], np.uint8)
+    np.testing.assert_allclose(normalise(noise, settings), [[[0, 1 / 60, 2 / 60, 3 / 60]]], rtol=1e-6)
+    np.testing.assert_allclose(normalise(picture, settings), [[[0, 0.25, 0.5, 1]]])
+    np.testing.assert_allclose(normalise(noise + 200, settings), normalise(noise, settings), atol=1e-6)
+    own = settings.model_copy(update={"per_channel": True})
+    both = np.concatenate([noise, picture])
+    np.testing.assert_allclose(normalise(both, own)[:, 0, -1], [3 / 60, 1], rtol=1e-6)
+
+
+def test_the_width_of_a_window_by_hand():
+    ramp = np.arange(101, dtype=np.float64).reshape(1, 1, 101)
+    assert narrowest_window(ramp, Percentiles(low=10, high=90, least_width=500)) == 80
+    two = np.concatenate([ramp, 3 * ramp])
+    assert narrowest_window(two, Percentiles(low=0, high=100)) == 300
+    assert narrowest_window(two, Percentiles(low=0, high=100, per_channel=True)) == 100
+    flat = np.concatenate([ramp, np.full_like(ramp, 7)])
+    assert narrowest_window(flat, Percentiles(low=0, high=100, per_channel=True)) == 100
+    assert narrowest_window(np.full((1, 4, 4), 7), Percentiles()) == 0
 
 
 def test_each_window_is_a_channel_by_hand():

@@ -57,6 +57,18 @@ def test_no_instance_one_unit_ties_and_an_alpha_that_is_none():
         fit(found_in([0.9]), 5)
 
 
+def test_a_merged_or_cut_object_is_missed_at_the_iou_that_is_stated():
+    # one unit in ten has its object merged with another, at an IoU of 0.55
+    found = [Found(unit=f"p{k}", score=0.9, iou=0.55 if k % 10 == 0 else 0.9) for k in range(40)]
+    at_half = fit_threshold(found, [one.unit for one in found], 0.1, exchangeable="patient")
+    assert at_half.risk == 0 and at_half.match_iou == 0.5
+    with pytest.raises(InputError, match=r"40 units reach 0\.122 at best"):  # 5 of 41
+        fit_threshold(found, [one.unit for one in found], 0.1, exchangeable="patient", match_iou=0.6)
+    stated = fit_threshold(found, [one.unit for one in found], 0.2, exchangeable="patient", match_iou=0.6)
+    assert stated.risk == pytest.approx(0.1)
+    assert "missed, merged or cut, so that no prediction has an IoU of 0.6 with it" in str(stated)
+
+
 @st.composite
 def images(draw):
     rng = np.random.default_rng(draw(st.integers(0, 100_000)))

@@ -8,7 +8,7 @@ from calibrated import LABELS, MADE_BY
 
 from clearmargin.core import Grid, InstanceSet, Prediction
 from clearmargin.errors import ConfigError
-from clearmargin.uncertainty.referral import ReferralRules, fit_rules, reasons
+from clearmargin.uncertainty.referral import NOTHING, ReferralRules, fit_rules, reasons
 
 GRID = Grid.from_spacing((20, 20), (1, 1))
 
@@ -42,10 +42,9 @@ def test_each_rule_says_its_reason(of, sentence):
     assert reasons(prediction(**of), 0, ReferralRules()) == [sentence]
 
 
-def test_drift_and_several_reasons_come_together():
+def test_several_reasons_come_together():
     doubtful = prediction(score=0.5, pairwise_dice=0.5, corner=(0, 0))
-    found = reasons(doubtful, 0, ReferralRules(), ["intensity p50 differs"])
-    assert len(found) == 4 and found[-1] == "the case differs from the calibration cases"
+    assert len(reasons(doubtful, 0, ReferralRules())) == 3
     assert "reaches" not in " ".join(reasons(doubtful, 0, ReferralRules(edge=False)))
 
 
@@ -75,9 +74,11 @@ def test_where_all_are_good_what_is_worse_than_all_is_flagged():
     assert rules.score == ReferralRules().score  # the default is lower than anything seen
 
 
-def test_where_no_limit_helps_the_default_stays():
-    rules = fit_rules({"score": [0.6, 0.7, 0.8]}, [True, True, True])
-    assert rules.score == ReferralRules().score and "flags 3 of 3 instances" in rules.fitted["score"]
+def test_a_limit_that_would_flag_everything_flags_nothing_and_says_so():
+    rules = fit_rules({"score": [0.1, 0.2, 0.8]}, [True, True, True])
+    assert rules.score == NOTHING and "flags nothing" in rules.fitted["score"]
+    assert "would flag 3 of 3 instances" in rules.fitted["score"]
+    assert reasons(prediction(score=0.0), 0, rules) == []
     assert fit_rules({"score": []}, []) == ReferralRules()
 
 

@@ -18,7 +18,7 @@ from clearmargin.uncertainty.sampling import (
     SampledSegmenter,
     augmented,
     open_segmenter,
-    trained_units,
+    seen_by,
     tta_views,
 )
 
@@ -213,7 +213,8 @@ def test_an_ensemble_is_a_list_of_model_folders(tmp_path):
     (tmp_path / "ensemble.yaml").write_text("members: [seed-1/model, seed-2/model]\n")
     found = open_segmenter(tmp_path, "ensemble")
     assert len(found.members) == 2 and found.mode == "ensemble"
-    assert trained_units(tmp_path) == {"u1", "u2", "u3"}
+    seen = seen_by(tmp_path)
+    assert seen.units == {"u1", "u2", "u3"} and not seen.contents  # one member does not record them
     with pytest.raises(ConfigError, match="asks all of its members"):
         open_segmenter(tmp_path, "none")
     with pytest.raises(ConfigError, match="is no ensemble"):
@@ -225,7 +226,7 @@ def test_an_ensemble_is_a_list_of_model_folders(tmp_path):
 
 def test_a_model_that_does_not_say_what_it_was_trained_on_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not say which units"):
-        trained_units(model_folder(tmp_path / "m", SEMANTIC))
+        seen_by(model_folder(tmp_path / "m", SEMANTIC))
 
 
 def test_dropout_samples_where_there_is_dropout_and_is_refused_elsewhere(tmp_path):

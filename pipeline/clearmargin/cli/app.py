@@ -18,7 +18,7 @@ from clearmargin.errors import ClearMarginError, ConfigError
 from clearmargin.failures import place_of, refusal_of
 from clearmargin.files import printable
 
-__all__ = ["app", "emit", "main", "say", "say_run"]
+__all__ = ["app", "emit", "main", "say", "say_run", "tell"]
 
 app = typer.Typer(
     name="clearmargin",
@@ -138,6 +138,11 @@ def emit(text: str, **data: Any) -> None:
         typer.echo(json.dumps(data, default=str, allow_nan=False))
     else:
         typer.echo(printable(text))
+
+
+def tell(text: str) -> None:
+    """Print how far a verb has come, on stderr."""
+    typer.echo(printable(text), err=True)
 
 
 def say_run(run_id: str) -> None:

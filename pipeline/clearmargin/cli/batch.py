@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clearmargin.cli.app import app, emit, say, say_run
+from clearmargin.cli.app import app, emit, say, say_run, tell
 from clearmargin.cli.checks import check_device, check_folder
 from clearmargin.cli.options import Names, Sampling, Tolerance, Uncertainty
 from clearmargin.cli.results import Runtime, Writes, asked_outputs
@@ -137,7 +137,8 @@ def batch_run(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Segment images unlike the model's training images, too; all are referred."
+            "--force",
+            help="Segment images unlike the model's training images, too; these cases are referred.",
         ),
     ] = False,
     write: Writes = None,
@@ -392,12 +393,12 @@ class _Shown:
     def found(self, files: int) -> None:
         self._listed += files
         if self._due():
-            typer.echo(f"listing: {self._listed} files", err=True)
+            tell(f"listing: {self._listed} files")
 
     def event(self, event: Event) -> None:
         if not event.case_id:
             if event.reason != self._reason:
-                typer.echo(event.reason, err=True)
+                tell(event.reason)
             self._reason = event.reason
             return
         self._reason = ""
@@ -422,7 +423,7 @@ class _Shown:
                 self._task = self._bar.add_task("batch", total=snapshot.total, values="")
             self._bar.update(self._task, completed=snapshot.ended, total=snapshot.total, values=text)
         elif self._due():
-            typer.echo(f"{snapshot.ended} of {snapshot.total} items, {text}", err=True)
+            tell(f"{snapshot.ended} of {snapshot.total} items, {text}")
 
     def _due(self) -> bool:
         if self._bar is not None or time.monotonic() - self._told < _TELL_EVERY_S:

@@ -182,8 +182,8 @@ def select(
     check_folder(out)
     check_device(device)
     folders = [model_folder(model) for model in models]
-    from clearmargin.select import render_selection
-    from clearmargin.select import select as call
+    from clearmargin.selecting import render_selection
+    from clearmargin.selecting import select as call
 
     done = call(folders, card, budget_ms=budget_ms, metric=metric, device=device, cases=cases, out=out)
     emit(

@@ -18,6 +18,7 @@ __all__ = [
     "Sampling",
     "Series",
     "Split",
+    "ThresholdMeasure",
     "Tolerance",
     "Uncertainty",
     "Volume",
@@ -83,6 +84,14 @@ Names = Annotated[
         help="What cases are called: keyed hashes, or for public data the plain names of their files.",
     ),
 ]
+
+
+class ThresholdMeasure(StrEnum):
+    """What score thresholds are chosen for."""
+
+    pq = "pq"
+    f1 = "f1"
+    accuracy = "accuracy"
 
 
 class Uncertainty(StrEnum):

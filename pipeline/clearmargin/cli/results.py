@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,11 +17,12 @@ from clearmargin.cli.options import (
     Sampling,
     Series,
     Split,
+    ThresholdMeasure,
     Tolerance,
     Uncertainty,
     Volume,
 )
-from clearmargin.errors import BatchError, ConfigError, nearest
+from clearmargin.errors import BatchError, ConfigError
 
 if TYPE_CHECKING:
     from clearmargin.predict import Predicted
@@ -61,6 +62,21 @@ class Objects(StrEnum):
     instances = "instances"
 
 
+class Promise(StrEnum):
+    """Of what the margins promise a share."""
+
+    object = "object"
+    unit = "unit"
+    risk = "risk"
+
+
+class Sides(StrEnum):
+    """Whether a promise is about one side of an edge or both."""
+
+    each = "each"
+    both = "both"
+
+
 class CaseNames(StrEnum):
     """How tables name cases."""
 
@@ -94,7 +110,10 @@ def predict(
         Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
     ] = Runtime.torch,
     score_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Least score, as it is shown; default: the calibration's or the model's."
+        ),
     ] = None,
     tile: Annotated[
         int | None,
@@ -117,7 +136,7 @@ def predict(
         bool,
         typer.Option(
             "--force",
-            help="Segment images unlike the model's training images, too; every instance is referred.",
+            help="Segment images unlike the model's training images, too; the case is referred.",
         ),
     ] = False,
     write: Writes = None,
@@ -227,32 +246,46 @@ def evaluate(
 def calibrate(
     model: AnyModel,
     card: Annotated[Path, typer.Option("--card", help="A data card with a calibration split.")],
+    promise: Annotated[
+        Promise,
+        typer.Option(help="What margins promise: of a unit's objects, of units, or of an object's edge."),
+    ] = Promise.object,
+    sides: Annotated[
+        Sides, typer.Option(help="Outer and inner margin with a promise each, or one about both at once.")
+    ] = Sides.each,
     alpha: Annotated[
         list[str] | None,
-        typer.Option(help="Share of units that may fail; repeatable, or 0.1,0.05 (which is the default)."),
+        typer.Option(help="What may fail; repeatable, or 0.1,0.05: the first is applied. Default: 0.1."),
     ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(help="Share of calibrations that keep the promise, such as 0.9; default: in the mean."),
+    ] = None,
+    miss_alpha: Annotated[
+        float | None,
+        typer.Option(help="Share of a unit's objects that may be missed, merged or cut: sets the threshold."),
+    ] = None,
+    match_iou: Annotated[
+        float, typer.Option(help="IoU from which a prediction has a margin; under it, the object is missed.")
+    ] = 0.6,
     uncertainty: Sampling = Uncertainty.none,
     split: Annotated[Split, typer.Option(help="Which split to calibrate on.")] = Split.calibration,
     judge: Annotated[
         Split | None, typer.Option(help="A further split to judge on; nothing is fitted on it.")
     ] = None,
-    by: Annotated[
-        list[str] | None, typer.Option(help="Margins by class, by size, or class,size; default: for all.")
-    ] = None,
-    share: Annotated[
-        list[str] | None,
-        typer.Option(help="Of the instance's surface that a margin holds; default: 1,0.99,0.95."),
-    ] = None,
-    area_share: Annotated[
-        list[str] | None,
-        typer.Option(help="Of its pixels or voxels that an outer margin holds; default: 0.99,0.9."),
-    ] = None,
     fit_share: Annotated[
-        float, typer.Option(help="Share of the units for threshold, scaling and limits; the rest: margins.")
+        float,
+        typer.Option(help="Share of the units for threshold, widths, scaling and limits; the rest: margins."),
     ] = 0.3,
     risk_limit: Annotated[
         float, typer.Option(min=0, help="HD95 over which an instance should be referred, in mm or px.")
     ] = 4.0,
+    threshold_measure: Annotated[
+        ThresholdMeasure | None,
+        typer.Option(
+            help="Choose the least score of each class anew, best for this measure; default: the model's own stay."
+        ),
+    ] = None,
     band: Annotated[
         float | None,
         typer.Option(help="Half the band of the boundary errors, in mm or px; default: two elements."),
@@ -271,7 +304,7 @@ def calibrate(
     check_card(card)
     check_folder(out)
     check_device(device)
-    alphas = _numbers("--alpha", alpha or ["0.1,0.05"])
+    alphas = _numbers("--alpha", alpha or ["0.1"])
     folder = model_folder(model)
     from clearmargin.calibrate import calibrate as call
     from clearmargin.calibrate import render_calibration
@@ -279,15 +312,18 @@ def calibrate(
     done = call(
         folder,
         card,
+        promise=promise.value,
+        sides=sides.value,
         alphas=alphas,
+        confidence=confidence,
+        miss_alpha=miss_alpha,
+        match_iou=match_iou,
         uncertainty=uncertainty.value,
         split=split.value,
         judge_on=None if judge is None else judge.value,
-        by=_strata(by or []),
-        shares=_numbers("--share", share or ["1,0.99,0.95"]),
-        area_shares=_numbers("--area-share", area_share or ["0.99,0.9"]),
         fit_share=fit_share,
         risk_limit=risk_limit,
+        threshold_measure=None if threshold_measure is None else threshold_measure.value,
         band=band,
         seed=seed,
         device=device,
@@ -457,12 +493,3 @@ def _numbers(option: str, items: list[str]) -> list[float]:
         raise ConfigError(
             f"{option} takes numbers, such as 0.1 or 0.1,0.05, not {', '.join(items)}"
         ) from None
-
-
-def _strata(items: list[str]) -> list[Literal["class", "size"]]:
-    known: dict[str, Literal["class", "size"]] = {"class": "class", "size": "size"}
-    names = [part.strip() for item in items for part in item.split(",")]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(f"--by '{unknown[0]}': {nearest(unknown[0], known)}")
-    return [known[name] for name in names]

@@ -5,7 +5,15 @@ from clearmargin.core.image import Image, Source
 from clearmargin.core.instances import Crowd, InstanceSet
 from clearmargin.core.labels import Code, LabelClass, LabelMap
 from clearmargin.core.mask import Mask
-from clearmargin.core.prediction import EdgeSpread, Prediction, Provenance, Segmenter, at_least
+from clearmargin.core.prediction import (
+    EdgeSpread,
+    Prediction,
+    Provenance,
+    Segmenter,
+    at_least,
+    chosen_instances,
+)
+from clearmargin.core.thresholds import Thresholds
 
 __all__ = [
     "Code",
@@ -21,5 +29,7 @@ __all__ = [
     "Provenance",
     "Segmenter",
     "Source",
+    "Thresholds",
     "at_least",
+    "chosen_instances",
 ]

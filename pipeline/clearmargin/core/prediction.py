@@ -18,8 +18,9 @@ from clearmargin.core.instances import InstanceSet
 from clearmargin.core.labels import LabelMap
 from clearmargin.core.mask import Mask
 from clearmargin.core.reprs import short_repr
+from clearmargin.core.thresholds import Thresholds
 
-__all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter", "at_least"]
+__all__ = ["EdgeSpread", "Prediction", "Provenance", "Segmenter", "at_least", "chosen_instances"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +143,19 @@ def _above(module: str, function: str) -> Any:
     return getattr(import_module(f"clearmargin.{module}"), function)
 
 
-def at_least(prediction: Prediction, score: float) -> Prediction:
-    """Return a prediction without the instances below a score."""
-    kept = np.flatnonzero(prediction.instances.scores >= score)
+def at_least(prediction: Prediction, thresholds: Thresholds) -> Prediction:
+    """Return a prediction without the instances whose score is below the threshold of their class."""
+    return chosen_instances(prediction, thresholds.reached(prediction.instances))
+
+
+def chosen_instances(prediction: Prediction, positions: NDArray[np.int64]) -> Prediction:
+    """Return a prediction with the instances at ``positions``, ``(n,)``, alone, in that order."""
     return replace(
         prediction,
-        instances=prediction.instances.select(kept),
-        edges=tuple(prediction.edges[k] for k in kept) if prediction.edges else (),
-        outer=tuple(prediction.outer[k] for k in kept) if prediction.outer else (),
-        inner=tuple(prediction.inner[k] for k in kept) if prediction.inner else (),
+        instances=prediction.instances.select(positions),
+        edges=tuple(prediction.edges[k] for k in positions) if prediction.edges else (),
+        outer=tuple(prediction.outer[k] for k in positions) if prediction.outer else (),
+        inner=tuple(prediction.inner[k] for k in positions) if prediction.inner else (),
     )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clearmargin.deidentification.basic_profile import Action, action_for, fallback
 from clearmargin.deidentification.dates import is_time, is_zone, shift_date, shift_datetime
 from clearmargin.deidentification.key import Key
-from clearmargin.deidentification.profile import Action, action_for, fallback
 from clearmargin.formats.dicom_boundary import items_of
 
 __all__ = ["Patient", "Tally", "deidentify_dataset"]

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from clearmargin import __version__
+from clearmargin.deidentification.basic_profile import basic_profile
 from clearmargin.deidentification.dataset import METHOD_CODES, Tally
 from clearmargin.deidentification.file import Outcome, Rules
-from clearmargin.deidentification.profile import basic_profile
 from clearmargin.files import csv_rows, draft_of, whole, write_text
 
 __all__ = ["Report"]

@@ -76,6 +76,7 @@ _NOT_IMAGES = {
     "ECG": "a waveform, which holds no picture",
     "SM": "a tiled whole-slide image, which is not read",
 }
+_LISTED = 20  # in a message
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 
 
@@ -458,4 +459,10 @@ def _voxels(entry: SeriesEntry) -> int:
 
 
 def _listing(entries: Sequence[SeriesEntry]) -> str:
-    return " | ".join(str(e) for e in entries)
+    shown = " | ".join(str(e) for e in entries[:_LISTED])
+    more = len(entries) - _LISTED
+    return (
+        shown
+        if more <= 0
+        else f"{shown} | and {more} more; `clearmargin batch` segments all series of a folder"
+    )

@@ -24,7 +24,8 @@ State = Literal["pending", "leased", "done", "failed", "refused", "withdrawn"]
 """``failed``: an error that another try may cure. ``refused``: the input's own fault; another try gives the same."""
 
 _SCHEMA = 1
-_BATCH = 1000  # rows in one insert
+_BATCH = 1000  # rows in one transaction
+_AT_ONCE = 200  # rows in one statement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,26 +138,38 @@ class Ledger:
         rows = sorted({item.key: item for item in items}.values(), key=lambda item: item.key)
         new = 0
         for start in range(0, len(rows), _BATCH):
-            part = rows[start : start + _BATCH]
             with self._write() as do:
-                made: dict[str, int] = {}
-                for item in part:
-                    done = do(
-                        "INSERT INTO items (key, recipe, case_id, source, state, made, changed, predecessor) VALUES "
-                        "(:key, :recipe, :case_id, :source, 'pending', :now, :now, (SELECT MAX(id) FROM items WHERE "
-                        "case_id = :case_id AND state = 'done')) ON CONFLICT (key) DO NOTHING",
-                        key=item.key,
-                        recipe=item.recipe,
-                        case_id=item.case_id,
-                        source=json.dumps(item.source, sort_keys=True),
-                        now=time.time(),
-                    )
-                    if done.rowcount > 0:
-                        made[item.recipe] = made.get(item.recipe, 0) + 1
-                for recipe, number in sorted(made.items()):
-                    self._count(do, recipe, pending=number)
-            new += sum(made.values())
+                made: list[str] = []
+                for first in range(start, min(start + _BATCH, len(rows)), _AT_ONCE):
+                    made += self._insert(do, rows[first : min(first + _AT_ONCE, start + _BATCH)])
+                for recipe in sorted(set(made)):
+                    self._count(do, recipe, pending=made.count(recipe))
+            new += len(made)
         return new, len(rows) - new
+
+    @staticmethod
+    def _insert(do: Any, items: Sequence[NewItem]) -> list[str]:
+        """Insert items in one statement; return the recipes of those that were not there."""
+        values: dict[str, Any] = {"now": time.time()}
+        rows = []
+        for k, item in enumerate(items):
+            rows.append(
+                f"(:key{k}, :recipe{k}, :case{k}, :source{k}, 'pending', :now, :now, (SELECT MAX(id) FROM items WHERE "
+                f"case_id = :case{k} AND state = 'done'))"
+            )
+            source = json.dumps(item.source, sort_keys=True)
+            values |= {
+                f"key{k}": item.key,
+                f"recipe{k}": item.recipe,
+                f"case{k}": item.case_id,
+                f"source{k}": source,
+            }
+        inserted = do(
+            "INSERT INTO items (key, recipe, case_id, source, state, made, changed, predecessor) VALUES "
+            f"{', '.join(rows)} ON CONFLICT (key) DO NOTHING RETURNING recipe",
+            **values,
+        )
+        return [row[0] for row in inserted]
 
     def claim(self, owner: str, *, recipe: str, lease_s: float, now: float | None = None) -> Item | None:
         """Take the next pending item of a recipe for ``lease_s`` seconds; None if nothing is due now."""

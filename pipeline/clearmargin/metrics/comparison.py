@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from clearmargin.errors import InputError
+from clearmargin.metrics.intervals import Comparison, compare, holm
 from clearmargin.metrics.measurement import METRICS
-from clearmargin.metrics.statistics import Comparison, compare, holm
 from clearmargin.metrics.tables import CaseRow
 
 __all__ = ["COUNTS", "ComparedMetric", "ComparedSets", "Verdict", "compare_rows"]
@@ -91,7 +91,7 @@ def compare_rows(
         InputError: Fewer than two sets, rows without ids, no common object, references of different size under one
             id, or a metric that a set lacks.
 
-    Source: paired differences of patients' means, `clearmargin.metrics.statistics.compare`; Holm, 1979.
+    Source: paired differences of patients' means, `clearmargin.metrics.intervals.compare`; Holm, 1979.
     """
     if len(sets) < 2:
         raise InputError("give two sets of tables or more: one alone is compared with nothing")
@@ -215,7 +215,7 @@ def _false_positives(rows: Sequence[CaseRow], cases: Sequence[str]) -> list[floa
 
 
 def _means(baseline: Sequence[float], value: Sequence[float], patients: Sequence[str]) -> tuple[float, float]:
-    from clearmargin.metrics.statistics import patient_means
+    from clearmargin.metrics.intervals import patient_means
 
     return (
         float(patient_means(baseline, patients)[1].mean()),

@@ -13,11 +13,13 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import InstanceSet, Mask
+from clearmargin.core import InstanceSet, Mask, Thresholds
 
 __all__ = [
     "COCO_AREAS",
+    "COUNT_IOUS",
     "AveragePrecision",
+    "DetectionCounts",
     "ImageMatches",
     "PrecisionTally",
     "box_average_precision",
@@ -31,6 +33,9 @@ Pairs = Iterable[tuple[InstanceSet, InstanceSet]]
 
 COCO_AREAS = (32.0**2, 96.0**2)
 """COCO's limits between small, medium and large objects, in elements."""
+
+COUNT_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""IoU from which a detection is right, in `DetectionCounts`."""
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RANGES = ("all", "small", "medium", "large")
@@ -72,6 +77,45 @@ class AveragePrecision:
     references: int
     predictions: int
     max_detections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionCounts:
+    """How many detections are right at an IoU, of those that reach their score threshold.
+
+    Attributes:
+        iou: From which a detection is right.
+        tp: Detections that are.
+        fp: Detections that are not.
+        fn: References without a detection.
+    """
+
+    iou: float
+    tp: int
+    fp: int
+    fn: int
+
+    @property
+    def precision(self) -> float:
+        """TP / (TP + FP); 1 without detections."""
+        return self.tp / (self.tp + self.fp) if self.tp + self.fp else 1.0
+
+    @property
+    def recall(self) -> float:
+        """TP / (TP + FN); 1 without references."""
+        return self.tp / (self.tp + self.fn) if self.tp + self.fn else 1.0
+
+    @property
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN); 1 without detections and references."""
+        every = 2 * self.tp + self.fp + self.fn
+        return 2 * self.tp / every if every else 1.0
+
+    @property
+    def accuracy(self) -> float:
+        """TP / (TP + FP + FN), the Data Science Bowl's and StarDist's measure; 1 without detections and references."""
+        every = self.tp + self.fp + self.fn
+        return self.tp / every if every else 1.0
 
 
 def mask_average_precision(
@@ -286,6 +330,25 @@ class PrecisionTally:
             references=sum(int(m.references[0]) for images in by_label.values() for m in images),
             predictions=predictions,
             max_detections=max_detections,
+        )
+
+    def counts(self, thresholds: Thresholds, label: int | None = None) -> tuple[DetectionCounts, ...]:
+        """Return the counts at each of `COUNT_IOUS`, of one label or of all together.
+
+        Predictions are matched in order of score, so that those below a threshold change no pair above it.
+        """
+        rows = [int(np.argmin(np.abs(_THRESHOLDS - iou))) for iou in COUNT_IOUS]
+        tp, fp, references = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64), 0
+        for own, images in self._images.items():
+            for matches in images if label is None or own == label else ():
+                kept = matches.scores >= thresholds.of(own)
+                counted = kept & ~matches.ignored[0, rows]
+                tp += np.count_nonzero(counted & matches.matched[0, rows], axis=1)
+                fp += np.count_nonzero(counted & ~matches.matched[0, rows], axis=1)
+                references += int(matches.references[0])
+        return tuple(
+            DetectionCounts(iou=iou, tp=int(t), fp=int(f), fn=references - int(t))
+            for iou, t, f in zip(COUNT_IOUS, tp, fp, strict=True)
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from clearmargin.core import InstanceSet
 from clearmargin.metrics.counting import Surroundings, surroundings
 from clearmargin.metrics.instances import InstanceRow
-from clearmargin.metrics.statistics import size_strata
+from clearmargin.metrics.intervals import size_strata
 
 __all__ = ["STRATA", "instance_strata"]
 

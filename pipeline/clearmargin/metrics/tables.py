@@ -13,9 +13,9 @@ import numpy as np
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
 from clearmargin.files import csv_rows
+from clearmargin.metrics.intervals import Comparison, Interval, bootstrap_means, patient_means
 from clearmargin.metrics.measurement import METRICS
 from clearmargin.metrics.pair import Status
-from clearmargin.metrics.statistics import Comparison, Interval, bootstrap_means, patient_means
 
 __all__ = [
     "CaseRow",

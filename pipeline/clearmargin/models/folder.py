@@ -72,6 +72,12 @@ class ModelCard(Settings):
     trained_on: tuple[str, ...] = Field(
         (), description="keyed hashes of the units it was trained or chosen on: none may calibrate it"
     )
+    trained_content: tuple[str, ...] = Field(
+        (),
+        description="hashes of the images of these units: the same picture under another name is known again",
+    )
+    trained_key: str = Field("", description="fingerprint of the key that the units were hashed with")
+    trained_card: str = Field("", description="name of the data card, which the units' hashes depend on")
 
     @property
     def label_map(self) -> LabelMap:

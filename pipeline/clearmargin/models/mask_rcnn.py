@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -35,10 +36,12 @@ from clearmargin.models.pyramid import Pyramid, PyramidSettings, separable
 from clearmargin.models.suppression import soft_nms
 from clearmargin.models.threads import torch_threads
 
-__all__ = ["MaskRCNN", "MaskRCNNConfig", "masks_within"]
+__all__ = ["MaskRCNN", "MaskRCNNConfig", "followed", "masks_within"]
 
 _STRIDES = (4, 8, 16, 32)
 _CANDIDATES = 1000  # boxes of an image that soft-NMS looks at
+_GROWTH = 0.25  # of a region's extent, at a side that its mask reaches
+_DOUBT = 0.1  # around one half: how surely it does
 
 
 class MaskRCNNConfig(PyramidSettings):
@@ -64,6 +67,13 @@ class MaskRCNNConfig(PyramidSettings):
     mask_channels: int = Field(96, ge=16)
     mask_samples: int = Field(
         20, ge=1, description="positive proposals an image that the mask head learns from"
+    )
+    mask_looks: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="how often the region of a mask is widened to the sides that it reaches, and looked at again: for "
+        "long objects, which boxes cut off; where objects touch it joins them",
     )
     mask_loss: MaskLossSettings = MaskLossSettings()
     point_steps: int = Field(
@@ -181,7 +191,10 @@ class MaskRCNN(nn.Module):
         }
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
-        """Return detections whose masks span their boxes: 28 x 28, doubled until a pixel has a sample of its own."""
+        """Return detections with masks of 28 x 28, doubled until a pixel has a sample of its own.
+
+        They span their boxes, or with ``mask_looks`` regions that are wider on the sides that they reach.
+        """
         with torch_threads(self._threads):
             return self._detect(images, maps=maps)
 
@@ -196,15 +209,16 @@ class MaskRCNN(nn.Module):
         detections = []
         for i, one in enumerate(zip(*found, strict=True)):
             boxes, scores, labels = self._suppress(*one)
-            own = [boxes if k == i else boxes[:0] for k in range(len(proposals))]
-            masks = self._masks(regions, own, labels)
+            place = _Place(image=i, images=len(proposals), size=size)
+            within, coarse = self._follow(regions, boxes, labels, place)
+            masks = self._masks(regions, place.alone(within), labels, coarse)
             detections.append(
                 Detections(
                     boxes=boxes,
                     labels=labels,
                     scores=scores.clamp(0, 1),
                     masks=masks,
-                    regions=boxes,
+                    regions=within,
                     foreground=None if every is None else every[i],
                 )
             )
@@ -245,11 +259,37 @@ class MaskRCNN(nn.Module):
         logits: Tensor = self.mask_branch(regions(boxes, 14))
         return logits
 
-    def _masks(self, regions: Regions, own: list[Tensor], labels: Tensor) -> tuple[Tensor, ...]:
-        """Return one image's mask probabilities, each of its own class; larger boxes have finer ones."""
+    def _follow(
+        self, regions: Regions, boxes: Tensor, labels: Tensor, place: _Place
+    ) -> tuple[Tensor, Tensor]:
+        """Return the regions that one image's masks lie in, and the coarse logits there.
+
+        A region is widened to the sides that its mask reaches, as long as it does and ``mask_looks`` allows.
+        """
+        if not len(labels):
+            return boxes, boxes.new_zeros((0, 0, 0, 0))
+        within = boxes
+        coarse = self._coarse(regions, place.alone(within))
+        rows = torch.arange(len(labels), device=labels.device)
+        changed = rows
+        for _ in range(self.config.mask_looks):
+            own = coarse[changed, labels[changed]].sigmoid()
+            grown = followed(within[changed], own, place.size)
+            moved = (grown != within[changed]).any(1)
+            changed, grown = changed[moved], grown[moved]
+            if not len(changed):
+                break
+            within = within.index_copy(0, changed, grown)
+            coarse = coarse.index_copy(0, changed, self._coarse(regions, place.alone(grown)))
+        return within, coarse
+
+    def _masks(
+        self, regions: Regions, own: list[Tensor], labels: Tensor, coarse: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return one image's mask probabilities, each of its own class; larger regions have finer ones."""
         if len(labels) == 0:
             return ()
-        coarse, boxes = self._coarse(regions, own), torch.cat(own)
+        boxes = torch.cat(own)
         if self.point_head is None:
             return tuple(coarse[torch.arange(len(labels)), labels].sigmoid().float())
         # A mask finer than the network's pixels would cost time and show nothing.
@@ -318,6 +358,48 @@ class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
         regions, _, height, width = logits.shape
         by_class = logits.view(regions, 4, -1, height, width).transpose(1, 2)
         return F.pixel_shuffle(by_class.flatten(1, 2), 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One image of a batch: its position, the number of images, and their height and width in network pixels."""
+
+    image: int
+    images: int
+    size: tuple[int, int]
+
+    def alone(self, boxes: Tensor) -> list[Tensor]:
+        """Return the image's boxes as of a batch in which no other image has any."""
+        return [boxes if k == self.image else boxes[:0] for k in range(self.images)]
+
+
+def followed(regions: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return regions that are wider on the sides that their masks reach, as far as the image goes.
+
+    A side is reached as far as the most probable pixel of the mask's outermost row or column says: not at all up to
+    0.4, wholly from 0.6 on, when the region grows by a quarter of its extent there. Between them it grows by a share:
+    which of two that are nearly alike is reached is a matter of rounding, and must not show.
+
+    Args:
+        regions: ``(R, 4)``, ``x1 y1 x2 y2``.
+        masks: ``(R, h, w)`` probabilities; they span the regions edge to edge.
+        size: The image's height and width, in the regions' unit.
+    """
+    edges = torch.stack(
+        [
+            masks[:, :, 0].amax(1),
+            masks[:, 0].amax(1),
+            masks[:, :, -1].amax(1),
+            masks[:, -1].amax(1),
+        ],
+        dim=1,
+    )
+    reached = ((edges - (0.5 - _DOUBT)) / (2 * _DOUBT)).clamp(0, 1)
+    extents = (regions[:, 2:] - regions[:, :2]).repeat(1, 2)
+    outwards = regions.new_tensor([-1, -1, 1, 1])
+    most = regions.new_tensor([size[1], size[0], size[1], size[0]])
+    grown = regions + outwards * _GROWTH * reached.to(regions.dtype) * extents
+    return torch.minimum(grown.clamp(min=0), most)
 
 
 def masks_within(masks: Tensor, boxes: Tensor) -> Tensor:

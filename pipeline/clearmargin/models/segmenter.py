@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
 from clearmargin.models.clock import Clock
 from clearmargin.models.domain import Domain
 from clearmargin.models.linking import link_slices
 from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import Crop, place, place_view, threshold
-from clearmargin.models.repeats import without_repeats
+from clearmargin.models.repeats import Suppression, without_repeats
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.threads import refuse_forked, torch_threads
 from clearmargin.models.tiling import find_in_tiles
@@ -69,8 +69,8 @@ class Look(Protocol):
         """Return a detection's probabilities on ``grid``."""
         ...
 
-    def instances(self, mask_nms: float) -> InstanceSet:
-        """Return the instances on ``grid``, best score first; ``mask_nms`` as of ``PredictionSettings``."""
+    def instances(self, rule: Suppression) -> InstanceSet:
+        """Return the instances on ``grid``, best score first, less those that ``rule`` leaves out."""
         ...
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
@@ -114,18 +114,18 @@ class PlaneDetections:
         shape = (self.grid.shape[0], self.grid.shape[1])
         return place(self.found.masks[index], self.found.regions[index], self.matrix, shape)
 
-    def instances(self, mask_nms: float) -> InstanceSet:
+    def instances(self, rule: Suppression) -> InstanceSet:
         """Return the instances on the plane's grid, best score first.
 
-        What falls below one pixel there is left out and counted. Of two masks of one label whose IoU is above
-        ``mask_nms`` the lower score is left out: two looks at one object.
+        What falls below one pixel there is left out and counted, and so is what shows an object, or a part of it, that
+        a better mask of its label shows.
         """
         masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found.scores))]
         every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
         kept = np.array([m.area > 0 for m in masks], bool)
         if not kept.all():
             log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
-        return without_repeats(every.select(kept), mask_nms)
+        return without_repeats(every.select(kept), rule)
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid, once.
@@ -180,7 +180,7 @@ class NetworkSegmenter:
         parts = []
         for look in self.looks(self.prepared(image), View()):
             with self.stage("masks"):
-                parts.append(look.instances(self.choice.mask_nms))
+                parts.append(look.instances(self.suppression))
         with self.stage("masks"):
             return replace(self.predicted(self.merge(parts, image)), image=image)
 
@@ -195,8 +195,19 @@ class NetworkSegmenter:
         with self.clock(name), torch_threads(self.threads):
             yield
 
+    @property
+    def thresholds(self) -> Thresholds:
+        """Least scores of the instances that are returned."""
+        return self.choice.thresholds(self.label_map)
+
+    @property
+    def suppression(self) -> Suppression:
+        """Which masks are left out for better ones of their class."""
+        nested = frozenset(self.label_map.by_name(name).id for name in self.choice.nested or ())
+        return Suppression(iou=self.choice.mask_nms, share=self.choice.containment, nested=nested)
+
     def with_threshold(self, score_threshold: float) -> NetworkSegmenter:
-        """Return this segmenter with another score threshold; 0 returns all it has found."""
+        """Return this segmenter with one score threshold for all classes; 0 returns all it has found."""
         return replace(self, choice=self.choice.model_copy(update={"score_threshold": score_threshold}))
 
     def predicted(self, instances: InstanceSet, **maps: NDArray[np.float32]) -> Prediction:
@@ -206,13 +217,13 @@ class NetworkSegmenter:
         )
 
     def merge(self, parts: list[InstanceSet], image: Image) -> InstanceSet:
-        """Return the looks' instances as the image's: linked, in a volume; those above the score threshold."""
+        """Return the looks' instances as the image's: linked, in a volume; those that reach their score threshold."""
         if parts[0].grid.ndim == image.grid.ndim:
             whole = parts[0]
         else:
             choice = self.choice
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
-        return whole.select(whole.scores >= self.choice.score_threshold)
+        return whole.select(self.thresholds.reached(whole))
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the image with the intensities that the network is shown; the same for every view of it.
@@ -250,6 +261,6 @@ class NetworkSegmenter:
             found = look((0, 0), size)
         else:
             found = find_in_tiles(
-                look, size, self.choice.tile, self.choice.tile_overlap, mask_nms=self.choice.mask_nms
+                look, size, self.choice.tile, self.choice.tile_overlap, rule=self.suppression
             )
         return PlaneDetections(found=found, matrix=matrix, extent=size, plane=plane)

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from clearmargin.config import Settings
+from clearmargin.core import LabelMap, Thresholds
 
-__all__ = ["PredictionSettings"]
+__all__ = ["SCORE_THRESHOLD", "PredictionSettings"]
+
+SCORE_THRESHOLD = 0.5
+"""Least score where nothing says which would be better."""
+
+_Score = Annotated[float, Field(ge=0, le=1)]
 
 
 class PredictionSettings(Settings):
     """Which detections become instances. Saved with the model."""
 
-    score_threshold: float = Field(0.5, ge=0, le=1, description="instances below it are not returned")
+    score_threshold: _Score | dict[str, _Score] | None = Field(
+        None,
+        description="least score of an instance, or one for each class by name; none: train chooses one for each class "
+        "on the validation split, and 0.5 where there is none",
+    )
     mask_nms: float = Field(
-        0.5, gt=0, le=1, description="mask IoU above which the lower score of one label goes; 1 keeps all"
+        0.5, gt=0, le=1, description="mask IoU above which the lower score of one class goes; 1 keeps all"
+    )
+    containment: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of a mask in better ones of its class above which it goes, as a part of them or several of "
+        "them as one; 1 keeps all",
+    )
+    nested: tuple[str, ...] | None = Field(
+        None,
+        description="classes whose objects lie in one another: containment is not asked of them; none: train looks "
+        "at its data",
     )
     link_iou: float = Field(0.2, ge=0, le=1, description="least overlap that links instances of two slices")
     link_gap: int = Field(
@@ -27,6 +51,19 @@ class PredictionSettings(Settings):
         None, description="(Y, X) network pixels shown at a time; none: the whole image at once"
     )
     tile_overlap: int = Field(128, ge=32, description="network pixels that neighbouring tiles share")
+
+    def thresholds(self, label_map: LabelMap) -> Thresholds:
+        """Return the least scores by label; 0.5 for a class that has none.
+
+        Raises:
+            ConfigError: A class of ``score_threshold`` is not in the label map.
+        """
+        least = self.score_threshold
+        if isinstance(least, dict):
+            return Thresholds(
+                SCORE_THRESHOLD, {label_map.by_name(name).id: value for name, value in least.items()}
+            )
+        return Thresholds(SCORE_THRESHOLD if least is None else least)
 
     @model_validator(mode="after")
     def _tiles_fit(self) -> PredictionSettings:

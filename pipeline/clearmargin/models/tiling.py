@@ -21,7 +21,7 @@ from clearmargin.core import Mask
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models.network import Detections
 from clearmargin.models.placing import place, place_view, threshold
-from clearmargin.models.repeats import first_looks
+from clearmargin.models.repeats import Suppression, first_looks
 from clearmargin.models.tiles import Tile, lay_tiles
 
 __all__ = ["find_in_tiles"]
@@ -48,24 +48,23 @@ def find_in_tiles(
     tile: tuple[int, int],
     overlap: int,
     *,
-    mask_nms: float,
+    rule: Suppression,
 ) -> Detections:
     """Return what is found in a view that is looked at in tiles, in the view's pixels, best score first.
 
-    Within a tile, repeats go by ``mask_nms``. Parts of one label are joined where a connected piece of one, in the
-    strip that two tiles share, has an IoU of at least 0.5 with a piece of the other, pieces paired so that the sum
-    of their IoU is largest (Hungarian method). A joined
-    mask is the mean of the tiles' probabilities, each weighted by the distance to its tile's cut edges; its score is
-    the mean of the parts' scores, weighted by area, as for slices linked to a volume. A part that its tile cut, and
-    that another tile sees whole and does not find, is left out. The foreground is the mean of the tiles', weighted by
-    the same distance, where they give it.
+    Within a tile, repeats and parts of an object go by ``rule``. Parts of one label are joined where a connected piece
+    of one, in the strip that two tiles share, has an IoU of at least 0.5 with a piece of the other, pieces paired so
+    that the sum of their IoU is largest (Hungarian method). A joined mask is the mean of the tiles' probabilities, each
+    weighted by the distance to its tile's cut edges; its score is the mean of the parts' scores, weighted by area, as
+    for slices linked to a volume. A part that its tile cut, and that another tile sees whole and does not find, is left
+    out. The foreground is the mean of the tiles', weighted by the same distance, where they give it.
 
     Args:
         look: From the first pixel ``(y, x)`` and the size of a tile to its detections, in the tile's pixels.
         view: ``(Y, X)`` of the view.
         tile: ``(Y, X)`` of a tile.
         overlap: Least number of pixels that neighbours share; below the extents of a tile.
-        mask_nms: Mask IoU above which the lower score of one label goes.
+        rule: Which detections of a tile show what a better one shows.
     """
     if not 0 < overlap < min(tile):
         raise ValueError(f"tiles of {tile} cannot share {overlap} pixels")
@@ -76,7 +75,7 @@ def find_in_tiles(
     blend: _Blend | None = None
     for t in tiles:
         found = look(t.low, t.size)
-        parts += _parts(found, t, view, mask_nms)
+        parts += _parts(found, t, view, rule)
         if found.foreground is not None:
             blend = blend or _Blend(len(found.foreground), view)
             blend.add(found.foreground, t)
@@ -113,7 +112,7 @@ class _Blend:
         return torch.from_numpy(self._total)
 
 
-def _parts(found: Detections, tile: Tile, view: tuple[int, int], mask_nms: float) -> list[_Part]:
+def _parts(found: Detections, tile: Tile, view: tuple[int, int], rule: Suppression) -> list[_Part]:
     """Return a tile's detections on the view, without repeats."""
     shift = torch.tensor([*tile.low[::-1]] * 2, dtype=torch.float32)
     labels, scores = found.labels.cpu().numpy(), found.scores.float().cpu().numpy()
@@ -124,7 +123,7 @@ def _parts(found: Detections, tile: Tile, view: tuple[int, int], mask_nms: float
     # What no pixel is likely to hold still has its place in a map of probabilities.
     held = np.array([m.area > 0 for m in masks], bool)
     solid = np.flatnonzero(held)
-    kept = solid[first_looks([masks[i] for i in solid], labels[solid], scores[solid], mask_nms)]
+    kept = solid[first_looks([masks[i] for i in solid], labels[solid], scores[solid], rule)]
     return [
         _Part(
             tile=tile,

@@ -28,6 +28,7 @@ from clearmargin.models.dropout import dropping
 from clearmargin.models.foreground import class_unions
 from clearmargin.models.network import VolumeTargets
 from clearmargin.models.placing import Crop, place_slice, place_volume, threshold
+from clearmargin.models.repeats import Suppression
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.models.semantic_cc import UNetSettings, build_unet, semantic_losses
 from clearmargin.transforms.samples import KEYS
@@ -161,7 +162,7 @@ class VolumeDetections:
         _, component = self.found[index]
         return place_volume(component.probabilities, component.origin, self.matrix, self.grid.shape)
 
-    def instances(self, mask_nms: float) -> InstanceSet:
+    def instances(self, rule: Suppression) -> InstanceSet:
         """Return the components as instances on the volume's grid; those of one class never overlap."""
         masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found))]
         every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)

@@ -93,6 +93,7 @@ def write_case(
             "instances": len(prediction.instances),
             **summary,
             "referred": sum(bool(why) for why in assessed.reasons),
+            "refer_case": list(assessed.refer_case),
             "warnings": [*assessed.warnings, *_remarks(written)],
         }
         _finish(draft, written, image, prediction.label_map, prediction.provenance, content)
@@ -105,6 +106,7 @@ def write_footage(
     provenance: Provenance,
     outputs: Sequence[str],
     *,
+    refer_case: Sequence[str],
     warnings: Sequence[str],
     **summary: Any,
 ) -> Written:
@@ -115,6 +117,7 @@ def write_footage(
         footage: What is kept of the frames.
         provenance: What made the predictions.
         outputs: Names in `WRITERS` (`clip_outputs`).
+        refer_case: Why a person should look at the clip as a whole, of all frames, each once.
         warnings: Of all frames, each once.
         summary: Further entries of ``summary.json``.
     """
@@ -129,6 +132,7 @@ def write_footage(
         "frames": len(footage.numbers),
         **summary,
         "referred": sum(bool(row["refer_because"]) for row in footage.rows),
+        "refer_case": list(refer_case),
         "warnings": [*warnings, *_remarks(written)],
     }
     _finish(folder, written, footage.image, footage.label_map, provenance, content)

@@ -125,12 +125,13 @@ def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[s
 def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
     """Segment every frame on its own; pictures are written as frames come, the rest at the end."""
     with one_run(folder) as draft:
-        footage, chosen, warned = _frames(clip, draft, predictor, outputs)
+        footage, chosen, refer_case, warned = _frames(clip, draft, predictor, outputs)
         written = write_footage(
             draft,
             footage,
             predictor.provenance,
             chosen,
+            refer_case=refer_case,
             warnings=warned,
             calibration=predictor.calibration_record(),
         )
@@ -148,8 +149,8 @@ def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequen
 
 def _frames(
     clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None
-) -> tuple[Footage, tuple[str, ...], list[str]]:
-    """Predict every frame and draw it; return what is kept of all, the outputs to be written, and warnings.
+) -> tuple[Footage, tuple[str, ...], list[str], list[str]]:
+    """Predict every frame and draw it; return what is kept of all, the outputs, why to look at the clip, and warnings.
 
     Raises:
         InputError: No frame can be decoded.
@@ -157,6 +158,7 @@ def _frames(
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     predictions: dict[int, Prediction] = {}
+    refer_case: set[str] = set()
     warned: set[str] = set()
     chosen: tuple[str, ...] = ()
     shown: Image | None = None
@@ -168,6 +170,7 @@ def _frames(
             number, prediction = image.source.frame or 0, assessed.prediction
             draw(prediction, image)
             rows += case_rows(assessed, image)
+            refer_case.update(assessed.refer_case)
             warned.update(assessed.warnings)
             numbers.append(number)
             if len(prediction.instances):
@@ -180,7 +183,7 @@ def _frames(
     footage = Footage(
         image=shown, label_map=predictor.label_map, rows=rows, numbers=numbers, predictions=predictions
     )
-    return footage, chosen, sorted(warned)
+    return footage, chosen, sorted(refer_case), sorted(warned)
 
 
 @contextmanager

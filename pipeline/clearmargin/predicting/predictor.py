@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.config import validate
-from clearmargin.core import Image, LabelMap, Provenance
+from clearmargin.core import Image, LabelMap, Provenance, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats.video import Clip
 from clearmargin.models.domain import mismatch
@@ -19,7 +19,6 @@ from clearmargin.models.settings import PredictionSettings
 from clearmargin.transforms.settings import Window
 from clearmargin.uncertainty.assessment import Assessment, assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration
-from clearmargin.uncertainty.needed import SIDES
 from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
 
 __all__ = ["Predictor"]
@@ -36,7 +35,8 @@ class Predictor:
         uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`).
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
         runtime: ``torch``, or what the model was exported to.
-        score_threshold: Instances below it are not returned; None takes the model's own.
+        score_threshold: Least score of what is returned, as it is shown; None takes the calibration's thresholds, or
+            else the model's.
         tile: Images larger than so many network pixels are shown in square tiles; None does as the model's settings
             say.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window.
@@ -68,10 +68,19 @@ class Predictor:
         """The model's calibration for this way of sampling; None if it has none."""
         return load_calibration(self.model, self.uncertainty, self._opened.provenance.weights_sha256)
 
+    @property
+    def asked(self) -> Thresholds | None:
+        """The score threshold that was asked for, which is of scores as they are shown; None for the model's own."""
+        return None if self.score_threshold is None else Thresholds(self.score_threshold)
+
     @cached_property
-    def threshold(self) -> float:
-        """The least score of an instance that is returned, as predicted."""
-        return self._opened.choice.score_threshold if self.score_threshold is None else self.score_threshold
+    def thresholds(self) -> Thresholds:
+        """Least scores, as predicted, of the instances that are returned."""
+        if self.calibration is None:
+            return self.asked or self._opened.thresholds
+        if self.score_threshold is None:
+            return self.calibration.thresholds
+        return Thresholds(self.calibration.scores.least(self.score_threshold))
 
     @cached_property
     def segmenter(self) -> NetworkSegmenter | SampledSegmenter:
@@ -79,15 +88,17 @@ class Predictor:
 
         It returns instances down to the calibration's threshold, too, by which cases are compared.
         """
-        least = self.threshold
+        least = self.thresholds.lowest
         if self.calibration is not None:
-            if least < self.calibration.threshold:
+            if self.score_threshold is not None and self.thresholds != self.calibration.thresholds:
                 log.warning(
-                    "the margins hold for instances with a score of %.3g or more, and --score-threshold is %.3g",
-                    self.calibration.threshold,
-                    least,
+                    "the promises are about instances with a score of %.3g or more, and --score-threshold is %.3g",
+                    self.calibration.shown(self.calibration.thresholds).lowest,
+                    self.score_threshold,
                 )
-            least = min(least, self.calibration.threshold)
+            least = min(least, self.calibration.thresholds.lowest)
+        elif self.score_threshold is None:
+            return self._opened  # with its own threshold for each class
         return self._opened.with_threshold(least)
 
     @property
@@ -109,7 +120,14 @@ class Predictor:
         """
         unlike = self._unlike(image)
         prediction = replace(self.segmenter(image), image=image)
-        return assess(prediction, image, self.calibration, threshold=self.threshold, unlike=unlike)
+        return assess(
+            prediction,
+            image,
+            self.calibration,
+            thresholds=self.thresholds,
+            shown=self.asked,
+            unlike=unlike,
+        )
 
     def predict_clip(self, clip: Clip) -> Iterator[tuple[Image, Assessment]]:
         """Yield each frame of a clip that can be decoded with its prediction, in order."""
@@ -117,10 +135,15 @@ class Predictor:
             yield frame, self.predict_case(frame)
 
     def promises(self) -> tuple[str, ...]:
-        """Return what the margins hold for, a sentence each; none if the model was not calibrated."""
+        """Return what is promised, a sentence each; none if the model was not calibrated.
+
+        Nothing is promised of misses if another threshold misses more.
+        """
         if self.calibration is None:
             return ()
-        return tuple(str(margin) for side in SIDES for margin in self.calibration.applied(side))
+        misses = self.calibration.misses
+        kept = misses is not None and self.thresholds.highest <= misses.threshold
+        return (*(str(margin) for margin in self.calibration.applied()), *([str(misses)] if kept else []))
 
     def calibration_record(self) -> dict[str, Any] | None:
         """Return what ``summary.json`` says of the calibration; None if there is none."""
@@ -133,8 +156,9 @@ class Predictor:
             "units": dict(self.calibration.units),
             "date": data.date,
             "data_sha256": data.digest,
-            "margins": list(self.promises()),
-            "misses": [str(threshold) for threshold in self.calibration.misses],
+            "score_thresholds": self.thresholds.named(self.label_map),
+            "match_iou": self.calibration.match_iou,
+            "promises": list(self.promises()),
         }
 
     @cached_property
@@ -175,7 +199,7 @@ class Predictor:
         if difference.refusals and not self.force:
             raise InputError(
                 f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it "
-                "all the same with --force, which refers every instance"
+                "all the same with --force, which refers the case"
             )
         return remarks + difference.refusals + difference.warnings
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from clearmargin.files import whole, write_text
 from clearmargin.metrics.failure import risk_coverage
-from clearmargin.metrics.statistics import Interval
+from clearmargin.metrics.intervals import Interval
 from clearmargin.report.figures import coverage_splits, reliability_compared, risk_coverage_curves
 from clearmargin.report.tables import write_rows_csv
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.chosen import ChosenScaling
-from clearmargin.uncertainty.conformal import expected_coverage
 from clearmargin.uncertainty.judging.coverage import SPLITS, Coverage
 from clearmargin.uncertainty.judging.judge import Judgement
-from clearmargin.uncertainty.margins import Margin
+from clearmargin.uncertainty.margins import Margin, sides_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,31 +26,41 @@ Row = dict[str, Any]
 
 
 def margin_name(margin: Margin) -> str:
-    """Return a short name, such as ``outer, 99 %, alpha 0.1``."""
-    stratum = "" if margin.stratum == "all" else f", {margin.stratum}"
-    return f"{margin.promise.side}, {margin.promise.short}, alpha {margin.alpha:g}{stratum}"
+    """Return a short name, such as ``outer, by object, alpha 0.1``."""
+    return f"{margin.sides}, by {margin.guarantee}, alpha {margin.alpha:g}"
+
+
+def _scores(calibration: Calibration) -> str:
+    """Return the least scores of what is returned, as predicted and as shown."""
+    raw, shown = calibration.thresholds, calibration.shown(calibration.thresholds)
+    per_class = "" if raw.lowest == raw.highest else " or more, by class,"
+    return f"{raw.lowest:.4g} as predicted ({shown.lowest:.4g} as shown){per_class}"
 
 
 def report_text(calibration: Calibration, judged: Judgement | None = None) -> str:
-    """Return a page of Markdown: what was fitted with its full sentences, what was refused, how it was judged."""
+    """Return a page of Markdown: the promises that are applied, then what else was fitted and how it was judged."""
     units = ", ".join(f"{n} {name}" for name, n in calibration.units.items())
+    applied = calibration.applied()
     lines = [
         f"# Calibration of uncertainty '{calibration.mode}' on card '{calibration.card}'",
         "",
+        "## What `predict` promises",
+        "",
+        *(f"- {_first_upper(str(margin))}." for margin in applied),
+        *([] if applied else ["- No margin; see what was refused."]),
+        *_judged_promises(calibration, judged),
+        *([] if calibration.misses is None else [f"- {_first_upper(str(calibration.misses))}"]),
+        "- All of it holds for data like the calibration data, for predictions from a score of "
+        f"{_scores(calibration)} that match an object at an IoU of {calibration.match_iou:g} or "
+        "more. What is missed, merged or cut has no margin.",
+        "",
         f"Units ({calibration.data.exchangeable}): {units}. Weights {calibration.weights_sha256[:12]}, data "
-        f"{calibration.data.digest[:12]}, {calibration.data.date}. Margins hold for matched instances with a score "
-        f"(as predicted) of {calibration.threshold:.4g} or more.",
+        f"{calibration.data.digest[:12]}, {calibration.data.date}. Leakage: {calibration.checked}.",
         "",
-        "## Margins",
+        "## Every promise, and what it costs",
         "",
-        *(f"- {margin}" for margin in calibration.margins if margin.stratum == "all"),
-        *([] if calibration.margins else ["None."]),
-        *_strata_lines(calibration),
-        "",
-        "## Misses",
-        "",
-        *(f"- {threshold}" for threshold in calibration.misses),
-        *([] if calibration.misses else ["No threshold; see what was refused."]),
+        *_markdown(_promise_rows(calibration, judged)),
+        *_width_lines(calibration),
         "",
         "## Scaling",
         "",
@@ -64,12 +73,106 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
             f"{calibration.referral.fitted.get(name, 'default')}"
             for name in ("pairwise_dice", "predicted_nsd", "score", "found_by")
         ),
+        "",
+        "## Cases unlike these",
+        "",
+        *_drift_lines(calibration, judged),
     ]
     if calibration.refused:
         lines += ["", "## Refused", "", *_refused_lines(calibration)]
     if judged is not None:
         lines += _judged_lines(judged)
     return "\n".join(lines) + "\n"
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _judged_promises(calibration: Calibration, judged: Judgement | None) -> list[str]:
+    """Return a line for the coverage of each applied margin on the judged units, and for what is missed."""
+    if judged is None:
+        return []
+    applied = calibration.applied()
+    lines = [
+        f"- On {row.units} other {calibration.data.exchangeable} units ({row.margin.sides}): "
+        f"{_interval(row.covered, 100)} %."
+        for row in judged.coverage
+        if row.margin in applied and row.covered is not None
+    ]
+    if judged.missed is not None:
+        lines.append(
+            f"- Missed, merged or cut there: {_interval(judged.missed, 100)} % of a unit's objects, a mean over units."
+        )
+    return lines
+
+
+def _promise_rows(calibration: Calibration, judged: Judgement | None) -> list[Row]:
+    rows = []
+    for k, margin in enumerate(calibration.margins):
+        mean, low, high = (100 * share for share in margin.covered)
+        row: Row = {
+            "promise": f"by {margin.guarantee}" + (", applied" if margin in calibration.applied() else ""),
+            "sides": margin.sides,
+            "alpha": f"{margin.alpha:g}",
+            f"median margin, {margin.length_unit}": " / ".join(
+                f"{margin.typical[side]:.3g}" for side in sides_of(margin.sides)
+            ),
+            "width": margin.width.kind,
+            "n": margin.n,
+            "expected, % (one calibration)": f"{mean:.1f} [{low:.0f}, {high:.0f}]",
+        }
+        if judged is not None:
+            found = judged.coverage[k]
+            over, least, most = (100 * share for share in found.splits)
+            row |= {
+                "judged units, %": "" if found.covered is None else _interval(found.covered, 100),
+                "objects": f"{found.objects_covered} of {found.objects}",
+                f"over {SPLITS} splits, %": f"{over:.1f} [{least:.0f}, {most:.0f}]"
+                if found.over_splits
+                else "",
+            }
+        rows.append(row)
+    return rows
+
+
+def _width_lines(calibration: Calibration) -> list[str]:
+    """Return what the table's words mean, and why margins are as wide as they are; none without a margin."""
+    if not calibration.margins:
+        return []
+    kinds = {margin.width.kind for margin in calibration.applied()}
+    said = {
+        "constant": "One margin for all objects was as narrow as any that follows them, on the fit units.",
+        "predicted": "A margin that follows size, score and class was narrower on the fit units than one for all.",
+        "edge": "A margin that follows the samples' edges was narrower on the fit units than one for all.",
+    }
+    return [
+        "",
+        "By object: share of a unit's objects that are covered. By unit: share of the units of which every object is "
+        "covered. By risk: share of an object's edge. In brackets: nine of ten calibrations.",
+        *(said[kind] for kind in sorted(kinds)),
+    ]
+
+
+def _drift_lines(calibration: Calibration, judged: Judgement | None) -> list[str]:
+    known = calibration.fingerprint
+    if not known.reaches:
+        return [
+            f"- {len(set(known.units))} units are too few to warn of a single case at a false alarm rate of "
+            f"{100 * known.false_alarms:g} %: no case is warned of."
+        ]
+    own = ", ".join(f"{name} {warned} of {count}" for name, (warned, count) in known.by_stratum.items())
+    lines = [
+        f"- At most {100 * known.false_alarms:g} % of the cases like these are warned of; then no margin is promised."
+        + (f" Calibration cases, each against the others: {own}." if own else "")
+    ]
+    if judged is not None:
+        lines.append(
+            "- Judged cases: "
+            + ", ".join(f"{a.stratum} {a.warned} of {a.cases}" for a in judged.alarms)
+            + "."
+        )
+    return lines
 
 
 def write_calibration(
@@ -91,15 +194,20 @@ def write_calibration(
 
 def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, float]:
     """Return the numbers under flat names, as the tracking store takes them."""
-    found = {f"margin/{margin_name(m)}": m.value for m in calibration.margins}
-    found |= {f"threshold/alpha {m.alpha:g}": m.threshold for m in calibration.misses}
-    found["threshold/margins"] = calibration.threshold
+    found = {
+        f"margin/{side}/{margin_name(m)}": m.typical[side]
+        for m in calibration.margins
+        for side in sides_of(m.sides)
+    }
+    found["threshold"] = calibration.thresholds.lowest
     if judged is None:
         return found
-    found |= {f"missed/{name}": interval.estimate for name, interval in judged.misses.items()}
+    if judged.missed is not None:
+        found["missed"] = judged.missed.estimate
     for row in judged.coverage:
-        if row.units:
-            found[f"coverage/{margin_name(row.margin)}"] = row.covered / row.units
+        if row.covered is not None:
+            found[f"coverage/{margin_name(row.margin)}"] = row.covered.estimate
+        if row.over_splits:
             found[f"coverage_over_splits/{margin_name(row.margin)}"] = row.splits[0]
     for one in judged.scaled:
         found[f"before/{one.what}/{one.number}"] = one.before.estimate
@@ -129,12 +237,14 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
             risk=f"{named} ({unit})" if unit else named,
             best=risk_coverage(risks, risks),
         )
-    whole = [row for row in judged.coverage if row.margin.stratum == "all" and row.over_splits]
-    chosen = [row for row in whole if row.margin.promise.share == 1]
-    if chosen:
+    shown = {
+        margin_name(row.margin): (row.over_splits, row.margin.covered[0])
+        for row in judged.coverage
+        if row.over_splits and row.margin.alpha == judged.coverage[0].margin.alpha
+    }
+    if shown:
         figures["coverage_over_splits"] = coverage_splits(
-            {margin_name(row.margin): (row.over_splits, row.expected) for row in chosen},
-            f"coverage over {SPLITS} random splits of the margin and judged units",
+            shown, f"coverage over {SPLITS} random splits of the margin and judged units"
         )
     return figures
 
@@ -148,39 +258,6 @@ def _refused_lines(calibration: Calibration) -> list[str]:
         f"- {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}"
         for why, names in by_reason.items()
     ]
-
-
-def _strata_lines(calibration: Calibration) -> list[str]:
-    """Return a table of the margins of strata; their sentences are those of all, but for the numbers."""
-    rows = [
-        {
-            "margin": margin_name(margin),
-            "value": _value(margin),
-            "n": margin.n,
-            "without": margin.without,
-            "expected": f"{100 * expected_coverage(margin.n, margin.alpha):.1f} %",
-        }
-        for margin in calibration.margins
-        if margin.stratum != "all"
-    ]
-    if not rows:
-        return []
-    data = calibration.data
-    return [
-        "",
-        "### Of strata",
-        "",
-        f"As above, for the matched instances of a stratum; n counts the {data.exchangeable} units that have one. "
-        f"Calibrated {data.date} on data {data.digest[:12]}; they hold for data like the calibration data and say "
-        "nothing of instances that were missed.",
-        "",
-        *_markdown(rows),
-    ]
-
-
-def _value(margin: Margin) -> str:
-    unit = "scales" if margin.promise.floor is not None else margin.length_unit
-    return f"{margin.value:.3g} {unit}"
 
 
 def _scaling_lines(calibration: Calibration) -> list[str]:
@@ -202,17 +279,26 @@ def _scaling_lines(calibration: Calibration) -> list[str]:
 
 def _judged_lines(judged: Judgement) -> list[str]:
     lines = ["", f"## Judged on {judged.units} other units ({judged.cases} cases)", ""]
-    for name, interval in judged.misses.items():
-        share = f"{_interval(interval, 100)} % (mean over units)"
-        lines += [f"- Instances missed at the threshold of {name}: {share}."]
-    lines += [""] if judged.misses else []
-    lines += ["### Coverage", "", *_markdown(_coverage_rows(judged.coverage))]
+    lines += [
+        f"- Size of the {side} region over the true size: {ratio:.2f}."
+        for side, ratio in judged.sizes.items()
+    ]
+    if judged.empty is not None:
+        lines += [f"- Inner regions that are empty: {100 * judged.empty:.1f} %."]
+    lines += ["", "### Coverage by size of the predicted object", "", *_markdown(_size_rows(judged.coverage))]
     if judged.shifts:
         lines += [
             "",
             "### Shift: calibrated on one stratum, judged on another",
             "",
             *_markdown(_shift_rows(judged)),
+        ]
+    if judged.expected:
+        lines += [
+            "",
+            "### What samples say of an edge, and what came true",
+            "",
+            *_markdown(_expected_rows(judged)),
         ]
     if judged.scaled:
         shown = [
@@ -235,48 +321,75 @@ def _judged_lines(judged: Judgement) -> list[str]:
     return lines
 
 
-def _coverage_rows(coverage: Sequence[Coverage]) -> list[Row]:
-    rows = []
-    for row in coverage:
-        mean, low, high = row.splits
-        share = 100 * row.covered / row.units if row.units else 0.0
-        margin = row.margin
-        rows.append(
-            {
-                "margin": margin_name(margin),
-                "value": _value(margin),
-                "n": margin.n,
-                "covered": f"{row.covered} of {row.units} = {share:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]",
-                f"over {SPLITS} splits": f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
-                "expected": f"{100 * row.expected:.1f} %",
-                "stretch": "" if row.stretch is None else f"{row.stretch:.2f}",
-            }
-        )
-    return rows
+def _size_rows(coverage: Sequence[Coverage]) -> list[Row]:
+    return [
+        {
+            "margin": margin_name(row.margin),
+            "size": third.name,
+            "covered": f"{third.covered} of {third.objects}",
+            "%": round(100 * third.covered / third.objects, 1),
+            f"median margin, {row.margin.length_unit}": round(third.typical, 2),
+        }
+        for row in coverage
+        if row.margin.guarantee == "object"
+        for third in row.by_size
+    ]
+
+
+def _expected_rows(judged: Judgement) -> list[Row]:
+    return [
+        {
+            "said": row.column,
+            "fifth": row.part,
+            "n": row.n,
+            "mean said": round(row.said, 3),
+            "measured": row.measured,
+            "mean measured": round(row.found, 3),
+            "Spearman": None if row.spearman is None else round(row.spearman, 2),
+        }
+        for row in judged.expected
+    ]
 
 
 def _margin_rows(calibration: Calibration, judged: Judgement | None) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
+    applied = calibration.applied()
     for k, margin in enumerate(calibration.margins):
+        mean, low, high = margin.covered
         row: Row = {
             "margin": margin_name(margin),
-            "side": margin.promise.side,
-            "share": margin.promise.share,
-            "of": margin.promise.of,
-            "floor": margin.promise.floor,
-            "stratum": margin.stratum,
+            "applied": margin in applied,
+            "promise": margin.guarantee,
+            "sides": margin.sides,
             "alpha": margin.alpha,
-            "value": margin.value,
+            "confidence": margin.confidence,
+            "match_iou": margin.match_iou,
+            "width": margin.width.kind,
+            "floor": margin.width.floor,
+            "factor": margin.factor,
+            "typical_outer": margin.typical["outer"],
+            "typical_inner": margin.typical["inner"],
             "unit": margin.length_unit,
             "n": margin.n,
             "without": margin.without,
+            "expected": mean,
+            "one_calibration_low": low,
+            "one_calibration_high": high,
         }
         if judged is not None:
             found = judged.coverage[k]
-            mean, low, high = found.splits
-            row |= {"units": found.units, "covered": found.covered, "low": found.low, "high": found.high}
-            row |= {"expected": found.expected, "splits": mean, "splits_low": low, "splits_high": high}
-            row["stretch"] = found.stretch
+            over, least, most = found.splits
+            row |= {
+                "units": found.units,
+                "covered": None if found.covered is None else found.covered.estimate,
+                "covered_low": None if found.covered is None else found.covered.low,
+                "covered_high": None if found.covered is None else found.covered.high,
+                "objects": found.objects,
+                "objects_covered": found.objects_covered,
+                "splits": over,
+                "splits_low": least,
+                "splits_high": most,
+            }
         rows.append(row)
     rows += [{"margin": refusal.what, "refused": refusal.why} for refusal in calibration.refused]
     return rows
@@ -289,11 +402,13 @@ def _shift_rows(judged: Judgement) -> list[Row]:
             "alpha": row.alpha,
             "calibrated on": f"{row.column} {row.calibrated_on or 'any'}",
             "n": row.n,
-            "value": round(row.value, 3),
             "judged on": f"{row.column} {row.judged_on}",
-            "covered": row.covered,
             "units": row.units,
-            "share": round(row.covered / row.units, 3) if row.units else None,
+            "covered, %": round(100 * row.covered, 1),
+            "cases refused": f"{row.refused} of {row.cases}",
+            "covered of the others, %": None
+            if row.covered_after is None
+            else round(100 * row.covered_after, 1),
         }
         for row in judged.shifts
     ]

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from clearmargin.metrics.thresholds import ScoreCurve
+
 __all__ = [
     "COLOURS",
     "Series",
@@ -22,6 +24,7 @@ __all__ = [
     "reliability",
     "reliability_compared",
     "risk_coverage_curves",
+    "score_thresholds",
     "trade_off",
     "training_curves",
 ]
@@ -161,6 +164,27 @@ def risk_coverage_curves(
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.1 * top or 1.0)
     finish(axes, title=title, x="share that is not referred", y=f"their {risk}", legend=True)
+    return figure
+
+
+def score_thresholds(curve: ScoreCurve, used: Sequence[float]) -> Figure:
+    """Return precision, recall and what they are weighed into over score thresholds.
+
+    Args:
+        curve: Counts at each threshold; an empty one gives empty axes.
+        used: The thresholds in use, a line each.
+    """
+    figure = new_figure(5.4, 4.0)
+    axes = figure.add_subplot()
+    lines = {"precision": curve.precision, "recall": curve.recall, "F1": curve.f1, "PQ": curve.pq}
+    lines["TP / (TP + FP + FN)"] = curve.accuracy
+    for i, (name, values) in enumerate(lines.items()):
+        axes.plot(curve.scores, values, label=name, **_look(i))
+    for threshold in used:
+        axes.axvline(threshold, color="#999999", linewidth=1, linestyle="--")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    finish(axes, title="detections at an IoU above 0.5", x="score threshold", legend=True)
     return figure
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clearmargin.files import csv_rows, write_text
-from clearmargin.metrics.statistics import bootstrap_class_means
+from clearmargin.metrics.intervals import bootstrap_class_means
 from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise
 
 __all__ = ["FOREGROUND", "PaperCell", "PaperTable", "metric_title", "paper_table", "write_paper"]

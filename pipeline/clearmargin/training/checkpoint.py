@@ -18,7 +18,7 @@ from clearmargin.files import whole
 __all__ = ["CHECKPOINT", "TrainingState", "guard_disk", "restore_checkpoint", "save_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
-_PARTS = {"config", "network", "average", "optimiser", "epoch", "seconds", "best", "since_best"}
+_PARTS = {"config", "network", "average", "optimiser", "epoch", "seconds", "best", "since_best", "thresholds"}
 
 
 @dataclass(kw_only=True)
@@ -33,6 +33,7 @@ class TrainingState:
         seconds: Spent on them, over all resumptions.
         best: Validation metrics of the model that is kept, by name.
         since_best: Validations since then.
+        thresholds: Score threshold of each class by its name, as the latest validation chose them.
     """
 
     network: nn.Module
@@ -42,6 +43,7 @@ class TrainingState:
     seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
     since_best: int = 0
+    thresholds: dict[str, float] = field(default_factory=dict)
 
     def move_average(self, decay: float, step: int) -> None:
         """Move the average towards the current weights; faster at first, so that a short run forgets its start."""
@@ -69,6 +71,7 @@ def save_checkpoint(state: TrainingState, folder: Path, config_digest: str) -> N
         "seconds": state.seconds,
         "best": state.best,
         "since_best": state.since_best,
+        "thresholds": state.thresholds,
     }
 
     def write() -> None:
@@ -103,6 +106,7 @@ def restore_checkpoint(state: TrainingState, folder: Path) -> str:
     state.optimiser.load_state_dict(saved["optimiser"])
     state.epoch, state.seconds = saved["epoch"], saved["seconds"]
     state.best, state.since_best = saved["best"], saved["since_best"]
+    state.thresholds = saved["thresholds"]
     return str(saved["config"])
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from clearmargin.config import Settings, apply_overrides, read_yaml, validate
 from clearmargin.datasets.folds import FoldSettings
+from clearmargin.metrics.thresholds import Measure
 from clearmargin.models import network_config
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.tracking.parameters import plain
@@ -63,6 +64,11 @@ class TrainingSettings(Settings):
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
+    threshold_measure: Measure = Field(
+        "pq",
+        description="what the score thresholds are chosen for on the validation split: pq, f1 or accuracy, which is "
+        "TP / (TP + FP + FN)",
+    )
     early_stopping: EarlyStopping | None = Field(
         None, description="none: all epochs are run, the last one kept"
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 
-__all__ = ["Scaling", "channels_made", "normalise", "scaling_of"]
+__all__ = ["Scaling", "channels_made", "narrowest_window", "normalise", "scaling_of"]
 
 
 Scaling = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -52,16 +52,31 @@ def scaling_of(pixels: NDArray[Any], settings: Window | WindowStack | Percentile
     return partial(_in_window, window=_window_of(pixels, settings))
 
 
+def narrowest_window(pixels: NDArray[Any], settings: Percentiles) -> float:
+    """Return the width of an image's percentile window, in its values; of several channels' the least that is not 0.
+
+    0 for a constant image. ``least_width`` has no part in it.
+    """
+    own = settings.model_copy(update={"least_width": None})
+    parts = pixels if settings.per_channel else (pixels,)
+    windows = [window for window in (_window_of(part, own) for part in parts) if window is not None]
+    return min((high - low for low, high in windows), default=0.0)
+
+
 _Bounds = tuple[float, float]
 
 
 def _window_of(values: NDArray[Any], settings: Percentiles) -> _Bounds | None:
-    """Return the percentiles, or the extremes where the percentiles are one value; None for constant values."""
+    """Return the percentiles, or the extremes where the percentiles are one value; None for constant values.
+
+    A window that is narrower than the settings' least width ends higher: so the noise of a nearly black image stays
+    nearly black.
+    """
     low, high = _percentiles(values, (settings.low, settings.high))
     if low == high:
         finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    return None if low == high else (low, high)
+    return None if low == high else (low, max(high, low + (settings.least_width or 0.0)))
 
 
 def _percentiles(values: NDArray[Any], shares: tuple[float, float]) -> _Bounds:

@@ -58,6 +58,12 @@ class Percentiles(Settings):
     per_channel: bool = Field(
         False, description="each channel by its own: for several MR sequences; colour keeps its hue without"
     )
+    least_width: float | None = Field(
+        None,
+        ge=0,
+        description="least width of the window, in the images' values, so that noise is not stretched; none: train "
+        "takes the 5 % quantile of its images' windows",
+    )
 
 
 Intensity = Annotated[Window | WindowStack | Percentiles, Field(discriminator="kind")]

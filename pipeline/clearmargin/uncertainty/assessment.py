@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clearmargin.core import Image, Prediction, at_least
+from clearmargin.core import Image, Prediction, Thresholds, at_least
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.drift import Features
 from clearmargin.uncertainty.referral import ReferralRules, reasons
@@ -22,12 +22,15 @@ class Assessment:
         prediction: As `Calibration.apply` returns it, where there is a calibration that fits; with the column
             ``refer``, 1 where a person should look and 0 elsewhere.
         reasons: For each instance, why a person should look; nothing where no rule speaks.
-        warnings: Of the case: how it differs from the calibration cases, or why the calibration does not apply.
+        refer_case: Why a person should look at the case as a whole: how it differs from the calibration cases or the
+            training images. It refers no instance by itself.
+        warnings: Of the case: those, or why the calibration does not apply.
         features: Of the case, for a check of many together; none where there is no calibration that fits.
     """
 
     prediction: Prediction
     reasons: tuple[tuple[str, ...], ...]
+    refer_case: tuple[str, ...]
     warnings: tuple[str, ...]
     features: Features
 
@@ -37,26 +40,29 @@ def assess(
     image: Image,
     calibration: Calibration | None,
     *,
-    threshold: float,
+    thresholds: Thresholds,
+    shown: Thresholds | None = None,
     unlike: tuple[str, ...] = (),
 ) -> Assessment:
     """Apply a model's calibration to a prediction and say which instances a person should look at.
 
     Args:
-        prediction: On the image's grid, of all instances down to ``threshold``, and to the calibration's own: it is
-            the latter by which cases are compared.
+        prediction: On the image's grid, of all instances that ``thresholds`` keep, and of those down to the
+            calibration's own, by which cases are compared.
         image: The segmented image.
         calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
             stand.
-        threshold: Instances with less of a score, as predicted, are not returned.
-        unlike: How the image differs from the model's training images: a warning each, for which every instance is
-            referred.
+        thresholds: Least scores, as predicted, of what is returned.
+        shown: Least scores, as the calibration scales them, in place of ``thresholds`` if it fits; None for these.
+        unlike: How the image differs from the model's training images: a warning each, for which the case is referred.
+
+    A case that looks like no calibration case has no margins, since none is promised for it.
     """
     warnings: tuple[str, ...] = ()
     features: Features = {}
-    applied = at_least(prediction, threshold)
+    applied = at_least(prediction, thresholds)
     rules = ReferralRules()
-    differs: tuple[str, ...] = ()
+    refer_case = unlike
     if calibration is not None and calibration.length_unit != image.grid.unit:
         way_out = (
             "give the image a spacing" if image.grid.unit == "px" else "calibrate on images with a spacing"
@@ -67,13 +73,19 @@ def assess(
         )
     elif calibration is not None:
         features = calibration.features(image, prediction)
-        warnings = differs = calibration.drift([features]).warnings
-        applied = calibration.apply(applied)
+        warnings = calibration.drift([features]).warnings
+        refer_case = (*unlike, *warnings)
+        kept = applied if shown is None else calibration.at_least(prediction, shown)
+        applied = calibration.apply(kept, margins=not warnings)
         rules = calibration.referral
     warnings = (*unlike, *warnings)
-    every = tuple((*unlike, *reasons(applied, i, rules, differs)) for i in range(len(applied.instances)))
+    every = tuple(tuple(reasons(applied, i, rules)) for i in range(len(applied.instances)))
     flags = np.array([bool(why) for why in every], np.float32)
     flagged = replace(applied.instances, uncertainty={**applied.instances.uncertainty, "refer": flags})
     return Assessment(
-        prediction=replace(applied, instances=flagged), reasons=every, warnings=warnings, features=features
+        prediction=replace(applied, instances=flagged),
+        reasons=every,
+        refer_case=refer_case,
+        warnings=warnings,
+        features=features,
     )

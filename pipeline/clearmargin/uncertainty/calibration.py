@@ -8,29 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from clearmargin.config import read_yaml
-from clearmargin.core import Image, Mask, Prediction
+from clearmargin.core import EdgeSpread, Image, Mask, Prediction, Thresholds, at_least, chosen_instances
 from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
 from clearmargin.uncertainty.chosen import ChosenScaling
 from clearmargin.uncertainty.drift import Drift, Features, Fingerprint, case_features, check_drift
+from clearmargin.uncertainty.guarantees import Guarantee
 from clearmargin.uncertainty.maps import entropy
-from clearmargin.uncertainty.margins import CalibrationData, Margin
+from clearmargin.uncertainty.margins import CalibrationData, Margin, Sides
 from clearmargin.uncertainty.misses import MissThreshold
-from clearmargin.uncertainty.needed import SIDES, Side, Strata
-from clearmargin.uncertainty.reach import EdgeScale
+from clearmargin.uncertainty.needed import SIDES, Side
+from clearmargin.uncertainty.observed import object_features
 from clearmargin.uncertainty.referral import ReferralRules
 from clearmargin.uncertainty.sampling import Mode
 from clearmargin.uncertainty.scaling import Scaling, scaling_from_data, scaling_to_data
 
-__all__ = ["Calibration", "Refusal", "load_calibration", "save_calibration"]
+__all__ = ["Applied", "Calibration", "Refusal", "load_calibration", "save_calibration"]
+
+Applied = Literal["each", "both"]
 
 _FOLDER = "calibration"
 
@@ -40,7 +43,7 @@ class Refusal:
     """Something that was asked for and could not be had.
 
     Attributes:
-        what: Such as ``outer margin, alpha 0.05, stratum 'nucleus'``.
+        what: Such as ``margin 'outer' by object, alpha 0.05``.
         why: With the level that is reached, where units are too few.
     """
 
@@ -56,17 +59,21 @@ class Calibration:
         mode: How the model was sampled; another way gives other scores and edges.
         weights_sha256: Of the model, all members together.
         card: Name of the data card.
+        checked: How it was checked that the model was not trained on the cases.
         data: Unit, date, and digest of the calibration split.
         units: Number of units that scalings and limits were fitted on (``fit``), and margins (``margin``).
         length_unit: ``mm`` or ``px``, of everything that is a length.
-        threshold: Margins hold for the matched instances at this score, as predicted and not scaled, or any higher.
+        thresholds: Least scores, as predicted and not scaled, of the instances that are returned; margins hold for the
+            matched ones among them. Scaling keeps their order, so that `shown` thresholds keep the same instances.
+        match_iou: IoU with the true object from which an instance is matched well enough for a margin.
         scores: Scaling of instance scores.
         pixels: Scaling of the foreground map; None where there is no map.
         nsd: Scaling of predicted NSD to NSD at ``tolerance``; None where it is not predicted.
         tolerance: In ``length_unit``.
-        misses: Score thresholds that keep misses rare, by alpha.
-        strata: Which instances share a margin.
-        margins: All that could be had.
+        misses: The promise about misses that ``thresholds`` keep; None if none was asked for, or it could not be had.
+        promise: Of the margins that are applied.
+        sides: ``each``: an outer and an inner margin, each with its own promise; ``both``: one pair.
+        margins: All that could be had; those of the first alpha are applied.
         refused: What could not.
         referral: When a person should look.
         fingerprint: What calibration cases look like.
@@ -75,36 +82,44 @@ class Calibration:
     mode: Mode
     weights_sha256: str
     card: str
+    checked: str
     data: CalibrationData
     units: Mapping[str, int]
     length_unit: Unit
-    threshold: float
+    thresholds: Thresholds
+    match_iou: float
     scores: ChosenScaling
     pixels: ChosenScaling | None
     nsd: Scaling | None
     tolerance: float
-    misses: tuple[MissThreshold, ...]
-    strata: Strata
+    misses: MissThreshold | None
+    promise: Guarantee
+    sides: Applied
     margins: tuple[Margin, ...]
     refused: tuple[Refusal, ...]
     referral: ReferralRules
     fingerprint: Fingerprint = field(repr=False)
 
-    def apply(self, prediction: Prediction) -> Prediction:
+    def apply(self, prediction: Prediction, *, margins: bool = True) -> Prediction:
         """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
 
         Scores and the map ``foreground`` are scaled, ``entropy`` and ``mean_entropy`` follow the scaled map, and
         ``predicted_nsd`` is scaled. Where margins were calibrated, ``outer`` and ``inner`` hold each instance's
         `region`, and there are columns, with the grid's unit in their names: ``margin_outer_mm`` and
-        ``margin_inner_mm``, the one margin all around of the instance's stratum (`margin`), and
-        ``inner_volume_mm3`` and ``outer_volume_mm3``, the regions' sizes: as likely as the margin, the true size lies
-        between them. Masks stay as they are.
+        ``margin_inner_mm``, the margins of these regions (of one that follows the edge its mean along it), and
+        ``inner_volume_mm3`` and ``outer_volume_mm3``, the regions' sizes. Masks stay as they are.
+
+        Args:
+            prediction: As predicted, of the instances that are returned.
+            margins: Whether it has any: none are promised of a case unlike the calibration cases.
 
         Raises:
             InputError: The grid is in mm and the calibration in px, or the other way round.
         """
-        instances = prediction.instances
         self._check_unit(prediction)
+        scores = np.clip(self.scores.apply(prediction.instances.scores), 0, 1)
+        prediction = replace(prediction, instances=replace(prediction.instances, scores=scores))
+        instances = prediction.instances
         columns = dict(instances.uncertainty)
         if self.nsd is not None and "predicted_nsd" in columns:
             columns["predicted_nsd"] = _float32(self.nsd.apply(columns["predicted_nsd"]))
@@ -119,14 +134,14 @@ class Calibration:
         grid, every = instances.grid, range(len(instances))
         regions: dict[Side, tuple[Mask, ...]] = {}
         for side in SIDES:
-            if self.margin(side) is not None:  # no stratum has a margin where all together have none
-                own = [self.margin(side, self.strata.of(instances, i)) for i in every]
-                columns[f"margin_{side}_{grid.unit}"] = _float32([m.value for m in own if m is not None])
+            margin = self.margin(side) if margins else None
+            if margin is not None:
+                lengths = [margin.length(side, *self._known(prediction, i, margin)) for i in every]
+                columns[f"margin_{side}_{grid.unit}"] = _float32(lengths)
                 regions[side] = tuple(self.region(prediction, i, side) for i in every)
                 sizes = [region.area * grid.voxel_size for region in regions[side]]
                 columns[f"{side}_{grid.size_name}"] = _float32(sizes)
-        scores = self.scores.apply(instances.scores)
-        scaled = replace(instances, scores=np.clip(scores, 0, 1), uncertainty=columns)
+        scaled = replace(instances, uncertainty=columns)
         return replace(
             prediction,
             instances=scaled,
@@ -135,57 +150,68 @@ class Calibration:
             inner=regions.get("inner", ()),
         )
 
-    def margin(self, side: Side, stratum: str = "all", *, scaled: bool = False) -> Margin | None:
-        """Return the 100 % margin of the largest alpha: of the stratum, or else of all instances; None for none."""
-        chosen = [
-            m
-            for m in self.margins
-            if m.promise.side == side and m.promise.share == 1 and (m.promise.floor is not None) == scaled
-        ]
-        for name in (stratum, "all"):
-            own = [m for m in chosen if m.stratum == name]
-            if own:
-                return max(own, key=lambda m: m.alpha)
-        return None
+    def margin(self, side: Side) -> Margin | None:
+        """Return the margin that is applied to a side; None if it could not be had."""
+        sides: Sides = "both" if self.sides == "both" else side
+        own = [m for m in self.margins if m.guarantee == self.promise and m.sides == sides]
+        return own[0] if own else None
 
-    def applied(self, side: Side) -> tuple[Margin, ...]:
-        """Return the margins that `region` chooses from: that of all instances, and those of strata."""
-        scaled = self.margin(side, scaled=True) is not None
-        found = {m.stratum: self.margin(side, m.stratum, scaled=scaled) for m in self.margins}
-        return tuple(m for name, m in sorted(found.items()) if m is not None and m.stratum == name)
+    def applied(self) -> tuple[Margin, ...]:
+        """Return the margins that are applied, outer before inner; one if its promise is about both sides."""
+        sides: tuple[Sides, ...] = ("both",) if self.sides == "both" else SIDES
+        margins = [self.margin("outer" if one == "both" else one) for one in sides]
+        return tuple(margin for margin in margins if margin is not None)
 
     def region(self, prediction: Prediction, i: int, side: Side) -> Mask:
-        """Return instance ``i`` grown (outer) or shrunk (inner) by its 100 % margin.
+        """Return instance ``i`` grown (outer) or shrunk (inner) by its margin.
 
-        By the scaled margin where one was calibrated and the prediction has edges; by that of the instance's
-        stratum where it has one, else by that of all instances.
+        Args:
+            prediction: As predicted, and not scaled.
+            i: Position of the instance.
+            side: Which of the two.
 
         Raises:
             InputError: There is no such margin, or the grid is in another unit of length.
         """
         self._check_unit(prediction)
-        mask, grid = prediction.instances.masks[i], prediction.instances.grid
-        stratum = self.strata.of(prediction.instances, i)
-        scaled = self.margin(side, stratum, scaled=True)
-        if scaled is not None and scaled.promise.floor is not None and prediction.edges:
-            edge = prediction.edges[i]
-            scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=scaled.promise.floor)
-            return scaled.region(mask, grid, scale)
-        plain = self.margin(side, stratum)
-        if plain is None:
-            whys = [r.why for r in self.refused if r.what.startswith(f"{side} margin")]
+        margin = self.margin(side)
+        if margin is None:
+            whys = [r.why for r in self.refused if r.what.startswith("margin")]
             raise InputError(f"the calibration has no {side} margin" + (f": {whys[0]}" if whys else ""))
-        return plain.region(mask, grid)
+        grid = prediction.instances.grid
+        return margin.region(prediction.instances.masks[i], grid, side, *self._known(prediction, i, margin))
+
+    def _known(
+        self, prediction: Prediction, i: int, margin: Margin
+    ) -> tuple[Mapping[str, float], EdgeSpread | None]:
+        """Return what the width of an instance's margin follows."""
+        edge = prediction.edges[i] if prediction.edges and margin.width.floor is not None else None
+        return object_features(prediction, i), edge
 
     def features(self, image: Image, prediction: Prediction) -> dict[str, float]:
         """Return what `drift` compares of an incoming case.
 
         Args:
             image: The segmented image.
-            prediction: As predicted and not yet scaled, with all instances of a score of ``threshold`` or more.
+            prediction: As predicted and not yet scaled, with all instances that ``thresholds`` keep.
         """
-        scores = prediction.instances.scores
-        return case_features(image.pixels, scores[scores >= self.threshold])
+        return case_features(image.pixels, at_least(prediction, self.thresholds).instances.scores)
+
+    def at_least(self, prediction: Prediction, shown: Thresholds) -> Prediction:
+        """Return a prediction, as predicted, without the instances whose scores as shown are below ``shown``."""
+        scores = np.clip(self.scores.apply(prediction.instances.scores), 0, 1)
+        kept = shown.reached(replace(prediction.instances, scores=scores))
+        return chosen_instances(prediction, kept)
+
+    def shown(self, thresholds: Thresholds) -> Thresholds:
+        """Return thresholds on scores as predicted as thresholds on scores as shown."""
+
+        def scaled(score: float) -> float:
+            return float(np.clip(self.scores.apply(np.array([score])), 0, 1)[0])
+
+        return Thresholds(
+            scaled(thresholds.every), {label: scaled(v) for label, v in thresholds.by_label.items()}
+        )
 
     def drift(self, features: Iterable[Features]) -> Drift:
         """Return what differs between incoming cases (their `features`) and the calibration cases."""
@@ -197,19 +223,19 @@ class Calibration:
             "mode": self.mode,
             "weights_sha256": self.weights_sha256,
             "card": self.card,
+            "checked": self.checked,
             "data": asdict(self.data),
             "units": dict(self.units),
             "length_unit": self.length_unit,
-            "threshold": self.threshold,
+            "match_iou": self.match_iou,
             "scores": self.scores.to_data(),
+            "thresholds": {"every": self.thresholds.every, "by_label": dict(self.thresholds.by_label)},
             "pixels": None if self.pixels is None else self.pixels.to_data(),
             "nsd": None if self.nsd is None else scaling_to_data(self.nsd),
             "tolerance": self.tolerance,
-            "misses": [asdict(m) for m in self.misses],
-            "strata": {
-                "class_names": dict(self.strata.class_names),
-                "size_limits": None if self.strata.size_limits is None else list(self.strata.size_limits),
-            },
+            "misses": None if self.misses is None else asdict(self.misses),
+            "promise": self.promise,
+            "sides": self.sides,
             "margins": [m.to_data() for m in self.margins],
             "refused": [asdict(r) for r in self.refused],
             "referral": self.referral.to_data(),
@@ -224,17 +250,13 @@ class Calibration:
             ConfigError: A field is missing or unknown.
         """
         try:
-            limits = content["strata"]["size_limits"]
             read: dict[str, Any] = {
                 "data": CalibrationData(**content["data"]),
                 "scores": ChosenScaling.from_data(content["scores"]),
+                "thresholds": Thresholds(**content["thresholds"]),
                 "pixels": None if content["pixels"] is None else ChosenScaling.from_data(content["pixels"]),
                 "nsd": None if content["nsd"] is None else scaling_from_data(content["nsd"]),
-                "misses": tuple(MissThreshold(**m) for m in content["misses"]),
-                "strata": Strata(
-                    class_names=content["strata"]["class_names"],
-                    size_limits=None if limits is None else (float(limits[0]), float(limits[1])),
-                ),
+                "misses": None if content["misses"] is None else MissThreshold(**content["misses"]),
                 "margins": tuple(Margin.from_data(m) for m in content["margins"]),
                 "refused": tuple(Refusal(**r) for r in content["refused"]),
                 "referral": ReferralRules.from_data(content["referral"]),
@@ -243,7 +265,7 @@ class Calibration:
             return Calibration(**(dict(content) | read))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ConfigError(
-                f"this is no calibration ({error}): run `clearmargin calibrate` again"
+                f"not a calibration, or one of an earlier version ({error}): run `clearmargin calibrate` again"
             ) from None
 
     def _check_unit(self, prediction: Prediction) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from clearmargin.errors import ConfigError
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.uncertainty.scaling import (
     Identity,
+    Isotonic,
     Scaling,
     Temperature,
     fit_isotonic,
@@ -54,6 +55,14 @@ class ChosenScaling:
         chosen = self.temperature if self.chosen == "temperature" else self.isotonic
         return chosen.apply(probabilities)
 
+    def least(self, scaled: float) -> float:
+        """Return the least probability, in steps of 0.0001, that is at least ``scaled`` afterwards; 1 if none is."""
+        if self.chosen == "none":
+            return scaled
+        grid = np.arange(10001, dtype=np.float64) / 10000
+        enough = np.asarray(self.apply(grid), np.float64) >= scaled
+        return float(grid[int(enough.argmax())]) if enough.any() else 1.0
+
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data, for YAML and JSON."""
         return {
@@ -83,21 +92,28 @@ class ChosenScaling:
             ) from None
 
 
-def fit_scaling(units: Sequence[Reliability]) -> ChosenScaling:
+def fit_scaling(
+    units: Sequence[Reliability], judged: Sequence[Mapping[str, Reliability]] | None = None
+) -> ChosenScaling:
     """Fit a temperature and a rising function, and choose.
 
     Each is fitted on every other unit and judged by the Brier score on those between, and the other way round, beside
     the probabilities as they are. The one with the lowest score is chosen, the simpler one of equals. A temperature at
     the end of its range is never chosen. Nothing is scaled if there are fewer than `EVENTS_NEEDED` events or
-    `EACH_NEEDED` of either outcome, or if only one unit has an event.
+    `EACH_NEEDED` of either outcome, or if only one unit has an event. A scaling is not chosen, either, if it made the
+    Brier score or the ECE of any further counts worse, such as of the pixels near an edge.
 
     Args:
         units: Counts of each fit unit's events, in an order that says nothing of them.
+        judged: Further counts of each of these units, by name, on which nothing is fitted: of pixels all of them, and
+            not only the doubtful ones that ``units`` has. Probabilities of 0 and 1 then stay what they are.
 
     Raises:
         InputError: No unit has an event.
     """
-    events = [unit for unit in units if unit.total]
+    kept = [k for k, unit in enumerate(units) if unit.total]
+    events = [units[k] for k in kept]
+    further = [judged[k] for k in kept] if judged is not None else []
     every = Reliability.together(events)
     reason = _too_few(every, len(events))
     if reason:
@@ -106,29 +122,61 @@ def fit_scaling(units: Sequence[Reliability]) -> ChosenScaling:
     fits: dict[Kind, Callable[..., Scaling]] = {
         "none": lambda *_cells: Identity(reason="as predicted", n=0),
         "temperature": fit_temperature,
-        "isotonic": fit_isotonic,
+        "isotonic": fit_isotonic if judged is None else _fit_between_ends,
     }
     halves = [Reliability.together(events[k::2]) for k in range(2)]
     fitted = {name: fit(*every.cells()) for name, fit in fits.items()}
+    of_halves = {name: [fit(*half.cells()) for half in halves] for name, fit in fits.items()}
     errors = {
-        name: sum(
-            scaled_counts(judged, fit(*half.cells())).squares for half, judged in (halves, halves[::-1])
-        )
+        name: sum(scaled_counts(halves[1 - k], one).squares for k, one in enumerate(of_halves[name]))
         / every.total
-        for name, fit in fits.items()
+        for name in fits
         if not _at_limit(fitted[name])
     }
+    worse = {name: _made_worse(of_halves[name], further) for name in errors if name != "none"}
     chosen: Kind = "none"
     for name in ("temperature", "isotonic"):
-        if name in errors and errors[name] < errors[chosen] * (1 - 1e-9):
+        if name in errors and not worse[name] and errors[name] < errors[chosen] * (1 - 1e-9):
             chosen = name
     said = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
     why = f"{chosen}: Brier score on the half of the units that each was not fitted on: {said}"
+    refused = [f"{name} made {', '.join(what)} worse" for name, what in worse.items() if what]
+    if refused:
+        why += f"; not applied: {'; '.join(refused)}"
     if "temperature" not in errors:
         why += "; the temperature lies at the end of its range and is not used"
     return ChosenScaling(
         chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted["isotonic"]
     )
+
+
+def _fit_between_ends(*cells: NDArray[np.float64]) -> Scaling:
+    """Return the rising function that fits doubtful pixels, from 0 at 0 to 1 at 1: those were not fitted on."""
+    fitted = fit_isotonic(*cells)
+    if not isinstance(fitted, Isotonic):
+        return fitted
+    return replace(fitted, points=(0.0, *fitted.points, 1.0), values=(0.0, *fitted.values, 1.0))
+
+
+def _made_worse(halves: Sequence[Scaling], judged: Sequence[Mapping[str, Reliability]]) -> list[str]:
+    """Return which errors of which further counts rise, each half of the units scaled by what fits the other."""
+    worse = []
+    for name in judged[0] if judged else ():
+        before = Reliability.together(unit[name] for unit in judged)
+        after = Reliability.together(
+            scaled_counts(Reliability.together(unit[name] for unit in judged[1 - k :: 2]), one)
+            for k, one in enumerate(halves)
+        )
+        if not before.total:
+            continue
+        errors: dict[str, Callable[[Reliability], float]] = {
+            "Brier score": lambda counts: counts.squares / counts.total,
+            "ECE": lambda counts: counts.ece(),
+        }
+        worse += [
+            f"the {error} of {name}" for error, of in errors.items() if of(after) > of(before) * (1 + 1e-6)
+        ]
+    return worse
 
 
 def _too_few(events: Reliability, units: int) -> str | None:

@@ -1,15 +1,19 @@
-"""Whether incoming cases look like those that the margins were calibrated on.
+"""Whether an incoming case looks like those that the margins were calibrated on.
 
-A margin holds for exchangeable data, and no check can prove that. This one looks at a few numbers a case
-(intensities, scores, the number of instances) and says what differs. Silence is not a guarantee.
+A margin holds for exchangeable data, and no check can prove that. This one compares what the image looks like
+(features) with the calibration cases: how far away its nearest neighbour is, in relation to how far that neighbour's
+own nearest neighbour is. The relation, and not the distance, since the cases of a rare stain lie farther apart than
+those of a common one. The rank of the relation among those of the calibration units is a p-value: a case like the
+calibration cases is warned of with at most the false alarm rate that is stated. Silence is not a guarantee.
 
-Source: Kolmogorov-Smirnov two-sample test over cases, with Holm's correction; for a single case the distance
-from the median in robust standard deviations (Iglewicz and Hoaglin, 1993).
+A batch of cases is compared feature by feature, by the Kolmogorov-Smirnov two-sample test with Holm's correction.
+
+Source: Bates, Candes, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 2023;
+the relation is the nearest neighbour description of Tax, "One-class classification", thesis, Delft 2001.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,43 +22,69 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.metrics.statistics import holm
+from clearmargin.metrics.intervals import holm
 
 __all__ = [
+    "FALSE_ALARMS",
     "Drift",
+    "Features",
     "Fingerprint",
     "case_features",
     "check_drift",
+    "false_alarms",
     "fingerprint",
-    "intensity_features",
+    "foreign_p_value",
+    "image_features",
     "score_features",
 ]
 
+FALSE_ALARMS = 0.05
+"""Share of the cases like the calibration cases that are warned of, at most."""
+
 _QUANTILES = (5, 25, 50, 75, 95)
-_MOST = 500  # values kept of each feature
+_MOST = 500  # cases kept
 _PIXELS = 1_000_000  # looked at in a case
-_OUTLYING = 6.0  # robust standard deviations: of 1000 normal cases with seven features none
+_MOST_CHANNELS = 4
+_LEAST = 0.1  # of the median distance to a neighbour: twins are no measure of how close cases lie
 
 Features = Mapping[str, float]
+Table = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What calibration cases look like: each feature's values, sorted apart from the others.
-
-    Nothing in it belongs to one case any more, and nothing identifies one.
+    """What calibration cases look like: a row of features for each, in random order. Nothing in it names a case.
 
     Attributes:
-        cases: Number of cases.
-        values: By feature, at most 500, rising; evenly spaced ones where there are more cases.
+        units: Number of each case's unit, counted in random order; cases of one unit are not compared with each other.
+        values: By feature, a value for each case; NaN where a case has none.
+        false_alarms: Share of the cases like these that are warned of.
+        by_stratum: How many of the calibration cases of each of the card's strata would be warned of, and of how many:
+            each against those of the other units.
     """
 
-    cases: int
+    units: tuple[int, ...]
     values: Mapping[str, tuple[float, ...]]
+    false_alarms: float
+    by_stratum: Mapping[str, tuple[int, int]]
+
+    @property
+    def cases(self) -> int:
+        """Number of cases that are kept."""
+        return len(self.units)
+
+    @property
+    def reaches(self) -> bool:
+        """Whether there are units enough for a warning at the false alarm rate."""
+        return 1 / (len(set(self.units)) + 1) <= self.false_alarms
 
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data, for YAML and JSON."""
-        return asdict(self) | {"values": {k: list(v) for k, v in self.values.items()}}
+        return asdict(self) | {
+            "units": list(self.units),
+            "values": {name: list(column) for name, column in self.values.items()},
+            "by_stratum": {name: list(counts) for name, counts in self.by_stratum.items()},
+        }
 
     @staticmethod
     def from_data(content: Mapping[str, Any]) -> Fingerprint:
@@ -64,11 +94,18 @@ class Fingerprint:
             ConfigError: A field is missing.
         """
         try:
-            values = {str(k): tuple(float(x) for x in v) for k, v in content["values"].items()}
-            return Fingerprint(cases=int(content["cases"]), values=values)
+            return Fingerprint(
+                units=tuple(int(number) for number in content["units"]),
+                values={str(k): tuple(float(x) for x in v) for k, v in content["values"].items()},
+                false_alarms=float(content["false_alarms"]),
+                by_stratum={
+                    str(name): (int(warned), int(count))
+                    for name, (warned, count) in content["by_stratum"].items()
+                },
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
-                f"this is no fingerprint of calibration cases ({error}): calibrate again"
+                f"these are not the features of calibration cases ({error}): calibrate again"
             ) from None
 
 
@@ -78,39 +115,48 @@ class Drift:
 
     Attributes:
         cases: Incoming cases looked at.
-        p_values: By feature, adjusted over the features.
-        outlying: By position of the incoming case, the features that lie far out, with how far.
+        p_values: By feature, adjusted over the features; of a batch of two or more.
+        foreign: By position of the incoming case, its p-value, of those that are warned of.
         warnings: Sentences, for the console and the report.
     """
 
     cases: int
     p_values: Mapping[str, float]
-    outlying: Mapping[int, Mapping[str, float]]
+    foreign: Mapping[int, float]
     warnings: tuple[str, ...]
 
 
 def case_features(pixels: NDArray[Any], scores: ArrayLike) -> dict[str, float]:
-    """Return the numbers of one case: `intensity_features` and `score_features`."""
-    return intensity_features(pixels) | score_features(scores)
+    """Return the numbers of one case: `image_features` and `score_features`."""
+    return image_features(pixels) | score_features(scores)
 
 
-def intensity_features(pixels: NDArray[Any]) -> dict[str, float]:
-    """Return quantiles of the intensities of one case.
+def image_features(pixels: NDArray[Any]) -> dict[str, float]:
+    """Return quantiles of the intensities of one case, and the mean of each channel of a colour image.
 
     Args:
-        pixels: In the unit that the network takes them in (HU of a CT), any shape. Of large volumes about a
+        pixels: In the unit that the network takes them in (HU of a CT), channels first. Of large volumes about a
             million evenly spaced ones are looked at. What is not finite is left out; with no pixel left there
-            are no intensities.
+            are no features.
     """
-    flat = np.asarray(pixels).ravel()
-    flat = flat[:: (flat.size // _PIXELS) | 1].astype(
-        np.float64
-    )  # an odd step: not one column of an image alone
-    flat = flat[np.isfinite(flat)]
+    every = np.asarray(pixels)
+    flat = _finite(every)
     if not flat.size:
         return {}
     quantiles = np.percentile(flat, _QUANTILES)
-    return {f"intensity p{q:02d}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
+    found = {f"intensity p{q:02d}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
+    if every.ndim > 2 and 1 < len(every) <= _MOST_CHANNELS:
+        means = {f"channel {k + 1}": _finite(channel) for k, channel in enumerate(every)}
+        found |= {name: float(values.mean()) for name, values in means.items() if values.size}
+    return found
+
+
+def _finite(values: NDArray[Any]) -> Table:
+    flat = values.ravel()
+    # an odd step: not one column of an image alone
+    flat = flat[:: (flat.size // _PIXELS) | 1].astype(np.float64)
+    finite: Table = flat[np.isfinite(flat)]
+    return finite
 
 
 def score_features(scores: ArrayLike) -> dict[str, float]:
@@ -124,18 +170,75 @@ def score_features(scores: ArrayLike) -> dict[str, float]:
     return found | ({"mean score": float(values.mean())} if values.size else {})
 
 
-def fingerprint(cases: Sequence[Features]) -> Fingerprint:
+def fingerprint(
+    cases: Sequence[Features],
+    units: Sequence[str],
+    strata: Sequence[Mapping[str, str]] = (),
+    *,
+    false_alarms: float = FALSE_ALARMS,
+    seed: int = 0,
+) -> Fingerprint:
     """Return what calibration cases look like.
+
+    Args:
+        cases: Features of each.
+        units: Of each.
+        strata: Of each, of the card; nothing for none.
+        false_alarms: Share of the cases like these that may be warned of.
+        seed: Of the order.
 
     Raises:
         InputError: There is no case.
     """
     if not cases:
         raise InputError("no calibration case to take a fingerprint of: give the card a calibration split")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(cases))[:_MOST]
     names = sorted({name for case in cases for name in case})
-    return Fingerprint(
-        cases=len(cases), values={n: _kept([case[n] for case in cases if n in case]) for n in names}
+    numbers = {
+        unit: int(k) for unit, k in zip(sorted(set(units)), rng.permutation(len(set(units))), strict=True)
+    }
+    known = Fingerprint(
+        units=tuple(numbers[units[k]] for k in order),
+        values={name: tuple(float(cases[k].get(name, np.nan)) for k in order) for name in names},
+        false_alarms=false_alarms,
+        by_stratum={},
     )
+    if not strata:
+        return known
+    relations = _relations(_table(known), np.asarray(known.units))
+    warned = [_p_value(relations, np.asarray(known.units), row) <= false_alarms for row in range(len(order))]
+    counts: dict[str, tuple[int, int]] = {}
+    for row, k in enumerate(order):
+        for column, value in strata[k].items():
+            before = counts.get(f"{column} {value}", (0, 0))
+            counts[f"{column} {value}"] = (before[0] + int(warned[row]), before[1] + 1)
+    return Fingerprint(
+        units=known.units,
+        values=known.values,
+        false_alarms=false_alarms,
+        by_stratum=dict(sorted(counts.items())),
+    )
+
+
+def foreign_p_value(known: Fingerprint, case: Features) -> float:
+    """Return the share of units whose cases lie as far from the others as this one does, itself among them.
+
+    Of cases exchangeable with the calibration cases at most a share p has a value of p or less. Without a feature that
+    both have it is 1.
+    """
+    shared = [name for name in _looks(known) if name in case]
+    if not shared or not known.cases:
+        return 1.0
+    table = np.column_stack([known.values[name] for name in shared])
+    rows = np.vstack([table, [case[name] for name in shared]])
+    units = np.append(known.units, -1)
+    return _p_value(_relations(_standard(rows), units), units, len(rows) - 1)
+
+
+def false_alarms(known: Fingerprint, cases: Sequence[Features]) -> list[bool]:
+    """Return of each case whether it is warned of."""
+    return [known.reaches and foreign_p_value(known, case) <= known.false_alarms + 1e-12 for case in cases]
 
 
 def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: float = 0.01) -> Drift:
@@ -146,11 +249,35 @@ def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: floa
         incoming: One or more cases; for none there is nothing to say.
         alpha: A batch of cases like the known ones is warned of with at most this probability, ties aside.
     """
+    alarms = false_alarms(known, incoming)
+    foreign = {k: foreign_p_value(known, case) for k, case in enumerate(incoming) if alarms[k]}
+    adjusted, notes = _compared(known, incoming) if len(incoming) > 1 else ({}, {})
+    warnings = [
+        f"{notes[name]}, p = {p:.2g} over {len(adjusted)} features"
+        for name, p in adjusted.items()
+        if p < alpha
+    ]
+    warnings += [
+        f"{_named(k, incoming)} looks like no calibration case (p = {p:.2g}; {100 * known.false_alarms:g} % of the "
+        "cases like those are warned of, too): margins, thresholds and scaling are not promised for it; let a person "
+        "look, or calibrate on data like it"
+        for k, p in foreign.items()
+    ]
+    return Drift(cases=len(incoming), p_values=adjusted, foreign=foreign, warnings=tuple(warnings))
+
+
+def _named(k: int, incoming: Sequence[Features]) -> str:
+    return "the case" if len(incoming) == 1 else f"incoming case {k + 1}"
+
+
+def _compared(known: Fingerprint, incoming: Sequence[Features]) -> tuple[dict[str, float], dict[str, str]]:
+    """Return each feature's p-value over the batch, adjusted, and what is said of it."""
     from scipy.stats import ks_2samp
 
     raw, notes = {}, {}
-    for name, values in known.values.items():
+    for name, column in known.values.items():
         new = [case[name] for case in incoming if name in case]
+        values = [value for value in column if np.isfinite(value)]
         if new and values:
             test = ks_2samp(new, values, method="auto")
             raw[name] = float(test.pvalue)
@@ -158,43 +285,46 @@ def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: floa
                 f"{name} differs from the calibration cases (median {np.median(new):.4g} in {len(new)} incoming, "
                 f"{np.median(values):.4g} in calibration; Kolmogorov-Smirnov {test.statistic:.2f})"
             )
-    adjusted = holm(raw)
-    outlying = {k: far for k, case in enumerate(incoming) if (far := _far_out(known, case))}
-    warnings = [
-        f"{notes[name]}, p = {p:.2g} over {len(raw)} features" for name, p in adjusted.items() if p < alpha
+    return dict(holm(raw)), notes
+
+
+def _looks(known: Fingerprint) -> list[str]:
+    """Return the features of the image that all kept cases have."""
+    return [
+        name
+        for name, column in known.values.items()
+        if name not in ("instances", "mean score") and np.isfinite(column).all()
     ]
-    warnings += [
-        f"incoming case {k + 1}: "
-        + ", ".join(f"{name} {z:+.3g} robust standard deviations" for name, z in far.items())
-        for k, far in outlying.items()
-    ]
-    if warnings:
-        warnings.append(
-            "the margins, thresholds and scaling hold for data like the calibration data: calibrate on data like "
-            "these, or let a person look"
-        )
-    return Drift(cases=len(incoming), p_values=adjusted, outlying=outlying, warnings=tuple(warnings))
 
 
-def _far_out(known: Fingerprint, case: Features) -> dict[str, float]:
-    """Return the intensities of a case that are far from the calibration cases' medians, with how far."""
-    names = [name for name in known.values if name.startswith("intensity") and name in case]
-    middles = {name: float(np.median(known.values[name])) for name in names}
-    # where all calibration cases agree (a black background), a hundredth of the range of intensities counts
-    least = 0.01 * (max(middles.values()) - min(middles.values())) if middles else 0.0
-    out = {}
-    for name in names:
-        spread = 1.4826 * float(np.median(np.abs(np.asarray(known.values[name]) - middles[name])))
-        away = case[name] - middles[name]
-        scale = max(spread, least)
-        z = away / scale if scale else math.copysign(math.inf, away) if away else 0.0
-        if abs(z) > _OUTLYING:
-            out[name] = z
-    return out
+def _table(known: Fingerprint) -> Table:
+    names = _looks(known)
+    if not names:
+        return np.zeros((known.cases, 0))
+    return _standard(np.column_stack([known.values[name] for name in names]))
 
 
-def _kept(values: Sequence[float]) -> tuple[float, ...]:
-    ordered = np.sort(np.asarray(values, np.float64))
-    if len(ordered) > _MOST:
-        ordered = ordered[np.linspace(0, len(ordered) - 1, _MOST).round().astype(int)]
-    return tuple(float(v) for v in ordered)
+def _standard(rows: Table) -> Table:
+    """Return the rows, all features in the unit of the one that varies most: they are intensities, all of them."""
+    spread = rows.std(axis=0).max(initial=0.0)
+    return rows / spread if spread else rows
+
+
+def _relations(rows: Table, units: NDArray[np.int64]) -> Table:
+    """Return each row's distance to its nearest neighbour of another unit, over that of the neighbour."""
+    apart = np.sqrt(((rows[:, None] - rows[None]) ** 2).sum(axis=-1))
+    apart[units[:, None] == units[None]] = np.inf
+    nearest = apart.min(axis=1)
+    if not np.isfinite(nearest).all():  # one unit has no neighbour
+        return np.ones(len(rows))
+    least = _LEAST * float(np.median(nearest))
+    around = nearest[apart.argmin(axis=1)] + least
+    relation: Table = np.divide(nearest, around, out=np.ones(len(rows)), where=around > 0)
+    return relation
+
+
+def _p_value(relations: Table, units: NDArray[np.int64], row: int) -> float:
+    """Return the share of units, each by the share of its cases, whose relation is at least the row's; its own is 1."""
+    far = relations >= relations[row] * (1 - 1e-12)
+    shares = [1.0 if unit == units[row] else float(far[units == unit].mean()) for unit in np.unique(units)]
+    return float(np.mean(shares))

@@ -1,33 +1,32 @@
-"""From observed cases to a calibration: limits and scalings on the fit units, margins on the margin units."""
+"""From observed cases to a calibration: limits, scalings and widths on the fit units, margins on the margin units."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from clearmargin.core import Thresholds
 from clearmargin.core.grid import Unit
 from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 from clearmargin.metrics.calibration import Reliability
-from clearmargin.uncertainty.calibration import Calibration, Refusal
+from clearmargin.metrics.thresholds import Measure, choose_thresholds
+from clearmargin.uncertainty.calibration import Applied, Calibration, Refusal
 from clearmargin.uncertainty.chosen import ChosenScaling, fit_scaling
-from clearmargin.uncertainty.conformal import conformal_rank
 from clearmargin.uncertainty.drift import fingerprint, score_features
-from clearmargin.uncertainty.margins import CalibrationData, Margin, fit_margin, fit_margins, unit_scores
+from clearmargin.uncertainty.guarantees import GUARANTEES, Guarantee
+from clearmargin.uncertainty.margins import BOTH, CalibrationData, Margin, Sides, fit_margin
 from clearmargin.uncertainty.misses import MissThreshold, fit_threshold
-from clearmargin.uncertainty.needed import SIDES, Promise, Strata
-from clearmargin.uncertainty.observed import ObservedCase, ObservedInstance, PixelCounts, needs_of
+from clearmargin.uncertainty.observed import ObservedCase, ObservedInstance, PixelCounts, matched_objects
 from clearmargin.uncertainty.referral import LIMITED, ReferralRules, fit_rules
 from clearmargin.uncertainty.sampling import Mode
 from clearmargin.uncertainty.scaling import Scaling, fit_isotonic
 from clearmargin.uncertainty.spread import TOLERANCE
+from clearmargin.uncertainty.widths import ChosenWidth, choose_widths
 
-__all__ = ["Asked", "By", "Limits", "fit_calibration", "fit_limits", "promises_of", "trial_floors"]
-
-By = Literal["class", "size"]
+__all__ = ["Asked", "Limits", "fit_calibration", "fit_limits", "trial_floors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +34,26 @@ class Asked:
     """What a calibration shall give.
 
     Attributes:
-        alphas: Shares of units that may fail.
-        shares: Of the instance's surface, 1 among them.
-        areas: Of the instance's elements, for outer margins: what is published as coverage of pixels.
-        by: What strata are made of; nothing for none.
+        promise: What the margins that are applied guarantee; the others are fitted as well.
+        sides: ``each``: an outer and an inner margin are applied, each with its own promise. ``both``: the pair
+            whose promise is about both at once.
+        alphas: What the mean loss may be; the first is applied.
+        confidence: None, or the share of calibrations for which the loss is kept.
+        miss_alpha: Share of a unit's objects that may be missed, merged or cut; None asks for no such promise.
+        match_iou: IoU with the true object from which a prediction has a margin; under it, it is missed, merged or cut.
         risk_limit: HD95 over which an instance is one that a person should have looked at, in the grid's unit.
+        threshold_measure: What thresholds on scores are chosen anew for; None keeps the model's own. A promise of
+            misses comes before it.
     """
 
-    alphas: tuple[float, ...] = (0.1, 0.05)
-    shares: tuple[float, ...] = (1.0, 0.99, 0.95)
-    areas: tuple[float, ...] = ()
-    by: tuple[By, ...] = ()
+    promise: Guarantee = "object"
+    sides: Applied = "each"
+    alphas: tuple[float, ...] = (0.1,)
+    confidence: float | None = None
+    miss_alpha: float | None = None
+    match_iou: float = 0.6
     risk_limit: float = 4.0
+    threshold_measure: Measure | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +61,27 @@ class Limits:
     """What is fitted on the fit units, before a margin is looked at; attributes are those of `Calibration`.
 
     Attributes:
-        floor: Of scaled margins; None where predictions have no edges.
+        widths: By side or both, guarantee and alpha.
     """
 
-    threshold: float
-    misses: tuple[MissThreshold, ...]
+    thresholds: Thresholds
+    misses: MissThreshold | None
     scores: ChosenScaling
     pixels: ChosenScaling | None
     nsd: Scaling | None
-    strata: Strata
-    floor: float | None
+    widths: Mapping[tuple[Sides, Guarantee, float], ChosenWidth]
     referral: ReferralRules
     refused: tuple[Refusal, ...]
 
+    @property
+    def floors(self) -> tuple[float, ...]:
+        """The floors of the widths that follow the edge."""
+        return tuple(sorted({one.width.floor for one in self.widths.values() if one.width.floor is not None}))
+
 
 def trial_floors(element: float) -> tuple[float, ...]:
-    """Return the floors that are tried for scaled margins: half of, one, two and four elements."""
+    """Return the floors that are tried for margins that follow the edge: half of, one, two and four elements."""
     return tuple(element * factor for factor in (0.5, 1.0, 2.0, 4.0))
-
-
-def promises_of(asked: Asked, floors: Sequence[float] = ()) -> tuple[Promise, ...]:
-    """Return what margins shall promise: each side and share, and 100 % of a scaled one for each floor."""
-    plain = [Promise(side=side, share=share) for side in SIDES for share in asked.shares]
-    areas = [Promise(share=share, of="area") for share in asked.areas]
-    return (*plain, *areas, *(Promise(side=side, floor=floor) for floor in floors for side in SIDES))
 
 
 def fit_limits(
@@ -85,19 +89,17 @@ def fit_limits(
     pixels: Mapping[str, PixelCounts],
     asked: Asked,
     *,
-    own_threshold: float,
+    own_thresholds: Thresholds,
     exchangeable: str,
-    class_names: Mapping[int, str],
 ) -> Limits:
     """Fit everything but the margins.
 
     Args:
-        cases: Of the fit units, observed with the promises of `trial_floors`.
+        cases: Of the fit units, observed with `trial_floors`.
         pixels: Of the fit units; empty where predictions have no foreground map.
         asked: What shall be had.
-        own_threshold: The model's score threshold.
+        own_thresholds: The model's score thresholds, for classes for which none is chosen here.
         exchangeable: What a unit is.
-        class_names: By label.
 
     Raises:
         InputError: No instance was predicted in any case, or cases are in mm and in px.
@@ -111,8 +113,14 @@ def fit_limits(
         )
     refused: list[Refusal] = []
     misses = _misses(cases, asked, exchangeable, refused)
-    threshold = min([own_threshold, *(m.threshold for m in misses if m.alpha == max(asked.alphas))])
-    kept = [one for one in instances if one.score >= threshold]
+    if misses is not None:
+        thresholds = Thresholds(misses.threshold)
+    elif asked.threshold_measure is not None:
+        chosen = choose_thresholds([case.scored for case in cases], asked.threshold_measure)
+        thresholds = Thresholds(own_thresholds.every, {**own_thresholds.by_label, **chosen})
+    else:
+        thresholds = own_thresholds
+    kept = [one for one in instances if one.score >= thresholds.of(one.label)]
     scores = fit_scaling(list(_score_counts(cases).values()))
     predicted = [
         (one.columns["predicted_nsd"], one.nsd)
@@ -121,13 +129,12 @@ def fit_limits(
     ]
     nsd = fit_isotonic(*zip(*predicted, strict=True)) if predicted else None
     return Limits(
-        threshold=threshold,
-        misses=tuple(misses),
+        thresholds=thresholds,
+        misses=misses,
         scores=scores,
         pixels=_pixel_scaling(pixels, refused),
         nsd=nsd,
-        strata=_strata(kept, asked, class_names, refused),
-        floor=_floor(cases, threshold, max(asked.alphas)),
+        widths=_widths(cases, asked, thresholds),
         referral=_referral(kept, scores, nsd, asked.risk_limit),
         refused=tuple(refused),
     )
@@ -143,48 +150,58 @@ def fit_calibration(
     mode: Mode,
     weights_sha256: str,
     card: str,
+    checked: str,
 ) -> Calibration:
     """Fit the margins and put everything together.
 
     Args:
         limits: Fitted on ``fit``.
         fit: Cases of the fit units.
-        margin: Cases of the margin units, observed with the promises of the floor.
+        margin: Cases of the margin units, observed with the limits' floors.
         asked: What shall be had.
         data: Where the units come from.
         mode: How the model was sampled.
         weights_sha256: Of the model.
         card: Name of the card.
+        checked: How it was checked that the model saw none of the cases.
 
     Raises:
         InputError: Cases are in mm and in px.
     """
-    length_unit = _length_unit([*fit, *margin])
-    margins, refused = _margins(margin, limits, asked, data)
+    every = [*fit, *margin]
+    length_unit = _length_unit(every)
+    margins, refused = _margins(margin, limits, asked, data, length_unit)
     return Calibration(
         mode=mode,
         weights_sha256=weights_sha256,
         card=card,
+        checked=checked,
         data=data,
         units={"fit": len({c.unit for c in fit}), "margin": len({c.unit for c in margin})},
         length_unit=length_unit,
-        threshold=limits.threshold,
+        thresholds=limits.thresholds,
+        match_iou=asked.match_iou,
         scores=limits.scores,
         pixels=limits.pixels,
         nsd=limits.nsd,
         tolerance=TOLERANCE,
         misses=limits.misses,
-        strata=limits.strata,
+        promise=asked.promise,
+        sides=asked.sides,
         margins=tuple(margins),
         refused=(*limits.refused, *refused),
         referral=limits.referral,
-        fingerprint=fingerprint([_features(case, limits.threshold) for case in (*fit, *margin)]),
+        fingerprint=fingerprint(
+            [_features(case, limits.thresholds) for case in every],
+            [case.unit for case in every],
+            [case.strata for case in every],
+        ),
     )
 
 
-def _features(case: ObservedCase, threshold: float) -> dict[str, float]:
-    scores = [one.score for one in case.instances if one.score >= threshold]
-    return dict(case.intensities) | score_features(scores)
+def _features(case: ObservedCase, thresholds: Thresholds) -> dict[str, float]:
+    scores = [one.score for one in case.instances if one.score >= thresholds.of(one.label)]
+    return dict(case.looks) | score_features(scores)
 
 
 def _length_unit(cases: Sequence[ObservedCase]) -> Unit:
@@ -194,44 +211,64 @@ def _length_unit(cases: Sequence[ObservedCase]) -> Unit:
     return units.pop()
 
 
+def _widths(
+    cases: Sequence[ObservedCase], asked: Asked, thresholds: Thresholds
+) -> dict[tuple[Sides, Guarantee, float], ChosenWidth]:
+    objects = matched_objects(cases, thresholds, asked.match_iou)
+    element = float(np.mean([case.element for case in cases]))
+    return {
+        (*key, alpha): width
+        for alpha in asked.alphas
+        for key, width in choose_widths(objects, alpha, element).items()
+    }
+
+
 def _margins(
-    cases: Sequence[ObservedCase], limits: Limits, asked: Asked, data: CalibrationData
+    cases: Sequence[ObservedCase], limits: Limits, asked: Asked, data: CalibrationData, length_unit: Unit
 ) -> tuple[list[Margin], list[Refusal]]:
     units = {case.unit for case in cases}
+    objects = matched_objects(cases, limits.thresholds, asked.match_iou)
     found: list[Margin] = []
     refused: list[Refusal] = []
-    for promise in promises_of(asked, () if limits.floor is None else (limits.floor,)):
-        for alpha in asked.alphas:
-            name = f"{promise.side} margin, {promise.short}, alpha {alpha:g}"
-            try:
-                needs = needs_of(cases, promise, limits.threshold)
-                found.append(fit_margin(needs, units, promise, alpha, data))
-            except InputError as error:
-                refused.append(Refusal(what=name, why=str(error)))
-            if limits.strata != Strata():
-                stratified = fit_margins(
-                    needs_of(cases, promise, limits.threshold, limits.strata), units, promise, alpha, data
-                )
-                found += stratified.margins.values()
-                refused += [
-                    Refusal(what=f"{name}, stratum '{stratum}'", why=why)
-                    for stratum, why in stratified.refused.items()
-                ]
+    for alpha in asked.alphas:
+        for guarantee in (asked.promise, *(g for g in GUARANTEES if g != asked.promise)):
+            for sides in BOTH:
+                try:
+                    margin = fit_margin(
+                        objects,
+                        units,
+                        limits.widths[sides, guarantee, alpha].width,
+                        guarantee=guarantee,
+                        sides=sides,
+                        alpha=alpha,
+                        confidence=asked.confidence,
+                        length_unit=length_unit,
+                        match_iou=asked.match_iou,
+                        data=data,
+                    )
+                except InputError as error:
+                    named = f"margin '{sides}' by {guarantee}, alpha {alpha:g}"
+                    refused.append(Refusal(what=named, why=str(error)))
+                else:
+                    found.append(margin)
     return found, refused
 
 
 def _misses(
     cases: Sequence[ObservedCase], asked: Asked, exchangeable: str, refused: list[Refusal]
-) -> list[MissThreshold]:
+) -> MissThreshold | None:
+    if asked.miss_alpha is None:
+        return None
     found = [one for case in cases for one in case.found]
     units = {case.unit for case in cases}
-    out = []
-    for alpha in asked.alphas:
-        try:
-            out.append(fit_threshold(found, units, alpha, exchangeable=exchangeable))
-        except InputError as error:
-            refused.append(Refusal(what=f"score threshold for misses, alpha {alpha:g}", why=str(error)))
-    return out
+    try:
+        return fit_threshold(
+            found, units, asked.miss_alpha, exchangeable=exchangeable, match_iou=asked.match_iou
+        )
+    except InputError as error:
+        named = f"score threshold for misses, alpha {asked.miss_alpha:g}"
+        refused.append(Refusal(what=named, why=str(error)))
+        return None
 
 
 def _score_counts(cases: Sequence[ObservedCase]) -> dict[str, Reliability]:
@@ -246,49 +283,12 @@ def _score_counts(cases: Sequence[ObservedCase]) -> dict[str, Reliability]:
 def _pixel_scaling(pixels: Mapping[str, PixelCounts], refused: list[Refusal]) -> ChosenScaling | None:
     if not pixels:
         return None
+    judged = [{"all pixels": unit.every, "pixels near the edge": unit.band} for unit in pixels.values()]
     try:
-        return fit_scaling([counts.doubtful for counts in pixels.values()])
+        return fit_scaling([counts.doubtful for counts in pixels.values()], judged)
     except InputError as error:
         refused.append(Refusal(what="scaling of pixels", why=str(error)))
         return None
-
-
-def _strata(
-    kept: Sequence[ObservedInstance],
-    asked: Asked,
-    class_names: Mapping[int, str],
-    refused: list[Refusal],
-) -> Strata:
-    """Return the strata; the limits between sizes are the tertiles of the fit units' matched instances."""
-    limits = None
-    if "size" in asked.by:
-        sizes = [one.size for one in kept if one.matched]
-        if sizes:
-            low, high = np.quantile(sizes, [1 / 3, 2 / 3])
-            limits = (float(low), float(high))
-        else:
-            refused.append(Refusal(what="strata of size", why="no instance of the fit units is matched"))
-    return Strata(class_names=dict(class_names) if "class" in asked.by else {}, size_limits=limits)
-
-
-def _floor(cases: Sequence[ObservedCase], threshold: float, alpha: float) -> float | None:
-    """Return the floor with which outer margins are narrowest on the fit units: factor times the mean scale."""
-    scaled = {p for case in cases for one in case.instances for p in one.needs if p.floor is not None}
-    widths: dict[float, float] = {}
-    for promise in sorted((p for p in scaled if p.side == "outer"), key=lambda p: p.floor or 0.0):
-        if promise.floor is None:
-            continue
-        scores = sorted(unit_scores(needs_of(cases, promise, threshold)).values())
-        scales = [
-            one.mean_scale[promise.floor]
-            for case in cases
-            for one in case.instances
-            if promise in one.needs and one.score >= threshold
-        ]
-        if scores:  # with few units the largest score stands for the quantile: nothing is promised here
-            factor = scores[min(conformal_rank(len(scores), alpha), len(scores)) - 1]
-            widths[promise.floor] = factor * float(np.mean(scales))
-    return min(widths, key=lambda floor: widths[floor]) if widths else None
 
 
 def _referral(

@@ -1,13 +1,16 @@
-"""A score threshold under which few instances are missed, by conformal risk control.
+"""A score threshold under which few instances are missed, merged or cut, by conformal risk control.
 
-The loss of a unit at a threshold is the share of its reference instances that no kept prediction matches (or
-whether there is any). Conformal risk control needs a loss that does not fall as the threshold rises, and here
-it never does: `match_instances` takes predictions in order of score, so that leaving out those below a
-threshold changes no partner of those above it, and a reference is found at a threshold exactly when its
-partner's score reaches it. (For `match_optimally` the set of references that have a partner shrinks, too, but
-partners change, and with them the margins.) Because it is monotone, risk control holds in expectation without
-the union bound and the grid of tests that learn-then-test pays for losses that are not; the price is that it
-bounds the mean over calibrations and gives no second probability.
+The loss of a unit at a threshold is the share of its reference instances that no kept prediction matches well
+enough (or whether there is any). A prediction that holds two objects, or half of one, has an IoU near 0.5 with
+either: it is matched from 0.5, and counts as missed under the IoU from which margins are promised.
+
+Conformal risk control needs a loss that does not fall as the threshold rises, and here it never does:
+`match_instances` takes predictions in order of score, so that leaving out those below a threshold changes no partner
+of those above it, and a reference is found at a threshold exactly when its partner's score reaches it. (For
+`match_optimally` the set of references that have a partner shrinks, too, but partners change, and with them the
+margins.) Because it is monotone, risk control holds in expectation without the union bound and the grid of tests that
+learn-then-test pays for losses that are not; the price is that it bounds the mean over calibrations and gives no
+second probability.
 
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024.
 """
@@ -37,10 +40,14 @@ class Found:
     Attributes:
         unit: The unit of exchangeability that it belongs to.
         score: Of the prediction that it matches when all are kept; None where there is none.
+        iou: With that prediction; 0 where there is none.
+        label: Its class.
     """
 
     unit: str
     score: float | None
+    iou: float = 1.0
+    label: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,7 @@ class MissThreshold:
         without: Calibration units without one, which cannot miss any and are left out.
         risk: Mean loss of the n units at the threshold.
         exchangeable: What a unit is, such as ``patient``.
+        match_iou: A reference whose prediction has a smaller IoU is missed.
     """
 
     threshold: float
@@ -64,15 +72,17 @@ class MissThreshold:
     without: int
     risk: float
     exchangeable: str
+    match_iou: float
 
     def __str__(self) -> str:
+        unit, most, bad = self.exchangeable, f"at most {100 * self.alpha:g} %", "missed, merged or cut"
         what = {
-            "share": f"a new {self.exchangeable} has on average at most {100 * self.alpha:g} % of its instances missed",
-            "any": f"a new {self.exchangeable} has any instance missed with a chance of at most {100 * self.alpha:g} %",
+            "share": f"a new {unit} has on average {most} of its instances {bad}",
+            "any": f"a new {unit} has any instance {bad} with a chance of {most}",
         }[self.loss]
         return (
-            f"score threshold {self.threshold:.4g}: {what} (n = {self.n} {self.exchangeable} units, {self.without} "
-            f"more had no instance; {100 * self.risk:.3g} % there). It holds for data like the calibration data."
+            f"score threshold {self.threshold:.4g}: {what}, so that no prediction has an IoU of {self.match_iou:g} "
+            f"with it (n = {self.n} {unit} units, {self.without} more had no instance; {100 * self.risk:.3g} % there)."
         )
 
 
@@ -107,15 +117,27 @@ def find_references(
     """
     matches = matches or match_instances(predicted, reference, iou_threshold=iou_threshold)
     partner = {int(j): int(i) for i, j in matches.pairs}
+    ious = {int(j): float(iou) for (_, j), iou in zip(matches.pairs, matches.ious, strict=True)}
     return [
-        Found(unit=unit, score=float(predicted.scores[partner[j]]) if j in partner else None)
+        Found(
+            unit=unit,
+            score=float(predicted.scores[partner[j]]) if j in partner else None,
+            iou=ious.get(j, 0.0),
+            label=int(reference.labels[j]),
+        )
         for j, mask in enumerate(reference.masks)
         if j in partner or ignored_share(mask, reference.ignore) < 1
     ]
 
 
 def fit_threshold(
-    found: Sequence[Found], units: Iterable[str], alpha: float, *, exchangeable: str, loss: Loss = "share"
+    found: Sequence[Found],
+    units: Iterable[str],
+    alpha: float,
+    *,
+    exchangeable: str,
+    loss: Loss = "share",
+    match_iou: float = 0.5,
 ) -> MissThreshold:
     """Return the highest threshold whose risk is controlled at ``alpha``: ``(n risk + 1) / (n + 1) <= alpha``.
 
@@ -125,6 +147,8 @@ def fit_threshold(
         alpha: What the mean loss of new units may be.
         exchangeable: What a unit is, such as ``patient``.
         loss: See `LOSSES`.
+        match_iou: A reference whose prediction has a smaller IoU is missed. Partners do not depend on it, so that the
+            loss still never falls as the threshold rises.
 
     Raises:
         ConfigError: ``alpha`` is not between 0 and 1.
@@ -134,7 +158,8 @@ def fit_threshold(
         raise ConfigError(f"alpha is a share of misses, between 0 and 1, not {alpha:g}")
     of_unit: dict[str, list[float]] = {}
     for one in found:
-        of_unit.setdefault(one.unit, []).append(-np.inf if one.score is None else one.score)
+        good = one.score is not None and one.iou >= match_iou
+        of_unit.setdefault(one.unit, []).append(one.score if one.score is not None and good else -np.inf)
     scores = [np.array(v) for v in of_unit.values()]
     n, rule = len(scores), LOSSES[loss]
 
@@ -168,4 +193,5 @@ def fit_threshold(
         without=len(set(units) - of_unit.keys()),
         risk=risk(threshold),
         exchangeable=exchangeable,
+        match_iou=match_iou,
     )

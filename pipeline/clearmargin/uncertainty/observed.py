@@ -12,19 +12,30 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Image, InstanceSet, Prediction
+from clearmargin.core import Grid, Image, InstanceSet, Prediction, Thresholds
 from clearmargin.core.grid import Unit
 from clearmargin.metrics.calibration import Reliability, boundary_band
 from clearmargin.metrics.matching import match_instances
 from clearmargin.metrics.pair import MaskPair
 from clearmargin.metrics.surface import hd95, nsd
-from clearmargin.uncertainty.drift import intensity_features
+from clearmargin.metrics.thresholds import ScoredMatches, match_scores
+from clearmargin.uncertainty.drift import image_features
+from clearmargin.uncertainty.margins import MatchedObject
 from clearmargin.uncertainty.misses import Found, find_references
-from clearmargin.uncertainty.needed import Need, Promise, Strata, needed_by_promise
+from clearmargin.uncertainty.needed import SIDES, Needed, Side, needed_margin
 from clearmargin.uncertainty.reach import EdgeScale
 from clearmargin.uncertainty.spread import TOLERANCE
+from clearmargin.uncertainty.width import features_of
 
-__all__ = ["ObservedCase", "ObservedInstance", "PixelCounts", "needs_of", "observe"]
+__all__ = [
+    "ObservedCase",
+    "ObservedInstance",
+    "PixelCounts",
+    "element_of",
+    "matched_objects",
+    "object_features",
+    "observe",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +48,9 @@ class ObservedInstance:
         relative_size: See `detection_outcomes`.
         score: As predicted.
         columns: Its uncertainty columns.
-        matched: Whether it is right, at IoU 0.5.
-        needs: By promise, what it needed; empty where it is not matched.
+        iou: With its partner; 0 if it has none at IoU 0.5.
+        features: What the width of a margin may be predicted from.
+        needed: What it needed, by side and by the floor of the edge's scale; empty if it is not matched.
         mean_scale: By floor, the mean scale of its edge.
         hd95: In the grid's unit, of a matched one.
         nsd: At `TOLERANCE`, of a matched one.
@@ -49,11 +61,17 @@ class ObservedInstance:
     relative_size: float
     score: float
     columns: Mapping[str, float]
-    matched: bool
-    needs: Mapping[Promise, float]
+    iou: float
+    features: Mapping[str, float]
+    needed: Mapping[tuple[Side, float | None], Needed]
     mean_scale: Mapping[float, float]
     hd95: float
     nsd: float
+
+    @property
+    def matched(self) -> bool:
+        """Whether it is right, at IoU 0.5."""
+        return self.iou > 0
 
 
 @dataclass(kw_only=True)
@@ -102,24 +120,21 @@ class ObservedCase:
         unit: Its unit.
         strata: Of the card.
         length_unit: ``mm`` or ``px``.
-        ndim: 2 or 3.
+        element: Edge length of a cube (square) of the size of an element, in that unit.
         instances: Predicted ones, but for those in the ignored region.
-        found: Of each reference, when it is found.
-        intensities: See `intensity_features`.
+        found: Of each reference, when it is found, and how well.
+        looks: See `image_features`.
+        scored: By label, what each prediction matches, for thresholds on scores.
     """
 
     unit: str
     strata: Mapping[str, str]
     length_unit: Unit
-    ndim: int
+    element: float
     instances: tuple[ObservedInstance, ...]
     found: tuple[Found, ...]
-    intensities: Mapping[str, float]
-
-    @property
-    def size_unit(self) -> str:
-        """Unit of the sizes of its instances."""
-        return f"{self.length_unit}^{self.ndim}"
+    looks: Mapping[str, float]
+    scored: Mapping[int, ScoredMatches]
 
 
 def observe(
@@ -128,7 +143,7 @@ def observe(
     prediction: Prediction,
     reference: InstanceSet,
     *,
-    promises: Sequence[Promise],
+    floors: Sequence[float] = (),
     strata: Mapping[str, str] | None = None,
 ) -> ObservedCase:
     """Return what is kept of one case.
@@ -138,15 +153,15 @@ def observe(
         image: The segmented image.
         prediction: Of every instance, down to score 0.
         reference: On the same grid.
-        promises: What margins shall promise; one with a floor is measured where the prediction has edges.
+        floors: Of the edge's scale, with which needed margins are measured too if the prediction has edges.
         strata: Of the card.
     """
     instances = prediction.instances
     matches = match_instances(instances, reference)
-    partners = {int(i): int(j) for i, j in matches.pairs}
+    partners = {int(i): (int(j), float(iou)) for (i, j), iou in zip(matches.pairs, matches.ious, strict=True)}
     ignored = {int(i) for i in matches.ignored}
     kept = [
-        _instance(prediction, i, reference, partners.get(i), promises)
+        _instance(prediction, i, reference, partners.get(i), floors)
         for i in range(len(instances))
         if i not in ignored
     ]
@@ -154,56 +169,72 @@ def observe(
         unit=unit,
         strata=dict(strata or {}),
         length_unit=instances.grid.unit,
-        ndim=instances.grid.ndim,
+        element=element_of(instances.grid),
         instances=tuple(kept),
         found=tuple(find_references(unit, instances, reference, matches=matches)),
-        intensities=intensity_features(image.pixels),
+        looks=image_features(image.pixels),
+        scored=match_scores(instances, reference),
     )
 
 
-def needs_of(
-    cases: Iterable[ObservedCase], promise: Promise, threshold: float, strata: Strata | None = None
-) -> list[Need]:
-    """Return what the matched instances at or above a score threshold needed."""
-    chosen = strata or Strata()
+def matched_objects(
+    cases: Iterable[ObservedCase], thresholds: Thresholds, match_iou: float
+) -> list[MatchedObject]:
+    """Return the objects at or above their score threshold that match a true one at an IoU or better."""
     return [
-        Need(
-            unit=case.unit,
-            stratum=chosen.named(one.label, one.size, case.size_unit),
-            value=one.needs[promise],
-            length_unit=case.length_unit,
-        )
+        MatchedObject(unit=case.unit, features=one.features, needed=one.needed, mean_scale=one.mean_scale)
         for case in cases
         for one in case.instances
-        if promise in one.needs and one.score >= threshold
+        if one.score >= thresholds.of(one.label) and one.needed and one.iou >= match_iou
     ]
+
+
+def object_features(prediction: Prediction, i: int) -> dict[str, float]:
+    """Return what the width of the margin of instance ``i`` may be predicted from, as predicted and not scaled."""
+    instances = prediction.instances
+    grid = instances.grid
+    edge_sd = None
+    if prediction.edges:
+        sigma = prediction.edges[i].sigma
+        edge_sd = float(sigma.mean()) if sigma.size else 0.0
+    return features_of(
+        size=max(instances.masks[i].area, 1) * grid.voxel_size,
+        score=float(instances.scores[i]),
+        label=int(instances.labels[i]),
+        edge_sd=edge_sd,
+        element=element_of(grid),
+    )
+
+
+def element_of(grid: Grid) -> float:
+    """Return the edge length of a cube (in the plane a square) of the size of an element, in the grid's unit."""
+    return float(np.prod(grid.spacing) ** (1 / grid.ndim))
 
 
 def _instance(
     prediction: Prediction,
     i: int,
     reference: InstanceSet,
-    partner: int | None,
-    promises: Sequence[Promise],
+    partner: tuple[int, float] | None,
+    floors: Sequence[float],
 ) -> ObservedInstance:
     instances, grid = prediction.instances, reference.grid
     mask = instances.masks[i]
-    needs: dict[Promise, float] = {}
+    needed: dict[tuple[Side, float | None], Needed] = {}
     mean_scale: dict[float, float] = {}
-    distance, surface = 0.0, 0.0
+    iou, distance, surface = 0.0, 0.0, 0.0
     if partner is not None:
-        truth = reference.masks[partner]
-        for floor in {promise.floor for promise in promises}:
-            if floor is None:
-                scale = None
-            elif prediction.edges:
-                edge = prediction.edges[i]
-                scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=floor)
-                mean_scale[floor] = float(edge.sigma.mean() if edge.sigma.size else 0.0) + floor
-            else:
-                continue
-            asked = [promise for promise in promises if promise.floor == floor]
-            needs |= needed_by_promise(mask, truth, grid, asked, scale=scale, ignore=reference.ignore)
+        truth, iou = reference.masks[partner[0]], partner[1]
+        scales: list[tuple[float | None, EdgeScale | None]] = [(None, None)]
+        for floor in floors if prediction.edges else ():
+            edge = prediction.edges[i]
+            scales.append((floor, EdgeScale(points=edge.points, sigma=edge.sigma, floor=floor)))
+            mean_scale[floor] = float(edge.sigma.mean() if edge.sigma.size else 0.0) + floor
+        for scaled_with, scale in scales:
+            for side in SIDES:
+                needed[side, scaled_with] = needed_margin(
+                    mask, truth, grid, side, scale=scale, ignore=reference.ignore
+                )
         pair = MaskPair.from_masks(mask, truth, grid, ignore=reference.ignore)
         distance, surface = hd95(pair), nsd(pair, TOLERANCE)
     return ObservedInstance(
@@ -212,8 +243,9 @@ def _instance(
         relative_size=float((mask.area / np.prod(grid.shape)) ** (1 / grid.ndim)),
         score=float(instances.scores[i]),
         columns={name: float(column[i]) for name, column in instances.uncertainty.items()},
-        matched=partner is not None,
-        needs=needs,
+        iou=iou,
+        features=object_features(prediction, i),
+        needed=needed,
         mean_scale=mean_scale,
         hd95=distance,
         nsd=surface,

@@ -6,7 +6,7 @@ instances after which 90 % of the others are right and within the risk limit (`m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from clearmargin.core import Mask, Prediction
 from clearmargin.errors import ConfigError
 from clearmargin.metrics.failure import refer
 
-__all__ = ["LIMITED", "WITHIN", "ReferralRules", "fit_rules", "reasons", "touches_edge"]
+__all__ = ["LIMITED", "NOTHING", "WITHIN", "ReferralRules", "fit_rules", "reasons", "touches_edge"]
 
 LIMITED = ("pairwise_dice", "predicted_nsd", "score")
 """What a fitted limit stands on; a value under its limit is flagged."""
@@ -27,6 +27,10 @@ WITHIN = 0.9
 
 MOST = 0.5
 """Share of the instances that a fitted limit may flag: a rule that flags nearly everything tells nothing."""
+
+
+NOTHING = 0.0
+"""A limit under which no value lies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +71,14 @@ class ReferralRules:
             raise ConfigError(f"these are no referral rules ({error}): run the calibration again") from None
 
 
-def reasons(
-    prediction: Prediction, i: int, rules: ReferralRules, drift_warnings: Sequence[str] = ()
-) -> list[str]:
+def reasons(prediction: Prediction, i: int, rules: ReferralRules) -> list[str]:
     """Return why a person should look at instance ``i``; nothing where no rule speaks.
 
     Args:
         prediction: As `Calibration.apply` returns it, where there is a calibration. A rule whose column is not
             there says nothing.
         i: Position of the instance.
-        rules: The limits.
-        drift_warnings: Of its case (`Drift.warnings`).
+        rules: The limits. What concerns the case as a whole refers the case (`Assessment.refer_case`).
     """
     instances = prediction.instances
     columns = {name: float(column[i]) for name, column in instances.uncertainty.items()}
@@ -100,8 +101,6 @@ def reasons(
         found.append(f"score near the threshold: {score:.2f}, under {rules.score:.2f}")
     if rules.edge and touches_edge(instances.masks[i]):
         found.append("reaches the image's edge: part of it may be outside")
-    if drift_warnings:
-        found.append("the case differs from the calibration cases")
     return found
 
 
@@ -117,8 +116,8 @@ def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRu
     """Return rules whose limits flag as few instances as `WITHIN` of the others needs to be good.
 
     Where that needs no flag at all, the limit is the smallest value seen, or the default where it is smaller:
-    what is worse than all of these is still flagged. Where it would flag more than `MOST`, the default stays, and it
-    is said.
+    what is worse than all of these is still flagged. Where it would flag more than `MOST`, the limit is `NOTHING`, and
+    that is said.
 
     Args:
         columns: ``(n,)`` values of the fit units' instances, by name in `LIMITED`; scores are scaled.
@@ -135,8 +134,10 @@ def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRu
         default = float(getattr(ReferralRules(), name))
         if done.referred > MOST * done.cases:
             fitted[name] = (
-                f"default: a limit that leaves {100 * WITHIN:g} % good flags {done.referred} of {done.cases} instances"
+                f"flags nothing: a limit that leaves {100 * WITHIN:g} % good would flag {done.referred} of "
+                f"{done.cases} instances, which tells nothing"
             )
+            limits[name] = NOTHING
             continue
         limit = min(default, float(values[0]))
         if done.referred:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clearmargin.config import load_settings, read_yaml
-from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance
+from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import below
 from clearmargin.memory import trim_heap
@@ -36,6 +36,7 @@ from clearmargin.transforms.view import PreparedImage
 from clearmargin.uncertainty.clusters import agreed_mask, find_clusters
 from clearmargin.uncertainty.maps import MAPS, Moments
 from clearmargin.uncertainty.spread import Spread, measure_spread
+from clearmargin.uncertainty.units import Seen
 
 __all__ = [
     "Member",
@@ -44,7 +45,7 @@ __all__ = [
     "augmented",
     "is_ensemble",
     "open_segmenter",
-    "trained_units",
+    "seen_by",
     "tta_views",
 ]
 
@@ -127,8 +128,13 @@ class SampledSegmenter:
             runtime=made_by[0].runtime,
         )
 
+    @property
+    def thresholds(self) -> Thresholds:
+        """Least existence of the instances that are returned."""
+        return self.choice.thresholds(self.label_map)
+
     def with_threshold(self, score_threshold: float) -> SampledSegmenter:
-        """Return this segmenter with another score threshold; 0 returns all it has found."""
+        """Return this segmenter with one score threshold for all classes; 0 returns all it has found."""
         return replace(self, choice=self.choice.model_copy(update={"score_threshold": score_threshold}))
 
     def __call__(self, image: Image) -> Prediction:
@@ -148,12 +154,12 @@ class SampledSegmenter:
         with self._drawing():
             samples, maps = self._sample(image)
         clusters = [
-            c for c in find_clusters(samples) if c.existence >= self.choice.score_threshold - _ROUNDING
+            c for c in find_clusters(samples) if c.existence >= self.thresholds.of(c.label) - _ROUNDING
         ]
         masks = [agreed_mask(cluster) for cluster in clusters]
-        thresholds = [member.segmenter.choice.score_threshold for member in self.members]
+        thresholds = [member.segmenter.thresholds for member in self.members]
         spreads = [
-            measure_spread(c, mask, image.grid, thresholds=thresholds)
+            measure_spread(c, mask, image.grid, thresholds=[t.of(c.label) for t in thresholds])
             for c, mask in zip(clusters, masks, strict=True)
         ]
         instances = InstanceSet(
@@ -189,7 +195,7 @@ class SampledSegmenter:
             for member, walk, found in zip(self.members, walks, parts, strict=True):
                 look = next(walk)
                 _add(seen, look, classes)
-                found.append(look.instances(member.segmenter.choice.mask_nms))
+                found.append(look.instances(member.segmenter.suppression))
                 del look
                 if len(seen) > 1:  # a volume's
                     trim_heap()
@@ -309,20 +315,24 @@ def is_ensemble(model: Path) -> bool:
     return (model / ENSEMBLE_FILE).is_file() and not (model / CONFIG_FILE).is_file()
 
 
-def trained_units(model: Path) -> frozenset[str]:
-    """Return the keyed hashes of the units that a model, or any member of an ensemble, was trained or chosen on.
+def seen_by(model: Path) -> Seen:
+    """Return what a model, or all members of an ensemble together, was trained or chosen on.
 
     Raises:
         InputError: A model does not say, since an earlier version trained it.
     """
     folders = _members(model) if is_ensemble(model) else [model]
-    units: set[str] = set()
-    for folder in folders:
-        seen = load_settings(folder / CONFIG_FILE, ModelCard).trained_on
-        if not seen:
+    cards = [load_settings(folder / CONFIG_FILE, ModelCard) for folder in folders]
+    for folder, card in zip(folders, cards, strict=True):
+        if not card.trained_on:
             raise InputError(f"'{folder.name}' does not say which units it was trained on: train it again")
-        units.update(seen)
-    return frozenset(units)
+    recorded = all(card.trained_content for card in cards)
+    return Seen(
+        units=frozenset(unit for card in cards for unit in card.trained_on),
+        contents=frozenset(c for card in cards for c in card.trained_content) if recorded else frozenset(),
+        keys=frozenset(card.trained_key for card in cards),
+        cards=frozenset(card.trained_card for card in cards),
+    )
 
 
 def _members(model: Path) -> list[Path]:

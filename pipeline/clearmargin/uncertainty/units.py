@@ -1,14 +1,15 @@
-"""Units of independence: split so that nothing is fitted and judged on the same patient."""
+"""Units of independence: split so that nothing is fitted and judged on the same patient, or on what was trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from clearmargin.errors import InputError
 
-__all__ = ["refuse_shared_units", "split_units"]
+__all__ = ["Seen", "check_unseen", "split_units"]
 
 
 def split_units(units: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, tuple[str, ...]]:
@@ -45,16 +46,63 @@ def split_units(units: Iterable[str], shares: Mapping[str, float], seed: int) ->
     }
 
 
-def refuse_shared_units(calibration: Iterable[str], training: Iterable[str]) -> None:
-    """Refuse calibration on units that the model was trained or chosen on.
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a model, or each member of an ensemble, was trained or chosen on.
+
+    Attributes:
+        units: Keyed hashes of the units.
+        contents: Hashes of their images (`datasets.contents`); empty if some member does not record them.
+        keys: Fingerprints of the keys that the units were hashed with.
+        cards: Names of the cards, which the hashes depend on.
+    """
+
+    units: frozenset[str]
+    contents: frozenset[str]
+    keys: frozenset[str]
+    cards: frozenset[str]
+
+
+def check_unseen(units: Sequence[str], contents: Sequence[str], seen: Seen, *, key: str, card: str) -> str:
+    """Return in a sentence how it was checked that a model saw none of the cases.
+
+    Args:
+        units: Keyed hash of the unit of each case.
+        contents: Hash of the image of each case.
+        seen: By the model.
+        key: Fingerprint of the key of ``units``.
+        card: Name of the card of ``units``.
 
     Raises:
-        InputError: Some unit is in both; their number is said, their names are not.
+        InputError: Some unit or image was trained on (their number is said, their names are not), or neither can be
+            compared.
     """
-    held_out = set(calibration)
-    shared = held_out & set(training)
+    held_out = set(units)
+    shared = {
+        unit
+        for unit, content in zip(units, contents, strict=True)
+        if unit in seen.units or content in seen.contents
+    }
     if shared:
         raise InputError(
             f"{len(shared)} of {len(held_out)} calibration units were also trained on: a margin fitted on them "
             "would be too narrow; give a calibration split of other patients (docs/data-cards.md)"
         )
+    why = None
+    if seen.keys != {key}:
+        why = "the model was trained with another user's key, or records none"
+    elif seen.cards != {card}:
+        why = f"the model was trained on a card of another name than '{card}', or records none"
+    if why is None and seen.contents:
+        return "no unit was trained on, by name and by the content of its images"
+    if why is None:
+        return "no unit was trained on, by name; the images could not be compared: the model records none"
+    if seen.contents:
+        return (
+            f"no image was trained on, by its content; units could not be compared by name ({why}): other images of "
+            "the same patients would pass"
+        )
+    raise InputError(
+        f"whether the model was trained on these units cannot be checked: {why}, and it does not record the content of "
+        "its images: train it again"
+    )

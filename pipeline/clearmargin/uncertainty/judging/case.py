@@ -9,9 +9,8 @@ import numpy as np
 from clearmargin.core import InstanceSet, Prediction
 from clearmargin.metrics.matching import match_instances
 from clearmargin.uncertainty.calibration import Calibration
-from clearmargin.uncertainty.margins import Margin
+from clearmargin.uncertainty.needed import SIDES, Side
 from clearmargin.uncertainty.observed import ObservedCase
-from clearmargin.uncertainty.reach import EdgeScale
 
 __all__ = ["JudgedCase", "judge_case"]
 
@@ -22,13 +21,13 @@ class JudgedCase:
 
     Attributes:
         observed: As it was predicted.
-        stretches: By position of the margin in the calibration, of each matched instance: area with margin over
-            true area. Outer margins of all instances only.
+        sizes: By side, of each matched instance with a margin: size of its region over its true size. Of the margins
+            that are applied.
         dice: Of the union of kept instances and the union of references; 1 where both are empty.
     """
 
     observed: ObservedCase
-    stretches: dict[int, list[float]]
+    sizes: dict[Side, list[float]]
     dice: float
 
 
@@ -39,30 +38,26 @@ def judge_case(
 
     Args:
         calibration: What is judged.
-        observed: Of the prediction, with the promises of the calibration's margins.
+        observed: Of the prediction, with the floors of the calibration's margins.
         prediction: Of every instance, down to score 0, as predicted.
         reference: On the same grid.
     """
     instances = prediction.instances
-    kept = instances.scores >= calibration.threshold
-    pairs = [(int(i), int(j)) for i, j in match_instances(instances, reference).pairs if kept[i]]
-    stretches = {
-        k: [_stretch(margin, prediction, i, reference, j) for i, j in pairs]
-        for k, margin in enumerate(calibration.margins)
-        if margin.promise.side == "outer" and margin.stratum == "all"
+    reached = calibration.thresholds.reached(instances)
+    kept = np.zeros(len(instances), bool)
+    kept[reached] = True
+    matches = match_instances(instances, reference)
+    pairs = [
+        (int(i), int(j))
+        for (i, j), iou in zip(matches.pairs, matches.ious, strict=True)
+        if kept[i] and iou >= calibration.match_iou
+    ]
+    sizes: dict[Side, list[float]] = {
+        side: [calibration.region(prediction, i, side).area / reference.masks[j].area for i, j in pairs]
+        for side in SIDES
+        if calibration.margin(side) is not None
     }
-    return JudgedCase(
-        observed=observed, stretches=stretches, dice=_union_dice(instances.select(kept), reference)
-    )
-
-
-def _stretch(margin: Margin, prediction: Prediction, i: int, reference: InstanceSet, j: int) -> float:
-    scale = None
-    if margin.promise.floor is not None:
-        edge = prediction.edges[i]
-        scale = EdgeScale(points=edge.points, sigma=edge.sigma, floor=margin.promise.floor)
-    grid = prediction.instances.grid
-    return margin.region(prediction.instances.masks[i], grid, scale).area / reference.masks[j].area
+    return JudgedCase(observed=observed, sizes=sizes, dice=_union_dice(instances.select(kept), reference))
 
 
 def _union_dice(predicted: InstanceSet, reference: InstanceSet) -> float:

@@ -6,20 +6,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
+from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.uncertainty.calibration import Calibration
-from clearmargin.uncertainty.conformal import conformal_quantile, coverage_over_splits, expected_coverage
+from clearmargin.uncertainty.drift import Features, Fingerprint, false_alarms, fingerprint, score_features
+from clearmargin.uncertainty.guarantees import UnitLosses, least_factor
 from clearmargin.uncertainty.judging.case import JudgedCase
-from clearmargin.uncertainty.margins import Margin, covered_units, unit_scores
-from clearmargin.uncertainty.needed import Need
-from clearmargin.uncertainty.observed import ObservedCase, needs_of
+from clearmargin.uncertainty.margins import Margin, MatchedObject, demands_of, losses_of, typical_length
+from clearmargin.uncertainty.needed import Side
+from clearmargin.uncertainty.observed import ObservedCase, matched_objects
 
-__all__ = ["SPLITS", "Coverage", "Shift", "coverage_of", "shifts_of"]
+__all__ = [
+    "SPLITS",
+    "Coverage",
+    "FalseAlarms",
+    "Shift",
+    "SizeCoverage",
+    "alarms_of",
+    "coverage_of",
+    "shifts_of",
+]
 
 SPLITS = 100
 """Random splits of the margin and judged units together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeCoverage:
+    """Objects of one third of the judged sizes: how many the margin covers.
+
+    Attributes:
+        name: ``small``, ``medium`` or ``large``.
+        objects: Number of matched ones.
+        covered: Those of them that it covers as a whole.
+        typical: Their median margin on the margin's first side.
+    """
+
+    name: str
+    objects: int
+    covered: int
+    typical: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,48 +57,48 @@ class Coverage:
 
     Attributes:
         margin: What was calibrated.
-        units: Judged units with a matched instance.
-        covered: Those of them that it covers.
-        low: Clopper-Pearson interval of the share, 95 %.
-        high: Its other end.
-        expected: Mean coverage over calibrations, `expected_coverage`.
-        stretch: Mean area with margin over true area; None for inner margins and strata.
+        units: Judged units with a matched object.
+        covered: One less their mean loss, with a bootstrap interval over units; None where there is no unit.
+        objects: Matched objects of the judged units.
+        objects_covered: Those of them that are covered as a whole, each counted alike.
         over_splits: Coverage of each random split of the margin and judged units together; empty where no judged
-            unit has a matched instance.
+            unit has a matched object, or too few are left.
+        by_size: By thirds of the judged objects' sizes.
     """
 
     margin: Margin
     units: int
-    covered: int
-    low: float
-    high: float
-    expected: float
-    stretch: float | None
+    covered: Interval | None
+    objects: int
+    objects_covered: int
     over_splits: tuple[float, ...]
+    by_size: tuple[SizeCoverage, ...]
 
     @property
     def splits(self) -> tuple[float, float, float]:
-        """Mean coverage over the splits, and what 2.5 % of them are below and above; zeros for none."""
+        """Mean coverage over the splits, and what 5 % of them are below and above; zeros for none."""
         if not self.over_splits:
             return 0.0, 0.0, 0.0
-        low, high = np.quantile(self.over_splits, [0.025, 0.975])
+        low, high = np.quantile(self.over_splits, [0.05, 0.95])
         return float(np.mean(self.over_splits)), float(low), float(high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """A 100 % margin calibrated on one stratum of the card and judged on another.
+    """A margin calibrated on one stratum of the card and judged on another, with the width of all fit units.
 
     Attributes:
-        name: Of the margin, such as ``outer, 100 %`` or ``outer, 100 %, scaled``.
-        alpha: Share of units that may fail.
+        name: Of the margin, such as ``outer, by object``.
+        alpha: What the mean loss may be.
         column: Of the card.
         calibrated_on: Value of the column; empty for all units.
         judged_on: Value of the column.
         n: Units that calibrated.
-        value: The margin or factor.
         units: Judged units.
-        covered: Those of them that are covered.
+        covered: One less their mean loss.
+        refused: Judged cases that look like no calibration case of ``calibrated_on``: nothing is promised of them.
+        cases: Judged cases.
+        covered_after: One less the mean loss of the units whose cases were not refused; None if all were.
     """
 
     name: str
@@ -78,9 +107,20 @@ class Shift:
     calibrated_on: str
     judged_on: str
     n: int
-    value: float
     units: int
-    covered: int
+    covered: float
+    refused: int
+    cases: int
+    covered_after: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseAlarms:
+    """How many judged cases of a stratum are warned of as unlike the calibration cases."""
+
+    stratum: str
+    cases: int
+    warned: int
 
 
 def coverage_of(
@@ -95,23 +135,88 @@ def coverage_of(
         calibration: Whose margins.
         cases: Judged ones.
         margin_cases: Those that the margins were calibrated on.
-        rng: Of the splits.
+        rng: Of the splits and the resamples.
     """
-    return [
-        _coverage(calibration, k, margin, cases, margin_cases, rng)
-        for k, margin in enumerate(calibration.margins)
-    ]
+    fitted = _objects(calibration, margin_cases)
+    fresh = _objects(calibration, [case.observed for case in cases])
+    return [_coverage(margin, fitted, fresh, rng) for margin in calibration.margins]
+
+
+def _objects(calibration: Calibration, cases: Sequence[ObservedCase]) -> list[MatchedObject]:
+    return matched_objects(cases, calibration.thresholds, calibration.match_iou)
+
+
+def _coverage(
+    margin: Margin, fitted: Sequence[MatchedObject], fresh: Sequence[MatchedObject], rng: np.random.Generator
+) -> Coverage:
+    losses = losses_of(fresh, margin.width, margin.sides, margin.guarantee)
+    interval = None
+    if losses.n:
+        held = 1 - losses.at(np.array([margin.factor]))[0]
+        interval = bootstrap_means({"covered": held.tolist()}, list(losses.units), rng=rng)["covered"]
+    wholes = np.array([demand.whole for demand in demands_of(fresh, margin.width, margin.sides)])
+    covered = wholes <= with_slack(margin.factor)
+    return Coverage(
+        margin=margin,
+        units=losses.n,
+        covered=interval,
+        objects=len(wholes),
+        objects_covered=int(covered.sum()),
+        over_splits=_over_splits(margin, [*fitted, *fresh], rng) if losses.n else (),
+        by_size=_by_size(margin, fresh, covered),
+    )
+
+
+def _over_splits(
+    margin: Margin, objects: Sequence[MatchedObject], rng: np.random.Generator
+) -> tuple[float, ...]:
+    """Return one less the mean loss of the units that are left, for random choices of n units to calibrate on."""
+    losses = _losses(margin, objects)
+    if margin.n >= losses.n:
+        return ()
+    shares = []
+    for _ in range(SPLITS):
+        order = rng.permutation(losses.n)
+        known, left = losses.select(order[: margin.n]), losses.select(order[margin.n :])
+        try:
+            factor = least_factor(known, margin.alpha, confidence=margin.confidence)
+        except InputError:  # with a confidence some choices of units reach no factor
+            continue
+        shares.append(1 - float(left.at(np.array([factor])).mean()))
+    return tuple(shares)
+
+
+def _losses(margin: Margin, objects: Sequence[MatchedObject]) -> UnitLosses:
+    return losses_of(objects, margin.width, margin.sides, margin.guarantee)
+
+
+def _by_size(
+    margin: Margin, objects: Sequence[MatchedObject], covered: NDArray[np.bool_]
+) -> tuple[SizeCoverage, ...]:
+    if len(objects) != len(covered) or len(objects) < 3:
+        return ()
+    order = np.argsort([one.features["log size"] for one in objects], kind="stable")
+    side: Side = "inner" if margin.sides == "inner" else "outer"
+    return tuple(
+        SizeCoverage(
+            name=name,
+            objects=len(third),
+            covered=int(covered[third].sum()),
+            typical=typical_length([objects[k] for k in third], margin, side),
+        )
+        for name, third in zip(("small", "medium", "large"), np.array_split(order, 3), strict=True)
+    )
 
 
 def shifts_of(
     calibration: Calibration, fitted: Sequence[ObservedCase], fresh: Sequence[ObservedCase]
 ) -> list[Shift]:
-    """Return 100 % margins calibrated on each value of the card's strata, and on all, and judged on each.
+    """Return the applied margins calibrated on each value of the card's strata, and on all, and judged on each.
 
     A value with too few units for alpha calibrates nothing; a card without strata, or with one value, has no shift.
 
     Args:
-        calibration: Whose promises, alphas and threshold.
+        calibration: Whose margins, threshold and check of unlike cases.
         fitted: Cases of the margin units.
         fresh: Judged cases.
     """
@@ -119,92 +224,85 @@ def shifts_of(
         name: sorted({case.strata[name] for case in fresh if name in case.strata})
         for name in sorted({name for case in fresh for name in case.strata})
     }
-    rows = []
-    for margin in calibration.margins:
-        if margin.promise.share != 1 or margin.stratum != "all":
-            continue
-        for column, values in columns.items():
-            if len(values) > 1:
-                before, after = (_by_value(calibration, margin, of, column) for of in (fitted, fresh))
-                every = list(unit_scores(needs_of(fitted, margin.promise, calibration.threshold)).values())
-                rows += _shifts(margin, column, {"": every} | before, after)
-    return rows
-
-
-def _by_value(
-    calibration: Calibration, margin: Margin, cases: Sequence[ObservedCase], column: str
-) -> dict[str, list[float]]:
-    """Return the scores of the units with a matched instance, by the column's value."""
-    return {
-        value: list(
-            unit_scores(
-                needs_of(
-                    [case for case in cases if case.strata.get(column) == value],
-                    margin.promise,
-                    calibration.threshold,
-                )
-            ).values()
-        )
-        for value in sorted({case.strata[column] for case in cases if column in case.strata})
-    }
+    return [
+        row
+        for margin in calibration.applied()
+        for column, values in columns.items()
+        if len(values) > 1
+        for here in ("", *sorted({case.strata[column] for case in fitted if column in case.strata}))
+        for row in _shifts(calibration, margin, column, here, fitted, fresh)
+    ]
 
 
 def _shifts(
-    margin: Margin, column: str, before: dict[str, list[float]], after: dict[str, list[float]]
+    calibration: Calibration,
+    margin: Margin,
+    column: str,
+    here: str,
+    fitted: Sequence[ObservedCase],
+    fresh: Sequence[ObservedCase],
 ) -> list[Shift]:
+    known = [case for case in fitted if not here or case.strata.get(column) == here]
+    losses = _losses(margin, _objects(calibration, known))
+    try:
+        factor = least_factor(losses, margin.alpha, confidence=margin.confidence)
+    except InputError:
+        return []
+    looks = _fingerprint(calibration, known)
     rows = []
-    for here, calibrating in before.items():
-        try:
-            value = conformal_quantile(calibrating, margin.alpha)
-        except InputError:
-            continue
-        rows += [
+    for there in sorted({case.strata[column] for case in fresh if column in case.strata}):
+        judged = [case for case in fresh if case.strata.get(column) == there]
+        alarms = false_alarms(looks, [_features(calibration, case) for case in judged])
+        held = _held(calibration, margin, factor, judged)
+        kept = _held(
+            calibration, margin, factor, [c for c, alarm in zip(judged, alarms, strict=True) if not alarm]
+        )
+        rows.append(
             Shift(
-                name=f"{margin.promise.side}, {margin.promise.short}",
+                name=f"{margin.sides}, by {margin.guarantee}",
                 alpha=margin.alpha,
                 column=column,
                 calibrated_on=here,
                 judged_on=there,
-                n=len(calibrating),
-                value=value,
-                units=len(judged),
-                covered=sum(score <= with_slack(value) for score in judged),
+                n=losses.n,
+                units=len(held),
+                covered=float(held.mean()) if len(held) else 1.0,
+                refused=sum(alarms),
+                cases=len(judged),
+                covered_after=float(kept.mean()) if len(kept) else None,
             )
-            for there, judged in after.items()
-        ]
+        )
     return rows
 
 
-def _coverage(
-    calibration: Calibration,
-    k: int,
-    margin: Margin,
-    cases: Sequence[JudgedCase],
-    margin_cases: Sequence[ObservedCase],
-    rng: np.random.Generator,
-) -> Coverage:
-    from scipy.stats import binomtest
+def _held(
+    calibration: Calibration, margin: Margin, factor: float, cases: Sequence[ObservedCase]
+) -> NDArray[np.float64]:
+    """Return one less the loss of each unit with a matched object."""
+    held: NDArray[np.float64] = 1 - _losses(margin, _objects(calibration, cases)).at(np.array([factor]))[0]
+    return held
 
-    def needs(of: Sequence[ObservedCase]) -> list[Need]:
-        strata = None if margin.stratum == "all" else calibration.strata
-        every = needs_of(of, margin.promise, calibration.threshold, strata)
-        return [need for need in every if need.stratum == margin.stratum]
 
-    fitted, fresh = needs(margin_cases), needs([case.observed for case in cases])
-    held = list(covered_units(margin, fresh).values())
-    share = binomtest(sum(held), len(held)).proportion_ci(0.95, "exact") if held else None
-    values = np.zeros(0)
-    if held:
-        scores = [*unit_scores(fitted).values(), *unit_scores(fresh).values()]
-        values, _ = coverage_over_splits(scores, margin.n, margin.alpha, splits=SPLITS, rng=rng)
-    areas = [area for case in cases for area in case.stretches.get(k, [])]
-    return Coverage(
-        margin=margin,
-        units=len(held),
-        covered=sum(held),
-        low=0.0 if share is None else float(share.low),
-        high=1.0 if share is None else float(share.high),
-        expected=expected_coverage(margin.n, margin.alpha),
-        stretch=float(np.mean(areas)) if areas else None,
-        over_splits=tuple(float(v) for v in values),
+def _fingerprint(calibration: Calibration, cases: Sequence[ObservedCase]) -> Fingerprint:
+    return fingerprint(
+        [_features(calibration, case) for case in cases],
+        [case.unit for case in cases],
+        false_alarms=calibration.fingerprint.false_alarms,
     )
+
+
+def _features(calibration: Calibration, case: ObservedCase) -> Features:
+    scores = [one.score for one in case.instances if one.score >= calibration.thresholds.of(one.label)]
+    return dict(case.looks) | score_features(scores)
+
+
+def alarms_of(calibration: Calibration, cases: Sequence[ObservedCase]) -> list[FalseAlarms]:
+    """Return how many judged cases are warned of, in all and by the card's strata."""
+    alarms = false_alarms(calibration.fingerprint, [_features(calibration, case) for case in cases])
+    counts: dict[str, list[bool]] = {"all": alarms}
+    for case, alarm in zip(cases, alarms, strict=True):
+        for column, value in case.strata.items():
+            counts.setdefault(f"{column} {value}", []).append(alarm)
+    return [
+        FalseAlarms(stratum=name, cases=len(warned), warned=sum(warned)) for name, warned in counts.items()
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clearmargin.metrics.failure import Referral, aurc, ause, e_aurc, error_auroc, refer
-from clearmargin.metrics.statistics import Interval, bootstrap_statistic
+from clearmargin.metrics.intervals import Interval, bootstrap_statistic
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.judging.case import JudgedCase
 from clearmargin.uncertainty.observed import ObservedInstance
@@ -91,7 +91,10 @@ def failures_of(
         rng: Of the resamples.
         resamples: Of each interval.
     """
-    kept = [[one for one in case.observed.instances if one.score >= calibration.threshold] for case in cases]
+    kept = [
+        [one for one in case.observed.instances if one.score >= calibration.thresholds.of(one.label)]
+        for case in cases
+    ]
     units = [case.observed.unit for case in cases]
     every = [one for own in kept for one in own]
     known = [n for n, column in COLUMNS.items() if every and all(column in one.columns for one in every)]

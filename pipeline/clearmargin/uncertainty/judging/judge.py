@@ -7,12 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clearmargin.metrics.statistics import Interval, bootstrap_means
+from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.judging.case import JudgedCase
-from clearmargin.uncertainty.judging.coverage import Coverage, Shift, coverage_of, shifts_of
+from clearmargin.uncertainty.judging.coverage import (
+    Coverage,
+    FalseAlarms,
+    Shift,
+    alarms_of,
+    coverage_of,
+    shifts_of,
+)
+from clearmargin.uncertainty.judging.expected import Expected, expected_of
 from clearmargin.uncertainty.judging.failures import Failure, failures_of
 from clearmargin.uncertainty.judging.scaling_errors import Reliabilities, Scaled, pixel_errors, score_errors
+from clearmargin.uncertainty.needed import SIDES, Side
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts
 
 __all__ = ["Judgement", "judge"]
@@ -25,10 +34,13 @@ class Judgement:
     Attributes:
         units: Judged units.
         cases: Judged cases.
-        misses: Mean share of a unit's instances that are missed at each threshold: that of the margins, and by
-            alpha those against misses; none where no unit has an instance.
+        missed: Mean share of a unit's instances that are missed, merged or cut; None where no unit has an instance.
         coverage: One for each margin.
-        shifts: One for each 100 % margin and pair of values of the card's strata.
+        sizes: By side, size of the regions over true size, a mean over matched instances.
+        empty: Share of the inner regions that are empty; None where there is none.
+        shifts: One for each margin that is applied and pair of values of the card's strata.
+        alarms: Cases that are warned of as unlike the calibration cases, by stratum.
+        expected: Predicted NSD and the edge's standard deviation against what was measured; none without samples.
         scaled: One for each error of each kind of probability.
         diagrams: One for each kind of probability.
         failures: One for each uncertainty and risk.
@@ -36,9 +48,13 @@ class Judgement:
 
     units: int
     cases: int
-    misses: Mapping[str, Interval]
+    missed: Interval | None
     coverage: tuple[Coverage, ...]
+    sizes: Mapping[Side, float]
+    empty: float | None
     shifts: tuple[Shift, ...]
+    alarms: tuple[FalseAlarms, ...]
+    expected: tuple[Expected, ...]
     scaled: tuple[Scaled, ...]
     diagrams: tuple[Reliabilities, ...]
     failures: tuple[Failure, ...]
@@ -66,6 +82,7 @@ def judge(
         resamples: Of each interval.
     """
     observed = [case.observed for case in cases]
+    inner = [ratio for case in cases for ratio in case.sizes.get("inner", [])]
     of_scores, of_pixels = (
         score_errors(calibration, observed, rng, resamples),
         pixel_errors(*pixels, rng, resamples),
@@ -73,28 +90,32 @@ def judge(
     return Judgement(
         units=len({case.unit for case in observed}),
         cases=len(cases),
-        misses=_misses(calibration, observed, rng),
+        missed=_missed(calibration, observed, rng),
         coverage=tuple(coverage_of(calibration, cases, margin_cases, rng)),
+        sizes={
+            side: float(np.mean(ratios))
+            for side in SIDES
+            if (ratios := [ratio for case in cases for ratio in case.sizes.get(side, [])])
+        },
+        empty=float(np.mean([ratio == 0 for ratio in inner])) if inner else None,
+        alarms=tuple(alarms_of(calibration, observed)),
         shifts=tuple(shifts_of(calibration, margin_cases, observed)),
+        expected=tuple(expected_of(calibration, observed)),
         scaled=(*of_scores[1], *of_pixels[1]),
         diagrams=(*of_scores[0], *of_pixels[0]),
         failures=tuple(failures_of(calibration, cases, risk_limit=risk_limit, rng=rng, resamples=resamples)),
     )
 
 
-def _misses(
+def _missed(
     calibration: Calibration, cases: Sequence[ObservedCase], rng: np.random.Generator
-) -> dict[str, Interval]:
-    thresholds = {"margins": calibration.threshold}
-    thresholds |= {f"alpha {m.alpha:g}": m.threshold for m in calibration.misses}
-    by_unit: dict[str, list[float]] = {}
+) -> Interval | None:
+    by_unit: dict[str, list[bool]] = {}
     for case in cases:
         for one in case.found:
-            by_unit.setdefault(one.unit, []).append(-np.inf if one.score is None else one.score)
+            score = -1.0 if one.score is None or one.iou < calibration.match_iou else one.score
+            by_unit.setdefault(one.unit, []).append(score < calibration.thresholds.of(one.label))
     if not by_unit:
-        return {}
-    losses = {
-        name: [float(np.mean(np.array(scores) < threshold)) for scores in by_unit.values()]
-        for name, threshold in thresholds.items()
-    }
-    return bootstrap_means(losses, list(by_unit), rng=rng)
+        return None
+    losses = {"missed": [float(np.mean(missed)) for missed in by_unit.values()]}
+    return bootstrap_means(losses, list(by_unit), rng=rng)["missed"]

@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clearmargin.core import Thresholds
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.metrics.detection_calibration import detection_calibration_error
-from clearmargin.metrics.statistics import Interval, bootstrap_statistics
+from clearmargin.metrics.intervals import Interval, bootstrap_statistics
 from clearmargin.uncertainty.calibration import Calibration
 from clearmargin.uncertainty.observed import ObservedCase, PixelCounts
 
@@ -77,7 +78,10 @@ def score_errors(
     units = [case.unit for case in cases]
     diagrams: list[Reliabilities] = []
     rows: list[Scaled] = []
-    for what, least in (("scores, all instances", 0.0), ("scores, kept instances", calibration.threshold)):
+    for what, least in (
+        ("scores, all instances", Thresholds(0.0)),
+        ("scores, kept instances", calibration.thresholds),
+    ):
         tables = [_scores(case, calibration, least) for case in cases]
         if sum(len(table.right) for table in tables):
             diagrams.append(_of_scores(what, tables))
@@ -110,8 +114,8 @@ def pixel_errors(
     return diagrams, rows
 
 
-def _scores(case: ObservedCase, calibration: Calibration, least: float) -> _Scores:
-    chosen = [one for one in case.instances if one.score >= least]
+def _scores(case: ObservedCase, calibration: Calibration, least: Thresholds) -> _Scores:
+    chosen = [one for one in case.instances if one.score >= least.of(one.label)]
     before = np.array([one.score for one in chosen], np.float64)
     return _Scores(
         before=before,

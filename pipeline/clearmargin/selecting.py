@@ -24,7 +24,7 @@ from clearmargin.errors import ClearMarginError, ConfigError, InputError, neares
 from clearmargin.evaluate import evaluate_cases, metric_names
 from clearmargin.files import csv_rows, whole, write_text
 from clearmargin.metrics import METRICS
-from clearmargin.metrics.statistics import Interval, bootstrap_means, compare
+from clearmargin.metrics.intervals import Interval, bootstrap_means, compare
 from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.report.figures import trade_off
@@ -285,9 +285,8 @@ def _measured(
             json.dumps(instance_rows(image.source, prediction))
         if count >= min(_WARM_UP, len(timed)):
             spans.append(clock.seconds)
-    threshold = segmenter.choice.score_threshold
     found = evaluate_cases(
-        segmenter.with_threshold(0.0), dataset, validation, score_threshold=threshold
+        segmenter.with_threshold(0.0), dataset, validation, thresholds=segmenter.thresholds
     ).complete()
     rows: dict[str, list[float]] = {}
     units: dict[str, str] = {}

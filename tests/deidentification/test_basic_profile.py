@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 from pydicom.datadict import DicomDictionary, dictionary_VR, tag_for_keyword
 
-from clearmargin.deidentification.profile import action_for, basic_profile
+from clearmargin.deidentification.basic_profile import action_for, basic_profile
 
 ACTIONS = {
     # By hand from PS3.15, Table E.1-1.

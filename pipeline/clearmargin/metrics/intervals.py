@@ -373,18 +373,17 @@ def inter_rater_ceiling(
     return compare(against_both, readers, patients, rng=rng, level=level)
 
 
-def size_strata(sizes: ArrayLike, unit: str, limits: Sequence[float] | None = None) -> list[str]:
-    """Return each case's size stratum, such as ``"small (under 12 mm^3)"``.
+def size_strata(sizes: ArrayLike, unit: str) -> list[str]:
+    """Return each case's size stratum by tertiles, such as ``"small (under 12 mm^3)"``.
 
     Args:
         sizes: ``(n,)`` sizes of the references.
         unit: Of the sizes, as the table shall call it.
-        limits: Two limits; None for the tertiles of ``sizes``.
     """
     array = np.asarray(sizes, np.float64)
     if not array.size:
         return []
-    low, high = np.quantile(array, [1 / 3, 2 / 3]) if limits is None else limits
+    low, high = np.quantile(array, [1 / 3, 2 / 3])
     names = (f"small (under {low:.3g} {unit})", "medium", f"large (over {high:.3g} {unit})")
     return [names[0] if v < low else names[2] if v > high else names[1] for v in array]
 

@@ -1,0 +1,89 @@
+"""What holds of the package as a whole, read from its source: who imports whom, and what files are called."""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "pipeline" / "clearmargin"
+
+# From the bottom up; a room imports from rooms before it. What stands in docs/design.md.
+ROOMS = (
+    "errors",
+    "core",
+    "compiled memory files",
+    "config privacy",
+    "failures",
+    "metrics",
+    "formats",
+    "deidentification",
+    "transforms",
+    "models",
+    "uncertainty",
+    "datasets",
+    "tracking",
+    "report",
+    "outputs",
+    "pacs",
+    "jobs",
+    "predicting",
+    "training",
+    "verbs",
+    "cli",
+)
+RANK = {name: rank for rank, line in enumerate(ROOMS) for name in line.split()}
+
+
+def module_of(file):
+    return ".".join(("clearmargin", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_of(file): file for file in ROOT.rglob("*.py")}
+
+
+def imports(file, *, everywhere):
+    """Modules of the package that a file imports: everywhere, or as soon as it is imported itself."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clearmargin"):
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in MODULES else node.module
+
+
+def room_of(module):
+    parts = module.split(".")
+    if len(parts) == 1:
+        return None  # the package's own front page
+    return parts[1] if parts[1] in RANK else "verbs"
+
+
+def test_imports_point_down():
+    wrong = []
+    for module, file in MODULES.items():
+        for other in imports(file, everywhere=True):
+            here, there = room_of(module), room_of(other)
+            if here != there and None not in (here, there) and RANK[there] >= RANK[here]:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
+
+
+def test_no_imports_in_a_circle():
+    graph = {module: set(imports(file, everywhere=False)) - {module} for module, file in MODULES.items()}
+    done, circles = set(), []
+
+    def walk(module, path):
+        if module in path:
+            circles.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for other in sorted(graph.get(module, ())):
+                walk(other, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    assert not circles
+
+
+def test_no_file_is_called_like_a_module_of_the_standard_library():
+    """Running any file of its folder as a script would import it in that module's place."""
+    assert not [str(f.relative_to(ROOT)) for f in ROOT.rglob("*.py") if f.stem in sys.stdlib_module_names]
