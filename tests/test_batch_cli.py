@@ -20,6 +20,7 @@ def toy(tmp_path_factory):
 @pytest.fixture
 def studies(toy, tmp_path, monkeypatch):
     folder, _, model = toy
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "Canary Anna"
     (root / "deep" / "deeper").mkdir(parents=True)
@@ -52,7 +53,7 @@ def test_a_batch_from_start_to_end(studies):
     client = open_client(None)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id], filter_string="attributes.run_name LIKE 'batch%'")
-    assert len(runs) == 1 and report["run_id"] == runs[0].info.run_id
+    assert [run.info.run_id for run in runs] == [report["run_id"]]
     metrics = runs[0].data.metrics
     assert (
         metrics["batch/done"] == 3 and metrics["batch/refused"] == 2 and metrics["batch/kind_InputError"] == 2
