@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,12 +196,51 @@ def test_selected_series_alone(tree, tmp_path):
 
 def test_a_dry_run_does_nothing_and_says_how_long_it_would_take(tree, tmp_path):
     report = run(tree, tmp_path / "out", dry_run=True)
-    assert report.counts["pending"] == 8 and report.expected_s is None
-    assert [p.name for p in (tmp_path / "out").iterdir() if "ledger" not in p.name] == []
+    assert report.counts["pending"] == report.new == 8 and report.expected_s is None
+    assert not (tmp_path / "out").exists()
     run(tree, tmp_path / "out")
     series(tree / "more", 7)
     report = run(tree, tmp_path / "out", dry_run=True)
-    assert report.new == 1 and report.expected_s > 0
+    assert (report.new, report.known) == (1, 8) and report.expected_s > 0
+    ledger = Ledger(default_ledger(tmp_path / "out"))
+    assert ledger.counts()["pending"] == 0  # nothing was added
+    ledger.close()
+
+
+def test_two_patients_of_one_plain_name_are_not_one_case(tmp_path, monkeypatch):
+    """Two folders called ct: with plain names one is done, and the other is said; with keyed ones both are done."""
+    root = tmp_path / "studies"
+    series(root / "a" / "ct", 1)
+    series(root / "b" / "ct", 2, 14)
+    monkeypatch.setenv("CLEARMARGIN_NAMES", "plain")
+    for _ in range(2):
+        report = run(root, tmp_path / "out")
+        assert report.counts["done"] == 1
+        assert report.left_out.unreadable == {
+            "ct": "another input is called so, too: leave out --names plain"
+        }
+    monkeypatch.delenv("CLEARMARGIN_NAMES")
+    report = run(root, tmp_path / "out")
+    assert report.counts["done"] == 3 and len(results(tmp_path / "out")) == 2
+
+
+def test_wrong_and_withdrawn_results_have_a_way_back(tree, tmp_path):
+    out = tmp_path / "out"
+    run(tree, out)
+    before = {name: content for name, (_, content) in state_of(out).items()}
+    _, link = next(iter(results(out).items()))
+    (link / "seg.dcm").unlink(missing_ok=True)
+    (link / "instances.csv").write_text("changed")
+    ledger = Ledger(default_ledger(out))
+    assert len(verify(ledger, out, redo=True)) == 1 and ledger.counts()["pending"] == 1
+    run(tree, out)
+    assert verify(ledger, out) == {}
+    assert {name: content for name, (_, content) in state_of(out).items()} == before
+    withdraw(ledger, out)
+    assert ledger.retry(states=("failed", "withdrawn")) == 7
+    run(tree, out)
+    assert len(results(out)) == 7
+    ledger.close()
 
 
 def test_shards_are_all_of_it_and_nothing_twice(tree, tmp_path):
@@ -260,9 +300,39 @@ def test_drafts_and_links_of_killed_processes_are_mended(tree, tmp_path):
     assert link.readlink() == target and {p.name for p in (out / case).iterdir()} == {str(target), "current"}
 
 
-def test_an_output_that_cannot_be_written_fails_its_item(tree, tmp_path):
+def test_an_output_that_an_input_cannot_have_is_refused(tree, tmp_path):
     report = run(tree / "a", tmp_path / "out", write=["coco"])
     assert report.counts["refused"] == 1 and report.failures == {"InputError": 1}
+
+
+def test_an_output_that_this_prediction_does_not_allow_is_said_and_the_rest_is_done(
+    tree, tmp_path, monkeypatch
+):
+    from clearmargin.errors import InputError
+    from clearmargin.outputs.writers import WRITERS
+
+    def refuse(*_):
+        raise InputError("instances overlap")
+
+    monkeypatch.setitem(WRITERS, "label_map_seg", replace(WRITERS["label_map_seg"], write=refuse))
+    report = run(tree / "a", tmp_path / "out", write=["default", "label_map_seg"])
+    assert report.counts["done"] == report.incomplete == 1
+    (link,) = results(tmp_path / "out").values()
+    assert (link / "seg.dcm").is_file() and not (link / "label_map_seg.dcm").exists()
+    ledger = Ledger(default_ledger(tmp_path / "out"))
+    (item,) = ledger.items("done")
+    assert item.reason == "label_map_seg was not written: instances overlap"
+    ledger.close()
+
+
+def test_workers_keep_the_threads_of_the_first_batch(tree, tmp_path):
+    """Sums depend on them in rounding, and UIDs on the sums."""
+    from clearmargin.batch import _threads
+
+    ledger = Ledger(tmp_path / "l.sqlite")
+    first = _threads(ledger, "r", 1)
+    assert _threads(ledger, "r", 100) == first and _threads(ledger, "s", 10**6) == 1
+    ledger.close()
 
 
 def test_a_case_table_is_where_it_was_said(tree, tmp_path):

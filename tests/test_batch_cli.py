@@ -43,7 +43,7 @@ def test_a_batch_from_start_to_end(studies):
     code, said = command(
         "--json", "batch", root, "--model", model, "--out", out, "--processes", "2", "--free", "0"
     )
-    assert code == 3 and "2 of 5 items failed or were refused" in said
+    assert code == 3 and "2 of 5 items failed, were refused, or lack an output" in said
     assert "Canary" not in said.replace(str(out), "").replace(str(root), "") and "t1.png" not in said
     events = [line for line in lines_of(said) if "state" in line]
     assert sorted(e["state"] for e in events) == ["done", "done", "done", "refused", "refused"]

@@ -6,13 +6,16 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.files import made_folder
 from clearmargin.jobs.ledger import Item, Ledger, State
 from clearmargin.jobs.pool import Ended, run_pool
 from clearmargin.jobs.worker import Event, Limits, work_off
@@ -32,6 +35,7 @@ from clearmargin.predicting.items import (
     sweep_drafts,
 )
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.privacy import naming
 from clearmargin.uncertainty.sampling import Mode
 
 __all__ = ["BatchReport", "Snapshot", "batch", "default_ledger", "is_address", "verify", "withdraw"]
@@ -79,6 +83,7 @@ class BatchReport:
         known: Items that were.
         left_out: What lies in the sources and is not an item, with the reason.
         failures: Failed and refused items by the kind of reason.
+        incomplete: How many are done but for an output that could not be written.
         interrupted: By Ctrl-C or SIGTERM; running again goes on.
         unsent: Results that were done before and that a destination does not have, by case, with the reason.
         why: What it had to stop for, such as a full disk; "" if it ran out of work.
@@ -92,6 +97,7 @@ class BatchReport:
     known: int
     left_out: Left
     failures: dict[str, int] = field(default_factory=dict)
+    incomplete: int = 0
     unsent: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     why: str = ""
@@ -164,7 +170,7 @@ def batch(
         force: See `predict`.
         least_free_gib: Pause while the output disk has less room.
         lease_s: After how long an item goes to another worker, if nothing is heard of its own.
-        dry_run: List and count, and do nothing else; nothing but the ledger is written.
+        dry_run: List and count, and do nothing else.
         track: Log counts, rates and failures as an MLflow run, with nothing that identifies a patient.
         on_found: Called with the number of files of each folder that is listed.
         on_event: Called with each item that ended, and with reasons for waiting.
@@ -190,9 +196,13 @@ def batch(
     reading = Reading(allow_gaps=allow_gaps, allow_tilt=allow_tilt, tolerance_mm=tolerance_mm)
     recipe = recipe_of(predictor, reading, outputs)
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
-    out.mkdir(parents=True, exist_ok=True)
     place = str(ledger) if ledger is not None else str(default_ledger(out, shard))
-    book = Ledger(place)
+    nothing_yet = dry_run and "://" not in place and not Path(place).exists()
+    if not dry_run:
+        made_folder(out)
+    # A dry run leaves nothing behind: not the output folder, and no ledger.
+    scratch = Path(mkdtemp(prefix="clearmargin-")) if nothing_yet else None
+    book = Ledger(place if scratch is None else scratch / "ledger.sqlite")
     book.remember(f"recipe {digest}", recipe)
     limits = Limits(recipe=digest, lease_s=lease_s, out=out, least_free_bytes=int(least_free_gib * 2**30))
     book.lost(most_tries=limits.most_tries)
@@ -208,11 +218,20 @@ def batch(
         _ADDED_AT_ONCE,
     ):
         mine = [f for f in found if shard is None or _shard_of(f.case, shard[1]) == shard[0]]
-        added, there = book.add(new_item(f, digest) for f in mine)
+        items = [new_item(f, digest) for f in mine if _is_the_only(f, book, left)]
+        if dry_run:
+            there = book.knows([item.key for item in items])
+            added = len({item.key for item in items}) - there
+        else:
+            added, there = book.add(items)
         new, known = new + added, known + there
     if dry_run:
         counts = book.counts(digest)
+        counts["pending"] += new
         totals = book.totals(digest)
+        book.close()
+        if scratch is not None:
+            shutil.rmtree(scratch)
         seconds = totals["seconds"] / counts["done"] if counts["done"] else None
         waiting = counts["pending"] + counts["leased"]
         expected = None if seconds is None else seconds * waiting / _processes(processes, device)
@@ -239,13 +258,14 @@ def batch(
             place,
             work,
             processes=count,
-            threads=max(1, (os.cpu_count() or 1) // count),
+            threads=_threads(book, digest, count),
             limits=limits,
             tell=watch.event,
             tick=watch.tick,
         )
     _mend(book, out)
     counts, failures = book.counts(digest), book.failures(digest)
+    incomplete = book.incomplete(digest)
     run_id = _track(book, digest, predictor, watch, left, ended) if track and watch.latencies else ""
     book.close()
     return BatchReport(
@@ -254,6 +274,7 @@ def batch(
         known=known,
         left_out=left,
         failures=failures,
+        incomplete=incomplete,
         unsent=unsent,
         interrupted=ended.interrupted,
         why=ended.why,
@@ -262,9 +283,12 @@ def batch(
     )
 
 
-def verify(ledger: Ledger, out: Path) -> dict[str, str]:
-    """Return what is wrong with the results that the ledger calls done, by folder; nothing if all are as written."""
-    wrong = {}
+def verify(ledger: Ledger, out: Path, *, redo: bool = False) -> dict[str, str]:
+    """Return what is wrong with the results that the ledger calls done, by folder; nothing if all are as written.
+
+    With ``redo`` their items are pending again: the next batch writes them anew.
+    """
+    wrong, ids = {}, []
     for item in ledger.items("done"):
         for name, digest in item.files.items():
             file = out / item.folder / name
@@ -272,6 +296,10 @@ def verify(ledger: Ledger, out: Path) -> dict[str, str]:
                 wrong[item.folder] = f"{name} is missing"
             elif _digest(file) != digest:
                 wrong[item.folder] = f"{name} was changed"
+        if item.folder in wrong:
+            ids.append(item.id)
+    if redo and ids:
+        ledger.redo(ids)
     return wrong
 
 
@@ -413,6 +441,30 @@ def _found_in(source: Path | str, archives: Sequence[DicomWeb], **how: Any) -> I
     if is_address(source):
         return find_archived(next(a for a in archives if a.url == checked_url(str(source))), **how)
     return find_inputs(Path(source), **how)
+
+
+def _is_the_only(found: Found, ledger: Ledger, left: Left) -> bool:
+    """Return whether no other input has this one's plain name; else count and say it."""
+    if naming() != "plain":
+        return True
+    source = found.source
+    identity = str(source.get("series") or [source.get("root"), source.get("names")])
+    first = ledger.recall(f"name {found.case}")
+    if first is None:
+        ledger.remember(f"name {found.case}", identity)
+    elif first != identity:
+        left.unreadable[found.case] = "another input is called so, too: leave out --names plain"
+        return False
+    return True
+
+
+def _threads(ledger: Ledger, recipe: str, processes: int) -> int:
+    """Return the threads of each worker: those of the recipe's first batch, since sums depend on them in rounding."""
+    known = ledger.recall(f"threads {recipe}")
+    if known is None:
+        known = max(1, (os.cpu_count() or 1) // processes)
+        ledger.remember(f"threads {recipe}", known)
+    return int(known)
 
 
 def _mend(ledger: Ledger, out: Path) -> None:

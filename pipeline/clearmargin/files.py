@@ -11,12 +11,39 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["below", "cell", "csv_rows", "dict_rows", "draft_of", "printable", "uncell", "whole", "write_text"]
+from clearmargin.errors import ConfigError
+
+__all__ = [
+    "below",
+    "cell",
+    "csv_rows",
+    "dict_rows",
+    "draft_of",
+    "made_folder",
+    "printable",
+    "uncell",
+    "whole",
+    "write_text",
+]
 
 _PROBE = bytes(2**20)
 _STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "＝", "＋", "－", "＠")
 # Controls, and the marks that turn the direction of a text over.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029")
+
+
+def made_folder(folder: Path) -> Path:
+    """Return a folder for results, made if it is not there.
+
+    Raises:
+        ConfigError: It cannot be made; with the system's reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"'{folder}' cannot be made for the results ({why}): name another folder") from None
+    return folder
 
 
 def draft_of(path: Path) -> Path:

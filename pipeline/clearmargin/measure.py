@@ -616,7 +616,8 @@ def _put_together(
         _refuse_all(outcomes)
     unit, ndim = good[0].unit, good[0].ndim
     sizes = [obj.row.size for outcome in good for obj in outcome.objects]
-    strata = iter(size_strata(sizes, f"{unit}^{ndim}"))
+    there = [obj.row.status != "tn" for outcome in good for obj in outcome.objects]
+    strata = iter(size_strata(sizes, f"{unit}^{ndim}", objects=there))
     rows = tuple(
         CaseRow(
             patient=table.patients.get(outcome.entry.case, outcome.entry.case),

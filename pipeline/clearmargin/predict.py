@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clearmargin.files import made_folder
 from clearmargin.formats import open_source
 from clearmargin.outputs.writers import named_outputs
 from clearmargin.predicting.cases import Predicted, Reading, predict_source
@@ -100,7 +101,7 @@ def predict(
         force=force,
     )
     _ = predictor.segmenter  # a model that cannot be asked like that is refused before a file is written
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     done: list[Predicted] = []
     failed: dict[str, str] = {}
     if opened.kind == "folder":

@@ -119,13 +119,9 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
             image, reference = dataset.read(case)
             if index in shown:
                 z = _fullest_slice(reference)
-                scale = (
-                    max(
-                        enlargement((image.grid.shape[-2], image.grid.shape[-1])) * n
-                        for n in image.grid.shape[-2:]
-                    )
-                    / tile
-                )
+                plane = (image.grid.shape[-2], image.grid.shape[-1])
+                factors = enlargement(plane, image.grid.spacing[-2] / image.grid.spacing[-1])
+                scale = max(f * n for f, n in zip(factors, plane, strict=True)) / tile
                 picture = overlay(image, reference, z=z, thickness=max(1, round(1.5 * scale)))
                 marked = with_marks(
                     picture, image.grid, z, size=max(8, round((13 if tile == _TILE else 18) * scale))

@@ -201,3 +201,12 @@ def test_tables_refuse_what_cannot_share_one():
         summarise(rows(), rng=rng(), by=["clas"])
     with pytest.raises(InputError, match="no case"):
         summarise([], rng=rng())
+
+
+def test_rows_without_an_object_move_no_limit_of_size():
+    """Three sizes and many rightly empty cases, whose size is 0: by hand, a third of the objects in each stratum."""
+    sizes = [18.0, 72.0, 600.0, *[0.0] * 12]
+    strata = size_strata(sizes, "mm^3", objects=[s > 0 for s in sizes])
+    assert [s.split(" ")[0] for s in strata[:3]] == ["small", "medium", "large"]
+    assert set(strata[3:]) == {"no object"}
+    assert size_strata([0.0, 0.0], "px^2", objects=[False, False]) == ["no object"] * 2

@@ -56,7 +56,7 @@ def test_a_case_is_read_back_as_it_was_predicted(bright, calibration, ct, monkey
     before = assessed.prediction
     assert before.edges and before.outer and before.inner and before.maps  # nothing is compared with nothing
     write_case(tmp_path / "case", assessed, image, chosen_outputs(None, image, predictor.label_map))
-    after = read_case(tmp_path / "case")
+    after = read_case(str(tmp_path / "case"))
     assert after.provenance == before.provenance and after.label_map == before.label_map
     assert after.instances.grid.same_as(before.instances.grid)
     for side in ("outer", "inner"):
@@ -199,3 +199,26 @@ def test_the_help_names_every_output():
 
     text = "".join(CliRunner().invoke(app, ["predict", "--help"], env={"COLUMNS": "200"}).output.split())
     assert all(name in text for name in WRITERS)
+
+
+def test_another_input_of_the_same_plain_name_takes_nobodys_place(bright, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARMARGIN_NAMES", "plain")
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+    for k, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        write_raster(tmp_path / name / "x.png", np.full((64, 64), 20 + 100 * k, np.uint8))
+    options = {"model": MODEL, "display_window": True}
+    (first,) = predict(tmp_path / "a" / "x.png", tmp_path / "out", **options).done
+    before = (first.folder / "overlay.png").read_bytes()
+    with pytest.raises(InputError, match=r"'x' in .* may be of another input"):
+        predict(tmp_path / "b" / "x.png", tmp_path / "out", **options)
+    assert (first.folder / "overlay.png").read_bytes() == before
+    predict(tmp_path / "a" / "x.png", tmp_path / "out", **options)  # the same input may be done again
+    with pytest.raises(ConfigError, match=r"cannot be made for the results"):
+        predict(tmp_path / "a" / "x.png", Path("/proc/x"), **options)
+
+
+def test_what_lies_beside_dicom_is_said(bright, ct, tmp_path, caplog):
+    write_raster(ct / "photo.png", np.full((64, 64), 20, np.uint8))
+    predict(ct, tmp_path / "out", model=MODEL, write=["tables"])
+    assert "1 volume(s), picture(s) or video(s) in the folder are not DICOM" in caplog.text

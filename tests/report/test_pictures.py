@@ -122,11 +122,12 @@ def test_an_instance_keeps_its_colour_from_slice_to_slice() -> None:
 def test_small_pictures_are_enlarged_by_repeating_pixels() -> None:
     image = _image((100, 120))
     drawn = overlay(image, _square(image.grid, (slice(10, 20), slice(30, 40))))
-    factor = enlargement((100, 120))
+    factor, same = enlargement((100, 120))
+    assert factor == same
     assert drawn.shape == (100 * factor, 120 * factor, 3) and min(drawn.shape[:2]) >= 512
     assert tuple(drawn[10 * factor, 35 * factor]) == colour(0)
     assert (drawn[10 * factor - 1, 35 * factor] == GREY).all()
-    assert enlarge(np.array([[1, 2]]), 2).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+    assert enlarge(np.array([[1, 2]]), (2, 2)).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
 
 
 def test_names_are_written_beside_and_not_over_the_instance() -> None:
@@ -372,3 +373,18 @@ def test_the_colour_bar_is_named_with_unit_and_range() -> None:
         heat_overlay(image, entropy, limit=1.0, **k) for k in ({}, {"name": "entropy", "unit": "bit"})
     )
     assert named.shape[1] > plain.shape[1] and (named[:, plain.shape[1] :] > 200).any()
+
+
+def test_a_picture_has_true_proportions():
+    """Pixels of 2.0 x 1.3 mm: a square of 52 mm is as high as it is wide, to 3 %, and the bar is right both ways."""
+    grid = Grid.from_spacing((1, 130, 200), (5.0, 2.0, 1.3))
+    pixels = np.zeros((1, 1, 130, 200), np.int16)
+    pixels[0, 0, 20:46, 40:80] = 1000  # 52 mm x 52 mm
+    image = Image(pixels=pixels, grid=grid)
+    drawn = overlay(image, InstanceSet.empty(grid), z=0, window=(0, 1000))
+    rows, columns = (np.flatnonzero((drawn[..., 0] > 128).any(axis=a)) for a in (1, 0))
+    assert (np.ptp(rows) + 1) / (np.ptp(columns) + 1) == pytest.approx(1, abs=0.03)
+    square = overlay(
+        replace(image, grid=Grid.from_spacing((1, 130, 200), (5.0, 1.3, 1.3))), InstanceSet.empty(grid), z=0
+    )
+    assert square.shape[0] / square.shape[1] == pytest.approx(130 / 200)

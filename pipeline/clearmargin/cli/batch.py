@@ -20,7 +20,7 @@ from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from clearmargin.batch import BatchReport, Snapshot
-    from clearmargin.jobs.ledger import Ledger
+    from clearmargin.jobs.ledger import Ledger, State
     from clearmargin.jobs.worker import Event
     from clearmargin.pacs.dicomweb import DicomWeb
     from clearmargin.pacs.dimse import Dimse
@@ -200,11 +200,11 @@ def batch_run(
         raise BatchError(
             f"{len(report.unsent)} earlier results did not reach an archive: run the batch again"
         )
-    bad = report.counts["failed"] + report.counts["refused"]
+    bad = report.counts["failed"] + report.counts["refused"] + report.incomplete
     if bad and not dry_run:
         raise BatchError(
-            f"{bad} of {sum(report.counts.values())} items failed or were refused: `clearmargin batch status {out}` "
-            "lists them"
+            f"{bad} of {sum(report.counts.values())} items failed, were refused, or lack an output: "
+            f"`clearmargin batch status {out}` lists them"
         )
 
 
@@ -222,7 +222,9 @@ def batch_status(
         text = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no items"
         emit(text, counts=counts, failures=book.failures())
         if failures:
-            for item in book.items("failed", "refused"):
+            for item in book.items("failed", "refused", "done"):
+                if not item.reason:
+                    continue
                 emit(
                     f"  {item.case_id}: {item.state} after {item.tries} tries, {item.kind}: {item.reason}",
                     case=item.case_id,
@@ -241,25 +243,43 @@ def batch_retry(
     refused: Annotated[
         bool, typer.Option("--refused", help="Items whose input was refused, too: after it was mended.")
     ] = False,
+    withdrawn: Annotated[
+        bool, typer.Option("--withdrawn", help="Items whose results were withdrawn, too.")
+    ] = False,
 ) -> None:
     """Make failed items pending again; the next `batch` does them."""
     with _opened(out, ledger) as book:
-        number = book.retry(states=("failed", "refused") if refused else ("failed",))
+        states: list[State] = ["failed"]
+        if refused:
+            states.append("refused")
+        if withdrawn:
+            states.append("withdrawn")
+        number = book.retry(states=states)
     emit(f"{number} items are pending again: run the batch as before", pending=number)
 
 
 @batch_app.command("verify")
-def batch_verify(out: Out, ledger: LedgerPlace = None) -> None:
+def batch_verify(
+    out: Out,
+    ledger: LedgerPlace = None,
+    redo: Annotated[
+        bool,
+        typer.Option(
+            "--redo", help="Make the items of wrong results pending: the next batch writes them anew."
+        ),
+    ] = False,
+) -> None:
     """Compare all results with what the ledger says was written."""
     from clearmargin.batch import verify
 
     with _opened(out, ledger) as book:
-        wrong = verify(book, out)
+        wrong = verify(book, out, redo=redo)
         done = book.counts()["done"]
     for folder, what in wrong.items():
         emit(f"{folder}: {what}", folder=folder, problem=what)
     if wrong:
-        raise BatchError(f"{len(wrong)} of {done} results are not as they were written")
+        way = "run the batch as before" if redo else "`batch verify --redo` makes their items pending again"
+        raise BatchError(f"{len(wrong)} of {done} results are not as they were written: {way}")
     emit(f"{done} results are as they were written", done=done)
 
 
@@ -354,6 +374,10 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
         lines += [f"  {case}: {why}" for case, why in list(left.unreadable.items())[:20]]
     lines += [f"  {case}: not sent: {why}" for case, why in list(report.unsent.items())[:20]]
     lines += [f"  {number} x {kind}" for kind, number in report.failures.items()]
+    if counts["withdrawn"]:
+        lines.append(
+            "withdrawn results are not made again by themselves: `clearmargin batch retry OUT --withdrawn`"
+        )
     if dry_run:
         if report.expected_s is None:
             lines.append("time: unknown until an item has been done")

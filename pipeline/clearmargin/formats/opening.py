@@ -64,7 +64,8 @@ class Opened:
             folder without DICOM.
         series: The series of DICOM, each with its files' headers; none otherwise.
         files: Of a folder: its volumes, pictures and videos, in name order.
-        others: How many further files a folder holds, which nothing here reads; hidden ones are not counted.
+        others: Of a folder, how many further files it holds; of DICOM in a folder, how many volumes, pictures and
+            videos of other formats lie beside it. Hidden ones are not counted.
     """
 
     path: Path
@@ -170,7 +171,8 @@ def open_source(path: Path) -> Opened:
         series = tuple(scan_dicom(path))
         first = series[0][0]
         is_clip = first.kind == "clip" and (path.is_file() or len(series) == len(first.files) == 1)
-        return Opened(path=path, kind="clip" if is_clip else "dicom", series=series)
+        beside = 0 if path.is_file() else sum(_is_other(file) for file in path.rglob("*"))
+        return Opened(path=path, kind="clip" if is_clip else "dicom", series=series, others=beside)
     if path.is_dir():
         every = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         files = tuple(p for p in every if _suffix(p) in READERS or p.suffix.lower() in VIDEO_SUFFIXES)
@@ -294,6 +296,12 @@ def is_dicom(path: Path) -> bool:
         )
     files = (p for p in path.rglob("*") if p.is_file())
     return any(_begins_as_dicom(p) for p in files if _suffix(p) not in READERS or _suffix(p) == ".dcm")
+
+
+def _is_other(file: Path) -> bool:
+    suffix = _suffix(file)
+    known = (suffix in READERS and not READERS[suffix].startswith("dicom")) or suffix in VIDEO_SUFFIXES
+    return known and not file.name.startswith(".") and file.is_file() and not _begins_as_dicom(file)
 
 
 def _begins_as_dicom(path: Path) -> bool:

@@ -402,6 +402,39 @@ class Ledger:
                 value=json.dumps(value, sort_keys=True),
             )
 
+    def knows(self, keys: Sequence[str]) -> int:
+        """Return how many of these keys there are items of."""
+        number = 0
+        for start in range(0, len(keys), _AT_ONCE):
+            part = {f"k{n}": key for n, key in enumerate(keys[start : start + _AT_ONCE])}
+            with self._read() as do:
+                marks = ", ".join(f":{name}" for name in part)
+                number += int(do(f"SELECT COUNT(*) FROM items WHERE key IN ({marks})", **part).scalar() or 0)
+        return number
+
+    def incomplete(self, recipe: str) -> int:
+        """Return how many items of a recipe are done but for an output that could not be written."""
+        with self._read() as do:
+            row = do(
+                "SELECT COUNT(*) FROM items WHERE state = 'done' AND reason <> '' AND recipe = :recipe",
+                recipe=recipe,
+            )
+            return int(row.scalar() or 0)
+
+    def redo(self, ids: Sequence[int]) -> int:
+        """Make done items pending again, as their files are not as they were written; return how many."""
+        number = 0
+        for start in range(0, len(ids), _BATCH):
+            part = ", ".join(str(int(i)) for i in ids[start : start + _BATCH])
+            with self._write() as do:
+                number += do(
+                    f"UPDATE items SET state = 'pending', tries = 0, not_before = 0, current = 0, changed = :now "
+                    f"WHERE state = 'done' AND id IN ({part})",
+                    now=time.time(),
+                ).rowcount
+        self.recount()
+        return number
+
     def recall(self, name: str) -> Any:
         """Return a value that was kept; None if there is none."""
         with self._read() as do:

@@ -373,19 +373,25 @@ def inter_rater_ceiling(
     return compare(against_both, readers, patients, rng=rng, level=level)
 
 
-def size_strata(sizes: ArrayLike, unit: str) -> list[str]:
-    """Return each case's size stratum by tertiles, such as ``"small (under 12 mm^3)"``.
+def size_strata(sizes: ArrayLike, unit: str, *, objects: ArrayLike | None = None) -> list[str]:
+    """Return each row's size stratum by tertiles of the objects' sizes, such as ``"small (under 12 mm^3)"``.
 
     Args:
-        sizes: ``(n,)`` sizes of the references.
+        sizes: ``(n,)`` sizes of the references, or of false positives.
         unit: Of the sizes, as the table shall call it.
+        objects: ``(n,)`` bool, which rows are of an object; the others, such as cases that are rightly empty, are
+            ``no object`` and move no limit. None: all.
     """
     array = np.asarray(sizes, np.float64)
-    if not array.size:
-        return []
-    low, high = np.quantile(array, [1 / 3, 2 / 3])
+    of_object = np.ones(array.shape, bool) if objects is None else np.asarray(objects, bool)
+    if not of_object.any():
+        return ["no object"] * len(array)
+    low, high = np.quantile(array[of_object], [1 / 3, 2 / 3])
     names = (f"small (under {low:.3g} {unit})", "medium", f"large (over {high:.3g} {unit})")
-    return [names[0] if v < low else names[2] if v > high else names[1] for v in array]
+    return [
+        "no object" if not known else names[0] if v < low else names[2] if v > high else names[1]
+        for v, known in zip(array, of_object, strict=True)
+    ]
 
 
 def _resampled_means(

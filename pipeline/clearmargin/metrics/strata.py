@@ -55,7 +55,11 @@ def instance_strata(
     if rows and "size" in wanted:
         grid = images[0][0].grid
         for known, size in zip(
-            out, size_strata([r.size for r in rows], f"{grid.unit}^{grid.ndim}"), strict=True
+            out,
+            size_strata(
+                [r.size for r in rows], f"{grid.unit}^{grid.ndim}", objects=[r.status != "tn" for r in rows]
+            ),
+            strict=True,
         ):
             known["size"] = size
     columns = {name: rule for name, rule in _OF_REFERENCES.items() if name in wanted}

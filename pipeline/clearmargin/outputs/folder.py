@@ -145,7 +145,7 @@ def by_class(prediction: Prediction) -> dict[str, int]:
     return {c.name: int((labels == c.id).sum()) for c in prediction.label_map.classes}
 
 
-def read_case(folder: Path) -> Prediction:
+def read_case(folder: Path | str) -> Prediction:
     """Return the prediction that a case folder holds: masks, scores, columns, margins, edges and maps, as they were.
 
     Not what a folder leaves out: the image, and the frame of reference of its grid (an identifier).
@@ -156,6 +156,7 @@ def read_case(folder: Path) -> Prediction:
     Raises:
         InputError: It is not a case folder, a file is missing or changed, or it is a clip's (`read_clip`).
     """
+    folder = Path(folder)
     manifest = check_case(folder)
     if manifest["kind"] == "clip":
         raise InputError(f"expected one image or volume, '{folder.name}' is of a clip: read_clip reads it")
@@ -163,24 +164,26 @@ def read_case(folder: Path) -> Prediction:
     return replace(prediction, maps=_maps(folder, manifest))
 
 
-def read_clip(folder: Path) -> dict[int, Prediction]:
+def read_clip(folder: Path | str) -> dict[int, Prediction]:
     """Return the predictions that a clip's case folder holds, by frame number; frames without an instance are left out.
 
     Raises:
         InputError: It is not a clip's case folder, or a file is missing or changed.
     """
+    folder = Path(folder)
     manifest = check_case(folder)
     if manifest["kind"] != "clip":
         raise InputError(f"expected a clip, '{folder.name}' is of one {manifest['kind']}: read_case reads it")
     return {} if not manifest["instances"] else read_packed(folder / "prediction.npz")
 
 
-def check_case(folder: Path) -> dict[str, Any]:
+def check_case(folder: Path | str) -> dict[str, Any]:
     """Return a case folder's manifest, once its files are as they were written.
 
     Raises:
         InputError: There is no manifest, or a file is missing or changed; the first is named.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

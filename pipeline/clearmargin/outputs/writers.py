@@ -81,6 +81,8 @@ def named_outputs(names: Sequence[str] | None) -> tuple[str, ...] | None:
     if names is None:
         return None
     for name in names:
+        if not name:
+            raise ConfigError("--write: a name is empty; names are parted by single commas")
         if name != "default" and name not in WRITERS:
             raise ConfigError(f"--write {name}: {nearest(name, ['default', *WRITERS])}")
     return tuple(name for name in ("default", *WRITERS) if name in names)

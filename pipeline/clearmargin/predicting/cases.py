@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,9 +26,11 @@ from clearmargin.outputs.writers import (
     write_picture,
 )
 from clearmargin.predicting.predictor import Predictor
-from clearmargin.privacy import record_case
+from clearmargin.privacy import naming, paths_of_case, record_case
 from clearmargin.report.progress import progress
 from clearmargin.uncertainty.drift import Features
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Predicted", "Reading", "predict_clip", "predict_source"]
 
@@ -98,12 +101,35 @@ def predict_source(
     """
     if opened.kind == "clip":
         clip = opened.clip()
+        _refuse_another(out, clip.case, opened.path)
         record_case(clip.case, opened.path)
         yield predict_clip(clip, out / clip.case, predictor, outputs)
         return
+    if opened.others:
+        log.warning(
+            "%d volume(s), picture(s) or video(s) in the folder are not DICOM and are left out: name them one by one, "
+            "or use `clearmargin batch`",
+            opened.others,
+        )
     for image in opened.images(**vars(reading)):
+        _refuse_another(out, image.source.case, opened.path)
         record_case(image.source.case, opened.path)
         yield _image(image, out / image.source.case, predictor, outputs)
+
+
+def _refuse_another(out: Path, case: str, path: Path) -> None:
+    """Refuse to put the results of one input in place of another's of the same plain name.
+
+    Raises:
+        InputError: The crosswalk knows another path of that name, and there is a folder of results.
+    """
+    if naming() != "plain" or not (out / case).exists():
+        return
+    others = [known for known in paths_of_case(case) if Path(known) != path.resolve()]
+    if others:
+        raise InputError(
+            f"'{case}' in '{out}' may be of another input of that name: leave out --names plain, or name another folder"
+        )
 
 
 def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:

@@ -20,7 +20,7 @@ from clearmargin.failures import reason_of
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.selection import Selection
-from clearmargin.privacy import case_of_file, record_cases
+from clearmargin.privacy import case_of_file, naming, record_cases
 
 __all__ = ["Found", "Left", "find_inputs", "load_selection", "open_files", "open_input"]
 
@@ -154,7 +154,7 @@ def _refuse(error: OSError) -> None:
 def _of_folder(folder: Path, files: Sequence[Path], ledger: Ledger, left: Left) -> list[dict[str, Any]]:
     """Return the inputs of one folder as plain data, from the ledger if its listing has not changed."""
     stats = {f.name: (s.st_size, s.st_mtime_ns) for f in files if (s := _stat(f)) is not None}
-    listing = hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()
+    listing = hashlib.sha256(json.dumps([naming(), stats], sort_keys=True).encode()).hexdigest()
     place = str(folder.absolute()) if len(files) != 1 else str(files[0].absolute())
     known = ledger.known_place(place)
     if known is not None and known[0] == listing:

@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from clearmargin.core import Image, Provenance
-from clearmargin.errors import ConfigError, InputError
+from clearmargin.errors import ConfigError
 from clearmargin.formats.dicom_media import forget_unpacked
 from clearmargin.formats.video import Clip
 from clearmargin.jobs.ledger import Item, NewItem, Outcome
@@ -106,6 +106,7 @@ class _Computed:
     outputs: tuple[str, ...] = ()
     instances: int = 0
     warned: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +175,18 @@ class PredictItem:
             raise ValueError("neither an image nor a clip was read")
         folder = self.out / item_folder(item)
         predicted = predict_clip(loaded.clip, folder, self.predictor, self.outputs)
-        _refuse_incomplete(dict(predicted.left_out))
         return _Computed(
-            read=loaded, assessed=None, instances=predicted.instances, warned=bool(predicted.warnings)
+            read=loaded,
+            assessed=None,
+            instances=predicted.instances,
+            warned=bool(predicted.warnings),
+            left_out=dict(predicted.left_out),
         )
 
     def write(self, item: Item, computed: _Computed) -> Outcome:
         """Write the folder, sync it to the disk, and send its DICOM files."""
         folder = self.out / item_folder(item)
-        instances, warned = computed.instances, computed.warned
+        instances, warned, left_out = computed.instances, computed.warned, dict(computed.left_out)
         image = computed.read.image
         if computed.assessed is not None and image is not None:
             written = write_case(
@@ -193,7 +197,7 @@ class PredictItem:
                 calibration=self.predictor.calibration_record(),
                 predecessor=item.predecessor and f"item {item.predecessor}",
             )
-            _refuse_incomplete(dict(written.left_out))
+            left_out = dict(written.left_out)
             instances = len(computed.assessed.prediction.instances)
             warned = bool(computed.assessed.warnings)
         _sync(folder)
@@ -213,6 +217,8 @@ class PredictItem:
             computed.read.fetched.remove()
         return Outcome(
             state="done",
+            reason="; ".join(f"{name} was not written: {why}" for name, why in left_out.items()),
+            kind="Incomplete" if left_out else "",
             folder=item_folder(item),
             files=files,
             instances=instances,
@@ -256,12 +262,6 @@ def _named(image: Image, case: str) -> Image:
     if image.source.case == case:
         return image
     return replace(image, source=replace(image.source, case=case))
-
-
-def _refuse_incomplete(left_out: dict[str, str]) -> None:
-    """Let an item whose outputs are not complete fail: what is there stays, and the ledger says what is missing."""
-    if left_out:
-        raise InputError("; ".join(f"{name} was not written: {why}" for name, why in left_out.items()))
 
 
 def _sync(folder: Path) -> None:

@@ -114,7 +114,7 @@ def with_marks(picture: Picture, grid: Grid, z: int | None = None, *, size: int 
     """Return the picture with sides of the patient, place of the slice and a scale.
 
     Args:
-        picture: A plane of the grid, upright and enlarged by a whole factor, as overlays are.
+        picture: A plane of the grid, upright and enlarged by whole factors, as overlays are.
         grid: The image's. In px it has no sides, and its scale is in px.
         z: The slice of a volume.
         size: Of the letters in pixels; None for what suits the picture.

@@ -31,6 +31,11 @@ class Turn:
         rows, columns = (slice(None, None, -1 if back else 1) for back in self.reverse)
         return np.ascontiguousarray(turned[rows, columns])
 
+    def aspect(self, grid: Grid) -> float:
+        """Return the height of a turned pixel of a grid over its width."""
+        down, across = grid.spacing[-2:]
+        return across / down if self.transpose else down / across
+
     def mask(self, mask: Mask) -> Mask:
         """Return a mask of the plane turned."""
         return Mask.from_dense(self.array(mask.dense()))

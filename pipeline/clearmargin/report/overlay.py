@@ -53,8 +53,8 @@ def overlay(
         thickness: Of outlines, in pixels of the result; None for what suits its size.
 
     Returns:
-        ``(k Y, k X, 3)`` uint8, enlarged by a whole factor ``k`` where the image is small; ``Y`` and ``X`` as
-        turned.
+        ``(j Y, k X, 3)`` uint8, enlarged by whole factors where the image is small or its pixels are not square;
+        ``Y`` and ``X`` as turned.
 
     Raises:
         ValueError: If instances do not lie on the image's grid.
@@ -66,14 +66,14 @@ def overlay(
         z = shown_slice(instances, reference)
     turn = upright(image.grid)
     plain = turn.array(display(image, z, window))
-    factor = enlargement((plain.shape[0], plain.shape[1]))
+    factor = enlargement((plain.shape[0], plain.shape[1]), turn.aspect(image.grid))
     picture = enlarge(plain, factor).astype(np.float32)
     masks, positions = _plane(instances, z, turn)
     order = sorted(range(len(masks)), key=lambda i: -masks[i].area)  # small ones lie on top
     total = plain.shape[0] * plain.shape[1]
     # Every instance has its colour, whether or not it is seen here.
     colours = [(int(r), int(g), int(b)) for r, g, b in instance_colours(instances.labels)]
-    thick = thickness or max(1 if factor == 1 else 2, round(min(picture.shape[:2]) / 600))
+    thick = thickness or max(1 if min(factor) == 1 else 2, round(min(picture.shape[:2]) / 600))
     for i in order:
         fill = 0.06 if masks[i].area / total > 0.08 else 0.22
         _draw(picture, masks[i], colours[positions[i]], factor, thick, fill=fill)
@@ -136,7 +136,7 @@ def heat_overlay(
         finite = finite[z]
     turn = upright(image.grid)
     plain = turn.array(display(image, z, window))
-    factor = enlargement((plain.shape[0], plain.shape[1]))
+    factor = enlargement((plain.shape[0], plain.shape[1]), turn.aspect(image.grid))
     level = np.clip(enlarge(turn.array(finite), factor).astype(np.float32) / top, 0, 1)
     opacity = (0.85 * np.sqrt(level))[..., None]
     glowing = enlarge(plain, factor) * (1 - opacity) + _heat(level) * opacity
@@ -173,7 +173,7 @@ def _draw(
     picture: NDArray[np.float32],
     mask: Mask,
     rgb: tuple[int, int, int],
-    factor: int,
+    factor: tuple[int, int],
     thick: int,
     *,
     fill: float = 0.0,
@@ -189,15 +189,15 @@ def _draw(
             dash * thick if max(inside.shape) >= 24 * thick else thick
         )  # several dashes round a small one, too
         line &= ((y + x) // length) % 2 == 0
-    region = picture[y0 * factor : y1 * factor, x0 * factor : x1 * factor]
+    region = picture[y0 * factor[0] : y1 * factor[0], x0 * factor[1] : x1 * factor[1]]
     tint = np.array(rgb, np.float32)
     region[inside] += fill * (tint - region[inside])
     region[line] = tint
 
 
-def _scaled_box(mask: Mask, factor: int) -> tuple[int, int, int, int]:
+def _scaled_box(mask: Mask, factor: tuple[int, int]) -> tuple[int, int, int, int]:
     (y0, x0), (y1, x1) = mask.box
-    return y0 * factor, x0 * factor, y1 * factor, x1 * factor
+    return y0 * factor[0], x0 * factor[1], y1 * factor[0], x1 * factor[1]
 
 
 def _heat(level: NDArray[np.float32]) -> NDArray[np.float32]:

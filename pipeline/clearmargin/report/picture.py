@@ -46,18 +46,33 @@ def display(image: Image, z: int | None = None, window: tuple[float, float] | No
     return np.ascontiguousarray(np.nan_to_num(rgb)).astype(np.uint8)
 
 
-def enlargement(shape: tuple[int, int]) -> int:
-    """Return the whole factor by which a picture of ``shape`` is enlarged to be looked at; 1 for large ones.
+def enlargement(shape: tuple[int, int], aspect: float = 1.0) -> tuple[int, int]:
+    """Return the whole factors, of rows and columns, by which a picture of ``shape`` is enlarged to be looked at.
 
-    >>> enlargement((192, 192)), enlargement((1024, 1280))
-    (3, 1)
+    Args:
+        shape: ``(Y, X)``.
+        aspect: Height of a pixel over its width: true proportions are kept to 3 %, or as near as a factor of 8 comes.
+
+    >>> enlargement((192, 192)), enlargement((1024, 1280)), enlargement((192, 192), aspect=1.5)
+    ((3, 3), (1, 1), (5, 3))
+    >>> enlargement((1024, 1024), aspect=1.5)
+    (3, 2)
     """
-    return max(1, -(-_LEAST_SIDE // min(shape)) if min(shape) < _LEAST_SIDE else 1)
+    least = max(1, -(-_LEAST_SIDE // min(shape)))
+    if abs(aspect - 1) < 0.02:
+        return least, least
+    pairs = [
+        (max(1, round(n * aspect)), n) if aspect > 1 else (n, max(1, round(n / aspect)))
+        for n in range(1, max(8, least) + 1)
+    ]
+    large = [p for p in pairs if min(shape[0] * p[0], shape[1] * p[1]) >= _LEAST_SIDE] or pairs[-1:]
+    errors = {p: abs(p[0] / p[1] / aspect - 1) for p in large}
+    return next((p for p in large if errors[p] <= 0.03), min(errors, key=lambda p: errors[p]))
 
 
-def enlarge(array: NDArray[np.generic], factor: int) -> NDArray[np.generic]:
-    """Return ``(Y, X, ...)`` with every pixel repeated ``factor`` times along both axes."""
-    return np.repeat(np.repeat(array, factor, axis=0), factor, axis=1)
+def enlarge(array: NDArray[np.generic], factors: tuple[int, int]) -> NDArray[np.generic]:
+    """Return ``(Y, X, ...)`` with every row and every column repeated so many times."""
+    return np.repeat(np.repeat(array, factors[0], axis=0), factors[1], axis=1)
 
 
 def _default_window(image: Image, planes: NDArray[np.generic]) -> tuple[float, float]:
