@@ -261,7 +261,7 @@ def render(found: Measured) -> str:
     counts = found.summary[0].counts
     lines = [
         f"{found.cases} cases, {len(found.rows)} objects: {counts['tp']} matched, {counts['fn']} missed, "
-        f"{counts['fp']} spurious; {counts['tn']} cases rightly empty; lengths in {found.unit}, surface model "
+        f"{counts['fp']} spurious; rightly empty cases: {counts['tn']}; lengths in {found.unit}, surface model "
         f"{found.surface}",
         f"panoptic quality {found.panoptic.pq:.4f}",
     ]

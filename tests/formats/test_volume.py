@@ -355,3 +355,14 @@ def test_a_value_beyond_float32_is_infinite_and_counted(tmp_path):
     image = read_volume(tmp_path / "a.nii")
     assert image.pixels.dtype == np.float32 and image.not_finite == 1
     assert np.isinf(image.pixels[0, 1, 2, 3]) and (image.pixels != 1).sum() == 1
+
+
+def test_an_empty_file_and_a_folder_are_called_what_they_are(tmp_path):
+    from clearmargin.formats import read_image
+
+    (tmp_path / "empty.nii").write_bytes(b"")
+    with pytest.raises(InputError, match=r"'empty.nii' is empty: it has 0 bytes"):
+        read_image(tmp_path / "empty.nii")
+    (tmp_path / "folder.nii.gz").mkdir()
+    with pytest.raises(InputError, match=r"'folder.nii.gz' is a folder without DICOM"):
+        read_image(tmp_path / "folder.nii.gz")

@@ -135,7 +135,7 @@ def test_series_of_an_archive_give_what_the_same_files_give(orthanc, tree, tmp_p
 
 
 def test_the_crosswalk_says_where_a_case_lies(orthanc, tmp_path):
-    run([f"{orthanc.address}/dicom-web"], tmp_path / "out", dry_run=True)
+    run([f"{orthanc.address}/dicom-web"], tmp_path / "out")
     ledger = Ledger(default_ledger(tmp_path / "out"))
     case = next(iter(ledger.items())).case_id
     ledger.close()

@@ -226,7 +226,7 @@ def batch_status(
                 if not item.reason:
                     continue
                 emit(
-                    f"  {item.case_id}: {item.state} after {item.tries} tries, {item.kind}: {item.reason}",
+                    f"  {item.case_id}: {item.state} (tries: {item.tries}), {item.kind}: {item.reason}",
                     case=item.case_id,
                     state=item.state,
                     kind=item.kind,
@@ -369,7 +369,7 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
     if left.not_selected or left.no_picture or left.other_files or left.unreadable:
         lines.append(
             f"left out: {left.not_selected} series by --select, {left.no_picture} without a picture, "
-            f"{left.other_files} files of other kinds, {len(left.unreadable)} unreadable"
+            f"files of other kinds: {left.other_files}, {len(left.unreadable)} unreadable"
         )
         lines += [f"  {case}: {why}" for case, why in list(left.unreadable.items())[:20]]
     lines += [f"  {case}: not sent: {why}" for case, why in list(report.unsent.items())[:20]]

@@ -138,9 +138,8 @@ def _by_name(folder: Path) -> dict[str, list[CaseFile]]:
             continue
         if name in cases:
             raise InputError(
-                f"folder '{folder.name}' has two files for one case, of different suffixes: keep one, or give a "
-                "pattern "
-                "with the suffix"
+                f"folder '{folder.name}' has two files for case '{name}', of different suffixes: keep one, or give a "
+                "pattern with the suffix"
             )
         cases[name] = [CaseFile(path=path)]
     if cases:

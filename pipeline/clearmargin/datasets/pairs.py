@@ -308,9 +308,10 @@ def _on_one_grid(
         ours, theirs = (replace(side, instances=placed(side.instances, whole)) for side in (ours, theirs))
         return ours, theirs, 0.0
     if not resample_predictions:
+        apart = float(np.abs(other.affine[:3, 3] - grid.affine[:3, 3]).max())
         raise GeometryError(
-            f"the prediction lies on {other}, the reference on {grid}, or elsewhere in the world: put them on one grid "
-            "with --resample (resample_predictions=True)"
+            f"the prediction lies on {other}, the reference on {grid}, and their first elements are {apart:.4g} "
+            f"{grid.unit} apart: put them on one grid with --resample (resample_predictions=True)"
         )
     if other.unit == grid.unit == "mm" and other.ndim == grid.ndim:
         reached = [_reached(m, other, grid) for m in ours.instances.masks if m.area]

@@ -101,6 +101,8 @@ class Opened:
         if series is not None or volume is not None:
             option = "series" if series is not None else "volume"
             raise InputError(f"'{self.path.name}' is not DICOM: --{option} chooses among what DICOM holds")
+        if self.kind == "folder":
+            raise InputError(f"'{self.path.name}' is a folder without DICOM in it: name a file")
         image: Image = _reader(self.path)(self.path)
         return image
 
@@ -318,8 +320,7 @@ def _suffix(path: Path) -> str:
 def _reader(path: Path) -> Callable[[Path], Image]:
     suffix = _suffix(path)
     if suffix not in READERS:
-        what = "a folder without DICOM in it" if path.is_dir() else f"of an unknown format '{suffix}'"
-        raise InputError(f"'{path.name}' is {what}: {nearest(suffix, READERS)}")
+        raise InputError(f"'{path.name}' is of an unknown format '{suffix}': {nearest(suffix, READERS)}")
     module, function = READERS[suffix].split(":")
     reader: Callable[[Path], Image] = getattr(import_module(f"clearmargin.formats.{module}"), function)
     return reader

@@ -124,11 +124,14 @@ def _load_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
         raise
     except ImageFileError:
         with path.open("rb") as stream:
-            packed = stream.read(2) == b"\x1f\x8b"
+            start = stream.read(2)
+        packed = start == b"\x1f\x8b"
         why = (
-            "is cut off or damaged, or no NIfTI is packed in it: its header cannot be unpacked"
+            "is empty: it has 0 bytes"
+            if not start
+            else "is cut off or damaged, or no NIfTI is packed in it: its header cannot be unpacked"
             if packed
-            else "does not begin as NIfTI does: it is another format, or damaged; `clearmargin inspect` tells"
+            else "does not begin as NIfTI does: it is another format, or damaged"
         )
         raise InputError(f"'{path.name}' {why}") from None
     except (EOFError, OSError, zlib.error):

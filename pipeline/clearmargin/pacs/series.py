@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.errors import ClearMarginError, InputError, UnavailableError
+from clearmargin.files import whole
 from clearmargin.formats.dicom_boundary import dicom_boundary
 from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.pacs.dicomweb import DicomWeb
@@ -158,7 +159,8 @@ def _next(objects: Iterator[Any]) -> Any:
 @dicom_boundary()
 def _write(dataset: Any, file: Path) -> tuple[str, Path]:
     uid = str(dataset.SOPInstanceUID)
-    dataset.save_as(file, enforce_file_format=True)
+    with whole(file) as draft:
+        dataset.save_as(draft, enforce_file_format=True)
     file.chmod(0o600)
     return uid, file
 

@@ -54,7 +54,7 @@ def enlargement(shape: tuple[int, int], aspect: float = 1.0) -> tuple[int, int]:
         aspect: Height of a pixel over its width: true proportions are kept to 3 %, or as near as a factor of 8 comes.
 
     >>> enlargement((192, 192)), enlargement((1024, 1280)), enlargement((192, 192), aspect=1.5)
-    ((3, 3), (1, 1), (5, 3))
+    ((3, 3), (1, 1), (6, 4))
     >>> enlargement((1024, 1024), aspect=1.5)
     (3, 2)
     """
