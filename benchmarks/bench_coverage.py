@@ -144,7 +144,7 @@ def main() -> int:
         report_coverage("plane", plane, PLANE, 100, chosen.splits),
         report_coverage("space", space, SPACE, 60, chosen.splits),
     ]
-    print(f"\nfarthest under what is promised: {100 * max(worst):.2f} points (asked for: under 1)")
+    print(f"\nfarthest under what is promised: {100 * max(worst):.2f} points (goal: under 1)")
     print("\n| scale | alpha | coverage, one margin | coverage, by the edge | margin | mean width | ratio |")
     print("|---|---|---:|---:|---:|---:|---:|")
     objects = plane.objects()
@@ -156,7 +156,7 @@ def main() -> int:
     report_shift(objects, chosen.units // 4)
     missed = report_misses(min(chosen.splits, 200))
     print(
-        f"\nwidest ratio with sigma known: {max(known):.3f} (asked for: 0.8); {time.perf_counter() - began:.0f} s"
+        f"\nwidest ratio with sigma known: {max(known):.3f} (goal: at most 0.8); {time.perf_counter() - began:.0f} s"
     )
     return int(max(worst) >= 0.01 or max(known) > 0.8 or missed > 0.005)
 
