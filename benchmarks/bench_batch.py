@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clearmargin.jobs.ledger import Ledger, NewItem, Outcome, owner_here
+from clearmargin.jobs.items import NewItem, Outcome
+from clearmargin.jobs.ledger import Ledger
+from clearmargin.jobs.owners import owner_here
 
 
 def items(first: int, number: int) -> list[NewItem]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.errors import ConfigError, InputError, UnavailableError
-from clearmargin.jobs.ledger import Outcome
+from clearmargin.jobs.items import Outcome
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.files import made_folder
-from clearmargin.jobs.ledger import Item, Ledger, State
+from clearmargin.jobs.items import Item, State
+from clearmargin.jobs.ledger import Ledger
 from clearmargin.jobs.pool import Ended, run_pool
 from clearmargin.jobs.worker import Event, Limits, work_off
 from clearmargin.outputs.writers import named_outputs

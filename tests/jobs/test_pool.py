@@ -14,7 +14,8 @@ from postgres import empty
 from worked import Written
 
 from clearmargin.errors import ConfigError, UnavailableError
-from clearmargin.jobs.ledger import Ledger, NewItem
+from clearmargin.jobs.items import NewItem
+from clearmargin.jobs.ledger import Ledger
 from clearmargin.jobs.pool import run_pool
 from clearmargin.jobs.worker import IN_MEMORY, Limits, outcome_of, work_off
 

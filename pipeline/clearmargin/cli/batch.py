@@ -20,7 +20,8 @@ from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from clearmargin.batch import BatchReport, Snapshot
-    from clearmargin.jobs.ledger import Ledger, State
+    from clearmargin.jobs.items import State
+    from clearmargin.jobs.ledger import Ledger
     from clearmargin.jobs.worker import Event
     from clearmargin.pacs.dicomweb import DicomWeb
     from clearmargin.pacs.dimse import Dimse

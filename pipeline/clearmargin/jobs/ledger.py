@@ -7,102 +7,22 @@ same work is one row however often it is asked for. Nothing is decided by whethe
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from clearmargin.errors import ConfigError, InputError
+from clearmargin.errors import ConfigError
+from clearmargin.jobs.database import open_engine, table_statements, what_is_wrong
+from clearmargin.jobs.items import Item, NewItem, Outcome, State, item_of
+from clearmargin.jobs.owners import owner_is_alive
 
-__all__ = ["Item", "Ledger", "NewItem", "Outcome", "State", "owner_here", "owner_is_alive"]
-
-State = Literal["pending", "leased", "done", "failed", "refused", "withdrawn"]
-"""``failed``: an error that another try may cure. ``refused``: the input's own fault; another try gives the same."""
+__all__ = ["Ledger"]
 
 _SCHEMA = 1
 _BATCH = 1000  # rows in one transaction
 _AT_ONCE = 200  # rows in one statement
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewItem:
-    """An input to be worked on.
-
-    Attributes:
-        key: SHA-256 of its content and of the recipe.
-        recipe: Digest of the recipe.
-        case_id: Its case id.
-        source: How it is read, as plain data. Private: it holds paths or UIDs.
-    """
-
-    key: str
-    recipe: str
-    case_id: str
-    source: Mapping[str, Any] = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item(NewItem):
-    """A row of the ledger.
-
-    Attributes:
-        id: Its number, in the order of arrival.
-        state: What it is in.
-        owner: Who works on it; "" if nobody.
-        tries: How often it was begun.
-        reason: Why it failed or was refused, without identity; "" otherwise.
-        kind: The reason's kind: the error's type.
-        folder: Where its results lie, below the output folder; "" if there are none.
-        files: Name to SHA-256 of its results.
-        predecessor: The item whose place it takes, as the series has grown; None if there is none.
-        current: Whether its results are the ones that count for its case.
-        seconds: How long the last try took.
-    """
-
-    id: int
-    state: State
-    owner: str = ""
-    tries: int = 0
-    reason: str = ""
-    kind: str = ""
-    folder: str = ""
-    files: Mapping[str, str] = field(default_factory=dict)
-    predecessor: int | None = None
-    current: bool = False
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of an item.
-
-    Attributes:
-        state: ``done``, ``failed`` or ``refused``.
-        reason: Why not, without identity.
-        kind: The error's type.
-        folder: Where its results lie, below the output folder.
-        files: Name to SHA-256 of its results.
-        instances: How many instances were detected.
-        warned: Whether the case differs from what the model was trained or calibrated on.
-        seconds: How long it took.
-        again_in_s: Of a failed one: try again so many seconds from now; None not at all.
-        sent: SOPInstanceUID, SHA-256 and destination of each object that a destination confirmed.
-    """
-
-    state: Literal["done", "failed", "refused"]
-    reason: str = ""
-    kind: str = ""
-    folder: str = ""
-    files: Mapping[str, str] = field(default_factory=dict)
-    instances: int = 0
-    warned: bool = False
-    seconds: float = 0.0
-    again_in_s: float | None = None
-    sent: tuple[tuple[str, str, str], ...] = ()
 
 
 class Ledger:
@@ -121,7 +41,7 @@ class Ledger:
             ConfigError: It cannot be opened, is of another version, or the driver is missing.
         """
         self.place = str(place)
-        self._engine = _engine(self.place)
+        self._engine = open_engine(self.place)
         self._postgres = self._engine.dialect.name == "postgresql"
         self._prepare()
 
@@ -193,7 +113,7 @@ class Ledger:
             if row is None:
                 return None
             self._count(do, recipe, pending=-1, leased=1)
-            return _item(row)
+            return item_of(row)
 
     def renew(self, owner: str, *, lease_s: float) -> None:
         """Extend all of an owner's leases: it is still alive."""
@@ -310,17 +230,7 @@ class Ledger:
 
     def withdraw(self, ids: Sequence[int]) -> int:
         """Mark results as withdrawn: they are nobody's current ones any more; return how many."""
-        number = 0
-        for start in range(0, len(ids), _BATCH):
-            part = ", ".join(str(int(i)) for i in ids[start : start + _BATCH])
-            with self._write() as do:
-                number += do(
-                    f"UPDATE items SET state = 'withdrawn', current = 0, changed = :now WHERE state = 'done' "
-                    f"AND id IN ({part})",
-                    now=time.time(),
-                ).rowcount
-        self.recount()
-        return number
+        return self._change_done(ids, "state = 'withdrawn'")
 
     def counts(self, recipe: str | None = None) -> dict[State, int]:
         """Return the number of items in each state, of one recipe or of all: kept counters, not a scan."""
@@ -361,14 +271,14 @@ class Ledger:
                 )
             if not rows:
                 return
-            yield from map(_item, rows)
+            yield from map(item_of, rows)
             last = rows[-1]["id"]
 
     def item(self, key: str) -> Item | None:
         """Return the item of a key; None if there is none."""
         with self._read() as do:
             row = do("SELECT * FROM items WHERE key = :key", key=key).mappings().first()
-        return None if row is None else _item(row)
+        return None if row is None else item_of(row)
 
     def totals(self, recipe: str) -> dict[str, float]:
         """Return sums over the done items of a recipe: ``instances``, ``warned`` cases, and seconds of work."""
@@ -423,17 +333,7 @@ class Ledger:
 
     def redo(self, ids: Sequence[int]) -> int:
         """Make done items pending again, as their files are not as they were written; return how many."""
-        number = 0
-        for start in range(0, len(ids), _BATCH):
-            part = ", ".join(str(int(i)) for i in ids[start : start + _BATCH])
-            with self._write() as do:
-                number += do(
-                    f"UPDATE items SET state = 'pending', tries = 0, not_before = 0, current = 0, changed = :now "
-                    f"WHERE state = 'done' AND id IN ({part})",
-                    now=time.time(),
-                ).rowcount
-        self.recount()
-        return number
+        return self._change_done(ids, "state = 'pending', tries = 0, not_before = 0")
 
     def recall(self, name: str) -> Any:
         """Return a value that was kept; None if there is none."""
@@ -474,7 +374,7 @@ class Ledger:
                 recipe=recipe,
                 to=destination,
             ).mappings()
-            return [_item(row) for row in rows]
+            return [item_of(row) for row in rows]
 
     def note_sent(self, item: Item, sent: Sequence[tuple[str, str, str]]) -> None:
         """Keep what a destination confirmed of a done item: SOPInstanceUID, SHA-256 and destination of each object."""
@@ -499,6 +399,19 @@ class Ledger:
         """Return whether an object was sent from here: a listener must not take it for an input."""
         with self._read() as do:
             return do("SELECT 1 FROM sent WHERE uid = :uid", uid=uid).first() is not None
+
+    def _change_done(self, ids: Sequence[int], change: str) -> int:
+        """Change done items, which are then nobody's current results; return how many."""
+        number = 0
+        for start in range(0, len(ids), _BATCH):
+            part = ", ".join(str(int(i)) for i in ids[start : start + _BATCH])
+            with self._write() as do:
+                number += do(
+                    f"UPDATE items SET {change}, current = 0, changed = :now WHERE state = 'done' AND id IN ({part})",
+                    now=time.time(),
+                ).rowcount
+        self.recount()
+        return number
 
     def _moved(self, do: Any, recipes: Sequence[str], before: State, after: State) -> int:
         """Count items that went from one state to another; return how many."""
@@ -538,44 +451,17 @@ class Ledger:
         """Make the tables, by one process at a time."""
         from sqlalchemy.exc import DBAPIError
 
-        serial = "BIGSERIAL" if self._postgres else "INTEGER"
-        real = "DOUBLE PRECISION" if self._postgres else "REAL"
-        statements = [
-            f"CREATE TABLE IF NOT EXISTS items (id {serial} PRIMARY KEY, key TEXT NOT NULL UNIQUE, "
-            "recipe TEXT NOT NULL, case_id TEXT NOT NULL, source TEXT NOT NULL, state TEXT NOT NULL, "
-            "owner TEXT NOT NULL DEFAULT '', "
-            f"expires {real} NOT NULL DEFAULT 0, not_before {real} NOT NULL DEFAULT 0, "
-            "tries INTEGER NOT NULL DEFAULT 0, "
-            "reason TEXT NOT NULL DEFAULT '', kind TEXT NOT NULL DEFAULT '', folder TEXT NOT NULL DEFAULT '', "
-            "files TEXT NOT NULL DEFAULT '{}', instances INTEGER NOT NULL DEFAULT 0, "
-            "warned INTEGER NOT NULL DEFAULT 0, "
-            f"seconds {real} NOT NULL DEFAULT 0, predecessor INTEGER, current INTEGER NOT NULL DEFAULT 0, "
-            f"made {real} NOT NULL, changed {real} NOT NULL)",
-            "CREATE INDEX IF NOT EXISTS items_due ON items (recipe, not_before, id) WHERE state = 'pending'",
-            "CREATE INDEX IF NOT EXISTS items_leased ON items (owner, expires) WHERE state = 'leased'",
-            "CREATE INDEX IF NOT EXISTS items_bad ON items (kind) WHERE state IN ('failed', 'refused')",
-            "CREATE INDEX IF NOT EXISTS items_case ON items (case_id)",
-            # The database itself refuses a second current result of a case.
-            "CREATE UNIQUE INDEX IF NOT EXISTS items_current ON items (case_id) WHERE current = 1",
-            "CREATE TABLE IF NOT EXISTS counts (recipe TEXT NOT NULL, state TEXT NOT NULL, n INTEGER NOT NULL, "
-            "PRIMARY KEY (recipe, state))",
-            "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-            "CREATE TABLE IF NOT EXISTS places (path TEXT PRIMARY KEY, stat TEXT NOT NULL, inputs TEXT NOT NULL)",
-            "CREATE TABLE IF NOT EXISTS sent (item INTEGER NOT NULL, uid TEXT NOT NULL, digest TEXT NOT NULL, "
-            f"destination TEXT NOT NULL, made {real} NOT NULL, PRIMARY KEY (uid, destination))",
-            "CREATE INDEX IF NOT EXISTS sent_item ON sent (item, destination)",
-        ]
         try:
             with self._write() as do:
                 if self._postgres:
                     do("SELECT pg_advisory_xact_lock(7246312)")
-                for statement in statements:
+                for statement in table_statements(postgres=self._postgres):
                     do(statement)
             if self.recall("schema") is None:
                 self.remember("schema", _SCHEMA)
         except DBAPIError as error:
             raise ConfigError(
-                f"the ledger cannot be opened: {type(error.orig).__name__}: {_where(self.place)}"
+                f"the ledger cannot be opened: {type(error.orig).__name__}: {what_is_wrong(self.place)}"
             ) from None
         if self.recall("schema") != _SCHEMA:
             raise ConfigError(
@@ -583,97 +469,7 @@ class Ledger:
             )
 
 
-def owner_here() -> str:
-    """Return what a process is called in the ledger: machine, process number and its start, as numbers come again."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def owner_is_alive(owner: str) -> bool | None:
-    """Return whether an owner's process runs; None if it is on another machine."""
-    host, pid, started = [*owner.split(":"), "", ""][:3]
-    if host != socket.gethostname() or not pid.isdigit():
-        return None
-    return _started(int(pid)) == started != ""
-
-
-def _started(pid: int) -> str:
-    """Return the kernel's start time of a process; "" if there is none, or it is dead and not yet collected."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def _engine(place: str) -> Any:
-    try:
-        from sqlalchemy import create_engine, event
-    except ImportError:
-        raise ConfigError("the ledger needs SQLAlchemy: pip install 'clearmargin[batch]'") from None
-    if place.startswith(("postgresql://", "postgres://")):
-        try:
-            import pg8000  # noqa: F401
-        except ImportError:
-            raise ConfigError("a ledger in Postgres needs pg8000: pip install 'clearmargin[batch]'") from None
-        return create_engine(f"postgresql+pg8000://{place.partition('://')[2]}", pool_pre_ping=True)
-    if "://" in place:
-        raise ConfigError(
-            f"expected a file or postgresql://..., got '{place.partition('://')[0]}://...' as ledger"
-        )
-    path = Path(place)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds paths and UIDs
-    except OSError as error:
-        raise ConfigError(f"the ledger '{path}' cannot be made: {os.strerror(error.errno or 0)}") from None
-    engine = create_engine(
-        f"sqlite:///{path.absolute()}", connect_args={"timeout": 60, "isolation_level": None}
-    )
-
-    @event.listens_for(engine, "connect")
-    def _settings(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        # The lock is taken at once: a reader that becomes a writer midway would be refused, not made to wait.
-        reading = connection.get_execution_options().get("reading")
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _where(place: str) -> str:
-    if "://" in place:
-        return "check the address, the user and the password of the ledger's database"
-    return f"'{place}' is not a ledger, or lies on a disk that cannot lock files (network disks cannot)"
-
-
 def _known(state: str) -> str:
     if state not in get_args(State):
         raise ValueError(f"no state '{state}'")
     return state
-
-
-def _item(row: Mapping[str, Any]) -> Item:
-    try:
-        return Item(
-            id=int(row["id"]),
-            key=row["key"],
-            recipe=row["recipe"],
-            case_id=row["case_id"],
-            source=json.loads(row["source"]),
-            state=row["state"],
-            owner=row["owner"],
-            tries=int(row["tries"]),
-            reason=row["reason"],
-            kind=row["kind"],
-            folder=row["folder"],
-            files=json.loads(row["files"]),
-            predecessor=row["predecessor"],
-            current=bool(row["current"]),
-            seconds=float(row["seconds"]),
-        )
-    except (KeyError, ValueError) as error:
-        raise InputError(f"row {row.get('id')} of the ledger is damaged: {type(error).__name__}") from None

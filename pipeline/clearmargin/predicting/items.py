@@ -16,7 +16,7 @@ from clearmargin.core import Image, Provenance
 from clearmargin.errors import ConfigError
 from clearmargin.formats.dicom_media import forget_unpacked
 from clearmargin.formats.video import Clip
-from clearmargin.jobs.ledger import Item, NewItem, Outcome
+from clearmargin.jobs.items import Item, NewItem, Outcome
 from clearmargin.outputs.folder import MANIFEST, check_case, write_case
 from clearmargin.outputs.writers import chosen_outputs
 from clearmargin.pacs.dicomweb import DicomWeb
