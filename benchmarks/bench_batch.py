@@ -122,7 +122,7 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
             batch(
                 folders,
                 root / f"out-{count}",
-                model=model,
+                predictor,
                 processes=count,
                 track=False,
                 least_free_gib=0,

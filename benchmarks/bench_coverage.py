@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from displaced import PLANE, SPACE, Pool, Setting, pool
+from displaced import PLANE, SPACE, Pool, Setting, over_splits, pool
 
-from clearmargin.uncertainty.guarantees import GUARANTEES, Guarantee, least_factor
-from clearmargin.uncertainty.margins import BOTH, MatchedObject, Sides, losses_of
+from clearmargin.uncertainty.guarantees import GUARANTEES, least_factor
+from clearmargin.uncertainty.margins import BOTH, MatchedObject, losses_of
 from clearmargin.uncertainty.misses import LOSSES, Found, fit_threshold
 from clearmargin.uncertainty.width import Width
 
@@ -28,26 +28,6 @@ def edge_width(floor: float) -> Width:
     return Width(kind="edge", level={"outer": 1.0, "inner": 1.0}, predicted={}, floor=floor)
 
 
-def over_splits(
-    objects: Sequence[MatchedObject],
-    width: Width,
-    sides: Sides,
-    guarantee: Guarantee,
-    alpha: float,
-    n: int,
-    splits: int,
-) -> tuple[float, float, float]:
-    """Return mean and standard deviation of the coverage of the units left out, and the mean factor of n."""
-    rng = np.random.default_rng(0)
-    losses = losses_of(objects, width, sides, guarantee)
-    shares, factors = [], []
-    for _ in range(splits):
-        order = rng.permutation(losses.n)
-        factors.append(least_factor(losses.select(order[:n]), alpha))
-        shares.append(1 - losses.select(order[n:]).at(np.array(factors[-1:])).mean())
-    return float(np.mean(shares)), float(np.std(shares)), float(np.mean(factors))
-
-
 def report_coverage(name: str, found: Pool, setting: Setting, n: int, splits: int) -> float:
     """Print a line for each promise, side, width and alpha; return the farthest that coverage is under the promise."""
     objects, worst = found.objects(), -1.0
@@ -55,7 +35,9 @@ def report_coverage(name: str, found: Pool, setting: Setting, n: int, splits: in
         for guarantee in GUARANTEES:
             for sides in BOTH:
                 for kind, width in (("one margin", ONE), ("by the edge", edge_width(setting.floor))):
-                    mean, spread, _ = over_splits(objects, width, sides, guarantee, alpha, n, splits)
+                    mean, spread, _ = over_splits(
+                        losses_of(objects, width, sides, guarantee), n, alpha, splits
+                    )
                     worst = max(worst, 1 - alpha - mean)
                     print(
                         f"| {name} | {guarantee} | {sides} | {kind} | {n} | {100 * (1 - alpha):g} % "
@@ -72,8 +54,8 @@ def report_width(
     scale = float(np.mean([one.mean_scale[floor] for one in objects]))
     ratios = []
     for alpha in ALPHAS:
-        one, _, margin = over_splits(objects, ONE, "outer", "unit", alpha, n, splits)
-        two, _, factor = over_splits(objects, edge_width(floor), "outer", "unit", alpha, n, splits)
+        one, _, margin = over_splits(losses_of(objects, ONE, "outer", "unit"), n, alpha, splits)
+        two, _, factor = over_splits(losses_of(objects, edge_width(floor), "outer", "unit"), n, alpha, splits)
         width = factor * scale
         ratios.append(width / margin)
         print(

@@ -33,6 +33,7 @@ from clearmargin.formats.raster import write_raster
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting import items as items_module
 from clearmargin.predicting.items import PredictItem
+from clearmargin.predicting.predictor import Predictor
 
 SHAPE = (4, 64, 64)
 
@@ -142,7 +143,7 @@ def once(root: Path, out: Path, model: Path, *, faulty: bool, processes: int) ->
         import clearmargin.batch as module
 
         module.PredictItem = Faulty  # type: ignore[misc]
-    batch([root], out, model=model, processes=processes, track=False, least_free_gib=0, force=True)
+    batch([root], out, Predictor(model=model, force=True), processes=processes, track=False, least_free_gib=0)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet
 from clearmargin.metrics.matching import Matches, match_instances
+from clearmargin.uncertainty.guarantees import least_factor
 from clearmargin.uncertainty.margins import MatchedObject
 from clearmargin.uncertainty.needed import SIDES, needed_margin
 from clearmargin.uncertainty.reach import EdgeScale
@@ -181,3 +182,14 @@ def _directions(ndim: int) -> Array:
     height, angle = 1 - 2 * k / 300, np.pi * (1 + 5**0.5) * k
     flat = np.sqrt(1 - height**2)
     return np.column_stack([height, flat * np.sin(angle), flat * np.cos(angle)])
+
+
+def over_splits(losses, n: int, alpha: float, splits: int, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and standard deviation of the coverage of the units left out of n, and the mean factor."""
+    rng = np.random.default_rng(seed)
+    shares, factors = [], []
+    for _ in range(splits):
+        order = rng.permutation(losses.n)
+        factors.append(least_factor(losses.select(order[:n]), alpha))
+        shares.append(1 - losses.select(order[n:]).at(np.array(factors[-1:])).mean())
+    return float(np.mean(shares)), float(np.std(shares)), float(np.mean(factors))

@@ -83,6 +83,7 @@ def faulty(upstream: str) -> Iterator[Faulty]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = 60  # of each read of a client that says no more
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding", "") == "chunked":

@@ -21,6 +21,7 @@ from clearmargin.formats.dicom_seg import read_dicom_seg
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
 from clearmargin.jobs.ledger import Ledger
+from clearmargin.predicting.predictor import Predictor
 
 SHAPE = (5, 48, 48)
 GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
@@ -67,8 +68,9 @@ def tree(tmp_path):
     return root
 
 
-def run(tree, out, **options):
-    return batch([tree], out, model=Path("any"), processes=0, track=False, least_free_gib=0, **options)
+def run(tree, out, *, score_threshold=None, **options):
+    predictor = Predictor(model=Path("any"), score_threshold=score_threshold)
+    return batch([tree], out, predictor, processes=0, track=False, least_free_gib=0, **options)
 
 
 def results(out):

@@ -37,7 +37,6 @@ from clearmargin.predicting.items import (
 )
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.privacy import naming
-from clearmargin.uncertainty.sampling import Mode
 
 __all__ = ["BatchReport", "Snapshot", "batch", "default_ledger", "is_address", "verify", "withdraw"]
 
@@ -115,9 +114,9 @@ def default_ledger(out: Path, shard: tuple[int, int] | None = None) -> Path:
 def batch(
     sources: Sequence[Path | str],
     out: Path,
+    predictor: Predictor,
     *,
-    model: Path,
-    uncertainty: Mode = "none",
+    reading: Reading = Reading(),  # noqa: B008 - frozen
     ledger: Path | str | None = None,
     processes: int | None = None,
     shard: tuple[int, int] | None = None,
@@ -125,15 +124,6 @@ def batch(
     destinations: Sequence[Destination] = (),
     ca_file: Path | None = None,
     write: Sequence[str] | None = None,
-    device: str | None = None,
-    runtime: str = "torch",
-    score_threshold: float | None = None,
-    tile: int | None = None,
-    display_window: bool = False,
-    allow_gaps: bool = False,
-    allow_tilt: bool = False,
-    tolerance_mm: float | None = None,
-    force: bool = False,
     least_free_gib: float = 1.0,
     lease_s: float = 60.0,
     dry_run: bool = False,
@@ -150,8 +140,8 @@ def batch(
     Args:
         sources: Folders with all below them, files, zips, or DICOMweb addresses (``https://...``).
         out: A folder on a disk with room; see ``least_free_gib``.
-        model: A model folder; for ``ensemble`` an ensemble's.
-        uncertainty: What is sampled.
+        predictor: The model and how it is asked. Each process loads it for itself.
+        reading: How DICOM is read; series and volume are each item's own.
         ledger: A file on a local disk, or ``postgresql://...`` for several machines; None for ``OUT/ledger.sqlite``.
         processes: Worker processes; None for one per CUDA device, or on a CPU one per two cores. 0 works in this
             process, as a debugger or a notebook wants it.
@@ -160,15 +150,6 @@ def batch(
         destinations: Archives that DICOM results are sent to; an item is done once they confirmed it.
         ca_file: Certificates that are trusted of archives among the sources, in place of the system's.
         write: Names of outputs; None for the default.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA if there is one.
-        runtime: ``torch``, or what the model was exported to.
-        score_threshold: Instances below it are not returned; None takes the model's own.
-        tile: See `predict`.
-        display_window: See `predict`.
-        allow_gaps: See `predict`.
-        allow_tilt: See `predict`.
-        tolerance_mm: See `predict`.
-        force: See `predict`.
         least_free_gib: Pause while the output disk has less room.
         lease_s: After how long an item goes to another worker, if nothing is heard of its own.
         dry_run: List and count, and do nothing else.
@@ -184,17 +165,6 @@ def batch(
         raise ConfigError(f"--shard i/n has 1 <= i <= n, not {shard[0]}/{shard[1]}")
     outputs = named_outputs(write)
     selection = load_selection(select)
-    predictor = Predictor(
-        model=model,
-        uncertainty=uncertainty,
-        device=device,
-        runtime=runtime,
-        score_threshold=score_threshold,
-        tile=tile,
-        display_window=display_window,
-        force=force,
-    )
-    reading = Reading(allow_gaps=allow_gaps, allow_tilt=allow_tilt, tolerance_mm=tolerance_mm)
     recipe = recipe_of(predictor, reading, outputs)
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
     place = str(ledger) if ledger is not None else str(default_ledger(out, shard))
@@ -235,7 +205,7 @@ def batch(
             shutil.rmtree(scratch)
         seconds = totals["seconds"] / counts["done"] if counts["done"] else None
         waiting = counts["pending"] + counts["leased"]
-        expected = None if seconds is None else seconds * waiting / _processes(processes, device)
+        expected = None if seconds is None else seconds * waiting / _processes(processes, predictor.device)
         return BatchReport(counts=counts, new=new, known=known, left_out=left, expected_s=expected)
     _mend(book, out)
     work = PredictItem(
@@ -254,7 +224,7 @@ def batch(
     if watch.waiting and processes == 0:
         ended = _here(book, work, limits, watch)
     elif watch.waiting:
-        count = min(_processes(processes, device), watch.waiting)
+        count = min(_processes(processes, predictor.device), watch.waiting)
         ended = run_pool(
             place,
             work,

@@ -31,6 +31,7 @@ from clearmargin.datasets.folds import in_fold
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare
 from clearmargin.files import write_text
+from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
 from clearmargin.models.clock import Clock
 from clearmargin.models.folder import CONFIG_FILE, ModelCard, label_map_entries, save_model, save_snapshot
@@ -415,7 +416,7 @@ def _say_thresholds(card: ModelCard, experiment: Experiment, cases: int) -> None
         reason = (
             "as configured"
             if experiment.prediction.score_threshold is not None
-            else "nothing to choose them on"
+            else f"fewer than {LEAST_REFERENCES} validation objects or no detection to choose them on"
         )
         log.info("score thresholds, %s: %s", reason, shown)
 

@@ -63,7 +63,7 @@ def test_counts_at_each_score_by_hand():
 
 @pytest.mark.parametrize(("measure", "threshold"), [("pq", 0.45), ("f1", 0.45), ("accuracy", 0.45)])
 def test_the_best_threshold_lies_between_what_is_kept_and_what_is_not(measure, threshold):
-    assert choose_thresholds([match_scores(PREDICTED, TRUTH)], measure) == {1: threshold}
+    assert choose_thresholds([match_scores(PREDICTED, TRUTH)], measure, least=1) == {1: threshold}
 
 
 def test_measures_can_differ():
@@ -98,7 +98,7 @@ def test_each_class_has_its_own_and_a_rare_one_that_of_all():
 def test_with_nothing_below_the_threshold_is_a_half_or_the_lowest_score():
     for lowest, threshold in ((0.8, 0.5), (0.25, 0.25)):
         sure = ScoredMatches(scores=np.array([0.9, lowest]), ious=np.ones(2), references=12)
-        assert choose_thresholds([{1: sure}], "pq") == {1: threshold}
+        assert choose_thresholds([{1: sure}], "pq", least=1) == {1: threshold}
 
 
 def test_without_a_match_nothing_is_chosen():
@@ -179,3 +179,12 @@ def test_thresholds_by_class_and_their_limits():
     assert Thresholds(0.5).reached(InstanceSet.empty(GRID)).tolist() == []
     with pytest.raises(ValueError, match=r"lies in \[0, 1\], not 1.5"):
         Thresholds(0.5, {1: 1.5})
+
+
+def test_of_a_handful_of_references_no_threshold_is_chosen():
+    """Five found with high scores would put it at 0.7, and hide a sixth at 0.53: the caller's own stays."""
+    five = ScoredMatches(
+        scores=np.array([0.95, 0.9, 0.9, 0.85, 0.8, 0.65]), ious=np.array([0.8] * 5 + [0.0]), references=5
+    )
+    assert choose_thresholds([{1: five}], "pq") == {}
+    assert 0.65 < choose_thresholds([{1: five}] * 2, "pq")[1] <= 0.8

@@ -14,7 +14,6 @@ import pytest
 from bright import bright_segmenter
 from command import command
 from faulty import faulty
-from pacs import INSTALL, find_orthanc, running_orthanc
 
 from clearmargin.batch import batch, default_ledger
 from clearmargin.core import Grid, Image, Source
@@ -25,19 +24,11 @@ from clearmargin.jobs.worker import Limits
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.pacs.fetched import Fetched, sweep_fetched
 from clearmargin.pacs.series import ArchivedSeries, digest_of_uids, fetch_series, list_instances, list_series
+from clearmargin.predicting.predictor import Predictor
 
 SHAPE = (5, 48, 48)
 GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
 SERIES = 3
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    found = find_orthanc()
-    if found is None:
-        pytest.skip(f"no Orthanc with its DICOMweb plug-in here: {INSTALL}")
-    with running_orthanc(tmp_path_factory.mktemp("orthanc"), *found) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +75,8 @@ def place(server, **limits):
 
 
 def run(sources, out, **options):
-    how = {"model": Path("any"), "processes": 0, "track": False, "least_free_gib": 0} | options
-    return batch(sources, out, **how)
+    how = {"processes": 0, "track": False, "least_free_gib": 0} | options
+    return batch(sources, out, Predictor(model=Path("any")), **how)
 
 
 def listed(server, **wanted):
@@ -369,8 +360,9 @@ import clearmargin.uncertainty.sampling as sampling
 sampling.load_segmenter = lambda *_, **__: bright_segmenter(0, 400)
 from clearmargin.batch import batch
 from clearmargin.pacs.dicomweb import DicomWeb
+from clearmargin.predicting.predictor import Predictor
 source, out, url = sys.argv[1:]
-batch([source], Path(out), model=Path("any"), processes=0, track=False, least_free_gib=0,
+batch([source], Path(out), Predictor(model=Path("any")), processes=0, track=False, least_free_gib=0,
       destinations=[DicomWeb(url=url, timeout_s=30)])
 """
 

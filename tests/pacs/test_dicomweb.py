@@ -13,10 +13,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from faulty import faulty, make_certificate
-from pacs import INSTALL, find_orthanc, running_orthanc
 
-from clearmargin.core import Grid, Image, Source
-from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.pacs.credentials import credentials
 from clearmargin.pacs.dicomweb import DicomWeb
@@ -24,38 +21,10 @@ from clearmargin.pacs.sameness import differences, digest_of
 from clearmargin.pacs.web import open_session
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    found = find_orthanc()
-    if found is None:
-        pytest.skip(f"no Orthanc with its DICOMweb plug-in here: {INSTALL}")
-    with running_orthanc(tmp_path_factory.mktemp("orthanc"), *found) as running:
-        yield running
-
-
-@pytest.fixture
-def orthanc(server):
-    server.empty()
-    return server
-
-
 @pytest.fixture
 def proxy(orthanc):
     with faulty(orthanc.address) as running:
         yield running
-
-
-@pytest.fixture
-def files(tmp_path):
-    import numpy as np
-
-    image = Image(
-        pixels=np.zeros((1, 2, 16, 16), np.int16),
-        grid=Grid.from_spacing((2, 16, 16), (5.0, 1.0, 1.0)),
-        source=Source(modality="CT"),
-    )
-    write_ct_series(tmp_path / "ct", image, 1, 1)
-    return sorted((tmp_path / "ct").iterdir())
 
 
 def archive(proxy, **limits):

@@ -24,39 +24,12 @@ from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.pacs.dimse import Dimse
 from clearmargin.pacs.sameness import digest_of
+from clearmargin.predicting.predictor import Predictor
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    found = find_orthanc()
-    if found is None:
-        pytest.skip(f"no Orthanc with its DICOMweb plug-in here: {INSTALL}")
-    with running_orthanc(
-        tmp_path_factory.mktemp("orthanc"), *found, titles=["CLEARMARGIN", "OURS"]
-    ) as running:
-        yield running
-
-
-@pytest.fixture
-def orthanc(server):
-    server.empty()
-    return server
-
-
-@pytest.fixture
-def files(tmp_path):
-    image = Image(
-        pixels=np.zeros((1, 2, 16, 16), np.int16),
-        grid=Grid.from_spacing((2, 16, 16), (5.0, 1.0, 1.0)),
-        source=Source(modality="CT"),
-    )
-    write_ct_series(tmp_path / "ct", image, 1, 1)
-    return sorted((tmp_path / "ct").iterdir())
 
 
 def uids(files):
@@ -112,8 +85,10 @@ def test_results_of_a_batch_are_in_the_archive_once(orthanc, tmp_path, monkeypat
         write_ct_series(tmp_path / "studies" / str(number), image, number, 1)
     out, archive = tmp_path / "out", place(orthanc.dicom_port)
     for _ in range(2):
-        how = {"model": Path("any"), "processes": 0, "track": False, "least_free_gib": 0}
-        report = batch([tmp_path / "studies"], out, destinations=[archive], **how)
+        how = {"processes": 0, "track": False, "least_free_gib": 0}
+        report = batch(
+            [tmp_path / "studies"], out, Predictor(model=Path("any")), destinations=[archive], **how
+        )
         assert report.counts["done"] == 2
         ledger = Ledger(default_ledger(out))
         sent = ledger.sent()

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from displaced import PLANE, SPACE, Setting, displaced_units, pool
+from displaced import PLANE, SPACE, Setting, displaced_units, over_splits, pool
 
 from clearmargin.metrics.matching import match_instances
-from clearmargin.uncertainty.guarantees import GUARANTEES, least_factor
+from clearmargin.uncertainty.guarantees import GUARANTEES
 from clearmargin.uncertainty.margins import BOTH, CalibrationData, fit_margin, losses_of
 from clearmargin.uncertainty.width import Width
 from clearmargin.uncertainty.widths import choose_widths
@@ -16,14 +16,8 @@ ONE = Width(kind="constant", level={"outer": 1.0, "inner": 1.0}, predicted={})
 
 def coverage(objects, width, sides, guarantee, n, alpha, splits, seed=0):
     """Return the mean coverage of the units left out, over splits, and the mean factor."""
-    rng = np.random.default_rng(seed)
-    losses = losses_of(objects, width, sides, guarantee)
-    shares, factors = [], []
-    for _ in range(splits):
-        order = rng.permutation(losses.n)
-        factors.append(least_factor(losses.select(order[:n]), alpha))
-        shares.append(1 - losses.select(order[n:]).at(np.array(factors[-1:])).mean())
-    return np.mean(shares), np.mean(factors)
+    mean, _, factor = over_splits(losses_of(objects, width, sides, guarantee), n, alpha, splits, seed)
+    return mean, factor
 
 
 @pytest.fixture(scope="module")

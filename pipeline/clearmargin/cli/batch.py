@@ -14,8 +14,24 @@ from typer.core import TyperGroup
 
 from clearmargin.cli.app import app, emit, say, say_run, tell
 from clearmargin.cli.checks import check_device, check_folder
-from clearmargin.cli.options import Names, Sampling, Tolerance, Uncertainty
-from clearmargin.cli.results import Runtime, Writes, asked_outputs
+from clearmargin.cli.options import (
+    AllowGaps,
+    AllowTilt,
+    ComputedBy,
+    Device,
+    DisplayWindow,
+    Force,
+    LeastScore,
+    Model,
+    Names,
+    Runtime,
+    Sampling,
+    Tile,
+    Tolerance,
+    Uncertainty,
+    Writes,
+    asked_outputs,
+)
 from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -72,10 +88,7 @@ def batch_run(
             help="Folders with all below them, files, zips, or DICOMweb archives (https://...).",
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="Model folder, run folder, run id, or models:/NAME@ALIAS."),
-    ],
+    model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results: OUT/CASE/KEY.")],
     uncertainty: Sampling = Uncertainty.none,
     ledger: LedgerPlace = None,
@@ -114,34 +127,15 @@ def batch_run(
         ),
     ] = None,
     names: Names = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA if there is one.")] = None,
-    runtime: Annotated[
-        Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
-    ] = Runtime.torch,
-    score_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score; default: the model's.")
-    ] = None,
-    tile: Annotated[
-        int | None, typer.Option(help="Side of the square tiles for large images, in network pixels.")
-    ] = None,
-    allow_gaps: Annotated[
-        bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
-    ] = False,
-    allow_tilt: Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")] = False,
+    device: Device = None,
+    runtime: ComputedBy = Runtime.torch,
+    score_threshold: LeastScore = None,
+    tile: Tile = None,
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     tolerance_mm: Tolerance = None,
-    display_window: Annotated[
-        bool,
-        typer.Option(
-            "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Segment images unlike the model's training images, too; these cases are referred.",
-        ),
-    ] = False,
+    display_window: DisplayWindow = False,
+    force: Force = False,
     write: Writes = None,
     least_free_gib: Annotated[
         float, typer.Option("--free", min=0, help="Pause while the output disk has less room, in GiB.")
@@ -162,13 +156,24 @@ def batch_run(
     outputs = asked_outputs(write)
     folder = model_folder(model)
     from clearmargin.batch import batch as call
+    from clearmargin.predicting.cases import Reading
+    from clearmargin.predicting.predictor import Predictor
 
     with _progress() as shown:
         report = call(
             places,
             out,
-            model=folder,
-            uncertainty=uncertainty.value,
+            Predictor(
+                model=folder,
+                uncertainty=uncertainty.value,
+                device=device,
+                runtime=runtime.value,
+                score_threshold=score_threshold,
+                tile=tile,
+                display_window=display_window,
+                force=force,
+            ),
+            reading=Reading(allow_gaps=allow_gaps, allow_tilt=allow_tilt, tolerance_mm=tolerance_mm),
             ledger=ledger,
             processes=processes,
             shard=part,
@@ -176,15 +181,6 @@ def batch_run(
             destinations=destinations,
             ca_file=pacs_ca,
             write=outputs,
-            device=device,
-            runtime=runtime.value,
-            score_threshold=score_threshold,
-            tile=tile,
-            display_window=display_window,
-            allow_gaps=allow_gaps,
-            allow_tilt=allow_tilt,
-            tolerance_mm=tolerance_mm,
-            force=force,
             least_free_gib=least_free_gib,
             dry_run=dry_run,
             track=not no_track,

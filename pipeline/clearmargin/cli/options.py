@@ -11,17 +11,29 @@ import typer
 from clearmargin.privacy import use_names
 
 __all__ = [
+    "AllowGaps",
+    "AllowTilt",
     "AnyModel",
+    "ComputedBy",
+    "Device",
+    "DisplayWindow",
+    "Force",
+    "LeastScore",
+    "Model",
     "Names",
     "Overrides",
     "Runs",
+    "Runtime",
     "Sampling",
     "Series",
     "Split",
     "ThresholdMeasure",
+    "Tile",
     "Tolerance",
     "Uncertainty",
     "Volume",
+    "Writes",
+    "asked_outputs",
 ]
 
 Overrides = Annotated[
@@ -52,6 +64,66 @@ Tolerance = Annotated[
         help="How far corners of DICOM slices may lie from the volume's grid, in mm; default: 0.01, else refused.",
     ),
 ]
+
+
+class Runtime(StrEnum):
+    """What computes a network."""
+
+    torch = "torch"
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Model folder, run folder, run id, or models:/NAME@ALIAS."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA if there is one.")]
+ComputedBy = Annotated[
+    Runtime, typer.Option("--runtime", help="What computes the network: torch, or what `export` wrote (CPU).")
+]
+LeastScore = Annotated[
+    float | None,
+    typer.Option(
+        "--score-threshold",
+        min=0,
+        max=1,
+        help="Least score, as it is shown; default: the calibration's or the model's.",
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(help="Side of the square tiles for large images, in network pixels; default: the model's."),
+]
+AllowGaps = Annotated[bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")]
+AllowTilt = Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")]
+DisplayWindow = Annotated[
+    bool,
+    typer.Option(
+        "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Segment images unlike the model's training images, too; such a case is referred."
+    ),
+]
+Writes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--write",
+        "-w",
+        metavar="NAME,...",
+        help="What to write: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
+        "dicom_maps, maps, overlay; 'default' stands for what is written without this option.",
+    ),
+]
+
+
+def asked_outputs(write: list[str] | None) -> list[str] | None:
+    """Return the names of a ``--write`` option, which may be repeated and may list several."""
+    return None if write is None else [name.strip() for names in write for name in names.split(",")]
 
 
 class Split(StrEnum):

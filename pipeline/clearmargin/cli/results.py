@@ -12,15 +12,27 @@ import typer
 from clearmargin.cli.app import app, emit, say, say_run
 from clearmargin.cli.checks import check_card, check_device, check_folder, check_source
 from clearmargin.cli.options import (
+    AllowGaps,
+    AllowTilt,
     AnyModel,
+    ComputedBy,
+    Device,
+    DisplayWindow,
+    Force,
+    LeastScore,
+    Model,
     Names,
+    Runtime,
     Sampling,
     Series,
     Split,
     ThresholdMeasure,
+    Tile,
     Tolerance,
     Uncertainty,
     Volume,
+    Writes,
+    asked_outputs,
 )
 from clearmargin.errors import BatchError, ConfigError
 
@@ -28,30 +40,6 @@ if TYPE_CHECKING:
     from clearmargin.predict import Predicted
 
 __all__: list[str] = []
-
-Writes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--write",
-        "-w",
-        metavar="NAME,...",
-        help="What to write: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
-        "dicom_maps, maps, overlay; 'default' stands for what is written without this option.",
-    ),
-]
-
-
-def asked_outputs(write: list[str] | None) -> list[str] | None:
-    """Return the names of a ``--write`` option, which may be repeated and may list several."""
-    return None if write is None else [name.strip() for names in write for name in names.split(",")]
-
-
-class Runtime(StrEnum):
-    """What computes a network."""
-
-    torch = "torch"
-    onnx = "onnx"
-    openvino = "openvino"
 
 
 class Objects(StrEnum):
@@ -95,50 +83,20 @@ def predict(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", help="A model folder, a run's folder, a run id, or models:/NAME@champion."
-        ),
-    ],
+    model: Model,
     uncertainty: Sampling = Uncertainty.none,
     series: Series = None,
     volume: Volume = None,
     names: Names = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
-    runtime: Annotated[
-        Runtime, typer.Option(help="What computes the network: torch, or what `export` wrote (CPU).")
-    ] = Runtime.torch,
-    score_threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Least score, as it is shown; default: the calibration's or the model's."
-        ),
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            help="Show large images in square tiles of so many network pixels; default: as the model does."
-        ),
-    ] = None,
-    allow_gaps: Annotated[
-        bool, typer.Option("--allow-gaps", help="Resample a series with missing slices.")
-    ] = False,
-    allow_tilt: Annotated[bool, typer.Option("--allow-tilt", help="Straighten a tilted gantry.")] = False,
+    device: Device = None,
+    runtime: ComputedBy = Runtime.torch,
+    score_threshold: LeastScore = None,
+    tile: Tile = None,
+    allow_gaps: AllowGaps = False,
+    allow_tilt: AllowTilt = False,
     tolerance_mm: Tolerance = None,
-    display_window: Annotated[
-        bool,
-        typer.Option(
-            "--display-window", help="Values 0..255 show the model's intensity window (captures, clips)."
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Segment images unlike the model's training images, too; the case is referred.",
-        ),
-    ] = False,
+    display_window: DisplayWindow = False,
+    force: Force = False,
     write: Writes = None,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
@@ -293,7 +251,7 @@ def calibrate(
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed for splitting the groups and for the bootstrap.")
     ] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA where it is.")] = None,
+    device: Device = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for tables, figures and the report.")
     ] = None,

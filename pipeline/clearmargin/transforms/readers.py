@@ -7,6 +7,7 @@ array order to MONAI's RAS world.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -42,8 +43,9 @@ class _Reader(ImageReader):  # type: ignore[misc]
 
     suffixes: tuple[str, ...] = ()
 
-    def _one(self, path: Path) -> Image:
-        raise NotImplementedError
+    @abstractmethod
+    def _images(self, paths: Sequence[Path]) -> list[Image]:
+        """Return what the files hold, in their order."""
 
     def verify_suffix(self, filename: Sequence[_PathLike] | _PathLike) -> bool:
         """Return whether every file has a suffix of this reader's formats."""
@@ -55,9 +57,6 @@ class _Reader(ImageReader):  # type: ignore[misc]
         names = [data] if isinstance(data, str | PathLike) else list(data)
         return [Path(name) for name in names]
 
-    def _all(self, paths: Sequence[Path]) -> list[Image]:
-        return [self._one(path) for path in paths]
-
     def get_data(self, img: Sequence[Path] | Path) -> tuple[NDArray[Any], dict[str, Any]]:
         """Read, and return the array and MONAI's metadata; several images of one grid become channels.
 
@@ -65,7 +64,7 @@ class _Reader(ImageReader):  # type: ignore[misc]
             InputError: As the format's reader.
             GeometryError: As the format's reader; several images that lie on different grids.
         """
-        images = self._all([img] if isinstance(img, Path) else list(img))
+        images = self._images([img] if isinstance(img, Path) else list(img))
         first = images[0]
         for other in images[1:]:
             if not other.grid.same_as(first.grid):
@@ -119,7 +118,7 @@ class DicomReader(_Reader):
             p.is_dir() or super(DicomReader, self).verify_suffix(p) or looks_like_dicom(p) for p in paths
         )
 
-    def _all(self, paths: Sequence[Path]) -> list[Image]:
+    def _images(self, paths: Sequence[Path]) -> list[Image]:
         """Return one series: several files are those of the series, not several images."""
         from clearmargin.formats.dicom import read_dicom
 
@@ -131,10 +130,10 @@ class VolumeReader(_Reader):
 
     suffixes = tuple(s for s, reader in READERS.items() if reader.startswith("volume:"))
 
-    def _one(self, path: Path) -> Image:
+    def _images(self, paths: Sequence[Path]) -> list[Image]:
         from clearmargin.formats.volume import read_volume
 
-        return read_volume(path)
+        return [read_volume(path) for path in paths]
 
 
 class FrameReader(_Reader):
@@ -149,7 +148,11 @@ class FrameReader(_Reader):
             str(name).lower().endswith(self.suffixes) or _clip_frame(str(name)) is not None for name in names
         )
 
-    def _one(self, path: Path) -> Image:
+    def _images(self, paths: Sequence[Path]) -> list[Image]:
+        return [self._image(path) for path in paths]
+
+    @staticmethod
+    def _image(path: Path) -> Image:
         named = _clip_frame(str(path))
         if named is None:
             from clearmargin.formats.raster import read_raster
