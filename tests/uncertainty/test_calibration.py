@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clearmargin.core import Grid, InstanceSet, Prediction, Thresholds
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.report.calibration import report_text
+from clearmargin.report.calibration import metrics_of, report_text
 from clearmargin.uncertainty.assessment import assess
 from clearmargin.uncertainty.calibration import Calibration, load_calibration, save_calibration
 from clearmargin.uncertainty.chosen import ChosenScaling, fit_scaling
@@ -353,3 +353,14 @@ def test_a_scaling_of_pixels_that_makes_the_edge_worse_is_not_applied():
     assert fit_scaling(units).chosen != "none"
     careful = fit_scaling(units, judged)
     assert careful.chosen == "none" and "of pixels near the edge worse" in careful.why
+
+
+def test_the_report_states_the_thresholds_of_the_classes(fitted):
+    """Of a class with its own threshold, what holds for classes without one is not told."""
+    calibration = replace(fitted[0], thresholds=Thresholds(0.5, {1: 0.61, 2: 0.83}))
+    assert calibration.thresholds.stated == (0.61, 0.83) and Thresholds(0.4).stated == (0.4, 0.4)
+    text = report_text(calibration)
+    assert (
+        "from a score of 0.61 as predicted" in text and "by class" in text and "0.5 as predicted" not in text
+    )
+    assert metrics_of(calibration, None)["threshold"] == 0.61

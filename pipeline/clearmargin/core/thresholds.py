@@ -37,9 +37,10 @@ class Thresholds:
         return min(self.every, *self.by_label.values()) if self.by_label else self.every
 
     @property
-    def highest(self) -> float:
-        """The largest of all of them."""
-        return max(self.every, *self.by_label.values()) if self.by_label else self.every
+    def stated(self) -> tuple[float, float]:
+        """The least and the largest of the labels' own; of ``every`` if none has its own: what a person is told."""
+        values = sorted(self.by_label.values()) or [self.every]
+        return values[0], values[-1]
 
     def of(self, label: int) -> float:
         """Return the least score of a label."""

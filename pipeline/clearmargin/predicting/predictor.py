@@ -93,7 +93,7 @@ class Predictor:
             if self.score_threshold is not None and self.thresholds != self.calibration.thresholds:
                 log.warning(
                     "the promises are about instances with a score of %.3g or more, and --score-threshold is %.3g",
-                    self.calibration.shown(self.calibration.thresholds).lowest,
+                    self.calibration.shown(self.calibration.thresholds).stated[0],
                     self.score_threshold,
                 )
             least = min(least, self.calibration.thresholds.lowest)
@@ -142,7 +142,7 @@ class Predictor:
         if self.calibration is None:
             return ()
         misses = self.calibration.misses
-        kept = misses is not None and self.thresholds.highest <= misses.threshold
+        kept = misses is not None and self.thresholds.stated[1] <= misses.threshold
         return (*(str(margin) for margin in self.calibration.applied()), *([str(misses)] if kept else []))
 
     def calibration_record(self) -> dict[str, Any] | None:

@@ -32,9 +32,10 @@ def margin_name(margin: Margin) -> str:
 
 def _scores(calibration: Calibration) -> str:
     """Return the least scores of what is returned, as predicted and as shown."""
-    raw, shown = calibration.thresholds, calibration.shown(calibration.thresholds)
-    per_class = "" if raw.lowest == raw.highest else " or more, by class,"
-    return f"{raw.lowest:.4g} as predicted ({shown.lowest:.4g} as shown){per_class}"
+    (raw, most), (shown, _) = (
+        t.stated for t in (calibration.thresholds, calibration.shown(calibration.thresholds))
+    )
+    return f"{raw:.4g} as predicted ({shown:.4g} as shown){'' if raw == most else ' or more, by class,'}"
 
 
 def report_text(calibration: Calibration, judged: Judgement | None = None) -> str:
@@ -199,7 +200,7 @@ def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, 
         for m in calibration.margins
         for side in sides_of(m.sides)
     }
-    found["threshold"] = calibration.thresholds.lowest
+    found["threshold"] = calibration.thresholds.stated[0]
     if judged is None:
         return found
     if judged.missed is not None:
