@@ -1,8 +1,8 @@
 """Whether an incoming case looks like those that the margins were calibrated on.
 
 A margin holds for exchangeable data, and no check can prove that. This one compares what the image looks like
-(features) with the calibration cases: how far away its nearest neighbour is, in relation to how far that neighbour's
-own nearest neighbour is. The relation, and not the distance, since the cases of a rare stain lie farther apart than
+(features) with the calibration cases: how far away its three nearest neighbours are, in relation to how far theirs
+are. The relation, and not the distance, since the cases of a rare stain lie farther apart than
 those of a common one. The rank of the relation among those of the calibration units is a p-value: a case like the
 calibration cases is warned of with at most the false alarm rate that is stated. Silence is not a guarantee.
 
@@ -45,6 +45,7 @@ _QUANTILES = (5, 25, 50, 75, 95)
 _MOST = 500  # cases kept
 _PIXELS = 1_000_000  # looked at in a case
 _MOST_CHANNELS = 4
+_NEIGHBOURS = 3
 _LEAST = 0.1  # of the median distance to a neighbour: twins are no measure of how close cases lie
 
 Features = Mapping[str, float]
@@ -311,15 +312,20 @@ def _standard(rows: Table) -> Table:
 
 
 def _relations(rows: Table, units: NDArray[np.int64]) -> Table:
-    """Return each row's distance to its nearest neighbour of another unit, over that of the neighbour."""
+    """Return each row's mean distance to its nearest neighbours of other units, over that of these neighbours.
+
+    Of three neighbours: by one alone, a single odd calibration case makes all that lies far out look like it.
+    """
     apart = np.sqrt(((rows[:, None] - rows[None]) ** 2).sum(axis=-1))
     apart[units[:, None] == units[None]] = np.inf
-    nearest = apart.min(axis=1)
-    if not np.isfinite(nearest).all():  # one unit has no neighbour
+    others = min(_NEIGHBOURS, int(np.isfinite(apart).sum(axis=1).min()))
+    if not others:  # one unit has no neighbour
         return np.ones(len(rows))
-    least = _LEAST * float(np.median(nearest))
-    around = nearest[apart.argmin(axis=1)] + least
-    relation: Table = np.divide(nearest, around, out=np.ones(len(rows)), where=around > 0)
+    nearest = np.argsort(apart, axis=1, kind="stable")[:, :others]
+    distance = np.take_along_axis(apart, nearest, axis=1).mean(axis=1)
+    least = _LEAST * float(np.median(distance))
+    around = distance[nearest].mean(axis=1) + least
+    relation: Table = np.divide(distance, around, out=np.ones(len(rows)), where=around > 0)
     return relation
 
 
