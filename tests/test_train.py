@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import mlflow
