@@ -181,7 +181,7 @@ def _train(
         pretrained=not resumes,
     )
     if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is no nn.Module")
+        raise TypeError(f"{type(network).__name__} is not an nn.Module")
     network = network.to(device).to(memory_format=_LAYOUTS[NETWORKS[experiment.model["network"]].dimensions])
     state = TrainingState(
         network=network,
@@ -297,7 +297,7 @@ def _finish_epoch(
     output: _Output,
     metrics: dict[str, float],
 ) -> bool:
-    """Validate where it is time, keep the best model, log; return whether training should stop."""
+    """Validate if it is time, keep the best model, log; return whether training should stop."""
     settings, stopping = experiment.training, experiment.training.early_stopping
     weights = state.average if settings.ema else state.network.state_dict()
     last = state.epoch == settings.epochs

@@ -165,7 +165,7 @@ def _by_name(folder: Path) -> dict[str, list[CaseFile]]:
 
 
 def _stem(name: str) -> str | None:
-    """Return a file's name without its suffix, None where it is no label file."""
+    """Return a file's name without its suffix, None if it is not a label file."""
     suffix = next((s for s in LABEL_SUFFIXES if name.lower().endswith(s)), None)
     return None if suffix is None or name.startswith(".") else name[: -len(suffix)]
 

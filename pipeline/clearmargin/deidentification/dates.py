@@ -15,7 +15,7 @@ _REST = re.compile(rf"(?:{_CLOCK.replace(':?', '')})?(?:{_ZONE})?")
 
 
 def shift_date(text: str, days: int) -> str | None:
-    """Return a DA value moved by ``days``; None where it is no date.
+    """Return a DA value moved by ``days``; None if it is not a date.
 
     >>> shift_date("20240301", -1)
     '20240229'
@@ -29,7 +29,7 @@ def shift_date(text: str, days: int) -> str | None:
 
 
 def shift_datetime(text: str, days: int) -> str | None:
-    """Return a DT value moved by ``days``, its time of day and zone kept; None where it is no date and time.
+    """Return a DT value moved by ``days``, its time of day and zone kept; None if it is not a date and time.
 
     A year or a month alone is moved from its middle, and stays a year or a month.
 

@@ -268,7 +268,7 @@ def _is_one_of(value: Any, known: set[Any]) -> bool:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int]:
-    """Return rows and columns; ValueError where they are none."""
+    """Return rows and columns; ValueError if the value is not a size."""
     size = (int(entry["height"]), int(entry["width"]))
     if min(size) < 1:
         raise ValueError("a picture without pixels")

@@ -34,7 +34,7 @@ _MOST_VALUES = 100_000  # up to which boxes are listed by value
 
 
 def read_label_file(path: Path, objects: Objects) -> InstanceSet:
-    """Return the objects of a label file on its own grid; none where it is empty. Pictures are in px.
+    """Return the objects of a label file on its own grid; none if it is empty. Pictures are in px.
 
     A DICOM SEG names its objects itself: ``objects`` is for the others.
 

@@ -95,8 +95,8 @@ def fit_limits(
     """Fit everything but the margins.
 
     Args:
-        cases: Of the fit groups, observed with `trial_floors`.
-        pixels: Of the fit groups; empty where predictions have no foreground map.
+        cases: Cases of the fit groups, observed with `trial_floors`.
+        pixels: Pixels of the fit groups; empty where predictions have no foreground map.
         asked: What shall be had.
         own_thresholds: The model's score thresholds, for classes for which none is chosen here.
         group: ``patient``, ``surgery`` or ``image``.
@@ -207,7 +207,9 @@ def _features(case: ObservedCase, thresholds: Thresholds) -> dict[str, float]:
 def _length_unit(cases: Sequence[ObservedCase]) -> Unit:
     units = {case.length_unit for case in cases}
     if len(units) > 1:
-        raise InputError("some calibration images are in mm and others in px: calibrate them apart")
+        raise InputError(
+            "--card has calibration images in mm and others in px: calibrate on a card of one kind"
+        )
     return units.pop()
 
 

@@ -68,14 +68,14 @@ class ReferralRules:
         try:
             return ReferralRules(**content)
         except TypeError as error:
-            raise ConfigError(f"these are no referral rules ({error}): run the calibration again") from None
+            raise ConfigError(f"these are not referral rules ({error}): run the calibration again") from None
 
 
 def reasons(prediction: Prediction, i: int, rules: ReferralRules) -> list[str]:
     """Return why a person should look at instance ``i``; nothing where no rule speaks.
 
     Args:
-        prediction: As `Calibration.apply` returns it, where there is a calibration. A rule whose column is not
+        prediction: As `Calibration.apply` returns it, if there is a calibration. A rule whose column is not
             there says nothing.
         i: Position of the instance.
         rules: The limits. What concerns the case as a whole refers the case (`Assessment.refer_case`).
@@ -115,13 +115,13 @@ def touches_edge(mask: Mask) -> bool:
 def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRules:
     """Return rules whose limits flag as few instances as `WITHIN` of the others needs to be good.
 
-    Where that needs no flag at all, the limit is the smallest value seen, or the default where it is smaller:
+    Where that needs no flag at all, the limit is the smallest value seen, or the default if it is smaller:
     what is worse than all of these is still flagged. Where it would flag more than `MOST`, the limit is `NOTHING`, and
     that is said.
 
     Args:
         columns: ``(n,)`` values of the fit groups' instances, by name in `LIMITED`; scores are scaled.
-        failed: ``(n,)`` bool: spurious, or over the risk limit.
+        failed: ``(n,)`` bool: a false positive, or over the risk limit.
     """
     bad = np.asarray(failed, np.float64)
     limits: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 Both are fitted on other groups than the margins (`split_groups`), and on probabilities that were averaged before.
 Instance scores come as arrays; the pixels of many images as cells: ``fit_temperature(*reliability.cells())``.
-Where there is nothing to fit the result is the identity, which says why.
+If there is nothing to fit the result is the identity, which says why.
 """
 
 from __future__ import annotations
@@ -221,8 +221,8 @@ def _events(
         raise ValueError(f"{len(p)} probabilities, {len(y)} outcomes, {len(w)} counts")
     if not w.sum() > 0:
         raise InputError(
-            "nothing to fit a scaling on: the calibration split has no prediction; give the card a calibration "
-            "split, or lower the score threshold"
+            "no prediction to fit a scaling on: expected some on the calibration split of --card; add cases, or lower "
+            "the score threshold"
         )
     for name, column in (("probabilities", p), ("outcomes", y)):
         if not (column.min() >= 0 and column.max() <= 1):

@@ -15,7 +15,7 @@ def feret_diameter(mask: NDArray[np.bool_], spacing: Sequence[float]) -> float:
 
     Args:
         mask: ``(Y, X)`` or ``(Z, Y, X)`` bool.
-        spacing: Of each axis.
+        spacing: Spacing of each axis.
 
     Source: Feret, 1930.
     """
@@ -33,7 +33,7 @@ def slice_axes(mask: NDArray[np.bool_], spacing: Sequence[float]) -> tuple[float
 
     Args:
         mask: ``(Y, X)`` or ``(Z, Y, X)`` bool.
-        spacing: Of each axis.
+        spacing: Spacing of each axis.
 
     Source: after Eisenhauer et al., RECIST 1.1, 2009; the short axis is there drawn by hand.
     """

@@ -31,8 +31,8 @@ class Matches:
     Attributes:
         pairs: ``(k, 2)`` int64, positions of the predicted and the reference instance.
         ious: ``(k,)`` float64, each pair's IoU.
-        spurious: Positions of the predictions without a partner, int64.
-        missed: Positions of the references without a partner, int64; one that lies in the ignored region as a
+        false_positives: Positions of the predictions without a partner, int64.
+        false_negatives: Positions of the references without a partner, int64; one that lies in the ignored region as a
             whole is not missed.
         ignored: Positions of the predictions without a partner that lie in the reference's ignored region, or in a
             crowd of their class, by half of their area or more: neither right nor wrong.
@@ -40,8 +40,8 @@ class Matches:
 
     pairs: NDArray[np.int64]
     ious: NDArray[np.float64]
-    spurious: NDArray[np.int64]
-    missed: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
+    false_negatives: NDArray[np.int64]
     ignored: NDArray[np.int64]
 
 
@@ -193,7 +193,7 @@ def _matches(
     return Matches(
         pairs=pairs,
         ious=ious[pairs[:, 0], pairs[:, 1]],
-        spurious=left[~skipped],
-        missed=unfound[countable] if unfound.size else unfound,
+        false_positives=left[~skipped],
+        false_negatives=unfound[countable] if unfound.size else unfound,
         ignored=left[skipped],
     )

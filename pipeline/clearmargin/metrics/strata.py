@@ -41,7 +41,7 @@ def instance_strata(
     ``size`` is a tertile of the sizes in the table: small, medium or large, with the limits. ``crowding`` is
     ``touching`` where another reference lies within two elements, centre to centre, else ``apart``.
     ``occlusion`` is ``overlapped`` where others hold a part of the reference, ``in pieces`` where it has
-    several face-connected parts, else ``whole``. The last two are of references: a row without one (a spurious
+    several face-connected parts, else ``whole``. The last two are of references: a row without one (a false
     prediction, a true negative) has ``no reference``.
 
     Args:

@@ -42,7 +42,7 @@ class CaseRow:
         group: Group's id; groups are the unit of all statistics.
         case: Case id.
         status: ``tp``, ``fn``, ``fp`` or ``tn``.
-        unit: Of the distances.
+        unit: Unit of the distances.
         ndim: 2 or 3: whether sizes are areas or volumes.
         values: Metric by name; all finite.
         strata: Columns to split by, such as the class, the size stratum or any column of the data card.
@@ -66,7 +66,7 @@ class SummaryRow:
     Attributes:
         stratum: ``all``, or ``column = value``.
         metric: Name.
-        unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
+        unit: Unit of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
         interval: Mean over groups with its interval.
         median: Median over objects.
         quartiles: First and third quartile over objects.
@@ -101,7 +101,7 @@ def summarise(
 ) -> list[SummaryRow]:
     """Summarise cases, all together and for each value of each column in ``by``.
 
-    Misses and spurious objects are in every mean with their written values; the counts and the miss rate
+    Misses and false positives are in every mean with their written values; the counts and the miss rate
     stand beside it. Intervals are of means over groups (`bootstrap_means`).
 
     Raises:
@@ -215,7 +215,7 @@ def rows_csv(rows: Sequence[CaseRow]) -> str:
 
 
 def read_rows_csv(text: str) -> list[CaseRow]:
-    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is no value is ``about``.
+    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is not a value is ``about``.
 
     Raises:
         ValueError: Not such a table.

@@ -135,7 +135,7 @@ def match_scores(predicted: InstanceSet, reference: InstanceSet) -> dict[int, Sc
         matches[int(label)] = ScoredMatches(
             scores=ours.scores[counted].astype(np.float64),
             ious=ious[counted],
-            references=len(pairs.pairs) + len(pairs.missed),
+            references=len(pairs.pairs) + len(pairs.false_negatives),
         )
     return matches
 

@@ -26,7 +26,7 @@ class Runtime:
 
     Attributes:
         package: What must be importable, of the package's extra ``export``.
-        suffix: Of a part's file.
+        suffix: Suffix of a part's file.
         write: Writes one part to a path with that suffix.
         load: Returns what computes the part in a file, with a number of threads.
     """
@@ -116,7 +116,7 @@ def _write_onnx(part: Part, path: Path) -> None:
         _channels_last(t) if last else t for t, last in zip(part.inputs, layouts["input"], strict=True)
     )
     with warnings.catch_warnings(), torch.inference_mode():
-        # The exporter that replaces this one takes minutes over shapes that vary; torch is capped to where it is.
+        # The exporter that replaces this one takes minutes over shapes that vary; torch is capped to if it is.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _KeepsLayouts(part.module, layouts["input"], layouts["output"]).eval(),

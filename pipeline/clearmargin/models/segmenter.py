@@ -57,12 +57,12 @@ class Look(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         ...
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         ...
 
     def placed(self, index: int) -> Crop:
@@ -101,12 +101,12 @@ class PlaneDetections:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         return self.found.labels.cpu().numpy()
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         return self.found.scores.cpu().numpy()
 
     def placed(self, index: int) -> Crop:

@@ -59,7 +59,7 @@ def build_backbone(
             and a random start where they carry nothing.
         pretrained: Whether to load any weights at all; False when a checkpoint follows.
         freeze_norm: Replace BatchNorm by its frozen statistics, as batches of two images want.
-        channels: Of the images. The first layer's weights for three are spread evenly over another number, so
+        channels: Channels of the images. The first layer's weights for three are spread evenly over another number, so
             that equal channels give what three equal ones gave (inflation: Carreira and Zisserman, CVPR 2017).
 
     Raises:

@@ -39,11 +39,11 @@ def connected_components(probabilities: NDArray[np.float32], smallest: int) -> t
     sampled afterwards: cutting the component out as it stands would move its edge outwards by half an element.
 
     Args:
-        probabilities: Of one class, ``(Y, X)`` or ``(Z, Y, X)``, in [0, 1].
+        probabilities: Probabilities of one class, ``(Y, X)`` or ``(Z, Y, X)``, in [0, 1].
         smallest: Components of fewer elements are specks.
 
     Returns:
-        The components, none where nothing reaches one half, and the number of specks that were left out.
+        The components, none if nothing reaches one half, and the number of specks that were left out.
     """
     from scipy import ndimage
 

@@ -58,21 +58,21 @@ class MaskRCNNConfig(PyramidSettings):
     rpn_proposals: int | None = Field(
         None,
         ge=1,
-        description="proposals kept for each level and image; none: 15 for each of `detections`, from 100 to 500",
+        description="proposals kept per level and image; null: 15 per instance of `detections`, from 100 to 500",
     )
     rpn_nms: float = Field(0.7, gt=0, le=1)
     box_features: int = Field(256, ge=16)
-    box_samples: int = Field(128, ge=8, description="proposals an image that the box head learns from")
+    box_samples: int = Field(128, ge=8, description="proposals per image that the box head learns from")
     mask_layers: int = Field(2, ge=1)
     mask_channels: int = Field(96, ge=16)
     mask_samples: int = Field(
-        20, ge=1, description="positive proposals an image that the mask head learns from"
+        20, ge=1, description="positive proposals per image that the mask head learns from"
     )
     mask_looks: int = Field(
         0,
         ge=0,
         le=8,
-        description="how often the region of a mask is widened to the sides that it reaches, and looked at again: for "
+        description="times that the region of a mask is widened to the sides that it reaches, and read again: for "
         "long objects, which boxes cut off; where objects touch it joins them",
     )
     mask_loss: MaskLossSettings = MaskLossSettings()
@@ -91,7 +91,7 @@ class MaskRCNNConfig(PyramidSettings):
         description="sigma of soft-NMS, which lowers scores in place of box_nms: for crowds; about 0.5",
     )
     score_threshold: float = Field(0.05, ge=0, lt=1)
-    detections: int = Field(100, ge=1, description="most instances of one image")
+    detections: int = Field(100, ge=1, description="largest number of instances per image")
 
 
 class MaskRCNN(nn.Module):

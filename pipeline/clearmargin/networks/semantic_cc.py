@@ -29,14 +29,17 @@ class UNetSettings(Settings):
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
     filters: int = Field(
-        16, ge=8, multiple_of=8, description="of the finest level; each next has twice as many"
+        16,
+        ge=8,
+        multiple_of=8,
+        description="filters of the finest level; each further level has twice as many",
     )
     levels: int = Field(5, ge=3, le=6, description="resolutions, each half of the one before")
     smallest: int = Field(
         16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="in training, and where predict --uncertainty dropout samples"
+        0.0, ge=0, lt=1, description="dropout rate in training and for predict --uncertainty dropout"
     )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -162,7 +165,7 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
 
 
 def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) -> dict[str, Tensor]:
-    """Return the terms of ``mask_loss``, Dice apart and over the classes that are there; 0 where none is.
+    """Return the terms of ``mask_loss``, Dice apart and over the classes that are there; 0 if none is.
 
     Args:
         logits: ``(B, K, H, W)`` or ``(B, K, D, H, W)``; edge weights are for the former.

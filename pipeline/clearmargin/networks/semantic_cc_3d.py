@@ -33,8 +33,12 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
     """Options of the semantic baseline in space."""
 
     network: Literal["semantic_cc_3d"] = "semantic_cc_3d"
-    overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows in prediction")
-    windows: int = Field(1, ge=1, description="that are predicted at once; more are quicker on a GPU")
+    overlap: float = Field(
+        0.5, ge=0, lt=1, description="overlap of neighbouring windows at inference, as a share"
+    )
+    windows: int = Field(
+        1, ge=1, description="windows per forward pass at inference; more are quicker on a GPU"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> SemanticCC3DConfig:

@@ -61,7 +61,7 @@ class SOLOv2Config(PyramidSettings):
         64, ge=16, multiple_of=16, description="mask features, and weights of a kernel"
     )
     mask_samples: int = Field(
-        200, ge=1, description="cells with an object, an image, that masks are learnt from"
+        200, ge=1, description="cells with an object that masks are learnt from, per image"
     )
     mask_weight: float = Field(3.0, ge=0)
     mask_loss: MaskLossSettings = MaskLossSettings(cross_entropy=0.0, dice=1.0)
@@ -69,7 +69,7 @@ class SOLOv2Config(PyramidSettings):
         2,
         ge=1,
         le=3,
-        description="cells a side among which only the strongest of a class counts; 1 keeps all",
+        description="cells per side among which only the strongest of a class counts; 1 keeps all",
     )
     nms_sigma: float = Field(0.5, gt=0, description="width of Matrix NMS's decay; smaller decays more")
     candidates: int = Field(300, ge=1, description="best cells of an image whose masks are drawn")

@@ -44,7 +44,7 @@ def load_vit(vit: nn.Module, state: dict[str, Tensor]) -> None:
 
     Args:
         vit: ``EomtForUniversalSegmentation``.
-        state: Of a timm ViT or of transformers' EoMT. Patches and position embeddings of another size are
+        state: State of a timm ViT or of transformers' EoMT. Patches and position embeddings of another size are
             resampled.
 
     Raises:

@@ -233,7 +233,9 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
         curves.setdefault((failure.over, failure.risk, failure.unit), []).append(failure)
     for (over, risk, unit), members in curves.items():
         risks = members[0].points[1]
-        named = f"mean {risk.removeprefix('mean ')}" if risk != "spurious" else "share of spurious ones"
+        named = (
+            f"mean {risk.removeprefix('mean ')}" if risk != "false positive" else "share of false positives"
+        )
         figures[f"risk_coverage_{_file_name(over)}_{_file_name(risk)}"] = risk_coverage_curves(
             {one.uncertainty: risk_coverage(*one.points) for one in members},
             title=f"{over} that are not referred (n = {members[0].n})",

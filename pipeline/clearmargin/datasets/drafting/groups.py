@@ -39,7 +39,7 @@ def guess_groups(names: Sequence[str], rule: str | None) -> tuple[list[str] | No
         rule: ``folder``, ``none``, a regular expression, or None for a guess.
 
     Raises:
-        ConfigError: The rule is no expression, or does not fit every name.
+        ConfigError: The rule is not an expression, or does not fit every name.
     """
     if rule == "none":
         return None, "each image is a group of its own (you said so)"

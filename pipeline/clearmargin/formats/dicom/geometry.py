@@ -1,4 +1,4 @@
-"""Where DICOM slices lie: the gate that makes one regular volume of them, or says why they are none."""
+"""Where DICOM slices lie: the gate that makes one regular volume of them, or says why they are not."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Plane:
         down: ``(3,)`` unit vector along which the row index grows.
         cosines: ``(2, 3)`` the same two as the file states them, which rounding or damage can make longer or shorter.
         spacing: Millimetres between rows and between columns.
-        distance: SpacingBetweenSlices without its sign; 0 where it is not stated.
-        thickness: SliceThickness, which need not be the slices' distance; 0 where it is not stated.
-        frame_of_reference: FrameOfReferenceUID, ``""`` where it is not stated. Private.
+        distance: SpacingBetweenSlices without its sign; 0 if it is not stated.
+        thickness: SliceThickness, which need not be the slices' distance; 0 if it is not stated.
+        frame_of_reference: FrameOfReferenceUID, ``""`` if it is not stated. Private.
     """
 
     shape: tuple[int, int]

@@ -349,7 +349,7 @@ def _in_units(
 
 
 def _level_padding(volume: NDArray[Any], stored: Sequence[NDArray[Any]], datasets: Sequence[Any]) -> None:
-    """Set padded pixels (PS3.3, C.7.5.1.1.2) to the lowest value of the others: they are no measurement."""
+    """Set padded pixels (PS3.3, C.7.5.1.1.2) to the lowest value of the others: they are not measured."""
     ranges = [_padding(dataset) for dataset in datasets]
     if not any(ranges):
         return

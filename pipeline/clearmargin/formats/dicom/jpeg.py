@@ -171,7 +171,7 @@ def _segments(frame: bytes, marks: re.Pattern[bytes] = _MARKER) -> Iterator[_Seg
         InputError: The frame is cut off, or bytes stand where a marker must.
     """
     if frame[:2] != bytes([0xFF, _SOI]):
-        raise InputError("a compressed frame is no JPEG: it is damaged")
+        raise InputError("a compressed frame is not a JPEG: it is damaged")
     position = 2
     while marker := marks.match(frame, position):
         number, start = marker[1][0], marker.end()

@@ -44,7 +44,7 @@ def listed_files(path: Path) -> list[Path]:
     """Return the files that a DICOMDIR refers to and that are there.
 
     Raises:
-        InputError: It is no directory, refers out of its own folder, or to no file that exists.
+        InputError: It is not a directory, refers out of its own folder, or to no file that exists.
     """
     dataset = read_header(path)
     found = []

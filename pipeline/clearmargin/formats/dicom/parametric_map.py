@@ -149,7 +149,7 @@ def read_parametric_map(path: Path, *, grid: Grid | None = None) -> tuple[NDArra
     found = spanned_grid(planes, (int(dataset.Rows), int(dataset.Columns)))
     if found.ndim == 2:
         if len(frames) != 1:
-            raise GeometryError(f"{len(frames)} frames without positions are no map of one picture")
+            raise GeometryError(f"{len(frames)} frames without positions are not a map of one picture")
         found_values = frames[0]
     else:
         found_values = _stacked(frames, planes, found)

@@ -49,7 +49,7 @@ class SegContent:
         segments: What each one is, in the same order.
         label_map: One class for each distinct property type, in order of appearance; what ``labels`` refer
             to.
-        fractions: Of a fractional SEG, float32 arrays in [0, 1] of ``grid.shape``, one for each segment; else
+        fractions: Fractions of a fractional SEG, float32 arrays in [0, 1] of ``grid.shape``, one for each segment; else
             empty.
     """
 

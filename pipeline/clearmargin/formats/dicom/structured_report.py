@@ -42,7 +42,7 @@ class Quantity:
     Attributes:
         name: What is measured, coded, such as ``118565006, SCT, "Volume"``.
         unit: In UCUM.
-        values: ``(N,)``; NaN where it is not defined, and is then left out.
+        values: ``(N,)``; NaN if it is not defined, and is then left out.
     """
 
     name: Code
@@ -88,13 +88,15 @@ def write_structured_report(
 
     Raises:
         InputError: The image does not come from DICOM, or ``seg`` is of another prediction.
-        GeometryError: The image is no volume in millimetres: segments then have no place to be measured in.
+        GeometryError: The image is not a volume in millimetres: segments then have no place to be measured in.
     """
     import highdicom
     from pydicom.sr.codedict import codes
 
     if image.grid.ndim != 3 or image.grid.unit != "mm":
-        raise GeometryError(f"{image.source.case} is no volume in millimetres: a report of volumes needs one")
+        raise GeometryError(
+            f"{image.source.case} is not a volume in millimetres: a report of volumes needs one"
+        )
     headers = source_headers(image)
     for header in headers:
         header.SOPClassUID = header.true_class

@@ -22,7 +22,7 @@ class Expected:
     Attributes:
         column: What is said: ``predicted_nsd`` (scaled), or ``edge_sd`` in the unit of length.
         measured: What it is held against: ``nsd``, or ``hd95`` in the unit of length.
-        part: Of the instances, from 1 where the least is said.
+        part: Number of the part of the instances, from 1 for the least expected.
         n: Instances in it.
         said: Mean of the column.
         found: Mean of the measured.

@@ -95,13 +95,13 @@ def pixel_errors(
     rng: np.random.Generator,
     resamples: int,
 ) -> tuple[list[Reliabilities], list[Scaled]]:
-    """Return the errors of pixels, all and near the edge; nothing where there is no foreground map.
+    """Return the errors of pixels, all and near the edge; nothing if there is no foreground map.
 
     Args:
         before: By group.
         after: By group, scaled.
-        rng: Of the resamples.
-        resamples: Of each interval.
+        rng: Random generator for the resamples.
+        resamples: Resamples of each interval.
     """
     groups = list(before)
     diagrams: list[Reliabilities] = []
