@@ -11,7 +11,7 @@ TREES = {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text()) for file
 
 # What was said in place of plain words, and what to say.
 IDIOMS = {
-    r"(?<!there )(?<!There )\b(is|are|was|were) no (?!longer|more|less|place|file|folder|label|index)[a-z]": "is not a ...",
+    r"(?<![Tt]here )\b(is|are|was|were) no (?!longer|more|less|place|file|folder|label|index)[a-z]": "is not a",
     r"\bwhere there (is|are|was|were)\b": "if there is",
     r"\bwhere (nothing|none|nobody) ": "if nothing",
     r"\bspurious\b": "false positive",

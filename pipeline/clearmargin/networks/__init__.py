@@ -1,4 +1,4 @@
-"""Networks: torch lives here. A new network is one file, with its configuration above it, and one line in ``NETWORKS``."""
+"""Networks: torch lives here. A new one is a file, its configuration above it, and a line in ``NETWORKS``."""
 
 from __future__ import annotations
 
