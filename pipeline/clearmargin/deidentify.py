@@ -117,12 +117,12 @@ def _patients_of_studies(files: Iterable[Path]) -> dict[str, str]:
     without: set[str] = set()
     for path in files:
         try:
-            found = quick_header(path, _IDENTITY, frozenset())
-            if found is None and looks_like_dicom(path):
-                found = read_header(path, tags=list(_IDENTITY.values()))
-            if found is None:
+            header = quick_header(path, _IDENTITY, frozenset())
+            if header is None and looks_like_dicom(path):
+                header = read_header(path, tags=list(_IDENTITY.values()))
+            if header is None:
                 continue
-            study, patient = (str(found.get(name) or "").strip("\0 ") for name in _IDENTITY.values())
+            study, patient = (str(header.get(name) or "").strip("\0 ") for name in _IDENTITY.values())
         except Exception:  # noqa: BLE001 - it is refused, with its reason, when its turn comes
             continue
         if patient:
@@ -243,8 +243,8 @@ def _fresh_drafts(out: Path) -> Path:
 def _files(source: Path) -> list[Path]:
     if source.is_file():
         return unpacked_files(source) if is_zip(source) else [source]
-    found = []
+    reasons = []
     for folder, folders, names in os.walk(source):
         folders.sort()
-        found += [Path(folder, name) for name in sorted(names)]
-    return [path for path in found if path.is_file()]
+        reasons += [Path(folder, name) for name in sorted(names)]
+    return [path for path in reasons if path.is_file()]

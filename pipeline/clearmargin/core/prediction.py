@@ -127,10 +127,10 @@ class Prediction:
 
     def __repr__(self) -> str:
         counts = Counter(int(label) for label in self.instances.labels)
-        found = ", ".join(f"{n} {self.label_map.by_id(k).name}" for k, n in sorted(counts.items()))
+        listed = ", ".join(f"{n} {self.label_map.by_id(k).name}" for k, n in sorted(counts.items()))
         maps = f", maps {', '.join(self.maps)}" if self.maps else ""
         margins = ", with margins" if self.outer or self.inner else ""
-        what = f"{found or 'no instances'} on {self.instances.grid}{maps}{margins}"
+        what = f"{listed or 'no instances'} on {self.instances.grid}{maps}{margins}"
         return f"Prediction({what}, by {self.provenance.model})"
 
 

@@ -62,9 +62,9 @@ class Clips:
         """
         with self._turn():
             reading = self._reading(path)
-            found = _forward(reading, number)
-            if found is not None:
-                return found
+            pixels = _forward(reading, number)
+            if pixels is not None:
+                return pixels
             try:
                 return reading.clip.frame(number)
             except InputError:

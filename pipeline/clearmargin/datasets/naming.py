@@ -97,10 +97,10 @@ def case_files(folder: Path, pattern: str | None) -> dict[str, list[CaseFile]]:
     cases: dict[str, list[CaseFile]] = {}
     for path in sorted(folder.glob(wild)):
         relative = path.relative_to(folder).as_posix()
-        found = expression.fullmatch(relative)
-        if found is None or not path.is_file() or not relative.lower().endswith(LABEL_SUFFIXES):
+        match = expression.fullmatch(relative)
+        if match is None or not path.is_file() or not relative.lower().endswith(LABEL_SUFFIXES):
             continue
-        places = found.groupdict()
+        places = match.groupdict()
         file = CaseFile(path=path, kind=places.get("class"), instance="instance" in places)
         cases.setdefault(places["case"], []).append(file)
     if not cases:

@@ -98,13 +98,13 @@ def blank(piece: bytes, at: int, spans: Sequence[Idle]) -> bytes:
 def _fragments(file: Any, start: int, order: Literal["little", "big"]) -> list[Span]:
     """Return where the values of the items lie, the offset table first."""
     file.seek(start)
-    found: list[Span] = []
+    spans: list[Span] = []
     while True:
         head = file.read(8)
         if head[:4] != b"\xfe\xff\x00\xe0":
-            return found
+            return spans
         length = int.from_bytes(head[4:8], order)
-        found.append((file.tell(), file.tell() + length))
+        spans.append((file.tell(), file.tell() + length))
         file.seek(length, 1)
 
 

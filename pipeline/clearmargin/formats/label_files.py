@@ -83,12 +83,12 @@ def parts_of(mask: Mask) -> list[Mask]:
 
 def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each value; the value is its class."""
-    found = masks_by_value(labels, grid)
+    masks = masks_by_value(labels, grid)
     return InstanceSet(
         grid=grid,
-        masks=tuple(found.values()),
-        labels=np.array(list(found), np.int64),
-        scores=np.ones(len(found), np.float32),
+        masks=tuple(masks.values()),
+        labels=np.array(list(masks), np.int64),
+        scores=np.ones(len(masks), np.float32),
     )
 
 

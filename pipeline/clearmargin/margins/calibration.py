@@ -300,14 +300,14 @@ def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibratio
     path = _path(model, mode)
     if not path.is_file():
         return None
-    found = Calibration.from_data(read_yaml(path))
-    if found.weights_sha256 != weights_sha256:
+    calibration = Calibration.from_data(read_yaml(path))
+    if calibration.weights_sha256 != weights_sha256:
         raise InputError(
             f"the calibration of '{model.name}' for uncertainty '{mode}' is of other weights "
-            f"({found.weights_sha256[:12]}) than the model's ({weights_sha256[:12]}): run "
+            f"({calibration.weights_sha256[:12]}) than the model's ({weights_sha256[:12]}): run "
             f"`clearmargin calibrate` again, or remove {_FOLDER}/{path.name}"
         )
-    return found
+    return calibration
 
 
 def _path(model: Path, mode: Mode) -> Path:

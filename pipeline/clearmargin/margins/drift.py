@@ -145,11 +145,11 @@ def image_features(pixels: NDArray[Any]) -> dict[str, float]:
     if not flat.size:
         return {}
     quantiles = np.percentile(flat, _QUANTILES)
-    found = {f"intensity p{q:02d}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
+    features = {f"intensity p{q:02d}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
     if every.ndim > 2 and 1 < len(every) <= _MOST_CHANNELS:
         means = {f"channel {k + 1}": _finite(channel) for k, channel in enumerate(every)}
-        found |= {name: float(values.mean()) for name, values in means.items() if values.size}
-    return found
+        features |= {name: float(values.mean()) for name, values in means.items() if values.size}
+    return features
 
 
 def _finite(values: NDArray[Any]) -> Table:
@@ -167,8 +167,8 @@ def score_features(scores: ArrayLike) -> dict[str, float]:
         scores: Of instances above one threshold, in calibration and after.
     """
     values = np.asarray(scores, np.float64).ravel()
-    found = {"instances": float(values.size)}
-    return found | ({"mean score": float(values.mean())} if values.size else {})
+    features = {"instances": float(values.size)}
+    return features | ({"mean score": float(values.mean())} if values.size else {})
 
 
 def fingerprint(

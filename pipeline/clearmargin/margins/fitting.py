@@ -230,7 +230,7 @@ def _margins(
 ) -> tuple[list[Margin], list[Refusal]]:
     groups = {case.group for case in cases}
     objects = matched_objects(cases, limits.thresholds, asked.match_iou)
-    found: list[Margin] = []
+    margins: list[Margin] = []
     refused: list[Refusal] = []
     for alpha in asked.alphas:
         for guarantee in (asked.promise, *(g for g in GUARANTEES if g != asked.promise)):
@@ -252,8 +252,8 @@ def _margins(
                     named = f"margin '{sides}' by {guarantee}, alpha {alpha:g}"
                     refused.append(Refusal(what=named, why=str(error)))
                 else:
-                    found.append(margin)
-    return found, refused
+                    margins.append(margin)
+    return margins, refused
 
 
 def _misses(
@@ -261,10 +261,10 @@ def _misses(
 ) -> MissThreshold | None:
     if asked.miss_alpha is None:
         return None
-    found = [one for case in cases for one in case.found]
+    references = [one for case in cases for one in case.found]
     groups = {case.group for case in cases}
     try:
-        return fit_threshold(found, groups, asked.miss_alpha, group=group, match_iou=asked.match_iou)
+        return fit_threshold(references, groups, asked.miss_alpha, group=group, match_iou=asked.match_iou)
     except InputError as error:
         named = f"score threshold for misses, alpha {asked.miss_alpha:g}"
         refused.append(Refusal(what=named, why=str(error)))

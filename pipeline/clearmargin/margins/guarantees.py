@@ -102,11 +102,11 @@ class GroupLosses:
 
     def select(self, places: Sequence[int] | NDArray[np.int64]) -> GroupLosses:
         """Return the losses of the groups at some places of ``groups``."""
-        chosen = GroupLosses((), self.guarantee)
-        chosen.groups = tuple(self.groups[k] for k in places)
-        chosen._places = [self._places[k] for k in places]
-        chosen._left = [self._left[k] for k in places]
-        return chosen
+        losses = GroupLosses((), self.guarantee)
+        losses.groups = tuple(self.groups[k] for k in places)
+        losses._places = [self._places[k] for k in places]
+        losses._left = [self._left[k] for k in places]
+        return losses
 
     def at(self, factors: Values) -> Values:
         """Return each group's loss at each factor, ``(F, n)``."""

@@ -216,11 +216,11 @@ def _mean_scale(edge: EdgeSpread | None, floor: float) -> float:
 
 def demands_of(objects: Iterable[MatchedObject], width: Width, sides: Sides) -> list[Demand]:
     """Return what objects ask of the factor; those that were not measured with the width's floor are left out."""
-    chosen = sides_of(sides)
+    of_sides = sides_of(sides)
     return [
-        _demand(one, width, chosen)
+        _demand(one, width, of_sides)
         for one in objects
-        if all((side, width.floor) in one.needed for side in chosen)
+        if all((side, width.floor) in one.needed for side in of_sides)
     ]
 
 

@@ -82,26 +82,26 @@ def reasons(prediction: Prediction, i: int, rules: ReferralRules) -> list[str]:
     """
     instances = prediction.instances
     columns = {name: float(column[i]) for name, column in instances.uncertainty.items()}
-    found: list[str] = []
+    sentences: list[str] = []
     dice = columns.get("pairwise_dice")
     if dice is not None and dice < rules.pairwise_dice:
-        found.append(
+        sentences.append(
             f"members disagree on its mask: pairwise Dice {dice:.2f}, under {rules.pairwise_dice:.2f}"
         )
     members = columns.get("found_by")
     if members is not None and members < rules.found_by:
-        found.append(f"found by {100 * members:.0f} % of the members, under {100 * rules.found_by:.0f} %")
+        sentences.append(f"found by {100 * members:.0f} % of the members, under {100 * rules.found_by:.0f} %")
     nsd = columns.get("predicted_nsd")
     if nsd is not None and nsd < rules.predicted_nsd:
-        found.append(
+        sentences.append(
             f"its edge is expected to be off: predicted NSD {nsd:.2f}, under {rules.predicted_nsd:.2f}"
         )
     score = float(instances.scores[i])
     if score < rules.score:
-        found.append(f"score near the threshold: {score:.2f}, under {rules.score:.2f}")
+        sentences.append(f"score near the threshold: {score:.2f}, under {rules.score:.2f}")
     if rules.edge and touches_edge(instances.masks[i]):
-        found.append("reaches the image's edge: part of it may be outside")
-    return found
+        sentences.append("reaches the image's edge: part of it may be outside")
+    return sentences
 
 
 def touches_edge(mask: Mask) -> bool:

@@ -144,13 +144,13 @@ def fit_temperature(
         return float(-(w * (y * log_expit(scaled) + (1 - y) * log_expit(-scaled))).sum() / w.sum())
 
     ends = np.log(_RANGE)
-    found = minimize_scalar(nll, bounds=tuple(ends), method="bounded", options={"xatol": 1e-6})
+    optimum = minimize_scalar(nll, bounds=tuple(ends), method="bounded", options={"xatol": 1e-6})
     return Temperature(
-        temperature=float(np.exp(found.x)),
+        temperature=float(np.exp(optimum.x)),
         n=n,
         nll_before=nll(0.0),
-        nll_after=float(found.fun),
-        at_limit=bool(min(abs(found.x - ends)) < 1e-3),
+        nll_after=float(optimum.fun),
+        at_limit=bool(min(abs(optimum.x - ends)) < 1e-3),
     )
 
 

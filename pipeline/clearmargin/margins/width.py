@@ -180,17 +180,17 @@ def fit_predicted(
     names = [name for name in FEATURES if rows and all(name in row for row in rows)] + large[1:]
     if len(rows) < _EACH * (1 + len(names)):
         return None
-    chosen = np.arange(len(rows))
+    rows_used = np.arange(len(rows))
     if len(rows) > _ROWS:
-        chosen = np.random.default_rng(0).permutation(len(rows))[:_ROWS]
-    table = np.array([[rows[int(k)].get(name, 0.0) for name in names] for k in chosen])
+        rows_used = np.random.default_rng(0).permutation(len(rows))[:_ROWS]
+    table = np.array([[rows[int(k)].get(name, 0.0) for name in names] for k in rows_used])
     centre, spread = table.mean(axis=0), table.std(axis=0)
     spread[spread == 0] = 1.0
     standard = (table - centre) / spread
     low, high = np.quantile(standard, [0.01, 0.99], axis=0)
-    design = np.column_stack([np.ones(len(chosen)), np.clip(standard, low, high)])
-    lengths = np.log(np.asarray(needed, np.float64)[chosen] + offset)
-    coefficients = _quantile_regression(design, lengths, np.asarray(weights, np.float64)[chosen], level)
+    design = np.column_stack([np.ones(len(rows_used)), np.clip(standard, low, high)])
+    lengths = np.log(np.asarray(needed, np.float64)[rows_used] + offset)
+    coefficients = _quantile_regression(design, lengths, np.asarray(weights, np.float64)[rows_used], level)
     return PredictedWidth(
         names=tuple(names),
         centre=_floats(centre),

@@ -66,9 +66,9 @@ def froc(pairs: Iterable[tuple[InstanceSet, InstanceSet]], *, iou_threshold: flo
     for predicted, reference in pairs:
         images += 1
         references += len(reference)
-        found = match_instances(predicted, reference, iou_threshold=iou_threshold)
-        scores += [float(predicted.scores[i]) for i in (*found.pairs[:, 0], *found.false_positives)]
-        hits += [True] * len(found.pairs) + [False] * len(found.false_positives)
+        matches = match_instances(predicted, reference, iou_threshold=iou_threshold)
+        scores += [float(predicted.scores[i]) for i in (*matches.pairs[:, 0], *matches.false_positives)]
+        hits += [True] * len(matches.pairs) + [False] * len(matches.false_positives)
     if not images:
         raise ValueError("a FROC curve needs at least one image")
     thresholds = np.unique(np.array(scores, np.float64))[::-1]

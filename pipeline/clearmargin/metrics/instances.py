@@ -153,8 +153,8 @@ def evaluate_instances(
     kept = (
         np.flatnonzero(predicted.scores >= score_threshold) if matches is None else np.arange(len(predicted))
     )
-    found = matches or match_instances(predicted.select(kept), reference, iou_threshold=iou_threshold)
-    chosen = protocol or Protocol()
+    pairing = matches or match_instances(predicted.select(kept), reference, iou_threshold=iou_threshold)
+    measured_by = protocol or Protocol()
     nothing = Mask(
         shape=reference.grid.shape,
         origin=(0,) * reference.grid.ndim,
@@ -165,7 +165,7 @@ def evaluate_instances(
         ours = nothing if i is None else predicted.masks[i]
         theirs = nothing if j is None else reference.masks[j]
         pair = MaskPair.from_masks(
-            ours, theirs, reference.grid, ignore=reference.ignore, distance_cap=chosen.distance_cap
+            ours, theirs, reference.grid, ignore=reference.ignore, distance_cap=measured_by.distance_cap
         )
         label = reference.labels[j] if j is not None else predicted.labels[i] if i is not None else 0
         return InstanceRow(
@@ -177,14 +177,14 @@ def evaluate_instances(
             iou=iou,
             size=(theirs if j is not None else ours).area * reference.grid.voxel_size,
             unit=reference.grid.unit,
-            values=measure_mask_pair(pair, chosen).values,
+            values=measure_mask_pair(pair, measured_by).values,
         )
 
     rows = [
-        row(int(kept[i]), int(j), float(iou)) for (i, j), iou in zip(found.pairs, found.ious, strict=True)
+        row(int(kept[i]), int(j), float(iou)) for (i, j), iou in zip(pairing.pairs, pairing.ious, strict=True)
     ]
-    rows += [row(None, int(j), 0.0) for j in found.false_negatives]
-    rows += [row(int(kept[i]), None, 0.0) for i in found.false_positives]
+    rows += [row(None, int(j), 0.0) for j in pairing.false_negatives]
+    rows += [row(int(kept[i]), None, 0.0) for i in pairing.false_positives]
     measured = [
         r for r in rows if r.status != "tn"
     ]  # what lies in the ignored region as a whole says nothing

@@ -236,10 +236,10 @@ def bootstrap_statistic(
 
     Source: see `bootstrap_means`.
     """
-    found = bootstrap_statistics(
+    intervals = bootstrap_statistics(
         lambda chosen: {"": statistic(chosen)}, cases, groups, rng=rng, level=level, resamples=resamples
     )
-    return found[""]
+    return intervals[""]
 
 
 def bootstrap_statistics(

@@ -262,9 +262,9 @@ class MaskPair:
                 DirectedDistances(distances=d_2, areas=a_2, sides=s_2, in_order=True),
             )
         grids = padded(self.predicted), padded(self.reference)
-        found = find_elements(*grids)
+        elements = find_elements(*grids)
         directed = []
-        for (places, codes, sides), (targets, _, _) in (found, found[::-1]):
+        for (places, codes, sides), (targets, _, _) in (elements, elements[::-1]):
             areas = table[codes]
             if self.ignored is not None:
                 areas = np.where(_touches(places, self.ignored), 0.0, areas)

@@ -150,15 +150,15 @@ def resolve_overlap(instances: InstanceSet) -> InstanceSet:
         rest = Mask.from_crop(crop, mask.origin, mask.shape)
         if rest.area:
             kept[int(i)] = rest
-    chosen = instances.select(np.array(sorted(kept), np.int64))
+    remaining = instances.select(np.array(sorted(kept), np.int64))
     return InstanceSet(
-        grid=chosen.grid,
+        grid=remaining.grid,
         masks=tuple(kept[i] for i in sorted(kept)),
-        labels=chosen.labels,
-        scores=chosen.scores,
-        uncertainty=chosen.uncertainty,
-        ignore=chosen.ignore,
-        crowds=chosen.crowds,
+        labels=remaining.labels,
+        scores=remaining.scores,
+        uncertainty=remaining.uncertainty,
+        ignore=remaining.ignore,
+        crowds=remaining.crowds,
     )
 
 

@@ -14,14 +14,14 @@ __all__ = ["STRATA", "instance_strata"]
 _TOUCHING = 2.0  # elements, centre to centre: nothing but an edge's own element lies between two instances
 
 
-def _crowding(found: Surroundings, j: int) -> str:
-    return "touching" if found.neighbours[j] else "apart"
+def _crowding(around: Surroundings, j: int) -> str:
+    return "touching" if around.neighbours[j] else "apart"
 
 
-def _occlusion(found: Surroundings, j: int) -> str:
-    if found.overlap[j] > 0:
+def _occlusion(around: Surroundings, j: int) -> str:
+    if around.overlap[j] > 0:
         return "overlapped"
-    return "in pieces" if found.pieces[j] > 1 else "whole"
+    return "in pieces" if around.pieces[j] > 1 else "whole"
 
 
 _OF_REFERENCES: dict[str, Callable[[Surroundings, int], str]] = {
@@ -67,8 +67,8 @@ def instance_strata(
         return out
     at = iter(out)
     for reference, of_image in images:
-        found = surroundings(reference, reach=_TOUCHING * max(reference.grid.spacing, default=1.0))
+        around = surroundings(reference, reach=_TOUCHING * max(reference.grid.spacing, default=1.0))
         for row, known in zip(of_image, at, strict=False):
             for name, rule in columns.items():
-                known[name] = "no reference" if row.reference is None else rule(found, row.reference)
+                known[name] = "no reference" if row.reference is None else rule(around, row.reference)
     return out

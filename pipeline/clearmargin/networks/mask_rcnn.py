@@ -175,9 +175,9 @@ class MaskRCNN(nn.Module):
         Images without an instance teach the background; ``masks`` and ``points`` are then 0.
         """
         features = self._features(images, learning=True)
-        wanted = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
-        proposals, rpn = self._propose(images, features, wanted)
-        proposals, matched, labels, regression = self.roi_heads.select_training_samples(proposals, wanted)
+        references = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
+        proposals, rpn = self._propose(images, features, references)
+        proposals, matched, labels, regression = self.roi_heads.select_training_samples(proposals, references)
         regions = self._regions(features)
         logits, deltas = self.box_branch(regions(proposals, 7))
         classes, boxes = fastrcnn_loss(logits, deltas, labels, regression)
@@ -319,24 +319,26 @@ class MaskRCNN(nn.Module):
             boxes.append(proposal[positive])
             classes.append(label[positive])
             picked.append(match[positive])
-        chosen = torch.cat(classes)
-        if len(chosen) == 0:
+        class_of_region = torch.cat(classes)
+        if len(class_of_region) == 0:
             nothing = features["0"].sum() * 0
             return {"masks": nothing} | ({} if self.point_head is None else {"points": nothing})
         references = [
             t.masks[own, None].to(features["0"].dtype) for t, own in zip(targets, picked, strict=True)
         ]
-        wanted = torch.cat([masks_within(masks, own) for masks, own in zip(references, boxes, strict=True)])
+        region_masks = torch.cat(
+            [masks_within(masks, own) for masks, own in zip(references, boxes, strict=True)]
+        )
         coarse = self._coarse(regions, boxes)
-        logits = coarse[torch.arange(len(chosen), device=chosen.device), chosen]
-        losses = {"masks": mask_loss(logits, wanted, self.config.mask_loss)}
+        logits = coarse[torch.arange(len(class_of_region), device=class_of_region.device), class_of_region]
+        losses = {"masks": mask_loss(logits, region_masks, self.config.mask_loss)}
         if self.point_head is not None:
             points = uncertain_points(logits.detach(), self.config.point_samples)
             size = (references[0].shape[3], references[0].shape[2])
             on_image = in_image(points, torch.cat(boxes), size)
             truth = sample_at(torch.cat(references), on_image)[:, 0]
             decided = self.point_head(regions.at(boxes, points), sample_at(coarse, points).transpose(1, 2))[
-                torch.arange(len(chosen), device=chosen.device), :, chosen
+                torch.arange(len(class_of_region), device=class_of_region.device), :, class_of_region
             ]
             losses["points"] = F.binary_cross_entropy_with_logits(decided, truth)
         return losses

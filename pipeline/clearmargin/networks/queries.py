@@ -83,8 +83,8 @@ def query_losses(
     # The matching goes through NumPy, which knows no bfloat16, and costs of 1e-3 decide it.
     with torch.autocast(layers[0][0].device.type, enabled=False):
         for classes, masks in layers:
-            wanted = [t.masks.to(torch.float32) for t in targets]
-            terms = criterion(masks.float(), classes.float(), wanted, labels)
+            references = [t.masks.to(torch.float32) for t in targets]
+            terms = criterion(masks.float(), classes.float(), references, labels)
             for theirs, ours in _TERMS.items():
                 sums[ours] = sums.get(ours, classes.new_zeros(())) + weights[ours] * terms[theirs]
     return sums

@@ -73,15 +73,19 @@ class SemanticCC(nn.Module):
 
         A class without an instance teaches the background through the former alone; it has no Dice to improve.
         """
-        wanted = [class_unions(t.masks, t.labels, self.classes) for t in targets]
+        unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
         with dropping(self):
-            return semantic_losses(self.unet(images), torch.stack(wanted), self.config.mask_loss)
+            return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return each class's components; their masks hold the class's probabilities, at full resolution."""
         every = self.unet(images).float().sigmoid()
-        found = [self._instances(p, images.device) for p in every]
-        return [replace(one, foreground=p) for one, p in zip(found, every, strict=True)] if maps else found
+        detections = [self._instances(p, images.device) for p in every]
+        return (
+            [replace(one, foreground=p) for one, p in zip(detections, every, strict=True)]
+            if maps
+            else detections
+        )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
         found: list[tuple[int, Component]] = []

@@ -119,14 +119,14 @@ class YOLACT(nn.Module):
         outputs = self.head(features)
         anchors, prototypes = self._anchors(features), self.protonet(features[0])
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        found = [
+        detections = [
             self._detect(logits, deltas, coefficients, own, anchors, size)
             for logits, deltas, coefficients, own in zip(*outputs, prototypes, strict=True)
         ]
         if not maps:
-            return found
+            return detections
         foreground = foreground_probability(self.foreground, images, [prototypes, *features[:3]])
-        return [replace(one, foreground=own) for one, own in zip(found, foreground, strict=True)]
+        return [replace(one, foreground=own) for one, own in zip(detections, foreground, strict=True)]
 
     def _features(self, images: Tensor, *, learning: bool) -> list[Tensor]:
         if images.shape[-2] % 32 or images.shape[-1] % 32:

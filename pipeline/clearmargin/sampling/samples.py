@@ -290,8 +290,8 @@ def open_segmenter(
 
 def augmented(segmenter: NetworkSegmenter, views: tuple[View, ...] | None = None) -> SampledSegmenter:
     """Return a network's segmenter that looks at several views; None for `tta_views` of its training."""
-    chosen = tta_views(segmenter.augment) if views is None else views
-    members = tuple(Member(segmenter=segmenter, view=view) for view in chosen)
+    member_views = tta_views(segmenter.augment) if views is None else views
+    members = tuple(Member(segmenter=segmenter, view=view) for view in member_views)
     return SampledSegmenter(members=members, mode="tta", choice=segmenter.choice)
 
 

@@ -112,13 +112,13 @@ def _edge_elements(mask: Mask) -> Points:
 def _faces(mask: Mask) -> Points:
     """Return the centres of the faces between inside and outside, ``(F, ndim)`` array indices."""
     held, start = _with_rim(mask)
-    found = []
+    spreads = []
     for axis in range(held.ndim):
         low, high = _neighbours(axis)
         faces = np.argwhere(held[low] != held[high]) + start
         faces[:, axis] += 0.5
-        found.append(faces)
-    return np.concatenate(found)
+        spreads.append(faces)
+    return np.concatenate(spreads)
 
 
 def _signed(points: Points, mask: Mask, steps: Points) -> Points:

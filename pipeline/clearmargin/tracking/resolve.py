@@ -127,7 +127,7 @@ def _fetch(client: MlflowClient, model_id: str) -> Path:
 
 
 def _inside(folder: Path, model_id: str) -> Path:
-    found = sorted(folder.rglob(_MODEL_FILE))
-    if not found:
+    files = sorted(folder.rglob(_MODEL_FILE))
+    if not files:
         raise InputError(f"model '{model_id}' was not logged by clearmargin: it holds no {_MODEL_FILE}")
-    return found[0].parent
+    return files[0].parent

@@ -433,7 +433,7 @@ def pixel_spacing(header: Any) -> tuple[float, float] | None:
 
 def _ultrasound_spacing(header: Any) -> tuple[float, float] | None:
     """Return the one calibration that all 2-D regions in centimetres share (PS3.3, C.8.5.5.1)."""
-    found = set()
+    reasons = set()
     for region in header.SequenceOfUltrasoundRegions:
         if region.get("RegionSpatialFormat") != 1:
             continue
@@ -443,5 +443,5 @@ def _ultrasound_spacing(header: Any) -> tuple[float, float] | None:
         steps = region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX")
         if not centimetres or None in steps or 0 in steps:
             return None
-        found.add((round(abs(float(steps[0])) * 10, 9), round(abs(float(steps[1])) * 10, 9)))
-    return found.pop() if len(found) == 1 else None
+        reasons.add((round(abs(float(steps[0])) * 10, 9), round(abs(float(steps[1])) * 10, 9)))
+    return reasons.pop() if len(reasons) == 1 else None

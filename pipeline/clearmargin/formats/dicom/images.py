@@ -98,8 +98,8 @@ def read_series(
     if volume is None and len(entry.volumes) > 1:
         raise GeometryError(entry.reason)
     (first, *_) = volumes = _volumes(entry)
-    chosen = first if volume is None else select_volume(volumes, volume, entry.name)
-    return _read_volume(entry, headers, chosen, allow_gaps, allow_tilt, tolerance_mm)
+    selected = first if volume is None else select_volume(volumes, volume, entry.name)
+    return _read_volume(entry, headers, selected, allow_gaps, allow_tilt, tolerance_mm)
 
 
 def read_dicom_volumes(

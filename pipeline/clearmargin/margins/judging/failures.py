@@ -102,7 +102,7 @@ def failures_of(
     rows = []
     for name in ("1 - score", *known):
         of_case = [float(np.mean([_doubt(one, name) for one in own])) if own else 1.0 for own in kept]
-        found: dict[_Risk, list[tuple[float, float, str]]] = {
+        points_by_risk: dict[_Risk, list[tuple[float, float, str]]] = {
             _Risk(over="cases", name="1 - Dice", limit=_DICE_LIMIT): [
                 (doubt, 1 - case.dice, group)
                 for doubt, case, group in zip(of_case, cases, groups, strict=True)
@@ -124,7 +124,9 @@ def failures_of(
                 for one in own
             ],
         }
-        rows += [_failure(risk, name, points, rng, resamples) for risk, points in found.items() if points]
+        rows += [
+            _failure(risk, name, points, rng, resamples) for risk, points in points_by_risk.items() if points
+        ]
     return rows
 
 
