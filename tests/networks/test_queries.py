@@ -124,7 +124,7 @@ def test_nothing_is_looked_up_outside(name, monkeypatch):
 @BOTH
 def test_without_transformers_the_way_out_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.delitem(sys.modules, f"clearmargin.models.{name}")
+    monkeypatch.delitem(sys.modules, f"clearmargin.networks.{name}")
     with pytest.raises(ConfigError, match=rf"{name} needs .* pip install 'clearmargin\[transformers\]'"):
         network_config(SMALL[name].model)
 

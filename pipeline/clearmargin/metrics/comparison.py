@@ -10,16 +10,16 @@ import numpy as np
 
 from clearmargin.errors import InputError
 from clearmargin.metrics.intervals import Comparison, compare, holm
-from clearmargin.metrics.measurement import METRICS
+from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.tables import CaseRow
 
 __all__ = ["COUNTS", "ComparedMetric", "ComparedSets", "Verdict", "compare_rows"]
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
-COUNTS: dict[str, Literal["higher", "lower"]] = {"detected": "higher", "false_positives": "lower"}
-"""What is counted beside the metrics, and which way is better: the share of references that were matched, and false
-positives a case."""
+COUNTS = ("detected", "false_positives")
+"""What is counted beside the metrics (``SET_METRICS``): the share of references that were matched, and false positives
+per case."""
 
 Key = tuple[str, str, str]
 
@@ -31,7 +31,7 @@ class ComparedMetric:
     Attributes:
         name: Of the set.
         metric: Its name; one of `COUNTS`, too.
-        baseline: Mean over patients of the first set; of the size of errors that may go either way.
+        baseline: Mean over groups of the first set; of the size of errors that may go either way.
         value: The same of this set.
         comparison: This set minus the first, with interval and p-values; Holm's correction is over all metrics and
             sets.
@@ -91,12 +91,12 @@ def compare_rows(
         InputError: Fewer than two sets, rows without ids, no common object, references of different size under one
             id, or a metric that a set lacks.
 
-    Source: paired differences of patients' means, `clearmargin.metrics.intervals.compare`; Holm, 1979.
+    Source: paired differences of groups' means, `clearmargin.metrics.intervals.compare`; Holm, 1979.
     """
     if len(sets) < 2:
         raise InputError("give two sets of tables or more: one alone is compared with nothing")
     objects = {name: _by_object(name, rows) for name, rows in sets.items()}
-    cases = {name: {row.case: row.patient for row in rows} for name, rows in sets.items()}
+    cases = {name: {row.case: row.group for row in rows} for name, rows in sets.items()}
     common = sorted(set.intersection(*(set(of) for of in objects.values())))
     shared = sorted(set.intersection(*(set(of) for of in cases.values())))
     if not common:
@@ -108,12 +108,12 @@ def compare_rows(
     first = next(iter(sets))
     _check_sizes(objects, common)
     chosen = _metrics(objects, common, metrics)
-    patients = [objects[first][key].patient for key in common]
+    groups = [objects[first][key].group for key in common]
     compared: dict[tuple[str, str], tuple[float, float, Comparison]] = {}
     for name in list(sets)[1:]:
         ours, base = ({m: _values(objects[n], common, m) for m in chosen} for n in (name, first))
-        for metric, found in compare(ours, base, patients, rng=rng, level=level).items():
-            compared[name, metric] = (*_means(base[metric], ours[metric], patients), found)
+        for metric, found in compare(ours, base, groups, rng=rng, level=level).items():
+            compared[name, metric] = (*_means(base[metric], ours[metric], groups), found)
         more, fewer = ({"false_positives": _false_positives(sets[n], shared)} for n in (name, first))
         of_cases = [cases[first][case] for case in shared]
         for metric, found in compare(more, fewer, of_cases, rng=rng, level=level).items():
@@ -136,11 +136,11 @@ def _compared(
     name: str, metric: str, values: tuple[float, float, Comparison], adjusted: float, alpha: float
 ) -> ComparedMetric:
     baseline, value, found = values
-    better = COUNTS.get(metric) or (METRICS[metric].better if metric in METRICS else "higher")
+    known = metric_of(metric)
     gap = found.difference.estimate
     verdict: Verdict = "not distinguishable"
     if adjusted < alpha and gap:
-        verdict = "better" if (gap > 0) == (better == "higher") else "worse"
+        verdict = "better" if (gap > 0) == (known is None or known.better == "higher") else "worse"
     return ComparedMetric(
         name=name,
         metric=metric,
@@ -202,7 +202,8 @@ def _values(of: Mapping[Key, CaseRow], common: Sequence[Key], metric: str) -> li
     """Return a metric of each object; errors that may go either way count by their size."""
     if metric == "detected":
         return [float(of[key].status == "tp") for key in common]
-    either = metric in METRICS and METRICS[metric].better == "zero"
+    known = metric_of(metric)
+    either = known is not None and known.better == "zero"
     return [abs(of[key].values[metric]) if either else of[key].values[metric] for key in common]
 
 
@@ -214,10 +215,10 @@ def _false_positives(rows: Sequence[CaseRow], cases: Sequence[str]) -> list[floa
     return list(counts.values())
 
 
-def _means(baseline: Sequence[float], value: Sequence[float], patients: Sequence[str]) -> tuple[float, float]:
-    from clearmargin.metrics.intervals import patient_means
+def _means(baseline: Sequence[float], value: Sequence[float], groups: Sequence[str]) -> tuple[float, float]:
+    from clearmargin.metrics.intervals import group_means
 
     return (
-        float(patient_means(baseline, patients)[1].mean()),
-        float(patient_means(value, patients)[1].mean()),
+        float(group_means(baseline, groups)[1].mean()),
+        float(group_means(value, groups)[1].mean()),
     )

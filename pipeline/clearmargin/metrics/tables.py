@@ -13,8 +13,8 @@ import numpy as np
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
 from clearmargin.files import csv_rows
-from clearmargin.metrics.intervals import Comparison, Interval, bootstrap_means, patient_means
-from clearmargin.metrics.measurement import METRICS
+from clearmargin.metrics.intervals import Comparison, Interval, bootstrap_means, group_means
+from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.pair import Status
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "summary_markdown",
 ]
 
-_AT_WIDTH = ("nsd_", "boundary_iou_", "trimap_iou_")
 _STRATA = ("class", "size", "crowding", "occlusion")
 _STATUSES: tuple[Status, ...] = ("tp", "fn", "fp", "tn")
 
@@ -40,7 +39,7 @@ class CaseRow:
     """One measured object or image, with what a table can be split by.
 
     Attributes:
-        patient: Patient's id; patients are the unit of all statistics.
+        group: Group's id; groups are the unit of all statistics.
         case: Case id.
         status: ``tp``, ``fn``, ``fp`` or ``tn``.
         unit: Of the distances.
@@ -50,7 +49,7 @@ class CaseRow:
         about: Columns by which the object is found again: ids, score, sizes, position.
     """
 
-    patient: str
+    group: str
     case: str
     status: Status
     unit: Unit
@@ -68,10 +67,10 @@ class SummaryRow:
         stratum: ``all``, or ``column = value``.
         metric: Name.
         unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
-        interval: Mean over patients with its interval.
+        interval: Mean over groups with its interval.
         median: Median over objects.
         quartiles: First and third quartile over objects.
-        sd: Standard deviation of the patients' means (n - 1); None with fewer than two patients.
+        sd: Standard deviation of the groups' means (n - 1); None with fewer than two groups.
         surface: The surface model of the distances.
         counts: Objects by status; ``tn`` counts images that rightly hold none.
         cases: Number of cases that they are of; ``interval.cases`` counts the objects.
@@ -103,7 +102,7 @@ def summarise(
     """Summarise cases, all together and for each value of each column in ``by``.
 
     Misses and spurious objects are in every mean with their written values; the counts and the miss rate
-    stand beside it. Intervals are of means over patients (`bootstrap_means`).
+    stand beside it. Intervals are of means over groups (`bootstrap_means`).
 
     Raises:
         InputError: No case, a column that no row has, metrics that differ, or cases in mm and px or images and
@@ -143,7 +142,7 @@ def summary_json(summary: Sequence[SummaryRow]) -> str:
 def summary_markdown(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a Markdown table, three decimals."""
     lines = [
-        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | objects | tp | fn | fp "
+        "| stratum | metric | unit | mean | SD | interval | median | IQR | groups | cases | objects | tp | fn | fp "
         "| tn | miss rate |",
         "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -153,7 +152,7 @@ def summary_markdown(summary: Sequence[SummaryRow]) -> str:
         lines.append(
             f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_number(row.sd)} | {_ends(found)} "
             f"| {row.median:.3f} | {row.quartiles[0]:.3f} to {row.quartiles[1]:.3f} "
-            f"| {found.patients} | {row.cases} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
+            f"| {found.groups} | {row.cases} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
         )
     models = sorted({row.surface for row in summary})
     note = f"\nDistances between surfaces by the model {', '.join(models)}." if models else ""
@@ -167,14 +166,14 @@ def _number(value: float | None) -> str:
 def comparison_markdown(comparisons: Mapping[str, Comparison]) -> str:
     """Return a comparison of two models as a Markdown table, three decimals."""
     lines = [
-        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | patients | objects |",
+        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | groups | objects |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     for name, found in comparisons.items():
         gap = found.difference
         lines.append(
             f"| {name} | {gap.estimate:+.3f} | {_ends(gap)} | {found.p_value:.3g} | {found.p_adjusted:.3g} "
-            f"| {gap.patients} | {gap.cases} |"
+            f"| {gap.groups} | {gap.cases} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -198,15 +197,15 @@ def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:
-    """Return the rows as CSV with full precision: patient, case, status, unit, what each is, strata, values."""
+    """Return the rows as CSV with full precision: group, case, status, unit, what each is, strata, values."""
     strata = sorted({name for row in rows for name in row.strata})
     about = list(dict.fromkeys(name for row in rows for name in row.about))
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
-    table: list[list[object]] = [["patient", "case", "status", "unit", *about, *strata, *names]]
+    table: list[list[object]] = [["group", "case", "status", "unit", *about, *strata, *names]]
     for row in rows:
         table.append([
-            row.patient, row.case, row.status, row.unit,
+            row.group, row.case, row.status, row.unit,
             *("" if row.about.get(a) is None else row.about[a] for a in about),
             *(row.strata.get(s, "") for s in strata),
             *(row.values.get(n, "") for n in names),
@@ -223,11 +222,11 @@ def read_rows_csv(text: str) -> list[CaseRow]:
     """
     reader = csv.DictReader(io.StringIO(text))
     columns = list(reader.fieldnames or ())
-    if not {"patient", "case", "status", "unit"} <= set(columns):
-        raise ValueError("it lacks the columns patient, case, status and unit")
-    metrics = [name for name in columns if name in METRICS or name.startswith(_AT_WIDTH)]
+    if not {"group", "case", "status", "unit"} <= set(columns):
+        raise ValueError("it lacks the columns group, case, status and unit")
+    metrics = [name for name in columns if metric_of(name) is not None]
     strata = [name for name in columns if name in _STRATA]
-    about = [n for n in columns if n not in ("patient", "case", "status", "unit", *metrics, *strata)]
+    about = [n for n in columns if n not in ("group", "case", "status", "unit", *metrics, *strata)]
     rows = []
     for line in reader:
         status = line["status"]
@@ -236,7 +235,7 @@ def read_rows_csv(text: str) -> list[CaseRow]:
         unit: Unit = "mm" if line["unit"] == "mm" else "px"
         rows.append(
             CaseRow(
-                patient=line["patient"],
+                group=line["group"],
                 case=line["case"],
                 status=status,
                 unit=unit,
@@ -273,9 +272,9 @@ def _stratum(
         raise InputError("all cases of a table are measured by one protocol; these have different metrics")
     values = {metric: [row.values[metric] for row in rows] for metric in metrics}
     intervals = bootstrap_means(
-        values, [row.patient for row in rows], rng=rng, level=level, resamples=resamples
+        values, [row.group for row in rows], rng=rng, level=level, resamples=resamples
     )
-    _, means = patient_means(np.column_stack(list(values.values())), [row.patient for row in rows])
+    _, means = group_means(np.column_stack(list(values.values())), [row.group for row in rows])
     spreads: list[float | None] = [None] * len(metrics)
     if len(means) > 1:
         spreads = [float(v) for v in means.std(axis=0, ddof=1)]
@@ -299,10 +298,9 @@ def _stratum(
     ]
 
 
-def _unit_of(metric: str, row: CaseRow) -> str:
-    """Return the unit of a metric as a table shows it; what is not in METRICS is a ratio at some width."""
-    kind = METRICS[metric].unit if metric in METRICS else ""
-    return {"": "", "grid": row.unit, "grid^n": f"{row.unit}^{row.ndim}"}[kind]
+def _unit_of(name: str, row: CaseRow) -> str:
+    metric = metric_of(name)
+    return metric.unit_on(row.unit, row.ndim) if metric else ""
 
 
 def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
@@ -319,7 +317,7 @@ def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
         "median": row.median,
         "q1": row.quartiles[0],
         "q3": row.quartiles[1],
-        "patients": found.patients,
+        "groups": found.groups,
         "cases": row.cases,
         "objects": found.cases,
         **{status: row.counts[status] for status in _STATUSES},
@@ -330,5 +328,5 @@ def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
 
 def _ends(found: Interval) -> str:
     if found.low is None or found.high is None:
-        return f"none ({found.patients} patient)"
+        return f"none ({found.groups} group)"
     return f"[{found.low:.3f}, {found.high:.3f}]"

@@ -19,7 +19,7 @@ from clearmargin.errors import InputError
 from clearmargin.formats.dicom.jpeg import decode_jpeg_12
 from clearmargin.formats.dicom.pixels import decode_frames
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "jpeg_12.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "jpeg_12.json").read_text())
 
 
 def _segment(marker: int, content: bytes) -> bytes:

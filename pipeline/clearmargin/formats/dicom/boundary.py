@@ -59,6 +59,9 @@ def quiet_pydicom() -> Iterator[None]:
         _quiet.reset(token)
 
 
+_PACKAGE = Path(__file__).parents[2]
+
+
 @contextlib.contextmanager
 def dicom_boundary() -> Iterator[None]:
     """Turn what pydicom and the decoders raise on malformed values into an InputError; also a decorator.
@@ -115,7 +118,7 @@ def _raised_by_us(error: Exception) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return frame is None or Path(frame.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    return frame is None or Path(frame.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE)
 
 
 def items_of(holder: Any, keyword: str) -> Sequence[Any]:
