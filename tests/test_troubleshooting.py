@@ -1,4 +1,4 @@
-"""The commands of docs/troubleshooting.md are run: they end with the code that the page says, and name the same way out."""
+"""The commands of docs/troubleshooting.md are run: they end with the code of their section and name the same way out."""
 
 import re
 import shlex
@@ -43,7 +43,9 @@ def place(tmp_path_factory):
     pictures.mkdir()
     shutil.copy(folder / "discs" / "t0.png", pictures / "good.png")
     (pictures / "broken.png").write_bytes((pictures / "good.png").read_bytes()[:200])
-    (folder / "typo.yaml").write_text("name: x\ncard: discs/card.yaml\nmodel: {network: mask_rcnn, mask_chanels: 64}\n")
+    (folder / "typo.yaml").write_text(
+        "name: x\ncard: discs/card.yaml\nmodel: {network: mask_rcnn, mask_chanels: 64}\n"
+    )
     (folder / "empty").mkdir()
     grid = Grid.from_spacing((4, 5, 6), (1, 1, 1))
     for side in ("predicted", "reference"):
