@@ -52,13 +52,9 @@ bench-export: .venv/installed
 	$(BIN)/python benchmarks/bench_export.py
 
 # The site in site/, every warning an error. It is read without a network: open site/index.html, or serve it for the search.
-docs: .venv/installed-docs
+docs: .venv/installed
 	$(BIN)/python benchmarks/draw_results.py
 	$(BIN)/zensical build --strict --clean
-
-.venv/installed-docs: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
-	touch $@
 
 # 100,000 damaged files; RUN=n repeats a run, CASES=n shortens it, what fails is kept in fuzz/.
 CASES ?= 100000

@@ -1,4 +1,4 @@
-"""The commands of docs/troubleshooting.md are run: they end with the code of their section and name the same way out."""
+"""Examples of the pages are run: the README's Python, and each command of docs/troubleshooting.md with its message."""
 
 import re
 import shlex
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from command import command
 from toy import train_toy
 
@@ -15,7 +16,8 @@ from clearmargin.datasets.phantom import make_phantom
 from clearmargin.datasets.phantom_study import write_phantom_study
 from clearmargin.formats.volume import write_volume
 
-PAGE = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 
 
 def examples():
@@ -37,6 +39,12 @@ def place(tmp_path_factory):
     write_phantom_study(folder, make_phantom(seed=1), 1)
     (study,) = folder.glob("phantom-*")
     study.rename(folder / "study")
+    shutil.copytree(folder / "study", folder / "readme" / "study")
+    shutil.copytree(model.parent, folder / "readme" / "demo" / "runs" / "demo")
+    described = folder / "readme" / "demo" / "runs" / "demo" / "model" / "model.yaml"
+    settings = yaml.safe_load(described.read_text())
+    settings["prediction"]["score_threshold"] = 0.01  # three steps are sure of nothing
+    described.write_text(yaml.safe_dump(settings))
     slices = sorted((folder / "study" / "ct").iterdir())
     slices[9].unlink()
     pictures = folder / "pictures"
@@ -68,3 +76,13 @@ def test_a_command_ends_as_the_page_says(place, monkeypatch, code, line, message
     names = set(re.findall(r"--[a-z][a-z-]+|'[^']+'|`[^`]+`", message))
     missing = {name for name in names if name not in " ".join(said.split())}
     assert not missing, f"the message does not name {missing}:\n{said}"
+
+
+def test_the_readmes_python_runs(place, monkeypatch, capsys):
+    """On a phantom study, with the network of three steps."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    monkeypatch.chdir(place / "readme")
+    exec(compile(block, "README", "exec"), {})
+    rows = capsys.readouterr().out.splitlines()
+    assert rows and all(row.split()[0] in ("tp", "fp", "fn") and row.endswith("mm") for row in rows)
