@@ -42,7 +42,7 @@ def compare(
         ConfigError: Names that are not one for each, or a level that is none.
     """
     if not 0 < alpha < 1:
-        raise ConfigError(f"a level lies between 0 and 1, not at {alpha:g}")
+        raise ConfigError(f"alpha: expected a level between 0 and 1, got {alpha:g}")
     given = list(names) or [Path(table).resolve().name for table in tables]
     if len(given) != len(tables) or len(set(given)) < len(given):
         raise ConfigError(f"give each of the {len(tables)} tables a name of its own, not {', '.join(given)}")

@@ -29,7 +29,7 @@ class ComparedMetric:
     """One metric of one set against the first set.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         metric: Its name; one of `COUNTS`, too.
         baseline: Mean over groups of the first set; of the size of errors that may go either way.
         value: The same of this set.
@@ -107,11 +107,11 @@ def compare_rows(
         )
     first = next(iter(sets))
     _check_sizes(objects, common)
-    chosen = _metrics(objects, common, metrics)
+    names = _metrics(objects, common, metrics)
     groups = [objects[first][key].group for key in common]
     compared: dict[tuple[str, str], tuple[float, float, Comparison]] = {}
     for name in list(sets)[1:]:
-        ours, base = ({m: _values(objects[n], common, m) for m in chosen} for n in (name, first))
+        ours, base = ({m: _values(objects[n], common, m) for m in names} for n in (name, first))
         for metric, found in compare(ours, base, groups, rng=rng, level=level).items():
             compared[name, metric] = (*_means(base[metric], ours[metric], groups), found)
         more, fewer = ({"false_positives": _false_positives(sets[n], shared)} for n in (name, first))
