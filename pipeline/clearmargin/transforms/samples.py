@@ -66,13 +66,13 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     layers: MetaTensor = sample["layers"]
     grid, matrix = grid_of(layers, source)
     whole = layers.as_tensor().round().to(torch.int32).numpy()
-    labels: NDArray[np.int64] = sample["labels"]
+    labels, anchors = np.asarray(sample["labels"], np.int64), np.asarray(sample["anchors"], np.float64)
     found = unpack_layers(whole, grid, labels, np.ones(len(labels), np.float32))
     masks = list(found.masks)
     lost = [i for i, mask in enumerate(masks) if mask.area == 0]
     inverse = np.linalg.inv(matrix)
     for i in lost:
-        index = np.rint(inverse[:-1, :-1] @ sample["anchors"][i] + inverse[:-1, -1]).astype(int)
+        index = np.rint(inverse[:-1, :-1] @ anchors[i] + inverse[:-1, -1]).astype(int)
         if (index >= 0).all() and (index < grid.shape).all():
             masks[i] = Mask.from_crop(
                 np.ones((1,) * grid.ndim, bool), tuple(int(k) for k in index), grid.shape
