@@ -20,7 +20,7 @@ from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.core.layers import pack_layers, unpack_layers
 from clearmargin.transforms.tensors import grid_of, to_tensor
 
-__all__ = ["KEYS", "MODES", "Sample", "make_sample", "read_instances"]
+__all__ = ["KEYS", "MODES", "Sample", "anchor_of", "make_sample", "read_instances"]
 
 KEYS = ("image", "layers")
 MODES = ("bilinear", "nearest")
@@ -49,7 +49,7 @@ def make_sample(image: Image, instances: InstanceSet) -> Sample:
         # float32 holds whole numbers up to 2**24 exactly, and MONAI resamples it without a copy
         layers=to_tensor(pack_layers(instances), image.grid),
         labels=instances.labels,
-        anchors=np.array([_anchor(m) for m in instances.masks], np.float64).reshape(-1, image.grid.ndim),
+        anchors=np.array([anchor_of(m) for m in instances.masks], np.float64).reshape(-1, image.grid.ndim),
     )
 
 
@@ -80,7 +80,7 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     return replace(found, masks=tuple(masks))
 
 
-def _anchor(mask: Mask) -> NDArray[np.float64]:
+def anchor_of(mask: Mask) -> NDArray[np.float64]:
     """Return the element of the mask that lies nearest its centroid."""
     if mask.area == 0:
         return np.full(len(mask.shape), -1.0)
