@@ -32,7 +32,15 @@ from clearmargin.formats import open_video, read_image
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import write_volume
-from clearmargin.transforms import DicomReader, LoadCased, LoadPathd, card_items, image_of, instances_of
+from clearmargin.transforms import (
+    DicomReader,
+    LoadCased,
+    LoadPathd,
+    card_items,
+    image_of,
+    instances_of,
+    tensor_like,
+)
 
 CASE_KEYS = ("image", "layers", "ignore")
 
@@ -82,6 +90,10 @@ def test_a_tensor_comes_back_as_the_image_however_its_axes_were_turned(volume):
     np.testing.assert_array_equal(image.pixels[0][tuple(inside.T)], values.ravel())
     assert (np.diff(inside.reshape(4, 5, 6, 3)[:, 0, 0, 0]) == 1).all()  # slices first, in their order
     assert image.source.case == read_image(path).source.case
+    turned = turns({"image": path})["image"]
+    again = tensor_like(image.pixels, turned)
+    np.testing.assert_array_equal(again.numpy(), turned.numpy())
+    np.testing.assert_array_equal(again.affine.numpy(), turned.affine.numpy())
 
 
 def test_what_monais_readers_loaded_becomes_an_image_with_slices_first(volume):
@@ -92,6 +104,15 @@ def test_what_monais_readers_loaded_becomes_an_image_with_slices_first(volume):
     image = image_of(load({"image": path})["image"])
     np.testing.assert_array_equal(image.pixels[0], values)
     assert image.grid.same_as(grid)
+    theirs = load({"image": path})["image"]
+    np.testing.assert_array_equal(tensor_like(image.pixels, theirs).numpy(), theirs.numpy())
+    write_raster(path.with_name("p.png"), np.arange(24, dtype=np.uint8).reshape(4, 6))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+        load = LoadImaged("image", reader="PILReader", ensure_channel_first=True)
+    picture = image_of(load({"image": path.with_name("p.png")})["image"])
+    np.testing.assert_array_equal(picture.pixels[0], np.arange(24).reshape(4, 6))
+    assert picture.grid.unit == "px"
     for wrong, message in (
         (torch.zeros(1, 4, 4), "MetaTensor"),
         (MetaTensor(torch.zeros(4, 4)), "ensure_channel_first=True"),

@@ -17,6 +17,7 @@ _PUBLIC = {
     "card_items": "datasets.loading",
     "image_of": "transforms.loading",
     "instances_of": "transforms.loading",
+    "tensor_like": "transforms.loading",
 }
 
 __all__ = [  # noqa: PLE0604 - the names of the table above

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,22 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Source
+from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats import open_source
 from clearmargin.transforms.readers import clip_frame
 from clearmargin.transforms.samples import read_instances
 from clearmargin.transforms.tensors import grid_of, to_tensor
 
-__all__ = ["LoadPathd", "described", "image_of", "instances_of", "loaded_tensor", "source_grid"]
+__all__ = [
+    "LoadPathd",
+    "described",
+    "image_of",
+    "instances_of",
+    "loaded_tensor",
+    "source_grid",
+    "tensor_like",
+]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -171,7 +180,7 @@ def image_of(tensor: MetaTensor) -> Image:
 
     Axes come back in the order in which they were loaded, slices first, however they were turned since. A tensor that
     a reader of MONAI's loaded (``LoadImaged`` and the like, channel first) has its axes in the reverse order, and its
-    affine is taken for millimetres.
+    affine is taken for millimetres; of a picture, not if it says nothing of a spacing.
 
     Raises:
         InputError: It has no channel axis, or neither two nor three axes in space, or its affine has no inverse.
@@ -183,61 +192,81 @@ def image_of(tensor: MetaTensor) -> Image:
             f"a tensor of shape {tuple(tensor.shape)}: expected (C, Y, X) or (C, Z, Y, X); LoadImaged needs "
             "ensure_channel_first=True, and a batch is decollated first"
         )
-    if "ras_affine" in tensor.meta:
-        return _ours(tensor)
-    pixels = tensor.as_tensor().numpy()
-    affine = np.eye(4)
-    square = np.asarray(tensor.affine, np.float64)
-    n = pixels.ndim - 1
-    rows = [*range(n), 3]
-    given = [*range(n), square.shape[0] - 1]
-    affine[np.ix_(rows, rows)] = square[np.ix_(given, given)]
-    if square.shape[0] == 4:
-        affine[:3, 3] = square[:3, 3]
-    order = list(range(n))[::-1]
-    lps = _LPS_TO_RAS @ affine
-    lps[:, :3] = lps[:, [2, 1, 0]]
+    layout = _layout(tensor)
+    affine = layout.affine.copy()
+    first = 3 - len(layout.order)
+    affine[:, first:3] = affine[:, [first + k for k in layout.order]]
+    shape = tuple(tensor.shape[1 + k] for k in layout.order)
+    for axis, backwards in enumerate(layout.backwards, start=first):
+        if backwards:
+            affine[:3, 3] += affine[:3, axis] * (shape[axis - first] - 1)
+            affine[:3, axis] *= -1
+    pixels = tensor.as_tensor().numpy().transpose(0, *(1 + k for k in layout.order))
+    pixels = np.flip(pixels, layout.flips)
+    try:
+        grid = Grid(shape=shape, affine=affine, unit=layout.unit)
+    except ValueError as error:
+        raise InputError(f"the tensor's affine is not one of a grid: {error}") from None
+    meta = tensor.meta
+    frame = int(meta.get("frame", -1))
+    source = Source(modality=str(meta.get("modality", "")), frame=None if frame < 0 else frame)
+    if "ras_affine" in meta:
+        source = replace(source, case=str(meta["case"]), kind=meta["kind"])
     return Image(
-        pixels=np.ascontiguousarray(pixels.transpose(0, *(1 + k for k in order))),
-        grid=_grid(pixels.shape[1:][::-1], lps, "mm"),
-        source=Source(modality=str(tensor.meta.get("modality", ""))),
+        pixels=_as_stored(np.ascontiguousarray(pixels), str(meta.get("stored_dtype", pixels.dtype))),
+        grid=grid,
+        source=source,
     )
 
 
-def _ours(tensor: MetaTensor) -> Image:
+def tensor_like(pixels: NDArray[Any], tensor: MetaTensor) -> MetaTensor:
+    """Return ``(K, *spatial)`` on the grid of ``image_of(tensor)`` as a tensor that lies as ``tensor`` does."""
+    layout = _layout(tensor)
+    turned = np.flip(pixels, layout.flips)
+    back = np.argsort(layout.order)
+    turned = np.ascontiguousarray(turned.transpose(0, *(1 + int(k) for k in back)))
+    return MetaTensor(torch.from_numpy(turned), meta=dict(tensor.meta) | {"stored_dtype": pixels.dtype.name})
+
+
+class _Layout(NamedTuple):
+    """How a tensor lies.
+
+    Attributes:
+        order: Which of its axes is the first of the image's, and so on.
+        backwards: Of the image's axes, those that the tensor goes along backwards.
+        affine: ``(4, 4)`` to LPS; columns in the tensor's order, behind one that is not there of a picture.
+        unit: ``mm`` or ``px``.
+    """
+
+    order: list[int]
+    backwards: list[bool]
+    affine: NDArray[np.float64]
+    unit: Unit
+
+    @property
+    def flips(self) -> tuple[int, ...]:
+        """Axes of the image, with its channels, that are turned over."""
+        return tuple(1 + axis for axis, backwards in enumerate(self.backwards) if backwards)
+
+
+def _layout(tensor: MetaTensor) -> _Layout:
+    n = tensor.ndim - 1
+    if "ras_affine" not in tensor.meta:
+        square = np.asarray(tensor.affine, np.float64)
+        affine = np.eye(4)
+        affine[:n, :n], affine[:n, 3] = square[:n, :n], square[:n, -1]
+        known = n == 3 or not np.allclose(np.abs(square[:2, :2]), np.eye(2))
+        lps = _LPS_TO_RAS @ (affine if n == 3 else affine[:, [2, 0, 1, 3]])
+        return _Layout(list(range(n))[::-1], [False] * n, lps, "mm" if known else "px")
     source = source_grid(tensor)
-    if source.ndim != tensor.ndim - 1:
-        raise InputError(f"a tensor of {tensor.ndim - 1} axes in space, loaded with {source.ndim}")
+    if source.ndim != n:
+        raise InputError(f"a tensor of {n} axes in space, loaded with {source.ndim}")
     try:
         grid, matrix = grid_of(tensor, source)
     except (ValueError, np.linalg.LinAlgError):
         raise InputError("the tensor's affine has no inverse: two of its axes fall together") from None
-    pixels = tensor.as_tensor().numpy()
-    # Which axis of the tensor goes along each axis of what was loaded, and in which direction.
-    linear = matrix[:-1, :-1] * np.array(source.spacing)[:, None]
-    order, flips = _alignment(linear)
-    pixels = pixels.transpose(0, *(1 + k for k in order))
-    affine = grid.affine.copy()
-    first = 3 - source.ndim
-    affine[:, first:3] = affine[:, [first + k for k in order]]
-    for axis, flipped in enumerate(flips):
-        if flipped:
-            pixels = np.flip(pixels, 1 + axis)
-            affine[:3, 3] += affine[:3, first + axis] * (pixels.shape[1 + axis] - 1)
-            affine[:3, first + axis] *= -1
-    meta = tensor.meta
-    frame = int(meta["frame"])
-    return Image(
-        pixels=_as_stored(np.ascontiguousarray(pixels), str(meta["stored_dtype"])),
-        grid=_grid(pixels.shape[1:], affine, source.unit),
-        source=replace(
-            Source(),
-            case=str(meta["case"]),
-            kind=meta["kind"],
-            modality=str(meta["modality"]),
-            frame=None if frame < 0 else frame,
-        ),
-    )
+    order, backwards = _alignment(matrix[:-1, :-1] * np.array(source.spacing)[:, None])
+    return _Layout(order, backwards, grid.affine, source.unit)
 
 
 def _alignment(linear: NDArray[np.float64]) -> tuple[list[int], list[bool]]:
@@ -262,10 +291,3 @@ def _as_stored(pixels: NDArray[Any], dtype: str) -> NDArray[Any]:
         return pixels
     whole = pixels.astype(kind)
     return whole if np.array_equal(whole, pixels) else pixels
-
-
-def _grid(shape: tuple[int, ...], affine: NDArray[np.float64], unit: Any) -> Grid:
-    try:
-        return Grid(shape=shape, affine=affine, unit=unit)
-    except ValueError as error:
-        raise InputError(f"the tensor's affine is none of a grid: {error}") from None
