@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
 from clearmargin.networks.network import Detections, Targets
 
-__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses"]
+__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses", "start_unet"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ class UNetSettings(Settings):
     """Options of a semantic network and its components, in the plane and in space."""
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
+    weights: str | None = Field(
+        None, description="path of a MONAI bundle of this architecture, or of a state dict, to start from"
+    )
     filters: int = Field(
         16, ge=8, multiple_of=8, description="of the finest level; each next has twice as many"
     )
@@ -57,13 +61,14 @@ class SemanticCC(nn.Module):
     parts = ("unet",)
 
     def __init__(self, config: SemanticCCConfig, *, classes: int, channels: int, pretrained: bool) -> None:
-        """Build it; ``pretrained`` changes nothing, since nothing is published for these networks."""
+        """Build it; ``pretrained`` starts from ``config.weights``, if there are any."""
         super().__init__()
         if classes < 1:
             raise ConfigError(f"semantic_cc needs at least one class, not {classes}")
         self.config = config
         self.classes = classes
         self.unet = build_unet(config, dimensions=2, channels=channels, classes=classes)
+        start_unet(self.unet, config, pretrained=pretrained)
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``cross_entropy`` and ``dice`` of each class of each image against the union of its instances.
@@ -137,6 +142,18 @@ def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes:
         dropout=dropout,
     )
     return switch_dropout(dynunet)
+
+
+def start_unet(unet: nn.Module, config: UNetSettings, *, pretrained: bool) -> None:
+    """Load the weights that a configuration names into its network.
+
+    Raises:
+        InputError: They are of another architecture.
+    """
+    if pretrained and config.weights is not None:
+        from clearmargin.networks.bundle_weights import load_unet
+
+        load_unet(unet, Path(config.weights), config.architecture)
 
 
 class _DynUNet(DynUNet):  # type: ignore[misc]

@@ -21,7 +21,7 @@ from clearmargin.memory import trim_heap
 from clearmargin.networks.dropout import dropping
 from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.network import VolumeTargets
-from clearmargin.networks.semantic_cc import UNetSettings, build_unet, semantic_losses
+from clearmargin.networks.semantic_cc import UNetSettings, build_unet, semantic_losses, start_unet
 from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig"]
@@ -57,13 +57,14 @@ class SemanticCC3D(nn.Module):
     parts = ("unet",)
 
     def __init__(self, config: SemanticCC3DConfig, *, classes: int, channels: int, pretrained: bool) -> None:
-        """Build it; ``pretrained`` changes nothing, since nothing is published for these networks."""
+        """Build it; ``pretrained`` starts from ``config.weights``, if there are any."""
         super().__init__()
         if classes < 1:
             raise ConfigError(f"semantic_cc_3d needs at least one class, not {classes}")
         self.config = config
         self.classes = classes
         self.unet = build_unet(config, dimensions=3, channels=channels, classes=classes)
+        start_unet(self.unet, config, pretrained=pretrained)
 
     def losses(self, volumes: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
         """Return ``cross_entropy`` and ``dice`` of ``volumes``, ``(B, C, D, H, W)`` in [0, 1]."""
