@@ -188,7 +188,7 @@ def test_a_case_is_what_the_program_reads(card):
         loaded = LoadCased(card)(item)
         image, reference = dataset.read(case)
         np.testing.assert_array_equal(loaded["image"].numpy(), image.pixels)
-        assert loaded["image"].meta["filename_or_obj"] == case.case and loaded["unit"] == case.unit
+        assert loaded["image"].meta["filename_or_obj"] == case.case and loaded["group"] == case.group
         same = instances_of(loaded)
         np.testing.assert_array_equal(same.labels, reference.labels)
         for ours, theirs in zip(same.masks, reference.masks, strict=True):
@@ -278,7 +278,7 @@ def test_mistakes_are_said(card, tmp_path):
         LoadPathd("image")({"image": tmp_path / "absent.png"})
     with pytest.raises(InputError, match="not int"):
         LoadPathd("image")({"image": 3})
-    with pytest.raises(ConfigError, match="not loaded by"):
+    with pytest.raises(ConfigError, match="another reader loaded"):
         instances_of({"layers": MetaTensor(torch.zeros(1, 4, 4))})
     with pytest.raises(AttributeError, match="LoadCase'"):
         _ = clearmargin.transforms.LoadCase

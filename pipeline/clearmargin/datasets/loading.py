@@ -30,7 +30,7 @@ def card_items(card: str | PathLike[str], split: Split | None = None) -> list[di
         split: Of the card; None for all.
 
     Returns:
-        Of each case ``case`` (its id), ``unit`` (a keyed hash), ``split``, and the card's strata under their names.
+        Of each case ``case`` (its id), ``group`` (a keyed hash), ``split``, and the card's strata under their names.
 
     Raises:
         ConfigError: The card does not fit, or has no case in the split.
@@ -40,7 +40,7 @@ def card_items(card: str | PathLike[str], split: Split | None = None) -> list[di
     if split is not None and split not in SPLITS:
         raise ConfigError(f"no split '{split}': {nearest(str(split), SPLITS)}")
     cases = dataset.cases if split is None else dataset.split(split)
-    return [{**case.strata, "case": case.case, "unit": case.unit, "split": case.split} for case in cases]
+    return [{**case.strata, "case": case.case, "group": case.group, "split": case.split} for case in cases]
 
 
 class LoadCased(Transform):  # type: ignore[misc]

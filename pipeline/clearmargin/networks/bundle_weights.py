@@ -42,17 +42,15 @@ def load_unet(unet: nn.Module, path: Path, architecture: str) -> None:
     if path.is_dir():
         _check(path, architecture)
     state = read_weights(path)
-    wanted = unet.state_dict()
+    own = unet.state_dict()
     last = _LAST[architecture]
-    body = [key for key in wanted if not key.startswith(last)]
+    body = [key for key in own if not key.startswith(last)]
     prefix = find_prefix(state, body)
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    others = [
-        k for k in wanted if k.startswith(last) and (k not in state or state[k].shape != wanted[k].shape)
-    ]
+    others = [k for k in own if k.startswith(last) and (k not in state or state[k].shape != own[k].shape)]
     if others:
         log.info("%s: the last layer is of other classes than the card's, and begins anew", path.name)
-        state |= {key: value for key, value in wanted.items() if key.startswith(last)}
+        state |= {key: value for key, value in own.items() if key.startswith(last)}
     load_weights(unet, state, architecture)
 
 

@@ -67,7 +67,7 @@ class BundleNetwork(nn.Module):
             return volume
         if not knows_foreground(self.network):
             raise ConfigError(
-                "this network has no probability for each pixel: InstanceInferer gives its instances"
+                "expected a network with a probability for each pixel, which this one lacks: InstanceInferer gives its instances"
             )
         found = self.network.detect(images, maps=True)  # type: ignore[operator]
         maps = [one.foreground.float()[None] for one in found]

@@ -159,7 +159,9 @@ def source_grid(tensor: MetaTensor) -> Grid:
     """
     meta = tensor.meta
     if "ras_affine" not in meta:
-        raise ConfigError("the tensor was not loaded by LoadPathd or LoadCased: its grid is not known")
+        raise ConfigError(
+            "expected a tensor that LoadPathd or LoadCased loaded, whose grid is known; another reader loaded this one"
+        )
     affine = _LPS_TO_RAS @ np.asarray(meta["ras_affine"], np.float64)
     return Grid(shape=tuple(int(n) for n in meta["spatial_shape"]), affine=affine, unit=meta["unit"])
 
@@ -264,7 +266,7 @@ def _layout(tensor: MetaTensor) -> _Layout:
     try:
         grid, matrix = grid_of(tensor, source)
     except (ValueError, np.linalg.LinAlgError):
-        raise InputError("the tensor's affine has no inverse: two of its axes fall together") from None
+        raise InputError("expected an affine with an inverse: two axes of the tensor fall together") from None
     order, backwards = _alignment(matrix[:-1, :-1] * np.array(source.spacing)[:, None])
     return _Layout(order, backwards, grid.affine, source.unit)
 

@@ -85,23 +85,23 @@ def make_step(name: str, arguments: Mapping[str, Any], *, ndim: int) -> Step:
         ConfigError: There is no such transform, it is not for windows, or an argument is not one of its.
     """
     listing = find(name)
-    given = dict(arguments)
-    for argument in given:
+    options = dict(arguments)
+    for argument in options:
         if argument in _OURS or (argument not in listing.parameters and argument != "prob"):
             raise ConfigError(unknown_argument(listing, argument))
     prob = 1.0
     if not listing.random:
-        prob = _own_prob(name, given)
+        prob = _own_prob(name, options)
     keys = KEYS if listing.kind == "spatial" else KEYS[:1]
     if listing.kind == "spatial":
-        given |= _modes(listing, given, ndim)
+        options |= _modes(listing, options, ndim)
     for argument, parameter in listing.parameters.items():
         if parameter.default == InterpolateMode.TRILINEAR and ndim == 2:  # MONAI's defaults are for volumes
-            given.setdefault(argument, "bilinear")
+            options.setdefault(argument, "bilinear")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            transform = listing.make(keys=keys, **given)
+            transform = listing.make(keys=keys, **options)
     except Exception as error:
         raise ConfigError(
             f"augment.transforms: {name} does not take these arguments: {type(error).__name__}: {error}"
@@ -125,21 +125,21 @@ def _modes(listing: Listing, given: Mapping[str, Any], ndim: int) -> dict[str, A
     Raises:
         ConfigError: The configuration says so itself.
     """
-    said = next((name for name in (*_MODES, *_PADDINGS) if name in given), None)
-    if said is not None:
+    setting = next((name for name in (*_MODES, *_PADDINGS) if name in given), None)
+    if setting is not None:
         raise ConfigError(
-            f"augment.transforms: {listing.name}: leave out '{said}': the image is read linearly and instances by "
+            f"augment.transforms: {listing.name}: leave out '{setting}': the image is read linearly and instances by "
             "nearest neighbour, and beyond the edge is nothing, since an edge that is mirrored or drawn out would "
             "show objects that no mask has"
         )
-    chosen: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, parameter in listing.parameters.items():
         if name in _MODES:
             interpolates = isinstance(parameter.default, InterpolateMode)
-            chosen[name] = ["trilinear" if interpolates and ndim == 3 else "bilinear", "nearest"]
+            options[name] = ["trilinear" if interpolates and ndim == 3 else "bilinear", "nearest"]
         elif name in _PADDINGS:
-            chosen[name] = "zeros" if _reads_a_grid(listing) else "constant"
-    return chosen
+            options[name] = "zeros" if _reads_a_grid(listing) else "constant"
+    return options
 
 
 def _reads_a_grid(listing: Listing) -> bool:
@@ -209,12 +209,14 @@ def _move(
     layers = torch.from_numpy(pack_layers(instances).astype(np.float32))
     moved = step({KEYS[0]: pixels, KEYS[1]: layers}, seed)
     whole = moved[KEYS[1]].round().to(torch.int32).numpy()
-    found = unpack_layers(whole, instances.grid, instances.labels, instances.scores)
-    masks = list(found.masks)
-    lost = [k for k, (a, b) in enumerate(zip(instances.masks, masks, strict=True)) if a.area and not b.area]
-    if lost:
+    instances_after = unpack_layers(whole, instances.grid, instances.labels, instances.scores)
+    masks = list(instances_after.masks)
+    vanished = [
+        k for k, (a, b) in enumerate(zip(instances.masks, masks, strict=True)) if a.area and not b.area
+    ]
+    if vanished:
         places = displaced(step, layers, seed)
-        for k in lost:
+        for k in vanished:
             masks[k] = _at(places, anchor_of(instances.masks[k]), instances.grid.shape)
     return moved[KEYS[0]], replace(instances, masks=tuple(masks))
 
