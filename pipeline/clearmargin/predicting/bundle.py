@@ -67,7 +67,7 @@ class BundleNetwork(nn.Module):
             return volume
         if not knows_foreground(self.network):
             raise ConfigError(
-                "expected a network with a probability for each pixel, which this one lacks: InstanceInferer gives its instances"
+                "expected a network with a probability for each pixel: InstanceInferer gives this one's instances"
             )
         found = self.network.detect(images, maps=True)  # type: ignore[operator]
         maps = [one.foreground.float()[None] for one in found]
