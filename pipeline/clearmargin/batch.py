@@ -21,9 +21,9 @@ from clearmargin.jobs.ledger import Ledger
 from clearmargin.jobs.pool import Ended, run_pool
 from clearmargin.jobs.worker import Event, Limits, work_off
 from clearmargin.outputs.writers import named_outputs
-from clearmargin.pacs.dicomweb import DicomWeb
+from clearmargin.pacs.addresses import archive_at, is_address
+from clearmargin.pacs.archive import Archive
 from clearmargin.pacs.fetched import sweep_fetched
-from clearmargin.pacs.web import checked_url
 from clearmargin.predicting.archived import find_archived
 from clearmargin.predicting.cases import Reading
 from clearmargin.predicting.discovery import Found, Left, find_inputs, load_selection
@@ -38,7 +38,7 @@ from clearmargin.predicting.items import (
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.privacy import naming
 
-__all__ = ["BatchReport", "Snapshot", "batch", "default_ledger", "is_address", "verify", "withdraw"]
+__all__ = ["BatchReport", "Snapshot", "batch", "default_ledger", "verify", "withdraw"]
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def batch(
     what is left and touches nothing that is done; another model, calibration, option or version makes new items.
 
     Args:
-        sources: Folders with all below them, files, zips, or DICOMweb addresses (``https://...``).
+        sources: Folders with all below them, files, zips, or archives' addresses (``https://...``, ``dimse://...``).
         out: A folder on a disk with room; see ``least_free_gib``.
         predictor: The model and how it is asked. Each process loads it for itself.
         reading: How DICOM is read; series and volume are each item's own.
@@ -178,13 +178,14 @@ def batch(
     limits = Limits(recipe=digest, lease_s=lease_s, out=out, least_free_bytes=int(least_free_gib * 2**30))
     book.lost(most_tries=limits.most_tries)
     left = Left()
-    archives = tuple(DicomWeb(url=str(s), ca_file=ca_file) for s in sources if is_address(s))
+    places = [archive_at(str(s), ca_file) if is_address(s) else Path(s) for s in dict.fromkeys(sources)]
+    archives = tuple(place for place in places if isinstance(place, Archive))
     new, known = 0, 0
     for found in _in_parts(
         (
             f
-            for source in sources
-            for f in _found_in(source, archives, ledger=book, selection=selection, left=left, seen=on_found)
+            for source in places
+            for f in _found_in(source, ledger=book, selection=selection, left=left, seen=on_found)
         ),
         _ADDED_AT_ONCE,
     ):
@@ -403,15 +404,8 @@ def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, lef
         return run.run_id
 
 
-def is_address(source: Path | str) -> bool:
-    """Return whether a source is an archive's address, not a path."""
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
-
-
-def _found_in(source: Path | str, archives: Sequence[DicomWeb], **how: Any) -> Iterator[Found]:
-    if is_address(source):
-        return find_archived(next(a for a in archives if a.url == checked_url(str(source))), **how)
-    return find_inputs(Path(source), **how)
+def _found_in(source: Archive | Path, **how: Any) -> Iterator[Found]:
+    return find_archived(source, **how) if isinstance(source, Archive) else find_inputs(source, **how)
 
 
 def _is_the_only(found: Found, ledger: Ledger, left: Left) -> bool:

@@ -21,9 +21,9 @@ from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.jobs.worker import Limits
+from clearmargin.pacs.archive import ArchivedSeries, digest_of_uids
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.pacs.fetched import Fetched, sweep_fetched
-from clearmargin.pacs.series import ArchivedSeries, digest_of_uids, fetch_series, list_instances, list_series
 from clearmargin.predicting.predictor import Predictor
 
 SHAPE = (5, 48, 48)
@@ -175,24 +175,21 @@ def test_selected_by_what_the_archive_lists_and_by_what_it_does_not(orthanc, tre
 
 def test_every_page_is_read(orthanc, proxy, tmp_path):
     archive = place(proxy)
-    everything = {s.uid for s in list_series(archive, ())}
+    everything = {s.uid for s in archive.list_series()}
     assert len(everything) == SERIES
-    assert [s.uid for s in list_series(archive, (), page=1)] == [
-        s.uid for s in list_series(archive, (), page=2)
-    ]
-    series = next(iter(list_series(archive, ())))
-    assert len(list_instances(archive, series, page=2)) == SHAPE[0]
+    assert [s.uid for s in archive.list_series(page=1)] == [s.uid for s in archive.list_series(page=2)]
+    series = next(iter(archive.list_series()))
+    assert len(archive.list_instances(series, page=2)) == SHAPE[0]
     content = orthanc.get("/dicom-web/series?limit=2")
     proxy.alter = lambda path, body: content  # the same page for ever
-    assert len({s.uid for s in list_series(archive, (), page=2)}) == 2
+    assert len({s.uid for s in archive.list_series(page=2)}) == 2
 
 
 def fetch(archive, folder, missing=0):
-    series = next(iter(list_series(archive, ())))
-    uids = list_instances(archive, series)
+    series = next(iter(archive.list_series()))
+    uids = archive.list_instances(series)
     folder.mkdir(exist_ok=True)
-    return fetch_series(
-        archive,
+    return archive.fetch_series(
         series.study,
         series.uid,
         folder,
@@ -253,14 +250,14 @@ def test_what_is_no_uid_is_asked_for_nowhere(proxy, uid):
     answer = f'[{{"0020000D":{{"vr":"UI","Value":["1.2"]}},"0020000E":{{"vr":"UI","Value":["{uid}"]}}}}]'
     proxy.alter = lambda path, body: answer.encode()
     with pytest.raises(InputError, match="is none") as told:
-        list(list_series(place(proxy), ()))
+        list(place(proxy).list_series())
     assert not uid or uid not in str(told.value)
 
 
 def test_an_address_that_is_no_archive(proxy):
     proxy.alter = lambda path, body: b"<html>welcome</html>"
     with pytest.raises(UnavailableError, match="address"):
-        list(list_series(place(proxy, tries=1), ()))
+        list(place(proxy, tries=1).list_series())
 
 
 def test_fetched_files_are_private_and_go_with_their_holder():
@@ -359,6 +356,7 @@ from bright import bright_segmenter
 import clearmargin.uncertainty.sampling as sampling
 sampling.load_segmenter = lambda *_, **__: bright_segmenter(0, 400)
 from clearmargin.batch import batch
+from clearmargin.pacs.archive import ArchivedSeries, digest_of_uids
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.predicting.predictor import Predictor
 source, out, url = sys.argv[1:]

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from clearmargin.jobs.items import State
     from clearmargin.jobs.ledger import Ledger
     from clearmargin.jobs.worker import Event
-    from clearmargin.pacs.dicomweb import DicomWeb
-    from clearmargin.pacs.dimse import Dimse
+    from clearmargin.pacs.archive import Archive
 
 __all__: list[str] = []
 
@@ -85,7 +84,7 @@ def batch_run(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders with all below them, files, zips, or DICOMweb archives (https://...).",
+            help="Folders with all below them, files, zips, or archives (https://... for DICOMweb, dimse://CALLED@HOST:PORT).",
         ),
     ],
     model: Model,
@@ -148,7 +147,7 @@ def batch_run(
     """Segment all series, volumes, pictures and clips below SOURCE; run it again to go on or to retry."""
     from clearmargin.tracking.resolve import model_folder
 
-    places = [_source(source) for source in sources]
+    places = [_source(source, pacs_ca) for source in sources]
     destinations = _destinations(to, pacs_ca)
     check_folder(out)
     check_device(device)
@@ -328,21 +327,26 @@ def _opened(out: Path, place: str | None) -> Iterator[Ledger]:
         book.close()
 
 
-def _destinations(urls: list[str] | None, ca_file: Path | None) -> list[DicomWeb | Dimse]:
+def _destinations(urls: list[str] | None, ca_file: Path | None) -> list[Archive]:
     """Return the archives that results are sent to, each of which has answered."""
-    from clearmargin.pacs.addresses import destination_of
+    from clearmargin.pacs.addresses import archive_at
 
-    destinations = [destination_of(url, ca_file) for url in dict.fromkeys(urls or [])]
+    destinations = [archive_at(url, ca_file) for url in dict.fromkeys(urls or [])]
     for destination in destinations:
         destination.check()
     return destinations
 
 
-def _source(text: str) -> Path | str:
+def _source(text: str, ca_file: Path | None) -> Path | str:
     """Return a source as a path, or as an archive's address."""
     if "://" in text:
-        if not text.startswith(("http://", "https://")):
-            raise ConfigError("expected a folder, a file, a zip, or an archive's https:// address as SOURCE")
+        from clearmargin.pacs.addresses import archive_at, is_address
+
+        if not is_address(text):
+            raise ConfigError(
+                "expected a folder, a file, a zip, or an archive's address (https://... or dimse://...) as SOURCE"
+            )
+        archive_at(text, ca_file).check()
         return text
     if not Path(text).exists():
         raise InputError(f"no file or folder '{text}' (looked for at {Path(text).absolute()})")

@@ -19,7 +19,7 @@ from clearmargin.formats.video import Clip
 from clearmargin.jobs.items import Item, NewItem, Outcome
 from clearmargin.outputs.folder import MANIFEST, check_case, write_case
 from clearmargin.outputs.writers import chosen_outputs
-from clearmargin.pacs.dicomweb import DicomWeb
+from clearmargin.pacs.archive import Archive
 from clearmargin.pacs.fetched import Fetched
 from clearmargin.predicting.archived import archive_of, open_archived
 from clearmargin.predicting.cases import Reading, predict_clip
@@ -128,7 +128,7 @@ class PredictItem:
     outputs: tuple[str, ...] | None
     out: Path
     destinations: tuple[Destination, ...] = ()
-    archives: tuple[DicomWeb, ...] = ()
+    archives: tuple[Archive, ...] = ()
     made_by: Provenance | None = None
 
     def prepare(self, index: int) -> None:
@@ -150,7 +150,7 @@ class PredictItem:
     def read(self, item: Item) -> _Read:
         """Return the image, or the clip, whose frames are read as they are predicted."""
         zipped, fetched = None, None
-        if item.source["kind"] == "dicomweb":
+        if item.source["kind"] == "archive":
             opened, which, fetched = open_archived(archive_of(self.archives, item.source), item.source)
         else:
             opened, which = open_input(item.source)
