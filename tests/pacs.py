@@ -105,8 +105,8 @@ def running_orthanc(
 ) -> Iterator[Orthanc]:
     """Start a server that keeps its files in ``folder``, and end it whatever happens.
 
-    With AE titles it speaks DIMSE, too, as ORTHANC, to these alone, which it expects at ``port``; ``AllowGet=False`` and
-    the like are said of them.
+    With AE titles it speaks DIMSE, too, as ORTHANC, to these alone, which it expects at ``port``; ``AllowGet=False``
+    and the like are said of them.
     """
     for _ in range(3):  # another process may take the port between our look and the server's
         web = free_port()

@@ -20,7 +20,6 @@ from clearmargin.batch import batch, default_ledger
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, InputError, UnavailableError
-from clearmargin.jobs.ledger import Ledger
 from clearmargin.pacs.archive import digest_of_uids
 from clearmargin.pacs.dimse import Dimse
 from clearmargin.predicting.predictor import Predictor
@@ -68,7 +67,9 @@ def moving(tmp_path_factory):
 
 
 def by_get(server, query="", **limits):
-    return Dimse(url=f"dimse://ORTHANC@127.0.0.1:{server.dicom_port}{query}", timeout_s=5.0, tries=2, **limits)
+    return Dimse(
+        url=f"dimse://ORTHANC@127.0.0.1:{server.dicom_port}{query}", timeout_s=5.0, tries=2, **limits
+    )
 
 
 def by_move(server, query="", **limits):
@@ -133,14 +134,16 @@ def test_what_it_lists_and_reads(source, tree):
 
 
 def test_studies_are_chosen_in_the_address(server, tree):
+    for file in tree.glob("1/*"):
+        dataset = pydicom.dcmread(file)
+        dataset.PatientID = "P-ONE"
+        dataset.save_as(file)
     server.empty()
     server.stow(sorted(tree.glob("*/*")))
-    header = pydicom.dcmread(next(tree.glob("1/*")))
-    chosen = list(by_get(server, f"?PatientID={header.PatientID}").list_series())
-    assert [s.study for s in chosen] == [header.StudyInstanceUID]
+    archive = by_get(server, "?PatientID=P-ONE&calling=OURS")
+    assert [s.study for s in archive.list_series()] == [dataset.StudyInstanceUID]
     assert list(by_get(server, "?StudyDate=19000101").list_series()) == []
-    archive = by_get(server, f"?PatientID={header.PatientID}&calling=OURS")
-    assert header.PatientID not in archive.name + repr(archive.address)
+    assert "P-ONE" not in archive.name + repr(archive.address)
 
 
 def test_series_are_selected_by_attributes_that_no_query_returns(server, tree, tmp_path):
@@ -183,11 +186,14 @@ def test_what_is_not_allowed_is_said_with_the_way_out(moving, server, tree, tmp_
 
 def test_a_port_that_is_taken_is_said_before_any_work(moving, tmp_path):
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", moving.ours))
         other.listen()
         with pytest.raises(ConfigError, match=f"port {moving.ours} .* is taken"):
             by_move(moving).check()
-    code, said = command("batch", "dimse://A@127.0.0.1:9?move=no", "--model", tmp_path, "--out", tmp_path / "o")
+    code, said = command(
+        "batch", "dimse://A@127.0.0.1:9?move=no", "--model", tmp_path, "--out", tmp_path / "o"
+    )
     assert code == 2 and "?move=11113" in said
 
 
@@ -283,7 +289,7 @@ def test_what_is_no_uid_becomes_no_query_and_no_path(peer, uid, tmp_path):
 
 def test_objects_whose_uid_is_a_path_are_not_kept(peer, tmp_path):
     hostile = pydicom.dcmread(next(iter((tmp_path / "studies" / "1").iterdir())))
-    hostile.SOPInstanceUID = "../../../evil"
+    hostile["SOPInstanceUID"]._value = "../../../evil"
     archive = at(peer)
     (series,) = archive.list_series()
     uids = archive.list_instances(series)
@@ -320,5 +326,4 @@ def test_the_command_reads_from_dimse(server, tree, tmp_path):
     assert code == 4 and "cannot be reached" in said
     code, said = command("batch", f"dimse://WRONG@127.0.0.1:{server.dicom_port}", *arguments)
     assert code == 2 and "AE title" in said
-    ledger = default_ledger(tmp_path / "out")
-    assert not ledger.exists() and Ledger is not None
+    assert not default_ledger(tmp_path / "out").exists()

@@ -157,11 +157,11 @@ def associated(
     entity = need_pynetdicom()(ae_title=address.calling)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
     entity.connection_timeout = timeout_s
-    for uid, syntaxes in dict.fromkeys((str(uid), tuple(s or ())) for uid, s in contexts):
-        entity.requested_contexts = [*entity.requested_contexts, _context(uid, syntaxes)]
+    proposed = dict.fromkeys((str(uid), tuple(map(str, syntaxes or ()))) for uid, syntaxes in contexts)
     association = entity.associate(
         address.host,
         address.port,
+        contexts=[_context(uid, syntaxes) for uid, syntaxes in proposed],
         ae_title=address.called,
         ext_neg=list(roles),
         evt_handlers=list(handlers),

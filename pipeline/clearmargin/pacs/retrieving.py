@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearmargin.errors import ClearMarginError, ConfigError, InputError, UnavailableError
+from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.formats.dicom_boundary import dicom_boundary
 from clearmargin.pacs.archive import MOST_INSTANCES, ArchivedSeries, Keep, checked_uid, plain_values
 from clearmargin.pacs.association import SUCCESS, Address, NoneAcceptedError, code_of, is_busy
@@ -120,7 +120,7 @@ def get_objects(archive: Dimse, study: str, series: str, keep: Keep, instance: s
             if _GET not in [c.abstract_syntax for c in association.accepted_contexts]:
                 raise NoneAcceptedError
             query = _identifier("IMAGE" if instance else "SERIES", _which(study, series, instance))
-            _await(association.send_c_get(query, _GET), what, store)
+            _await(association, association.send_c_get(query, _GET), what, store)
     except NoneAcceptedError:
         raise ConfigError(
             f"{what}: the archive offers none to our AE title: allow it there, or use C-MOVE (&move=PORT)"
@@ -154,7 +154,7 @@ def move_objects(archive: Dimse, study: str, series: str, keep: Keep, instance: 
     try:
         with archive.associated([(_MOVE, None)]) as association:
             query = _identifier("IMAGE" if instance else "SERIES", _which(study, series, instance))
-            _await(association.send_c_move(query, address.calling, _MOVE), what, store)
+            _await(association, association.send_c_move(query, address.calling, _MOVE), what, store)
     except NoneAcceptedError:
         raise ConfigError(f"{what}: the archive offers none to our AE title") from None
     finally:
@@ -208,13 +208,11 @@ class _Store:
             return REFUSED  # of another retrieval, or of another one's idea
         with self._lock:
             if self.error is not None:
-                event.assoc.abort(block=False)
                 return REFUSED
             try:
                 self._keep(arrived.uid, arrived.save)
             except Exception as error:  # noqa: BLE001 - raised by `check`, in the thread that asked
                 self.error = error
-                event.assoc.abort(block=False)
                 return REFUSED
         return SUCCESS
 
@@ -223,15 +221,14 @@ class _Store:
             raise self.error
 
 
-def _await(answers: Iterator[tuple[Any, Any]], what: str, store: _Store) -> None:
-    try:
-        for status, _ in answers:
-            code = code_of(status, what)
-            if code not in (SUCCESS, *_PENDING) and store.error is None:
-                _refuse(code, what)
-    except (ClearMarginError, RuntimeError):
-        store.check()  # it was us who broke off
-        raise
+def _await(association: Any, answers: Iterator[tuple[Any, Any]], what: str, store: _Store) -> None:
+    for status, _ in answers:
+        if store.error is not None:
+            association.abort()  # here: in the handler pynetdicom would still answer
+            store.check()
+        code = code_of(status, what)
+        if code not in (SUCCESS, *_PENDING):
+            _refuse(code, what)
 
 
 def _refuse(code: int, what: str) -> None:
