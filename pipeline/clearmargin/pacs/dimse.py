@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.errors import ConfigError, InputError, UnavailableError
-from clearmargin.formats.dicom_boundary import dicom_boundary
+from clearmargin.formats.dicom.boundary import dicom_boundary
 from clearmargin.pacs.archive import Archive, ArchivedSeries, Keep, same_or_refused
 from clearmargin.pacs.association import (
     SUCCESS,

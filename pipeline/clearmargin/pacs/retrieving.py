@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import ConfigError, InputError, UnavailableError
-from clearmargin.formats.dicom_boundary import dicom_boundary
+from clearmargin.formats.dicom.boundary import dicom_boundary
 from clearmargin.pacs.archive import MOST_INSTANCES, ArchivedSeries, Keep, checked_uid, plain_values
 from clearmargin.pacs.association import SUCCESS, Address, NoneAcceptedError, code_of, is_busy
 from clearmargin.pacs.fetched import Fetched
