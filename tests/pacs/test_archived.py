@@ -431,3 +431,42 @@ def test_a_series_of_several_volumes_or_pictures_is_refused(server, tree, tmp_pa
     server.stow(sorted((tree / "1").iterdir()))
     report = run([f"{server.address}/dicom-web"], tmp_path / "out")
     assert report.counts["refused"] == 1 and nothing_left()
+
+
+@pytest.mark.parametrize("at", ["source", "destination"])
+def test_it_pauses_while_an_archive_is_away_and_no_item_fails_for_it(
+    orthanc, proxy, tmp_path, monkeypatch, at
+):
+    monkeypatch.setattr("clearmargin.jobs.worker._LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr("clearmargin.batch.Limits", partial(Limits, backoff_s=0.01, most_tries=2))
+    quick = {"tries": 1, "failures": 2, "rest_s": 0.2, "timeout_s": 1.0}
+    away, reasons, begun = [False], [], [0]
+
+    def fault(method, path):
+        fetches_or_stores = method == "POST" if at == "destination" else path.split("?")[0].count("/") == 5
+        begun[0] += fetches_or_stores
+        away[0] = away[0] or (begun[0] == 2 and not reasons)
+        return "drop" if away[0] else ""
+
+    def told(event):
+        if event.reason.startswith("paused"):
+            reasons.append(event.reason)
+            away[0] = len(reasons) < 5
+        elif event.reason.startswith("what was away"):
+            reasons.append(event.reason)
+
+    proxy.fault = fault
+    monkeypatch.setattr(
+        "clearmargin.batch.archive_at", lambda url, _: place(proxy if at == "source" else orthanc, **quick)
+    )
+    destination = place(proxy if at == "destination" else orthanc, **quick)
+    report = run(
+        [f"{orthanc.address}/dicom-web"], tmp_path / "out", destinations=[destination], on_event=told
+    )
+    assert report.counts["done"] == SERIES and report.failures == {}
+    assert len(reasons) >= 6 and "paused" in reasons[0] and proxy.address in reasons[0]
+    assert "back" in reasons[-1]
+    ledger = Ledger(default_ledger(tmp_path / "out"))
+    assert {item.tries for item in ledger.items()} == {1}
+    ledger.close()
+    check_once(orthanc, tmp_path / "out")

@@ -36,7 +36,7 @@ SERIES = 2
 @pytest.fixture(autouse=True)
 def own_places(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "clearmargin.sampling.sampler.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
     )
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     (tmp_path / "tmp").mkdir()

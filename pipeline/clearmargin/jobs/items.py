@@ -77,6 +77,7 @@ class Outcome:
         warned: Whether the case differs from what the model was trained or calibrated on.
         seconds: How long it took.
         again_in_s: Of a failed one: try again so many seconds from now; None not at all.
+        counted: Whether the try counts; not if what it needed was away for all items.
         sent: SOPInstanceUID, SHA-256 and destination of each object that a destination confirmed.
     """
 
@@ -89,6 +90,7 @@ class Outcome:
     warned: bool = False
     seconds: float = 0.0
     again_in_s: float | None = None
+    counted: bool = True
     sent: tuple[tuple[str, str, str], ...] = ()
 
 

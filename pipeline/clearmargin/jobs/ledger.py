@@ -137,7 +137,7 @@ class Ledger:
             changed = do(
                 "UPDATE items SET state = :state, owner = '', reason = :reason, kind = :kind, folder = :folder, "
                 "files = :files, instances = :instances, warned = :warned, seconds = :seconds, "
-                "not_before = :later, changed = :now "
+                "not_before = :later, tries = tries - :uncounted, changed = :now "
                 "WHERE id = :id AND state = 'leased' AND owner = :owner AND tries = :tries",
                 state=state,
                 reason=outcome.reason,
@@ -148,6 +148,7 @@ class Ledger:
                 warned=int(outcome.warned),
                 seconds=outcome.seconds,
                 later=now + (outcome.again_in_s or 0.0),
+                uncounted=int(not outcome.counted),
                 now=now,
                 id=item.id,
                 owner=item.owner,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clearmargin.core import Image, Provenance
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ClearMarginError, ConfigError, UnavailableError
 from clearmargin.formats.dicom.media import forget_unpacked
 from clearmargin.formats.video import Clip
 from clearmargin.jobs.items import Item, NewItem, Outcome
@@ -46,6 +46,14 @@ class Destination(Protocol):
     @property
     def name(self) -> str:
         """What it is called in the ledger."""
+        ...
+
+    def check(self) -> None:
+        """Ask for an answer.
+
+        Raises:
+            UnavailableError: There is none.
+        """
         ...
 
     def send(self, files: Sequence[Path]) -> list[tuple[str, str]]:
@@ -225,6 +233,17 @@ class PredictItem:
             warned=warned,
             sent=tuple(sent),
         )
+
+    def away(self) -> str:
+        """Return which archive does not answer; "" if all do, or refuse, which is an answer."""
+        for archive in (*self.archives, *self.destinations):
+            try:
+                archive.check()
+            except UnavailableError as error:
+                return f"paused: {archive.name}: {error}; it goes on once the archive answers"
+            except ClearMarginError:
+                pass
+        return ""
 
     def settle(self, item: Item, current: str) -> None:
         """Let ``OUT/CASE/current`` point to the case's current results."""
