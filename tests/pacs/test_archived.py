@@ -15,7 +15,7 @@ from bright import bright_segmenter
 from command import command
 from faulty import faulty
 
-from clearmargin.batch import batch, default_ledger
+from clearmargin.batch import batch
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, InputError, UnavailableError
@@ -25,6 +25,7 @@ from clearmargin.pacs.archive import ArchivedSeries, digest_of_uids
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.pacs.fetched import Fetched, sweep_fetched
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.predicting.prepared import default_ledger
 
 SHAPE = (5, 48, 48)
 GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
@@ -323,7 +324,7 @@ def test_an_archive_that_refuses_is_a_reason_and_retry_sends(orthanc, proxy, tre
 
 
 def test_an_item_is_not_done_before_the_archive_shows_it(orthanc, proxy, tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("clearmargin.batch.Limits", partial(Limits, backoff_s=0.01))
+    monkeypatch.setattr("clearmargin.predicting.prepared.Limits", partial(Limits, backoff_s=0.01))
     proxy.fault = lambda method, path: 404 if method == "GET" else ""  # it takes all, and shows none
     report = run([tree], tmp_path / "out", destinations=[place(proxy, tries=1)])
     assert report.counts["done"] == 0 and report.failures == {"UnavailableError": SERIES}
@@ -438,7 +439,9 @@ def test_it_pauses_while_an_archive_is_away_and_no_item_fails_for_it(
     orthanc, proxy, tmp_path, monkeypatch, at
 ):
     monkeypatch.setattr("clearmargin.jobs.worker._LOOK_AGAIN_S", 0.1)
-    monkeypatch.setattr("clearmargin.batch.Limits", partial(Limits, backoff_s=0.01, most_tries=2))
+    monkeypatch.setattr(
+        "clearmargin.predicting.prepared.Limits", partial(Limits, backoff_s=0.01, most_tries=2)
+    )
     quick = {"tries": 1, "failures": 2, "rest_s": 0.2, "timeout_s": 1.0}
     away, reasons, begun = [False], [], [0]
 

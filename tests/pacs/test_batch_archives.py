@@ -6,10 +6,10 @@ from command import command
 from pacs import INSTALL, find_orthanc, running_orthanc
 from toy import train_toy
 
-from clearmargin.batch import default_ledger
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.jobs.ledger import Ledger
+from clearmargin.predicting.prepared import default_ledger
 
 SECRET = "s3cret-canary"
 

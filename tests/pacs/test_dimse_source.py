@@ -16,13 +16,14 @@ from faulty import make_certificate
 from pacs import INSTALL, find_orthanc, free_port, running_orthanc
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from clearmargin.batch import batch, default_ledger
+from clearmargin.batch import batch
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.pacs.archive import digest_of_uids
 from clearmargin.pacs.dimse import Dimse
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.predicting.prepared import default_ledger
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(

@@ -266,7 +266,7 @@ def batch_verify(
     ] = False,
 ) -> None:
     """Compare all results with what the ledger says was written."""
-    from clearmargin.batch import verify
+    from clearmargin.predicting.results import verify
 
     with _opened(out, ledger) as book:
         wrong = verify(book, out, redo=redo)
@@ -294,7 +294,7 @@ def batch_withdraw(
     all_of_them: Annotated[bool, typer.Option("--all", help="Withdraw the results of every model.")] = False,
 ) -> None:
     """Mark a model's results as withdrawn, and list what was sent of them, for removal in the archive."""
-    from clearmargin.batch import withdraw
+    from clearmargin.predicting.results import withdraw
 
     if not all_of_them and (weights is None or len(weights) < 6):
         raise ConfigError(
@@ -312,8 +312,8 @@ def batch_withdraw(
 
 @contextmanager
 def _opened(out: Path, place: str | None) -> Iterator[Ledger]:
-    from clearmargin.batch import default_ledger
     from clearmargin.jobs.ledger import Ledger as Opened
+    from clearmargin.predicting.prepared import default_ledger
 
     where = place or str(default_ledger(out))
     if "://" not in where and not Path(where).is_file():

@@ -21,6 +21,7 @@ from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.folder import MANIFEST, check_case, write_case
 from clearmargin.outputs.writers import chosen_outputs
 from clearmargin.pacs.archive import Archive
+from clearmargin.pacs.audit import Audit
 from clearmargin.pacs.fetched import Fetched
 from clearmargin.predicting.archived import archive_of, open_archived
 from clearmargin.predicting.cases import Reading, predict_clip
@@ -128,6 +129,7 @@ class PredictItem:
         out: The output folder.
         destinations: Where DICOM results are sent.
         archives: Where series are fetched from.
+        audit: Where what was fetched and sent is noted; None for nowhere.
         made_by: What the model was when the batch began: a process that finds another one ends.
     """
 
@@ -137,6 +139,7 @@ class PredictItem:
     out: Path
     destinations: tuple[Destination, ...] = ()
     archives: tuple[Archive, ...] = ()
+    audit: Audit | None = None
     made_by: Provenance | None = None
 
     def prepare(self, index: int) -> None:
@@ -159,7 +162,9 @@ class PredictItem:
         """Return the image, or the clip, whose frames are read as they are predicted."""
         zipped, fetched = None, None
         if item.source["kind"] == "archive":
-            opened, which, fetched = open_archived(archive_of(self.archives, item.source), item.source)
+            source = item.source
+            opened, which, fetched = open_archived(archive_of(self.archives, source), source)
+            self._note("fetched", item, peer=source["archive"], series=source["uid"], objects=source["count"])
         else:
             opened, which = open_input(item.source)
             name = item.source["names"][0]
@@ -213,12 +218,11 @@ class PredictItem:
         files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         files[MANIFEST] = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         objects = [folder / name for name in files if name.endswith(".dcm")]
-        sent = [
-            (uid, digest, destination.name)
-            for destination in self.destinations
-            if objects
-            for uid, digest in destination.send(objects)
-        ]
+        sent = []
+        for destination in self.destinations if objects else ():
+            for uid, digest in destination.send(objects):
+                sent.append((uid, digest, destination.name))
+                self._note("sent", item, peer=destination.name, uid=uid, sha256=digest)
         if computed.read.zip is not None:
             forget_unpacked(computed.read.zip)
         if computed.read.fetched is not None:
@@ -233,6 +237,10 @@ class PredictItem:
             warned=warned,
             sent=tuple(sent),
         )
+
+    def _note(self, event: str, item: Item, **fields: str | int) -> None:
+        if self.audit is not None:
+            self.audit.note(event, case=item.case_id, **fields)
 
     def away(self) -> str:
         """Return which archive does not answer; "" if all do, or refuse, which is an answer."""
