@@ -153,6 +153,7 @@ def _start(
         "DicomAlwaysAllowEcho": False,
         "DicomAlwaysAllowStore": False,
         "OverwriteInstances": False,
+        "StableAge": 1,
         "Plugins": [str(plugin)],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }

@@ -244,6 +244,16 @@ class Ledger:
             known = {row[0]: int(row[1]) for row in rows}
         return {state: known.get(state, 0) for state in get_args(State)}
 
+    def oldest(self, recipe: str) -> float | None:
+        """Return when the oldest item that has not ended was added, in seconds since 1970; None if all have."""
+        with self._read() as do:
+            row = do(
+                "SELECT MIN(made) FROM items WHERE state IN ('pending', 'leased') AND recipe = :recipe",
+                recipe=recipe,
+            )
+            made = row.scalar()
+        return None if made is None else float(made)
+
     def recount(self) -> None:
         """Set the counters anew by a scan."""
         with self._write() as do:

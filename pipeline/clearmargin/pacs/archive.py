@@ -99,11 +99,15 @@ class Archive(ABC):
         """Store DICOM files, and have each confirmed; see `predicting.items.Destination`."""
 
     @abstractmethod
-    def list_series(self, keywords: Sequence[str] = ()) -> Iterator[ArchivedSeries]:
+    def list_series(
+        self, keywords: Sequence[str] = (), *, study: str = "", series: str = ""
+    ) -> Iterator[ArchivedSeries]:
         """Yield each series once.
 
         Args:
             keywords: Attributes that are asked for beside those that every archive gives.
+            study: The StudyInstanceUID of the only study that is asked for; "" for all.
+            series: The SeriesInstanceUID of the only series, of that study; "" for all.
 
         Raises:
             ClearMarginError: The archive is away, refuses, or names a series by what is no UID.

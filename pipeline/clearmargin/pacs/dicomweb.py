@@ -79,9 +79,11 @@ class DicomWeb(Archive):
         return str(dataset.SOPInstanceUID), same_or_refused(dataset, kept)
 
     def list_series(
-        self, keywords: Sequence[str] = (), page: int = _PAGE, **matching: str
+        self, keywords: Sequence[str] = (), *, study: str = "", series: str = "", page: int = _PAGE
     ) -> Iterator[ArchivedSeries]:
-        """Yield each series once, ``page`` at a time (QIDO-RS), all or those with these values; see `Archive`."""
+        """Yield each series once, ``page`` at a time (QIDO-RS); see `Archive`."""
+        asked = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+        matching = {keyword: uid for keyword, uid in asked.items() if uid}
 
         def ask(offset: int) -> Callable[[Any], Any]:
             return lambda client: client.search_for_series(
@@ -89,8 +91,8 @@ class DicomWeb(Archive):
             )
 
         for said in self._paged("listing series", ask):
-            study, uid = checked_uid(said, "StudyInstanceUID"), checked_uid(said, "SeriesInstanceUID")
-            yield ArchivedSeries(study=study, uid=uid, attributes=said)
+            uids = [checked_uid(said, keyword) for keyword in asked]
+            yield ArchivedSeries(study=uids[0], uid=uids[1], attributes=said)
 
     def list_instances(self, series: ArchivedSeries, page: int = 10 * _PAGE) -> tuple[str, ...]:
         """Return the SOPInstanceUIDs of a series, sorted."""

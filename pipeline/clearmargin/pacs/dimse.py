@@ -73,9 +73,11 @@ class Dimse(Archive):
             port_is_free(self.address)
         self.breaker.call(self._echo)
 
-    def list_series(self, keywords: Sequence[str] = ()) -> Iterator[ArchivedSeries]:
+    def list_series(
+        self, keywords: Sequence[str] = (), *, study: str = "", series: str = ""
+    ) -> Iterator[ArchivedSeries]:
         """Yield each series once (C-FIND by studies); see `Archive`."""
-        yield from find_series(self, keywords)
+        yield from find_series(self, keywords, study, series)
 
     def list_instances(self, series: ArchivedSeries) -> tuple[str, ...]:
         """Return the SOPInstanceUIDs of a series, sorted."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.errors import ConfigError
+from clearmargin.formats.dicom.boundary import quiet_pydicom
 from clearmargin.formats.limits import max_bytes
 from clearmargin.pacs.association import SUCCESS, need_pynetdicom
 
@@ -30,9 +31,10 @@ class Arrived:
         title: The peer's AE title.
         host: Its address.
         sop_class: The object's SOPClassUID.
-        uid: Its SOPInstanceUID. Private, as the next two.
+        uid: Its SOPInstanceUID. Private, as the next three.
         series: Its SeriesInstanceUID.
         study: Its StudyInstanceUID.
+        description: Its SeriesDescription.
         save: Writes it to a path, as it came.
     """
 
@@ -42,14 +44,19 @@ class Arrived:
     uid: str
     series: str
     study: str
+    description: str
     save: Callable[[Path], object]
 
 
 def object_of(event: Any) -> Arrived | int:
     """Return what a C-STORE request (pynetdicom) brings, or the status that refuses it."""
     try:
-        dataset = event.dataset
-        said = [str(dataset[k].value) for k in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")]
+        with quiet_pydicom():
+            dataset = event.dataset
+            said = [
+                str(dataset[k].value) for k in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+            ]
+            description = str(dataset.get("SeriesDescription") or "")
     except Exception:  # noqa: BLE001 - whatever a peer sends
         return REFUSED
     asked = event.request
@@ -62,6 +69,7 @@ def object_of(event: Any) -> Arrived | int:
         uid=said[0],
         series=said[1],
         study=said[2],
+        description=description,
         save=lambda path: path.write_bytes(event.encoded_dataset()),
     )
 

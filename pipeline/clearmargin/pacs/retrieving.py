@@ -38,22 +38,31 @@ _STUDIES_AT_ONCE = 100
 _WAIT_FOR_PORT_S = 1800.0
 
 
-def find_series(archive: Dimse, keywords: Sequence[str]) -> Iterator[ArchivedSeries]:
-    """Yield each series of the studies that the archive's address chooses, some studies' worth in memory at a time."""
-    asked = {"StudyInstanceUID": ""} | dict(archive.address.matching)
+def find_series(
+    archive: Dimse, keywords: Sequence[str], study: str = "", series: str = ""
+) -> Iterator[ArchivedSeries]:
+    """Yield each series of the studies that the archive's address chooses, some studies' worth in memory at a time.
+
+    Args:
+        archive: The archive.
+        keywords: What is asked of each series.
+        study: The only study that is asked for; "" for all.
+        series: The only series; "" for all.
+    """
+    asked = {"StudyInstanceUID": study} | dict(archive.address.matching)
     studies = archive.breaker.call(partial(_find_all, archive, "STUDY", [asked], _MOST_STUDIES))
     uids = list(dict.fromkeys(checked_uid(said, "StudyInstanceUID") for said in studies))
     for start in range(0, len(uids), _STUDIES_AT_ONCE):
         queries = [
-            dict.fromkeys(("SeriesInstanceUID", *keywords), "") | {"StudyInstanceUID": uid}
+            dict.fromkeys(keywords, "") | {"StudyInstanceUID": uid, "SeriesInstanceUID": series}
             for uid in uids[start : start + _STUDIES_AT_ONCE]
         ]
         seen = set()
         for said in archive.breaker.call(partial(_find_all, archive, "SERIES", queries, MOST_INSTANCES)):
-            study, uid = checked_uid(said, "StudyInstanceUID"), checked_uid(said, "SeriesInstanceUID")
+            of, uid = checked_uid(said, "StudyInstanceUID"), checked_uid(said, "SeriesInstanceUID")
             if uid not in seen:
                 seen.add(uid)
-                yield ArchivedSeries(study=study, uid=uid, attributes=said)
+                yield ArchivedSeries(study=of, uid=uid, attributes=said)
 
 
 def find_instances(archive: Dimse, study: str, series: str) -> dict[str, str]:

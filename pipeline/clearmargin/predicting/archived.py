@@ -36,8 +36,10 @@ def find_archived(
     selection: Selection,
     left: Left,
     seen: Callable[[int], object] = lambda _: None,
+    study: str = "",
+    series: str = "",
 ) -> Iterator[Found]:
-    """Yield every series of pictures in an archive; as `find_inputs` does for folders.
+    """Yield every series of pictures in an archive, or the one that is named; as `find_inputs` does for folders.
 
     An input's content is which objects the series has: an object's UID stands for what is in it.
 
@@ -51,8 +53,8 @@ def find_archived(
             "--select asks for 'kind', which is not known of a series in an archive: ask for SOPClassUID"
         )
     asked = sorted({*_KEYWORDS, *names} - {"slices", "files"})
-    for series in archive.list_series(asked):
-        found = _input_of(archive, series, ledger, selection, left, seen)
+    for listed in archive.list_series(asked, study=study, series=series):
+        found = _input_of(archive, listed, ledger, selection, left, seen)
         if found is not None:
             yield found
 
