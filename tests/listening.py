@@ -59,7 +59,8 @@ class Service:
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines()}
 
     def audit(self, out):
-        lines = (out / "audit.jsonl").read_text().splitlines()
+        log = out / "audit.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
         return [json.loads(line) for line in lines]
 
 

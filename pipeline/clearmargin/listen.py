@@ -16,14 +16,15 @@ from clearmargin.files import made_folder
 from clearmargin.jobs.health import Health, serving
 from clearmargin.jobs.items import State
 from clearmargin.jobs.worker import Event
+from clearmargin.pacs.archive import Archive
 from clearmargin.pacs.association import is_title
 from clearmargin.pacs.changes import Changes
 from clearmargin.pacs.inbox import Inbox
 from clearmargin.pacs.receiving import receiver
+from clearmargin.pacs.worklist import Worklist
 from clearmargin.predicting.arriving import Arrivals, Feed, Received, Source, look_at
 from clearmargin.predicting.cases import Reading
 from clearmargin.predicting.discovery import load_selection
-from clearmargin.predicting.items import Destination
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.predicting.prepared import (
     Prepared,
@@ -33,6 +34,7 @@ from clearmargin.predicting.prepared import (
     processes_of,
     run_prepared,
 )
+from clearmargin.predicting.worklisted import FromWorklist
 
 __all__ = ["ListenReport", "Port", "listen"]
 
@@ -107,11 +109,13 @@ def listen(
     *,
     port: Port | None = None,
     follow: str | None = None,
+    worklist: Worklist | None = None,
+    archive: Archive | None = None,
     reading: Reading = Reading(),  # noqa: B008 - frozen
     ledger: Path | str | None = None,
     processes: int | None = None,
     select: Path | None = None,
-    destinations: Sequence[Destination] = (),
+    destinations: Sequence[Archive] = (),
     ca_file: Path | None = None,
     write: Sequence[str] | None = None,
     least_free_gib: float = 1.0,
@@ -132,6 +136,8 @@ def listen(
         predictor: The model and how it is asked.
         port: Where objects are received; None for nowhere.
         follow: An Orthanc's address, whose change feed is followed, from now on.
+        worklist: Unified Procedure Steps that are claimed, done, and completed or canceled.
+        archive: Where the series of work items are fetched from.
         reading: How DICOM is read.
         ledger: A file on a local disk, or ``postgresql://...``; None for ``OUT/ledger.sqlite``.
         processes: Worker processes, as of a batch.
@@ -150,9 +156,13 @@ def listen(
     Raises:
         ConfigError: A port is taken; the model or the ledger does not fit; nothing is listened to.
     """
-    if port is None and follow is None:
+    if port is None and follow is None and worklist is None:
         raise ConfigError(
-            "name what to listen to: AE titles that may send (--from), or an Orthanc (--follow)"
+            "name what to listen to: --from with AE titles that may send, --follow, or --worklist"
+        )
+    if worklist is not None and (archive is None or not destinations):
+        raise ConfigError(
+            "a worklist needs the archive of its series (--archive), and one for results (--to)"
         )
     selection = load_selection(select)
     changes = None if follow is None else Changes(url=follow, ca_file=ca_file)
@@ -164,7 +174,7 @@ def listen(
         reading=reading,
         write=write,
         destinations=destinations,
-        archives=[] if changes is None else [changes.archive],
+        archives=[a for a in (None if changes is None else changes.archive, archive) if a is not None],
         least_free_gib=least_free_gib,
     )
     mend(prepared.ledger, out)
@@ -184,6 +194,17 @@ def listen(
     with ExitStack() as running:
         health = running.enter_context(serving(health_port, watch.health))
         sources: list[Source] = [] if changes is None else [Feed(changes=changes, arrivals=arrivals)]
+        if worklist is not None and archive is not None:
+            sources.append(
+                FromWorklist(
+                    worklist=worklist,
+                    archive=archive,
+                    destination=destinations[0],
+                    out=out,
+                    what=f"Segmentation by {predictor.provenance.model}",
+                    arrivals=arrivals,
+                )
+            )
         received = 0
         if port is not None and inbox is not None:
             taken = Received(inbox=inbox, arrivals=arrivals)

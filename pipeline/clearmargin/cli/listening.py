@@ -70,6 +70,20 @@ def listen(
             help="Orthanc whose change feed is followed from now on, such as http://127.0.0.1:8042.",
         ),
     ] = None,
+    worklist: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Worklist (UPS) whose work items are done: dimse://CALLED@HOST:PORT; with --archive and --to.",
+        ),
+    ] = None,
+    label: Annotated[
+        str, typer.Option("--label", help="WorklistLabel of the work items that are taken; default: all.")
+    ] = "",
+    archive: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Archive that the series of work items are fetched from."),
+    ] = None,
     stable_s: Annotated[
         float,
         typer.Option(
@@ -104,13 +118,22 @@ def listen(
 ) -> None:
     """Segment each series that arrives, and send results back, until Ctrl-C; run it again to go on."""
     from clearmargin.listen import Port
+    from clearmargin.pacs.addresses import archive_at
     from clearmargin.pacs.changes import Changes
+    from clearmargin.pacs.worklist import Worklist
     from clearmargin.tracking.resolve import model_folder
 
-    if not callers and follow is None:
+    if not callers and follow is None and worklist is None:
         raise ConfigError(
-            "name what to listen to: AE titles that may send (--from PACS1), or an Orthanc (--follow URL)"
+            "name what to listen to: AE titles that may send (--from PACS1), an Orthanc (--follow URL), or a worklist "
+            "(--worklist URL)"
         )
+    steps = None if worklist is None else Worklist(url=worklist, label=label, ca_file=pacs_ca)
+    if worklist is not None and (archive is None or not to):
+        raise ConfigError(
+            "a worklist needs the archive of its series (--archive), and one for results (--to)"
+        )
+    series = None if archive is None else archive_at(archive, pacs_ca)
     place = None
     if callers:
         place = Port(
@@ -133,7 +156,7 @@ def listen(
     from clearmargin.predicting.predictor import Predictor
 
     def ready(received: int, asked: int) -> None:
-        where = f"receiving at {host}:{received} as {title}" if place else f"following {follow}"
+        where = f"receiving at {host}:{received} as {title}" if place else f"following {follow or worklist}"
         tell(f"{where}; http://127.0.0.1:{asked}/healthz and /metrics; Ctrl-C ends it")
 
     with shown_progress() as shown:
@@ -148,6 +171,8 @@ def listen(
             ),
             port=place,
             follow=follow,
+            worklist=steps,
+            archive=series,
             reading=Reading(allow_gaps=allow_gaps, allow_tilt=allow_tilt, tolerance_mm=tolerance_mm),
             ledger=ledger,
             processes=processes,
