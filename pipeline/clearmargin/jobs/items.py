@@ -46,6 +46,7 @@ class Item(NewItem):
         folder: Where its results lie, below the output folder; "" if there are none.
         files: Name to SHA-256 of its results.
         predecessor: The item whose place it takes, as the series has grown; None if there is none.
+        predecessor_folder: Where that one's results lie, below the output folder; known of a claimed item, else "".
         current: Whether its results are the ones that count for its case.
         seconds: How long the last try took.
     """
@@ -59,6 +60,7 @@ class Item(NewItem):
     folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     predecessor: int | None = None
+    predecessor_folder: str = ""
     current: bool = False
     seconds: float = 0.0
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -113,7 +114,11 @@ class Ledger:
             if row is None:
                 return None
             self._count(do, recipe, pending=-1, leased=1)
-            return item_of(row)
+            item = item_of(row)
+            if item.predecessor is None:
+                return item
+            folder = do("SELECT folder FROM items WHERE id = :id", id=item.predecessor).scalar()
+            return replace(item, predecessor_folder=str(folder or ""))
 
     def renew(self, owner: str, *, lease_s: float) -> None:
         """Extend all of an owner's leases: it is still alive."""

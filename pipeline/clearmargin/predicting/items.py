@@ -208,7 +208,7 @@ class PredictItem:
                 image,
                 computed.outputs,
                 calibration=self.predictor.calibration_record(),
-                predecessor=item.predecessor and f"item {item.predecessor}",
+                predecessor=item.predecessor_folder or None,
             )
             left_out = dict(written.left_out)
             instances = len(computed.assessed.prediction.instances)
