@@ -119,7 +119,10 @@ def test_again_nothing_is_touched_and_changed_options_make_new_items(tree, tmp_p
     assert len(list(ledger.items(current=True))) == 7
     summary = out / next(iter(links)) / "current" / "summary.json"
     named = json.loads(summary.read_text())["predecessor"]
-    assert named.startswith(summary.parent.parent.name + "/") and (summary.parents[2] / named / "seg.dcm").is_file()
+    assert (
+        named.startswith(summary.parent.parent.name + "/")
+        and (summary.parents[2] / named / "seg.dcm").is_file()
+    )
     assert not (summary.parents[2] / named).samefile(summary.parent)
     ledger.close()
 
