@@ -82,7 +82,7 @@ class BatchReport:
         unsent: Results that were done before and that a destination does not have, by case, with the reason.
         why: What it had to stop for, such as a full disk; "" if it ran out of work.
         promises: What the margins hold for, a sentence each.
-        expected_s: Of a dry run: how long the pending items would take; None if no item was ever done.
+        expected_s: Seconds of a dry run: how long the pending items would take; None if no item was ever done.
         run_id: The MLflow run; "" without tracking.
     """
 

@@ -42,7 +42,7 @@ def compare(
         ConfigError: Names that are not one for each, or a level that is none.
     """
     if not 0 < alpha < 1:
-        raise ConfigError(f"a level lies between 0 and 1, not at {alpha:g}")
+        raise ConfigError(f"alpha: expected a level between 0 and 1, got {alpha:g}")
     given = list(names) or [Path(table).resolve().name for table in tables]
     if len(given) != len(tables) or len(set(given)) < len(given):
         raise ConfigError(f"give each of the {len(tables)} tables a name of its own, not {', '.join(given)}")
@@ -79,7 +79,7 @@ def render(done: ComparedSets) -> str:
     """Return the comparison as a Markdown table, with what it is of."""
     lines = [
         f"against {done.first}: {done.objects} references and {done.cases} cases that all have; p by Wilcoxon "
-        "over patients, "
+        "over groups, "
         f"Holm over {len(done.metrics)} comparisons, level {done.alpha:g}",
     ]
     lines += [
@@ -95,9 +95,7 @@ def render(done: ComparedSets) -> str:
     for row in done.metrics:
         gap = row.comparison.difference
         ends = (
-            "none (1 patient)"
-            if gap.low is None or gap.high is None
-            else f"[{gap.low:+.3f}, {gap.high:+.3f}]"
+            "none (1 group)" if gap.low is None or gap.high is None else f"[{gap.low:+.3f}, {gap.high:+.3f}]"
         )
         lines.append(
             f"| {row.name} | {row.metric} | {row.baseline:.3f} | {row.value:.3f} | {gap.estimate:+.3f} | {ends} "
@@ -111,14 +109,14 @@ def write_comparison(done: ComparedSets, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[list[object]] = [[
         "tool", "against", "metric", "baseline", "value", "difference", "low", "high", "level", "p", "p_holm",
-        "verdict", "patients", "pairs",
+        "verdict", "groups", "pairs",
     ]]  # fmt: skip
     for row in done.metrics:
         gap = row.comparison.difference
         rows.append([
             row.name, done.first, row.metric, row.baseline, row.value, gap.estimate,
             *("" if end is None else end for end in (gap.low, gap.high)), gap.level, row.comparison.p_value,
-            row.comparison.p_adjusted, row.verdict, gap.patients, gap.cases,
+            row.comparison.p_adjusted, row.verdict, gap.groups, gap.cases,
         ])  # fmt: skip
     out = io.StringIO()
     csv_rows(out, rows)

@@ -61,16 +61,16 @@ class Evaluation:
     """A split, evaluated.
 
     Attributes:
-        numbers: Of the whole split by name: average precision, panoptic quality, Dice; docs/metrics.md defines each.
-        matched: Means over the pairs that match, by metric, with intervals; empty where nothing matched.
-        every: The same with misses and spurious instances at their written values, all together and by stratum.
+        numbers: Numbers of the whole split by name: average precision, panoptic quality, Dice (docs/metrics.md).
+        matched: Means over the pairs that match, by metric, with intervals; empty if nothing matched.
+        every: The same with misses and false positives at their written values, all together and by stratum.
         counts: Of cases, references, rows by status (tp, fn, fp, tn), and of splits and merges.
         thresholds: Least score of what is counted, by class name.
         detections: By class name, and of ``all``: true and false positives and misses at IoU 0.5 to 0.9.
         curves: By class name, and of ``all``: the same at every score threshold, at an IoU above 0.5.
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
-        run_id: In the tracking store; empty where it was not tracked.
+        run_id: In the tracking store; empty if it was not tracked.
         failed: Case id and reason of those that could not be read, segmented or measured; no number knows of them.
     """
 
@@ -177,7 +177,7 @@ def evaluate(
 
 
 def render(found: Evaluation) -> str:
-    """Return the numbers as the lines a console shows; intervals are of 95 %, over units."""
+    """Return the numbers as the lines a console shows; 95 % intervals over groups."""
     lines = [", ".join(f"{value} {name}" for name, value in found.counts.items())]
     lines += [f"  {name:<24} {value:.4f}" for name, value in found.numbers.items()]
     shown = ", ".join(f"{name} {value:g}" for name, value in found.thresholds.items())
@@ -188,7 +188,8 @@ def render(found: Evaluation) -> str:
         for c in found.detections["all"]
     ]
     lines.append(
-        f"  {'per instance':<24} {'matched':<28} with misses and spurious (surface model {_PROTOCOL.surface})"
+        f"  {'per instance':<24} {'matched':<28} "
+        f"with false negatives and false positives (surface model {_PROTOCOL.surface})"
     )
     matched = {row.metric: _shown(row) for row in found.matched}
     for row in found.every:
@@ -323,7 +324,7 @@ def _case_rows(
     size = iter(size_strata(sizes, f"{grid.unit}^{grid.ndim}"))
     return [
         CaseRow(
-            patient=case.unit,
+            group=case.group,
             case=case.case,
             status=row.status,
             unit=row.unit,
@@ -372,7 +373,7 @@ class _ImageNumbers:
                 self._dice[c.name].append(semantic_dice(kept, reference, c.id))
 
     def precision(self) -> dict[str, float]:
-        """Return average precision, of all classes and of each, where there are several."""
+        """Return average precision, of all classes and of each, if there are several."""
         # COCO's limit of 100 an image would cap the recall of crowded images
         most = detection_limit(self._tally.most_references)
         average = self._tally.result(most)
@@ -384,14 +385,14 @@ class _ImageNumbers:
         return numbers
 
     def detections(self) -> dict[str, tuple[DetectionCounts, ...]]:
-        """Return the counts at several IoU, of all classes together and of each, where there are several."""
+        """Return the counts at several IoU, of all classes together and of each, if there are several."""
         counts = {"all": self._tally.counts(self._thresholds)}
         if len(self._classes) > 1:
             counts |= {c.name: self._tally.counts(self._thresholds, c.id) for c in self._classes}
         return counts
 
     def curves(self) -> dict[str, ScoreCurve]:
-        """Return the counts at every score threshold, of all classes together and of each, where there are several."""
+        """Return the counts at every score threshold, of all classes together and of each, if there are several."""
         every = {
             c.name: pool([image[c.id] for image in self._matches if c.id in image]) for c in self._classes
         }

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
@@ -56,9 +55,9 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
 
     Args:
         model: A model folder.
-        card: Of the images that the gate compares on.
+        card: Card of the images that the gate compares on.
         format: ``onnx`` or ``openvino``.
-        split: Of the card.
+        split: Split of the card.
         cases: At most so many of them, evenly spread.
 
     Raises:
@@ -102,8 +101,6 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
 
 def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Path, format: str) -> None:
     network = segmenter.network
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is no nn.Module")
 
     def look() -> None:
         for image, reference in pairs:

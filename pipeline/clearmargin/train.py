@@ -35,7 +35,7 @@ from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import load_segmenter
 from clearmargin.models.clock import Clock
 from clearmargin.models.folder import CONFIG_FILE, ModelCard, label_map_entries, save_model, save_snapshot
-from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks import build_network, network_config
 from clearmargin.networks.foreground import RATE as HEAD_RATE
 from clearmargin.networks.foreground import has_foreground_head
 from clearmargin.networks.threads import torch_threads
@@ -62,9 +62,6 @@ from clearmargin.transforms.settings import Percentiles
 __all__ = ["TrainingResult", "train"]
 
 log = logging.getLogger(__name__)
-
-# Of weights and images, by the network's dimensions.
-_LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 PROFILE = "profile"
 _CANDIDATE = ".candidate"  # the model that is being validated
@@ -180,9 +177,7 @@ def _train(
         channels=experiment.image.channels,
         pretrained=not resumes,
     )
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is no nn.Module")
-    network = network.to(device).to(memory_format=_LAYOUTS[NETWORKS[experiment.model["network"]].dimensions])
+    network = network.to(device).to(memory_format=network.layout)
     state = TrainingState(
         network=network,
         average={k: v.detach().clone() for k, v in network.state_dict().items()},
@@ -205,7 +200,7 @@ def _train(
         prediction=experiment.prediction,
         domain=facts.domain,
         show_in_tracking=dataset.card.show_in_tracking,
-        trained_on=tuple(sorted({case.unit for case in seen})),
+        trained_on=tuple(sorted({case.group for case in seen})),
         trained_content=tuple(sorted(set(contents_of(dataset, seen)))) if group.rank == 0 else (),
         trained_key=key_fingerprint(),
         trained_card=dataset.card.name,
@@ -297,7 +292,7 @@ def _finish_epoch(
     output: _Output,
     metrics: dict[str, float],
 ) -> bool:
-    """Validate where it is time, keep the best model, log; return whether training should stop."""
+    """Validate if it is time, keep the best model, log; return whether training should stop."""
     settings, stopping = experiment.training, experiment.training.early_stopping
     weights = state.average if settings.ema else state.network.state_dict()
     last = state.epoch == settings.epochs
@@ -363,15 +358,15 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
         return ()
     cases = dataset.split("validation")
     most = experiment.training.validation_cases
-    chosen = cases[:: math.ceil(len(cases) / most)]
+    used = cases[:: math.ceil(len(cases) / most)]
     # One that cannot be read would be met after hours of training.
-    instances = sum(len(dataset.read(case)[1]) for case in chosen)
+    instances = sum(len(dataset.read(case)[1]) for case in used)
     if not instances and experiment.training.early_stopping is not None:
         raise ConfigError(
-            f"none of the {len(chosen)} validation cases holds an instance, so that a model that detects nothing would "
+            f"none of the {len(used)} validation cases holds an instance, so that a model that detects nothing would "
             "be the best: give the split cases with instances, or set training.early_stopping=null"
         )
-    return chosen
+    return used
 
 
 def _chooses(experiment: Experiment) -> bool:

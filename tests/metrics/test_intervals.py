@@ -15,9 +15,9 @@ from clearmargin.metrics.intervals import (
     bootstrap_means,
     bootstrap_statistic,
     compare,
+    group_means,
     holm,
     inter_rater_ceiling,
-    patient_means,
     size_strata,
 )
 from clearmargin.metrics.tables import (
@@ -37,12 +37,12 @@ def rng(seed=0):
 
 
 def test_patients_come_first():
-    names, means = patient_means([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])
+    names, means = group_means([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])
     assert names == ["a", "b"]
     assert means.tolist() == [1, 5]
     found = bootstrap_means({"x": [1.0, 1.0, 1.0, 5.0]}, ["a", "a", "a", "b"], rng=rng())["x"]
     assert found.estimate == 3  # not 2, the mean over cases
-    assert (found.patients, found.cases) == (2, 4)
+    assert (found.groups, found.cases) == (2, 4)
 
 
 def test_bca_agrees_with_scipy():
@@ -102,7 +102,7 @@ def test_the_interval_lies_within_the_data(values, seed):
 def test_what_is_not_finite_is_refused_not_dropped():
     with pytest.raises(InputError, match="is not left out"):
         bootstrap_means({"x": [1.0, np.nan]}, ["a", "b"], rng=rng())
-    with pytest.raises(InputError, match="some case"):
+    with pytest.raises(InputError, match="at least one case"):
         bootstrap_means({"x": []}, [], rng=rng())
 
 
@@ -159,7 +159,7 @@ def rows():
     values = [0.8, 0.6, 0.0, 0.0, 1.0, 0.9]
     return [
         CaseRow(
-            patient=f"p{i // 2}", case=f"c{i}", status=status, unit="mm", ndim=3,
+            group=f"p{i // 2}", case=f"c{i}", status=status, unit="mm", ndim=3,
             values={"dice": value}, strata={"class": "tumour" if i % 2 else "cyst"},
         )
         for i, (status, value) in enumerate(zip(statuses, values, strict=True))
@@ -187,13 +187,13 @@ def test_tables_in_every_form_say_the_same():
     assert flat["all/dice"] == by_json[0]["mean"]
     assert flat["all/fn"] == 1
     assert flat["class _ tumour/miss_rate"] == 0
-    assert rows_csv(rows()).splitlines()[0] == "patient,case,status,unit,class,dice"
+    assert rows_csv(rows()).splitlines()[0] == "group,case,status,unit,class,dice"
 
 
 def test_tables_refuse_what_cannot_share_one():
     mixed = [
         *rows(),
-        CaseRow(patient="q", case="q", status="tp", unit="px", ndim=2, values={"dice": 1.0}, strata={}),
+        CaseRow(group="q", case="q", status="tp", unit="px", ndim=2, values={"dice": 1.0}, strata={}),
     ]
     with pytest.raises(InputError, match="mm and in px"):
         summarise(mixed, rng=rng())

@@ -273,7 +273,7 @@ def batch_withdraw(
             lines = [f"{item.case_id}: {item.folder}"]
             lines += [f"  sent to {o['destination']}: {o['uid']}" for o in objects]
             emit("\n".join(lines), case=item.case_id, folder=item.folder, sent=objects)
-    say(f"{len(items)} results are withdrawn; their files stay where they are")
+    say(f"{len(items)} results are withdrawn; their files stay if they are")
 
 
 @contextmanager

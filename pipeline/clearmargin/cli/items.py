@@ -90,7 +90,7 @@ def destinations_of(urls: list[str] | None, ca_file: Path | None) -> list[Archiv
 
 
 class Shown:
-    """What a person sees while a batch runs: a bar on a terminal, one plain line a minute elsewhere."""
+    """What a person sees while a batch runs: a bar on a terminal, one plain line per minute elsewhere."""
 
     def __init__(self, bar: Any = None) -> None:
         self._bar = bar

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clearmargin.config import Settings, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap
+from clearmargin.core.groups import GroupKind
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.files import below, write_text
 from clearmargin.privacy import Naming, home
@@ -114,7 +115,7 @@ class MaskFiles(Settings):
     )
     split_components: bool = Field(False, description="each connected part is an instance of its own")
     threshold: int | None = Field(
-        None, ge=1, description="for blurred masks: what is at least so large is object; else what is not 0"
+        None, ge=1, description="for blurred masks: least value that is object; default: every value but 0"
     )
 
 
@@ -125,7 +126,7 @@ class Coco(Settings):
 
 
 class DicomSeg(Settings):
-    """A DICOM SEG of one segment an instance; classes are found by their type codes."""
+    """A DICOM SEG of one segment per instance; classes are found by their type codes."""
 
     kind: Literal["dicom_seg"]
 
@@ -135,7 +136,7 @@ class RtStruct(Settings):
 
     kind: Literal["rtstruct"]
     regions: dict[str, str] = Field(min_length=1, description="region name -> class name")
-    left_out: tuple[str, ...] = Field((), description="names of regions that are no instances")
+    left_out: tuple[str, ...] = Field((), description="names of regions that are not instances")
 
 
 class VideoMasks(Settings):
@@ -157,7 +158,7 @@ Encoding = Annotated[
 
 
 class Cases(Settings):
-    """Where the cases lie: an index with a row a case, and path templates over its columns."""
+    """Where the cases lie: an index with a row per case, and path templates over its columns."""
 
     index: str | None = Field(
         None,
@@ -178,7 +179,9 @@ class Cases(Settings):
         None, ge=1, description="image is a clip, and every n-th frame of it is a case; templates use {frame}"
     )
     ignore: str | None = Field(None, description="template of a mask; what is not 0 is never measured")
-    unit: str = Field(description="template of the unit of independence: patient, surgery, or the image")
+    group: str = Field(
+        description="template of the group that no two splits share: patient, surgery or image"
+    )
     strata: tuple[str, ...] = Field((), description="columns by which tables are stratified")
 
     @property
@@ -209,12 +212,12 @@ class Spacing(Settings):
 
 
 class Splits(Settings):
-    """Which case belongs to which split, always by unit."""
+    """Which case belongs to which split, always by group."""
 
     column: str | None = Field(None, description="index column that holds a shipped split")
-    values: dict[str, Split] = Field(default_factory=dict, description="its values -> our splits")
+    values: dict[str, Split] = Field(default_factory=dict, description="value of the column -> split")
     carve: dict[Split, float] = Field(
-        default_factory=dict, description="share of the train units that goes to another split"
+        default_factory=dict, description="share of the train groups that goes to another split"
     )
     seed: int = 0
 
@@ -246,11 +249,11 @@ class Card(Settings):
     cases: Cases
     encoding: Encoding
     spacing: Spacing
-    unit: Literal["patient", "surgery", "image"]
+    group: GroupKind
     splits: Splits
     faults: tuple[str, ...] = ()
     names: Naming = Field(
-        "hashed", description="what its cases are called: keyed hashes, or for public data plain ids"
+        "hashed", description="names of cases in results: keyed hashes, or for public data plain ids"
     )
     show_in_tracking: bool = Field(
         False, description="whether pictures of it may be shown in a tracking server"

@@ -44,7 +44,7 @@ class Refusal:
 
     Attributes:
         what: Such as ``margin 'outer' by object, alpha 0.05``.
-        why: With the level that is reached, where units are too few.
+        why: With the level that is reached, where groups are too few.
     """
 
     what: str
@@ -60,18 +60,18 @@ class Calibration:
         weights_sha256: Of the model, all members together.
         card: Name of the data card.
         checked: How it was checked that the model was not trained on the cases.
-        data: Unit, date, and digest of the calibration split.
-        units: Number of units that scalings and limits were fitted on (``fit``), and margins (``margin``).
+        data: Group, date, and digest of the calibration split.
+        groups: Number of groups that scalings and limits were fitted on (``fit``), and margins (``margin``).
         length_unit: ``mm`` or ``px``, of everything that is a length.
         thresholds: Least scores, as predicted and not scaled, of the instances that are returned; margins hold for the
             matched ones among them. Scaling keeps their order, so that `shown` thresholds keep the same instances.
         match_iou: IoU with the true object from which an instance is matched well enough for a margin.
         scores: Scaling of instance scores.
-        pixels: Scaling of the foreground map; None where there is no map.
-        nsd: Scaling of predicted NSD to NSD at ``tolerance``; None where it is not predicted.
+        pixels: Scaling of the foreground map; None if there is no map.
+        nsd: Scaling of predicted NSD to NSD at ``tolerance``; None if it is not predicted.
         tolerance: In ``length_unit``.
         misses: The promise about misses that ``thresholds`` keep; None if none was asked for, or it could not be had.
-        promise: Of the margins that are applied.
+        promise: Promise of the margins that are applied.
         sides: ``each``: an outer and an inner margin, each with its own promise; ``both``: one pair.
         margins: All that could be had; those of the first alpha are applied.
         refused: What could not.
@@ -84,7 +84,7 @@ class Calibration:
     card: str
     checked: str
     data: CalibrationData
-    units: Mapping[str, int]
+    groups: Mapping[str, int]
     length_unit: Unit
     thresholds: Thresholds
     match_iou: float
@@ -225,7 +225,7 @@ class Calibration:
             "card": self.card,
             "checked": self.checked,
             "data": asdict(self.data),
-            "units": dict(self.units),
+            "groups": dict(self.groups),
             "length_unit": self.length_unit,
             "match_iou": self.match_iou,
             "scores": self.scores.to_data(),
@@ -286,7 +286,7 @@ def save_calibration(model: Path, calibration: Calibration) -> Path:
 
 
 def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibration | None:
-    """Return a model's calibration for a way of sampling it; None where it was not calibrated for it.
+    """Return a model's calibration for a way of sampling it; None if it was not calibrated for it.
 
     Args:
         model: A model folder.
@@ -295,19 +295,19 @@ def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibratio
 
     Raises:
         InputError: The file is of other weights.
-        ConfigError: It is no calibration.
+        ConfigError: It is not a calibration.
     """
     path = _path(model, mode)
     if not path.is_file():
         return None
-    found = Calibration.from_data(read_yaml(path))
-    if found.weights_sha256 != weights_sha256:
+    calibration = Calibration.from_data(read_yaml(path))
+    if calibration.weights_sha256 != weights_sha256:
         raise InputError(
             f"the calibration of '{model.name}' for uncertainty '{mode}' is of other weights "
-            f"({found.weights_sha256[:12]}) than the model's ({weights_sha256[:12]}): run "
+            f"({calibration.weights_sha256[:12]}) than the model's ({weights_sha256[:12]}): run "
             f"`clearmargin calibrate` again, or remove {_FOLDER}/{path.name}"
         )
-    return found
+    return calibration
 
 
 def _path(model: Path, mode: Mode) -> Path:

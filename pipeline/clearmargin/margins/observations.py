@@ -1,4 +1,4 @@
-"""What a calibration keeps of a case: a few numbers an instance, and counts of pixels. Masks and maps go.
+"""What a calibration keeps of a case: a few numbers per instance, and counts of pixels. Masks and maps go.
 
 Predictions come with every instance, whatever its score. As they are matched in order of score, leaving out those
 under a threshold changes no partner of the others (`misses`), so that each threshold can be judged afterwards.
@@ -76,7 +76,7 @@ class ObservedInstance:
 
 @dataclass(kw_only=True)
 class PixelCounts:
-    """Foreground probabilities against the union of the reference's instances, counted over the cases of a unit.
+    """Foreground probabilities against the union of the reference's instances, counted over the cases of a group.
 
     Attributes:
         every: All pixels outside the ignored region.
@@ -94,7 +94,7 @@ class PixelCounts:
         """Count the pixels of a case.
 
         Args:
-            probabilities: Of the foreground, on the reference's grid.
+            probabilities: Probabilities of the foreground, on the reference's grid.
             reference: What is there.
             band: Half the width of the band at the edge, in the grid's unit; None for two of its largest steps.
         """
@@ -117,17 +117,17 @@ class ObservedCase:
     """One case.
 
     Attributes:
-        unit: Its unit.
-        strata: Of the card.
+        group: Its group.
+        strata: Strata of the card.
         length_unit: ``mm`` or ``px``.
-        element: Edge length of a cube (square) of the size of an element, in that unit.
+        element: Edge length of a cube (square) of the size of an element, in that group.
         instances: Predicted ones, but for those in the ignored region.
-        found: Of each reference, when it is found, and how well.
+        found: Of each reference, from which score on it is detected, and how well.
         looks: See `image_features`.
         scored: By label, what each prediction matches, for thresholds on scores.
     """
 
-    unit: str
+    group: str
     strata: Mapping[str, str]
     length_unit: Unit
     element: float
@@ -138,7 +138,7 @@ class ObservedCase:
 
 
 def observe(
-    unit: str,
+    group: str,
     image: Image,
     prediction: Prediction,
     reference: InstanceSet,
@@ -149,12 +149,12 @@ def observe(
     """Return what is kept of one case.
 
     Args:
-        unit: The unit of exchangeability that it belongs to.
+        group: The patient, surgery or image that it belongs to.
         image: The segmented image.
-        prediction: Of every instance, down to score 0.
+        prediction: Prediction of every instance, down to score 0.
         reference: On the same grid.
-        floors: Of the edge's scale, with which needed margins are measured too if the prediction has edges.
-        strata: Of the card.
+        floors: Floors of the edge's scale, with which needed margins are measured too if the prediction has edges.
+        strata: Strata of the card.
     """
     instances = prediction.instances
     matches = match_instances(instances, reference)
@@ -166,12 +166,12 @@ def observe(
         if i not in ignored
     ]
     return ObservedCase(
-        unit=unit,
+        group=group,
         strata=dict(strata or {}),
         length_unit=instances.grid.unit,
         element=element_of(instances.grid),
         instances=tuple(kept),
-        found=tuple(find_references(unit, instances, reference, matches=matches)),
+        found=tuple(find_references(group, instances, reference, matches=matches)),
         looks=image_features(image.pixels),
         scored=match_scores(instances, reference),
     )
@@ -182,7 +182,7 @@ def matched_objects(
 ) -> list[MatchedObject]:
     """Return the objects at or above their score threshold that match a true one at an IoU or better."""
     return [
-        MatchedObject(unit=case.unit, features=one.features, needed=one.needed, mean_scale=one.mean_scale)
+        MatchedObject(group=case.group, features=one.features, needed=one.needed, mean_scale=one.mean_scale)
         for case in cases
         for one in case.instances
         if one.score >= thresholds.of(one.label) and one.needed and one.iou >= match_iou

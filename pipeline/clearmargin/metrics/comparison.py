@@ -29,9 +29,9 @@ class ComparedMetric:
     """One metric of one set against the first set.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         metric: Its name; one of `COUNTS`, too.
-        baseline: Mean over patients of the first set; of the size of errors that may go either way.
+        baseline: Mean over groups of the first set; of the size of errors that may go either way.
         value: The same of this set.
         comparison: This set minus the first, with interval and p-values; Holm's correction is over all metrics and
             sets.
@@ -91,12 +91,12 @@ def compare_rows(
         InputError: Fewer than two sets, rows without ids, no common object, references of different size under one
             id, or a metric that a set lacks.
 
-    Source: paired differences of patients' means, `clearmargin.metrics.intervals.compare`; Holm, 1979.
+    Source: paired differences of groups' means, `clearmargin.metrics.intervals.compare`; Holm, 1979.
     """
     if len(sets) < 2:
         raise InputError("give two sets of tables or more: one alone is compared with nothing")
     objects = {name: _by_object(name, rows) for name, rows in sets.items()}
-    cases = {name: {row.case: row.patient for row in rows} for name, rows in sets.items()}
+    cases = {name: {row.case: row.group for row in rows} for name, rows in sets.items()}
     common = sorted(set.intersection(*(set(of) for of in objects.values())))
     shared = sorted(set.intersection(*(set(of) for of in cases.values())))
     if not common:
@@ -107,13 +107,13 @@ def compare_rows(
         )
     first = next(iter(sets))
     _check_sizes(objects, common)
-    chosen = _metrics(objects, common, metrics)
-    patients = [objects[first][key].patient for key in common]
+    names = _metrics(objects, common, metrics)
+    groups = [objects[first][key].group for key in common]
     compared: dict[tuple[str, str], tuple[float, float, Comparison]] = {}
     for name in list(sets)[1:]:
-        ours, base = ({m: _values(objects[n], common, m) for m in chosen} for n in (name, first))
-        for metric, found in compare(ours, base, patients, rng=rng, level=level).items():
-            compared[name, metric] = (*_means(base[metric], ours[metric], patients), found)
+        ours, base = ({m: _values(objects[n], common, m) for m in names} for n in (name, first))
+        for metric, found in compare(ours, base, groups, rng=rng, level=level).items():
+            compared[name, metric] = (*_means(base[metric], ours[metric], groups), found)
         more, fewer = ({"false_positives": _false_positives(sets[n], shared)} for n in (name, first))
         of_cases = [cases[first][case] for case in shared]
         for metric, found in compare(more, fewer, of_cases, rng=rng, level=level).items():
@@ -215,10 +215,10 @@ def _false_positives(rows: Sequence[CaseRow], cases: Sequence[str]) -> list[floa
     return list(counts.values())
 
 
-def _means(baseline: Sequence[float], value: Sequence[float], patients: Sequence[str]) -> tuple[float, float]:
-    from clearmargin.metrics.intervals import patient_means
+def _means(baseline: Sequence[float], value: Sequence[float], groups: Sequence[str]) -> tuple[float, float]:
+    from clearmargin.metrics.intervals import group_means
 
     return (
-        float(patient_means(baseline, patients)[1].mean()),
-        float(patient_means(value, patients)[1].mean()),
+        float(group_means(baseline, groups)[1].mean()),
+        float(group_means(value, groups)[1].mean()),
     )

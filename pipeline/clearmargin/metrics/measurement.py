@@ -63,8 +63,9 @@ class Metric:
     def unit_on(self, unit: Unit, ndim: int) -> str:
         """Return the unit on a grid of ``ndim`` dimensions with lengths in ``unit``; empty for a ratio.
 
-        >>> METRICS["volume_error"].unit_on("mm", 3), METRICS["dice"].unit_on("mm", 3)
-        ('mm^3', '')
+        Examples:
+            >>> METRICS["volume_error"].unit_on("mm", 3), METRICS["dice"].unit_on("mm", 3)
+            ('mm^3', '')
         """
         return {"": "", "grid": unit, "grid^n": f"{unit}^{ndim}"}[self.unit]
 
@@ -126,8 +127,9 @@ def metric_of(name: str) -> Metric | None:
 
     A length, a class and an IoU are not looked at: ``nsd_2mm``, ``ap50/grasper`` and ``f1@0.5`` are known.
 
-    >>> metric_of("nsd_2mm").title, metric_of("ap50/grasper").better
-    ('NSD', 'higher')
+    Examples:
+        >>> metric_of("nsd_2mm").title, metric_of("ap50/grasper").better
+        ('NSD', 'higher')
     """
     name = _LENGTH.sub("", name.split("/", maxsplit=1)[0].split("@", maxsplit=1)[0])
     return METRICS.get(name) or SET_METRICS.get(name)
@@ -136,8 +138,9 @@ def metric_of(name: str) -> Metric | None:
 def metric_title(name: str, unit: str = "") -> str:
     """Return what a paper calls a metric, with its length and unit.
 
-    >>> metric_title("hd95", "mm"), metric_title("nsd_2mm")
-    ('HD95 (mm)', 'NSD at 2 mm')
+    Examples:
+        >>> metric_title("hd95", "mm"), metric_title("nsd_2mm")
+        ('HD95 (mm)', 'NSD at 2 mm')
     """
     metric, length = metric_of(name), _LENGTH.search(name)
     title = metric.title if metric else name
@@ -193,7 +196,7 @@ class Measurement:
 
     Attributes:
         status: ``tp`` (both masks hold something), ``fn``, ``fp`` or ``tn``.
-        unit: Of the distances: ``mm``, or ``px`` where no spacing is known.
+        unit: Unit of the distances: ``mm``, or ``px`` where no spacing is known.
         values: By name; each is finite, whatever is empty. Names with a width carry it with its unit, such as
             ``nsd_2mm`` and ``boundary_iou_1.5px``.
     """
@@ -216,7 +219,7 @@ def _number(metric: Metric, *arguments: object) -> float:
 
 
 def _way_to(name: str) -> str:
-    """Return what to ask for in place of a name that is no metric of a pair."""
+    """Return what to ask for in place of a name that is not a metric of a pair."""
     metric = METRICS.get(_LENGTH.sub("", name.split("@", maxsplit=1)[0]))
     if metric is not None and metric.width:
         option = next(o for o, n in _AT_LENGTHS.items() if METRICS[n] is metric)
@@ -252,14 +255,14 @@ def measure_pair(
 
     Args:
         predicted: ``(Z, Y, X)`` or ``(Y, X)``, bool or integers 0 and 1; may be empty.
-        reference: Of the same shape.
+        reference: Reference of the same shape.
         spacing: Millimetres per axis, in array order. None where unknown: all lengths are then in px, and say
             so.
         tolerances: Of NSD, in mm (px without spacing).
         bands: Widths for boundary IoU, in the same unit.
         trimaps: Widths for trimap IoU, in the same unit.
         metrics: Names in ``OF_ONE_SIZE``.
-        ignore: bool array of the same shape: where nothing is measured.
+        ignore: bool array of the same shape: if nothing is measured.
         distance_cap: What each distance counts where one mask is empty; None for the diagonal of the array.
         surface_model: ``surface`` equals surface-distance; ``subvoxel`` interpolates curved shapes.
 
@@ -271,13 +274,14 @@ def measure_pair(
         InputError: The arrays are not two masks of one shape, or the spacing does not fit them.
         ConfigError: An unknown metric.
 
-    >>> import numpy as np
-    >>> predicted, reference = np.zeros((2, 20, 20), bool)
-    >>> reference[5:15, 5:15] = True
-    >>> predicted[5:15, 6:16] = True  # one pixel to the right
-    >>> measured = measure_pair(predicted, reference, spacing=(0.5, 0.5), tolerances=[0.5])
-    >>> measured["dice"], measured["hausdorff"], measured["nsd_0.5mm"], measured["centroid_error"]
-    (0.9, 0.5, 1.0, 0.5)
+    Examples:
+        >>> import numpy as np
+        >>> predicted, reference = np.zeros((2, 20, 20), bool)
+        >>> reference[5:15, 5:15] = True
+        >>> predicted[5:15, 6:16] = True  # one pixel to the right
+        >>> measured = measure_pair(predicted, reference, spacing=(0.5, 0.5), tolerances=[0.5])
+        >>> measured["dice"], measured["hausdorff"], measured["nsd_0.5mm"], measured["centroid_error"]
+        (0.9, 0.5, 1.0, 0.5)
     """
     protocol = Protocol(
         metrics=tuple(metrics),

@@ -13,7 +13,7 @@ import numpy as np
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
 from clearmargin.files import csv_rows
-from clearmargin.metrics.intervals import Comparison, Interval, bootstrap_means, patient_means
+from clearmargin.metrics.intervals import Comparison, Interval, bootstrap_means, group_means
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.pair import Status
 
@@ -39,17 +39,17 @@ class CaseRow:
     """One measured object or image, with what a table can be split by.
 
     Attributes:
-        patient: Patient's id; patients are the unit of all statistics.
+        group: Group's id; groups are the unit of all statistics.
         case: Case id.
         status: ``tp``, ``fn``, ``fp`` or ``tn``.
-        unit: Of the distances.
+        unit: Unit of the distances.
         ndim: 2 or 3: whether sizes are areas or volumes.
         values: Metric by name; all finite.
         strata: Columns to split by, such as the class, the size stratum or any column of the data card.
         about: Columns by which the object is found again: ids, score, sizes, position.
     """
 
-    patient: str
+    group: str
     case: str
     status: Status
     unit: Unit
@@ -66,11 +66,11 @@ class SummaryRow:
     Attributes:
         stratum: ``all``, or ``column = value``.
         metric: Name.
-        unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
-        interval: Mean over patients with its interval.
+        unit: Unit of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
+        interval: Mean over groups with its interval.
         median: Median over objects.
         quartiles: First and third quartile over objects.
-        sd: Standard deviation of the patients' means (n - 1); None with fewer than two patients.
+        sd: Standard deviation of the groups' means (n - 1); None with fewer than two groups.
         surface: The surface model of the distances.
         counts: Objects by status; ``tn`` counts images that rightly hold none.
         cases: Number of cases that they are of; ``interval.cases`` counts the objects.
@@ -101,8 +101,8 @@ def summarise(
 ) -> list[SummaryRow]:
     """Summarise cases, all together and for each value of each column in ``by``.
 
-    Misses and spurious objects are in every mean with their written values; the counts and the miss rate
-    stand beside it. Intervals are of means over patients (`bootstrap_means`).
+    Misses and false positives are in every mean with their written values; the counts and the miss rate
+    stand beside it. Intervals are of means over groups (`bootstrap_means`).
 
     Raises:
         InputError: No case, a column that no row has, metrics that differ, or cases in mm and px or images and
@@ -121,8 +121,8 @@ def summarise(
     out = _stratum("all", rows, rng, resamples, level, surface)
     for column in by:
         for value in sorted({row.strata.get(column, "unknown") for row in rows}):
-            chosen = [row for row in rows if row.strata.get(column, "unknown") == value]
-            out += _stratum(f"{column} = {value}", chosen, rng, resamples, level, surface)
+            members = [row for row in rows if row.strata.get(column, "unknown") == value]
+            out += _stratum(f"{column} = {value}", members, rng, resamples, level, surface)
     return out
 
 
@@ -142,17 +142,18 @@ def summary_json(summary: Sequence[SummaryRow]) -> str:
 def summary_markdown(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a Markdown table, three decimals."""
     lines = [
-        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | objects | tp | fn | fp "
+        "| stratum | metric | unit | mean | SD | interval | median | IQR | groups | cases | objects | tp | fn | fp "
         "| tn | miss rate |",
         "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary:
-        found = row.interval
+        interval = row.interval
         counts = " | ".join(str(row.counts[s]) for s in _STATUSES)
         lines.append(
-            f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_number(row.sd)} | {_ends(found)} "
+            f"| {row.stratum} | {row.metric} | {row.unit} | {interval.estimate:.3f} | {_number(row.sd)} "
+            f"| {_ends(interval)} "
             f"| {row.median:.3f} | {row.quartiles[0]:.3f} to {row.quartiles[1]:.3f} "
-            f"| {found.patients} | {row.cases} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
+            f"| {interval.groups} | {row.cases} | {interval.cases} | {counts} | {row.miss_rate:.3f} |"
         )
     models = sorted({row.surface for row in summary})
     note = f"\nDistances between surfaces by the model {', '.join(models)}." if models else ""
@@ -166,14 +167,14 @@ def _number(value: float | None) -> str:
 def comparison_markdown(comparisons: Mapping[str, Comparison]) -> str:
     """Return a comparison of two models as a Markdown table, three decimals."""
     lines = [
-        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | patients | objects |",
+        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | groups | objects |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
     for name, found in comparisons.items():
         gap = found.difference
         lines.append(
             f"| {name} | {gap.estimate:+.3f} | {_ends(gap)} | {found.p_value:.3g} | {found.p_adjusted:.3g} "
-            f"| {gap.patients} | {gap.cases} |"
+            f"| {gap.groups} | {gap.cases} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -197,15 +198,15 @@ def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:
-    """Return the rows as CSV with full precision: patient, case, status, unit, what each is, strata, values."""
+    """Return the rows as CSV with full precision: group, case, status, unit, what each is, strata, values."""
     strata = sorted({name for row in rows for name in row.strata})
     about = list(dict.fromkeys(name for row in rows for name in row.about))
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
-    table: list[list[object]] = [["patient", "case", "status", "unit", *about, *strata, *names]]
+    table: list[list[object]] = [["group", "case", "status", "unit", *about, *strata, *names]]
     for row in rows:
         table.append([
-            row.patient, row.case, row.status, row.unit,
+            row.group, row.case, row.status, row.unit,
             *("" if row.about.get(a) is None else row.about[a] for a in about),
             *(row.strata.get(s, "") for s in strata),
             *(row.values.get(n, "") for n in names),
@@ -215,18 +216,18 @@ def rows_csv(rows: Sequence[CaseRow]) -> str:
 
 
 def read_rows_csv(text: str) -> list[CaseRow]:
-    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is no value is ``about``.
+    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is not a value is ``about``.
 
     Raises:
         ValueError: Not such a table.
     """
     reader = csv.DictReader(io.StringIO(text))
     columns = list(reader.fieldnames or ())
-    if not {"patient", "case", "status", "unit"} <= set(columns):
-        raise ValueError("it lacks the columns patient, case, status and unit")
+    if not {"group", "case", "status", "unit"} <= set(columns):
+        raise ValueError("it lacks the columns group, case, status and unit")
     metrics = [name for name in columns if metric_of(name) is not None]
     strata = [name for name in columns if name in _STRATA]
-    about = [n for n in columns if n not in ("patient", "case", "status", "unit", *metrics, *strata)]
+    about = [n for n in columns if n not in ("group", "case", "status", "unit", *metrics, *strata)]
     rows = []
     for line in reader:
         status = line["status"]
@@ -235,7 +236,7 @@ def read_rows_csv(text: str) -> list[CaseRow]:
         unit: Unit = "mm" if line["unit"] == "mm" else "px"
         rows.append(
             CaseRow(
-                patient=line["patient"],
+                group=line["group"],
                 case=line["case"],
                 status=status,
                 unit=unit,
@@ -272,9 +273,9 @@ def _stratum(
         raise InputError("all cases of a table are measured by one protocol; these have different metrics")
     values = {metric: [row.values[metric] for row in rows] for metric in metrics}
     intervals = bootstrap_means(
-        values, [row.patient for row in rows], rng=rng, level=level, resamples=resamples
+        values, [row.group for row in rows], rng=rng, level=level, resamples=resamples
     )
-    _, means = patient_means(np.column_stack(list(values.values())), [row.patient for row in rows])
+    _, means = group_means(np.column_stack(list(values.values())), [row.group for row in rows])
     spreads: list[float | None] = [None] * len(metrics)
     if len(means) > 1:
         spreads = [float(v) for v in means.std(axis=0, ddof=1)]
@@ -304,29 +305,29 @@ def _unit_of(name: str, row: CaseRow) -> str:
 
 
 def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
-    found = row.interval
+    interval = row.interval
     return {
         "stratum": row.stratum,
         "metric": row.metric,
         "unit": row.unit,
-        "mean": found.estimate,
-        "low": found.low,
-        "high": found.high,
-        "level": found.level,
+        "mean": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "level": interval.level,
         "sd": row.sd,
         "median": row.median,
         "q1": row.quartiles[0],
         "q3": row.quartiles[1],
-        "patients": found.patients,
+        "groups": interval.groups,
         "cases": row.cases,
-        "objects": found.cases,
+        "objects": interval.cases,
         **{status: row.counts[status] for status in _STATUSES},
         "miss_rate": row.miss_rate,
         "surface": row.surface,
     }
 
 
-def _ends(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"none ({found.patients} patient)"
-    return f"[{found.low:.3f}, {found.high:.3f}]"
+def _ends(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"none ({interval.groups} group)"
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"

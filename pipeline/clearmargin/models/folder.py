@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
@@ -24,9 +24,9 @@ from clearmargin.models.domain import Domain
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks import build_network, network_config
 from clearmargin.networks.foreground import forget_foreground
-from clearmargin.networks.network import BesideRuntime, Network
+from clearmargin.networks.network import Network
 from clearmargin.networks.parts import RuntimePart, replace_parts
 from clearmargin.networks.threads import refuse_forked
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
@@ -64,20 +64,22 @@ class ModelCard(Settings):
     software: str = Field(description="clearmargin and the version that trained it")
     model: dict[str, Any]
     image: ImageSettings
-    augment: AugmentSettings = Field(description="what training varied: test-time augmentation keeps to it")
+    augment: AugmentSettings = Field(
+        description="variation in training, which test-time augmentation keeps to"
+    )
     classes: tuple[ClassEntry, ...]
     prediction: PredictionSettings = PredictionSettings()
-    domain: Domain | None = Field(None, description="what its training images were like; none: not known")
+    domain: Domain | None = Field(None, description="kind of its training images; null if not known")
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
     trained_on: tuple[str, ...] = Field(
-        (), description="keyed hashes of the units it was trained or chosen on: none may calibrate it"
+        (), description="keyed hashes of the groups it was trained or chosen on: none may calibrate it"
     )
     trained_content: tuple[str, ...] = Field(
         (),
-        description="hashes of the images of these units: the same picture under another name is known again",
+        description="hashes of the images of these groups: the same picture under another name is known again",
     )
-    trained_key: str = Field("", description="fingerprint of the key that the units were hashed with")
-    trained_card: str = Field("", description="name of the data card, which the units' hashes depend on")
+    trained_key: str = Field("", description="fingerprint of the key that the groups were hashed with")
+    trained_card: str = Field("", description="name of the data card, which the groups' hashes depend on")
 
     @property
     def label_map(self) -> LabelMap:
@@ -100,7 +102,7 @@ class RuntimeCard(Settings):
     """What ``runtime.yaml`` of an export holds."""
 
     runtime: str
-    weights_sha256: str = Field(description="of the weights that were exported")
+    weights_sha256: str = Field(description="SHA-256 of the weights that were exported")
     torch: str = Field(description="version that wrote it")
     parts: dict[str, Any] = Field(description="structure of each part's result, by its path in the network")
 
@@ -129,7 +131,7 @@ def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> No
 def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep: int) -> None:
     """Keep the weights of an epoch in a model folder, with at most ``keep - 1`` earlier ones of the last half so far.
 
-    They are spread about evenly: members of a checkpoint ensemble. Fewer where there were fewer epochs.
+    They are spread about evenly: members of a checkpoint ensemble. Fewer if there were fewer epochs.
 
     Source: Chen et al., "Checkpoint ensembles", arXiv:1710.03282.
     """
@@ -158,7 +160,7 @@ def _least_wanted(epochs: list[int]) -> int:
 
 
 def snapshots(folder: Path) -> tuple[Path, ...]:
-    """Return the weights that were kept of a model's epochs, the first epoch first; none where none were."""
+    """Return the weights that were kept of a model's epochs, the first epoch first; none if none were."""
     return tuple(sorted((folder / SNAPSHOTS).glob("epoch-*.safetensors")))
 
 
@@ -184,7 +186,7 @@ def load_segmenter(
     ``weights_file`` takes other weights of the same network, such as one of its ``snapshots``.
 
     Raises:
-        InputError: It is no model folder, its weights are of another network, or its export is of other weights.
+        InputError: It is not a model folder, its weights are of another network, or its export is of other weights.
         ConfigError: It was not exported to the runtime, or the device does not fit.
     """
     from safetensors import SafetensorError
@@ -192,7 +194,7 @@ def load_segmenter(
 
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise InputError(
-            f"'{folder.name}' is no model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}; "
+            f"'{folder.name}' is not a model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}; "
             "`clearmargin train` writes one under its run's folder, in model/"
         )
     card = load_settings(folder / CONFIG_FILE, ModelCard)
@@ -204,8 +206,7 @@ def load_segmenter(
     )
     try:
         state = load_file(weights_path)
-        if isinstance(network, nn.Module):
-            forget_foreground(network, state)
+        forget_foreground(network, state)
         network.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
@@ -230,10 +231,10 @@ def load_segmenter(
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
     if runtime != "torch":
         _use_runtime(network, runtime, runtime_folder or folder / runtime, weights)
-    elif NETWORKS[card.model["network"]].dimensions == 2 and isinstance(network, nn.Module):
-        network.to(memory_format=torch.channels_last)  # what convolutions on a CPU are quickest with
-    return _segmenter_class(card.model["network"])(
-        network=network.to(where),
+    elif network.dimensions == 2:
+        network.to(memory_format=network.layout)
+    return segmenter_of(
+        network.to(where),
         image=card.image,
         label_map=card.label_map,
         provenance=Provenance(
@@ -264,8 +265,6 @@ def _refuse_larger_than(weights: Path, card: ModelCard) -> None:
             channels=card.image.channels,
             pretrained=False,
         )
-    if not isinstance(outline, nn.Module):
-        return
     size = sum(v.numel() * v.element_size() for v in outline.state_dict().values())
     if size > weights.stat().st_size + _SPARE_BYTES:
         raise InputError(
@@ -290,8 +289,6 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
     card = load_settings(folder / RUNTIME_FILE, RuntimeCard)
     if card.weights_sha256 != weights:
         raise InputError(f"the export to '{name}' is of other weights than the model's: export it again")
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is no nn.Module")
     threads, parts = torch.get_num_threads(), {}
     for part, outputs in card.parts.items():
         if part not in dict(network.named_modules()):
@@ -307,16 +304,25 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
                 "export it again"
             ) from None
     replace_parts(network, parts)
-    if isinstance(network, BesideRuntime):
-        network.beside_runtime()
+    network.beside_runtime()
 
 
-def _segmenter_class(name: str) -> type[NetworkSegmenter]:
-    if NETWORKS[name].dimensions == 2:
-        return NetworkSegmenter
+def segmenter_of(network: Network, **options: Any) -> NetworkSegmenter:
+    """Return the segmenter for what a network sees: planes or volumes.
+
+    Args:
+        network: On its device.
+        options: Further fields of `NetworkSegmenter`.
+    """
+    from clearmargin.models.segmenter import PlaneSegmenter
     from clearmargin.models.volume_segmenter import VolumeSegmenter
+    from clearmargin.networks.network import PlaneNetwork, VolumeNetwork
 
-    return VolumeSegmenter
+    if isinstance(network, VolumeNetwork):
+        return VolumeSegmenter(network=network, **options)
+    if isinstance(network, PlaneNetwork):
+        return PlaneSegmenter(network=network, **options)
+    raise TypeError(f"expected a network of planes or volumes, got {type(network).__name__}")
 
 
 def _code(triplet: tuple[str, str, str] | None) -> Code | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from clearmargin.config import Settings
 from clearmargin.networks.crops import crop_masks
 from clearmargin.networks.foreground import strongest
 from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, thin
 
 __all__ = ["Criterion", "QueryLogits", "QuerySettings", "query_detections", "query_losses"]
 
@@ -21,18 +24,24 @@ QueryLogits = tuple[Tensor, Tensor]  # classes (B, Q, K + 1), the last "no objec
 _TERMS = {"loss_cross_entropy": "classes", "loss_mask": "masks", "loss_dice": "dice"}
 
 
-class QuerySettings(Settings):
+class QuerySettings(NetworkSettings):
     """Options of the queries, their losses and what is kept of them."""
 
-    queries: int = Field(32, ge=1, description="most instances that can be found; more cost little")
-    class_weight: float = Field(2.0, ge=0, description="of the class's cross-entropy, in loss and matching")
-    mask_weight: float = Field(5.0, ge=0, description="of the mask's cross-entropy, in loss and matching")
-    dice_weight: float = Field(5.0, ge=0, description="of the mask's Dice loss, in loss and matching")
-    no_object_weight: float = Field(
-        0.1, gt=0, description="of queries without an instance, in their class loss"
+    queries: int = Field(
+        32, ge=1, description="largest number of instances that can be detected; more cost little"
     )
+    class_weight: float = Field(
+        2.0, ge=0, description="weight of the class's cross-entropy, in loss and matching"
+    )
+    mask_weight: float = Field(
+        5.0, ge=0, description="weight of the mask's cross-entropy, in loss and matching"
+    )
+    dice_weight: float = Field(5.0, ge=0, description="weight of the mask's Dice loss, in loss and matching")
+    no_object_weight: float = Field(0.1, gt=0, description="class-loss weight of queries without an instance")
     points: int = Field(
-        4096, ge=64, description="at which masks are compared; three quarters lie at their edges"
+        4096,
+        ge=64,
+        description="number of points at which masks are compared; three quarters lie at their edges",
     )
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -48,6 +57,26 @@ class QuerySettings(Settings):
             "no_object_weight": self.no_object_weight,
             "train_num_points": self.points,
         }
+
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        return thin(facts, scale)
+
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        extents = np.median(facts.shapes, axis=0) * shown.scale
+        share = float(np.prod([min(1.0, n / extent) for n, extent in zip(shown.crop, extents, strict=True)]))
+        most = int(facts.counts.max())
+        queries = max(20, 10 * math.ceil(1.5 * most * share / 10))
+        window = f"each finds one object, and a window has up to about {math.ceil(most * share)}"
+        yield Choice("model.queries", queries, window)
+        if most > queries:
+            why = f"an image has up to {most} objects, which is more than queries"
+            yield Choice("prediction.tile", list(shown.crop), why)
+            yield Choice("prediction.tile_overlap", 32 * max(1, min(shown.crop) // 64), "half a tile")
 
 
 class Criterion(Protocol):
@@ -77,8 +106,8 @@ def query_losses(
     # The matching goes through NumPy, which knows no bfloat16, and costs of 1e-3 decide it.
     with torch.autocast(layers[0][0].device.type, enabled=False):
         for classes, masks in layers:
-            wanted = [t.masks.to(torch.float32) for t in targets]
-            terms = criterion(masks.float(), classes.float(), wanted, labels)
+            references = [t.masks.to(torch.float32) for t in targets]
+            terms = criterion(masks.float(), classes.float(), references, labels)
             for theirs, ours in _TERMS.items():
                 sums[ours] = sums.get(ours, classes.new_zeros(())) + weights[ours] * terms[theirs]
     return sums
@@ -93,7 +122,7 @@ def query_detections(
     the mask where it is at least one half; 0 for a mask that is nowhere so.
 
     Args:
-        logits: Of the last layer.
+        logits: Logits of the last layer.
         stride: Network pixels per mask pixel.
         settings: Threshold and most detections.
         maps: Whether to give ``foreground``, of whole masks.
@@ -127,7 +156,7 @@ def _one(
 
 
 def _boxes(masks: Tensor, stride: float) -> Tensor:
-    """Return ``(N, 4)``: the boxes of what is at least one half; 0 0 0 0 where nothing is."""
+    """Return ``(N, 4)``: the boxes of what is at least one half; 0 0 0 0 if nothing is."""
     held = (masks >= 0.5).to(torch.uint8).cpu()
     boxes = Targets.from_masks(held, torch.zeros(len(held), dtype=torch.int64)).boxes
     return (boxes * held.any(dim=2).any(dim=1)[:, None] * stride).to(masks.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -11,35 +12,51 @@ from monai.networks.nets import DynUNet, SegResNet
 from pydantic import Field
 from torch import Tensor, nn
 
-from clearmargin.config import Settings
 from clearmargin.errors import ConfigError
 from clearmargin.networks.components import Component, connected_components
 from clearmargin.networks.dropout import dropping, switch_dropout
 from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets
+from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, mask_loss_choice
 
 __all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses"]
 
 log = logging.getLogger(__name__)
 
 
-class UNetSettings(Settings):
+class UNetSettings(NetworkSettings):
     """Options of a semantic network and its components, in the plane and in space."""
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
     filters: int = Field(
-        16, ge=8, multiple_of=8, description="of the finest level; each next has twice as many"
+        16,
+        ge=8,
+        multiple_of=8,
+        description="filters of the finest level; each further level has twice as many",
     )
     levels: int = Field(5, ge=3, le=6, description="resolutions, each half of the one before")
     smallest: int = Field(
         16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="in training, and where predict --uncertainty dropout samples"
+        0.0, ge=0, lt=1, description="dropout rate in training and for predict --uncertainty dropout"
     )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
+
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        if facts.touching < 0.1:
+            return None
+        return f"{100 * facts.touching:.0f} % of the objects touch another of their class, and it would join them"
+
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        yield from mask_loss_choice(facts, shown, cls().mask_loss)
 
 
 class SemanticCCConfig(UNetSettings):
@@ -48,7 +65,7 @@ class SemanticCCConfig(UNetSettings):
     network: Literal["semantic_cc"] = "semantic_cc"
 
 
-class SemanticCC(nn.Module):
+class SemanticCC(PlaneNetwork):
     """A U-shaped network with one foreground probability for each class; its connected parts are the instances.
 
     Classes may overlap, so a tumour stays inside its organ. Two instances of one class that touch are one.
@@ -64,21 +81,26 @@ class SemanticCC(nn.Module):
         self.config = config
         self.classes = classes
         self.unet = build_unet(config, dimensions=2, channels=channels, classes=classes)
+        self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``cross_entropy`` and ``dice`` of each class of each image against the union of its instances.
 
         A class without an instance teaches the background through the former alone; it has no Dice to improve.
         """
-        wanted = [class_unions(t.masks, t.labels, self.classes) for t in targets]
+        unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
         with dropping(self):
-            return semantic_losses(self.unet(images), torch.stack(wanted), self.config.mask_loss)
+            return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return each class's components; their masks hold the class's probabilities, at full resolution."""
         every = self.unet(images).float().sigmoid()
-        found = [self._instances(p, images.device) for p in every]
-        return [replace(one, foreground=p) for one, p in zip(found, every, strict=True)] if maps else found
+        detections = [self._instances(p, images.device) for p in every]
+        return (
+            [replace(one, foreground=p) for one, p in zip(detections, every, strict=True)]
+            if maps
+            else detections
+        )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
         found: list[tuple[int, Component]] = []
@@ -162,7 +184,7 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
 
 
 def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) -> dict[str, Tensor]:
-    """Return the terms of ``mask_loss``, Dice apart and over the classes that are there; 0 where none is.
+    """Return the terms of ``mask_loss``, Dice apart and over the classes that are there; 0 if none is.
 
     Args:
         logits: ``(B, K, H, W)`` or ``(B, K, D, H, W)``; edge weights are for the former.

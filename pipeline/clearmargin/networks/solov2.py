@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -16,7 +18,8 @@ from clearmargin.errors import ConfigError
 from clearmargin.networks.crops import crop_masks
 from clearmargin.networks.foreground import strongest
 from clearmargin.networks.losses import MaskLossSettings, mask_loss
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets, learning
+from clearmargin.networks.planning import Choice, Facts, Shown, mask_loss_choice, sides_across, thin
 from clearmargin.networks.pyramid import Pyramid, PyramidSettings
 from clearmargin.networks.suppression import matrix_nms
 
@@ -61,7 +64,7 @@ class SOLOv2Config(PyramidSettings):
         64, ge=16, multiple_of=16, description="mask features, and weights of a kernel"
     )
     mask_samples: int = Field(
-        200, ge=1, description="cells with an object, an image, that masks are learnt from"
+        200, ge=1, description="cells with an object that masks are learnt from, per image"
     )
     mask_weight: float = Field(3.0, ge=0)
     mask_loss: MaskLossSettings = MaskLossSettings(cross_entropy=0.0, dice=1.0)
@@ -69,15 +72,35 @@ class SOLOv2Config(PyramidSettings):
         2,
         ge=1,
         le=3,
-        description="cells a side among which only the strongest of a class counts; 1 keeps all",
+        description="cells per side among which only the strongest of a class counts; 1 keeps all",
     )
     nms_sigma: float = Field(0.5, gt=0, description="width of Matrix NMS's decay; smaller decays more")
     candidates: int = Field(300, ge=1, description="best cells of an image whose masks are drawn")
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
 
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        reasons = [thin(facts, scale)]
+        if facts.nested >= 0.02:
+            reasons.append(
+                f"{100 * facts.nested:.0f} % of the objects lie in another one, and of two with one centre it finds one"
+            )
+        return "; ".join(reason for reason in reasons if reason) or None
 
-class SOLOv2(nn.Module):
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        low, high, said = sides_across(facts, shown)
+        edges = [float(4 * max(1, round(e / 4))) for e in np.geomspace(max(16.0, low), max(high, 8 * low), 4)]
+        ranges = [[0.0, 2 * edges[0]], *([e, 4 * e] for e in edges[:3]), [edges[3], 100_000.0]]
+        yield Choice("model.scale_ranges", ranges, said)
+        yield from mask_loss_choice(facts, shown, cls().mask_loss)
+
+
+class SOLOv2(PlaneNetwork):
     """A grid of cells at each level; the cell at an object's centre has its class and the weights of its mask.
 
     Both extents of an image are multiples of 32, so that every map spans it edge to edge.
@@ -102,13 +125,16 @@ class SOLOv2(nn.Module):
         self.mask_branch = MaskBranch(
             config.fpn_channels, config.branch_channels, outputs=config.mask_channels
         )
+        self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return the losses ``classes`` and ``masks``, weighted.
 
         Images without an instance teach the background; ``masks`` is then 0.
         """
-        features, size = self._features(images, learning=True), _size(images)
+        with learning(self.pyramid):
+            features = self._features(images)
+        size = _size(images)
         logits, kernels = self._cells(features, size)
         grids = self.grids(size)
         owners = torch.stack(
@@ -123,7 +149,7 @@ class SOLOv2(nn.Module):
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return detections with masks at stride 4, each cut to what it holds."""
-        features = self._features(images, learning=False)
+        features = self._features(images)
         logits, kernels = self._cells(features, _size(images))
         scores = torch.cat(
             [peaks(level.sigmoid(), self.config.peak_window).flatten(2) for level in logits], dim=2
@@ -139,10 +165,9 @@ class SOLOv2(nn.Module):
         rows, columns = ([max(1, round(n * cells / extent)) for cells in self.config.grids] for n in size)
         return list(zip(rows, columns, strict=True))
 
-    def _features(self, images: Tensor, *, learning: bool) -> list[Tensor]:
+    def _features(self, images: Tensor) -> list[Tensor]:
         if images.shape[-2] % 32 or images.shape[-1] % 32:
             raise ValueError(f"images of {tuple(images.shape[-2:])}: both extents must be multiples of 32")
-        self.pyramid.train(learning)
         features: list[Tensor] = self.pyramid(images)
         return features
 
@@ -153,11 +178,11 @@ class SOLOv2(nn.Module):
         return [logits for logits, _ in levels], kernels
 
     def _class_loss(self, logits: Tensor, owners: Tensor, targets: list[Targets]) -> Tensor:
-        wanted = torch.zeros_like(logits)
+        reference = torch.zeros_like(logits)
         for image, target in enumerate(targets):
             cells = torch.where(owners[image] >= 0)[0]
-            wanted[image, cells, target.labels[owners[image, cells]] - 1] = 1
-        cost: Tensor = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0, reduction="sum")
+            reference[image, cells, target.labels[owners[image, cells]] - 1] = 1
+        cost: Tensor = sigmoid_focal_loss(logits, reference, alpha=0.25, gamma=2.0, reduction="sum")
         return cost / (owners >= 0).sum().clamp(min=1)
 
     def _mask_loss(self, maps: Tensor, kernels: Tensor, owners: Tensor, targets: list[Targets]) -> Tensor:
@@ -168,10 +193,10 @@ class SOLOv2(nn.Module):
             cells = cells[torch.randperm(len(cells))[: self.config.mask_samples].to(cells.device)]
             logits = apply_kernels(kernel[cells], features)
             seen, which = owner[cells].unique(return_inverse=True)
-            wanted = (
+            expected = (
                 F.avg_pool2d(target.masks[seen].float(), _STRIDE)[which] if len(cells) else logits.detach()
             )
-            total = total + len(cells) * mask_loss(logits, wanted, self.config.mask_loss)
+            total = total + len(cells) * mask_loss(logits, expected, self.config.mask_loss)
             count += len(cells)
         return total / max(count, 1)
 
@@ -185,15 +210,15 @@ class SOLOv2(nn.Module):
         kept = found.argsort(descending=True, stable=True)
         kept = kept[(found > self.config.score_threshold)[kept] & inside.flatten(1).any(dim=1)[kept]]
         kept = kept[: self.config.detections]
-        chosen = kernels[cells[kept]]
-        masks, regions = _crops(chosen, features)
+        picked = kernels[cells[kept]]
+        masks, regions = _crops(picked, features)
         return Detections(
             boxes=_boxes(inside[kept]),
             labels=labels[kept],
             scores=found[kept],
             masks=masks,
             regions=regions,
-            foreground=self._foreground(chosen, features, found[kept], labels[kept]) if maps else None,
+            foreground=self._foreground(picked, features, found[kept], labels[kept]) if maps else None,
         )
 
     def _foreground(self, kernels: Tensor, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:

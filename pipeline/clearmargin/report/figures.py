@@ -42,6 +42,7 @@ COLOURS = (
     "#000000",
 )  # Okabe and Ito, 2008
 _STYLES = ("-", "--", ":", "-.")
+_EVENTS = 10  # of a bin that a reliability curve goes through
 _FEW = 0.05  # share of the cases whose mean risk jumps: it may leave the picture
 
 
@@ -111,18 +112,30 @@ def reliability_compared(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayL
     Args:
         curves: ``(B,)`` mean confidence, share that was right (NaN for an empty bin) and count of each bin, by name.
         title: What was said with a confidence.
+
+    Bins of fewer than ten events are hollow points beside the line.
     """
     figure = new_figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle="--")
     for i, (name, (said, right, count)) in enumerate(curves.items()):
         cases = np.asarray(count, np.float64)
-        some = cases > 0
-        x = np.asarray(said, np.float64)[some]
+        x, share = np.asarray(said, np.float64), np.asarray(right, np.float64)
+        marker = "os^"[i % 3]
+        # A share of a handful of events is noise, and a line through it takes the eye: such bins are points apart.
+        many, few = cases >= _EVENTS, (cases > 0) & (cases < _EVENTS)
+        top.plot(x[many], share[many], marker=marker, markersize=4, label=name, **_look(i))
         top.plot(
-            x, np.asarray(right, np.float64)[some], marker="os^"[i % 3], markersize=4, label=name, **_look(i)
+            x[few],
+            share[few],
+            marker=marker,
+            markersize=4,
+            linestyle="",
+            fillstyle="none",
+            color=COLOURS[i],
+            alpha=0.5,
         )
-        bottom.plot(x, cases[some], marker="os^"[i % 3], markersize=3, **_look(i))
+        bottom.plot(x[cases > 0], cases[cases > 0], marker=marker, markersize=3, **_look(i))
     top.set_ylim(0, 1.02)
     bottom.set_xlim(0, 1)
     bottom.set_yscale("log")
@@ -192,7 +205,7 @@ def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -
     """Return a histogram of the coverages of random splits for each margin, with what is expected.
 
     Args:
-        panels: ``(S,)`` shares of covered units and the expected share, by name.
+        panels: ``(S,)`` shares of covered groups and the expected share, by name.
         title: What was split.
     """
     columns = min(2, max(1, len(panels)))
@@ -208,7 +221,7 @@ def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -
         axes.axvline(100 * expected, color=COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}")
         axes.axvline(100 * shares.mean(), color=COLOURS[0], label=f"mean {100 * shares.mean():.1f}")
         last = k >= len(panels) - columns
-        finish(axes, title=name, x="units covered, %" if last else "", y="splits", legend=True)
+        finish(axes, title=name, x="groups covered, %" if last else "", y="splits", legend=True)
         axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 

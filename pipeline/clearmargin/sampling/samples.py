@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from clearmargin.config import load_settings, read_yaml
 from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
@@ -219,13 +218,13 @@ class SampledSegmenter:
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Switch dropout on where it is what samples; the same image is then seen with the same draws."""
+        """Switch dropout on if it is what samples; the same image is then seen with the same draws."""
         with ExitStack() as stack:
             if self.mode == "dropout":
                 stack.enter_context(torch.random.fork_rng())
                 torch.manual_seed(0)
                 for member in self.members:
-                    stack.enter_context(dropping(_module(member.segmenter)))
+                    stack.enter_context(dropping(member.segmenter.network))
             yield
 
 
@@ -247,13 +246,13 @@ def open_segmenter(
         mode: ``none``: the network alone. ``checkpoints``: the epochs that training kept, one training for all.
             ``ensemble``: several trainings, which is best. ``tta``: mirrored and scaled views, as far as training
             varied them. ``dropout``: the network's own dropout, drawn ten times.
-        device: ``cpu`` or ``cuda``; None takes CUDA where there is one.
+        device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
         runtime: ``torch``, or what the model was exported to; other weights were not.
         adjust: Applied to each network's segmenter, such as another size of tiles.
 
     Raises:
         ConfigError: The model cannot be sampled like that; with the reason and what can be done.
-        InputError: It is no model folder.
+        InputError: It is not a model folder.
     """
     change = adjust or (lambda segmenter: segmenter)
     if mode == "ensemble":
@@ -279,7 +278,7 @@ def open_segmenter(
     if mode == "tta":
         return augmented(segmenter)
     if mode == "dropout":
-        if not has_dropout(_module(segmenter)):
+        if not has_dropout(segmenter.network):
             raise ConfigError(
                 f"{segmenter.provenance.model} was trained without dropout, so that drawing it anew gives the same "
                 "answer each time: take --uncertainty checkpoints or tta"
@@ -290,8 +289,8 @@ def open_segmenter(
 
 def augmented(segmenter: NetworkSegmenter, views: tuple[View, ...] | None = None) -> SampledSegmenter:
     """Return a network's segmenter that looks at several views; None for `tta_views` of its training."""
-    chosen = tta_views(segmenter.augment) if views is None else views
-    members = tuple(Member(segmenter=segmenter, view=view) for view in chosen)
+    member_views = tta_views(segmenter.augment) if views is None else views
+    members = tuple(Member(segmenter=segmenter, view=view) for view in member_views)
     return SampledSegmenter(members=members, mode="tta", choice=segmenter.choice)
 
 
@@ -325,10 +324,10 @@ def seen_by(model: Path) -> Seen:
     cards = [load_settings(folder / CONFIG_FILE, ModelCard) for folder in folders]
     for folder, card in zip(folders, cards, strict=True):
         if not card.trained_on:
-            raise InputError(f"'{folder.name}' does not say which units it was trained on: train it again")
+            raise InputError(f"'{folder.name}' does not say which groups it was trained on: train it again")
     recorded = all(card.trained_content for card in cards)
     return Seen(
-        units=frozenset(unit for card in cards for unit in card.trained_on),
+        groups=frozenset(group for card in cards for group in card.trained_on),
         contents=frozenset(c for card in cards for c in card.trained_content) if recorded else frozenset(),
         keys=frozenset(card.trained_key for card in cards),
         cards=frozenset(card.trained_card for card in cards),
@@ -340,7 +339,7 @@ def _members(model: Path) -> list[Path]:
     path = model / ENSEMBLE_FILE
     if not path.is_file():
         raise ConfigError(
-            f"'{model.name}' is no ensemble: it has no {ENSEMBLE_FILE}; `clearmargin crossvalidate` writes one, "
+            f"'{model.name}' is not an ensemble: it has no {ENSEMBLE_FILE}; `clearmargin crossvalidate` writes one, "
             "and --uncertainty checkpoints needs one training alone"
         )
     names = read_yaml(path).get("members")
@@ -369,7 +368,7 @@ def _add(seen: list[Moments], look: Look, classes: int) -> None:
         shape = (classes, *look.grid.shape[-2:])
         seen += [Moments.zeros(shape, compact=whole) for _ in range(depth)]
     if len(seen) != depth:
-        raise ConfigError("an ensemble's members see planes, or they see volumes: not both")
+        raise ConfigError("expected members that all see planes or all see volumes, got both")
     for moments, plane in zip(seen, look.foreground(), strict=True):
         moments.add(plane)
 
@@ -403,12 +402,6 @@ def _columns(spreads: list[Spread], instances: InstanceSet) -> dict[str, NDArray
 def _mean_within(instances: InstanceSet, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the mean of a map over each instance's mask, ``(N,)``."""
     return np.array([values[m.slices][m.crop].mean() for m in instances.masks], np.float32)
-
-
-def _module(segmenter: NetworkSegmenter) -> nn.Module:
-    if not isinstance(segmenter.network, nn.Module):
-        raise TypeError(f"{type(segmenter.network).__name__} is no nn.Module")
-    return segmenter.network
 
 
 def _digest(parts: list[str]) -> str:

@@ -11,9 +11,10 @@ from pydantic import Field, field_validator
 
 from clearmargin.config import Settings, apply_overrides, read_yaml, validate
 from clearmargin.datasets.folds import FoldSettings
+from clearmargin.errors import ConfigError
 from clearmargin.metrics.thresholds import Measure
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.networks import network_config
+from clearmargin.networks import config_class, network_config
 from clearmargin.tracking.parameters import plain
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
@@ -34,7 +35,7 @@ class EarlyStopping(Settings):
     """Stop when a metric of the validation split has not improved, and keep the best model."""
 
     metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or semantic_dice")
-    patience: int = Field(10, ge=1, description="validations without improvement before the end")
+    patience: int = Field(10, ge=1, description="validations without improvement before training stops")
 
     @field_validator("metric")
     @classmethod
@@ -48,36 +49,35 @@ class TrainingSettings(Settings):
     """How the weights are found."""
 
     epochs: int = Field(20, ge=1)
-    steps_per_epoch: int = Field(
-        50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
-    )
-    batch_size: int = Field(2, ge=1, description="windows of one forward pass, on each process")
+    steps_per_epoch: int = Field(50, ge=1, description="steps per epoch; a checkpoint follows each epoch")
+    batch_size: int = Field(2, ge=1, description="windows per forward pass and process")
     accumulate: int = Field(
         1,
         ge=1,
-        description="forward passes a step, whose gradients are averaged: for batches beyond the memory",
+        description="forward passes per step, whose gradients are averaged: for batches beyond the memory",
     )
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(50, ge=0)
-    clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
+    clip_norm: float = Field(5.0, gt=0, description="largest gradient norm per step; larger ones are clipped")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
-    validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
+    validation_cases: int = Field(50, ge=1, description="largest number of validation cases that are scored")
     threshold_measure: Measure = Field(
         "pq",
-        description="what the score thresholds are chosen for on the validation split: pq, f1 or accuracy, which is "
+        description="measure by which the score thresholds are chosen on the validation split: pq, f1 or accuracy, "
+        "which is "
         "TP / (TP + FP + FN)",
     )
     early_stopping: EarlyStopping | None = Field(
-        None, description="none: all epochs are run, the last one kept"
+        None, description="null: all epochs run, and the last one is kept"
     )
     workers: int = Field(1, ge=0, description="processes that prepare windows")
     threads: int = Field(0, ge=0, description="threads of torch; 0 takes the cores that workers leave")
     cache_mb: int = Field(
         2048,
         ge=0,
-        description="memory in each worker for what was read: images as float32, and masks; the rest is read again",
+        description="memory per worker, in MB, for images (float32) and masks that were read; others are read again",
     )
     snapshots: int = Field(
         5,
@@ -87,7 +87,7 @@ class TrainingSettings(Settings):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="time for all epochs; the learning rate falls with it, and no epoch is started after it",
+        description="minutes for all epochs; the learning rate falls with the time, and no epoch starts after it",
     )
 
 
@@ -98,9 +98,10 @@ class Experiment(Settings):
     card: str = Field(description="path of the data card, from the working directory")
     seed: int = Field(0, ge=0)
     fold: FoldSettings | None = Field(
-        None, description="train on all but one fold of the card's train and validation units (crossvalidate)"
+        None,
+        description="train on all but one fold of the card's train and validation groups (crossvalidate)",
     )
-    model: dict[str, Any] = Field(description="the section of the network's own config class")
+    model: dict[str, Any] = Field(description="settings of the network; docs/models.md lists those of each")
     image: ImageSettings = ImageSettings()
     augment: AugmentSettings = AugmentSettings()
     training: TrainingSettings = TrainingSettings()
@@ -115,7 +116,26 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
     """
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
     complete = network_config(experiment.model).model_dump(mode="json")
+    _refuse_unread(experiment, config.name)
     return experiment.model_copy(update={"model": complete})
+
+
+def _refuse_unread(experiment: Experiment, name: str) -> None:
+    """Refuse settings that the network does not read, if they are other than their defaults.
+
+    Raises:
+        ConfigError: With all of them.
+    """
+    network = experiment.model["network"]
+    ignored = []
+    for path in config_class(network).unread:
+        section, field = path.split(".")
+        settings: Settings = getattr(experiment, section)
+        value = getattr(settings, field)
+        if value != type(settings).model_fields[field].get_default(call_default_factory=True):
+            ignored.append(f"  {path}: {network} does not read it, and it is {value}")
+    if ignored:
+        raise ConfigError("\n".join([f"{name}: leave out what the network does not read:", *ignored]))
 
 
 def public_yaml(experiment: Experiment, card: str) -> str:
