@@ -116,7 +116,7 @@ Writes = Annotated[
         "-w",
         metavar="NAME,...",
         help="What to write: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
-        "dicom_maps, maps, overlay; 'default' stands for what is written without this option.",
+        "dicom_maps, maps, overlay, viewer; 'default' stands for what is written without this option.",
     ),
 ]
 
