@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 from displaced import PLANE, SPACE, Pool, Setting, over_splits, pool
 
-from clearmargin.uncertainty.guarantees import GUARANTEES, least_factor
-from clearmargin.uncertainty.margins import BOTH, MatchedObject, losses_of
-from clearmargin.uncertainty.misses import LOSSES, Found, fit_threshold
-from clearmargin.uncertainty.width import Width
+from clearmargin.margins.guarantees import GUARANTEES, least_factor
+from clearmargin.margins.margins import BOTH, MatchedObject, losses_of
+from clearmargin.margins.misses import LOSSES, Found, fit_threshold
+from clearmargin.margins.width import Width
 
 ALPHAS = (0.1, 0.05)
 ONE = Width(kind="constant", level={"outer": 1.0, "inner": 1.0}, predicted={})

@@ -32,8 +32,8 @@ from clearmargin.core import (
     Provenance,
     Source,
 )
-from clearmargin.formats.dicom import index_dicom, read_dicom
-from clearmargin.formats.dicom_seg import read_dicom_seg, write_dicom_seg
+from clearmargin.formats.dicom.images import index_dicom, read_dicom
+from clearmargin.formats.dicom.seg import read_dicom_seg, write_dicom_seg
 
 
 def write_series(folder: Path, slices: int, size: int) -> list[Path]:

@@ -57,8 +57,8 @@ def measure(name: str, network: object, *, tile: tuple[int, int] | None, views: 
     from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
     from clearmargin.models.segmenter import NetworkSegmenter
     from clearmargin.models.settings import PredictionSettings
+    from clearmargin.sampling.samples import augmented, tta_views
     from clearmargin.transforms.settings import ImageSettings, Window
-    from clearmargin.uncertainty.sampling import augmented, tta_views
 
     torch.set_num_threads(1)
     code = Code(value="4421005", scheme="SCT", meaning="Cell")
@@ -87,7 +87,7 @@ def measure(name: str, network: object, *, tile: tuple[int, int] | None, views: 
 def mask_rcnn() -> object:
     import torch
 
-    from clearmargin.models import build_network, network_config
+    from clearmargin.networks import build_network, network_config
 
     torch.manual_seed(0)
     settings = {"network": "mask_rcnn", "detections": INSTANCES, "score_threshold": 0.0}

@@ -26,11 +26,12 @@ from small import SMALL
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Prediction
 from clearmargin.errors import ClearMarginError
 from clearmargin.export import _write_parts
-from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
+from clearmargin.networks import build_network, network_config
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Percentiles
 
 ODD_SIZES = [(1, 1), (1, 2), (2, 1), (1, 300), (3, 5), (17, 31), (33, 65), (100, 257), (40, 9000), (9000, 40)]

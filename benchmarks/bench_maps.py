@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.datasets.cases import open_dataset
+from clearmargin.margins.observations import PixelCounts
 from clearmargin.models.segmenter import PlaneDetections
-from clearmargin.uncertainty.observed import PixelCounts
-from clearmargin.uncertainty.sampling import SampledSegmenter, open_segmenter
+from clearmargin.sampling.samples import SampledSegmenter, open_segmenter
 
 _MAPS = ("foreground", "entropy", "mutual_information", "variance")
 _EDGE = 5  # pixels from a true edge within which a map may change

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from clearmargin.models import NETWORKS, build_network, network_config
-from clearmargin.models.network import Targets
+from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks.network import Targets
 from clearmargin.training.checkpoint import TrainingState
 from clearmargin.training.processes import ProcessGroup, loss_module
 from clearmargin.training.step import TrainingStep

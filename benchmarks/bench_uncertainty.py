@@ -63,7 +63,7 @@ def bright(shift: int):
     """
     from torch import nn
 
-    from clearmargin.models.volumetric import SemanticCC3D, SemanticCC3DConfig
+    from clearmargin.networks.semantic_cc_3d import SemanticCC3D, SemanticCC3DConfig
 
     class Bright(nn.Module):
         def __init__(self, unet: nn.Module) -> None:
@@ -86,9 +86,9 @@ def memory(kind: str) -> None:
 
     from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
     from clearmargin.models.segmenter import NetworkSegmenter
-    from clearmargin.models.volumetric import VolumeSegmenter
+    from clearmargin.models.volume_segmenter import VolumeSegmenter
+    from clearmargin.sampling.samples import Member, SampledSegmenter
     from clearmargin.transforms.settings import ImageSettings, Window
-    from clearmargin.uncertainty.sampling import Member, SampledSegmenter
 
     torch.set_num_threads(1)
     code = Code(value="108369006", scheme="SCT", meaning="Tumor")
@@ -126,7 +126,7 @@ def cost(model: Path, card: Path, cases: int) -> None:
     import torch
 
     from clearmargin.datasets.cases import open_dataset
-    from clearmargin.uncertainty.sampling import open_segmenter
+    from clearmargin.sampling.samples import open_segmenter
 
     torch.set_num_threads(1)
     dataset = open_dataset(card)

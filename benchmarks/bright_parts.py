@@ -20,7 +20,7 @@ class BrightParts:
         import torch.nn.functional as F
         from scipy import ndimage
 
-        from clearmargin.models.network import Detections
+        from clearmargin.networks.network import Detections
 
         numbered, count = ndimage.label(images[0, self.channel].numpy() > 0.5)
         boxes, masks = [], []

@@ -29,7 +29,7 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.samples import Windows
 from clearmargin.evaluate import evaluate_cases, render, write_tables
 from clearmargin.metrics.thresholds import choose_thresholds, match_scores, pool, score_curve
-from clearmargin.models.backbones import build_backbone
+from clearmargin.networks.backbones import build_backbone
 from clearmargin.training.experiment import read_experiment
 from clearmargin.transforms.settings import ImageSettings
 from clearmargin.transforms.view import prepare, to_channels

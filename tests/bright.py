@@ -3,8 +3,8 @@
 import torch
 
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
-from clearmargin.models.network import Detections
 from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.networks.network import Detections
 from clearmargin.transforms.settings import ImageSettings, Window
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")

@@ -18,8 +18,8 @@ from clearmargin.core import (
     Source,
     Thresholds,
 )
-from clearmargin.uncertainty.fitting import Asked
-from clearmargin.uncertainty.margins import CalibrationData
+from clearmargin.margins.fitting import Asked
+from clearmargin.margins.margins import CalibrationData
 
 _CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap(

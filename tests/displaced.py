@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet
+from clearmargin.margins.guarantees import least_factor
+from clearmargin.margins.margins import MatchedObject
+from clearmargin.margins.reach import EdgeScale
+from clearmargin.margins.requirement import SIDES, needed_margin
+from clearmargin.margins.width import features_of
 from clearmargin.metrics.matching import Matches, match_instances
-from clearmargin.uncertainty.guarantees import least_factor
-from clearmargin.uncertainty.margins import MatchedObject
-from clearmargin.uncertainty.needed import SIDES, needed_margin
-from clearmargin.uncertainty.reach import EdgeScale
-from clearmargin.uncertainty.width import features_of
 
 Array = NDArray[np.float64]
 

@@ -25,12 +25,12 @@ from clearmargin.datasets.phantom_study import write_phantom_study
 from clearmargin.errors import ClearMarginError
 from clearmargin.formats import is_video, open_video, read_image
 from clearmargin.formats.coco import read_coco_images, write_coco
-from clearmargin.formats.dicom import index_dicom, read_dicom
-from clearmargin.formats.dicom_seg import read_seg_content
-from clearmargin.formats.dicom_seg_kinds import write_fractional_seg, write_label_map_seg
-from clearmargin.formats.parametric_map import read_parametric_map, write_parametric_map
+from clearmargin.formats.dicom.images import index_dicom, read_dicom
+from clearmargin.formats.dicom.parametric_map import read_parametric_map, write_parametric_map
+from clearmargin.formats.dicom.rtstruct import read_rtstruct, write_rtstruct
+from clearmargin.formats.dicom.seg import read_seg_content
+from clearmargin.formats.dicom.seg_kinds import write_fractional_seg, write_label_map_seg
 from clearmargin.formats.raster import read_label_raster, write_raster
-from clearmargin.formats.rtstruct import read_rtstruct, write_rtstruct
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import read_label_volume, write_volume
 

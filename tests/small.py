@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clearmargin.models.network import Targets
+from clearmargin.networks.network import Targets
 
 SIZE = 128
 

@@ -17,7 +17,7 @@ from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError
 from clearmargin.formats import read_image
-from clearmargin.formats.dicom_seg import read_dicom_seg
+from clearmargin.formats.dicom.seg import read_dicom_seg
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
 from clearmargin.jobs.ledger import Ledger
@@ -30,7 +30,7 @@ GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
 @pytest.fixture(autouse=True)
 def bright(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
     )
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
 

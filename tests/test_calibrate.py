@@ -15,11 +15,11 @@ from toy import write_toy_experiment, write_toy_set
 from clearmargin.calibrate import calibrate
 from clearmargin.core import InstanceSet
 from clearmargin.errors import InputError
+from clearmargin.margins.calibration import Calibration, load_calibration
+from clearmargin.margins.observations import observe
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE
 from clearmargin.report.calibration import figures_of, report_text, write_calibration
 from clearmargin.train import train
-from clearmargin.uncertainty.calibration import Calibration, load_calibration
-from clearmargin.uncertainty.observed import observe
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_a_missing_file_is_found_by_what_the_message_says(pictures):
 def test_predict_names_a_picture_as_a_card_does(pictures, monkeypatch):
     monkeypatch.setenv("CLEARMARGIN_NAMES", "hashed")
     monkeypatch.setattr(
-        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 255)
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 255)
     )
     images = pictures / "images"
     images.mkdir()
@@ -169,6 +169,6 @@ def test_dicom_without_codes_is_refused_before_it_is_segmented(tmp_path, monkeyp
     pixels = np.zeros((1, 5, 64, 64), np.int16)
     write_ct_series(tmp_path / "ct", Image(pixels=pixels, grid=grid, source=Source(modality="CT")), 1, 1)
     uncoded = replace(bright_segmenter(0, 400), label_map=LabelMap((LabelClass(id=1, name="lesion"),)))
-    monkeypatch.setattr("clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: uncoded)
+    monkeypatch.setattr("clearmargin.sampling.samples.load_segmenter", lambda *_, **__: uncoded)
     with pytest.raises(ConfigError, match="class 'lesion' has no code"):
         predict(tmp_path / "ct", tmp_path / "out", model=Path("any"))

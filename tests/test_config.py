@@ -4,7 +4,7 @@ import pytest
 
 from clearmargin.config import Settings, apply_overrides, digest, load_settings, validate
 from clearmargin.errors import ConfigError
-from clearmargin.models import network_config
+from clearmargin.networks import network_config
 
 
 class Inner(Settings):

@@ -28,7 +28,7 @@ from clearmargin.deidentification.key import Key, read_key, write_new_key
 from clearmargin.deidentify import deidentify
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats import read_image
-from clearmargin.formats.dicom_seg import read_dicom_seg
+from clearmargin.formats.dicom.seg import read_dicom_seg
 
 TEXTS = {"LO", "LT", "PN", "SH", "ST", "UC", "UT", "AE", "CS"}
 

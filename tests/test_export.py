@@ -23,14 +23,15 @@ from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, InputError, ParityError
 from clearmargin.export import export
-from clearmargin.models import build_network, load_segmenter, network_config
+from clearmargin.models import load_segmenter
 from clearmargin.models import segmenter as segmenter_module
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.parity import Parity, compare, worst
-from clearmargin.models.parts import RuntimePart, find_parts
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.models.segmenter import View
 from clearmargin.models.settings import PredictionSettings
+from clearmargin.networks import build_network, network_config
+from clearmargin.networks.parts import RuntimePart, find_parts
 from clearmargin.train import train
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
@@ -39,7 +40,7 @@ import os, signal, sys, tempfile
 from pathlib import Path
 import torch
 from torch import nn
-from clearmargin.models.parts import Part
+from clearmargin.networks.parts import Part
 from clearmargin.models.runtimes import RUNTIMES
 heard = []
 signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))

@@ -35,7 +35,7 @@ from clearmargin.files import below, cell, csv_rows, printable, uncell, whole, w
 from clearmargin.formats import open_video, read_image
 from clearmargin.formats import raster as raster_module
 from clearmargin.formats.coco import _from_run_lengths, read_coco_images
-from clearmargin.formats.dicom_boundary import read_header
+from clearmargin.formats.dicom.boundary import read_header
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
 from clearmargin.predicting import cases as cases_module

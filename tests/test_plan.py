@@ -12,7 +12,7 @@ from clearmargin.datasets.fingerprint import relations, take_fingerprint, thickn
 from clearmargin.errors import ConfigError
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
-from clearmargin.models import network_config
+from clearmargin.networks import network_config
 from clearmargin.plan import objection, plan, render_plan
 from clearmargin.training.experiment import read_experiment
 

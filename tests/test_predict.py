@@ -19,7 +19,7 @@ from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats import read_image
-from clearmargin.formats.dicom_seg import read_dicom_seg, write_dicom_seg
+from clearmargin.formats.dicom.seg import read_dicom_seg, write_dicom_seg
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import read_volume, write_volume
@@ -34,7 +34,7 @@ SHAPE = (7, 64, 64)
 def bright(monkeypatch):
     """Predict with the network that sees what is bright, in Hounsfield units from 0 to 400."""
     monkeypatch.setattr(
-        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
     )
 
 
@@ -168,7 +168,7 @@ def test_display_values_need_a_window(monkeypatch, tmp_path):
 
     segmenter = bright_segmenter()
     percentiles = replace(segmenter, image=segmenter.image.model_copy(update={"intensity": Percentiles()}))
-    monkeypatch.setattr("clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: percentiles)
+    monkeypatch.setattr("clearmargin.sampling.samples.load_segmenter", lambda *_, **__: percentiles)
     with pytest.raises(ConfigError, match="percentiles"):
         predict(tmp_path, tmp_path / "out", model=Path("any"), display_window=True)
 
@@ -196,7 +196,7 @@ def test_an_image_of_another_kind_is_refused_and_forced(monkeypatch, tmp_path):
     write_raster(tmp_path / "doppler.png", colour)
     domain = Domain(modalities=("CT",), channels=(1,), lows=(-1000, -900), highs=(900, 1500))
     segmenter = replace(bright_segmenter(0, 255), domain=domain)
-    monkeypatch.setattr("clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: segmenter)
+    monkeypatch.setattr("clearmargin.sampling.samples.load_segmenter", lambda *_, **__: segmenter)
     with pytest.raises(InputError, match=r"trained on grey images, and this one is colour.*--force"):
         predict(tmp_path / "doppler.png", tmp_path / "out", model=Path("any"))
     (done,) = predict(tmp_path / "doppler.png", tmp_path / "out", model=Path("any"), force=True).done

@@ -28,7 +28,7 @@ from clearmargin.formats import open_video, read_image
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.models import load_segmenter
-from clearmargin.models.backbones import build_backbone, read_weights
+from clearmargin.networks.backbones import build_backbone, read_weights
 from clearmargin.training.checkpoint import restore_checkpoint
 
 

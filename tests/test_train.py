@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(place, 
     caplog.set_level(logging.INFO)
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=3)
-    from clearmargin.models.mask_rcnn import MaskRCNN
+    from clearmargin.networks.mask_rcnn import MaskRCNN
 
     original, calls = MaskRCNN.losses, []
 

@@ -33,14 +33,14 @@ _PUBLIC = {
     "open_video": "formats",
     "overlay": "report.overlay",
     "read_coco": "formats.coco",
-    "read_dicom_seg": "formats.dicom_seg",
+    "read_dicom_seg": "formats.dicom.seg",
     "read_image": "formats",
     "read_images": "formats",
     "read_label_volume": "formats.volume",
-    "read_rtstruct": "formats.rtstruct",
+    "read_rtstruct": "formats.dicom.rtstruct",
     "write_coco": "formats.coco",
-    "write_dicom_seg": "formats.dicom_seg",
-    "write_rtstruct": "formats.rtstruct",
+    "write_dicom_seg": "formats.dicom.seg",
+    "write_rtstruct": "formats.dicom.rtstruct",
     "write_volume": "formats.volume",
 }
 

@@ -17,20 +17,20 @@ from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.contents import contents_of
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.margins.calibration import Applied, Calibration, save_calibration
+from clearmargin.margins.fitting import Asked, fit_calibration, fit_limits, trial_floors
+from clearmargin.margins.groups import check_unseen, split_units
+from clearmargin.margins.guarantees import Guarantee, units_needed
+from clearmargin.margins.judging.case import JudgedCase, judge_case
+from clearmargin.margins.judging.judge import Judgement, judge
+from clearmargin.margins.margins import CalibrationData
+from clearmargin.margins.observations import ObservedCase, PixelCounts, element_of, observe
 from clearmargin.metrics.thresholds import Measure
 from clearmargin.privacy import key_fingerprint
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import Bar, progress
+from clearmargin.sampling.samples import Mode, open_segmenter, seen_by
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.uncertainty.calibration import Applied, Calibration, save_calibration
-from clearmargin.uncertainty.fitting import Asked, fit_calibration, fit_limits, trial_floors
-from clearmargin.uncertainty.guarantees import Guarantee, units_needed
-from clearmargin.uncertainty.judging.case import JudgedCase, judge_case
-from clearmargin.uncertainty.judging.judge import Judgement, judge
-from clearmargin.uncertainty.margins import CalibrationData
-from clearmargin.uncertainty.observed import ObservedCase, PixelCounts, element_of, observe
-from clearmargin.uncertainty.sampling import Mode, open_segmenter, seen_by
-from clearmargin.uncertainty.units import check_unseen, split_units
 
 __all__ = ["Calibrated", "calibrate", "calibrate_cases", "judge_cases", "render_calibration"]
 

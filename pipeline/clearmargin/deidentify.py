@@ -18,10 +18,10 @@ from clearmargin.deidentification.file import Outcome, Rules, deidentify_file
 from clearmargin.deidentification.key import Key, read_key, same_patient
 from clearmargin.deidentification.report import Report
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
-from clearmargin.formats.dicom_boundary import read_header
-from clearmargin.formats.dicom_index import looks_like_dicom
-from clearmargin.formats.dicom_media import is_zip, unpacked_files
-from clearmargin.formats.dicom_scan import quick_header
+from clearmargin.formats.dicom.boundary import read_header
+from clearmargin.formats.dicom.index import looks_like_dicom
+from clearmargin.formats.dicom.media import is_zip, unpacked_files
+from clearmargin.formats.dicom.scan import quick_header
 from clearmargin.privacy import case_id, record_cases
 from clearmargin.report.progress import progress
 

@@ -37,8 +37,8 @@ from clearmargin.report.annotated import annotated_overlay
 from clearmargin.report.detections import write_detections
 from clearmargin.report.paper import paper_table, write_paper
 from clearmargin.report.progress import progress
+from clearmargin.sampling.samples import Mode, open_segmenter
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.uncertainty.sampling import Mode, open_segmenter
 
 __all__ = [
     "Evaluation",

@@ -19,11 +19,11 @@ from clearmargin.errors import ConfigError, ParityError
 from clearmargin.files import write_text
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
-from clearmargin.models.foreground import has_foreground_head, knows_foreground
 from clearmargin.models.parity import Parity, compare, compare_maps, worst
-from clearmargin.models.parts import find_parts
 from clearmargin.models.runtimes import runtime
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
+from clearmargin.networks.foreground import has_foreground_head, knows_foreground
+from clearmargin.networks.parts import find_parts
 from clearmargin.report.progress import progress
 
 __all__ = ["Export", "export"]

@@ -17,8 +17,8 @@ from clearmargin.report.annotated import side_marks, with_sides
 from clearmargin.report.orientation import upright
 
 if TYPE_CHECKING:
-    from clearmargin.formats.dicom_index import SeriesEntry
-    from clearmargin.formats.dicom_volumes import VolumeEntry
+    from clearmargin.formats.dicom.index import SeriesEntry
+    from clearmargin.formats.dicom.volumes import VolumeEntry
 
 __all__ = ["Finding", "inspect_path", "overview", "write_overview"]
 
@@ -121,8 +121,8 @@ def _part(entry: SeriesEntry, volume: VolumeEntry, selector: str, tolerance_mm: 
 
 def _placed(finding: Finding, volume: VolumeEntry, name: str, tolerance_mm: float | None) -> Finding:
     """Return a finding with its volume's geometry, or the reason why it has none."""
-    from clearmargin.formats.dicom_geometry import stack_planes
-    from clearmargin.formats.dicom_planes import placed
+    from clearmargin.formats.dicom.geometry import stack_planes
+    from clearmargin.formats.dicom.planes import placed
 
     try:
         stack = stack_planes(placed(volume.pictures), name, tolerance_mm=tolerance_mm)

@@ -142,7 +142,7 @@ def measure(
             classes, and refuses files in which they are hardly that.
         tolerances: Of NSD, in mm (px where files carry no spacing).
         bands: Of boundary IoU, in the same unit.
-        metrics: Names in ``clearmargin.metrics.METRICS``.
+        metrics: Names in ``clearmargin.metrics.measurement.OF_ONE_SIZE``.
         surface: The surface model.
         iou_threshold: From which two objects of a class are the same one; classes as a whole always are.
         distance_cap: What each distance of a miss counts; None for the diagonal of the case's grid.

@@ -17,7 +17,7 @@ from clearmargin.datasets.card import Card
 from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.datasets.fingerprint import Fingerprint, take_fingerprint
 from clearmargin.errors import ConfigError, nearest
-from clearmargin.models import NETWORKS, network_config
+from clearmargin.networks import NETWORKS, network_config
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
 

@@ -12,7 +12,7 @@ from clearmargin.outputs.writers import named_outputs
 from clearmargin.predicting.cases import Predicted, Reading, predict_source
 from clearmargin.predicting.folders import predict_folder
 from clearmargin.predicting.predictor import Predictor
-from clearmargin.uncertainty.sampling import Mode
+from clearmargin.sampling.samples import Mode
 
 __all__ = ["Predicted", "PredictionReport", "predict"]
 
@@ -61,7 +61,7 @@ def predict(
         out: A folder; each input gets its own in it, named by its case id (the private crosswalk says which
             file that is).
         model: A model folder; for ``ensemble`` an ensemble's.
-        uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`). Any but ``none`` adds maps and the
+        uncertainty: What is sampled (`sampling.samples.open_segmenter`). Any but ``none`` adds maps and the
             columns that say how far the samples lie apart.
         series: Which DICOM series, if there are several.
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.

@@ -23,8 +23,8 @@ from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
 from clearmargin.evaluate import evaluate_cases, metric_names
 from clearmargin.files import csv_rows, whole, write_text
-from clearmargin.metrics import METRICS
 from clearmargin.metrics.intervals import Interval, bootstrap_means, compare
+from clearmargin.metrics.measurement import metric_of
 from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.report.figures import trade_off
@@ -321,7 +321,8 @@ def _label(model: Path) -> str:
 
 
 def _sign(metric: str) -> float:
-    return -1.0 if metric in METRICS and METRICS[metric].better == "lower" else 1.0  # nsd_2px is no distance
+    known = metric_of(metric)
+    return -1.0 if known and known.better == "lower" else 1.0
 
 
 def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tuple[str, str]:

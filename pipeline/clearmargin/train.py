@@ -32,12 +32,13 @@ from clearmargin.errors import ConfigError
 from clearmargin.evaluate import compare
 from clearmargin.files import write_text
 from clearmargin.metrics.thresholds import LEAST_REFERENCES
-from clearmargin.models import NETWORKS, build_network, load_segmenter, network_config
+from clearmargin.models import load_segmenter
 from clearmargin.models.clock import Clock
 from clearmargin.models.folder import CONFIG_FILE, ModelCard, label_map_entries, save_model, save_snapshot
-from clearmargin.models.foreground import RATE as HEAD_RATE
-from clearmargin.models.foreground import has_foreground_head
-from clearmargin.models.threads import torch_threads
+from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks.foreground import RATE as HEAD_RATE
+from clearmargin.networks.foreground import has_foreground_head
+from clearmargin.networks.threads import torch_threads
 from clearmargin.privacy import key_fingerprint
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun

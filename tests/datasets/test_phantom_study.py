@@ -14,7 +14,7 @@ from clearmargin.core import InstanceSet
 from clearmargin.datasets.phantom import PHANTOM_LABELS, Phantom, make_phantom
 from clearmargin.datasets.phantom_study import StudyFiles, write_ct_series, write_phantom_study
 from clearmargin.formats import read_image
-from clearmargin.formats.dicom_seg_content import read_dicom_seg
+from clearmargin.formats.dicom.seg_content import read_dicom_seg
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.balance import repeat_factors
 from clearmargin.datasets.samples import Windows, _aimed_at, collate, window_centre
-from clearmargin.models.network import Targets
+from clearmargin.networks.network import Targets
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
 

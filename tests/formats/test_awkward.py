@@ -17,7 +17,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut
 
 from clearmargin.errors import InputError
 from clearmargin.formats import is_video, open_video, read_image
-from clearmargin.formats.dicom_pixels import decode_frames
+from clearmargin.formats.dicom.pixels import decode_frames
 
 _UNDECODABLE = "no installed decoder reads"
 _NO_OBJECT = "no readable DICOM"

@@ -16,12 +16,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from clearmargin.core import Grid, InstanceSet
 from clearmargin.core.colours import class_colour, instance_colours
-from clearmargin.formats.dicom import read_dicom
-from clearmargin.formats.dicom_seg import read_dicom_seg, write_dicom_seg
-from clearmargin.formats.dicom_seg_kinds import write_fractional_seg, write_label_map_seg
-from clearmargin.formats.parametric_map import read_parametric_map, write_parametric_map
-from clearmargin.formats.rtstruct import write_rtstruct
-from clearmargin.formats.structured_report import write_structured_report
+from clearmargin.formats.dicom.images import read_dicom
+from clearmargin.formats.dicom.parametric_map import read_parametric_map, write_parametric_map
+from clearmargin.formats.dicom.rtstruct import write_rtstruct
+from clearmargin.formats.dicom.seg import read_dicom_seg, write_dicom_seg
+from clearmargin.formats.dicom.seg_kinds import write_fractional_seg, write_label_map_seg
+from clearmargin.formats.dicom.structured_report import write_structured_report
 
 # (slice distance, rows, columns) in mm: the values of a library's stand-ins, equal axes, both ends of the scale.
 SPACINGS = [

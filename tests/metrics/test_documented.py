@@ -9,7 +9,7 @@ import pytest
 
 from clearmargin import metrics
 from clearmargin.errors import ConfigError
-from clearmargin.metrics import METRICS, Protocol, measure_pair
+from clearmargin.metrics import METRICS, SET_METRICS, Protocol, measure_pair, metric_of, metric_title
 
 from .shapes import ball
 
@@ -17,7 +17,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="u
 
 
 def test_every_metric_is_defined_in_the_documentation():
-    missing = [name for name in METRICS if f"`{name}`" not in DOCS]
+    missing = [name for name in METRICS if f"`{name}`" not in DOCS and f"`{name}_" not in DOCS]
     assert not missing
 
 
@@ -45,13 +45,44 @@ def test_better_says_which_way_is_better(name):
     """Growing a ball by more and more makes every metric worse, by its own word."""
     shape, spacing = (24, 24, 24), (1.0, 1.0, 1.0)
     reference = ball(shape, (11, 11, 11), 6, spacing)
+    column = f"{name}_1mm" if METRICS[name].width else name
     values = [
-        measure_pair(ball(shape, (11 + (r - 6) / 2, 11, 11), r, spacing), reference, spacing=spacing)[name]
+        measure_pair(
+            ball(shape, (11 + (r - 6) / 2, 11, 11), r, spacing),
+            reference,
+            spacing=spacing,
+            bands=[1.0],
+            trimaps=[1.0],
+        )[column]
         for r in (6, 7, 9)
     ]
     rule = {"higher": lambda v: -v, "lower": lambda v: v, "zero": abs}[METRICS[name].better]
     badness = [rule(v) for v in values]
     assert badness == sorted(badness)
+    assert badness[0] < badness[-1] or name == "recall"  # a larger ball misses nothing
+    assert badness == [METRICS[name].cost(v) for v in values]
+
+
+def test_every_number_that_a_verb_writes_is_in_a_table():
+    """By its own name, with a length, a class, or an IoU; another name is no metric."""
+    for name in (
+        *METRICS,
+        *SET_METRICS,
+        "nsd_0.5px",
+        "boundary_iou_1e-05mm",
+        "ap50/grasper",
+        "precision@0.5",
+    ):
+        assert metric_of(name) is not None, name
+    assert metric_of("reference_id") is None and metric_of("nsd_2cm") is None
+    assert metric_title("trimap_iou_1.5px") == "Trimap IoU at 1.5 px"
+
+
+def test_a_metric_with_a_length_says_which_option_lists_the_lengths():
+    with pytest.raises(ConfigError, match="NSD is measured at lengths, which tolerances lists"):
+        Protocol(metrics=("dice", "nsd_2mm"))
+    with pytest.raises(ConfigError, match="did you mean 'hd95'"):
+        Protocol(metrics=("hd96",))
 
 
 def test_an_unknown_surface_model_names_the_nearest():

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clearmargin.core import Grid, InstanceSet
+from clearmargin.linking.slices import link_slices
 from clearmargin.metrics.counting import split_and_merge
-from clearmargin.models.linking import link_slices
-from clearmargin.models.network import Targets
 from clearmargin.models.placing import place, place_view, threshold
+from clearmargin.networks.network import Targets
 from clearmargin.transforms.spatial import fitting_view
 
 SHAPE = (100, 120)

@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
-from clearmargin.models.network import Detections
 from clearmargin.models.placing import place, place_view
 from clearmargin.models.repeats import Suppression
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.tiles import lay_tiles
 from clearmargin.models.tiling import find_in_tiles
+from clearmargin.networks.network import Detections
+from clearmargin.sampling.samples import augmented, tta_views
 from clearmargin.transforms.settings import AugmentSettings
-from clearmargin.uncertainty.sampling import augmented, tta_views
 
 VIEW = (97, 131)
 

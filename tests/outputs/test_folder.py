@@ -30,7 +30,7 @@ MODEL = Path("any")
 @pytest.fixture
 def bright(monkeypatch):
     monkeypatch.setattr(
-        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
     )
 
 
@@ -135,7 +135,7 @@ def test_a_report_alone_brings_the_seg_that_it_refers_to(bright, ct, tmp_path):
 
 
 def test_source_headers_are_read_once(bright, ct, monkeypatch, tmp_path):
-    from clearmargin.formats import dicom_output
+    from clearmargin.formats.dicom import output as dicom_output
 
     read, original = [], dicom_output.read_header
     monkeypatch.setattr(dicom_output, "read_header", lambda file: read.append(file) or original(file))

@@ -34,7 +34,7 @@ SERIES = 3
 @pytest.fixture(autouse=True)
 def own_places(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
     )
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     (tmp_path / "tmp").mkdir()
@@ -356,7 +356,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from bright import bright_segmenter
-import clearmargin.uncertainty.sampling as sampling
+import clearmargin.sampling.samples as sampling
 sampling.load_segmenter = lambda *_, **__: bright_segmenter(0, 400)
 from clearmargin.batch import batch
 from clearmargin.pacs.dicomweb import DicomWeb

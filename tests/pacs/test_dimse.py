@@ -74,7 +74,7 @@ def test_an_archive_that_hangs_up_on_reading_back_confirms_nothing(tmp_path, fil
 
 def test_results_of_a_batch_are_in_the_archive_once(orthanc, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "clearmargin.uncertainty.sampling.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
     )
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     values = np.full((1, 5, 48, 48), -50, np.int16)

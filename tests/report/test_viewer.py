@@ -22,13 +22,13 @@ from clearmargin.core import (
     Thresholds,
 )
 from clearmargin.core.colours import class_colour
+from clearmargin.margins.assessment import assess
 from clearmargin.metrics import Protocol, evaluate_instances
 from clearmargin.outputs.writers import WRITERS
 from clearmargin.report.viewer.case import case_view
 from clearmargin.report.viewer.layers import Canvas, error_layer, image_file, mask_layer
 from clearmargin.report.viewer.page import CaseView, viewer_page
 from clearmargin.report.viewer.rows import list_rows
-from clearmargin.uncertainty.assessment import assess
 
 
 def discs(grid, places, radius=6):

@@ -127,9 +127,10 @@ def test_logging_a_model_is_quiet(store: str, folder_of_model: Path) -> None:
 
 
 def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> None:
-    from clearmargin.models import build_network, load_segmenter, network_config
+    from clearmargin.models import load_segmenter
     from clearmargin.models.folder import ModelCard, label_map_entries, save_model
     from clearmargin.models.settings import PredictionSettings
+    from clearmargin.networks import build_network, network_config
     from clearmargin.tracking.records import records
     from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 

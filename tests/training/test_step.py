@@ -9,9 +9,9 @@ import torch
 from small import SMALL, scene
 
 from clearmargin.errors import TrainingError
-from clearmargin.models import build_network, network_config
 from clearmargin.models.clock import Clock
-from clearmargin.models.foreground import RATE
+from clearmargin.networks import build_network, network_config
+from clearmargin.networks.foreground import RATE
 from clearmargin.train import _parameter_groups
 from clearmargin.training.checkpoint import TrainingState
 from clearmargin.training.processes import ProcessGroup, loss_module
@@ -104,7 +104,7 @@ TWO = """
 import sys
 import torch
 from small import SMALL, scene
-from clearmargin.models import build_network, network_config
+from clearmargin.networks import build_network, network_config
 from clearmargin.training.processes import loss_module, process_group
 
 with process_group() as group:

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from clearmargin.core import Grid
 from clearmargin.errors import GeometryError
-from clearmargin.formats.dicom import read_dicom
+from clearmargin.formats.dicom.images import read_dicom
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.formats.volume import write_volume

@@ -64,7 +64,7 @@ def is_card(path: Path) -> bool:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise ConfigError for an override that no experiment takes, before a plan is made for it."""
     from clearmargin.config import apply_overrides, validate
-    from clearmargin.models import NETWORKS
+    from clearmargin.networks import NETWORKS
     from clearmargin.training.experiment import Experiment
 
     content = apply_overrides({"name": "planned", "card": "card.yaml", "model": {}}, overrides)

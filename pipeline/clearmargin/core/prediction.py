@@ -65,7 +65,7 @@ class Prediction:
         label_map: What the labels mean.
         provenance: What made it.
         maps: float32 arrays of ``instances.grid.shape`` by name, such as ``foreground`` and ``entropy``.
-        edges: One for each instance where it was sampled (``uncertainty.sampling``); empty where it was not.
+        edges: One for each instance where it was sampled (``sampling.samples``); empty where it was not.
         outer: What each instance's outer margin reaches, where it was calibrated; empty where it was not.
         inner: What each instance's inner margin leaves, likewise.
         image: The segmented image, needed for overlays and for DICOM headers; None if it is not known.

@@ -485,13 +485,13 @@ def _coco(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
 
 
 def _dicom_seg(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
-    from clearmargin.formats.dicom_seg_content import read_dicom_seg
+    from clearmargin.formats.dicom.seg_content import read_dicom_seg
 
     return read_dicom_seg(case.reference, grid=grid, label_map=dataset.card.label_map)
 
 
 def _rtstruct(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
-    from clearmargin.formats.rtstruct import read_rtstruct
+    from clearmargin.formats.dicom.rtstruct import read_rtstruct
 
     encoding = dataset.card.encoding
     if not isinstance(encoding, RtStruct):

@@ -450,7 +450,7 @@ def _read_of(
 
 
 def _read_seg(path: Path, grid: Grid | None) -> _Read:
-    from clearmargin.formats.dicom_seg_content import read_seg_content
+    from clearmargin.formats.dicom.seg_content import read_seg_content
 
     content = read_seg_content(path, grid=grid)
     return _Read(

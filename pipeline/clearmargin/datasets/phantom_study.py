@@ -43,7 +43,7 @@ def write_phantom_study(folder: Path, phantom: Phantom, number: int) -> StudyFil
     Raises:
         ValueError: If the phantom has no instance, of which a SEG has at least one.
     """
-    from clearmargin.formats.dicom_seg import write_dicom_seg
+    from clearmargin.formats.dicom.seg import write_dicom_seg
 
     if not len(phantom.reference):
         raise ValueError("a phantom study has a truth: this phantom shows no instance")
@@ -137,6 +137,6 @@ def _slice(shared: Any, image: Image, stored: Any, z: int, key: tuple[int, int])
 
 
 def _uid(kind: str, *numbers: int) -> str:
-    from clearmargin.formats.dicom_output import derived_uid
+    from clearmargin.formats.dicom.output import derived_uid
 
     return derived_uid("clearmargin phantom", kind, *map(str, numbers))

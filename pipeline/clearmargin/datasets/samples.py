@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.balance import Walks
 from clearmargin.datasets.cases import Case, Dataset
-from clearmargin.models.network import Targets
+from clearmargin.networks.network import Targets
 from clearmargin.transforms.copy_paste import paste
 from clearmargin.transforms.samples import Sample, make_sample, read_instances
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings

@@ -13,7 +13,7 @@ from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.samples import Windows, window_centre
 from clearmargin.errors import InputError
-from clearmargin.models.network import VolumeTargets
+from clearmargin.networks.network import VolumeTargets
 from clearmargin.transforms.samples import read_instances
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
 from clearmargin.transforms.spatial import resample, volume_augmentation

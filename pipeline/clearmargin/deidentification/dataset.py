@@ -10,7 +10,7 @@ from typing import Any
 from clearmargin.deidentification.basic_profile import Action, action_for, fallback
 from clearmargin.deidentification.dates import is_time, is_zone, shift_date, shift_datetime
 from clearmargin.deidentification.key import Key
-from clearmargin.formats.dicom_boundary import items_of
+from clearmargin.formats.dicom.boundary import items_of
 
 __all__ = ["Patient", "Tally", "deidentify_dataset"]
 
@@ -62,7 +62,7 @@ def deidentify_dataset(
 ) -> tuple[Patient, Tally]:
     """De-identify a ``pydicom.Dataset`` in place: PS3.15's Basic Profile, dates shifted.
 
-    Pixels are not looked at. Call it within :func:`clearmargin.formats.dicom_boundary.dicom_boundary`.
+    Pixels are not looked at. Call it within :func:`clearmargin.formats.dicom.boundary.dicom_boundary`.
 
     Args:
         dataset: With or without its pixels.

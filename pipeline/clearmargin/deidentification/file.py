@@ -17,8 +17,8 @@ from clearmargin.deidentification.dataset import Tally, deidentify_dataset
 from clearmargin.deidentification.key import Key
 from clearmargin.errors import InputError
 from clearmargin.failures import reason_of
-from clearmargin.formats.dicom_boundary import dicom_boundary, read_header
-from clearmargin.formats.dicom_index import looks_like_dicom
+from clearmargin.formats.dicom.boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom.index import looks_like_dicom
 
 __all__ = ["Outcome", "Rules", "Status", "deidentify_file"]
 

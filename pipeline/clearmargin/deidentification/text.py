@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.formats.dicom_boundary import read_header
-from clearmargin.formats.dicom_pixels import decode_frames, pixel_layout
+from clearmargin.formats.dicom.boundary import read_header
+from clearmargin.formats.dicom.pixels import decode_frames, pixel_layout
 
 __all__ = ["check_detector", "why_text_is_seen"]
 

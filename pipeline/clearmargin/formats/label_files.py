@@ -42,7 +42,7 @@ def read_label_file(path: Path, objects: Objects) -> InstanceSet:
         InputError: The file cannot be read.
     """
     if path.name.lower().endswith(".dcm"):
-        from clearmargin.formats.dicom_seg_content import read_dicom_seg
+        from clearmargin.formats.dicom.seg_content import read_dicom_seg
 
         return read_dicom_seg(path)
     return _SPLIT[objects](*read_labels(path))

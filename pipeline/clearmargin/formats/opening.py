@@ -12,7 +12,7 @@ from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from clearmargin.formats.dicom_index import SeriesEntry
+    from clearmargin.formats.dicom.index import SeriesEntry
     from clearmargin.formats.video import Clip
 
 __all__ = [
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 READERS: dict[str, str] = {
-    ".dcm": "dicom:read_dicom",
-    ".dicom": "dicom:read_dicom",
-    ".ima": "dicom:read_dicom",
+    ".dcm": "dicom.images:read_dicom",
+    ".dicom": "dicom.images:read_dicom",
+    ".ima": "dicom.images:read_dicom",
     ".nii": "volume:read_volume",
     ".nii.gz": "volume:read_volume",
     ".nrrd": "volume:read_volume",
@@ -89,7 +89,7 @@ class Opened:
             InputError: There are several, or it is a clip or a folder, or what the format's reader refuses.
         """
         if self.kind == "dicom" or (self.kind == "clip" and self.series):
-            from clearmargin.formats.dicom import read_series
+            from clearmargin.formats.dicom.images import read_series
 
             return read_series(
                 *self._chosen(series),
@@ -113,7 +113,7 @@ class Opened:
         if volume != "all" or not self.series:
             yield self.image(series=series, volume=volume, **gates)
             return
-        from clearmargin.formats.dicom import read_every_volume
+        from clearmargin.formats.dicom.images import read_every_volume
 
         yield from read_every_volume(*self._chosen(series), **gates)
 
@@ -124,7 +124,7 @@ class Opened:
             InputError: It is not a clip, or not readable as one.
         """
         if self.series and len(self.series[0][0].files) == 1:
-            from clearmargin.formats.dicom_clip import dicom_clip
+            from clearmargin.formats.dicom.clip import dicom_clip
 
             return dicom_clip(self.series[0][0], threads=threads)
         if self.kind == "clip" or (self.kind == "file" and _suffix(self.path) not in READERS):
@@ -140,7 +140,7 @@ class Opened:
         from clearmargin.privacy import case_of_file
 
         if self.series:
-            from clearmargin.formats.dicom import series_case
+            from clearmargin.formats.dicom.images import series_case
 
             try:
                 entry, headers = self._chosen(series)
@@ -150,7 +150,7 @@ class Opened:
         return case_of_file(self.path)
 
     def _chosen(self, series: str | None) -> tuple[SeriesEntry, list[Any]]:
-        from clearmargin.formats.dicom import chosen_series
+        from clearmargin.formats.dicom.images import chosen_series
 
         return chosen_series(self.series, series)
 
@@ -168,7 +168,7 @@ def open_source(path: Path) -> Opened:
     if is_dicom(path) or (
         path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES and _begins_as_dicom(path)
     ):
-        from clearmargin.formats.dicom_index import scan_dicom
+        from clearmargin.formats.dicom.index import scan_dicom
 
         series = tuple(scan_dicom(path))
         first = series[0][0]
@@ -231,7 +231,12 @@ def read_images(path: Path, *, series: str | None = None) -> Iterator[Image]:
         for file in files:
             yield read_image(file)
     elif opened.kind == "dicom":
-        from clearmargin.formats.dicom import chosen_series, read_every_volume, read_pictures, read_series
+        from clearmargin.formats.dicom.images import (
+            chosen_series,
+            read_every_volume,
+            read_pictures,
+            read_series,
+        )
 
         entry, headers = chosen_series(opened.series, series)
         if entry.kind in ("images", "clip"):
@@ -302,12 +307,12 @@ def is_dicom(path: Path) -> bool:
 
 def _is_other(file: Path) -> bool:
     suffix = _suffix(file)
-    known = (suffix in READERS and not READERS[suffix].startswith("dicom")) or suffix in VIDEO_SUFFIXES
+    known = (suffix in READERS and not READERS[suffix].startswith("dicom.")) or suffix in VIDEO_SUFFIXES
     return known and not file.name.startswith(".") and file.is_file() and not _begins_as_dicom(file)
 
 
 def _begins_as_dicom(path: Path) -> bool:
-    from clearmargin.formats.dicom_index import looks_like_dicom
+    from clearmargin.formats.dicom.index import looks_like_dicom
 
     return looks_like_dicom(path)
 

@@ -1,7 +1,7 @@
 """Every number about a segmentation: definitions in docs/metrics.md, one file for each family here.
 
-``METRICS`` is the table of what is measured of one object by default; `measure_pair` measures two arrays,
-`evaluate_instances` two sets of instances.
+``METRICS`` is the table of what is measured of one instance, ``SET_METRICS`` of a set of cases; `measure_pair` measures
+two arrays, `evaluate_instances` two sets of instances.
 """
 
 from clearmargin.metrics.boundary_detection import boundary_average_precision
@@ -17,11 +17,14 @@ from clearmargin.metrics.landmarks import LandmarkErrors, landmark_errors
 from clearmargin.metrics.matching import Matches, iou_matrix, match_instances, match_optimally
 from clearmargin.metrics.measurement import (
     METRICS,
+    SET_METRICS,
     Measurement,
     Metric,
     Protocol,
     measure_mask_pair,
     measure_pair,
+    metric_of,
+    metric_title,
 )
 from clearmargin.metrics.pair import MaskPair, Status
 from clearmargin.metrics.panoptic import PanopticQuality, panoptic_quality, semantic_dice
@@ -30,6 +33,7 @@ from clearmargin.metrics.tissue import enclosed_tissue
 __all__ = [
     "CONVENTIONS",
     "METRICS",
+    "SET_METRICS",
     "AveragePrecision",
     "Froc",
     "InstanceRow",
@@ -62,6 +66,8 @@ __all__ = [
     "match_optimally",
     "measure_mask_pair",
     "measure_pair",
+    "metric_of",
+    "metric_title",
     "panoptic_quality",
     "refer",
     "risk_coverage",

@@ -10,16 +10,16 @@ import numpy as np
 
 from clearmargin.errors import InputError
 from clearmargin.metrics.intervals import Comparison, compare, holm
-from clearmargin.metrics.measurement import METRICS
+from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.tables import CaseRow
 
 __all__ = ["COUNTS", "ComparedMetric", "ComparedSets", "Verdict", "compare_rows"]
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
-COUNTS: dict[str, Literal["higher", "lower"]] = {"detected": "higher", "false_positives": "lower"}
-"""What is counted beside the metrics, and which way is better: the share of references that were matched, and false
-positives a case."""
+COUNTS = ("detected", "false_positives")
+"""What is counted beside the metrics (``SET_METRICS``): the share of references that were matched, and false positives
+per case."""
 
 Key = tuple[str, str, str]
 
@@ -136,11 +136,11 @@ def _compared(
     name: str, metric: str, values: tuple[float, float, Comparison], adjusted: float, alpha: float
 ) -> ComparedMetric:
     baseline, value, found = values
-    better = COUNTS.get(metric) or (METRICS[metric].better if metric in METRICS else "higher")
+    known = metric_of(metric)
     gap = found.difference.estimate
     verdict: Verdict = "not distinguishable"
     if adjusted < alpha and gap:
-        verdict = "better" if (gap > 0) == (better == "higher") else "worse"
+        verdict = "better" if (gap > 0) == (known is None or known.better == "higher") else "worse"
     return ComparedMetric(
         name=name,
         metric=metric,
@@ -202,7 +202,8 @@ def _values(of: Mapping[Key, CaseRow], common: Sequence[Key], metric: str) -> li
     """Return a metric of each object; errors that may go either way count by their size."""
     if metric == "detected":
         return [float(of[key].status == "tp") for key in common]
-    either = metric in METRICS and METRICS[metric].better == "zero"
+    known = metric_of(metric)
+    either = known is not None and known.better == "zero"
     return [abs(of[key].values[metric]) if either else of[key].values[metric] for key in common]
 
 

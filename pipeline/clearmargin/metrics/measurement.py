@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +17,18 @@ from clearmargin.metrics import boundary, overlap, surface
 from clearmargin.metrics.pair import MaskPair, Status
 from clearmargin.metrics.subvoxel import SubvoxelPair
 
-__all__ = ["METRICS", "Measurement", "Metric", "Protocol", "measure_mask_pair", "measure_pair"]
+__all__ = [
+    "METRICS",
+    "OF_ONE_SIZE",
+    "SET_METRICS",
+    "Measurement",
+    "Metric",
+    "Protocol",
+    "measure_mask_pair",
+    "measure_pair",
+    "metric_of",
+    "metric_title",
+]
 
 
 SurfaceModel = Literal["surface", "subvoxel"]
@@ -30,34 +42,108 @@ SURFACES: dict[str, Callable[[MaskPair], MaskPair]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number of a pair.
+    """What a number means.
 
     Attributes:
-        function: From a pair to a number that is always finite.
+        title: What a paper calls it.
         better: ``higher``, ``lower``, or ``zero`` for signed errors.
-        unit: ``""`` for a ratio, ``grid`` for the grid's unit, ``grid^n`` for its square or cube.
+        unit: ``""`` for a ratio or a count, ``grid`` for the grid's unit, ``grid^n`` for its square or cube.
+        width: The length that it is measured at: ``tolerance`` (0 or more) or ``band`` (more than 0), and the option of
+            a `Protocol` that lists such lengths; empty if it has none. Its name carries the length, as ``nsd_2mm``.
+        function: From a pair, and the length if it has one, to a number that is always finite. None for a number of a
+            whole set of cases.
     """
 
-    function: Callable[[MaskPair], float]
+    title: str
     better: Literal["higher", "lower", "zero"]
-    unit: Literal["", "grid", "grid^n"]
+    unit: Literal["", "grid", "grid^n"] = ""
+    width: Literal["", "tolerance", "band"] = ""
+    function: Callable[..., float] | None = None
+
+    def unit_on(self, unit: Unit, ndim: int) -> str:
+        """Return the unit on a grid of ``ndim`` dimensions with lengths in ``unit``; empty for a ratio.
+
+        >>> METRICS["volume_error"].unit_on("mm", 3), METRICS["dice"].unit_on("mm", 3)
+        ('mm^3', '')
+        """
+        return {"": "", "grid": unit, "grid^n": f"{unit}^{ndim}"}[self.unit]
+
+    def cost(self, value: float) -> float:
+        """Return a number that is lower, the better ``value`` is."""
+        return {"higher": -value, "lower": value, "zero": abs(value)}[self.better]
 
 
 METRICS: dict[str, Metric] = {
-    "dice": Metric(function=overlap.dice, better="higher", unit=""),
-    "iou": Metric(function=overlap.iou, better="higher", unit=""),
-    "precision": Metric(function=overlap.precision, better="higher", unit=""),
-    "recall": Metric(function=overlap.recall, better="higher", unit=""),
-    "hausdorff": Metric(function=surface.hausdorff, better="lower", unit="grid"),
-    "hd95": Metric(function=surface.hd95, better="lower", unit="grid"),
-    "assd": Metric(function=surface.assd, better="lower", unit="grid"),
-    "masd": Metric(function=surface.masd, better="lower", unit="grid"),
-    "surface_bias": Metric(function=surface.surface_bias, better="zero", unit="grid"),
-    "volume_error": Metric(function=overlap.volume_error, better="zero", unit="grid^n"),
-    "relative_volume_error": Metric(function=overlap.relative_volume_error, better="zero", unit=""),
-    "diameter_error": Metric(function=overlap.diameter_error, better="zero", unit="grid"),
-    "centroid_error": Metric(function=overlap.centroid_error, better="lower", unit="grid"),
+    "dice": Metric(title="Dice", better="higher", function=overlap.dice),
+    "iou": Metric(title="IoU", better="higher", function=overlap.iou),
+    "precision": Metric(title="Precision", better="higher", function=overlap.precision),
+    "recall": Metric(title="Recall", better="higher", function=overlap.recall),
+    "hausdorff": Metric(title="Hausdorff", better="lower", unit="grid", function=surface.hausdorff),
+    "hd95": Metric(title="HD95", better="lower", unit="grid", function=surface.hd95),
+    "assd": Metric(title="ASSD", better="lower", unit="grid", function=surface.assd),
+    "masd": Metric(title="MASD", better="lower", unit="grid", function=surface.masd),
+    "surface_bias": Metric(title="Surface bias", better="zero", unit="grid", function=surface.surface_bias),
+    "volume_error": Metric(title="Volume error", better="zero", unit="grid^n", function=overlap.volume_error),
+    "relative_volume_error": Metric(
+        title="Relative volume error", better="zero", function=overlap.relative_volume_error
+    ),
+    "diameter_error": Metric(
+        title="Diameter error", better="zero", unit="grid", function=overlap.diameter_error
+    ),
+    "centroid_error": Metric(
+        title="Centroid error", better="lower", unit="grid", function=overlap.centroid_error
+    ),
+    "nsd": Metric(title="NSD", better="higher", width="tolerance", function=surface.nsd),
+    "boundary_iou": Metric(
+        title="Boundary IoU", better="higher", width="band", function=boundary.boundary_iou
+    ),
+    "trimap_iou": Metric(title="Trimap IoU", better="higher", width="band", function=boundary.trimap_iou),
 }
+"""What is measured of one instance. A new one is a function and a line here."""
+
+SET_METRICS: dict[str, Metric] = {
+    "ap": Metric(title="AP", better="higher"),
+    "ap50": Metric(title="AP50", better="higher"),
+    "ap75": Metric(title="AP75", better="higher"),
+    "pq": Metric(title="PQ", better="higher"),
+    "semantic_dice": Metric(title="Semantic Dice", better="higher"),
+    "f1": Metric(title="F1", better="higher"),
+    "accuracy": Metric(title="TP / (TP + FP + FN)", better="higher"),
+    "miss_rate": Metric(title="False negative rate", better="lower"),
+    "detected": Metric(title="References detected", better="higher"),
+    "false_positives": Metric(title="False positives per case", better="lower"),
+}
+"""What is measured of a set of cases; ``precision`` and ``recall`` of detections are as those of `METRICS`."""
+
+OF_ONE_SIZE = tuple(name for name, metric in METRICS.items() if not metric.width)
+"""Names of the metrics that are not measured at a length."""
+
+_LENGTH = re.compile(r"_(?P<length>\d+(\.\d+)?(e[+-]?\d+)?)(?P<unit>mm|px)$")
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return what a column or a number is, by its name; None for a name of neither table.
+
+    A length, a class and an IoU are not looked at: ``nsd_2mm``, ``ap50/grasper`` and ``f1@0.5`` are known.
+
+    >>> metric_of("nsd_2mm").title, metric_of("ap50/grasper").better
+    ('NSD', 'higher')
+    """
+    name = _LENGTH.sub("", name.split("/", maxsplit=1)[0].split("@", maxsplit=1)[0])
+    return METRICS.get(name) or SET_METRICS.get(name)
+
+
+def metric_title(name: str, unit: str = "") -> str:
+    """Return what a paper calls a metric, with its length and unit.
+
+    >>> metric_title("hd95", "mm"), metric_title("nsd_2mm")
+    ('HD95 (mm)', 'NSD at 2 mm')
+    """
+    metric, length = metric_of(name), _LENGTH.search(name)
+    title = metric.title if metric else name
+    if metric and length:
+        title += f" at {length['length']} {length['unit']}"
+    return f"{title} ({unit})" if unit else title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +151,17 @@ class Protocol:
     """What to measure, fixed once for a whole table.
 
     Attributes:
-        metrics: Names in ``METRICS``.
+        metrics: Names in ``OF_ONE_SIZE``.
         tolerances: NSD is given at each, in the grid's unit.
         bands: Boundary IoU is given at each band width, in the grid's unit.
         trimaps: Trimap IoU is given at each band width, in the grid's unit.
-        distance_cap: What every distance of a miss or a spurious object counts, in the grid's unit; None for
-            the grid's diagonal.
+        distance_cap: What every distance of a false negative or a false positive counts, in the grid's unit; None
+            for the grid's diagonal.
         surface: The surface model: ``surface`` equals surface-distance, ``subvoxel`` interpolates curved
             shapes.
     """
 
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = OF_ONE_SIZE
     tolerances: tuple[float, ...] = (1.0, 2.0, 3.0)
     bands: tuple[float, ...] = ()
     trimaps: tuple[float, ...] = ()
@@ -84,20 +170,21 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for name in self.metrics:
-            if name not in METRICS:
-                raise ConfigError(f"no metric '{name}': {nearest(name, METRICS)}")
+            if name not in OF_ONE_SIZE:
+                raise ConfigError(f"no metric '{name}': {_way_to(name)}")
         if self.surface not in SURFACES:
             raise ConfigError(f"no surface model '{self.surface}': {nearest(self.surface, SURFACES)}")
         for name in ("metrics", "tolerances", "bands", "trimaps"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for what, lengths in (("tolerance", self.tolerances), ("band", self.bands), ("trimap", self.trimaps)):
-            for length in lengths:
-                least = "at least 0" if what == "tolerance" else "over 0"
-                if not math.isfinite(length) or length < 0 or (length == 0 and what != "tolerance"):
-                    raise ConfigError(f"a {what} is a length {least}, not {length:g}")
+        for option, name in _AT_LENGTHS.items():
+            kind = METRICS[name].width
+            for length in getattr(self, option):
+                if not math.isfinite(length) or length < 0 or (length == 0 and kind == "band"):
+                    least = "0 or more" if kind == "tolerance" else "more than 0"
+                    raise ConfigError(f"{option}: expected lengths of {least}, got {length:g}")
         cap = self.distance_cap
         if cap is not None and not (math.isfinite(cap) and cap > 0):
-            raise ConfigError(f"a distance cap is a length over 0, not {cap:g}")
+            raise ConfigError(f"distance_cap: expected a length of more than 0, got {cap:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +206,32 @@ class Measurement:
         return self.values[name]
 
 
+_AT_LENGTHS = {"tolerances": "nsd", "bands": "boundary_iou", "trimaps": "trimap_iou"}
+
+
+def _number(metric: Metric, *arguments: object) -> float:
+    if metric.function is None:
+        raise ValueError(f"{metric.title} is a number of a set, not of a pair")
+    return float(metric.function(*arguments))
+
+
+def _way_to(name: str) -> str:
+    """Return what to ask for in place of a name that is no metric of a pair."""
+    metric = METRICS.get(_LENGTH.sub("", name.split("@", maxsplit=1)[0]))
+    if metric is not None and metric.width:
+        option = next(o for o, n in _AT_LENGTHS.items() if METRICS[n] is metric)
+        return f"{metric.title} is measured at lengths, which {option} lists"
+    return nearest(name, OF_ONE_SIZE)
+
+
 def measure_mask_pair(pair: MaskPair, protocol: Protocol | None = None) -> Measurement:
     """Measure one pair by ``protocol`` (None for the default one); distances are computed once for all metrics."""
-    chosen = protocol or Protocol()
-    pair = SURFACES[chosen.surface](pair)
-    values = {name: float(METRICS[name].function(pair)) for name in chosen.metrics}
-    for tolerance in chosen.tolerances:
-        values[f"nsd_{tolerance:g}{pair.unit}"] = surface.nsd(pair, tolerance)
-    for band in chosen.bands:
-        values[f"boundary_iou_{band:g}{pair.unit}"] = boundary.boundary_iou(pair, band)
-    for band in chosen.trimaps:
-        values[f"trimap_iou_{band:g}{pair.unit}"] = boundary.trimap_iou(pair, band)
+    protocol = protocol or Protocol()
+    pair = SURFACES[protocol.surface](pair)
+    values = {name: _number(METRICS[name], pair) for name in protocol.metrics}
+    for option, name in _AT_LENGTHS.items():
+        for length in getattr(protocol, option):
+            values[f"{name}_{length:g}{pair.unit}"] = _number(METRICS[name], pair, length)
     return Measurement(status=pair.status, unit=pair.unit, values=MappingProxyType(values))
 
 
@@ -141,7 +243,7 @@ def measure_pair(
     tolerances: Sequence[float] = (1.0, 2.0, 3.0),
     bands: Sequence[float] = (),
     trimaps: Sequence[float] = (),
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] = OF_ONE_SIZE,
     ignore: ArrayLike | None = None,
     distance_cap: float | None = None,
     surface_model: SurfaceModel = "surface",
@@ -156,7 +258,7 @@ def measure_pair(
         tolerances: Of NSD, in mm (px without spacing).
         bands: Widths for boundary IoU, in the same unit.
         trimaps: Widths for trimap IoU, in the same unit.
-        metrics: Names in ``METRICS``.
+        metrics: Names in ``OF_ONE_SIZE``.
         ignore: bool array of the same shape: where nothing is measured.
         distance_cap: What each distance counts where one mask is empty; None for the diagonal of the array.
         surface_model: ``surface`` equals surface-distance; ``subvoxel`` interpolates curved shapes.
@@ -166,15 +268,15 @@ def measure_pair(
         and NSD, the distance cap for distances, status ``fn`` or ``fp``.
 
     Raises:
-        InputError: The arrays are no masks of one shape, or the spacing does not fit them.
+        InputError: The arrays are not two masks of one shape, or the spacing does not fit them.
         ConfigError: An unknown metric.
 
     >>> import numpy as np
     >>> predicted, reference = np.zeros((2, 20, 20), bool)
     >>> reference[5:15, 5:15] = True
     >>> predicted[5:15, 6:16] = True  # one pixel to the right
-    >>> found = measure_pair(predicted, reference, spacing=(0.5, 0.5), tolerances=[0.5])
-    >>> found["dice"], found["hausdorff"], found["nsd_0.5mm"], found["centroid_error"]
+    >>> measured = measure_pair(predicted, reference, spacing=(0.5, 0.5), tolerances=[0.5])
+    >>> measured["dice"], measured["hausdorff"], measured["nsd_0.5mm"], measured["centroid_error"]
     (0.9, 0.5, 1.0, 0.5)
     """
     protocol = Protocol(

@@ -14,7 +14,7 @@ from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
 from clearmargin.files import csv_rows
 from clearmargin.metrics.intervals import Comparison, Interval, bootstrap_means, patient_means
-from clearmargin.metrics.measurement import METRICS
+from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.pair import Status
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "summary_markdown",
 ]
 
-_AT_WIDTH = ("nsd_", "boundary_iou_", "trimap_iou_")
 _STRATA = ("class", "size", "crowding", "occlusion")
 _STATUSES: tuple[Status, ...] = ("tp", "fn", "fp", "tn")
 
@@ -225,7 +224,7 @@ def read_rows_csv(text: str) -> list[CaseRow]:
     columns = list(reader.fieldnames or ())
     if not {"patient", "case", "status", "unit"} <= set(columns):
         raise ValueError("it lacks the columns patient, case, status and unit")
-    metrics = [name for name in columns if name in METRICS or name.startswith(_AT_WIDTH)]
+    metrics = [name for name in columns if metric_of(name) is not None]
     strata = [name for name in columns if name in _STRATA]
     about = [n for n in columns if n not in ("patient", "case", "status", "unit", *metrics, *strata)]
     rows = []
@@ -299,10 +298,9 @@ def _stratum(
     ]
 
 
-def _unit_of(metric: str, row: CaseRow) -> str:
-    """Return the unit of a metric as a table shows it; what is not in METRICS is a ratio at some width."""
-    kind = METRICS[metric].unit if metric in METRICS else ""
-    return {"": "", "grid": row.unit, "grid^n": f"{row.unit}^{row.ndim}"}[kind]
+def _unit_of(name: str, row: CaseRow) -> str:
+    metric = metric_of(name)
+    return metric.unit_on(row.unit, row.ndim) if metric else ""
 
 
 def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:

@@ -20,15 +20,15 @@ from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import whole, write_text
-from clearmargin.models import NETWORKS, build_network, network_config
 from clearmargin.models.domain import Domain
-from clearmargin.models.foreground import forget_foreground
-from clearmargin.models.network import BesideRuntime, Network
-from clearmargin.models.parts import RuntimePart, replace_parts
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.models.threads import refuse_forked
+from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks.foreground import forget_foreground
+from clearmargin.networks.network import BesideRuntime, Network
+from clearmargin.networks.parts import RuntimePart, replace_parts
+from clearmargin.networks.threads import refuse_forked
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
 __all__ = [
@@ -314,7 +314,7 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
 def _segmenter_class(name: str) -> type[NetworkSegmenter]:
     if NETWORKS[name].dimensions == 2:
         return NetworkSegmenter
-    from clearmargin.models.volumetric import VolumeSegmenter
+    from clearmargin.models.volume_segmenter import VolumeSegmenter
 
     return VolumeSegmenter
 

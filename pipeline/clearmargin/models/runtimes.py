@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError, nearest
-from clearmargin.models.parts import Part
+from clearmargin.networks.parts import Part
 
 __all__ = ["RUNTIMES", "Runtime", "runtime"]
 

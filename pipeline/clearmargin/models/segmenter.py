@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
+from clearmargin.linking.slices import link_slices
 from clearmargin.models.clock import Clock
 from clearmargin.models.domain import Domain
-from clearmargin.models.linking import link_slices
-from clearmargin.models.network import Detections, Network
 from clearmargin.models.placing import Crop, place, place_view, threshold
 from clearmargin.models.repeats import Suppression, without_repeats
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.models.threads import refuse_forked, torch_threads
 from clearmargin.models.tiling import find_in_tiles
+from clearmargin.networks.network import Detections, Network
+from clearmargin.networks.threads import refuse_forked, torch_threads
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 from clearmargin.transforms.spatial import fitting_view, resample

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from clearmargin.core import Mask
 from clearmargin.metrics.matching import iou_matrix
-from clearmargin.models.network import Detections
 from clearmargin.models.placing import place, place_view, threshold
 from clearmargin.models.repeats import Suppression, first_looks
 from clearmargin.models.tiles import Tile, lay_tiles
+from clearmargin.networks.network import Detections
 
 __all__ = ["find_in_tiles"]
 

@@ -15,9 +15,9 @@ from typing import Any
 from clearmargin.core import Image, LabelMap, Prediction, Provenance
 from clearmargin.errors import InputError
 from clearmargin.files import write_text
+from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import read_packed
 from clearmargin.outputs.writers import WRITERS, Footage
-from clearmargin.uncertainty.assessment import Assessment
 
 __all__ = [
     "MANIFEST",

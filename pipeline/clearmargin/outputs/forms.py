@@ -78,13 +78,13 @@ def _suffix(path: Path) -> str:
 
 
 def _seg(path: Path, prediction: Prediction, image: Image) -> tuple[Path, ...]:
-    from clearmargin.formats.dicom_seg import write_dicom_seg
+    from clearmargin.formats.dicom.seg import write_dicom_seg
 
     return _written(write_dicom_seg(path, prediction, image).path)
 
 
 def _label_map_seg(path: Path, prediction: Prediction, image: Image) -> tuple[Path, ...]:
-    from clearmargin.formats.dicom_seg_kinds import write_label_map_seg
+    from clearmargin.formats.dicom.seg_kinds import write_label_map_seg
 
     return _written(write_label_map_seg(path, prediction, image).path)
 
@@ -101,14 +101,14 @@ def _written(path: Path | None) -> tuple[Path, ...]:
 
 
 def _rtstruct(path: Path, prediction: Prediction, image: Image) -> tuple[Path, ...]:
-    from clearmargin.formats.rtstruct import write_rtstruct
+    from clearmargin.formats.dicom.rtstruct import write_rtstruct
 
     write_rtstruct(path, prediction, image)
     return (path,)
 
 
 def _report(path: Path, prediction: Prediction, image: Image) -> tuple[Path, ...]:
-    from clearmargin.formats.structured_report import write_structured_report
+    from clearmargin.formats.dicom.structured_report import write_structured_report
     from clearmargin.report.quantities import measured_quantities
 
     (seg,) = _seg(path.with_name(f"{path.stem}_seg.dcm"), prediction, image)
@@ -181,7 +181,7 @@ def _map(path: Path, prediction: Prediction, name: str, image: Image) -> tuple[P
     """Write one of the prediction's maps: a Parametric Map, a volume, or a 32-bit TIFF."""
     values: Any = prediction.maps[name]
     if _suffix(path) == ".dcm":
-        from clearmargin.formats.parametric_map import write_parametric_map
+        from clearmargin.formats.dicom.parametric_map import write_parametric_map
 
         write_parametric_map(path, prediction, name, image)
     elif prediction.instances.grid.ndim == 3:

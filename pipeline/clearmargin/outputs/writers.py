@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask, Prediction
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.files import write_text
+from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import write_packed
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
-from clearmargin.uncertainty.assessment import Assessment
 
 __all__ = [
     "WRITERS",
@@ -263,7 +263,7 @@ def _panoptic(folder: Path, assessed: Assessment, image: Image) -> list[str]:
 
 
 def _seg(folder: Path, assessed: Assessment, image: Image) -> list[str]:
-    from clearmargin.formats.dicom_seg import write_dicom_seg
+    from clearmargin.formats.dicom.seg import write_dicom_seg
 
     prediction = assessed.prediction
     if write_dicom_seg(folder / "seg.dcm", prediction, image).path is None:
@@ -277,7 +277,7 @@ def _seg(folder: Path, assessed: Assessment, image: Image) -> list[str]:
 
 
 def _clip_seg(folder: Path, footage: Footage) -> list[str]:
-    from clearmargin.formats.dicom_seg import write_clip_seg
+    from clearmargin.formats.dicom.seg import write_clip_seg
 
     if not footage.predictions:
         return []
@@ -303,8 +303,8 @@ def _as_regions(prediction: Prediction, masks: tuple[Mask, ...], side: str) -> P
 
 def _sr(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     """Write the measurement report, which refers to the SEG: that is written if it is not there yet."""
-    from clearmargin.formats.dicom_seg import write_dicom_seg
-    from clearmargin.formats.structured_report import write_structured_report
+    from clearmargin.formats.dicom.seg import write_dicom_seg
+    from clearmargin.formats.dicom.structured_report import write_structured_report
     from clearmargin.report.quantities import measured_quantities
 
     prediction, names = assessed.prediction, ["report.dcm"]
@@ -318,13 +318,13 @@ def _sr(folder: Path, assessed: Assessment, image: Image) -> list[str]:
 
 
 def _label_map_seg(folder: Path, assessed: Assessment, image: Image) -> list[str]:
-    from clearmargin.formats.dicom_seg_kinds import write_label_map_seg
+    from clearmargin.formats.dicom.seg_kinds import write_label_map_seg
 
     return _made(write_label_map_seg(folder / "label_map_seg.dcm", assessed.prediction, image).path)
 
 
 def _rtstruct(folder: Path, assessed: Assessment, image: Image) -> list[str]:
-    from clearmargin.formats.rtstruct import write_rtstruct
+    from clearmargin.formats.dicom.rtstruct import write_rtstruct
 
     if not any(mask.area for mask in assessed.prediction.instances.masks):
         return []
@@ -333,8 +333,8 @@ def _rtstruct(folder: Path, assessed: Assessment, image: Image) -> list[str]:
 
 
 def _dicom_maps(folder: Path, assessed: Assessment, image: Image) -> list[str]:
-    from clearmargin.formats.dicom_seg_kinds import write_fractional_seg
-    from clearmargin.formats.parametric_map import write_parametric_map
+    from clearmargin.formats.dicom.parametric_map import write_parametric_map
+    from clearmargin.formats.dicom.seg_kinds import write_fractional_seg
 
     prediction, names = assessed.prediction, []
     for name in prediction.maps:

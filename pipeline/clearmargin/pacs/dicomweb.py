@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, UnavailableError
-from clearmargin.formats.dicom_boundary import dicom_boundary
+from clearmargin.formats.dicom.boundary import dicom_boundary
 from clearmargin.formats.limits import max_bytes
 from clearmargin.pacs.breaker import Breaker
 from clearmargin.pacs.sameness import differences, digest_of

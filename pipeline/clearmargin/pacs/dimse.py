@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from clearmargin.errors import ConfigError, InputError, UnavailableError
-from clearmargin.formats.dicom_boundary import dicom_boundary
+from clearmargin.formats.dicom.boundary import dicom_boundary
 from clearmargin.pacs.breaker import Breaker
 from clearmargin.pacs.sameness import differences, digest_of
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from clearmargin.formats.dicom_boundary import dicom_boundary
+from clearmargin.formats.dicom.boundary import dicom_boundary
 
 __all__ = ["REWRITABLE", "differences", "digest_of"]
 

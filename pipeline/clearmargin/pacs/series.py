@@ -11,7 +11,7 @@ from typing import Any
 
 from clearmargin.errors import ClearMarginError, InputError, UnavailableError
 from clearmargin.files import whole
-from clearmargin.formats.dicom_boundary import dicom_boundary
+from clearmargin.formats.dicom.boundary import dicom_boundary
 from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.pacs.dicomweb import DicomWeb
 

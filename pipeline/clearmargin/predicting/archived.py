@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.formats.dicom_output import MANUFACTURER
+from clearmargin.formats.dicom.output import MANUFACTURER
 from clearmargin.formats.opening import Opened
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.pacs.dicomweb import DicomWeb

@@ -16,6 +16,7 @@ from clearmargin.core import Image, Prediction
 from clearmargin.errors import InputError
 from clearmargin.formats import Opened
 from clearmargin.formats.video import Clip, video_writer
+from clearmargin.margins.drift import Features
 from clearmargin.outputs.folder import Written, by_class, one_run, write_case, write_footage
 from clearmargin.outputs.writers import (
     Footage,
@@ -28,7 +29,6 @@ from clearmargin.outputs.writers import (
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.privacy import naming, paths_of_case, record_case
 from clearmargin.report.progress import progress
-from clearmargin.uncertainty.drift import Features
 
 log = logging.getLogger(__name__)
 

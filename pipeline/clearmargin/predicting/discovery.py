@@ -119,7 +119,7 @@ def open_files(files: Sequence[Path], source: Mapping[str, Any]) -> tuple[Opened
     Raises:
         InputError: They do not hold it, or cannot be read.
     """
-    from clearmargin.formats.dicom_index import scan_dicom
+    from clearmargin.formats.dicom.index import scan_dicom
 
     place: Path | list[Path] = files[0] if len(files) == 1 else list(files)
     scanned = tuple((e, h) for e, h in scan_dicom(place) if series_key(e.uid) == source["series"])
@@ -182,8 +182,8 @@ def _listed(
     folder: Path, files: Sequence[Path], stats: Mapping[str, tuple[int, int]]
 ) -> list[dict[str, Any]]:
     from clearmargin.formats import is_dicom
-    from clearmargin.formats.dicom_index import looks_like_dicom, scan_dicom
-    from clearmargin.formats.dicom_media import forget_unpacked, is_zip
+    from clearmargin.formats.dicom.index import looks_like_dicom, scan_dicom
+    from clearmargin.formats.dicom.media import forget_unpacked, is_zip
 
     dicom, entries, unreadable, others = [], [], {}, 0
     for file in files:
@@ -227,7 +227,7 @@ def _dicom_entry(
     files: Sequence[Path],
     stats: Mapping[str, tuple[int, int]],
 ) -> dict[str, Any]:
-    from clearmargin.formats.dicom import series_case
+    from clearmargin.formats.dicom.images import series_case
 
     return {
         "kind": "dicom",

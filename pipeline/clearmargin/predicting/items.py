@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from clearmargin.core import Image, Provenance
 from clearmargin.errors import ConfigError
-from clearmargin.formats.dicom_media import forget_unpacked
+from clearmargin.formats.dicom.media import forget_unpacked
 from clearmargin.formats.video import Clip
 from clearmargin.jobs.items import Item, NewItem, Outcome
+from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.folder import MANIFEST, check_case, write_case
 from clearmargin.outputs.writers import chosen_outputs
 from clearmargin.pacs.dicomweb import DicomWeb
@@ -25,7 +26,6 @@ from clearmargin.predicting.archived import archive_of, open_archived
 from clearmargin.predicting.cases import Reading, predict_clip
 from clearmargin.predicting.discovery import Found, open_input
 from clearmargin.predicting.predictor import Predictor
-from clearmargin.uncertainty.assessment import Assessment
 
 __all__ = [
     "Destination",

@@ -13,13 +13,13 @@ from clearmargin.config import validate
 from clearmargin.core import Image, LabelMap, Provenance, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats.video import Clip
+from clearmargin.margins.assessment import Assessment, assess
+from clearmargin.margins.calibration import Calibration, load_calibration
 from clearmargin.models.domain import mismatch
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
+from clearmargin.sampling.samples import Mode, SampledSegmenter, open_segmenter
 from clearmargin.transforms.settings import Window
-from clearmargin.uncertainty.assessment import Assessment, assess
-from clearmargin.uncertainty.calibration import Calibration, load_calibration
-from clearmargin.uncertainty.sampling import Mode, SampledSegmenter, open_segmenter
 
 __all__ = ["Predictor"]
 
@@ -32,7 +32,7 @@ class Predictor:
 
     Attributes:
         model: A model folder; for ``ensemble`` an ensemble's.
-        uncertainty: What is sampled (`uncertainty.sampling.open_segmenter`).
+        uncertainty: What is sampled (`sampling.samples.open_segmenter`).
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
         runtime: ``torch``, or what the model was exported to.
         score_threshold: Least score of what is returned, as it is shown; None takes the calibration's thresholds, or

@@ -142,7 +142,7 @@ class Selection(Settings):
 
 def attributes_of(file: Path) -> dict[str, Any]:
     """Return the attributes that a selection can ask for, of one file; what is absent or empty is left out."""
-    from clearmargin.formats.dicom_boundary import read_header
+    from clearmargin.formats.dicom.boundary import read_header
 
     header = read_header(file, tags=_ATTRIBUTES)
     return {name: _plain(header.get(name)) for name in _ATTRIBUTES if header.get(name) not in (None, "")}

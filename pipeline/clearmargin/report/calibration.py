@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearmargin.files import whole, write_text
+from clearmargin.margins.calibration import Calibration
+from clearmargin.margins.judging.coverage import SPLITS, Coverage
+from clearmargin.margins.judging.judge import Judgement
+from clearmargin.margins.margins import Margin, sides_of
+from clearmargin.margins.scaling_choice import ChosenScaling
 from clearmargin.metrics.failure import risk_coverage
 from clearmargin.metrics.intervals import Interval
 from clearmargin.report.figures import coverage_splits, reliability_compared, risk_coverage_curves
 from clearmargin.report.tables import write_rows_csv
-from clearmargin.uncertainty.calibration import Calibration
-from clearmargin.uncertainty.chosen import ChosenScaling
-from clearmargin.uncertainty.judging.coverage import SPLITS, Coverage
-from clearmargin.uncertainty.judging.judge import Judgement
-from clearmargin.uncertainty.margins import Margin, sides_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,9 @@ from clearmargin.core import InstanceSet, Mask
 from clearmargin.datasets.pairs import Listing, read_pair
 from clearmargin.files import whole
 from clearmargin.formats.label_files import Objects
-from clearmargin.metrics.measurement import METRICS
+from clearmargin.metrics.measurement import metric_of, metric_title
 from clearmargin.metrics.tables import CaseRow
 from clearmargin.report.figures import COLOURS, finish, new_figure
-from clearmargin.report.paper import metric_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,9 +94,8 @@ def spread(rows: Sequence[CaseRow], metric: str, surface: str) -> Figure:
             x, y = zip(*points, strict=True)
             axes.scatter(x, y, s=12, color=colour, alpha=0.7, label=label, zorder=3, linewidths=0)
     axes.set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 4 else 0)
-    unit = {"": "", "grid": rows[0].unit, "grid^n": f"{rows[0].unit}^{rows[0].ndim}"}[
-        METRICS[metric].unit if metric in METRICS else ""
-    ]
+    known = metric_of(metric)
+    unit = known.unit_on(rows[0].unit, rows[0].ndim) if known else ""
     title = "" if metric in ("dice", "iou") else f"surface model: {surface}"
     finish(axes, title=title, y=metric_title(metric, unit), legend=len({row.status for row in rows}) > 1)
     return figure
@@ -207,11 +205,10 @@ def drawn_pairs(
     if not rows or not rows[0].values:
         return None
     metric = next(iter(rows[0].values))
-    better = METRICS[metric].better if metric in METRICS else "higher"
-    cost = {"higher": lambda v: -v, "lower": lambda v: v, "zero": abs}[better]
-    matched = sorted(
-        (row for row in rows if row.status == "tp"), key=lambda row: cost(row.values[metric]), reverse=True
-    )
+    known = metric_of(metric)
+    matched = [row for row in rows if row.status == "tp"]
+    if known:
+        matched.sort(key=lambda row: known.cost(row.values[metric]), reverse=True)
     if not matched:
         return None
     places = dict.fromkeys((0, len(matched) // 2, len(matched) - 1))

@@ -11,29 +11,13 @@ import numpy as np
 
 from clearmargin.files import csv_rows, write_text
 from clearmargin.metrics.intervals import bootstrap_class_means
+from clearmargin.metrics.measurement import metric_title
 from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise
 
-__all__ = ["FOREGROUND", "PaperCell", "PaperTable", "metric_title", "paper_table", "write_paper"]
+__all__ = ["FOREGROUND", "PaperCell", "PaperTable", "paper_table", "write_paper"]
 
 FOREGROUND = "foreground mean"
 """The mean over the classes, each the mean over its patients: as nnU-Net's ``foreground_mean``."""
-
-_TITLES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "precision": "Precision",
-    "recall": "Recall",
-    "hausdorff": "Hausdorff",
-    "hd95": "HD95",
-    "assd": "ASSD",
-    "masd": "MASD",
-    "surface_bias": "Surface bias",
-    "volume_error": "Volume error",
-    "relative_volume_error": "Relative volume error",
-    "diameter_error": "Diameter error",
-    "centroid_error": "Centroid error",
-}
-_STARTS = {"nsd_": "NSD", "boundary_iou_": "Boundary IoU", "trimap_iou_": "Trimap IoU"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,21 +125,6 @@ def write_paper(table: PaperTable, folder: Path) -> None:
         ("paper.tex", _latex(table)),
     ):
         write_text(folder / name, text)
-
-
-def metric_title(name: str, unit: str = "") -> str:
-    """Return how a paper calls a metric.
-
-    >>> metric_title("hd95", "mm"), metric_title("nsd_2mm")
-    ('HD95 (mm)', 'NSD at 2 mm')
-    """
-    title = _TITLES.get(name, name)
-    for start, words in _STARTS.items():
-        if name.startswith(start):
-            width = name.removeprefix(start)
-            number = width.rstrip("mpx")
-            title = f"{words} at {number} {width[len(number) :]}"
-    return f"{title} ({unit})" if unit else title
 
 
 def _cell(row: SummaryRow) -> PaperCell:

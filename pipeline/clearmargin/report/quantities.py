@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clearmargin.core import Code, Prediction
-from clearmargin.formats.structured_report import Quantity, own_quantities
+from clearmargin.formats.dicom.structured_report import Quantity, own_quantities
 from clearmargin.metrics.diameters import slice_axes
 
 __all__ = ["measured_quantities"]

@@ -18,7 +18,7 @@ from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.datasets.volume_windows import VolumeWindows
 from clearmargin.errors import ClearMarginError
-from clearmargin.models import network_config
+from clearmargin.networks import network_config
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
 from clearmargin.training.processes import ProcessGroup

@@ -12,8 +12,8 @@ from pydantic import Field, field_validator
 from clearmargin.config import Settings, apply_overrides, read_yaml, validate
 from clearmargin.datasets.folds import FoldSettings
 from clearmargin.metrics.thresholds import Measure
-from clearmargin.models import network_config
 from clearmargin.models.settings import PredictionSettings
+from clearmargin.networks import network_config
 from clearmargin.tracking.parameters import plain
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from clearmargin.models.network import Network, Targets
+from clearmargin.networks.network import Network, Targets
 
 __all__ = ["ProcessGroup", "loss_module", "process_group"]
 

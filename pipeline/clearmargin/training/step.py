@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clearmargin.errors import TrainingError
 from clearmargin.models.clock import Clock
-from clearmargin.models.network import Targets
+from clearmargin.networks.network import Targets
 from clearmargin.training.checkpoint import TrainingState
 
 __all__ = ["TrainingStep"]

@@ -98,7 +98,7 @@ class DicomReader(_Reader):
         allow_tilt: bool = False,
         tolerance_mm: float | None = None,
     ) -> None:
-        """See :func:`clearmargin.formats.dicom.read_dicom`."""
+        """See :func:`clearmargin.formats.dicom.images.read_dicom`."""
         super().__init__()
         self._options: dict[str, Any] = {
             "series": series,
@@ -110,7 +110,7 @@ class DicomReader(_Reader):
 
     def verify_suffix(self, filename: Sequence[_PathLike] | _PathLike) -> bool:
         """Return whether each path is a folder, has a DICOM suffix, or begins as a DICOM file does."""
-        from clearmargin.formats.dicom_index import looks_like_dicom
+        from clearmargin.formats.dicom.index import looks_like_dicom
 
         names = [filename] if isinstance(filename, str | PathLike) else list(filename)
         paths = [Path(name) for name in names]
@@ -120,7 +120,7 @@ class DicomReader(_Reader):
 
     def _images(self, paths: Sequence[Path]) -> list[Image]:
         """Return one series: several files are those of the series, not several images."""
-        from clearmargin.formats.dicom import read_dicom
+        from clearmargin.formats.dicom.images import read_dicom
 
         return [read_dicom(paths[0] if len(paths) == 1 else paths, **self._options)]
 

@@ -9,9 +9,9 @@ from typing import Any
 from clearmargin.core import Code
 from clearmargin.datasets.drafting.layout import DraftOptions, Layout, QuestionError
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.formats.dicom_boundary import items_of, read_header
-from clearmargin.formats.dicom_index import SeriesEntry, scan_dicom
-from clearmargin.formats.dicom_seg_content import read_seg_content
+from clearmargin.formats.dicom.boundary import items_of, read_header
+from clearmargin.formats.dicom.index import SeriesEntry, scan_dicom
+from clearmargin.formats.dicom.seg_content import read_seg_content
 
 __all__ = ["draft_dicom", "holds_annotated_dicom"]
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clearmargin.core import InstanceSet
+from clearmargin.core.grid import Unit
 from clearmargin.metrics.instances import InstanceRow
+from clearmargin.metrics.measurement import metric_of, metric_title
 
 __all__ = ["ListRow", "list_rows"]
 
@@ -82,7 +84,7 @@ def list_rows(
         facts = {"what": _WORDS[kind], "class": names.get(label, str(label)), "label": str(label)}
         if row is not None:
             facts |= {"IoU": f"{row.iou:.3f}"} | {
-                _title(n, row.unit): f"{v:.4g}" for n, v in row.values.items()
+                metric_title(n, _unit(n, row.unit)): f"{v:.4g}" for n, v in row.values.items()
             }
         facts |= {n.replace("_", " "): f"{v:.4g}" for n, v in columns.items() if n != "refer"}
         if i is not None and reasons and reasons[i]:
@@ -91,7 +93,6 @@ def list_rows(
     return rows
 
 
-def _title(metric: str, unit: str) -> str:
-    return (
-        f"{metric} ({unit})" if metric in ("hd95", "hd", "assd", "surface_bias") else metric.replace("_", " ")
-    )
+def _unit(metric: str, unit: Unit) -> str:
+    known = metric_of(metric)
+    return unit if known is not None and known.unit == "grid" else ""

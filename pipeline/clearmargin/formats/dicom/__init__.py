@@ -1,0 +1,1 @@
+"""DICOM in and out: series, multi-frame objects and video; SEG, RTSTRUCT, Parametric Map, structured report."""

@@ -1,0 +1,188 @@
+"""Comprehensive 3D SR by TID 1500: what was measured of each instance, tied to its SEG segment (PS3.16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Code, Image, Prediction
+from clearmargin.errors import GeometryError, InputError
+from clearmargin.formats.dicom.boundary import quiet_pydicom, read_header
+from clearmargin.formats.dicom.output import (
+    MANUFACTURER,
+    RESEARCH_USE,
+    coded,
+    derived_uid,
+    provenance_parts,
+    save,
+    source_headers,
+    write_dates,
+)
+
+__all__ = ["Quantity", "own_quantities", "write_structured_report"]
+
+_IMAGING = Code(value="363679005", scheme="SCT", meaning="Imaging")
+_ONE = Code(value="1", scheme="UCUM", meaning="no units")
+_UNITS = {  # of a column, by how its name ends
+    "_mm": Code(value="mm", scheme="UCUM", meaning="millimeter"),
+    "_mm2": Code(value="mm2", scheme="UCUM", meaning="square millimeter"),
+    "_mm3": Code(value="mm3", scheme="UCUM", meaning="cubic millimeter"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantity:
+    """One number for each instance.
+
+    Attributes:
+        name: What is measured, coded, such as ``118565006, SCT, "Volume"``.
+        unit: In UCUM.
+        values: ``(N,)``; NaN where it is not defined, and is then left out.
+    """
+
+    name: Code
+    unit: Code
+    values: NDArray[np.floating[Any]]
+
+
+def own_quantities(prediction: Prediction) -> list[Quantity]:
+    """Return what a prediction itself knows: volume (area in the plane), score, each uncertainty column."""
+    instances = prediction.instances
+    found = []
+    if instances.grid.unit == "mm":
+        volume = instances.grid.ndim == 3
+        size = np.array([mask.area for mask in instances.masks]) * instances.grid.voxel_size
+        name = ("118565006", "Volume") if volume else ("42798000", "Area")
+        found.append(
+            Quantity(
+                name=Code(value=name[0], scheme="SCT", meaning=name[1]),
+                unit=_UNITS["_mm3" if volume else "_mm2"],
+                values=size,
+            )
+        )
+    for column, values in {"score": instances.scores, **instances.uncertainty}.items():
+        ending = next((end for end in _UNITS if column.endswith(end)), "")
+        stem = column.removesuffix(ending)
+        code = Code(value=stem[:16], scheme="99CLEARMARGIN", meaning=stem.replace("_", " ").capitalize())
+        found.append(Quantity(name=code, unit=_UNITS.get(ending, _ONE), values=values))
+    return found
+
+
+@quiet_pydicom()
+def write_structured_report(
+    path: Path, prediction: Prediction, image: Image, seg: Path, quantities: Sequence[Quantity] | None = None
+) -> str:
+    """Write one measurement group for each instance and return the SOP instance UID.
+
+    Args:
+        path: The file to write.
+        prediction: What was written as ``seg``.
+        image: Read from DICOM.
+        seg: From :func:`clearmargin.formats.dicom.seg.write_dicom_seg`, of this prediction.
+        quantities: Columns of N values; None for :func:`own_quantities`.
+
+    Raises:
+        InputError: The image does not come from DICOM, or ``seg`` is of another prediction.
+        GeometryError: The image is no volume in millimetres: segments then have no place to be measured in.
+    """
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    if image.grid.ndim != 3 or image.grid.unit != "mm":
+        raise GeometryError(f"{image.source.case} is no volume in millimetres: a report of volumes needs one")
+    headers = source_headers(image)
+    for header in headers:
+        header.SOPClassUID = header.true_class
+    segmentation = highdicom.seg.Segmentation.from_dataset(read_header(Path(seg), pixels=True), copy=False)
+    kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
+    if len(segmentation.SegmentSequence) != len(kept):
+        raise InputError(
+            f"the SEG holds {len(segmentation.SegmentSequence)} segments, "
+            f"the prediction {len(kept)} instances"
+        )
+    columns = own_quantities(prediction) if quantities is None else list(quantities)
+    report = highdicom.sr.MeasurementReport(
+        observation_context=_observer(prediction),
+        procedure_reported=coded(_IMAGING),
+        imaging_measurements=[
+            _group(prediction, i, segmentation, k + 1, columns) for k, i in enumerate(kept)
+        ],
+        title=codes.DCM.ImagingMeasurementReport,
+        referenced_images=None,
+    )
+    values = [q.values[kept].round(6).tolist() for q in columns]
+    identity = (segmentation.SOPInstanceUID, *provenance_parts(prediction.provenance), repr(values))
+    dataset = highdicom.sr.Comprehensive3DSR(
+        evidence=[segmentation, *headers],
+        content=report[0],
+        series_instance_uid=derived_uid("sr series", *identity),
+        series_number=903,
+        sop_instance_uid=derived_uid("sr", *identity),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=prediction.provenance.model[:64],
+        software_versions=prediction.provenance.software[:64],
+        device_serial_number=prediction.provenance.weights_sha256[:64],
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        series_description=f"Clear Margin measurements ({RESEARCH_USE})"[:64],
+    )
+    write_dates(dataset, headers)
+    moment = f"{dataset.ContentDate}{dataset.ContentTime}"
+    if "ObservationDateTime" in dataset:
+        dataset.ObservationDateTime = moment
+    save(dataset, Path(path))
+    return str(dataset.SOPInstanceUID)
+
+
+def _observer(prediction: Prediction) -> Any:
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    provenance = prediction.provenance
+    return highdicom.sr.ObservationContext(
+        observer_device_context=highdicom.sr.ObserverContext(
+            observer_type=codes.DCM.Device,
+            observer_identifying_attributes=highdicom.sr.DeviceObserverIdentifyingAttributes(
+                uid=derived_uid("device", *provenance_parts(provenance)),
+                name=provenance.software[:64],
+                manufacturer_name=MANUFACTURER,
+                model_name=provenance.model[:64],
+            ),
+        )
+    )
+
+
+def _group(
+    prediction: Prediction, i: int, segmentation: Any, number: int, columns: Sequence[Quantity]
+) -> Any:
+    import highdicom
+
+    kind = prediction.label_map.by_id(int(prediction.instances.labels[i]))
+    segment = segmentation.SegmentSequence[number - 1]
+    provenance = prediction.provenance
+    measurements = [
+        highdicom.sr.Measurement(name=coded(q.name), value=float(q.values[i]), unit=coded(q.unit))
+        for q in columns
+        if np.isfinite(q.values[i])
+    ]
+    return highdicom.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=highdicom.sr.TrackingIdentifier(
+            uid=segment.TrackingUID, identifier=segment.TrackingID
+        ),
+        referenced_segment=highdicom.sr.ReferencedSegment.from_segmentation(segmentation, number),
+        finding_type=coded(kind.codes[1]),
+        finding_category=coded(kind.codes[0]),
+        algorithm_id=highdicom.sr.AlgorithmIdentification(
+            name=provenance.model[:64],
+            version=f"{provenance.software} weights {provenance.weights_sha256[:16]}"[:64],
+            parameters=[f"weights_sha256={provenance.weights_sha256}", RESEARCH_USE],
+        ),
+        measurements=measurements,
+    )

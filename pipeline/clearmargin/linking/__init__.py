@@ -1,0 +1,1 @@
+"""Chains of instances: through the slices of a volume. Knows no network."""

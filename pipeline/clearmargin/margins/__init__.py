@@ -1,0 +1,1 @@
+"""What is promised of a prediction: margins of safety, calibration, thresholds on misses, referral, drift."""

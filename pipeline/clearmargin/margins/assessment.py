@@ -1,0 +1,91 @@
+"""What a person is told of a prediction: margins, whom to look at and why, and whether the case is like the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clearmargin.core import Image, Prediction, Thresholds, at_least
+from clearmargin.margins.calibration import Calibration
+from clearmargin.margins.drift import Features
+from clearmargin.margins.referral import ReferralRules, reasons
+
+__all__ = ["Assessment", "assess"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assessment:
+    """A prediction with what is to be said of it.
+
+    Attributes:
+        prediction: As `Calibration.apply` returns it, where there is a calibration that fits; with the column
+            ``refer``, 1 where a person should look and 0 elsewhere.
+        reasons: For each instance, why a person should look; nothing where no rule speaks.
+        refer_case: Why a person should look at the case as a whole: how it differs from the calibration cases or the
+            training images. It refers no instance by itself.
+        warnings: Of the case: those, or why the calibration does not apply.
+        features: Of the case, for a check of many together; none where there is no calibration that fits.
+    """
+
+    prediction: Prediction
+    reasons: tuple[tuple[str, ...], ...]
+    refer_case: tuple[str, ...]
+    warnings: tuple[str, ...]
+    features: Features
+
+
+def assess(
+    prediction: Prediction,
+    image: Image,
+    calibration: Calibration | None,
+    *,
+    thresholds: Thresholds,
+    shown: Thresholds | None = None,
+    unlike: tuple[str, ...] = (),
+) -> Assessment:
+    """Apply a model's calibration to a prediction and say which instances a person should look at.
+
+    Args:
+        prediction: On the image's grid, of all instances that ``thresholds`` keep, and of those down to the
+            calibration's own, by which cases are compared.
+        image: The segmented image.
+        calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
+            stand.
+        thresholds: Least scores, as predicted, of what is returned.
+        shown: Least scores, as the calibration scales them, in place of ``thresholds`` if it fits; None for these.
+        unlike: How the image differs from the model's training images: a warning each, for which the case is referred.
+
+    A case that looks like no calibration case has no margins, since none is promised for it.
+    """
+    warnings: tuple[str, ...] = ()
+    features: Features = {}
+    applied = at_least(prediction, thresholds)
+    rules = ReferralRules()
+    refer_case = unlike
+    if calibration is not None and calibration.length_unit != image.grid.unit:
+        way_out = (
+            "give the image a spacing" if image.grid.unit == "px" else "calibrate on images with a spacing"
+        )
+        warnings = (
+            f"the model was calibrated on images in {calibration.length_unit} and this one is in {image.grid.unit}: "
+            f"no margins, and scores as predicted; {way_out}",
+        )
+    elif calibration is not None:
+        features = calibration.features(image, prediction)
+        warnings = calibration.drift([features]).warnings
+        refer_case = (*unlike, *warnings)
+        kept = applied if shown is None else calibration.at_least(prediction, shown)
+        applied = calibration.apply(kept, margins=not warnings)
+        rules = calibration.referral
+    warnings = (*unlike, *warnings)
+    every = tuple(tuple(reasons(applied, i, rules)) for i in range(len(applied.instances)))
+    flags = np.array([bool(why) for why in every], np.float32)
+    flagged = replace(applied.instances, uncertainty={**applied.instances.uncertainty, "refer": flags})
+    return Assessment(
+        prediction=replace(applied, instances=flagged),
+        reasons=every,
+        refer_case=refer_case,
+        warnings=warnings,
+        features=features,
+    )

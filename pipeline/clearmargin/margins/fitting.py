@@ -1,0 +1,306 @@
+"""From observed cases to a calibration: limits, scalings and widths on the fit units, margins on the margin units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clearmargin.core import Thresholds
+from clearmargin.core.grid import Unit
+from clearmargin.core.slack import with_slack
+from clearmargin.errors import InputError
+from clearmargin.margins.calibration import Applied, Calibration, Refusal
+from clearmargin.margins.drift import fingerprint, score_features
+from clearmargin.margins.guarantees import GUARANTEES, Guarantee
+from clearmargin.margins.margins import BOTH, CalibrationData, Margin, Sides, fit_margin
+from clearmargin.margins.misses import MissThreshold, fit_threshold
+from clearmargin.margins.observations import ObservedCase, ObservedInstance, PixelCounts, matched_objects
+from clearmargin.margins.referral import LIMITED, ReferralRules, fit_rules
+from clearmargin.margins.scaling import Scaling, fit_isotonic
+from clearmargin.margins.scaling_choice import ChosenScaling, fit_scaling
+from clearmargin.margins.width_choice import ChosenWidth, choose_widths
+from clearmargin.metrics.calibration import Reliability
+from clearmargin.metrics.thresholds import Measure, choose_thresholds
+from clearmargin.sampling.samples import Mode
+from clearmargin.sampling.spread import TOLERANCE
+
+__all__ = ["Asked", "Limits", "fit_calibration", "fit_limits", "trial_floors"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a calibration shall give.
+
+    Attributes:
+        promise: What the margins that are applied guarantee; the others are fitted as well.
+        sides: ``each``: an outer and an inner margin are applied, each with its own promise. ``both``: the pair
+            whose promise is about both at once.
+        alphas: What the mean loss may be; the first is applied.
+        confidence: None, or the share of calibrations for which the loss is kept.
+        miss_alpha: Share of a unit's objects that may be missed, merged or cut; None asks for no such promise.
+        match_iou: IoU with the true object from which a prediction has a margin; under it, it is missed, merged or cut.
+        risk_limit: HD95 over which an instance is one that a person should have looked at, in the grid's unit.
+        threshold_measure: What thresholds on scores are chosen anew for; None keeps the model's own. A promise of
+            misses comes before it.
+    """
+
+    promise: Guarantee = "object"
+    sides: Applied = "each"
+    alphas: tuple[float, ...] = (0.1,)
+    confidence: float | None = None
+    miss_alpha: float | None = None
+    match_iou: float = 0.6
+    risk_limit: float = 4.0
+    threshold_measure: Measure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is fitted on the fit units, before a margin is looked at; attributes are those of `Calibration`.
+
+    Attributes:
+        widths: By side or both, guarantee and alpha.
+    """
+
+    thresholds: Thresholds
+    misses: MissThreshold | None
+    scores: ChosenScaling
+    pixels: ChosenScaling | None
+    nsd: Scaling | None
+    widths: Mapping[tuple[Sides, Guarantee, float], ChosenWidth]
+    referral: ReferralRules
+    refused: tuple[Refusal, ...]
+
+    @property
+    def floors(self) -> tuple[float, ...]:
+        """The floors of the widths that follow the edge."""
+        return tuple(sorted({one.width.floor for one in self.widths.values() if one.width.floor is not None}))
+
+
+def trial_floors(element: float) -> tuple[float, ...]:
+    """Return the floors that are tried for margins that follow the edge: half of, one, two and four elements."""
+    return tuple(element * factor for factor in (0.5, 1.0, 2.0, 4.0))
+
+
+def fit_limits(
+    cases: Sequence[ObservedCase],
+    pixels: Mapping[str, PixelCounts],
+    asked: Asked,
+    *,
+    own_thresholds: Thresholds,
+    exchangeable: str,
+) -> Limits:
+    """Fit everything but the margins.
+
+    Args:
+        cases: Of the fit units, observed with `trial_floors`.
+        pixels: Of the fit units; empty where predictions have no foreground map.
+        asked: What shall be had.
+        own_thresholds: The model's score thresholds, for classes for which none is chosen here.
+        exchangeable: What a unit is.
+
+    Raises:
+        InputError: No instance was predicted in any case, or cases are in mm and in px.
+    """
+    instances = [one for case in cases for one in case.instances]
+    _length_unit(cases)
+    if not instances:
+        raise InputError(
+            f"the model found nothing in {len(cases)} calibration cases that limits are fitted on, whatever the "
+            "score: there is nothing to calibrate; train it longer, or look at the card's intensities"
+        )
+    refused: list[Refusal] = []
+    misses = _misses(cases, asked, exchangeable, refused)
+    if misses is not None:
+        thresholds = Thresholds(misses.threshold)
+    elif asked.threshold_measure is not None:
+        chosen = choose_thresholds([case.scored for case in cases], asked.threshold_measure)
+        thresholds = Thresholds(own_thresholds.every, {**own_thresholds.by_label, **chosen})
+    else:
+        thresholds = own_thresholds
+    kept = [one for one in instances if one.score >= thresholds.of(one.label)]
+    scores = fit_scaling(list(_score_counts(cases).values()))
+    predicted = [
+        (one.columns["predicted_nsd"], one.nsd)
+        for one in kept
+        if one.matched and "predicted_nsd" in one.columns
+    ]
+    nsd = fit_isotonic(*zip(*predicted, strict=True)) if predicted else None
+    return Limits(
+        thresholds=thresholds,
+        misses=misses,
+        scores=scores,
+        pixels=_pixel_scaling(pixels, refused),
+        nsd=nsd,
+        widths=_widths(cases, asked, thresholds),
+        referral=_referral(kept, scores, nsd, asked.risk_limit),
+        refused=tuple(refused),
+    )
+
+
+def fit_calibration(
+    limits: Limits,
+    fit: Sequence[ObservedCase],
+    margin: Sequence[ObservedCase],
+    asked: Asked,
+    data: CalibrationData,
+    *,
+    mode: Mode,
+    weights_sha256: str,
+    card: str,
+    checked: str,
+) -> Calibration:
+    """Fit the margins and put everything together.
+
+    Args:
+        limits: Fitted on ``fit``.
+        fit: Cases of the fit units.
+        margin: Cases of the margin units, observed with the limits' floors.
+        asked: What shall be had.
+        data: Where the units come from.
+        mode: How the model was sampled.
+        weights_sha256: Of the model.
+        card: Name of the card.
+        checked: How it was checked that the model saw none of the cases.
+
+    Raises:
+        InputError: Cases are in mm and in px.
+    """
+    every = [*fit, *margin]
+    length_unit = _length_unit(every)
+    margins, refused = _margins(margin, limits, asked, data, length_unit)
+    return Calibration(
+        mode=mode,
+        weights_sha256=weights_sha256,
+        card=card,
+        checked=checked,
+        data=data,
+        units={"fit": len({c.unit for c in fit}), "margin": len({c.unit for c in margin})},
+        length_unit=length_unit,
+        thresholds=limits.thresholds,
+        match_iou=asked.match_iou,
+        scores=limits.scores,
+        pixels=limits.pixels,
+        nsd=limits.nsd,
+        tolerance=TOLERANCE,
+        misses=limits.misses,
+        promise=asked.promise,
+        sides=asked.sides,
+        margins=tuple(margins),
+        refused=(*limits.refused, *refused),
+        referral=limits.referral,
+        fingerprint=fingerprint(
+            [_features(case, limits.thresholds) for case in every],
+            [case.unit for case in every],
+            [case.strata for case in every],
+        ),
+    )
+
+
+def _features(case: ObservedCase, thresholds: Thresholds) -> dict[str, float]:
+    scores = [one.score for one in case.instances if one.score >= thresholds.of(one.label)]
+    return dict(case.looks) | score_features(scores)
+
+
+def _length_unit(cases: Sequence[ObservedCase]) -> Unit:
+    units = {case.length_unit for case in cases}
+    if len(units) > 1:
+        raise InputError("some calibration images are in mm and others in px: calibrate them apart")
+    return units.pop()
+
+
+def _widths(
+    cases: Sequence[ObservedCase], asked: Asked, thresholds: Thresholds
+) -> dict[tuple[Sides, Guarantee, float], ChosenWidth]:
+    objects = matched_objects(cases, thresholds, asked.match_iou)
+    element = float(np.mean([case.element for case in cases]))
+    return {
+        (*key, alpha): width
+        for alpha in asked.alphas
+        for key, width in choose_widths(objects, alpha, element).items()
+    }
+
+
+def _margins(
+    cases: Sequence[ObservedCase], limits: Limits, asked: Asked, data: CalibrationData, length_unit: Unit
+) -> tuple[list[Margin], list[Refusal]]:
+    units = {case.unit for case in cases}
+    objects = matched_objects(cases, limits.thresholds, asked.match_iou)
+    found: list[Margin] = []
+    refused: list[Refusal] = []
+    for alpha in asked.alphas:
+        for guarantee in (asked.promise, *(g for g in GUARANTEES if g != asked.promise)):
+            for sides in BOTH:
+                try:
+                    margin = fit_margin(
+                        objects,
+                        units,
+                        limits.widths[sides, guarantee, alpha].width,
+                        guarantee=guarantee,
+                        sides=sides,
+                        alpha=alpha,
+                        confidence=asked.confidence,
+                        length_unit=length_unit,
+                        match_iou=asked.match_iou,
+                        data=data,
+                    )
+                except InputError as error:
+                    named = f"margin '{sides}' by {guarantee}, alpha {alpha:g}"
+                    refused.append(Refusal(what=named, why=str(error)))
+                else:
+                    found.append(margin)
+    return found, refused
+
+
+def _misses(
+    cases: Sequence[ObservedCase], asked: Asked, exchangeable: str, refused: list[Refusal]
+) -> MissThreshold | None:
+    if asked.miss_alpha is None:
+        return None
+    found = [one for case in cases for one in case.found]
+    units = {case.unit for case in cases}
+    try:
+        return fit_threshold(
+            found, units, asked.miss_alpha, exchangeable=exchangeable, match_iou=asked.match_iou
+        )
+    except InputError as error:
+        named = f"score threshold for misses, alpha {asked.miss_alpha:g}"
+        refused.append(Refusal(what=named, why=str(error)))
+        return None
+
+
+def _score_counts(cases: Sequence[ObservedCase]) -> dict[str, Reliability]:
+    """Return the counts of each unit's instances."""
+    counts: dict[str, Reliability] = {}
+    for case in cases:
+        of_unit = counts.setdefault(case.unit, Reliability.zeros())
+        of_unit.add([one.score for one in case.instances], [one.matched for one in case.instances])
+    return counts
+
+
+def _pixel_scaling(pixels: Mapping[str, PixelCounts], refused: list[Refusal]) -> ChosenScaling | None:
+    if not pixels:
+        return None
+    judged = [{"all pixels": unit.every, "pixels near the edge": unit.band} for unit in pixels.values()]
+    try:
+        return fit_scaling([counts.doubtful for counts in pixels.values()], judged)
+    except InputError as error:
+        refused.append(Refusal(what="scaling of pixels", why=str(error)))
+        return None
+
+
+def _referral(
+    kept: Sequence[ObservedInstance], scores: ChosenScaling, nsd: Scaling | None, risk_limit: float
+) -> ReferralRules:
+    """Return the rules, with limits on what `Calibration.apply` makes of the columns."""
+    if not kept:
+        return ReferralRules()
+    raw = np.array([one.score for one in kept], np.float32)
+    columns = {"score": scores.apply(raw)}
+    for name in LIMITED:
+        if all(name in one.columns for one in kept):
+            values = np.array([one.columns[name] for one in kept], np.float32)
+            columns[name] = nsd.apply(values) if nsd is not None and name == "predicted_nsd" else values
+    return fit_rules(columns, [not one.matched or one.hd95 > with_slack(risk_limit) for one in kept])

@@ -1,0 +1,121 @@
+"""What a calibration does on units that nothing was fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clearmargin.margins.calibration import Calibration
+from clearmargin.margins.judging.case import JudgedCase
+from clearmargin.margins.judging.coverage import (
+    Coverage,
+    FalseAlarms,
+    Shift,
+    alarms_of,
+    coverage_of,
+    shifts_of,
+)
+from clearmargin.margins.judging.expected import Expected, expected_of
+from clearmargin.margins.judging.failures import Failure, failures_of
+from clearmargin.margins.judging.scaling_errors import Reliabilities, Scaled, pixel_errors, score_errors
+from clearmargin.margins.observations import ObservedCase, PixelCounts
+from clearmargin.margins.requirement import SIDES, Side
+from clearmargin.metrics.intervals import Interval, bootstrap_means
+
+__all__ = ["Judgement", "judge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Everything that was found.
+
+    Attributes:
+        units: Judged units.
+        cases: Judged cases.
+        missed: Mean share of a unit's instances that are missed, merged or cut; None where no unit has an instance.
+        coverage: One for each margin.
+        sizes: By side, size of the regions over true size, a mean over matched instances.
+        empty: Share of the inner regions that are empty; None where there is none.
+        shifts: One for each margin that is applied and pair of values of the card's strata.
+        alarms: Cases that are warned of as unlike the calibration cases, by stratum.
+        expected: Predicted NSD and the edge's standard deviation against what was measured; none without samples.
+        scaled: One for each error of each kind of probability.
+        diagrams: One for each kind of probability.
+        failures: One for each uncertainty and risk.
+    """
+
+    units: int
+    cases: int
+    missed: Interval | None
+    coverage: tuple[Coverage, ...]
+    sizes: Mapping[Side, float]
+    empty: float | None
+    shifts: tuple[Shift, ...]
+    alarms: tuple[FalseAlarms, ...]
+    expected: tuple[Expected, ...]
+    scaled: tuple[Scaled, ...]
+    diagrams: tuple[Reliabilities, ...]
+    failures: tuple[Failure, ...]
+
+
+def judge(
+    calibration: Calibration,
+    cases: Sequence[JudgedCase],
+    pixels: tuple[Mapping[str, PixelCounts], Mapping[str, PixelCounts]],
+    margin_cases: Sequence[ObservedCase],
+    *,
+    risk_limit: float,
+    rng: np.random.Generator,
+    resamples: int = 1000,
+) -> Judgement:
+    """Return everything that is reported of the judged cases.
+
+    Args:
+        calibration: Fitted on other units.
+        cases: At least one.
+        pixels: Their counts by unit, before and after scaling; both empty where there is no foreground map.
+        margin_cases: Those that the margins were calibrated on.
+        risk_limit: HD95 over which an instance or a case has failed, in the grid's unit.
+        rng: Of splits and resamples.
+        resamples: Of each interval.
+    """
+    observed = [case.observed for case in cases]
+    inner = [ratio for case in cases for ratio in case.sizes.get("inner", [])]
+    of_scores, of_pixels = (
+        score_errors(calibration, observed, rng, resamples),
+        pixel_errors(*pixels, rng, resamples),
+    )
+    return Judgement(
+        units=len({case.unit for case in observed}),
+        cases=len(cases),
+        missed=_missed(calibration, observed, rng),
+        coverage=tuple(coverage_of(calibration, cases, margin_cases, rng)),
+        sizes={
+            side: float(np.mean(ratios))
+            for side in SIDES
+            if (ratios := [ratio for case in cases for ratio in case.sizes.get(side, [])])
+        },
+        empty=float(np.mean([ratio == 0 for ratio in inner])) if inner else None,
+        alarms=tuple(alarms_of(calibration, observed)),
+        shifts=tuple(shifts_of(calibration, margin_cases, observed)),
+        expected=tuple(expected_of(calibration, observed)),
+        scaled=(*of_scores[1], *of_pixels[1]),
+        diagrams=(*of_scores[0], *of_pixels[0]),
+        failures=tuple(failures_of(calibration, cases, risk_limit=risk_limit, rng=rng, resamples=resamples)),
+    )
+
+
+def _missed(
+    calibration: Calibration, cases: Sequence[ObservedCase], rng: np.random.Generator
+) -> Interval | None:
+    by_unit: dict[str, list[bool]] = {}
+    for case in cases:
+        for one in case.found:
+            score = -1.0 if one.score is None or one.iou < calibration.match_iou else one.score
+            by_unit.setdefault(one.unit, []).append(score < calibration.thresholds.of(one.label))
+    if not by_unit:
+        return None
+    losses = {"missed": [float(np.mean(missed)) for missed in by_unit.values()]}
+    return bootstrap_means(losses, list(by_unit), rng=rng)["missed"]

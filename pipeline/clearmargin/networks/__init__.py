@@ -1,0 +1,91 @@
+"""Networks: torch lives here. A new one is a file with its config above it, and one line in ``NETWORKS``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clearmargin.config import Settings, validate
+from clearmargin.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from clearmargin.networks.network import Network
+
+__all__ = ["NETWORKS", "NetworkEntry", "build_network", "network_config"]
+
+
+_MOST_LAYERS, _MOST_OF_A_SIZE = 1_000, 1_000_000
+
+
+class NetworkEntry(NamedTuple):
+    """Where a network lies: its module is imported when it is used, since torch is heavy.
+
+    ``dimensions``: 2 for a network that sees planes, 3 for one that sees volumes.
+    """
+
+    module: str
+    config: str
+    network: str
+    dimensions: int = 2
+
+
+NETWORKS: dict[str, NetworkEntry] = {
+    "mask_rcnn": NetworkEntry("clearmargin.networks.mask_rcnn", "MaskRCNNConfig", "MaskRCNN"),
+    "yolact": NetworkEntry("clearmargin.networks.yolact", "YOLACTConfig", "YOLACT"),
+    "solov2": NetworkEntry("clearmargin.networks.solov2", "SOLOv2Config", "SOLOv2"),
+    "semantic_cc": NetworkEntry("clearmargin.networks.semantic_cc", "SemanticCCConfig", "SemanticCC"),
+    "semantic_cc_3d": NetworkEntry(
+        "clearmargin.networks.semantic_cc_3d", "SemanticCC3DConfig", "SemanticCC3D", 3
+    ),
+    "mask2former": NetworkEntry("clearmargin.networks.mask2former", "Mask2FormerConfig", "Mask2Former"),
+    "eomt": NetworkEntry("clearmargin.networks.eomt", "EoMTConfig", "EoMT"),
+}
+
+
+def network_config(section: dict[str, Any], *, name: str = "model") -> Settings:
+    """Return the ``model`` section of a configuration as its network's own config class.
+
+    Raises:
+        ConfigError: ``network`` is missing or unknown, the rest does not fit its class, or a number is beyond any
+            network.
+    """
+    schema: type[Settings] = _load(section.get("network"), "config")
+    config = validate(section, schema, name=name)
+    _refuse_absurd(config, name)
+    return config
+
+
+def _refuse_absurd(config: Settings, name: str) -> None:
+    """Refuse sizes and counts that no network has: building it would fill the memory, or never end.
+
+    Raises:
+        ConfigError: With the first of them.
+    """
+    for option, value in config.model_dump().items():
+        most = _MOST_LAYERS if option.endswith("layers") else _MOST_OF_A_SIZE
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number > most:
+                raise ConfigError(f"{name}.{option}: {number} is beyond any network: at most {most}")
+
+
+def build_network(config: Settings, *, classes: int, pretrained: bool, channels: int = 3) -> Network:
+    """Return the network of a config for ``classes`` classes (background not counted).
+
+    Args:
+        config: As ``network_config`` returns it.
+        classes: Number of classes in the label map.
+        pretrained: Whether the backbone starts from its pretrained weights; a checkpoint needs none.
+        channels: Of the images.
+    """
+    network: Network = _load(config.model_dump()["network"], "network")(
+        config, classes=classes, channels=channels, pretrained=pretrained
+    )
+    return network
+
+
+def _load(name: Any, what: str) -> Any:
+    from importlib import import_module
+
+    if name not in NETWORKS:
+        raise ConfigError(f"no model '{name}': {nearest(str(name), NETWORKS)}")
+    entry = NETWORKS[name]
+    return getattr(import_module(entry.module), getattr(entry, what))

@@ -1,1 +1,0 @@
-"""Uncertainty: samples of a prediction, the maps they give, and margins, thresholds and scaling with a promise."""
