@@ -18,7 +18,11 @@ from scipy import ndimage
 from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.core.colours import instance_colours
 
-__all__ = ["Canvas", "Layer", "error_layer", "heat_layer", "image_file", "mask_layer", "reference_layer"]
+__all__ = [
+    "Canvas",
+    "Layer",
+    "edge_errors",
+    "error_layer", "heat_layer", "image_file", "mask_layer", "reference_layer"]
 
 Bytes = NDArray[np.uint8]
 
@@ -217,24 +221,51 @@ def reference_layer(canvas: Canvas, reference: InstanceSet, missed: Sequence[int
 def error_layer(
     canvas: Canvas, predicted: InstanceSet, reference: InstanceSet, pairs: Sequence[tuple[int, int]]
 ) -> Layer | None:
-    """Return how far each predicted edge lies from its reference's, in the grid's unit; None without a pair.
+    """Return how far each predicted edge lies from its reference's (`edge_errors`); None without a pair."""
+    values = edge_errors(predicted, reference, pairs, canvas)
+    if values is None:
+        return None
+    spacing = min([1.0, *canvas.grid.spacing][-3:])
+    top = max(float(values.max()), spacing)
+    drawn = np.where(values >= 0, 1 + np.clip(np.round(values * (254 / top)), 0, 254), 0).astype(np.uint8)
+    return Layer(
+        key="error", title="boundary error", file=canvas.file(drawn), colours=_ramp(_ERROR, opaque=True),
+        shown=False, scale=(0.0, top, canvas.grid.unit),
+    )  # fmt: skip
+
+
+def edge_errors(
+    predicted: InstanceSet,
+    reference: InstanceSet,
+    pairs: Sequence[tuple[int, int]],
+    canvas: Canvas | None = None,
+) -> NDArray[np.float32] | None:
+    """Return how far each element of a predicted edge lies from the reference's edge, in the grid's unit.
 
     Distances go between the centres of edge elements, in space for a volume: 0 where both edges are one.
 
+    Args:
+        predicted: On one grid with ``reference``.
+        reference: The truth.
+        pairs: Positions of matched predictions and references.
+        canvas: What is drawn on; None for the grid itself.
+
+    Returns:
+        Of the canvas's shape, or of the grid's without one; -1 away from edges. None without a pair.
+
     Source: exact Euclidean distance transform (`scipy.ndimage.distance_transform_edt`).
     """
-    values = np.full(canvas.shape, -1.0, np.float32)
-    spacing = [v * s for v, s in zip([1.0, *canvas.grid.spacing][-3:], canvas.step, strict=True)]
+    on = canvas or Canvas(grid=predicted.grid)
+    values = np.full(on.shape, -1.0, np.float32)
+    spacing = [v * s for v, s in zip([1.0, *on.grid.spacing][-3:], on.step, strict=True)]
     for i, j in pairs:
-        (here, ours), (there, theirs) = canvas.place(predicted.masks[i]), canvas.place(reference.masks[j])
+        (here, ours), (there, theirs) = on.place(predicted.masks[i]), on.place(reference.masks[j])
         if not ours.any() or not theirs.any():
             continue
         low = [min(a.start, b.start) for a, b in zip(here, there, strict=True)]
         high = [max(a.stop, b.stop) for a, b in zip(here, there, strict=True)]
         target = np.zeros([b - a for a, b in zip(low, high, strict=True)], bool)
-        target[tuple(slice(s.start - a, s.stop - a) for s, a in zip(there, low, strict=True))] = _edge(
-            theirs, there
-        )
+        target[tuple(slice(s.start - a, s.stop - a) for s, a in zip(there, low, strict=True))] = _edge(theirs, there)
         away = ndimage.distance_transform_edt(~target, sampling=spacing)
         edge = _edge(ours, here)
         inner = away[tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))]
@@ -242,12 +273,7 @@ def error_layer(
         region[edge] = np.maximum(region[edge], inner[edge])
     if not (values >= 0).any():
         return None
-    top = max(float(values.max()), min(spacing))
-    drawn = np.where(values >= 0, 1 + np.clip(np.round(values * (254 / top)), 0, 254), 0).astype(np.uint8)
-    return Layer(
-        key="error", title="boundary error", file=canvas.file(drawn), colours=_ramp(_ERROR, opaque=True),
-        shown=False, scale=(0.0, top, canvas.grid.unit),
-    )  # fmt: skip
+    return values if canvas is not None else values.reshape(on.grid.shape)
 
 
 def heat_layer(canvas: Canvas, name: str, values: NDArray[np.float32]) -> Layer:
