@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
-from displaced import Setting, displaced_units
+from displaced import Setting, displaced_groups
 from scipy import ndimage
 
 from clearmargin.calibrate import calibrate_cases, judge_cases
@@ -26,7 +26,7 @@ LABELS = LabelMap(
     tuple(LabelClass(id=k, name=name, type=_CODE, category=_CODE) for k, name in ((1, "small"), (2, "large")))
 )
 MADE_BY = Provenance(model="drawn", weights_sha256="a" * 64, config_sha256="b" * 64, software="tests")
-DATA = CalibrationData(exchangeable="patient", date="2026-01-31", digest="ab" * 32)
+DATA = CalibrationData(group="patient", date="2026-01-31", digest="ab" * 32)
 COARSE = Setting(shape=(56, 56), spacing=(0.4, 0.3))
 ASKED = Asked(alphas=(0.2, 0.1), risk_limit=1.0)
 
@@ -34,18 +34,18 @@ ASKED = Asked(alphas=(0.2, 0.1), risk_limit=1.0)
 class DrawnSet:
     """Cases, their images and references, and what a segmenter says of each."""
 
-    def __init__(self, units, *, edges=True, maps=True, seed=0):
-        self.card = SimpleNamespace(name="drawn", unit="patient", classes=LABELS.classes, label_map=LABELS)
+    def __init__(self, groups, *, edges=True, maps=True, seed=0):
+        self.card = SimpleNamespace(name="drawn", group="patient", classes=LABELS.classes, label_map=LABELS)
         self.cases = []
         self._held = {}
         rng = np.random.default_rng(seed)
-        for k, unit in enumerate(units):
+        for k, group in enumerate(groups):
             name = f"case-{k:03d}"
             stain = {"stain": "blue" if k % 2 else "red"}
-            self.cases.append(SimpleNamespace(case=name, unit=unit.name, strata=stain))
-            pixels = rng.normal(100, 10, (1, *unit.predicted.grid.shape))
-            image = Image(pixels=pixels, grid=unit.predicted.grid, source=Source(case=name))
-            self._held[name] = (image, unit.reference, _predicted(unit, rng, edges, maps))
+            self.cases.append(SimpleNamespace(case=name, group=group.name, strata=stain))
+            pixels = rng.normal(100, 10, (1, *group.predicted.grid.shape))
+            image = Image(pixels=pixels, grid=group.predicted.grid, source=Source(case=name))
+            self._held[name] = (image, group.reference, _predicted(group, rng, edges, maps))
 
     def read(self, case):
         image, reference, _ = self._held[case.case]
@@ -60,8 +60,8 @@ class DrawnSet:
         return self
 
 
-def _predicted(unit, rng, edges, maps):
-    instances = unit.predicted
+def _predicted(group, rng, edges, maps):
+    instances = group.predicted
     n = len(instances)
     foreground = np.zeros(instances.grid.shape, np.float32)
     for mask in instances.masks:
@@ -82,12 +82,12 @@ def _predicted(unit, rng, edges, maps):
         label_map=LABELS,
         provenance=MADE_BY,
         maps={"foreground": foreground, "entropy": np.zeros_like(foreground)} if maps else {},
-        edges=tuple(EdgeSpread(points=s.points, sigma=s.sigma) for s in unit.scales) if edges else (),
+        edges=tuple(EdgeSpread(points=s.points, sigma=s.sigma) for s in group.scales) if edges else (),
     )
 
 
 def drawn_set(n, setting=COARSE, seed=5, **options):
-    return DrawnSet(displaced_units(n, setting, seed), **options)
+    return DrawnSet(displaced_groups(n, setting, seed), **options)
 
 
 def calibrated(drawn, cases=None, asked=ASKED, **options):

@@ -1,8 +1,8 @@
-"""Units whose true edges are known: smooth random shapes, and predictions of them with edges out of place.
+"""Groups whose true edges are known: smooth random shapes, and predictions of them with edges out of place.
 
 An instance is star-shaped: its edge lies at a random smooth radius in each direction. The predicted edge is
-off by sigma(direction) times a smooth standard normal field, plus an offset that a whole unit shares, so that
-instances of a unit are alike and units are not. Sigma is large around one direction, as where an edge is
+off by sigma(direction) times a smooth standard normal field, plus an offset that a whole group shares, so that
+instances of a group are alike and groups are not. Sigma is large around one direction, as where an edge is
 blurred, and small elsewhere.
 """
 
@@ -25,8 +25,8 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One image or volume, a unit of its own."""
+class Group:
+    """One image or volume, a group of its own."""
 
     name: str
     predicted: InstanceSet
@@ -36,7 +36,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where units come from; lengths in mm.
+    """Where groups come from; lengths in mm.
 
     ``members`` 0: the local sigma is known. Otherwise it is the spread of so many edges drawn from the same
     law, as an ensemble's members give it.
@@ -71,26 +71,26 @@ SPACE = Setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Units and their matches."""
+    """Groups and their matches."""
 
-    units: list[Unit]
+    groups: list[Group]
     matches: list[Matches]
 
     def objects(self) -> list[MatchedObject]:
         """Return what each matched object needed, all around and with the setting's floor."""
         return [
-            _object(unit, int(i), int(j))
-            for unit, matches in zip(self.units, self.matches, strict=True)
+            _object(group, int(i), int(j))
+            for group, matches in zip(self.groups, self.matches, strict=True)
             for i, j in matches.pairs
         ]
 
 
-def _object(unit: Unit, i: int, j: int) -> MatchedObject:
-    predicted, grid, scale = unit.predicted, unit.predicted.grid, unit.scales[i]
-    pair = predicted.masks[i], unit.reference.masks[j], grid
+def _object(group: Group, i: int, j: int) -> MatchedObject:
+    predicted, grid, scale = group.predicted, group.predicted.grid, group.scales[i]
+    pair = predicted.masks[i], group.reference.masks[j], grid
     mean = float(np.mean(scale.at(np.round(scale.points).astype(int), grid.spacing)))
     return MatchedObject(
-        unit=unit.name,
+        group=group.name,
         features=features_of(
             size=predicted.masks[i].area * grid.voxel_size,
             score=0.9,
@@ -108,15 +108,15 @@ def _object(unit: Unit, i: int, j: int) -> MatchedObject:
 
 
 def pool(n: int, setting: Setting, seed: int) -> Pool:
-    units = displaced_units(n, setting, seed)
-    return Pool(units=units, matches=[match_instances(u.predicted, u.reference) for u in units])
+    groups = displaced_groups(n, setting, seed)
+    return Pool(groups=groups, matches=[match_instances(u.predicted, u.reference) for u in groups])
 
 
-def displaced_units(n: int, setting: Setting, seed: int) -> list[Unit]:
-    return [displaced_unit(np.random.default_rng([seed, k]), f"unit-{k}", setting) for k in range(n)]
+def displaced_groups(n: int, setting: Setting, seed: int) -> list[Group]:
+    return [displaced_group(np.random.default_rng([seed, k]), f"group-{k}", setting) for k in range(n)]
 
 
-def displaced_unit(rng: np.random.Generator, name: str, setting: Setting) -> Unit:
+def displaced_group(rng: np.random.Generator, name: str, setting: Setting) -> Group:
     grid = Grid.from_spacing(setting.shape, setting.spacing)
     steps = np.array(grid.spacing)
     extent = np.array(setting.shape) * steps
@@ -154,7 +154,7 @@ def displaced_unit(rng: np.random.Generator, name: str, setting: Setting) -> Uni
         edge = size * (1 + 0.1 * wobble(around)) + offset + sigma(around) * errors[0](around)
         points = (centre + around * edge[:, None]) / steps
         scales.append(EdgeScale(points=points, sigma=local, floor=setting.floor))
-    return Unit(
+    return Group(
         name=name,
         predicted=InstanceSet.from_dense(grid, drawn, labels),
         reference=InstanceSet.from_dense(grid, true, labels),
@@ -174,7 +174,7 @@ def _waves(rng: np.random.Generator, ndim: int, rate: float = 1.5, terms: int = 
 
 
 def _directions(ndim: int) -> Array:
-    """Return unit vectors all around: 96 in the plane, 300 in space."""
+    """Return group vectors all around: 96 in the plane, 300 in space."""
     if ndim == 2:
         angle = np.arange(96) * 2 * np.pi / 96
         return np.column_stack([np.sin(angle), np.cos(angle)])
@@ -185,7 +185,7 @@ def _directions(ndim: int) -> Array:
 
 
 def over_splits(losses, n: int, alpha: float, splits: int, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and standard deviation of the coverage of the units left out of n, and the mean factor."""
+    """Mean and standard deviation of the coverage of the groups left out of n, and the mean factor."""
     rng = np.random.default_rng(seed)
     shares, factors = [], []
     for _ in range(splits):

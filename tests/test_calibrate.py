@@ -29,12 +29,12 @@ def found():
     return drawn, calibration, judged(drawn, drawn.cases[44:], calibration, margin_cases)
 
 
-def test_margins_cover_the_judged_units_as_they_promise(found):
+def test_margins_cover_the_judged_groups_as_they_promise(found):
     _, calibration, judgement = found
-    assert judgement.units == 36 and len(judgement.coverage) == len(calibration.margins)
+    assert judgement.groups == 36 and len(judgement.coverage) == len(calibration.margins)
     for row in judgement.coverage:
         mean, low, high = row.splits
-        # 100 splits of 67 units: at least what is promised, and at most 2 / 32 and ties more
+        # 100 splits of 67 groups: at least what is promised, and at most 2 / 32 and ties more
         assert 1 - row.margin.alpha - 0.03 < mean < 1 - row.margin.alpha + 0.1 and low < mean < high
         assert row.covered.low <= row.covered.estimate <= row.covered.high
         assert row.covered.high > 1 - row.margin.alpha - 0.02
@@ -62,7 +62,7 @@ def test_a_known_signal_finds_what_goes_wrong():
     distance = {}
     for case in drawn.cases:
         image, reference = drawn.read(case)
-        for one in observe(case.unit, image, drawn(image), reference).instances:
+        for one in observe(case.group, image, drawn(image), reference).instances:
             distance[one.size, one.score] = one.hd95
 
     def knowing(prediction):
@@ -87,7 +87,7 @@ def test_a_shift_between_strata_is_reported(found):
     _, _, judgement = found
     pairs = {(row.calibrated_on, row.judged_on) for row in judgement.shifts}
     assert pairs == {(a, b) for a in ("", "blue", "red") for b in ("blue", "red")}
-    assert all(row.column == "stain" and row.units and row.refused <= row.cases for row in judgement.shifts)
+    assert all(row.column == "stain" and row.groups and row.refused <= row.cases for row in judgement.shifts)
     assert {row.name for row in judgement.shifts} == {"outer, by object", "inner, by object"}
 
 
@@ -109,10 +109,10 @@ def test_tables_figures_and_report(found, tmp_path):
         assert text.count(str(margin)[1:]) == 1 and text.index(str(margin)[1:]) < text.index(
             "## Every promise"
         )
-    assert text.index("On 36 other patient units (outer)") < text.index("## Every promise")
+    assert text.index("On 36 other patients (outer)") < text.index("## Every promise")
     assert text.count("All of it holds for data like the calibration data") == 1
     assert all(f"| by {m.guarantee}" in text for m in calibration.margins)
-    assert "unit-" not in text and "case-" not in text  # no unit and no case is named
+    assert "group-" not in text and "case-" not in text  # no group and no case is named
 
 
 def test_what_samples_say_of_an_edge_is_held_against_what_was_measured():
@@ -121,7 +121,7 @@ def test_what_samples_say_of_an_edge_is_held_against_what_was_measured():
     distance = {}
     for case in drawn.cases:
         image, reference = drawn.read(case)
-        for one in observe(case.unit, image, drawn(image), reference).instances:
+        for one in observe(case.group, image, drawn(image), reference).instances:
             distance[one.size, one.score] = one.hd95
 
     def knowing(prediction):
@@ -152,7 +152,7 @@ def test_a_judged_split_in_which_nothing_is_found(tmp_path):
         return replace(prediction, instances=InstanceSet.empty(prediction.instances.grid), edges=())
 
     judgement = judged(drawn.change(nothing), drawn.cases[20:], calibration, margin_cases)
-    assert all((row.units, row.covered, row.objects) == (0, None, 0) for row in judgement.coverage)
+    assert all((row.groups, row.covered, row.objects) == (0, None, 0) for row in judgement.coverage)
     assert judgement.missed.estimate == 1 and {r.over for r in judgement.failures} == {"cases"}
     write_calibration(tmp_path, calibration, judgement, figures_of(judgement))
     assert "0 of 0" in (tmp_path / "report.md").read_text() and not judgement.sizes
@@ -163,7 +163,7 @@ def test_volumes_are_calibrated_in_millimetres():
     calibration, margin_cases = calibrated(drawn, drawn.cases[:11], replace(ASKED, alphas=(0.2,)))
     assert calibration.length_unit == "mm" and calibration.margin("outer") is not None
     judgement = judged(drawn, drawn.cases[11:], calibration, margin_cases)
-    assert all(row.units <= 3 for row in judgement.coverage)
+    assert all(row.groups <= 3 for row in judgement.coverage)
     image, _ = drawn.read(drawn.cases[0])
     after = calibration.apply(drawn(image)).instances
     assert (after.uncertainty["outer_volume_mm3"] > after.uncertainty["inner_volume_mm3"]).all()
@@ -194,18 +194,18 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
     model, card, place = trained
     code, said = command(
         "calibrate", model, "--card", card, "--alpha", "0.2,0.1", "--uncertainty", "checkpoints", "--judge", "test",
-        "--promise", "unit", "--sides", "both", "--match-iou", 0.5, "--out", tmp_path / "out",
+        "--promise", "group", "--sides", "both", "--match-iou", 0.5, "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, said
     assert (
         "chance of at least 80 % every matched object of a new image" in said
         and "images have no spacing" in said
     )
-    assert "Leakage: no unit was trained on, by name and by the content of its images." in said
+    assert "Leakage: no group was trained on, by name and by the content of its images." in said
     kept = Calibration.from_data(yaml.safe_load((model / "calibration" / "checkpoints.yaml").read_text()))
     assert load_calibration(model, "checkpoints", kept.weights_sha256) == kept
-    assert kept.length_unit == "px" and kept.units == {"fit": 4, "margin": 9}
-    assert kept.pixels is not None and kept.promise == "unit" and kept.sides == "both"
+    assert kept.length_unit == "px" and kept.groups == {"fit": 4, "margin": 9}
+    assert kept.pixels is not None and kept.promise == "group" and kept.sides == "both"
     assert (tmp_path / "out" / "report.md").is_file() and list((tmp_path / "out").glob("*.png"))
     # the run is tracked, and names no case
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
@@ -227,8 +227,8 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
         (["--miss-alpha", "10"], 2, "alpha is the share that may fail"),
         (["--confidence", "90"], 2, "0.9 is 90 %"),
         (["--match-iou", "0.3"], 2, "from 0.5 to 1"),
-        (["--promise", "image"], 2, "'object', 'unit', 'risk'"),
-        (["--confidence", "0.9", "--alpha", "0.1"], 4, "alpha 0.1 needs 22 image units"),
+        (["--promise", "image"], 2, "'object', 'group', 'risk'"),
+        (["--confidence", "0.9", "--alpha", "0.1"], 4, "alpha 0.1 needs 22 images"),
         (["--fit-share", "1"], 2, "between 0 and 1"),
         (["--uncertainty", "ensemble"], 2, "ensemble"),
     ],
@@ -251,7 +251,7 @@ def test_an_empty_split_and_a_model_that_does_not_say_what_it_saw(trained, tmp_p
     settings = yaml.safe_load((model / CONFIG_FILE).read_text()) | {"trained_on": []}
     (tmp_path / "model" / CONFIG_FILE).write_text(yaml.safe_dump(settings))
     code, said = command("calibrate", tmp_path / "model", "--card", card)
-    assert code == 4 and "does not say which units it was trained on" in said
+    assert code == 4 and "does not say which groups it was trained on" in said
 
 
 def renamed(card, name):
@@ -270,13 +270,13 @@ def test_training_images_are_known_again_with_the_card_renamed_and_in_another_ho
     model, card, _ = trained
     other = renamed(card, "other")
     code, said = command("calibrate", model, "--card", other, "--alpha", 0.2)
-    assert code == 4 and "6 of 19 calibration units were also trained on" in said, said
+    assert code == 4 and "6 of 19 calibration groups were also trained on" in said, said
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     code, said = command("calibrate", model, "--card", other, "--alpha", 0.2)
-    assert code == 4 and "6 of 19 calibration units were also trained on" in said, said
+    assert code == 4 and "6 of 19 calibration groups were also trained on" in said, said
     # what can be checked by content alone is said to be no more than that
     code, said = command("calibrate", model, "--card", card, "--alpha", 0.2)
-    assert code == 0 and "units could not be compared by name" in said and "another user's key" in said, said
+    assert code == 0 and "groups could not be compared by name" in said and "another user's key" in said, said
     shutil.copytree(model, tmp_path / "model")
     settings = yaml.safe_load((model / CONFIG_FILE).read_text()) | {"trained_content": []}
     (tmp_path / "model" / CONFIG_FILE).write_text(yaml.safe_dump(settings))
@@ -300,4 +300,4 @@ def test_an_ensemble_has_a_calibration_of_its_own_and_twins_are_certain(trained,
     done = calibrate(tmp_path, card, alphas=[0.2], match_iou=0.5, uncertainty="ensemble")
     assert done.file == tmp_path / "calibration" / "ensemble.yaml" and done.judged is None
     # so short a training may match too few objects for a margin, and then says so
-    assert done.calibration.margins or all("calibration units" in r.why for r in done.calibration.refused)
+    assert done.calibration.margins or all("calibration groups" in r.why for r in done.calibration.refused)

@@ -87,9 +87,9 @@ def write_configuration(folder):
         "root": ".",
         "cases": {
             "index": "index.csv", "id": "{id}", "image": "{id}/ct", "reference": "{id}/truth.dcm",
-            "unit": "{id}",
+            "group": "{id}",
         },
-        "encoding": {"kind": "dicom_seg"}, "spacing": {"source": "file"}, "unit": "patient",
+        "encoding": {"kind": "dicom_seg"}, "spacing": {"source": "file"}, "group": "patient",
         "splits": {"column": "split", "values": {s: s for s in ("train", "validation", "test")}},
         "faults": [f"{MARK}-2 is mirrored"], "show_in_tracking": True,
     }  # fmt: skip

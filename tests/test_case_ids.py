@@ -22,7 +22,7 @@ from clearmargin.privacy import use_names
 
 def write_card(folder, name="toy", **changes):
     """A card beside its data: pictures a and b, with their masks."""
-    cases = {"rows": [{"id": "MILLER a"}, {"id": "MILLER b"}], "id": "{id}", "unit": "{id}"}
+    cases = {"rows": [{"id": "MILLER a"}, {"id": "MILLER b"}], "id": "{id}", "group": "{id}"}
     card = {
         "schema": 1,
         "name": name,
@@ -32,7 +32,7 @@ def write_card(folder, name="toy", **changes):
         "cases": cases | {"image": "{id}.png", "reference": "{id}_m.png"} | changes.pop("cases", {}),
         "encoding": {"kind": "mask_files", "label": "blob"},
         "spacing": {"source": "unknown"},
-        "unit": "image",
+        "group": "image",
         "splits": {},
     }
     path = folder / f"{name}.yaml"
@@ -75,7 +75,7 @@ def test_volumes_series_and_clips(tmp_path, data_root):
             "id": "{clip}_{frame}",
             "image": "{clip}.mp4",
             "reference": "mask.mp4",
-            "unit": "{clip}",
+            "group": "{clip}",
             "frames": 2,
         },
         encoding={"kind": "video_masks", "levels": {60: "blob"}},
@@ -96,7 +96,7 @@ def test_two_readers_of_one_picture_are_two_cases(pictures):
 def test_a_card_of_public_data_shows_its_own_ids(pictures):
     dataset = open_dataset(write_card(pictures, names="plain"))
     assert [c.case for c in dataset.cases] == ["MILLER_a", "MILLER_b"]
-    assert dataset.cases[0].unit.startswith("case-"), "what a model was trained on stays hashed"
+    assert dataset.cases[0].group.startswith("case-"), "what a model was trained on stays hashed"
 
 
 def test_plain_names_for_one_command(pictures, monkeypatch):

@@ -28,7 +28,7 @@ def row(patient, k, dice, status="tp", surface="surface", size=10.0):
         "surface": surface,
     }
     return CaseRow(
-        patient=patient, case=f"case-{patient}", status=status, unit="mm", ndim=3, values={"dice": dice},
+        group=patient, case=f"case-{patient}", status=status, unit="mm", ndim=3, values={"dice": dice},
         strata={"class": "a", "size": "small"}, about=about,
     )  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_false_positives_of_one_tool_do_not_break_the_pairs(tmp_path):
     rng = np.random.default_rng(0)
     patients = [f"p{k:02}" for k in range(30)]
     base = [row(p, k, 0.8 + 0.01 * rng.standard_normal()) for p in patients for k in (1, 2)]
-    better = [row(r.patient, r.about["reference_id"], r.values["dice"] + 0.05) for r in base]
+    better = [row(r.group, r.about["reference_id"], r.values["dice"] + 0.05) for r in base]
     better = [row(p, 9, 0.0, "fp") for p in patients[:20]] + better[::-1]
     done = compare([tables(tmp_path / "a", base), tables(tmp_path / "b", better)])
     found = by_metric(done)
@@ -103,8 +103,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
 def test_tables_are_read_back_as_they_were_written(tmp_path):
     rows = [row("p", 1, 0.25), row("p", 2, 0.0, "fn"), row("q", 3, 0.0, "fp")]
     again = rows_of_tables(tables(tmp_path / "a", rows))
-    assert [(r.patient, r.status, r.values, r.about, r.strata) for r in again] == [
-        (r.patient, r.status, r.values, r.about, r.strata) for r in rows
+    assert [(r.group, r.status, r.values, r.about, r.strata) for r in again] == [
+        (r.group, r.status, r.values, r.about, r.strata) for r in rows
     ]
 
 

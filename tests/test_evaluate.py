@@ -38,7 +38,7 @@ def test_splits_and_merges_of_volumes_are_counted(predicted, splits, merges):
     image = SimpleNamespace(grid=GRID)
     card = SimpleNamespace(classes=LABELS.classes, label_map=LABELS)
     dataset = SimpleNamespace(card=card, read=lambda _: (image, reference))
-    cases = [SimpleNamespace(case=f"case-{k}", unit=f"unit-{k}", strata={}) for k in range(2)]
+    cases = [SimpleNamespace(case=f"case-{k}", group=f"group-{k}", strata={}) for k in range(2)]
     found = evaluate_cases(
         lambda _: SimpleNamespace(instances=predicted), dataset, cases, thresholds=Thresholds(0.5)
     )
@@ -56,7 +56,7 @@ def test_detections_at_several_iou_and_scores_are_printed_and_written(tmp_path):
     found = evaluate_cases(
         lambda _: SimpleNamespace(instances=predicted),
         dataset,
-        [SimpleNamespace(case="case-0", unit="unit-0", strata={})],
+        [SimpleNamespace(case="case-0", group="group-0", strata={})],
         thresholds=Thresholds(0.9, {1: 0.5}),
     )
     counts = {c.iou: (c.tp, c.fp, c.fn) for c in found.detections["all"]}

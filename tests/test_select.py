@@ -34,13 +34,13 @@ def candidate(name, *, values, parameters=1e6, p95=20.0):
         p95=p95,
         peak_mb=100.0,
         values=cases,
-        units={case: case for case in cases},
+        groups={case: case for case in cases},
         interval=Interval(
             estimate=float(np.mean(values)),
             low=0.0,
             high=1.0,
             level=0.95,
-            patients=len(cases),
+            groups=len(cases),
             cases=len(cases),
         ),
     )

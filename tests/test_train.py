@@ -383,18 +383,18 @@ def test_the_score_threshold_is_chosen_on_the_validation_split_unless_it_is_conf
     with caplog.at_level("INFO"):
         result = train(write, overrides=overrides)
     stored = yaml.safe_load((result.model / "model.yaml").read_text())["prediction"]
-    units = set(yaml.safe_load((result.model / "model.yaml").read_text())["trained_on"])
-    (held,) = {case.unit for case in open_dataset(card).split("validation")}
+    groups = set(yaml.safe_load((result.model / "model.yaml").read_text())["trained_on"])
+    (held,) = {case.group for case in open_dataset(card).split("validation")}
     assert seen[0].every == 0  # every score is looked at
     if configured is None:
         assert stored["score_threshold"] == {"disc": 0.75}
         assert "score thresholds, best for pq on 1 validation cases: disc 0.75" in caplog.text
         assert load_segmenter(result.model).thresholds.of(1) == 0.75
-        assert held in units  # it was chosen on: it calibrates nothing
+        assert held in groups  # it was chosen on: it calibrates nothing
         assert client(place).get_run(result.run_id).data.metrics["validation/score_threshold/disc"] == 0.75
         assert result.best["score_threshold/disc"] == 0.75
     else:
-        assert stored["score_threshold"] == 0.35 and held not in units
+        assert stored["score_threshold"] == 0.35 and held not in groups
         assert "score thresholds, as configured: disc 0.35" in caplog.text
 
 

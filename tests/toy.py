@@ -55,11 +55,11 @@ def write_toy_set(folder, *, cases=8, empty_train=False, shape=(96, 128), seed=0
             "id": "{id}",
             "image": "{id}.png",
             "reference": "{id}_labels.png",
-            "unit": "{id}",
+            "group": "{id}",
         },
         "encoding": {"kind": "label_image", "label": "disc"},
         "spacing": {"source": "unknown"},
-        "unit": "image",
+        "group": "image",
         "splits": {
             "column": "split",
             "values": {s: s for s in ("train", "validation", "calibration", "test")},

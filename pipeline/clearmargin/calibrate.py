@@ -13,14 +13,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from clearmargin.core import Image, InstanceSet, Prediction, Segmenter, Thresholds
+from clearmargin.core.groups import PLURALS
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.contents import contents_of
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.margins.calibration import Applied, Calibration, save_calibration
 from clearmargin.margins.fitting import Asked, fit_calibration, fit_limits, trial_floors
-from clearmargin.margins.groups import check_unseen, split_units
-from clearmargin.margins.guarantees import Guarantee, units_needed
+from clearmargin.margins.groups import check_unseen, split_groups
+from clearmargin.margins.guarantees import Guarantee, groups_needed
 from clearmargin.margins.judging.case import JudgedCase, judge_case
 from clearmargin.margins.judging.judge import Judgement, judge
 from clearmargin.margins.margins import CalibrationData
@@ -80,31 +81,31 @@ def calibrate(
     Args:
         model: A model folder.
         card: A data card with the model's classes.
-        promise: What the applied margins guarantee: a share of a unit's objects (``object``), all objects of a share of
-            the units (``unit``), or a share of an object's edge (``risk``).
+        promise: What the applied margins guarantee: a share of a group's objects (``object``), all objects of a share
+            of the groups (``group``), or a share of an object's edge (``risk``).
         sides: Whether the outer and the inner margin have a promise ``each``, or one about ``both`` at once.
         alphas: What may fail; margins of the first are applied.
         confidence: Share of calibrations for which the promise is kept; None keeps it in the mean over calibrations.
-        miss_alpha: Share of a unit's objects that may be missed, merged or cut: it chooses the score threshold. None
+        miss_alpha: Share of a group's objects that may be missed, merged or cut: it chooses the score threshold. None
             keeps the model's own.
         match_iou: IoU with the true object from which a prediction has a margin; under it the object counts as missed,
             merged or cut.
         uncertainty: How the model is sampled; each way has its own calibration.
-        split: Of the card; on none of its units was the model trained or chosen.
+        split: Of the card; on none of its groups was the model trained or chosen.
         judge_on: A further split on which everything is judged; nothing is fitted on it.
-        fit_share: Share of the units for the threshold, widths, scalings and limits; the others are for margins.
+        fit_share: Share of the groups for the threshold, widths, scalings and limits; the others are for margins.
         risk_limit: HD95 over which an instance should have been referred, in the images' unit.
         threshold_measure: Choose the least score of each class anew, best for ``pq``, ``f1`` or ``accuracy`` on the fit
-            units; None keeps the model's own.
+            groups; None keeps the model's own.
         band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
-        seed: Of the division of units, of random splits and of resamples.
+        seed: Of the division of groups, of random splits and of resamples.
         device: As of ``load_segmenter``.
         out: A folder for tables, figures and the report; None writes none.
 
     Raises:
         ConfigError: An option, the card, or the model's classes do not fit; the split is empty.
-        InputError: A unit was trained on, or the model does not say on which it was; nothing was found; too few
-            units to divide.
+        InputError: A group was trained on, or the model does not say on which it was; nothing was found; too few
+            groups to divide.
     """
     asked = _asked(
         Asked(
@@ -121,7 +122,7 @@ def calibrate(
     if judge_on == split:
         raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
     if not 0 < fit_share < 1:
-        raise ConfigError(f"a share of the units to fit on lies between 0 and 1, not {fit_share:g}")
+        raise ConfigError(f"a share of the groups to fit on lies between 0 and 1, not {fit_share:g}")
     segmenter = open_segmenter(model, uncertainty, device=device)
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
@@ -131,10 +132,10 @@ def calibrate(
         )
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
-    _divided(cases, asked, fit_share, seed, dataset.card.unit)
+    _divided(cases, asked, fit_share, seed, dataset.card.group)
     every = (*cases, *others)
     checked = check_unseen(
-        [case.unit for case in every],
+        [case.group for case in every],
         contents_of(dataset, every),
         seen_by(model),
         key=key_fingerprint(),
@@ -205,27 +206,27 @@ def calibrate_cases(
     band: float | None = None,
     checked: str = "not checked",
 ) -> tuple[Calibration, list[ObservedCase]]:
-    """Return the calibration on ``cases``, and the observed cases of its margin units.
+    """Return the calibration on ``cases``, and the observed cases of its margin groups.
 
-    Each case is segmented once: those of the fit units first, as they say how wide margins are.
+    Each case is segmented once: those of the fit groups first, as they say how wide margins are.
 
     Args:
         segmenter: Returns every instance, down to score 0.
         dataset: Where the cases are read from.
-        cases: Of units that the model has not seen.
+        cases: Of groups that the model has not seen.
         asked: What shall be had.
         data: Where they come from.
         mode: How the segmenter samples.
         weights_sha256: Of its weights.
         own_thresholds: The model's score thresholds.
         fit_share: See `calibrate`.
-        seed: Of the division of units.
+        seed: Of the division of groups.
         band: See `calibrate`.
         checked: How it was checked that the model saw none of the cases.
     """
-    parts = _divided(cases, asked, fit_share, seed, data.exchangeable)
-    _say_unreached(parts, asked, data.exchangeable)
-    of_part = {name: [case for case in cases if case.unit in units] for name, units in parts.items()}
+    parts = _divided(cases, asked, fit_share, seed, data.group)
+    _say_unreached(parts, asked, data.group)
+    of_part = {name: [case for case in cases if case.group in groups] for name, groups in parts.items()}
     grid = dataset.read(of_part["fit"][0])[0].grid  # one floor for all images, of about an element
     floors = trial_floors(element_of(grid))
     with progress("calibrate", len(cases)) as bar:
@@ -235,7 +236,7 @@ def calibrate_cases(
             pixels,
             asked,
             own_thresholds=own_thresholds,
-            exchangeable=data.exchangeable,
+            group=data.group,
         )
         margin, _ = _observed(segmenter, dataset, of_part["margin"], limits.floors, band, bar)
     calibration = fit_calibration(
@@ -272,12 +273,12 @@ def judge_cases(
     after: _Pixels = {}
     with progress("judge", len(cases)) as bar:
         for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-            observed = observe(case.unit, image, prediction, reference, floors=floors, strata=case.strata)
+            observed = observe(case.group, image, prediction, reference, floors=floors, strata=case.strata)
             found.append(judge_case(calibration, observed, prediction, reference))
             if calibration.pixels is not None and "foreground" in prediction.maps:
-                _count(before, case.unit, prediction, reference, band)
+                _count(before, case.group, prediction, reference, band)
                 scaled = np.asarray(calibration.pixels.apply(prediction.maps["foreground"]), np.float32)
-                after.setdefault(case.unit, PixelCounts()).add(scaled, reference, band)
+                after.setdefault(case.group, PixelCounts()).add(scaled, reference, band)
             bar.advance()
     return judge(
         calibration,
@@ -291,37 +292,37 @@ def judge_cases(
 
 
 def _divided(
-    cases: Sequence[Case], asked: Asked, fit_share: float, seed: int, exchangeable: str
+    cases: Sequence[Case], asked: Asked, fit_share: float, seed: int, group: str
 ) -> dict[str, tuple[str, ...]]:
-    """Return the units of the fit part and of the margin part; too few are refused."""
-    parts = split_units([c.unit for c in cases], {"fit": fit_share, "margin": 1 - fit_share}, seed)
-    _refuse_too_few(parts, asked, exchangeable)
+    """Return the groups of the fit part and of the margin part; too few are refused."""
+    parts = split_groups([c.group for c in cases], {"fit": fit_share, "margin": 1 - fit_share}, seed)
+    _refuse_too_few(parts, asked, group)
     return parts
 
 
-def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:
-    """Refuse units that reach no alpha before anything is segmented."""
+def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, group: str) -> None:
+    """Refuse groups that reach no alpha before anything is segmented."""
     margin, fit = len(parts["margin"]), len(parts["fit"])
-    needed = {alpha: units_needed(alpha, asked.confidence) for alpha in asked.alphas}
+    needed = {alpha: groups_needed(alpha, asked.confidence) for alpha in asked.alphas}
     least = min(needed.values())
     if margin < least:
         missing = math.ceil((least - margin) * (margin + fit) / margin)
         raise InputError(
-            f"too little to calibrate on: alpha {max(asked.alphas):g} needs {least} {exchangeable} units for margins, "
+            f"too little to calibrate on: alpha {max(asked.alphas):g} needs {least} {PLURALS[group]} for margins, "
             f"and of the {margin + fit} in the split {margin} are for margins: add about {missing}, or ask for "
             f"--alpha {math.ceil(100 / (margin + 1)) / 100:g}"
         )
 
 
-def _say_unreached(parts: Mapping[str, Sequence[str]], asked: Asked, exchangeable: str) -> None:
+def _say_unreached(parts: Mapping[str, Sequence[str]], asked: Asked, group: str) -> None:
     """Say which alphas get no promise, while others do."""
     margin = len(parts["margin"])
     for alpha in asked.alphas:
-        number = units_needed(alpha, asked.confidence)
+        number = groups_needed(alpha, asked.confidence)
         if margin < number:
             log.warning(
-                "no promise at alpha %g: it needs %d %s units for margins, there are %d",
-                alpha, number, exchangeable, margin,
+                "no promise at alpha %g: it needs %d %s for margins, got %d",
+                alpha, number, PLURALS[group], margin,
             )  # fmt: skip
 
 
@@ -358,26 +359,26 @@ def _observed(
     band: float | None,
     bar: Bar,
 ) -> tuple[list[ObservedCase], _Pixels]:
-    """Return what is kept of each case, and the counts of pixels by unit; none without a foreground map."""
+    """Return what is kept of each case, and the counts of pixels by group; none without a foreground map."""
     observed: list[ObservedCase] = []
     pixels: _Pixels = {}
     for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-        observed.append(observe(case.unit, image, prediction, reference, floors=floors, strata=case.strata))
-        _count(pixels, case.unit, prediction, reference, band)
+        observed.append(observe(case.group, image, prediction, reference, floors=floors, strata=case.strata))
+        _count(pixels, case.group, prediction, reference, band)
         bar.advance()
     return observed, pixels
 
 
 def _count(
-    pixels: _Pixels, unit: str, prediction: Prediction, reference: InstanceSet, band: float | None
+    pixels: _Pixels, group: str, prediction: Prediction, reference: InstanceSet, band: float | None
 ) -> None:
     if "foreground" in prediction.maps:
-        pixels.setdefault(unit, PixelCounts()).add(prediction.maps["foreground"], reference, band)
+        pixels.setdefault(group, PixelCounts()).add(prediction.maps["foreground"], reference, band)
 
 
 def _where_from(dataset: Dataset, cases: Sequence[Case]) -> CalibrationData:
     return CalibrationData(
-        exchangeable=dataset.card.unit,
+        group=dataset.card.group,
         date=datetime.now(UTC).date().isoformat(),
         digest=replace(dataset, cases=tuple(cases)).digest(),
     )

@@ -57,7 +57,7 @@ class CrossValidation:
     Attributes:
         folder: Holds a folder for each member, the tables, and ``ensemble.yaml``: the members as one model.
         numbers: Of each member, by its name and the number's.
-        pooled: Means over the instances of all held-out cases, with intervals over units.
+        pooled: Means over the instances of all held-out cases, with intervals over groups.
         run_id: Of the parent run.
     """
 
@@ -85,7 +85,7 @@ def crossvalidate(
     resume: Path | None = None,
     runs: Path = Path("runs"),
 ) -> CrossValidation:
-    """Train and measure a configuration on each fold of its card's train and validation units.
+    """Train and measure a configuration on each fold of its card's train and validation groups.
 
     Args:
         config: An experiment's YAML; may be left out when resuming.

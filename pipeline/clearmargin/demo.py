@@ -130,11 +130,11 @@ def _card() -> dict[str, Any]:
             "id": "{id}",
             "image": "{id}/ct",
             "reference": "{id}/truth.dcm",
-            "unit": "{id}",
+            "group": "{id}",
         },
         "encoding": {"kind": "dicom_seg"},
         "spacing": {"source": "file"},
-        "unit": "patient",
+        "group": "patient",
         "splits": {"column": "split", "values": {name: name for name in _SPLITS}},
         "show_in_tracking": True,
     }

@@ -177,7 +177,7 @@ def evaluate(
 
 
 def render(found: Evaluation) -> str:
-    """Return the numbers as the lines a console shows; intervals are of 95 %, over units."""
+    """Return the numbers as the lines a console shows; 95 % intervals over groups."""
     lines = [", ".join(f"{value} {name}" for name, value in found.counts.items())]
     lines += [f"  {name:<24} {value:.4f}" for name, value in found.numbers.items()]
     shown = ", ".join(f"{name} {value:g}" for name, value in found.thresholds.items())
@@ -323,7 +323,7 @@ def _case_rows(
     size = iter(size_strata(sizes, f"{grid.unit}^{grid.ndim}"))
     return [
         CaseRow(
-            patient=case.unit,
+            group=case.group,
             case=case.case,
             status=row.status,
             unit=row.unit,

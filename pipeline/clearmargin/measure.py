@@ -75,7 +75,7 @@ class Measured:
 
     Attributes:
         rows: One for each object, found or missed.
-        summary: Means over patients with their intervals, all together and by stratum.
+        summary: Means over groups with their intervals, all together and by stratum.
         paper: Class by metric, as a paper prints it.
         panoptic: Panoptic quality over all images.
         precision: COCO mask AP where predictions carry scores, else None. Of a class count as many predictions in an
@@ -152,13 +152,13 @@ def measure(
         predicted_pattern: Where predictions lie, such as ``{case}_seg.nii.gz`` (`clearmargin.datasets.naming`).
         reference_pattern: Where references lie.
         labels: An nnU-Net ``dataset.json``; None takes the one in or above either folder.
-        cases: CSV (``,`` or ``;``) with the columns ``case`` (its name), ``patient`` and any others to split by; None
-            takes each case for a patient of its own.
+        cases: CSV (``,`` or ``;``) with the columns ``case`` (its name), ``group`` (or ``patient``) and any others to
+            split by; None takes each case for a group of its own.
         by: Columns to split the summary by: ``class``, ``size``, ``crowding``, ``occlusion``
             (`clearmargin.metrics.strata`) or a column of ``cases``. Other columns are not read into any table.
         seed: Random seed for the bootstrap.
         out: Folder for the tables (`write_tables`); None writes nothing.
-        names: How tables in ``out`` name cases and patients: by keyed ids, or ``plain``, as files and ``cases`` do.
+        names: How tables in ``out`` name cases and groups: by keyed ids, or ``plain``, as files and ``cases`` do.
         figures: Write figures into ``out`` as well.
         workers: Processes.
         track: Log numbers and tables as a run of the tracking store, always by keyed ids.
@@ -284,13 +284,13 @@ def write_tables(found: Measured, folder: Path, *, names: Names = "keyed") -> No
     """Write ``summary`` (csv, json, md), ``paper`` (csv, md, tex), ``objects.csv`` and ``failures.csv``.
 
     ``failures.csv`` is there if a case was refused. With ``names`` ``plain``, ``objects.csv`` and ``failures.csv`` name
-    cases and patients as the user's files do.
+    cases and groups as the user's files do.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows, failures = found.rows, found.failures
     if names == "plain":
         rows = tuple(
-            replace(row, case=found.plain[row.case], patient=found.plain.get(row.patient, row.patient))
+            replace(row, case=found.plain[row.case], group=found.plain.get(row.group, row.group))
             for row in rows
         )
         failures = {found.plain[case]: why for case, why in failures.items()}
@@ -532,45 +532,49 @@ def _match_classes(predicted: InstanceSet, reference: InstanceSet) -> Matches:
 
 @dataclass(frozen=True, kw_only=True)
 class _Notes:
-    """The table of cases: patients and the columns that were asked for, by case id; all keyed.
+    """The table of cases: groups and the columns that were asked for, by case id; all keyed.
 
     Attributes:
-        plain: What keyed patients are called in the table.
+        plain: What keyed groups are called in the table.
     """
 
-    patients: Mapping[str, str]
+    groups: Mapping[str, str]
     columns: Mapping[str, Mapping[str, str]]
     plain: Mapping[str, str]
 
 
 def _read_cases(table: Path | None, listing: Listing, by: Sequence[str]) -> _Notes:
-    """Return patients and the columns in ``by``, and no other; refuse columns that nothing has before work is done."""
+    """Return groups and the columns in ``by``, and no other; refuse columns that nothing has before work is done."""
     built_in = ("class", *STRATA)
     if table is None:
         known: Sequence[str] = built_in
         rows: list[dict[str, str]] = []
     else:
         rows = _csv_rows(Path(table))
-        if not rows or not {"case", "patient"} <= set(rows[0]):
+        columns = set(rows[0]) if rows else set()
+        kind = next((name for name in ("group", "patient") if name in columns), "")
+        if not kind or "case" not in columns:
             raise InputError(
-                f"'{Path(table).name}' needs the columns 'case' and 'patient' and at least one row"
+                f"'{Path(table).name}': expected at least one row with the columns 'case' and 'group' (or 'patient'), "
+                f"got {', '.join(sorted(columns)) or 'no row'}"
             )
-        known = (*built_in, *(name for name in rows[0] if name not in ("case", "patient")))
+        known = (*built_in, *(name for name in rows[0] if name not in ("case", kind)))
     for column in by:
         if column not in known:
             raise InputError(f"no column '{column}' to split by: {nearest(column, known)}")
     if table is None:
-        return _Notes(patients={}, columns={}, plain={})
+        return _Notes(groups={}, columns={}, plain={})
     asked = [name for name in by if name not in built_in]
     of_name = {row["case"]: row for row in rows}
     if len(of_name) < len(rows):
         raise InputError(
             f"'{Path(table).name}' lists {len(rows) - len(of_name)} case(s) more than once: give each one row"
         )
-    blank = sum(not (row["patient"] or "").strip() for row in rows)
+    blank = sum(not (row[kind] or "").strip() for row in rows)
     if blank:
         raise InputError(
-            f"'{Path(table).name}' names no patient for {blank} of {len(rows)} cases: name each, if need be by its case"
+            f"'{Path(table).name}' names no {kind} for {blank} of {len(rows)} cases: name one for each, if need be the "
+            "case itself"
         )
     unlisted = [entry.case for entry in listing.entries if entry.name not in of_name]
     if unlisted:
@@ -578,9 +582,9 @@ def _read_cases(table: Path | None, listing: Listing, by: Sequence[str]) -> _Not
             f"'{Path(table).name}' does not list {len(unlisted)} cases, such as {unlisted[0]}: add them"
         )
     listed = {entry.case: of_name[entry.name] for entry in listing.entries}
-    keyed = {row["patient"]: keyed_id("patient", row["patient"]) for row in listed.values()}
+    keyed = {row[kind]: keyed_id("patient", row[kind]) for row in listed.values()}
     return _Notes(
-        patients={case: keyed[row["patient"]] for case, row in listed.items()},
+        groups={case: keyed[row[kind]] for case, row in listed.items()},
         columns={case: {name: row[name] or "" for name in asked} for case, row in listed.items()},
         plain={key: name for name, key in keyed.items()},
     )
@@ -620,7 +624,7 @@ def _put_together(
     strata = iter(size_strata(sizes, f"{unit}^{ndim}", objects=there))
     rows = tuple(
         CaseRow(
-            patient=table.patients.get(outcome.entry.case, outcome.entry.case),
+            group=table.groups.get(outcome.entry.case, outcome.entry.case),
             case=outcome.entry.case,
             status=obj.row.status,
             unit=unit,
@@ -653,9 +657,9 @@ def _put_together(
             f"{len(moved)} prediction(s) were put on their reference's grid by nearest neighbour, which moves edges by "
             f"up to {max(moved):.3g} {unit}: distances and tolerances below that say little"
         )
-    if len({row.patient for row in rows}) < 50:
+    if len({row.group for row in rows}) < 50:
         notes.append(
-            "intervals of fewer than 50 patients are a little short: 95 % ones held the truth in 91 % of trials of 25"
+            "intervals of fewer than 50 groups are a little short: 95 % ones held the truth in 91 % of trials of 25"
         )
     rng = np.random.default_rng(seed)
     return Measured(

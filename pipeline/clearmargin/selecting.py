@@ -63,8 +63,8 @@ class Candidate:
         p95: 95th percentile.
         peak_mb: Largest memory of its process.
         values: The metric by case, misses and spurious instances counted.
-        units: Unit of independence of each case.
-        interval: Mean of the metric over units.
+        groups: Group of independence of each case.
+        interval: Mean of the metric over groups.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Candidate:
     p95: float
     peak_mb: float
     values: dict[str, float]
-    units: dict[str, str]
+    groups: dict[str, str]
     interval: Interval
 
 
@@ -290,10 +290,10 @@ def _measured(
         segmenter.with_threshold(0.0), dataset, validation, thresholds=segmenter.thresholds
     ).complete()
     rows: dict[str, list[float]] = {}
-    units: dict[str, str] = {}
+    groups: dict[str, str] = {}
     for row in found.rows:
         rows.setdefault(row.case, []).append(row.values[metric])
-        units[row.case] = row.patient
+        groups[row.case] = row.group
     values = {case: float(np.mean(numbers)) for case, numbers in rows.items()}
     totals = np.array([sum(span.values()) for span in spans]) * 1000
     parameters = sum(p.numel() for p in load_segmenter(model, device="cpu").network.parameters())
@@ -306,10 +306,10 @@ def _measured(
         p95=float(np.percentile(totals, 95)),
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         values=values,
-        units=units,
+        groups=groups,
         interval=bootstrap_means(
             {metric: list(values.values())},
-            [units[case] for case in values],
+            [groups[case] for case in values],
             rng=np.random.default_rng(0),
         )[metric],
     )
@@ -347,7 +347,7 @@ def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tu
             continue
         gap = _gap(best, one, metric)
         if gap.low is None or gap.high is None:
-            reasons.append(f"{one.name} cannot be compared with it: one unit gives no interval.")
+            reasons.append(f"{one.name} cannot be compared with it: one group gives no interval.")
             continue
         worse = gap.low > 0 if sign > 0 else gap.high < 0
         ends = f"{gap.estimate:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
@@ -373,14 +373,14 @@ def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tu
 
 
 def _gap(best: Candidate, other: Candidate, metric: str) -> Interval:
-    """Return the paired difference of the metric, best less other, over units."""
+    """Return the paired difference of the metric, best less other, over groups."""
     cases = sorted(best.values)
     if cases != sorted(other.values):
         raise ValueError(f"{best.name} and {other.name} were measured on different cases")
     return compare(
         {metric: [best.values[c] for c in cases]},
         {metric: [other.values[c] for c in cases]},
-        [best.units[c] for c in cases],
+        [best.groups[c] for c in cases],
         rng=np.random.default_rng(0),
     )[metric].difference
 
@@ -398,11 +398,11 @@ def front_of(candidates: Sequence[Candidate], metric: str) -> tuple[str, ...]:
 def table_csv(done: Selection) -> str:
     """Return a row for each candidate."""
     head = ["name", "network", "parameters", *(f"{s}_ms" for s in STAGES), "p50_ms", "p95_ms", "peak_mb"]
-    rows: list[list[Any]] = [[*head, done.metric, "low", "high", "units", "on_front", "chosen"]]
+    rows: list[list[Any]] = [[*head, done.metric, "low", "high", "groups", "on_front", "chosen"]]
     for c in done.candidates:
         times = [f"{c.stages[s]:.2f}" for s in STAGES] + [f"{c.p50:.2f}", f"{c.p95:.2f}", f"{c.peak_mb:.0f}"]
         ends = ["" if end is None else f"{end:.6g}" for end in (c.interval.low, c.interval.high)]
-        numbers = [f"{c.interval.estimate:.6g}", *ends, c.interval.patients]
+        numbers = [f"{c.interval.estimate:.6g}", *ends, c.interval.groups]
         marks = [c.name in done.front, c.name == done.chosen]
         rows.append([c.name, c.network, c.parameters, *times, *numbers, *marks])
     out = io.StringIO()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clearmargin.core import Grid, InstanceSet, LabelClass
+from clearmargin.core.groups import PLURALS
 from clearmargin.datasets.card import SPLITS, Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.formats.raster import write_raster
@@ -25,8 +26,6 @@ __all__ = ["ClassCounts", "DatasetCounts", "DatasetShown", "SplitCounts", "show_
 _TILES = ((3, 800), (12, 540))  # up to so many pictures, so wide each
 _TILE = 360  # of more; 24, six in a row, are a sheet of 2200 x 1700: captions stay legible on a screen
 
-_PLURAL = {"patient": "patients", "surgery": "surgeries", "image": "images"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCounts:
@@ -35,7 +34,7 @@ class SplitCounts:
     Attributes:
         split: Its name.
         cases: Number of cases.
-        units: Patients, surgeries or images, as the card counts them.
+        groups: Patients, surgeries or images, as the card counts them.
         instances: Reference instances of all cases.
         instances_per_case: Least, median and most; None without a case.
         empty: Cases without an instance.
@@ -43,7 +42,7 @@ class SplitCounts:
 
     split: Split
     cases: int
-    units: int
+    groups: int
     instances: int
     instances_per_case: tuple[int, int, int] | None
     empty: int
@@ -152,7 +151,7 @@ def _split_counts(split: Split, cases: Sequence[tuple[Case, InstanceSet]]) -> Sp
     return SplitCounts(
         split=split,
         cases=len(counts),
-        units=len({case.unit for case, _ in cases}),
+        groups=len({case.group for case, _ in cases}),
         instances=int(counts.sum()),
         instances_per_case=(int(counts.min()), int(np.median(counts)), int(counts.max()))
         if len(counts)
@@ -196,7 +195,7 @@ def _describe(dataset: Dataset, counts: DatasetCounts) -> str:
     card = dataset.card
     lines = [f"{card.title} ({card.name}, version {card.version}; {card.licence})"]
     lines.append(
-        f"{'split':<12} {'cases':>6} {_PLURAL[card.unit]:>9} {'instances':>10} {'per case':>16} {'empty':>6}"
+        f"{'split':<12} {'cases':>6} {PLURALS[card.group]:>9} {'instances':>10} {'per case':>16} {'empty':>6}"
     )
     for one in counts.splits:
         if one.instances_per_case is None:
@@ -204,7 +203,7 @@ def _describe(dataset: Dataset, counts: DatasetCounts) -> str:
             continue
         spread = " / ".join(map(str, one.instances_per_case))
         lines.append(
-            f"{one.split:<12} {one.cases:>6} {one.units:>9} {one.instances:>10} {spread:>16} {one.empty:>6}"
+            f"{one.split:<12} {one.cases:>6} {one.groups:>9} {one.instances:>10} {spread:>16} {one.empty:>6}"
         )
     lines.append("(per case: least / median / most)")
     for kind in counts.classes:

@@ -205,7 +205,7 @@ def _train(
         prediction=experiment.prediction,
         domain=facts.domain,
         show_in_tracking=dataset.card.show_in_tracking,
-        trained_on=tuple(sorted({case.unit for case in seen})),
+        trained_on=tuple(sorted({case.group for case in seen})),
         trained_content=tuple(sorted(set(contents_of(dataset, seen)))) if group.rank == 0 else (),
         trained_key=key_fingerprint(),
         trained_card=dataset.card.name,

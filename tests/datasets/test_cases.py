@@ -1,4 +1,4 @@
-"""Cards, splits by unit, and the encodings of references."""
+"""Cards, splits by group, and the encodings of references."""
 
 import csv
 import json
@@ -38,11 +38,11 @@ def card_dict(**changes):
             "id": "{id}",
             "image": "{id}.png",
             "reference": "{id}_labels.png",
-            "unit": "{patient}",
+            "group": "{patient}",
         },
         "encoding": {"kind": "label_image", "label": "blob"},
         "spacing": {"source": "unknown"},
-        "unit": "patient",
+        "group": "patient",
         "splits": {"carve": {"validation": 0.2, "calibration": 0.2, "test": 0.2}},
         "show_in_tracking": True,
     }
@@ -70,25 +70,25 @@ def rows(patients=10, each=2, **more):
 
 def test_splits_are_disjoint_by_unit_and_of_the_asked_size(tmp_path):
     dataset = open_dataset(write_set(tmp_path, rows(), card_dict()))
-    units = {
-        split: {c.unit for c in dataset.split(split)}
+    groups = {
+        split: {c.group for c in dataset.split(split)}
         for split in ("train", "validation", "calibration", "test")
     }
-    assert {split: len(u) for split, u in units.items()} == {
+    assert {split: len(u) for split, u in groups.items()} == {
         "train": 4,
         "validation": 2,
         "calibration": 2,
         "test": 2,
     }
-    assert len(set.union(*units.values())) == 10
-    assert all(len(dataset.split(s)) == 2 * len(u) for s, u in units.items())
+    assert len(set.union(*groups.values())) == 10
+    assert all(len(dataset.split(s)) == 2 * len(u) for s, u in groups.items())
 
 
 def test_a_unit_keeps_its_place_when_others_are_added(tmp_path):
     few = open_dataset(write_set(tmp_path / "a", rows(10), card_dict()))
     many = open_dataset(write_set(tmp_path / "b", rows(11), card_dict()))
     moved = [c.case for c, d in zip(few.cases, many.cases, strict=False) if c.split != d.split]
-    assert len(moved) <= 6  # a border unit or two, not a new shuffle
+    assert len(moved) <= 6  # a border group or two, not a new shuffle
 
 
 def test_the_shipped_split_is_kept_and_its_leak_refused(tmp_path):
@@ -152,7 +152,7 @@ def test_label_volume_keeps_geometry_and_splits_components(tmp_path):
         "id": "{id}",
         "image": "{id}.nii.gz",
         "reference": "{id}_labels.nii.gz",
-        "unit": "{id}",
+        "group": "{id}",
     }
     card = card_dict(
         cases=cases,
@@ -246,7 +246,7 @@ def test_missing_files_and_columns_are_counted_and_named(tmp_path):
     with pytest.raises(InputError, match="1 of 20 cases lack a file"):
         open_dataset(path)
     card = card_dict()
-    card["cases"] = card["cases"] | {"unit": "{surgery}"}
+    card["cases"] = card["cases"] | {"group": "{surgery}"}
     with pytest.raises(ConfigError, match="surgery"):
         open_dataset(write_set(tmp_path, rows(), card))
 
@@ -328,7 +328,7 @@ def sequences_set(folder, grids):
             "id": "{id}",
             "image": ["SECRET-t1.nii.gz", "SECRET-t2.nii.gz"],
             "reference": "labels.nii.gz",
-            "unit": "{id}",
+            "group": "{id}",
         },
         encoding={"kind": "label_volume", "values": {1: "blob"}},
         spacing={"source": "file"},

@@ -41,10 +41,10 @@ def write_clips(folder, masks=None, **changes):
         "id": "{clip}_{frame:03d}",
         "image": "{clip}.mp4",
         "reference": "{masks}",
-        "unit": "{clip}",
+        "group": "{clip}",
     }
     encoding = {"kind": "video_masks", "levels": LEVELS}
-    card = card_dict(cases=cases | changes, encoding=encoding, unit="surgery", splits={})
+    card = card_dict(cases=cases | changes, encoding=encoding, group="surgery", splits={})
     path = folder / "card.yaml"
     path.write_text(yaml.safe_dump(card))
     return path
@@ -52,7 +52,7 @@ def write_clips(folder, masks=None, **changes):
 
 def test_every_nth_frame_is_a_case_and_its_masks_are_of_that_frame(tmp_path):
     dataset = open_dataset(write_clips(tmp_path))
-    assert [c.frame for c in dataset.cases] == [0, 5, 10] and len({c.unit for c in dataset.cases}) == 1
+    assert [c.frame for c in dataset.cases] == [0, 5, 10] and len({c.group for c in dataset.cases}) == 1
     for case in (*dataset.cases, *reversed(dataset.cases)):
         image, reference = dataset.read(case)
         assert image.source.frame == case.frame and image.source.case == case.case

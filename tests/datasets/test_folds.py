@@ -1,4 +1,4 @@
-"""Folds are disjoint by unit, cover the pool, and never hold calibration or test cases."""
+"""Folds are disjoint by group, cover the pool, and never hold calibration or test cases."""
 
 from pathlib import Path
 
@@ -18,24 +18,24 @@ def card(tmp_path_factory):
     return open_dataset(write_toy_set(tmp_path_factory.mktemp("folds"), cases=8)).card
 
 
-def made_of(card, units):
-    """A data set with one case for each entry of ``units``."""
+def made_of(card, groups):
+    """A data set with one case for each entry of ``groups``."""
     cases = tuple(
-        Case(case=f"c{k}", unit=f"u{unit}", split=split, strata={}, image=Path(), references=(Path(),))
-        for k, (unit, split) in enumerate(units)
+        Case(case=f"c{k}", group=f"u{group}", split=split, strata={}, image=Path(), references=(Path(),))
+        for k, (group, split) in enumerate(groups)
     )
     return Dataset(card=card, cases=cases)
 
 
 @given(
-    units=st.lists(st.integers(0, 12), min_size=30, max_size=60),
+    groups=st.lists(st.integers(0, 12), min_size=30, max_size=60),
     of=st.integers(3, 5),
     validate=st.booleans(),
 )
-def test_each_unit_is_held_out_once_and_learned_from_otherwise(card, units, of, validate):
+def test_each_unit_is_held_out_once_and_learned_from_otherwise(card, groups, of, validate):
     split_of = ("train", "train", "validation", "calibration", "test")
-    dataset = made_of(card, [(u, split_of[u % 5]) for u in units])
-    pool = {c.unit for c in dataset.cases if c.split in ("train", "validation")}
+    dataset = made_of(card, [(u, split_of[u % 5]) for u in groups])
+    pool = {c.group for c in dataset.cases if c.split in ("train", "validation")}
     if len(pool) < of:
         with pytest.raises(ConfigError, match="too few"):
             in_fold(dataset, FoldSettings(number=1, of=of), validate=validate)
@@ -43,7 +43,7 @@ def test_each_unit_is_held_out_once_and_learned_from_otherwise(card, units, of, 
     held = []
     for number in range(1, of + 1):
         fold = in_fold(dataset, FoldSettings(number=number, of=of), validate=validate)
-        by_split = {s: {c.unit for c in fold.cases if c.split == s} for s in ("train", "validation", "test")}
+        by_split = {s: {c.group for c in fold.cases if c.split == s} for s in ("train", "validation", "test")}
         assert set.union(*by_split.values()) == pool
         assert sum(map(len, by_split.values())) == len(pool)
         assert by_split["test"] and by_split["train"]
@@ -53,14 +53,14 @@ def test_each_unit_is_held_out_once_and_learned_from_otherwise(card, units, of, 
 
 
 def test_a_units_fold_does_not_depend_on_the_order_of_the_cases(card):
-    units = [(u, "train") for u in range(9)]
+    groups = [(u, "train") for u in range(9)]
     fold = FoldSettings(number=2, of=3)
-    for order in (units, units[::-1]):
+    for order in (groups, groups[::-1]):
         held = {
-            c.unit for c in in_fold(made_of(card, order), fold, validate=False).cases if c.split == "test"
+            c.group for c in in_fold(made_of(card, order), fold, validate=False).cases if c.split == "test"
         }
         assert held == {
-            c.unit for c in in_fold(made_of(card, units), fold, validate=False).cases if c.split == "test"
+            c.group for c in in_fold(made_of(card, groups), fold, validate=False).cases if c.split == "test"
         }
 
 

@@ -47,17 +47,17 @@ def test_the_record_survives_its_file(fitted, tmp_path):
             load_calibration(tmp_path, "checkpoints", MADE_BY.weights_sha256)
 
 
-def test_margins_are_those_of_the_margin_units_alone(fitted):
+def test_margins_are_those_of_the_margin_groups_alone(fitted):
     calibration, margin_cases = fitted
-    assert calibration.units == {"fit": 13, "margin": 31}
-    units = {case.unit for case in margin_cases}
+    assert calibration.groups == {"fit": 13, "margin": 31}
+    groups = {case.group for case in margin_cases}
     assert [(m.alpha, m.guarantee, m.sides) for m in calibration.margins] == [
         (alpha, guarantee, sides) for alpha in (0.2, 0.1) for guarantee in GUARANTEES for sides in BOTH
     ]
     objects = matched_objects(margin_cases, calibration.thresholds, calibration.match_iou)
     for margin in calibration.margins:
         again = fit_margin(
-            objects, units, margin.width, guarantee=margin.guarantee, sides=margin.sides, alpha=margin.alpha,
+            objects, groups, margin.width, guarantee=margin.guarantee, sides=margin.sides, alpha=margin.alpha,
             length_unit="mm", match_iou=0.6, data=margin.data,
         )  # fmt: skip
         assert again == margin
@@ -122,9 +122,9 @@ def test_a_temperature_keeps_the_order_of_scores(fitted, temperature, scores):
 
 
 def test_a_promise_about_both_sides_applies_one_pair(drawn):
-    calibration, _ = calibrated(drawn, asked=replace(ASKED, alphas=(0.2,), sides="both", promise="unit"))
+    calibration, _ = calibrated(drawn, asked=replace(ASKED, alphas=(0.2,), sides="both", promise="group"))
     (pair,) = calibration.applied()
-    assert pair.sides == "both" and pair.guarantee == "unit"
+    assert pair.sides == "both" and pair.guarantee == "group"
     assert calibration.margin("outer") == calibration.margin("inner") == pair
     columns = calibration.apply(drawn(drawn.read(drawn.cases[0])[0])).instances.uncertainty
     assert (columns["inner_area_mm2"] < columns["outer_area_mm2"]).all()
@@ -145,23 +145,23 @@ def test_pixels_and_millimetres_are_not_mixed(drawn, fitted):
         calibrated(mixed)
 
 
-def test_one_unit_cannot_be_divided(drawn):
-    with pytest.raises(InputError, match="1 unit"):
+def test_one_group_cannot_be_divided(drawn):
+    with pytest.raises(InputError, match="1 group"):
         calibrated(drawn, drawn.cases[:1])
 
 
-def test_too_few_units_are_refused_with_how_many_are_needed(drawn):
-    """Alpha 0.2 needs 4 units for margins; of 5 units 3 are for margins."""
-    with pytest.raises(InputError, match=r"alpha 0.2 needs 4 patient units .* of the 5 .* add about 2"):
+def test_too_few_groups_are_refused_with_how_many_are_needed(drawn):
+    """Alpha 0.2 needs 4 groups for margins; of 5 groups 3 are for margins."""
+    with pytest.raises(InputError, match=r"alpha 0.2 needs 4 patients .* of the 5 .* add about 2"):
         calibrated(drawn, drawn.cases[:5])
 
 
-def test_an_alpha_that_few_units_do_not_reach_is_said_once(drawn, caplog):
-    """Five units for margins reach alpha 0.2 and not 0.1."""
+def test_an_alpha_that_few_groups_do_not_reach_is_said_once(drawn, caplog):
+    """Five groups for margins reach alpha 0.2 and not 0.1."""
     with caplog.at_level("WARNING"):
         calibration, _ = calibrated(drawn, drawn.cases[:7])
     said = [r.message for r in caplog.records if "no promise at alpha" in r.message]
-    assert said == ["no promise at alpha 0.1: it needs 9 patient units for margins, there are 5"]
+    assert said == ["no promise at alpha 0.1: it needs 9 patients for margins, got 5"]
     assert {m.alpha for m in calibration.margins} == {0.2}
     lines = report_text(calibration, None).split("## Refused\n\n")[1].splitlines()
     assert len(lines) < len(calibration.refused)
@@ -172,8 +172,8 @@ def test_few_events_leave_probabilities_as_they_are():
     from clearmargin.metrics.calibration import Reliability
 
     scores = np.array([0.55, 0.58, 0.6, 0.62, 0.7, 0.72, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45])
-    units = [Reliability.of(scores[k::3], scores[k::3] > 0.5) for k in range(3)]
-    scaling = fit_scaling(units)
+    groups = [Reliability.of(scores[k::3], scores[k::3] > 0.5) for k in range(3)]
+    scaling = fit_scaling(groups)
     assert (
         scaling.chosen == "none"
         and "12 events, of which 6 came true, are too few: 50 are needed" in scaling.why
@@ -185,26 +185,26 @@ def test_a_temperature_at_its_limit_is_not_used():
     from clearmargin.metrics.calibration import Reliability
 
     rng = np.random.default_rng(1)
-    units = []
+    groups = []
     for _ in range(6):
         p = np.concatenate([rng.uniform(0.51, 0.6, 40), rng.uniform(0.4, 0.49, 40)])
-        units.append(Reliability.of(p, p > 0.5))
-    scaling = fit_scaling(units)
+        groups.append(Reliability.of(p, p > 0.5))
+    scaling = fit_scaling(groups)
     assert scaling.temperature.at_limit and scaling.chosen != "temperature"
     assert "lies at the end of its range and is not used" in scaling.why
 
 
-def test_a_scaling_that_makes_other_units_worse_is_not_applied():
-    """Every other unit is too sure, those between too unsure: what fits one half makes the other worse."""
+def test_a_scaling_that_makes_other_groups_worse_is_not_applied():
+    """Every other group is too sure, those between too unsure: what fits one half makes the other worse."""
     from clearmargin.metrics.calibration import Reliability
 
     rng = np.random.default_rng(2)
-    units = []
+    groups = []
     for k in range(6):
         p = rng.uniform(0.05, 0.95, 400)
         logit = np.log(p / (1 - p)) * (2.5 if k % 2 else 0.4)
-        units.append(Reliability.of(1 / (1 + np.exp(-logit)), rng.uniform(size=400) < p))
-    assert fit_scaling(units).chosen == "none"
+        groups.append(Reliability.of(1 / (1 + np.exp(-logit)), rng.uniform(size=400) < p))
+    assert fit_scaling(groups).chosen == "none"
 
 
 def nothing(prediction):
@@ -275,13 +275,13 @@ def test_the_threshold_is_the_models_own_or_the_one_that_a_promise_of_misses_ask
 
 
 def test_thresholds_are_chosen_anew_if_that_is_asked_for(drawn):
-    """By hand: at the chosen threshold of a class, F1 over the fit units is no lower than at any other."""
+    """By hand: at the chosen threshold of a class, F1 over the fit groups is no lower than at any other."""
     chosen, _ = calibrated(
         drawn, asked=replace(ASKED, threshold_measure="f1"), own_thresholds=Thresholds(0.99)
     )
     assert chosen.thresholds.by_label and chosen.thresholds.lowest < 0.99
-    units = {c.unit for c in drawn.cases}
-    assert chosen.units["fit"] < len(units)
+    groups = {c.group for c in drawn.cases}
+    assert chosen.groups["fit"] < len(groups)
 
 
 def test_the_scores_that_are_shown_are_the_scores_that_are_filtered(drawn, fitted):
@@ -319,7 +319,7 @@ def test_limits_of_referral_are_fitted(fitted):
     }  # fmt: skip
 
 
-def test_the_better_scaling_is_chosen_by_units_it_was_not_fitted_on():
+def test_the_better_scaling_is_chosen_by_groups_it_was_not_fitted_on():
     from clearmargin.metrics.calibration import Reliability
 
     rng = np.random.default_rng(0)
@@ -341,17 +341,17 @@ def test_a_scaling_of_pixels_that_makes_the_edge_worse_is_not_applied():
     from clearmargin.metrics.calibration import Reliability
 
     rng = np.random.default_rng(3)
-    units, judged = [], []
+    groups, judged = [], []
     for _ in range(8):
         p = rng.uniform(0.05, 0.95, 400)
         logit = np.log(p / (1 - p))
         sure = Reliability.of(1 / (1 + np.exp(-2.5 * logit)), rng.uniform(size=400) < p)
         right = Reliability.of(p[:60], rng.uniform(size=60) < p[:60])
         every = Reliability.together([sure, right])
-        units.append(every)
+        groups.append(every)
         judged.append({"all pixels": every, "pixels near the edge": right})
-    assert fit_scaling(units).chosen != "none"
-    careful = fit_scaling(units, judged)
+    assert fit_scaling(groups).chosen != "none"
+    careful = fit_scaling(groups, judged)
     assert careful.chosen == "none" and "of pixels near the edge worse" in careful.why
 
 

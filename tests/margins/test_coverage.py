@@ -1,8 +1,8 @@
-"""Margins are as often right as they promise, on units with edges out of place."""
+"""Margins are as often right as they promise, on groups with edges out of place."""
 
 import numpy as np
 import pytest
-from displaced import PLANE, SPACE, Setting, displaced_units, over_splits, pool
+from displaced import PLANE, SPACE, Setting, displaced_groups, over_splits, pool
 
 from clearmargin.margins.guarantees import GUARANTEES
 from clearmargin.margins.margins import BOTH, CalibrationData, fit_margin, losses_of
@@ -10,12 +10,12 @@ from clearmargin.margins.width import Width
 from clearmargin.margins.width_choice import choose_widths
 from clearmargin.metrics.matching import match_instances
 
-DATA = CalibrationData(exchangeable="patient", date="2026-01-31", digest="ab" * 32)
+DATA = CalibrationData(group="patient", date="2026-01-31", digest="ab" * 32)
 ONE = Width(kind="constant", level={"outer": 1.0, "inner": 1.0}, predicted={})
 
 
 def coverage(objects, width, sides, guarantee, n, alpha, splits, seed=0):
-    """Return the mean coverage of the units left out, over splits, and the mean factor."""
+    """Return the mean coverage of the groups left out, over splits, and the mean factor."""
     mean, _, factor = over_splits(losses_of(objects, width, sides, guarantee), n, alpha, splits, seed)
     return mean, factor
 
@@ -28,19 +28,19 @@ def plane():
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 @pytest.mark.parametrize("sides", BOTH)
-def test_units_left_out_are_covered_as_promised(plane, guarantee, sides):
+def test_groups_left_out_are_covered_as_promised(plane, guarantee, sides):
     _, objects = plane
     edge = Width(kind="edge", level={"outer": 1.0, "inner": 1.0}, predicted={}, floor=PLANE.floor)
     for width in (ONE, edge):
         mean, _ = coverage(objects, width, sides, guarantee, 40, 0.1, 300)
-        # at least 90 %, less what 300 splits of 70 units vary by; at most 2 / 41 more, and ties
+        # at least 90 %, less what 300 splits of 70 groups vary by; at most 2 / 41 more, and ties
         assert 0.885 < mean < 0.9 + 2 / 41 + 0.02
 
 
 def test_the_margin_that_follows_the_edge_is_chosen_where_it_is_narrower(plane):
     _, objects = plane
     chosen = choose_widths(objects, 0.1, 0.13)
-    width = chosen["outer", "unit"]
+    width = chosen["outer", "group"]
     assert width.width.kind == "edge" and width.width.floor == PLANE.floor
     lengths = width.lengths
     assert lengths[f"edge {PLANE.floor:g}"] < 0.8 * lengths["constant"]
@@ -88,24 +88,24 @@ def test_all_margins_cover_as_promised(setting, n):
 
 
 @pytest.mark.parametrize("sides", BOTH)
-def test_margins_cover_new_units_of_the_same_kind_by_the_region_itself(sides):
-    """Calibrated on 60 units; whether a new object is covered is looked up in the grown or shrunk masks."""
-    calibration, fresh = pool(60, Setting(), 1), displaced_units(60, Setting(), 2)
+def test_margins_cover_new_groups_of_the_same_kind_by_the_region_itself(sides):
+    """Calibrated on 60 groups; whether a new object is covered is looked up in the grown or shrunk masks."""
+    calibration, fresh = pool(60, Setting(), 1), displaced_groups(60, Setting(), 2)
     objects = calibration.objects()
     margin = fit_margin(
-        objects, [u.name for u in calibration.units], choose_widths(objects[:60], 0.1, 0.27)[sides, "object"].width,
+        objects, [u.name for u in calibration.groups], choose_widths(objects[:60], 0.1, 0.27)[sides, "object"].width,
         guarantee="object", sides=sides, alpha=0.1, length_unit="mm", match_iou=0.5, data=DATA,
     )  # fmt: skip
     from displaced import _object
 
     shares = []
-    for unit in fresh:
+    for group in fresh:
         covered = []
-        for i, j in match_instances(unit.predicted, unit.reference).pairs:
-            known = _object(unit, int(i), int(j))
-            edge = unit.scales[i] if margin.width.floor is not None else None
-            truth = unit.reference.masks[j].dense()
-            mask, grid = unit.predicted.masks[i], unit.predicted.grid
+        for i, j in match_instances(group.predicted, group.reference).pairs:
+            known = _object(group, int(i), int(j))
+            edge = group.scales[i] if margin.width.floor is not None else None
+            truth = group.reference.masks[j].dense()
+            mask, grid = group.predicted.masks[i], group.predicted.grid
             right = True
             if sides != "inner":
                 right &= not (truth & ~margin.region(mask, grid, "outer", known.features, edge).dense()).any()
@@ -113,7 +113,7 @@ def test_margins_cover_new_units_of_the_same_kind_by_the_region_itself(sides):
                 right &= not (margin.region(mask, grid, "inner", known.features, edge).dense() & ~truth).any()
             covered.append(right)
             assert right == (
-                losses_of([known], margin.width, sides, "unit").at(np.array([margin.factor]))[0, 0] == 0
+                losses_of([known], margin.width, sides, "group").at(np.array([margin.factor]))[0, 0] == 0
             )
         if covered:
             shares.append(np.mean(covered))

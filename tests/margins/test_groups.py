@@ -12,21 +12,23 @@ from clearmargin.sampling.seen import Seen
 KEY, CARD = "key-0a", "nuclei"
 
 
-def seen(units=("u1",), contents=("c1",), keys=(KEY,), cards=(CARD,)):
+def seen(groups=("u1",), contents=("c1",), keys=(KEY,), cards=(CARD,)):
     return Seen(
-        units=frozenset(units), contents=frozenset(contents), keys=frozenset(keys), cards=frozenset(cards)
+        groups=frozenset(groups), contents=frozenset(contents), keys=frozenset(keys), cards=frozenset(cards)
     )
 
 
-def check(units, contents, known):
-    return check_unseen(units, contents, known, key=KEY, card=CARD)
+def check(groups, contents, known):
+    return check_unseen(groups, contents, known, key=KEY, card=CARD)
 
 
-def test_a_unit_is_refused_by_name_and_an_image_by_content_without_their_names():
-    assert check(["u2"], ["c2"], seen()) == "no unit was trained on, by name and by the content of its images"
-    for units, contents in ((["u1", "u2"], ["c8", "c9"]), (["u8", "u9"], ["c1", "c2"])):
-        with pytest.raises(InputError, match="1 of 2 calibration units were also trained on") as caught:
-            check(units, contents, seen())
+def test_a_groups_is_refused_by_name_and_an_image_by_content_without_their_names():
+    assert (
+        check(["u2"], ["c2"], seen()) == "no group was trained on, by name and by the content of its images"
+    )
+    for groups, contents in ((["u1", "u2"], ["c8", "c9"]), (["u8", "u9"], ["c1", "c2"])):
+        with pytest.raises(InputError, match="1 of 2 calibration groups were also trained on") as caught:
+            check(groups, contents, seen())
         assert "u1" not in str(caught.value) and "c1" not in str(caught.value)
 
 

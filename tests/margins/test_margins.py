@@ -16,7 +16,7 @@ from clearmargin.margins.reach import EdgeScale, face_areas, grow, shrink
 from clearmargin.margins.requirement import Needed, needed_margin
 from clearmargin.margins.width import Width, features_of, fit_predicted
 
-DATA = CalibrationData(exchangeable="patient", date="2026-01-31", digest="ab" * 32)
+DATA = CalibrationData(group="patient", date="2026-01-31", digest="ab" * 32)
 OUTER, INNER = "outer", "inner"
 
 
@@ -206,10 +206,10 @@ def test_the_needed_margin_is_enough_and_nothing_less_is(pair, side):
 
 
 def objects(values, length_unit="mm", size=100.0):
-    """One object a unit, with what it needs on both sides."""
+    """One object a group, with what it needs on both sides."""
     return [
         MatchedObject(
-            unit=f"p{k:03d}",
+            group=f"p{k:03d}",
             features=features_of(size=size, score=0.9, label=1, edge_sd=None, element=1.0),
             needed={
                 (side, None): Needed(whole=float(v), distances=np.array([float(v)]), outside=np.array([0.5]))
@@ -227,16 +227,16 @@ ONE = Width(kind="constant", level={"outer": 1.0, "inner": 1.0}, predicted={})
 def fitted(values, **options):
     chosen = objects(values)
     wanted = {"guarantee": "object", "sides": "outer", "alpha": 0.1, "length_unit": "mm", "match_iou": 0.6}
-    units = [f"p{k:03d}" for k in range(len(chosen) + 3)]
-    return fit_margin(chosen, units, ONE, **(wanted | options), data=DATA)
+    groups = [f"p{k:03d}" for k in range(len(chosen) + 3)]
+    return fit_margin(chosen, groups, ONE, **(wanted | options), data=DATA)
 
 
-def test_units_without_a_matched_object_are_counted():
+def test_groups_without_a_matched_object_are_counted():
     margin = fitted(range(9))
     assert (margin.factor, margin.n, margin.without, margin.typical) == (8, 9, 3, {"outer": 8, "inner": 0})
     with pytest.raises(ValueError, match="are not listed"):
         fit_margin(
-            objects(range(9)), ["p000"], ONE, guarantee="unit", sides="outer", alpha=0.1, length_unit="mm",
+            objects(range(9)), ["p000"], ONE, guarantee="group", sides="outer", alpha=0.1, length_unit="mm",
             match_iou=0.6, data=DATA,
         )  # fmt: skip
 
@@ -255,8 +255,8 @@ def test_the_record_says_all_of_it_and_survives_yaml_and_json():
     margin = fitted(range(19), alpha=0.05, sides="both", confidence=0.1)
     text = str(margin)
     for said in (
-        "at least 95 % of a new patient's matched objects lie between", "a mean over new patient units",
-        "with a confidence of 10 %", "alpha 0.05, n = 19 patient units", "outer 18 mm and inner 18 mm",
+        "at least 95 % of a new patient's matched objects lie between", "a mean over patients",
+        "with a confidence of 10 %", "alpha 0.05, n = 19 patients", "outer 18 mm and inner 18 mm",
         "one margin for all objects", "in 9 of 10, 95.0 % on average",
     ):  # fmt: skip
         assert said in text
@@ -265,7 +265,7 @@ def test_the_record_says_all_of_it_and_survives_yaml_and_json():
     for broken in ({"factor": 1}, margin.to_data() | {"width": {}}, margin.to_data() | {"promise": {}}):
         with pytest.raises(ConfigError, match="run the calibration again"):
             Margin.from_data(broken)
-    assert "with a chance of at least 90 % every matched object" in str(fitted(range(9), guarantee="unit"))
+    assert "with a chance of at least 90 % every matched object" in str(fitted(range(9), guarantee="group"))
     assert "at least 90 % of the edge of a new patient's" in str(fitted(range(9), guarantee="risk"))
 
 

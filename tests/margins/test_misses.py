@@ -11,23 +11,23 @@ from clearmargin.margins.misses import LOSSES, Found, find_references, fit_thres
 from clearmargin.metrics.matching import match_instances, match_optimally
 
 
-def found_in(*units):
-    return [Found(unit=f"p{k}", score=score) for k, unit in enumerate(units) for score in unit]
+def found_in(*groups):
+    return [Found(group=f"p{k}", score=score) for k, group in enumerate(groups) for score in group]
 
 
-def fit(found, alpha, loss="share", units=None):
-    names = {one.unit for one in found} if units is None else units
-    return fit_threshold(found, names, alpha, exchangeable="patient", loss=loss)
+def fit(found, alpha, loss="share", groups=None):
+    names = {one.group for one in found} if groups is None else groups
+    return fit_threshold(found, names, alpha, group="patient", loss=loss)
 
 
 def test_by_hand():
-    # ten units of one instance: with k missed the bound is (k + 1) / 11
+    # ten groups of one instance: with k missed the bound is (k + 1) / 11
     found = found_in(*[[k / 10] for k in range(1, 11)])
     assert fit(found, 0.1).threshold == pytest.approx(0.1)  # none may be missed: 1/11 is 0.0909
     assert fit(found, 0.2).threshold == pytest.approx(0.2)  # one: 2/11 is 0.182
     assert fit(found, 0.5).threshold == pytest.approx(0.5)  # four: 5/11 is 0.4545
     assert fit(found, 0.5).risk == pytest.approx(0.4)
-    with pytest.raises(InputError, match=r"10 units reach 0\.0909 at best"):
+    with pytest.raises(InputError, match=r"10 groups reach 0\.0909 at best"):
         fit(found, 0.09)
 
 
@@ -40,31 +40,31 @@ def test_shares_and_any():
 
 def test_what_is_never_found_is_missed_at_every_threshold():
     found = found_in(*[[0.9]] * 16, *[[None]] * 3)
-    with pytest.raises(InputError, match=r"19 units reach 0\.2 at best"):
+    with pytest.raises(InputError, match=r"19 groups reach 0\.2 at best"):
         fit(found, 0.1)
     assert fit(found, 0.2).threshold == pytest.approx(0.9)
 
 
-def test_no_instance_one_unit_ties_and_an_alpha_that_is_none():
-    with pytest.raises(InputError, match="no unit has an instance"):
-        fit([], 0.1, units=["p1"])
-    with pytest.raises(InputError, match=r"1 units reach 0\.5 at best"):
+def test_no_instance_one_group_ties_and_an_alpha_that_is_none():
+    with pytest.raises(InputError, match="no group has an instance"):
+        fit([], 0.1, groups=["p1"])
+    with pytest.raises(InputError, match=r"1 groups reach 0\.5 at best"):
         fit(found_in([0.9]), 0.1)
-    tied = fit(found_in(*[[1.0]] * 30), 0.1, units=[f"p{k}" for k in range(33)])
+    tied = fit(found_in(*[[1.0]] * 30), 0.1, groups=[f"p{k}" for k in range(33)])
     assert (tied.threshold, tied.n, tied.without, tied.risk) == (1.0, 30, 3, 0.0)
-    assert "n = 30 patient units, 3 more had no instance" in str(tied)
+    assert "n = 30 patients, 3 more had no instance" in str(tied)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         fit(found_in([0.9]), 5)
 
 
 def test_a_merged_or_cut_object_is_missed_at_the_iou_that_is_stated():
-    # one unit in ten has its object merged with another, at an IoU of 0.55
-    found = [Found(unit=f"p{k}", score=0.9, iou=0.55 if k % 10 == 0 else 0.9) for k in range(40)]
-    at_half = fit_threshold(found, [one.unit for one in found], 0.1, exchangeable="patient")
+    # one group in ten has its object merged with another, at an IoU of 0.55
+    found = [Found(group=f"p{k}", score=0.9, iou=0.55 if k % 10 == 0 else 0.9) for k in range(40)]
+    at_half = fit_threshold(found, [one.group for one in found], 0.1, group="patient")
     assert at_half.risk == 0 and at_half.match_iou == 0.5
-    with pytest.raises(InputError, match=r"40 units reach 0\.122 at best"):  # 5 of 41
-        fit_threshold(found, [one.unit for one in found], 0.1, exchangeable="patient", match_iou=0.6)
-    stated = fit_threshold(found, [one.unit for one in found], 0.2, exchangeable="patient", match_iou=0.6)
+    with pytest.raises(InputError, match=r"40 groups reach 0\.122 at best"):  # 5 of 41
+        fit_threshold(found, [one.group for one in found], 0.1, group="patient", match_iou=0.6)
+    stated = fit_threshold(found, [one.group for one in found], 0.2, group="patient", match_iou=0.6)
     assert stated.risk == pytest.approx(0.1)
     assert "missed, merged or cut, so that no prediction has an IoU of 0.6 with it" in str(stated)
 
@@ -119,7 +119,7 @@ def test_what_lies_in_the_ignored_region_is_not_asked_for():
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("alpha", [0.1, 0.2])
-def test_new_units_miss_no_more_than_promised_over_random_splits(loss, alpha):
+def test_new_groups_miss_no_more_than_promised_over_random_splits(loss, alpha):
     rng = np.random.default_rng(4)
     pool = [np.maximum(rng.beta(5, 2) * rng.beta(8, 1, rng.integers(1, 8)), 1e-3) for _ in range(150)]
     losses = []

@@ -14,7 +14,7 @@ from clearmargin.errors import InputError
 from clearmargin.metrics.intervals import (
     bootstrap_means,
     bootstrap_statistic,
-    patient_means,
+    group_means,
     size_strata,
 )
 from clearmargin.metrics.tables import (
@@ -33,12 +33,12 @@ def rng(seed=0):
 
 
 def test_patients_come_first():
-    names, means = patient_means([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])
+    names, means = group_means([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])
     assert names == ["a", "b"]
     assert means.tolist() == [1, 5]
     found = bootstrap_means({"x": [1.0, 1.0, 1.0, 5.0]}, ["a", "a", "a", "b"], rng=rng())["x"]
     assert found.estimate == 3  # not 2, the mean over cases
-    assert (found.patients, found.cases) == (2, 4)
+    assert (found.groups, found.cases) == (2, 4)
 
 
 def test_bca_agrees_with_scipy():
@@ -124,7 +124,7 @@ def rows():
     values = [0.8, 0.6, 0.0, 0.0, 1.0, 0.9]
     return [
         CaseRow(
-            patient=f"p{i // 2}", case=f"c{i}", status=status, unit="mm", ndim=3,
+            group=f"p{i // 2}", case=f"c{i}", status=status, unit="mm", ndim=3,
             values={"dice": value}, strata={"class": "tumour" if i % 2 else "cyst"},
         )
         for i, (status, value) in enumerate(zip(statuses, values, strict=True))
@@ -152,13 +152,13 @@ def test_tables_in_every_form_say_the_same():
     assert flat["all/dice"] == by_json[0]["mean"]
     assert flat["all/fn"] == 1
     assert flat["class _ tumour/miss_rate"] == 0
-    assert rows_csv(rows()).splitlines()[0] == "patient,case,status,unit,class,dice"
+    assert rows_csv(rows()).splitlines()[0] == "group,case,status,unit,class,dice"
 
 
 def test_tables_refuse_what_cannot_share_one():
     mixed = [
         *rows(),
-        CaseRow(patient="q", case="q", status="tp", unit="px", ndim=2, values={"dice": 1.0}, strata={}),
+        CaseRow(group="q", case="q", status="tp", unit="px", ndim=2, values={"dice": 1.0}, strata={}),
     ]
     with pytest.raises(InputError, match="mm and in px"):
         summarise(mixed, rng=rng())

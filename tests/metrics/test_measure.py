@@ -54,7 +54,7 @@ def test_class_regions_of_volumes(tmp_path, suffix):
     assert [(r.strata["class"], r.status) for r in found.rows] == [("1", "tp"), ("2", "tp"), ("1", "tp")]
     assert found.rows[0].values["hd95"] == 1
     assert found.rows[1].values["dice"] == 1
-    assert found.summary[0].interval.patients == 2
+    assert found.summary[0].interval.groups == 2
 
 
 def test_a_missed_class_counts(tmp_path):
@@ -179,7 +179,7 @@ def test_patients_and_columns_from_a_table(tmp_path):
     table.write_text("case,patient,scanner\na,p1,x\nb,p1,x\nc,p2,y\n")
     paths = folders(tmp_path, cases)
     found = measure(*paths, cases=table, by=["scanner", "size"])
-    assert found.summary[0].interval.patients == 2
+    assert found.summary[0].interval.groups == 2
     assert {row.stratum for row in found.summary} >= {"all", "scanner = x", "scanner = y"}
     table.write_text("case,patient\na,p1\n")
     with pytest.raises(InputError, match="does not list 2 cases"):

@@ -207,7 +207,7 @@ def test_only_asked_columns_are_read_and_patients_are_keyed(tmp_path):
     )
     folders = tmp_path / "predicted", tmp_path / "reference"
     found = measure(*folders, cases=table, by=["scanner"], out=tmp_path / "out")
-    assert found.summary[0].interval.patients == 2
+    assert found.summary[0].interval.groups == 2
     text = "".join(file.read_text() for file in (tmp_path / "out").iterdir())
     for secret in ("MILLER", "JONES", "P-47", "19"):
         assert secret not in re.sub(r"[0-9a-f]{12}|\d+\.\d+|-[0-9a-f]+", "", text), secret

@@ -308,11 +308,11 @@ def experiment(tmp_path, monkeypatch):
             "id": "{id}",
             "image": "{id}.nii.gz",
             "reference": "{id}_labels.nii.gz",
-            "unit": "{id}",
+            "group": "{id}",
         },
         "encoding": {"kind": "label_volume", "values": {1: "ball"}, "split_components": True},
         "spacing": {"source": "file"},
-        "unit": "patient",
+        "group": "patient",
         "splits": {"column": "split", "values": {s: s for s in ("train", "validation", "test")}},
         "show_in_tracking": True,
     }

@@ -214,7 +214,7 @@ def test_an_ensemble_is_a_list_of_model_folders(tmp_path):
     found = open_segmenter(tmp_path, "ensemble")
     assert len(found.members) == 2 and found.mode == "ensemble"
     seen = seen_by(tmp_path)
-    assert seen.units == {"u1", "u2", "u3"} and not seen.contents  # one member does not record them
+    assert seen.groups == {"u1", "u2", "u3"} and not seen.contents  # one member does not record them
     with pytest.raises(ConfigError, match="asks all of its members"):
         open_segmenter(tmp_path, "none")
     with pytest.raises(ConfigError, match="is no ensemble"):
@@ -225,7 +225,7 @@ def test_an_ensemble_is_a_list_of_model_folders(tmp_path):
 
 
 def test_a_model_that_does_not_say_what_it_was_trained_on_is_refused(tmp_path):
-    with pytest.raises(InputError, match="does not say which units"):
+    with pytest.raises(InputError, match="does not say which groups"):
         seen_by(model_folder(tmp_path / "m", SEMANTIC))
 
 

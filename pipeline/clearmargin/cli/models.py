@@ -140,7 +140,7 @@ def crossvalidate(
     ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Train on folds by unit, with several seeds; every case is measured by a model that never saw it."""
+    """Train on folds by group, with several seeds; every case is measured by a model that never saw it."""
     if config is not None:
         check_experiment(config, overrides or [])
     from clearmargin.crossvalidate import crossvalidate as call

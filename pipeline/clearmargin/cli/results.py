@@ -54,7 +54,7 @@ class Promise(StrEnum):
     """Of what the margins promise a share."""
 
     object = "object"
-    unit = "unit"
+    group = "group"
     risk = "risk"
 
 
@@ -206,7 +206,7 @@ def calibrate(
     card: Annotated[Path, typer.Option("--card", help="A data card with a calibration split.")],
     promise: Annotated[
         Promise,
-        typer.Option(help="What margins promise: of a unit's objects, of units, or of an object's edge."),
+        typer.Option(help="What margins promise: of a group's objects, of groups, or of an object's edge."),
     ] = Promise.object,
     sides: Annotated[
         Sides, typer.Option(help="Outer and inner margin with a promise each, or one about both at once.")
@@ -221,7 +221,9 @@ def calibrate(
     ] = None,
     miss_alpha: Annotated[
         float | None,
-        typer.Option(help="Share of a unit's objects that may be missed, merged or cut: sets the threshold."),
+        typer.Option(
+            help="Share of a group's objects that may be missed, merged or cut: sets the threshold."
+        ),
     ] = None,
     match_iou: Annotated[
         float, typer.Option(help="IoU from which a prediction has a margin; under it, the object is missed.")
@@ -233,7 +235,9 @@ def calibrate(
     ] = None,
     fit_share: Annotated[
         float,
-        typer.Option(help="Share of the units for threshold, widths, scaling and limits; the rest: margins."),
+        typer.Option(
+            help="Share of the groups for threshold, widths, scaling and limits; the rest: margins."
+        ),
     ] = 0.3,
     risk_limit: Annotated[
         float, typer.Option(min=0, help="HD95 over which an instance should be referred, in mm or px.")
@@ -256,7 +260,7 @@ def calibrate(
         Path | None, typer.Option("--out", "-o", help="Folder for tables, figures and the report.")
     ] = None,
 ) -> None:
-    """Fit scaled scores and margins of safety on units that the model has not seen; they stay with the model."""
+    """Fit scaled scores and margins of safety on groups that the model has not seen; they stay with the model."""
     from clearmargin.tracking.resolve import model_folder
 
     check_card(card)
@@ -349,7 +353,8 @@ def measure(
         typer.Option(help="nnU-Net's dataset.json; default: the one in or above either folder, if any."),
     ] = None,
     cases: Annotated[
-        Path | None, typer.Option(help="CSV with the columns case, patient, and any others to split by.")
+        Path | None,
+        typer.Option(help="CSV with the columns case, group (or patient), and any others to split by."),
     ] = None,
     by: Annotated[
         list[str] | None,
@@ -358,7 +363,7 @@ def measure(
     seed: Annotated[int, typer.Option(min=0, help="Random seed for the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
     names: Annotated[
-        CaseNames, typer.Option(help="Cases and patients in the tables: keyed ids, or plain names.")
+        CaseNames, typer.Option(help="Names of cases and groups in the tables: keyed ids, or plain names.")
     ] = CaseNames.keyed,
     figures: Annotated[bool, typer.Option("--figures", help="Draw figures beside the tables.")] = False,
     workers: Annotated[

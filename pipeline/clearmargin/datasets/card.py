@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clearmargin.config import Settings, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap
+from clearmargin.core.groups import GroupKind
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.files import below, write_text
 from clearmargin.privacy import Naming, home
@@ -178,7 +179,9 @@ class Cases(Settings):
         None, ge=1, description="image is a clip, and every n-th frame of it is a case; templates use {frame}"
     )
     ignore: str | None = Field(None, description="template of a mask; what is not 0 is never measured")
-    unit: str = Field(description="template of the unit of independence: patient, surgery, or the image")
+    group: str = Field(
+        description="template of the group that no two splits share: patient, surgery or image"
+    )
     strata: tuple[str, ...] = Field((), description="columns by which tables are stratified")
 
     @property
@@ -209,12 +212,12 @@ class Spacing(Settings):
 
 
 class Splits(Settings):
-    """Which case belongs to which split, always by unit."""
+    """Which case belongs to which split, always by group."""
 
     column: str | None = Field(None, description="index column that holds a shipped split")
     values: dict[str, Split] = Field(default_factory=dict, description="its values -> our splits")
     carve: dict[Split, float] = Field(
-        default_factory=dict, description="share of the train units that goes to another split"
+        default_factory=dict, description="share of the train groups that goes to another split"
     )
     seed: int = 0
 
@@ -246,7 +249,7 @@ class Card(Settings):
     cases: Cases
     encoding: Encoding
     spacing: Spacing
-    unit: Literal["patient", "surgery", "image"]
+    group: GroupKind
     splits: Splits
     faults: tuple[str, ...] = ()
     names: Naming = Field(

@@ -1,4 +1,4 @@
-"""The cases of a card: found, split by unit, read with their reference instances."""
+"""The cases of a card: found, split by group, read with their reference instances."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Case:
 
     Attributes:
         case: Case id, a keyed hash (or plain, if the card says so); the only name that leaves this process.
-        unit: Keyed hash of the unit of independence.
-        split: The split its unit belongs to.
+        group: Keyed hash of the group: the patient, surgery or image.
+        split: The split its group belongs to.
         strata: Values of the card's stratifying columns.
         image: The image's file or folder, of several sequences the first; or the clip it is a frame of.
         further: The other sequences, further channels on the grid of ``image``.
@@ -60,7 +60,7 @@ class Case:
     """
 
     case: str
-    unit: str
+    group: str
     split: Split
     strata: dict[str, str]
     image: Path = field(repr=False)
@@ -196,13 +196,13 @@ def build_dataset(card: Card, root: Path, rows: Sequence[dict[str, str]]) -> Dat
     absent = [c for c in (*card.cases.strata, *filter(None, [card.splits.column])) if c not in rows[0]]
     if absent:
         raise ConfigError(f"card '{card.name}': the index has no column {absent}; it has {list(rows[0])}")
-    units = [_fill(card.cases.unit, row, card) for row in rows]
-    assigned = assign_splits(card, rows, units)
+    groups = [_fill(card.cases.group, row, card) for row in rows]
+    assigned = assign_splits(card, rows, groups)
     clips = Clips()
     cases = []
-    for row, unit in zip(rows, units, strict=True):
+    for row, group in zip(rows, groups, strict=True):
         for full in _frame_rows(row, card, root, clips):
-            cases.append(_case(full, unit, assigned[unit], card, root))
+            cases.append(_case(full, group, assigned[group], card, root))
     ids = [_fill(card.cases.id, c.row, card) for c in cases]
     if len(set(ids)) != len(ids):
         raise ConfigError(
@@ -262,13 +262,13 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
     yield from (row | {"frame": number} for number in range(0, count, every))
 
 
-def _case(row: dict[str, Any], unit: str, split: Split, card: Card, root: Path) -> Case:
+def _case(row: dict[str, Any], group: str, split: Split, card: Card, root: Path) -> Case:
     references = _fill(card.cases.reference, row, card).split(";")
     image = _place(root, _fill(card.cases.images[0], row, card), card)
     series = None if card.cases.series is None else _fill(card.cases.series, row, card) or None
     return Case(
         case=_name_of_case(row, card, image, series),
-        unit=case_id(card.name, "unit", unit),
+        group=case_id(card.name, "unit", group),  # the word is part of the hashes that models record
         split=split,
         strata={name: row[name] for name in card.cases.strata},
         image=image,

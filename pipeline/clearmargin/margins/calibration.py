@@ -44,7 +44,7 @@ class Refusal:
 
     Attributes:
         what: Such as ``margin 'outer' by object, alpha 0.05``.
-        why: With the level that is reached, where units are too few.
+        why: With the level that is reached, where groups are too few.
     """
 
     what: str
@@ -60,8 +60,8 @@ class Calibration:
         weights_sha256: Of the model, all members together.
         card: Name of the data card.
         checked: How it was checked that the model was not trained on the cases.
-        data: Unit, date, and digest of the calibration split.
-        units: Number of units that scalings and limits were fitted on (``fit``), and margins (``margin``).
+        data: Group, date, and digest of the calibration split.
+        groups: Number of groups that scalings and limits were fitted on (``fit``), and margins (``margin``).
         length_unit: ``mm`` or ``px``, of everything that is a length.
         thresholds: Least scores, as predicted and not scaled, of the instances that are returned; margins hold for the
             matched ones among them. Scaling keeps their order, so that `shown` thresholds keep the same instances.
@@ -84,7 +84,7 @@ class Calibration:
     card: str
     checked: str
     data: CalibrationData
-    units: Mapping[str, int]
+    groups: Mapping[str, int]
     length_unit: Unit
     thresholds: Thresholds
     match_iou: float
@@ -225,7 +225,7 @@ class Calibration:
             "card": self.card,
             "checked": self.checked,
             "data": asdict(self.data),
-            "units": dict(self.units),
+            "groups": dict(self.groups),
             "length_unit": self.length_unit,
             "match_iou": self.match_iou,
             "scores": self.scores.to_data(),

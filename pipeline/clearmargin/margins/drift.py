@@ -3,7 +3,7 @@
 A margin holds for exchangeable data, and no check can prove that. This one compares what the image looks like
 (features) with the calibration cases: how far away its three nearest neighbours are, in relation to how far theirs
 are. The relation, and not the distance, since the cases of a rare stain lie farther apart than
-those of a common one. The rank of the relation among those of the calibration units is a p-value: a case like the
+those of a common one. The rank of the relation among those of the calibration groups is a p-value: a case like the
 calibration cases is warned of with at most the false alarm rate that is stated. Silence is not a guarantee.
 
 A batch of cases is compared feature by feature, by the Kolmogorov-Smirnov two-sample test with Holm's correction.
@@ -57,14 +57,14 @@ class Fingerprint:
     """What calibration cases look like: a row of features for each, in random order. Nothing in it names a case.
 
     Attributes:
-        units: Number of each case's unit, counted in random order; cases of one unit are not compared with each other.
+        groups: Number of each case's group, in random order; cases of one group are not compared with each other.
         values: By feature, a value for each case; NaN where a case has none.
         false_alarms: Share of the cases like these that are warned of.
         by_stratum: How many of the calibration cases of each of the card's strata would be warned of, and of how many:
-            each against those of the other units.
+            each against those of the other groups.
     """
 
-    units: tuple[int, ...]
+    groups: tuple[int, ...]
     values: Mapping[str, tuple[float, ...]]
     false_alarms: float
     by_stratum: Mapping[str, tuple[int, int]]
@@ -72,17 +72,17 @@ class Fingerprint:
     @property
     def cases(self) -> int:
         """Number of cases that are kept."""
-        return len(self.units)
+        return len(self.groups)
 
     @property
     def reaches(self) -> bool:
-        """Whether there are units enough for a warning at the false alarm rate."""
-        return 1 / (len(set(self.units)) + 1) <= self.false_alarms
+        """Whether there are groups enough for a warning at the false alarm rate."""
+        return 1 / (len(set(self.groups)) + 1) <= self.false_alarms
 
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data, for YAML and JSON."""
         return asdict(self) | {
-            "units": list(self.units),
+            "groups": list(self.groups),
             "values": {name: list(column) for name, column in self.values.items()},
             "by_stratum": {name: list(counts) for name, counts in self.by_stratum.items()},
         }
@@ -96,7 +96,7 @@ class Fingerprint:
         """
         try:
             return Fingerprint(
-                units=tuple(int(number) for number in content["units"]),
+                groups=tuple(int(number) for number in content["groups"]),
                 values={str(k): tuple(float(x) for x in v) for k, v in content["values"].items()},
                 false_alarms=float(content["false_alarms"]),
                 by_stratum={
@@ -173,7 +173,7 @@ def score_features(scores: ArrayLike) -> dict[str, float]:
 
 def fingerprint(
     cases: Sequence[Features],
-    units: Sequence[str],
+    groups: Sequence[str],
     strata: Sequence[Mapping[str, str]] = (),
     *,
     false_alarms: float = FALSE_ALARMS,
@@ -183,7 +183,7 @@ def fingerprint(
 
     Args:
         cases: Features of each.
-        units: Of each.
+        groups: Of each.
         strata: Of each, of the card; nothing for none.
         false_alarms: Share of the cases like these that may be warned of.
         seed: Of the order.
@@ -197,25 +197,25 @@ def fingerprint(
     order = rng.permutation(len(cases))[:_MOST]
     names = sorted({name for case in cases for name in case})
     numbers = {
-        unit: int(k) for unit, k in zip(sorted(set(units)), rng.permutation(len(set(units))), strict=True)
+        group: int(k) for group, k in zip(sorted(set(groups)), rng.permutation(len(set(groups))), strict=True)
     }
     known = Fingerprint(
-        units=tuple(numbers[units[k]] for k in order),
+        groups=tuple(numbers[groups[k]] for k in order),
         values={name: tuple(float(cases[k].get(name, np.nan)) for k in order) for name in names},
         false_alarms=false_alarms,
         by_stratum={},
     )
     if not strata:
         return known
-    relations = _relations(_table(known), np.asarray(known.units))
-    warned = [_p_value(relations, np.asarray(known.units), row) <= false_alarms for row in range(len(order))]
+    relations = _relations(_table(known), np.asarray(known.groups))
+    warned = [_p_value(relations, np.asarray(known.groups), row) <= false_alarms for row in range(len(order))]
     counts: dict[str, tuple[int, int]] = {}
     for row, k in enumerate(order):
         for column, value in strata[k].items():
             before = counts.get(f"{column} {value}", (0, 0))
             counts[f"{column} {value}"] = (before[0] + int(warned[row]), before[1] + 1)
     return Fingerprint(
-        units=known.units,
+        groups=known.groups,
         values=known.values,
         false_alarms=false_alarms,
         by_stratum=dict(sorted(counts.items())),
@@ -223,7 +223,7 @@ def fingerprint(
 
 
 def foreign_p_value(known: Fingerprint, case: Features) -> float:
-    """Return the share of units whose cases lie as far from the others as this one does, itself among them.
+    """Return the share of groups whose cases lie as far from the others as this one does, itself among them.
 
     Of cases exchangeable with the calibration cases at most a share p has a value of p or less. Without a feature that
     both have it is 1.
@@ -233,8 +233,8 @@ def foreign_p_value(known: Fingerprint, case: Features) -> float:
         return 1.0
     table = np.column_stack([known.values[name] for name in shared])
     rows = np.vstack([table, [case[name] for name in shared]])
-    units = np.append(known.units, -1)
-    return _p_value(_relations(_standard(rows), units), units, len(rows) - 1)
+    groups = np.append(known.groups, -1)
+    return _p_value(_relations(_standard(rows), groups), groups, len(rows) - 1)
 
 
 def false_alarms(known: Fingerprint, cases: Sequence[Features]) -> list[bool]:
@@ -311,15 +311,15 @@ def _standard(rows: Table) -> Table:
     return rows / spread if spread else rows
 
 
-def _relations(rows: Table, units: NDArray[np.int64]) -> Table:
-    """Return each row's mean distance to its nearest neighbours of other units, over that of these neighbours.
+def _relations(rows: Table, groups: NDArray[np.int64]) -> Table:
+    """Return each row's mean distance to its nearest neighbours of other groups, over that of these neighbours.
 
     Of three neighbours: by one alone, a single odd calibration case makes all that lies far out look like it.
     """
     apart = np.sqrt(((rows[:, None] - rows[None]) ** 2).sum(axis=-1))
-    apart[units[:, None] == units[None]] = np.inf
+    apart[groups[:, None] == groups[None]] = np.inf
     others = min(_NEIGHBOURS, int(np.isfinite(apart).sum(axis=1).min()))
-    if not others:  # one unit has no neighbour
+    if not others:  # one group has no neighbour
         return np.ones(len(rows))
     nearest = np.argsort(apart, axis=1, kind="stable")[:, :others]
     distance = np.take_along_axis(apart, nearest, axis=1).mean(axis=1)
@@ -329,8 +329,10 @@ def _relations(rows: Table, units: NDArray[np.int64]) -> Table:
     return relation
 
 
-def _p_value(relations: Table, units: NDArray[np.int64], row: int) -> float:
-    """Return the share of units, each by the share of its cases, whose relation is at least the row's; its own is 1."""
+def _p_value(relations: Table, groups: NDArray[np.int64], row: int) -> float:
+    """Return the share of groups, each by its share of cases, whose relation is at least the row's; its own is 1."""
     far = relations >= relations[row] * (1 - 1e-12)
-    shares = [1.0 if unit == units[row] else float(far[units == unit].mean()) for unit in np.unique(units)]
+    shares = [
+        1.0 if group == groups[row] else float(far[groups == group].mean()) for group in np.unique(groups)
+    ]
     return float(np.mean(shares))

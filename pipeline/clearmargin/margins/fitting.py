@@ -1,4 +1,4 @@
-"""From observed cases to a calibration: limits, scalings and widths on the fit units, margins on the margin units."""
+"""From observed cases to a calibration: limits, scalings and widths on the fit groups, margins on the margin groups."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Asked:
             whose promise is about both at once.
         alphas: What the mean loss may be; the first is applied.
         confidence: None, or the share of calibrations for which the loss is kept.
-        miss_alpha: Share of a unit's objects that may be missed, merged or cut; None asks for no such promise.
+        miss_alpha: Share of a group's objects that may be missed, merged or cut; None asks for no such promise.
         match_iou: IoU with the true object from which a prediction has a margin; under it, it is missed, merged or cut.
         risk_limit: HD95 over which an instance is one that a person should have looked at, in the grid's unit.
         threshold_measure: What thresholds on scores are chosen anew for; None keeps the model's own. A promise of
@@ -58,7 +58,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is fitted on the fit units, before a margin is looked at; attributes are those of `Calibration`.
+    """What is fitted on the fit groups, before a margin is looked at; attributes are those of `Calibration`.
 
     Attributes:
         widths: By side or both, guarantee and alpha.
@@ -90,16 +90,16 @@ def fit_limits(
     asked: Asked,
     *,
     own_thresholds: Thresholds,
-    exchangeable: str,
+    group: str,
 ) -> Limits:
     """Fit everything but the margins.
 
     Args:
-        cases: Of the fit units, observed with `trial_floors`.
-        pixels: Of the fit units; empty where predictions have no foreground map.
+        cases: Of the fit groups, observed with `trial_floors`.
+        pixels: Of the fit groups; empty where predictions have no foreground map.
         asked: What shall be had.
         own_thresholds: The model's score thresholds, for classes for which none is chosen here.
-        exchangeable: What a unit is.
+        group: ``patient``, ``surgery`` or ``image``.
 
     Raises:
         InputError: No instance was predicted in any case, or cases are in mm and in px.
@@ -112,7 +112,7 @@ def fit_limits(
             "score: there is nothing to calibrate; train it longer, or look at the card's intensities"
         )
     refused: list[Refusal] = []
-    misses = _misses(cases, asked, exchangeable, refused)
+    misses = _misses(cases, asked, group, refused)
     if misses is not None:
         thresholds = Thresholds(misses.threshold)
     elif asked.threshold_measure is not None:
@@ -156,10 +156,10 @@ def fit_calibration(
 
     Args:
         limits: Fitted on ``fit``.
-        fit: Cases of the fit units.
-        margin: Cases of the margin units, observed with the limits' floors.
+        fit: Cases of the fit groups.
+        margin: Cases of the margin groups, observed with the limits' floors.
         asked: What shall be had.
-        data: Where the units come from.
+        data: Where the groups come from.
         mode: How the model was sampled.
         weights_sha256: Of the model.
         card: Name of the card.
@@ -177,7 +177,7 @@ def fit_calibration(
         card=card,
         checked=checked,
         data=data,
-        units={"fit": len({c.unit for c in fit}), "margin": len({c.unit for c in margin})},
+        groups={"fit": len({c.group for c in fit}), "margin": len({c.group for c in margin})},
         length_unit=length_unit,
         thresholds=limits.thresholds,
         match_iou=asked.match_iou,
@@ -193,7 +193,7 @@ def fit_calibration(
         referral=limits.referral,
         fingerprint=fingerprint(
             [_features(case, limits.thresholds) for case in every],
-            [case.unit for case in every],
+            [case.group for case in every],
             [case.strata for case in every],
         ),
     )
@@ -226,7 +226,7 @@ def _widths(
 def _margins(
     cases: Sequence[ObservedCase], limits: Limits, asked: Asked, data: CalibrationData, length_unit: Unit
 ) -> tuple[list[Margin], list[Refusal]]:
-    units = {case.unit for case in cases}
+    groups = {case.group for case in cases}
     objects = matched_objects(cases, limits.thresholds, asked.match_iou)
     found: list[Margin] = []
     refused: list[Refusal] = []
@@ -236,7 +236,7 @@ def _margins(
                 try:
                     margin = fit_margin(
                         objects,
-                        units,
+                        groups,
                         limits.widths[sides, guarantee, alpha].width,
                         guarantee=guarantee,
                         sides=sides,
@@ -255,16 +255,14 @@ def _margins(
 
 
 def _misses(
-    cases: Sequence[ObservedCase], asked: Asked, exchangeable: str, refused: list[Refusal]
+    cases: Sequence[ObservedCase], asked: Asked, group: str, refused: list[Refusal]
 ) -> MissThreshold | None:
     if asked.miss_alpha is None:
         return None
     found = [one for case in cases for one in case.found]
-    units = {case.unit for case in cases}
+    groups = {case.group for case in cases}
     try:
-        return fit_threshold(
-            found, units, asked.miss_alpha, exchangeable=exchangeable, match_iou=asked.match_iou
-        )
+        return fit_threshold(found, groups, asked.miss_alpha, group=group, match_iou=asked.match_iou)
     except InputError as error:
         named = f"score threshold for misses, alpha {asked.miss_alpha:g}"
         refused.append(Refusal(what=named, why=str(error)))
@@ -272,18 +270,18 @@ def _misses(
 
 
 def _score_counts(cases: Sequence[ObservedCase]) -> dict[str, Reliability]:
-    """Return the counts of each unit's instances."""
+    """Return the counts of each group's instances."""
     counts: dict[str, Reliability] = {}
     for case in cases:
-        of_unit = counts.setdefault(case.unit, Reliability.zeros())
-        of_unit.add([one.score for one in case.instances], [one.matched for one in case.instances])
+        of_group = counts.setdefault(case.group, Reliability.zeros())
+        of_group.add([one.score for one in case.instances], [one.matched for one in case.instances])
     return counts
 
 
 def _pixel_scaling(pixels: Mapping[str, PixelCounts], refused: list[Refusal]) -> ChosenScaling | None:
     if not pixels:
         return None
-    judged = [{"all pixels": unit.every, "pixels near the edge": unit.band} for unit in pixels.values()]
+    judged = [{"all pixels": group.every, "pixels near the edge": group.band} for group in pixels.values()]
     try:
         return fit_scaling([counts.doubtful for counts in pixels.values()], judged)
     except InputError as error:

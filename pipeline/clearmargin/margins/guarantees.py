@@ -1,15 +1,15 @@
-"""What a margin promises of a new unit, and the least factor that keeps it.
+"""What a margin promises of a new group, and the least factor that keeps it.
 
-Each matched object asks for a factor that its width is multiplied by; until it has it, its edge lies outside. A unit
+Each matched object asks for a factor that its width is multiplied by; until it has it, its edge lies outside. A group
 (patient, surgery, image) has a loss in [0, 1] that never rises with the factor:
 
 - ``object``: the share of its objects that are not covered;
-- ``unit``: 1 if any of its objects is not covered, else 0;
+- ``group``: 1 if any of its objects is not covered, else 0;
 - ``risk``: the share of an object's edge that is outside, a mean over its objects.
 
-With n exchangeable units the least factor with ``(n risk + 1) / (n + 1) <= alpha`` keeps the mean loss of a new unit
-at alpha or less (conformal risk control). For ``unit`` this is the split-conformal quantile, and for ``object`` the
-hierarchical one, in which each unit has the weight 1 / (n + 1), shared by its objects. The mean is over calibrations,
+With n exchangeable groups the least factor with ``(n risk + 1) / (n + 1) <= alpha`` keeps the mean loss of a new group
+at alpha or less (conformal risk control). For ``group`` this is the split-conformal quantile, and for ``object`` the
+hierarchical one, in which each group has the weight 1 / (n + 1), shared by its objects. The mean is over calibrations,
 too; with a confidence the factor keeps the loss for that share of the calibrations.
 
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024, theorem 1; Lee, Barber and
@@ -35,14 +35,14 @@ from clearmargin.errors import ConfigError, InputError
 __all__ = [
     "GUARANTEES",
     "Demand",
+    "GroupLosses",
     "Guarantee",
-    "UnitLosses",
     "coverage_range",
+    "groups_needed",
     "least_factor",
-    "units_needed",
 ]
 
-Guarantee = Literal["object", "unit", "risk"]
+Guarantee = Literal["object", "group", "risk"]
 GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)
 
 _CANDIDATES = 3000  # factors that are tried; between two the larger is taken
@@ -56,42 +56,42 @@ class Demand:
     """What one matched object asks of the factor.
 
     Attributes:
-        unit: The unit of exchangeability that it belongs to.
+        group: The patient, surgery or image that it belongs to.
         whole: The factor from which on the object is covered as a whole, at least 0.
         factors: ``(K,)`` float64, rising: where less of its edge is outside; none if it never is.
         outside: ``(K,)`` float64 in (0, 1], falling: the share of its edge that is outside just below each factor.
     """
 
-    unit: str
+    group: str
     whole: float
     factors: Values
     outside: Values
 
 
-class UnitLosses:
-    """The losses of units as functions of the factor: steps down, at the demands of their objects."""
+class GroupLosses:
+    """The losses of groups as functions of the factor: steps down, at the demands of their objects."""
 
     def __init__(self, demands: Sequence[Demand], guarantee: Guarantee) -> None:
         """Put the demands of all matched objects together.
 
         Args:
-            demands: Of the objects of one or more units.
+            demands: Of the objects of one or more groups.
             guarantee: Which loss.
         """
         self.guarantee: Guarantee = guarantee
-        self.units = tuple(sorted({demand.unit for demand in demands}))
-        by_unit: dict[str, list[Demand]] = {unit: [] for unit in self.units}
+        self.groups = tuple(sorted({demand.group for demand in demands}))
+        by_group: dict[str, list[Demand]] = {group: [] for group in self.groups}
         for demand in demands:
-            by_unit[demand.unit].append(demand)
-        steps = [_STEPS[guarantee](by_unit[unit]) for unit in self.units]
+            by_group[demand.group].append(demand)
+        steps = [_STEPS[guarantee](by_group[group]) for group in self.groups]
         self._places = [place for place, _ in steps]
-        # what is left of a unit's loss once the first so many steps are taken
+        # what is left of a group's loss once the first so many steps are taken
         self._left = [np.append(np.cumsum(drop[::-1])[::-1], 0.0) for _, drop in steps]
 
     @property
     def n(self) -> int:
-        """Number of units."""
-        return len(self.units)
+        """Number of groups."""
+        return len(self.groups)
 
     def candidates(self) -> Values:
         """Return the factors at which some loss falls, rising, 0 among them; of very many evenly spaced ones."""
@@ -100,16 +100,16 @@ class UnitLosses:
             every = every[np.linspace(0, len(every) - 1, _CANDIDATES).round().astype(int)]
         return every
 
-    def select(self, places: Sequence[int] | NDArray[np.int64]) -> UnitLosses:
-        """Return the losses of the units at some places of ``units``."""
-        chosen = UnitLosses((), self.guarantee)
-        chosen.units = tuple(self.units[k] for k in places)
+    def select(self, places: Sequence[int] | NDArray[np.int64]) -> GroupLosses:
+        """Return the losses of the groups at some places of ``groups``."""
+        chosen = GroupLosses((), self.guarantee)
+        chosen.groups = tuple(self.groups[k] for k in places)
         chosen._places = [self._places[k] for k in places]
         chosen._left = [self._left[k] for k in places]
         return chosen
 
     def at(self, factors: Values) -> Values:
-        """Return each unit's loss at each factor, ``(F, n)``."""
+        """Return each group's loss at each factor, ``(F, n)``."""
         reached: Values = np.asarray(factors, np.float64) * (1 + SLACK)
         columns = [
             left[np.searchsorted(places, reached, side="right")]
@@ -137,24 +137,24 @@ def _edges(demands: Sequence[Demand]) -> tuple[Values, Values]:
     return places[order], drops[order]
 
 
-_STEPS = {"object": _shares, "unit": _any, "risk": _edges}
+_STEPS = {"object": _shares, "group": _any, "risk": _edges}
 
 
 def least_factor(
-    losses: UnitLosses, alpha: float, *, confidence: float | None = None, name: str = "the margin"
+    losses: GroupLosses, alpha: float, *, confidence: float | None = None, name: str = "the margin"
 ) -> float:
-    """Return the least factor at which the mean loss of new units is at most ``alpha``.
+    """Return the least factor at which the mean loss of new groups is at most ``alpha``.
 
     Args:
-        losses: Of the calibration units.
+        losses: Of the calibration groups.
         alpha: What the mean loss may be.
-        confidence: None keeps the mean over calibrations and new units together. A number keeps it as well for that
-            share of the calibrations, one by one: by the binomial law for ``unit``, by a betting bound otherwise.
+        confidence: None keeps the mean over calibrations and new groups together. A number keeps it as well for that
+            share of the calibrations, one by one: by the binomial law for ``group``, by a betting bound otherwise.
         name: What is calibrated, for the message.
 
     Raises:
         ConfigError: ``alpha`` or ``confidence`` is not between 0 and 1.
-        InputError: No factor keeps it: too few units; with the level that is reached and the units needed.
+        InputError: No factor keeps it: too few groups; with the level that is reached and the groups needed.
     """
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is the share that may fail, between 0 and 1, not {alpha:g}")
@@ -172,10 +172,10 @@ def least_factor(
     return float(candidates[int(np.argmax(kept))])
 
 
-def units_needed(alpha: float, confidence: float | None = None) -> int:
-    """Return the smallest number of units that reach ``alpha``; with a confidence, if none of them fails.
+def groups_needed(alpha: float, confidence: float | None = None) -> int:
+    """Return the smallest number of groups that reach ``alpha``; with a confidence, if none of them fails.
 
-    >>> units_needed(0.1), units_needed(0.05), units_needed(0.1, 0.9)
+    >>> groups_needed(0.1), groups_needed(0.05), groups_needed(0.1, 0.9)
     (9, 19, 22)
     """
     if confidence is None:
@@ -187,9 +187,9 @@ def _is_kept(losses: Values, guarantee: Guarantee, alpha: float, error: float) -
     """Return whether losses say with an error of at most ``error`` that their mean is at most ``alpha``."""
     from scipy.stats import binom
 
-    if guarantee == "unit":
+    if guarantee == "group":
         return bool(binom.cdf(round(float(losses.sum())), len(losses), alpha) <= error)
-    shuffled = np.random.default_rng(0).permutation(losses)  # units come sorted by name
+    shuffled = np.random.default_rng(0).permutation(losses)  # groups come sorted by name
     count = np.arange(1, len(shuffled) + 1)
     means = (0.5 + np.cumsum(shuffled)) / (1 + count)
     variances = (0.25 + np.cumsum((shuffled - means) ** 2)) / (1 + count)
@@ -203,31 +203,31 @@ def _too_few(n: int, alpha: float, confidence: float | None, name: str) -> str:
     if confidence is not None:
         return (
             f"{name} at alpha {alpha:g} with a confidence of {confidence:g} needs "
-            f"{units_needed(alpha, confidence)} calibration units at least, and "
-            f"more if some of them fail; there are {n}: add units, or ask for a larger alpha or less confidence"
+            f"{groups_needed(alpha, confidence)} calibration groups at least, and "
+            f"more if some of them fail; there are {n}: add groups, or ask for a larger alpha or less confidence"
         )
     reach = f"{n} reach {100 * n / (n + 1):.3g} % at best (alpha {1 / (n + 1):.3g})" if n else "there is none"
     return (
-        f"{name} at alpha {alpha:g} needs {units_needed(alpha)} calibration units, {reach}: add units, or ask for a "
+        f"{name} at alpha {alpha:g} needs {groups_needed(alpha)} calibration groups, {reach}: add groups, or ask for a "
         "larger alpha"
     )
 
 
-def coverage_range(losses: UnitLosses, factor: float) -> tuple[float, float, float]:
-    """Return what new units are covered at ``factor``: the mean over calibrations, and a central 90 % range.
+def coverage_range(losses: GroupLosses, factor: float) -> tuple[float, float, float]:
+    """Return what new groups are covered at ``factor``: the mean over calibrations, and a central 90 % range.
 
-    For the calibration at hand coverage is fixed and not known. By ``unit`` it has over calibrations the law
-    Beta(n - f, f + 1), f the number of units that fail, exactly if there are no ties. A loss that is a share varies
-    less: its Beta law has the mean that units left out one by one have, and the variance divided by that of a loss of
+    For the calibration at hand coverage is fixed and not known. By ``group`` it has over calibrations the law
+    Beta(n - f, f + 1), f the number of groups that fail, exactly if there are no ties. A loss that is a share varies
+    less: its Beta law has the mean that groups left out one by one have, and the variance divided by that of a loss of
         0 or 1.
     That is an approximation (`tests/margins/test_guarantees.py` has how good it is).
 
     Args:
-        losses: Of the calibration units.
+        losses: Of the calibration groups.
         factor: As `least_factor` returned it for them.
 
     Returns:
-        Mean, low and high, in [0, 1]; ``(0, 0, 1)`` for no unit.
+        Mean, low and high, in [0, 1]; ``(0, 0, 1)`` for no group.
     """
     from scipy.stats import beta
 
@@ -236,7 +236,7 @@ def coverage_range(losses: UnitLosses, factor: float) -> tuple[float, float, flo
         return 0.0, 0.0, 1.0
     own = losses.at(np.array([factor]))[0]
     risk = float(own.mean())
-    if losses.guarantee == "unit" or not 0 < risk < 1:
+    if losses.guarantee == "group" or not 0 < risk < 1:
         mean, weight = 1 - (n * risk + 1) / (n + 1), n + 1.0
     else:
         mean = 1 - _left_out(losses, risk)
@@ -245,8 +245,8 @@ def coverage_range(losses: UnitLosses, factor: float) -> tuple[float, float, flo
     return mean, float(low), float(high)
 
 
-def _left_out(losses: UnitLosses, risk: float) -> float:
-    """Return the mean loss of each unit at the least factor that keeps the others' mean loss at ``risk``."""
+def _left_out(losses: GroupLosses, risk: float) -> float:
+    """Return the mean loss of each group at the least factor that keeps the others' mean loss at ``risk``."""
     candidates = losses.candidates()
     table = losses.at(candidates)
     total = table.sum(axis=1)

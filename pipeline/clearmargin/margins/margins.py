@@ -1,7 +1,7 @@
 """Margins of safety with a promise: how wide they are for an object, and a record that says what they hold for.
 
 `needed` says what an object needed, `width` what that is compared with, `guarantees` which factor keeps the promise. A
-unit without a matched object asks for nothing: it is left out and counted, and the promise is about units that have
+group without a matched object asks for nothing: it is left out and counted, and the promise is about groups that have
 one. What no prediction matches, or none well enough, has no margin; `misses` is about that.
 
 Source: Papadopoulos et al., "Inductive confidence machines for regression", ECML 2002 (split conformal, and
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from clearmargin.core import EdgeSpread, Grid, Mask
 from clearmargin.core.grid import Unit
+from clearmargin.core.groups import PLURALS
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.margins.guarantees import Demand, Guarantee, UnitLosses, coverage_range, least_factor
+from clearmargin.margins.guarantees import Demand, GroupLosses, Guarantee, coverage_range, least_factor
 from clearmargin.margins.reach import EdgeScale, grow, shrink
 from clearmargin.margins.requirement import SIDES, Needed, Side
 from clearmargin.margins.width import Features, Width
@@ -52,12 +53,12 @@ class CalibrationData:
     """Where a margin comes from.
 
     Attributes:
-        exchangeable: What one unit is: ``patient``, ``surgery``, or ``image`` where nothing better is known.
+        group: What one group is: ``patient``, ``surgery``, or ``image`` where nothing better is known.
         date: Of the calibration, ISO 8601.
         digest: SHA-256 of the calibration data.
     """
 
-    exchangeable: str
+    group: str
     date: str
     digest: str
 
@@ -67,13 +68,13 @@ class MatchedObject:
     """One predicted object whose partner is known.
 
     Attributes:
-        unit: The unit of exchangeability that it belongs to.
+        group: The patient, surgery or image that it belongs to.
         features: What is known of it without its partner (`width.features_of`).
         needed: What it needed: by side and by the floor of the edge's scale, None for one margin all around.
         mean_scale: By floor, the mean scale of its edge.
     """
 
-    unit: str
+    group: str
     features: Features
     needed: Mapping[tuple[Side, float | None], Needed]
     mean_scale: Mapping[float, float]
@@ -88,15 +89,15 @@ class Margin:
         sides: ``outer``: true objects lie within the grown prediction. ``inner``: the shrunk prediction lies within
             them.
             ``both``: both at once, so that the true size lies between.
-        alpha: What the mean loss of new units may be.
+        alpha: What the mean loss of new groups may be.
         confidence: None, or the share of calibrations for which the loss is kept.
         factor: What widths are multiplied by.
         width: Of an object.
         length_unit: ``mm``, or ``px`` if the calibration images have no spacing.
-        n: Units that it was calibrated on.
-        without: Further calibration units, which had no matched object.
+        n: Groups that it was calibrated on.
+        without: Further calibration groups, which had no matched object.
         match_iou: IoU from which a prediction and a true object are matched.
-        covered: Mean over calibrations, low and high: what new units are covered (`guarantees.coverage_range`).
+        covered: Mean over calibrations, low and high: what new groups are covered (`guarantees.coverage_range`).
         typical: Median margin of the calibration objects by side, in ``length_unit``; 0 for a side that is not asked
             for.
         data: Where it comes from.
@@ -182,17 +183,17 @@ class Margin:
 
     @property
     def promise(self) -> str:
-        """What holds of a new unit, as the end of a sentence, without the numbers of the calibration."""
-        unit, kept = self.data.exchangeable, f"{100 * (1 - self.alpha):g} %"
+        """What holds of a new group, as the end of a sentence, without the numbers of the calibration."""
+        group, kept = self.data.group, f"{100 * (1 - self.alpha):g} %"
         place = {
             "outer": "within the predicted one grown by its outer margin",
             "inner": "around the predicted one shrunk by its inner margin",
             "both": "between the predicted one shrunk by its inner margin and grown by its outer margin",
         }[self.sides]
         return {
-            "object": f"at least {kept} of a new {unit}'s matched objects lie {place}, a mean over new {unit} units",
-            "unit": f"with a chance of at least {kept} every matched object of a new {unit} lies {place}",
-            "risk": f"at least {kept} of the edge of a new {unit}'s matched objects lies {place}, a mean over objects",
+            "object": f"at least {kept} of a new {group}'s matched objects lie {place}, a mean over {PLURALS[group]}",
+            "group": f"with a chance of at least {kept} every matched object of a new {group} lies {place}",
+            "risk": f"at least {kept} of the edge of a new {group}'s matched objects lies {place}, a mean over objects",
         }[self.guarantee]
 
     def __str__(self) -> str:
@@ -203,7 +204,7 @@ class Margin:
         )
         sure = "" if self.confidence is None else f", with a confidence of {100 * self.confidence:g} %"
         return (
-            f"{self.promise}{sure} (alpha {self.alpha:g}, n = {self.n} {self.data.exchangeable} units). Median margin: "
+            f"{self.promise}{sure} (alpha {self.alpha:g}, n = {self.n} {PLURALS[self.data.group]}). Median margin: "
             f"{typical}{spacing}, {self.width}. Coverage of this one calibration: {low:.0f} to {high:.0f} % in 9 of "
             f"10, {mean:.1f} % on average"
         )
@@ -233,7 +234,7 @@ def _demand(one: MatchedObject, width: Width, sides: Sequence[Side]) -> Demand:
         for side, part in zip(sides, parts, strict=True)
     ]
     factors, outside = steps[0] if len(steps) == 1 else _larger(steps)
-    return Demand(unit=one.unit, whole=whole, factors=factors, outside=outside)
+    return Demand(group=one.group, whole=whole, factors=factors, outside=outside)
 
 
 def _larger(
@@ -249,14 +250,14 @@ def _larger(
 
 def losses_of(
     objects: Iterable[MatchedObject], width: Width, sides: Sides, guarantee: Guarantee
-) -> UnitLosses:
-    """Return the losses of the units with a matched object, as functions of the factor."""
-    return UnitLosses(demands_of(objects, width, sides), guarantee)
+) -> GroupLosses:
+    """Return the losses of the groups with a matched object, as functions of the factor."""
+    return GroupLosses(demands_of(objects, width, sides), guarantee)
 
 
 def fit_margin(
     objects: Sequence[MatchedObject],
-    units: Iterable[str],
+    groups: Iterable[str],
     width: Width,
     *,
     guarantee: Guarantee,
@@ -267,28 +268,28 @@ def fit_margin(
     match_iou: float,
     data: CalibrationData,
 ) -> Margin:
-    """Return the margin with which the mean loss of new units is at most ``alpha``.
+    """Return the margin with which the mean loss of new groups is at most ``alpha``.
 
     Args:
-        objects: All matched objects of the calibration units.
-        units: All calibration units, with and without a matched object.
-        width: Fixed on other units.
+        objects: All matched objects of the calibration groups.
+        groups: All calibration groups, with and without a matched object.
+        width: Fixed on other groups.
         guarantee: Which loss.
         sides: Of the object's edge.
         alpha: What the mean loss may be.
         confidence: See `least_factor`.
         length_unit: Of all lengths.
         match_iou: IoU from which objects are matched.
-        data: Where the units come from.
+        data: Where the groups come from.
 
     Raises:
-        InputError: Too few units with a matched object; the level that they reach is said.
-        ValueError: An object belongs to no calibration unit.
+        InputError: Too few groups with a matched object; the level that they reach is said.
+        ValueError: An object belongs to no calibration group.
     """
-    everyone = set(units)
+    everyone = set(groups)
     losses = losses_of(objects, width, sides, guarantee)
-    if not set(losses.units) <= everyone:
-        raise ValueError(f"{len(set(losses.units) - everyone)} unit(s) have objects and are not listed")
+    if not set(losses.groups) <= everyone:
+        raise ValueError(f"{len(set(losses.groups) - everyone)} group(s) have objects and are not listed")
     named = "the margin on both sides" if sides == "both" else f"the {sides} margin"
     factor = least_factor(losses, alpha, confidence=confidence, name=named)
     margin = Margin(

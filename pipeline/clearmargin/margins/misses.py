@@ -1,6 +1,6 @@
 """A score threshold under which few instances are missed, merged or cut, by conformal risk control.
 
-The loss of a unit at a threshold is the share of its reference instances that no kept prediction matches well
+The loss of a group at a threshold is the share of its reference instances that no kept prediction matches well
 enough (or whether there is any). A prediction that holds two objects, or half of one, has an IoU near 0.5 with
 either: it is matched from 0.5, and counts as missed under the IoU from which margins are promised.
 
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet
+from clearmargin.core.groups import PLURALS
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.metrics.matching import Matches, ignored_share, match_instances
 
@@ -38,13 +39,13 @@ class Found:
     """One reference instance of a calibration case.
 
     Attributes:
-        unit: The unit of exchangeability that it belongs to.
+        group: The patient, surgery or image that it belongs to.
         score: Of the prediction that it matches when all are kept; None where there is none.
         iou: With that prediction; 0 where there is none.
         label: Its class.
     """
 
-    unit: str
+    group: str
     score: float | None
     iou: float = 1.0
     label: int = 1
@@ -56,12 +57,12 @@ class MissThreshold:
 
     Attributes:
         threshold: Predictions with at least this score are kept.
-        alpha: The mean loss of new units is at most this.
-        loss: ``share``: of a unit's instances that are missed; ``any``: 1 where one is missed, else 0.
-        n: Calibration units with a reference instance.
-        without: Calibration units without one, which cannot miss any and are left out.
-        risk: Mean loss of the n units at the threshold.
-        exchangeable: What a unit is, such as ``patient``.
+        alpha: The mean loss of new groups is at most this.
+        loss: ``share``: of a group's instances that are missed; ``any``: 1 where one is missed, else 0.
+        n: Calibration groups with a reference instance.
+        without: Calibration groups without one, which cannot miss any and are left out.
+        risk: Mean loss of the n groups at the threshold.
+        group: What a group is, such as ``patient``.
         match_iou: A reference whose prediction has a smaller IoU is missed.
     """
 
@@ -71,18 +72,19 @@ class MissThreshold:
     n: int
     without: int
     risk: float
-    exchangeable: str
+    group: str
     match_iou: float
 
     def __str__(self) -> str:
-        unit, most, bad = self.exchangeable, f"at most {100 * self.alpha:g} %", "missed, merged or cut"
+        group, most, bad = self.group, f"at most {100 * self.alpha:g} %", "missed, merged or cut"
         what = {
-            "share": f"a new {unit} has on average {most} of its instances {bad}",
-            "any": f"a new {unit} has any instance {bad} with a chance of {most}",
+            "share": f"a new {group} has on average {most} of its instances {bad}",
+            "any": f"a new {group} has any instance {bad} with a chance of {most}",
         }[self.loss]
         return (
             f"score threshold {self.threshold:.4g}: {what}, so that no prediction has an IoU of {self.match_iou:g} "
-            f"with it (n = {self.n} {unit} units, {self.without} more had no instance; {100 * self.risk:.3g} % there)."
+            f"with it (n = {self.n} {PLURALS[group]}, {self.without} more had no instance; {100 * self.risk:.3g} % "
+            "there)."
         )
 
 
@@ -95,11 +97,11 @@ def _any(missed: NDArray[np.bool_]) -> float:
 
 
 LOSSES: dict[Loss, Callable[[NDArray[np.bool_]], float]] = {"share": _share, "any": _any}
-"""From which of a unit's references are missed to its loss, in [0, 1] and never lower for more misses."""
+"""From which of a group's references are missed to its loss, in [0, 1] and never lower for more misses."""
 
 
 def find_references(
-    unit: str,
+    group: str,
     predicted: InstanceSet,
     reference: InstanceSet,
     *,
@@ -109,7 +111,7 @@ def find_references(
     """Return for each reference instance the score from which on it is missed.
 
     Args:
-        unit: The unit that the image belongs to.
+        group: The group that the image belongs to.
         predicted: All instances, down to the lowest score.
         reference: On the same grid. What lies in its ignored region as a whole is not asked for.
         iou_threshold: IoU from which a pair counts as the same object.
@@ -120,7 +122,7 @@ def find_references(
     ious = {int(j): float(iou) for (_, j), iou in zip(matches.pairs, matches.ious, strict=True)}
     return [
         Found(
-            unit=unit,
+            group=group,
             score=float(predicted.scores[partner[j]]) if j in partner else None,
             iou=ious.get(j, 0.0),
             label=int(reference.labels[j]),
@@ -132,20 +134,20 @@ def find_references(
 
 def fit_threshold(
     found: Sequence[Found],
-    units: Iterable[str],
+    groups: Iterable[str],
     alpha: float,
     *,
-    exchangeable: str,
+    group: str,
     loss: Loss = "share",
     match_iou: float = 0.5,
 ) -> MissThreshold:
     """Return the highest threshold whose risk is controlled at ``alpha``: ``(n risk + 1) / (n + 1) <= alpha``.
 
     Args:
-        found: All references of the calibration units, `find_references`.
-        units: All calibration units, with and without a reference.
-        alpha: What the mean loss of new units may be.
-        exchangeable: What a unit is, such as ``patient``.
+        found: All references of the calibration groups, `find_references`.
+        groups: All calibration groups, with and without a reference.
+        alpha: What the mean loss of new groups may be.
+        group: What a group is, such as ``patient``.
         loss: See `LOSSES`.
         match_iou: A reference whose prediction has a smaller IoU is missed. Partners do not depend on it, so that the
             loss still never falls as the threshold rises.
@@ -156,11 +158,11 @@ def fit_threshold(
     """
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is a share of misses, between 0 and 1, not {alpha:g}")
-    of_unit: dict[str, list[float]] = {}
+    of_group: dict[str, list[float]] = {}
     for one in found:
         good = one.score is not None and one.iou >= match_iou
-        of_unit.setdefault(one.unit, []).append(one.score if one.score is not None and good else -np.inf)
-    scores = [np.array(v) for v in of_unit.values()]
+        of_group.setdefault(one.group, []).append(one.score if one.score is not None and good else -np.inf)
+    scores = [np.array(v) for v in of_group.values()]
     n, rule = len(scores), LOSSES[loss]
 
     def risk(threshold: float) -> float:
@@ -171,11 +173,13 @@ def fit_threshold(
 
     if not n or not controlled(0.0):
         best = (
-            f"{n} units reach {(n * risk(0.0) + 1) / (n + 1):.3g} at best" if n else "no unit has an instance"
+            f"{n} groups reach {(n * risk(0.0) + 1) / (n + 1):.3g} at best"
+            if n
+            else "no group has an instance"
         )
         raise InputError(
             f"no score threshold keeps misses at alpha {alpha:g}: with every prediction kept {best}; add "
-            "calibration units, ask for a larger alpha, or train a model that misses fewer"
+            "calibration groups, ask for a larger alpha, or train a model that misses fewer"
         )
     # the loss only changes just above a score, and it rises with the threshold: bisect the scores
     steps = np.unique(np.concatenate([*scores, [0.0, 1.0]]))
@@ -190,8 +194,8 @@ def fit_threshold(
         alpha=alpha,
         loss=loss,
         n=n,
-        without=len(set(units) - of_unit.keys()),
+        without=len(set(groups) - of_group.keys()),
         risk=risk(threshold),
-        exchangeable=exchangeable,
+        group=group,
         match_iou=match_iou,
     )

@@ -76,7 +76,7 @@ class ObservedInstance:
 
 @dataclass(kw_only=True)
 class PixelCounts:
-    """Foreground probabilities against the union of the reference's instances, counted over the cases of a unit.
+    """Foreground probabilities against the union of the reference's instances, counted over the cases of a group.
 
     Attributes:
         every: All pixels outside the ignored region.
@@ -117,17 +117,17 @@ class ObservedCase:
     """One case.
 
     Attributes:
-        unit: Its unit.
+        group: Its group.
         strata: Of the card.
         length_unit: ``mm`` or ``px``.
-        element: Edge length of a cube (square) of the size of an element, in that unit.
+        element: Edge length of a cube (square) of the size of an element, in that group.
         instances: Predicted ones, but for those in the ignored region.
         found: Of each reference, when it is found, and how well.
         looks: See `image_features`.
         scored: By label, what each prediction matches, for thresholds on scores.
     """
 
-    unit: str
+    group: str
     strata: Mapping[str, str]
     length_unit: Unit
     element: float
@@ -138,7 +138,7 @@ class ObservedCase:
 
 
 def observe(
-    unit: str,
+    group: str,
     image: Image,
     prediction: Prediction,
     reference: InstanceSet,
@@ -149,7 +149,7 @@ def observe(
     """Return what is kept of one case.
 
     Args:
-        unit: The unit of exchangeability that it belongs to.
+        group: The patient, surgery or image that it belongs to.
         image: The segmented image.
         prediction: Of every instance, down to score 0.
         reference: On the same grid.
@@ -166,12 +166,12 @@ def observe(
         if i not in ignored
     ]
     return ObservedCase(
-        unit=unit,
+        group=group,
         strata=dict(strata or {}),
         length_unit=instances.grid.unit,
         element=element_of(instances.grid),
         instances=tuple(kept),
-        found=tuple(find_references(unit, instances, reference, matches=matches)),
+        found=tuple(find_references(group, instances, reference, matches=matches)),
         looks=image_features(image.pixels),
         scored=match_scores(instances, reference),
     )
@@ -182,7 +182,7 @@ def matched_objects(
 ) -> list[MatchedObject]:
     """Return the objects at or above their score threshold that match a true one at an IoU or better."""
     return [
-        MatchedObject(unit=case.unit, features=one.features, needed=one.needed, mean_scale=one.mean_scale)
+        MatchedObject(group=case.group, features=one.features, needed=one.needed, mean_scale=one.mean_scale)
         for case in cases
         for one in case.instances
         if one.score >= thresholds.of(one.label) and one.needed and one.iou >= match_iou

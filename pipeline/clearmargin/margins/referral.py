@@ -1,6 +1,6 @@
 """Which instances a person should look at, and why, in sentences.
 
-Limits are defaults until a calibration fits them: on its fit units, each so that it flags the smallest share of
+Limits are defaults until a calibration fits them: on its fit groups, each so that it flags the smallest share of
 instances after which 90 % of the others are right and within the risk limit (`metrics.failure.refer`).
 """
 
@@ -120,7 +120,7 @@ def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRu
     that is said.
 
     Args:
-        columns: ``(n,)`` values of the fit units' instances, by name in `LIMITED`; scores are scaled.
+        columns: ``(n,)`` values of the fit groups' instances, by name in `LIMITED`; scores are scaled.
         failed: ``(n,)`` bool: spurious, or over the risk limit.
     """
     bad = np.asarray(failed, np.float64)

@@ -1,6 +1,6 @@
 """Probabilities made to say what comes true: one temperature, or any rising function.
 
-Both are fitted on other units than the margins (`split_units`), and on probabilities that were averaged before.
+Both are fitted on other groups than the margins (`split_groups`), and on probabilities that were averaged before.
 Instance scores come as arrays; the pixels of many images as cells: ``fit_temperature(*reliability.cells())``.
 Where there is nothing to fit the result is the identity, which says why.
 """

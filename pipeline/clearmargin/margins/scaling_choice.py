@@ -1,4 +1,4 @@
-"""Which scaling is applied, if any: by how well each says what comes true in units that it was not fitted on."""
+"""Which scaling is applied, if any: by how well each says what comes true in groups that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ChosenScaling:
     Attributes:
         chosen: Its name; ``none`` leaves probabilities as they are.
         why: The reason, in a sentence.
-        temperature: Fitted on all fit units.
+        temperature: Fitted on all fit groups.
         isotonic: Likewise.
     """
 
@@ -93,26 +93,26 @@ class ChosenScaling:
 
 
 def fit_scaling(
-    units: Sequence[Reliability], judged: Sequence[Mapping[str, Reliability]] | None = None
+    groups: Sequence[Reliability], judged: Sequence[Mapping[str, Reliability]] | None = None
 ) -> ChosenScaling:
     """Fit a temperature and a rising function, and choose.
 
-    Each is fitted on every other unit and judged by the Brier score on those between, and the other way round, beside
+    Each is fitted on every other group and judged by the Brier score on those between, and the other way round, beside
     the probabilities as they are. The one with the lowest score is chosen, the simpler one of equals. A temperature at
     the end of its range is never chosen. Nothing is scaled if there are fewer than `EVENTS_NEEDED` events or
-    `EACH_NEEDED` of either outcome, or if only one unit has an event. A scaling is not chosen, either, if it made the
+    `EACH_NEEDED` of either outcome, or if only one group has an event. A scaling is not chosen, either, if it made the
     Brier score or the ECE of any further counts worse, such as of the pixels near an edge.
 
     Args:
-        units: Counts of each fit unit's events, in an order that says nothing of them.
-        judged: Further counts of each of these units, by name, on which nothing is fitted: of pixels all of them, and
-            not only the doubtful ones that ``units`` has. Probabilities of 0 and 1 then stay what they are.
+        groups: Counts of each fit group's events, in an order that says nothing of them.
+        judged: Further counts of each of these groups, by name, on which nothing is fitted: of pixels all of them, and
+            not only the doubtful ones that ``groups`` has. Probabilities of 0 and 1 then stay what they are.
 
     Raises:
-        InputError: No unit has an event.
+        InputError: No group has an event.
     """
-    kept = [k for k, unit in enumerate(units) if unit.total]
-    events = [units[k] for k in kept]
+    kept = [k for k, group in enumerate(groups) if group.total]
+    events = [groups[k] for k in kept]
     further = [judged[k] for k in kept] if judged is not None else []
     every = Reliability.together(events)
     reason = _too_few(every, len(events))
@@ -139,7 +139,7 @@ def fit_scaling(
         if name in errors and not worse[name] and errors[name] < errors[chosen] * (1 - 1e-9):
             chosen = name
     said = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
-    why = f"{chosen}: Brier score on the half of the units that each was not fitted on: {said}"
+    why = f"{chosen}: Brier score on the half of the groups that each was not fitted on: {said}"
     refused = [f"{name} made {', '.join(what)} worse" for name, what in worse.items() if what]
     if refused:
         why += f"; not applied: {'; '.join(refused)}"
@@ -159,12 +159,12 @@ def _fit_between_ends(*cells: NDArray[np.float64]) -> Scaling:
 
 
 def _made_worse(halves: Sequence[Scaling], judged: Sequence[Mapping[str, Reliability]]) -> list[str]:
-    """Return which errors of which further counts rise, each half of the units scaled by what fits the other."""
+    """Return which errors of which further counts rise, each half of the groups scaled by what fits the other."""
     worse = []
     for name in judged[0] if judged else ():
-        before = Reliability.together(unit[name] for unit in judged)
+        before = Reliability.together(group[name] for group in judged)
         after = Reliability.together(
-            scaled_counts(Reliability.together(unit[name] for unit in judged[1 - k :: 2]), one)
+            scaled_counts(Reliability.together(group[name] for group in judged[1 - k :: 2]), one)
             for k, one in enumerate(halves)
         )
         if not before.total:
@@ -179,7 +179,7 @@ def _made_worse(halves: Sequence[Scaling], judged: Sequence[Mapping[str, Reliabi
     return worse
 
 
-def _too_few(events: Reliability, units: int) -> str | None:
+def _too_few(events: Reliability, groups: int) -> str | None:
     """Return why nothing can be fitted, with how much is needed; None if something can."""
     total = round(events.total)
     right = round(float(events.right.sum()))
@@ -188,8 +188,8 @@ def _too_few(events: Reliability, units: int) -> str | None:
             f"{total} events, of which {right} came true, are too few: {EVENTS_NEEDED} are needed, {EACH_NEEDED} of "
             "either outcome"
         )
-    if units < 2:
-        return "one unit with an event cannot judge another: two are needed"
+    if groups < 2:
+        return "one group with an event cannot judge another: two are needed"
     return None
 
 

@@ -1,6 +1,6 @@
 """How wide a margin is for one object: what its factor is multiplied by, from what is known of the prediction alone.
 
-Three ways, the narrowest of which is chosen on the fit units at equal coverage:
+Three ways, the narrowest of which is chosen on the fit groups at equal coverage:
 
 - ``constant``: one margin for all objects;
 - ``predicted``: from size, score, class, and the edge's standard deviation if there are samples, by linear quantile
@@ -9,7 +9,7 @@ Three ways, the narrowest of which is chosen on the fit units at equal coverage:
 objects or
   with one that is predicted like that.
 
-Whatever the width, the factor is calibrated on other units, so that the guarantee does not depend on how good it is.
+Whatever the width, the factor is calibrated on other groups, so that the guarantee does not depend on how good it is.
 
 Source: Koenker and Bassett, "Regression quantiles", Econometrica 1978; Romano, Patterson and Candes, "Conformalized
 quantile regression", NeurIPS 2019 (there the margin is added to, here it is multiplied: needed margins spread as they
@@ -170,7 +170,7 @@ def fit_predicted(
     Args:
         rows: Features of each object.
         needed: Needed margin of each, in the unit of length.
-        weights: Of each object; those of a unit add up to the same.
+        weights: Of each object; those of a group add up to the same.
         level: Of the quantile, in (0, 1).
         offset: Added to each needed margin, positive.
     """

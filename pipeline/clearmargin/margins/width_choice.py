@@ -1,4 +1,4 @@
-"""Which width a margin has: each is fitted on half of the fit units and measured on the other half, at equal loss."""
+"""Which width a margin has: each is fitted on half of the fit groups and measured on the other half, at equal loss."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ChosenWidth:
     """A width, and what it was chosen by.
 
     Attributes:
-        width: Fitted on all fit units.
+        width: Fitted on all fit groups.
         lengths: Mean margin of each width that was tried, by its name, on the half that it was not fitted on and at the
-            same loss; empty if there were too few units to try.
+            same loss; empty if there were too few groups to try.
     """
 
     width: Width
@@ -34,15 +34,15 @@ class ChosenWidth:
 def choose_widths(
     objects: Sequence[MatchedObject], alpha: float, element: float
 ) -> dict[tuple[Sides, Guarantee], ChosenWidth]:
-    """Return for each margin the width with the smallest mean length at equal loss on units it was not fitted on.
+    """Return for each margin the width with the smallest mean length at equal loss on groups it was not fitted on.
 
     Args:
-        objects: Matched objects of the fit units.
+        objects: Matched objects of the fit groups.
         alpha: The mean loss at which margins are compared.
         element: Edge length of an element, in the unit of length.
     """
-    units = sorted({one.unit for one in objects})
-    halves = [[one for one in objects if one.unit in set(units[k::2])] for k in range(2)]
+    groups = sorted({one.group for one in objects})
+    halves = [[one for one in objects if one.group in set(groups[k::2])] for k in range(2)]
     whole = _fitted(objects, alpha, element)
     of_halves = [_fitted(half, alpha, element) for half in halves] if all(halves) else []
     chosen: dict[tuple[Sides, Guarantee], ChosenWidth] = {}
@@ -125,11 +125,11 @@ def _joined(widths: dict[str, dict[Side, Width]], sides: Sides) -> dict[str, Wid
 
 
 def _weights(objects: Sequence[MatchedObject]) -> list[float]:
-    """Return a weight for each object, so that each unit has the same."""
+    """Return a weight for each object, so that each group has the same."""
     counts: dict[str, int] = {}
     for one in objects:
-        counts[one.unit] = counts.get(one.unit, 0) + 1
-    return [1 / counts[one.unit] for one in objects]
+        counts[one.group] = counts.get(one.group, 0) + 1
+    return [1 / counts[one.group] for one in objects]
 
 
 def _quantile(values: Sequence[tuple[float, float]], level: float) -> float:
@@ -142,7 +142,7 @@ def _quantile(values: Sequence[tuple[float, float]], level: float) -> float:
 def _mean_length(
     objects: Sequence[MatchedObject], width: Width, sides: Sides, guarantee: Guarantee, alpha: float
 ) -> float:
-    """Return the mean margin of objects, each unit alike, with the least factor whose mean loss is ``alpha``."""
+    """Return the mean margin of objects, each group alike, with the least factor whose mean loss is ``alpha``."""
     losses = losses_of(objects, width, sides, guarantee)
     candidates = losses.candidates()
     kept = losses.at(candidates).mean(axis=1) <= alpha + 1e-12

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from clearmargin.errors import InputError, nearest
-from clearmargin.metrics.intervals import patient_means
+from clearmargin.metrics.intervals import group_means
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.paired import Comparison, adjust, compare, holm
 from clearmargin.metrics.tables import CaseRow
@@ -40,7 +40,7 @@ class ComparedMetric:
         name: Of the set.
         metric: Its name; one of `COUNTS`, too.
         stratum: ``all``, or ``column = value``.
-        baseline: Mean over patients of the first set; of the size of errors that may go either way.
+        baseline: Mean over groups of the first set; of the size of errors that may go either way.
         value: The same of this set.
         spreads: Standard deviation of the tables' means, of the first set and of this one; None for a single table.
         comparison: This set minus the first, with interval and p-values; Holm's correction is over all metrics and
@@ -93,7 +93,7 @@ class ComparedSets:
         alpha: Level under which an adjusted p-value is a difference.
         ranked_by: The metric by which regressions are ranked.
         regressions: Objects that a set does worst against the first, worst first.
-        means: By metric, then by set, each patient's mean: what other tools take.
+        means: By metric, then by set, each group's mean: what other tools take.
     """
 
     first: str
@@ -134,7 +134,7 @@ def compare_rows(
         InputError: Fewer than two sets, rows without ids, no common object, references of different size under one
             id, or a metric or a column that a set lacks.
 
-    Source: paired differences of patients' means, `clearmargin.metrics.paired.compare`; Holm, 1979.
+    Source: paired differences of groups' means, `clearmargin.metrics.paired.compare`; Holm, 1979.
     """
     if len(sets) < 2:
         raise InputError("give two sets of tables or more: one alone is compared with nothing")
@@ -156,11 +156,9 @@ def compare_rows(
     compared: dict[tuple[str, str, str], ComparedMetric] = {}
     means: dict[str, dict[str, dict[str, float]]] = {}
     for stratum, (keys, cases) in places.items():
-        patients = {key: rows[key].patient for key in keys}
-        of_cases = {
-            case: patient for t in tables[first] for case, patient in t.patients.items() if case in cases
-        }
-        wanted = [(m, patients) for m in chosen] + ([("false_positives", of_cases)] if cases else [])
+        groups = {key: rows[key].group for key in keys}
+        of_cases = {case: group for t in tables[first] for case, group in t.groups.items() if case in cases}
+        wanted = [(m, groups) for m in chosen] + ([("false_positives", of_cases)] if cases else [])
         for metric, of in wanted:
             units = list(of)
             base = _pooled(tables[first], metric, units)
@@ -181,9 +179,9 @@ def compare_rows(
                 )
                 if stratum == "all":
                     for set_name, values in ((first, base), (name, ours)):
-                        names, of_patients = patient_means(values, list(of.values()))
+                        names, of_groups = group_means(values, list(of.values()))
                         means.setdefault(metric, {})[set_name] = dict(
-                            zip(names, of_patients.tolist(), strict=True)
+                            zip(names, of_groups.tolist(), strict=True)
                         )
     ranked_by = next(iter(chosen))
     return ComparedSets(
@@ -205,8 +203,8 @@ class _Table:
 
     def __init__(self, name: str, rows: Sequence[CaseRow]) -> None:
         self.objects = _by_object(name, rows)
-        self.patients = {row.case: row.patient for row in rows}
-        self.false_positives = dict.fromkeys(self.patients, 0.0)
+        self.groups = {row.case: row.group for row in rows}
+        self.false_positives = dict.fromkeys(self.groups, 0.0)
         for row in rows:
             self.false_positives[row.case] += row.status == "fp"
 
@@ -238,8 +236,8 @@ def _spread(tables: Sequence[_Table], metric: str, of: Mapping[Key, str] | Mappi
     return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
 
-def _mean(values: Sequence[float], patients: Sequence[str]) -> float:
-    return float(patient_means(values, patients)[1].mean())
+def _mean(values: Sequence[float], groups: Sequence[str]) -> float:
+    return float(group_means(values, groups)[1].mean())
 
 
 def _with_verdicts(

@@ -1,7 +1,7 @@
-"""Intervals that count patients, not cases.
+"""Intervals that count groups, not cases.
 
-Cases of one patient are alike, so that counting them as independent makes intervals too narrow. Everything
-here first takes the mean over each patient's cases and then treats patients as the sample.
+Cases of one group are alike, so that counting them as independent makes intervals too narrow. Everything
+here first takes the mean over each group's cases and then treats groups as the sample.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "bootstrap_means",
     "bootstrap_statistic",
     "bootstrap_statistics",
-    "patient_means",
+    "group_means",
     "size_strata",
 ]
 
@@ -33,11 +33,11 @@ class Interval:
     """An estimate with its bootstrap interval.
 
     Attributes:
-        estimate: Mean over patients of each patient's mean.
-        low: Lower end; None with fewer than two patients, as nothing is then known of the spread.
+        estimate: Mean over groups of each group's mean.
+        low: Lower end; None with fewer than two groups, as nothing is then known of the spread.
         high: Upper end, likewise.
         level: Coverage asked for, such as 0.95.
-        patients: Number of patients.
+        groups: Number of groups.
         cases: Number of cases.
     """
 
@@ -45,16 +45,16 @@ class Interval:
     low: float | None
     high: float | None
     level: float
-    patients: int
+    groups: int
     cases: int
 
 
-def patient_means(values: ArrayLike, patients: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
-    """Return the patients in sorted order and the mean over each one's cases.
+def group_means(values: ArrayLike, groups: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the groups in sorted order and the mean over each one's cases.
 
     Args:
         values: ``(n,)`` or ``(n, m)`` finite numbers, one row a case.
-        patients: The patient of each case.
+        groups: The group of each case.
 
     Returns:
         ``(p,)`` names and ``(p,)`` or ``(p, m)`` means.
@@ -63,16 +63,16 @@ def patient_means(values: ArrayLike, patients: Sequence[str]) -> tuple[list[str]
         InputError: A value is not finite, the lengths differ, or there is no case.
     """
     table = np.asarray(values, np.float64)
-    if table.ndim not in (1, 2) or len(table) != len(patients) or not len(table):
+    if table.ndim not in (1, 2) or len(table) != len(groups) or not len(table):
         raise InputError(
-            f"values of shape {table.shape} for {len(patients)} cases: give one row a case, and some case"
+            f"values of shape {table.shape} for {len(groups)} cases: give one row a case, and some case"
         )
     if not np.isfinite(table).all():
         raise InputError(
             f"{np.count_nonzero(~np.isfinite(table))} values are not finite: a miss counts its written value "
             "(docs/metrics.md, 'Empty cases') and is not left out"
         )
-    names, inverse, counts = np.unique(np.asarray(patients, str), return_inverse=True, return_counts=True)
+    names, inverse, counts = np.unique(np.asarray(groups, str), return_inverse=True, return_counts=True)
     sums = np.zeros((len(names), *table.shape[1:]))
     np.add.at(sums, inverse, table)
     return [str(n) for n in names], sums / counts.reshape(-1, *[1] * (table.ndim - 1))
@@ -80,28 +80,28 @@ def patient_means(values: ArrayLike, patients: Sequence[str]) -> tuple[list[str]
 
 def bootstrap_means(
     values: Mapping[str, ArrayLike],
-    patients: Sequence[str],
+    groups: Sequence[str],
     *,
     rng: np.random.Generator,
     level: float = 0.95,
     resamples: int = 10_000,
 ) -> dict[str, Interval]:
-    """Return the mean over patients of each metric, with its bias-corrected and accelerated interval.
+    """Return the mean over groups of each metric, with its bias-corrected and accelerated interval.
 
     Args:
         values: ``(n,)`` finite numbers for each metric, one a case.
-        patients: The patient of each case; whole patients are drawn.
+        groups: The group of each case; whole groups are drawn.
         rng: Where randomness comes from: the same seed gives the same interval. All metrics share their
             draws.
         level: Coverage.
         resamples: Number of bootstrap samples.
 
     Returns:
-        An interval for each metric. Where all patients agree, it is one point; with one patient, it has no
+        An interval for each metric. Where all groups agree, it is one point; with one group, it has no
         ends.
 
     Raises:
-        InputError: See `patient_means`.
+        InputError: See `group_means`.
 
     Source: Efron, "Better bootstrap confidence intervals", JASA 1987; clusters as in Davison and Hinkley,
     1997.
@@ -109,7 +109,7 @@ def bootstrap_means(
     table = (
         np.column_stack([np.asarray(v, np.float64) for v in values.values()]) if values else np.zeros((0, 0))
     )
-    _, means = patient_means(table, patients)
+    _, means = group_means(table, groups)
     estimates = means.mean(axis=0)
     ends = np.full((2, len(estimates)), np.nan)
     if len(means) > 1:
@@ -122,7 +122,7 @@ def bootstrap_means(
             low=None if len(means) < 2 else float(ends[0, k]),
             high=None if len(means) < 2 else float(ends[1, k]),
             level=level,
-            patients=len(means),
+            groups=len(means),
             cases=len(table),
         )
         for k, name in enumerate(values)
@@ -131,46 +131,46 @@ def bootstrap_means(
 
 def bootstrap_class_means(
     values: Mapping[str, ArrayLike],
-    patients: Sequence[str],
+    groups: Sequence[str],
     classes: Sequence[str],
     *,
     rng: np.random.Generator,
     level: float = 0.95,
     resamples: int = 10_000,
 ) -> dict[str, Interval]:
-    """Return the mean over classes of each class's mean over its patients, with its clustered BCa interval.
+    """Return the mean over classes of each class's mean over its groups, with its clustered BCa interval.
 
     Args:
         values: ``(n,)`` finite numbers for each metric, one an object.
-        patients: The patient of each object; whole patients are drawn, with all their classes.
-        classes: The class of each object. A patient without a class is not in its mean.
+        groups: The group of each object; whole groups are drawn, with all their classes.
+        classes: The class of each object. A group without a class is not in its mean.
         rng: Where randomness comes from.
         level: Coverage.
         resamples: Number of bootstrap samples.
 
     Returns:
-        An interval for each metric; without ends for one patient. A resample in which a class has no patient is a
+        An interval for each metric; without ends for one group. A resample in which a class has no group is a
         mean over the others.
 
     Raises:
-        InputError: See `patient_means`.
+        InputError: See `group_means`.
 
     Source: see `bootstrap_means`.
     """
-    names, kinds = sorted(set(map(str, patients))), sorted(set(map(str, classes)))
+    names, kinds = sorted(set(map(str, groups))), sorted(set(map(str, classes)))
     p, c = len(names), len(kinds)
     means, there = np.zeros((len(values), c, p)), np.zeros((c, p))
     for k, kind in enumerate(kinds):
         of_kind = [i for i, name in enumerate(classes) if str(name) == kind]
-        held = [str(patients[i]) for i in of_kind]
+        held = [str(groups[i]) for i in of_kind]
         table = np.column_stack([np.asarray(v, np.float64)[of_kind] for v in values.values()])
-        found, of_patients = patient_means(table, held)
+        found, of_groups = group_means(table, held)
         at = [names.index(name) for name in found]
-        means[:, k, at] = of_patients.T
+        means[:, k, at] = of_groups.T
         there[k, at] = 1
 
     def over_classes(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return ``(B, m)`` from ``(B, p)`` weights of patients."""
+        """Return ``(B, m)`` from ``(B, p)`` weights of groups."""
         counts = weights @ there.T
         sums = np.einsum("bp,mkp->bmk", weights, means)
         of_class = sums / np.maximum(counts, 1e-300)[:, None]
@@ -191,7 +191,7 @@ def bootstrap_class_means(
             low=None if p < 2 else float(ends[0, k]),
             high=None if p < 2 else float(ends[1, k]),
             level=level,
-            patients=p,
+            groups=p,
             cases=len(classes),
         )
         for k, name in enumerate(values)
@@ -201,7 +201,7 @@ def bootstrap_class_means(
 def bootstrap_statistic(
     statistic: Callable[[Sequence[Any]], float],
     cases: Sequence[Any],
-    patients: Sequence[str],
+    groups: Sequence[str],
     *,
     rng: np.random.Generator,
     level: float = 0.95,
@@ -209,8 +209,8 @@ def bootstrap_statistic(
 ) -> Interval:
     """Return any statistic of a list of cases, such as average precision, with its clustered BCa interval.
 
-    Whole patients are drawn with all their cases; ``statistic`` is called once for each resample and each
-    patient.
+    Whole groups are drawn with all their cases; ``statistic`` is called once for each resample and each
+    group.
 
     Raises:
         InputError: The lengths differ or there is no case.
@@ -218,7 +218,7 @@ def bootstrap_statistic(
     Source: see `bootstrap_means`.
     """
     found = bootstrap_statistics(
-        lambda chosen: {"": statistic(chosen)}, cases, patients, rng=rng, level=level, resamples=resamples
+        lambda chosen: {"": statistic(chosen)}, cases, groups, rng=rng, level=level, resamples=resamples
     )
     return found[""]
 
@@ -226,21 +226,21 @@ def bootstrap_statistic(
 def bootstrap_statistics(
     statistics: Callable[[Sequence[Any]], Mapping[str, float]],
     cases: Sequence[Any],
-    patients: Sequence[str],
+    groups: Sequence[str],
     *,
     rng: np.random.Generator,
     level: float = 0.95,
     resamples: int = 1_000,
 ) -> dict[str, Interval]:
     """Return several statistics of a list of cases by name, all of the same resamples; see `bootstrap_statistic`."""
-    if len(cases) != len(patients) or not len(cases):
+    if len(cases) != len(groups) or not len(cases):
         raise InputError(
-            f"{len(cases)} cases with {len(patients)} patients: give one patient a case, and some case"
+            f"{len(cases)} cases with {len(groups)} groups: give a group for each case, and at least one case"
         )
-    groups: dict[str, list[Any]] = {}
-    for case, patient in zip(cases, patients, strict=True):
-        groups.setdefault(str(patient), []).append(case)
-    clusters = [groups[name] for name in sorted(groups)]
+    of_group: dict[str, list[Any]] = {}
+    for case, group in zip(cases, groups, strict=True):
+        of_group.setdefault(str(group), []).append(case)
+    clusters = [of_group[name] for name in sorted(of_group)]
     n = len(clusters)
     whole = {name: float(value) for name, value in statistics(list(cases)).items()}
     ends = np.full((2, len(whole)), np.nan)
@@ -256,7 +256,7 @@ def bootstrap_statistics(
             low=None if n < 2 else float(ends[0, k]),
             high=None if n < 2 else float(ends[1, k]),
             level=level,
-            patients=n,
+            groups=n,
             cases=len(cases),
         )
         for k, (name, value) in enumerate(whole.items())
@@ -287,7 +287,7 @@ def size_strata(sizes: ArrayLike, unit: str, *, objects: ArrayLike | None = None
 def _resampled_means(
     means: NDArray[np.float64], rng: np.random.Generator, resamples: int
 ) -> NDArray[np.float64]:
-    """Return ``(resamples, m)`` means of patients drawn with replacement: how often each was drawn, times its row."""
+    """Return ``(resamples, m)`` means of groups drawn with replacement: how often each was drawn, times its row."""
     n = len(means)
     out = np.empty((resamples, means.shape[1]))
     step = max(1, _CHUNK // n)

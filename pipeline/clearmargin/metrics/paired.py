@@ -1,6 +1,6 @@
 """Two models on the same cases: the mean difference with its interval, and what a claim about it is worth.
 
-Patients are the sample, as everywhere in `clearmargin.metrics.intervals`: first the mean over each patient's cases.
+Patients are the sample, as everywhere in `clearmargin.metrics.intervals`: first the mean over each group's cases.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.errors import InputError
-from clearmargin.metrics.intervals import Interval, patient_means
+from clearmargin.metrics.intervals import Interval, group_means
 
 __all__ = [
     "FEW",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 FEW = 10
-"""Under so many patients nothing is said of an interval's coverage: their resamples tell little of it."""
+"""Under so many groups nothing is said of an interval's coverage: their resamples tell little of it."""
 
 NOMINAL = 0.02
 """How far from its level an interval's coverage may lie before a table says so."""
@@ -39,15 +39,15 @@ class Comparison:
     """Two models on the same cases.
 
     Attributes:
-        difference: First minus second: mean over patients with Student's interval.
-        median: The same of the median over patients, with the interval of order statistics; it has no ends where so
-            few patients allow none.
-        p_value: Of Student's paired test over patients, two-sided: 1 less the level at which the interval begins to
-            hold 0; 1 where no patient differs.
+        difference: First minus second: mean over groups with Student's interval.
+        median: The same of the median over groups, with the interval of order statistics; it has no ends where so
+            few groups allow none.
+        p_value: Of Student's paired test over groups, two-sided: 1 less the level at which the interval begins to
+            hold 0; 1 where no group differs.
         p_adjusted: After Holm's correction over what is compared together.
         p_false: Probability that the claim "the one with the better mean is better" is false; 0.5 where both are equal.
         coverage: Share of the trials in which an interval made like this one held the mean, of samples drawn from these
-            patients; None with fewer than `FEW`.
+            groups; None with fewer than `FEW`.
     """
 
     difference: Interval
@@ -66,7 +66,7 @@ class Comparison:
 def compare(
     first: Mapping[str, ArrayLike],
     second: Mapping[str, ArrayLike],
-    patients: Sequence[str],
+    groups: Sequence[str],
     *,
     rng: np.random.Generator,
     level: float = 0.95,
@@ -76,14 +76,14 @@ def compare(
     Args:
         first: ``(n,)`` numbers for each metric, one per case.
         second: The same metrics of the same cases in the same order.
-        patients: The patient of each case.
+        groups: The group of each case.
         rng: Of the trials that tell an interval's coverage.
         level: Coverage of the intervals.
 
     Raises:
-        InputError: The metrics differ, or see `patient_means`.
+        InputError: The metrics differ, or see `group_means`.
 
-    Source: Student's paired t over patients' means, Biometrika 1908; Holm, Scandinavian Journal of Statistics 1979. The
+    Source: Student's paired t over groups' means, Biometrika 1908; Holm, Scandinavian Journal of Statistics 1979. The
     probability of a false claim is the posterior mass beyond 0 of the mean difference under the flat prior, as in
     Christodoulou et al., "False promises in medical imaging AI?", 2025: of normal data, t with n - 1 degrees of freedom.
     """
@@ -92,7 +92,7 @@ def compare(
         raise InputError(f"two models are compared on the same metrics; only one of them has: {odd}")
     found = {
         name: _paired(
-            np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64), patients, rng, level
+            np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64), groups, rng, level
         )
         for name in first
     }
@@ -106,11 +106,11 @@ def adjust(comparison: Comparison, p_adjusted: float) -> Comparison:
 
 
 def _paired(
-    gaps: NDArray[np.float64], patients: Sequence[str], rng: np.random.Generator, level: float
+    gaps: NDArray[np.float64], groups: Sequence[str], rng: np.random.Generator, level: float
 ) -> Comparison:
     from scipy.stats import t as student
 
-    _, means = patient_means(gaps, patients)
+    _, means = group_means(gaps, groups)
     n, mean = len(means), float(means.mean())
     low = high = None
     p_value, coverage = 1.0, None
@@ -118,7 +118,7 @@ def _paired(
         error = float(means.std(ddof=1)) / n**0.5
         reach = float(student.ppf((1 + level) / 2, n - 1)) * error
         low, high = mean - reach, mean + reach
-        # all patients differ alike: there is no spread to divide by, and signs are what is left
+        # all groups differ alike: there is no spread to divide by, and signs are what is left
         p_value = (
             2 * float(student.sf(abs(mean) / error, n - 1))
             if error > 1e-15 * max(1.0, abs(mean))
@@ -128,7 +128,7 @@ def _paired(
         )
         coverage = _coverage(means, level, rng) if n >= FEW else None
     return Comparison(
-        difference=Interval(estimate=mean, low=low, high=high, level=level, patients=n, cases=len(gaps)),
+        difference=Interval(estimate=mean, low=low, high=high, level=level, groups=n, cases=len(gaps)),
         median=median_interval(means, level=level, cases=len(gaps)),
         p_value=p_value,
         p_adjusted=p_value,
@@ -181,7 +181,7 @@ def median_interval(
         low=float(ordered[rank - 1]) if has_ends else None,
         high=float(ordered[n - rank]) if has_ends else None,
         level=level,
-        patients=n,
+        groups=n,
         cases=n if cases is None else cases,
     )
 
@@ -205,7 +205,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def inter_rater_ceiling(
     model: Mapping[str, ArrayLike],
     readers: Mapping[str, ArrayLike],
-    patients: Sequence[str],
+    groups: Sequence[str],
     *,
     rng: np.random.Generator,
     level: float = 0.95,
@@ -215,7 +215,7 @@ def inter_rater_ceiling(
     Args:
         model: ``(n, 2)`` numbers for each metric: the model against each reader, one row a case.
         readers: ``(n,)`` numbers for each metric: one reader against the other.
-        patients: The patient of each case.
+        groups: The group of each case.
         rng: Where randomness comes from.
         level: Coverage of the intervals.
 
@@ -229,4 +229,4 @@ def inter_rater_ceiling(
     Source: by definition.
     """
     against_both = {name: np.asarray(v, np.float64).mean(axis=1) for name, v in model.items()}
-    return compare(against_both, readers, patients, rng=rng, level=level)
+    return compare(against_both, readers, groups, rng=rng, level=level)

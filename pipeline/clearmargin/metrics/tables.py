@@ -13,7 +13,7 @@ import numpy as np
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
 from clearmargin.files import csv_rows
-from clearmargin.metrics.intervals import Interval, bootstrap_means, patient_means
+from clearmargin.metrics.intervals import Interval, bootstrap_means, group_means
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.pair import Status
 
@@ -38,7 +38,7 @@ class CaseRow:
     """One measured object or image, with what a table can be split by.
 
     Attributes:
-        patient: Patient's id; patients are the unit of all statistics.
+        group: Group's id; groups are the unit of all statistics.
         case: Case id.
         status: ``tp``, ``fn``, ``fp`` or ``tn``.
         unit: Of the distances.
@@ -48,7 +48,7 @@ class CaseRow:
         about: Columns by which the object is found again: ids, score, sizes, position.
     """
 
-    patient: str
+    group: str
     case: str
     status: Status
     unit: Unit
@@ -66,10 +66,10 @@ class SummaryRow:
         stratum: ``all``, or ``column = value``.
         metric: Name.
         unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
-        interval: Mean over patients with its interval.
+        interval: Mean over groups with its interval.
         median: Median over objects.
         quartiles: First and third quartile over objects.
-        sd: Standard deviation of the patients' means (n - 1); None with fewer than two patients.
+        sd: Standard deviation of the groups' means (n - 1); None with fewer than two groups.
         surface: The surface model of the distances.
         counts: Objects by status; ``tn`` counts images that rightly hold none.
         cases: Number of cases that they are of; ``interval.cases`` counts the objects.
@@ -101,7 +101,7 @@ def summarise(
     """Summarise cases, all together and for each value of each column in ``by``.
 
     Misses and spurious objects are in every mean with their written values; the counts and the miss rate
-    stand beside it. Intervals are of means over patients (`bootstrap_means`).
+    stand beside it. Intervals are of means over groups (`bootstrap_means`).
 
     Raises:
         InputError: No case, a column that no row has, metrics that differ, or cases in mm and px or images and
@@ -141,7 +141,7 @@ def summary_json(summary: Sequence[SummaryRow]) -> str:
 def summary_markdown(summary: Sequence[SummaryRow]) -> str:
     """Return the summary as a Markdown table, three decimals."""
     lines = [
-        "| stratum | metric | unit | mean | SD | interval | median | IQR | patients | cases | objects | tp | fn | fp "
+        "| stratum | metric | unit | mean | SD | interval | median | IQR | groups | cases | objects | tp | fn | fp "
         "| tn | miss rate |",
         "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -151,7 +151,7 @@ def summary_markdown(summary: Sequence[SummaryRow]) -> str:
         lines.append(
             f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_number(row.sd)} | {_ends(found)} "
             f"| {row.median:.3f} | {row.quartiles[0]:.3f} to {row.quartiles[1]:.3f} "
-            f"| {found.patients} | {row.cases} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
+            f"| {found.groups} | {row.cases} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
         )
     models = sorted({row.surface for row in summary})
     note = f"\nDistances between surfaces by the model {', '.join(models)}." if models else ""
@@ -181,15 +181,15 @@ def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:
-    """Return the rows as CSV with full precision: patient, case, status, unit, what each is, strata, values."""
+    """Return the rows as CSV with full precision: group, case, status, unit, what each is, strata, values."""
     strata = sorted({name for row in rows for name in row.strata})
     about = list(dict.fromkeys(name for row in rows for name in row.about))
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     out = io.StringIO()
-    table: list[list[object]] = [["patient", "case", "status", "unit", *about, *strata, *names]]
+    table: list[list[object]] = [["group", "case", "status", "unit", *about, *strata, *names]]
     for row in rows:
         table.append([
-            row.patient, row.case, row.status, row.unit,
+            row.group, row.case, row.status, row.unit,
             *("" if row.about.get(a) is None else row.about[a] for a in about),
             *(row.strata.get(s, "") for s in strata),
             *(row.values.get(n, "") for n in names),
@@ -206,11 +206,11 @@ def read_rows_csv(text: str) -> list[CaseRow]:
     """
     reader = csv.DictReader(io.StringIO(text))
     columns = list(reader.fieldnames or ())
-    if not {"patient", "case", "status", "unit"} <= set(columns):
-        raise ValueError("it lacks the columns patient, case, status and unit")
+    if not {"group", "case", "status", "unit"} <= set(columns):
+        raise ValueError("it lacks the columns group, case, status and unit")
     metrics = [name for name in columns if metric_of(name) is not None]
     strata = [name for name in columns if name in _STRATA]
-    about = [n for n in columns if n not in ("patient", "case", "status", "unit", *metrics, *strata)]
+    about = [n for n in columns if n not in ("group", "case", "status", "unit", *metrics, *strata)]
     rows = []
     for line in reader:
         status = line["status"]
@@ -219,7 +219,7 @@ def read_rows_csv(text: str) -> list[CaseRow]:
         unit: Unit = "mm" if line["unit"] == "mm" else "px"
         rows.append(
             CaseRow(
-                patient=line["patient"],
+                group=line["group"],
                 case=line["case"],
                 status=status,
                 unit=unit,
@@ -256,9 +256,9 @@ def _stratum(
         raise InputError("all cases of a table are measured by one protocol; these have different metrics")
     values = {metric: [row.values[metric] for row in rows] for metric in metrics}
     intervals = bootstrap_means(
-        values, [row.patient for row in rows], rng=rng, level=level, resamples=resamples
+        values, [row.group for row in rows], rng=rng, level=level, resamples=resamples
     )
-    _, means = patient_means(np.column_stack(list(values.values())), [row.patient for row in rows])
+    _, means = group_means(np.column_stack(list(values.values())), [row.group for row in rows])
     spreads: list[float | None] = [None] * len(metrics)
     if len(means) > 1:
         spreads = [float(v) for v in means.std(axis=0, ddof=1)]
@@ -301,7 +301,7 @@ def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
         "median": row.median,
         "q1": row.quartiles[0],
         "q3": row.quartiles[1],
-        "patients": found.patients,
+        "groups": found.groups,
         "cases": row.cases,
         "objects": found.cases,
         **{status: row.counts[status] for status in _STATUSES},
@@ -312,5 +312,5 @@ def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
 
 def _ends(found: Interval) -> str:
     if found.low is None or found.high is None:
-        return f"none ({found.patients} patient)"
+        return f"none ({found.groups} group)"
     return f"[{found.low:.3f}, {found.high:.3f}]"

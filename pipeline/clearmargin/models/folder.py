@@ -70,14 +70,14 @@ class ModelCard(Settings):
     domain: Domain | None = Field(None, description="what its training images were like; none: not known")
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
     trained_on: tuple[str, ...] = Field(
-        (), description="keyed hashes of the units it was trained or chosen on: none may calibrate it"
+        (), description="keyed hashes of the groups it was trained or chosen on: none may calibrate it"
     )
     trained_content: tuple[str, ...] = Field(
         (),
-        description="hashes of the images of these units: the same picture under another name is known again",
+        description="hashes of the images of these groups: the same picture under another name is known again",
     )
-    trained_key: str = Field("", description="fingerprint of the key that the units were hashed with")
-    trained_card: str = Field("", description="name of the data card, which the units' hashes depend on")
+    trained_key: str = Field("", description="fingerprint of the key that the groups were hashed with")
+    trained_card: str = Field("", description="name of the data card, which the groups' hashes depend on")
 
     @property
     def label_map(self) -> LabelMap:

@@ -152,8 +152,8 @@ class Predictor:
         data = self.calibration.data
         return {
             "card": self.calibration.card,
-            "unit": data.exchangeable,
-            "units": dict(self.calibration.units),
+            "group": data.group,
+            "groups": dict(self.calibration.groups),
             "date": data.date,
             "data_sha256": data.digest,
             "score_thresholds": self.thresholds.named(self.label_map),

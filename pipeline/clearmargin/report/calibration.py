@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clearmargin.core.groups import PLURALS
 from clearmargin.files import whole, write_text
 from clearmargin.margins.calibration import Calibration
 from clearmargin.margins.judging.coverage import SPLITS, Coverage
@@ -40,7 +41,7 @@ def _scores(calibration: Calibration) -> str:
 
 def report_text(calibration: Calibration, judged: Judgement | None = None) -> str:
     """Return a page of Markdown: the promises that are applied, then what else was fitted and how it was judged."""
-    units = ", ".join(f"{n} {name}" for name, n in calibration.units.items())
+    groups = ", ".join(f"{n} {name}" for name, n in calibration.groups.items())
     applied = calibration.applied()
     lines = [
         f"# Calibration of uncertainty '{calibration.mode}' on card '{calibration.card}'",
@@ -55,7 +56,7 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         f"{_scores(calibration)} that match an object at an IoU of {calibration.match_iou:g} or "
         "more. What is missed, merged or cut has no margin.",
         "",
-        f"Units ({calibration.data.exchangeable}): {units}. Weights {calibration.weights_sha256[:12]}, data "
+        f"Groups ({calibration.data.group}): {groups}. Weights {calibration.weights_sha256[:12]}, data "
         f"{calibration.data.digest[:12]}, {calibration.data.date}. Leakage: {calibration.checked}.",
         "",
         "## Every promise, and what it costs",
@@ -91,19 +92,20 @@ def _first_upper(text: str) -> str:
 
 
 def _judged_promises(calibration: Calibration, judged: Judgement | None) -> list[str]:
-    """Return a line for the coverage of each applied margin on the judged units, and for what is missed."""
+    """Return a line for the coverage of each applied margin on the judged groups, and for what is missed."""
     if judged is None:
         return []
     applied = calibration.applied()
     lines = [
-        f"- On {row.units} other {calibration.data.exchangeable} units ({row.margin.sides}): "
+        f"- On {row.groups} other {PLURALS[calibration.data.group]} ({row.margin.sides}): "
         f"{_interval(row.covered, 100)} %."
         for row in judged.coverage
         if row.margin in applied and row.covered is not None
     ]
     if judged.missed is not None:
         lines.append(
-            f"- Missed, merged or cut there: {_interval(judged.missed, 100)} % of a unit's objects, a mean over units."
+            f"- Missed, merged or cut there: {_interval(judged.missed, 100)} % of a "
+            "group's objects, a mean over groups."
         )
     return lines
 
@@ -127,7 +129,7 @@ def _promise_rows(calibration: Calibration, judged: Judgement | None) -> list[Ro
             found = judged.coverage[k]
             over, least, most = (100 * share for share in found.splits)
             row |= {
-                "judged units, %": "" if found.covered is None else _interval(found.covered, 100),
+                "judged groups, %": "" if found.covered is None else _interval(found.covered, 100),
                 "objects": f"{found.objects_covered} of {found.objects}",
                 f"over {SPLITS} splits, %": f"{over:.1f} [{least:.0f}, {most:.0f}]"
                 if found.over_splits
@@ -143,14 +145,14 @@ def _width_lines(calibration: Calibration) -> list[str]:
         return []
     kinds = {margin.width.kind for margin in calibration.applied()}
     said = {
-        "constant": "One margin for all objects was as narrow as any that follows them, on the fit units.",
-        "predicted": "A margin that follows size, score and class was narrower on the fit units than one for all.",
-        "edge": "A margin that follows the samples' edges was narrower on the fit units than one for all.",
+        "constant": "One margin for all objects was as narrow as any that follows them, on the fit groups.",
+        "predicted": "A margin that follows size, score and class was narrower on the fit groups than one for all.",
+        "edge": "A margin that follows the samples' edges was narrower on the fit groups than one for all.",
     }
     return [
         "",
-        "By object: share of a unit's objects that are covered. By unit: share of the units of which every object is "
-        "covered. By risk: share of an object's edge. In brackets: nine of ten calibrations.",
+        "By object: share of a group's objects that are covered. By group: share of the groups of which every object "
+        "is covered. By risk: share of an object's edge. In brackets: nine of ten calibrations.",
         *(said[kind] for kind in sorted(kinds)),
     ]
 
@@ -159,7 +161,7 @@ def _drift_lines(calibration: Calibration, judged: Judgement | None) -> list[str
     known = calibration.fingerprint
     if not known.reaches:
         return [
-            f"- {len(set(known.units))} units are too few to warn of a single case at a false alarm rate of "
+            f"- {len(set(known.groups))} groups are too few to warn of a single case at a false alarm rate of "
             f"{100 * known.false_alarms:g} %: no case is warned of."
         ]
     own = ", ".join(f"{name} {warned} of {count}" for name, (warned, count) in known.by_stratum.items())
@@ -222,14 +224,14 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
     """Return the figures by name: reliability of each kind of probability, risk and coverage, coverage over splits."""
     figures = {
         f"reliability_{_file_name(one.what)}": reliability_compared(
-            {"as predicted": one.before.curve(), "scaled": one.after.curve()}, f"{one.what}, judged units"
+            {"as predicted": one.before.curve(), "scaled": one.after.curve()}, f"{one.what}, judged groups"
         )
         for one in judged.diagrams
     }
-    groups: dict[tuple[str, str, str], list[Any]] = {}
+    curves: dict[tuple[str, str, str], list[Any]] = {}
     for failure in judged.failures:
-        groups.setdefault((failure.over, failure.risk, failure.unit), []).append(failure)
-    for (over, risk, unit), members in groups.items():
+        curves.setdefault((failure.over, failure.risk, failure.unit), []).append(failure)
+    for (over, risk, unit), members in curves.items():
         risks = members[0].points[1]
         named = f"mean {risk.removeprefix('mean ')}" if risk != "spurious" else "share of spurious ones"
         figures[f"risk_coverage_{_file_name(over)}_{_file_name(risk)}"] = risk_coverage_curves(
@@ -245,7 +247,7 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
     }
     if shown:
         figures["coverage_over_splits"] = coverage_splits(
-            shown, f"coverage over {SPLITS} random splits of the margin and judged units"
+            shown, f"coverage over {SPLITS} random splits of the margin and judged groups"
         )
     return figures
 
@@ -279,7 +281,7 @@ def _scaling_lines(calibration: Calibration) -> list[str]:
 
 
 def _judged_lines(judged: Judgement) -> list[str]:
-    lines = ["", f"## Judged on {judged.units} other units ({judged.cases} cases)", ""]
+    lines = ["", f"## Judged on {judged.groups} other groups ({judged.cases} cases)", ""]
     lines += [
         f"- Size of the {side} region over the true size: {ratio:.2f}."
         for side, ratio in judged.sizes.items()
@@ -312,7 +314,7 @@ def _judged_lines(judged: Judgement) -> list[str]:
             }
             for one in judged.scaled
         ]
-        lines += ["", "### Calibration errors, 95 % intervals over units", "", *_markdown(shown)]
+        lines += ["", "### Calibration errors, 95 % intervals over groups", "", *_markdown(shown)]
     if judged.failures:
         rows = [{k: v for k, v in row.items() if k != "referral"} for row in _failure_rows(judged)]
         lines += ["", "### Failure detection", "", *_markdown(rows), ""]
@@ -381,7 +383,7 @@ def _margin_rows(calibration: Calibration, judged: Judgement | None) -> list[Row
             found = judged.coverage[k]
             over, least, most = found.splits
             row |= {
-                "units": found.units,
+                "groups": found.groups,
                 "covered": None if found.covered is None else found.covered.estimate,
                 "covered_low": None if found.covered is None else found.covered.low,
                 "covered_high": None if found.covered is None else found.covered.high,
@@ -404,7 +406,7 @@ def _shift_rows(judged: Judgement) -> list[Row]:
             "calibrated on": f"{row.column} {row.calibrated_on or 'any'}",
             "n": row.n,
             "judged on": f"{row.column} {row.judged_on}",
-            "units": row.units,
+            "groups": row.groups,
             "covered, %": round(100 * row.covered, 1),
             "cases refused": f"{row.refused} of {row.cases}",
             "covered of the others, %": None
@@ -418,7 +420,7 @@ def _shift_rows(judged: Judgement) -> list[Row]:
 def _scaled_rows(judged: Judgement) -> list[Row]:
     rows = []
     for one in judged.scaled:
-        row: Row = {"of": one.what, "error": one.number, "units": one.before.patients}
+        row: Row = {"of": one.what, "error": one.number, "groups": one.before.groups}
         for name, interval in (("before", one.before), ("after", one.after), ("change", one.change)):
             row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row)

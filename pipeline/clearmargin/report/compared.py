@@ -71,7 +71,7 @@ def _preface(done: ComparedSets) -> list[str]:
     overall = sum(row.stratum == "all" for row in done.metrics)
     lines = [
         f"against {done.first}: {done.objects} references and {done.cases} cases that all have; mean differences over "
-        f"patients with Student's intervals, Holm over {overall} comparisons, level {done.alpha:g}",
+        f"groups with Student's intervals, Holm over {overall} comparisons, level {done.alpha:g}",
     ]
     lines += [
         f"{name}: a mean over {n} tables of one configuration" for name, n in done.tables.items() if n > 1
@@ -107,7 +107,7 @@ def _with_spread(value: float, spread: float | None) -> str:
 
 def _ends(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
-        return f"none ({interval.patients} patient{'s' if interval.patients > 1 else ''})"
+        return f"none ({interval.groups} group{'s' if interval.groups > 1 else ''})"
     return f"[{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
@@ -123,9 +123,7 @@ def _cautions(done: ComparedSets) -> list[str]:
             off.append(f"{what} ({100 * found.coverage:.0f} %)")
     lines = []
     if few:
-        lines.append(
-            f"fewer than {FEW} patients, the coverage of the interval is not known: {'; '.join(few)}"
-        )
+        lines.append(f"fewer than {FEW} groups, the coverage of the interval is not known: {'; '.join(few)}")
     if off:
         level = 100 * done.metrics[0].comparison.difference.level
         lines.append(
@@ -167,7 +165,7 @@ def _csv(done: ComparedSets) -> str:
     rows: list[list[object]] = [[
         "tool", "against", "metric", "stratum", "baseline", "baseline_sd", "value", "value_sd", "difference", "low",
         "high", "level", "coverage", "median", "median_low", "median_high", "p", "p_holm", "p_false", "verdict",
-        "patients", "pairs",
+        "groups", "pairs",
     ]]  # fmt: skip
     for row in done.metrics:
         found = row.comparison
@@ -175,7 +173,7 @@ def _csv(done: ComparedSets) -> str:
         values = [
             row.name, done.first, row.metric, row.stratum, row.baseline, row.spreads[0], row.value, row.spreads[1],
             gap.estimate, gap.low, gap.high, gap.level, found.coverage, median.estimate, median.low, median.high,
-            found.p_value, found.p_adjusted, found.p_false, row.verdict, gap.patients, gap.cases,
+            found.p_value, found.p_adjusted, found.p_false, row.verdict, gap.groups, gap.cases,
         ]  # fmt: skip
         rows.append(["" if v is None else v for v in values])
     out = io.StringIO()
@@ -190,7 +188,7 @@ def _latex(done: ComparedSets) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{Against {_escaped(done.first)}, {done.objects} objects of {done.cases} cases: mean difference over "
-        rf"patients with Student's interval; $p$ after Holm's correction; $P$: probability that the claim is false.}}",
+        rf"groups with Student's interval; $p$ after Holm's correction; $P$: probability that the claim is false.}}",
         r"\begin{tabular}{llccccl}",
         r"\toprule",
         r"Tool & Metric & Difference & Interval & $p$ & $P$ & Verdict \\",

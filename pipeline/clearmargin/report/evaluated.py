@@ -27,7 +27,15 @@ from clearmargin.report.figures import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "Confusion", "confusion_figure", "count_errors", "forest", "froc_figure", "write_evaluation_figures"]
+__all__ = [
+    "FIGURES",
+    "Confusion",
+    "confusion_figure",
+    "count_errors",
+    "forest",
+    "froc_figure",
+    "write_evaluation_figures",
+]
 
 FIGURES = {
     "precision_recall": "Precision and recall",
@@ -97,11 +105,23 @@ def froc_figure(curves: Mapping[str, ScoreCurve], cases: int) -> Figure:
     figure = new_figure(4.6, 4.2)
     axes = figure.add_subplot()
     for i, (name, curve) in enumerate(curves.items()):
-        axes.plot(curve.fp / max(cases, 1), curve.recall, label=name, drawstyle="steps-post", color=COLOURS[i % len(COLOURS)])
+        axes.plot(
+            curve.fp / max(cases, 1),
+            curve.recall,
+            label=name,
+            drawstyle="steps-post",
+            color=COLOURS[i % len(COLOURS)],
+        )
     axes.set_xscale("symlog", linthresh=0.125)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.02)
-    finish(axes, title="free-response ROC, IoU above 0.5", x="false positives per case", y="sensitivity", legend=True)
+    finish(
+        axes,
+        title="free-response ROC, IoU above 0.5",
+        x="false positives per case",
+        y="sensitivity",
+        legend=True,
+    )
     return figure
 
 
@@ -119,13 +139,20 @@ def forest(every: Sequence[SummaryRow], *, most: int = 40) -> Figure | None:
         colour = COLOURS[6] if row.stratum == "all" else COLOURS[0]
         if low is not None and high is not None:
             axes.plot((low, high), (k, k), color=colour, linewidth=1.4)
-        axes.plot(row.interval.estimate, k, marker="D" if row.stratum == "all" else "s", color=colour, markersize=5)
+        axes.plot(
+            row.interval.estimate, k, marker="D" if row.stratum == "all" else "s", color=colour, markersize=5
+        )
     axes.axvline(shown[0].interval.estimate, color="#999999", linewidth=1, linestyle="--")
-    labels = [f"{row.stratum} ({row.interval.patients} patients, {row.interval.cases} objects)" for row in shown]
+    labels = [f"{row.stratum} ({row.interval.groups} groups, {row.interval.cases} objects)" for row in shown]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     level = 100 * shown[0].interval.level
-    finish(axes, title=f"{metric_title(metric)}, mean over patients, {level:g} % intervals", x=metric_title(metric), legend=False)
+    finish(
+        axes,
+        title=f"{metric_title(metric)}, mean over groups, {level:g} % intervals",
+        x=metric_title(metric),
+        legend=False,
+    )
     return figure
 
 
@@ -144,7 +171,9 @@ def confusion_figure(confusion: Confusion) -> Figure | None:
     for (r, c), count in np.ndenumerate(counts):
         if r < len(names) or c < len(names):
             dark = shares[r, c] > 0.6
-            axes.text(c, r, f"{count:.0f}", ha="center", va="center", fontsize=8, color="#fff" if dark else "#000")
+            axes.text(
+                c, r, f"{count:.0f}", ha="center", va="center", fontsize=8, color="#fff" if dark else "#000"
+            )
     axes.set_xticks(range(len(columns)), [*names, "missed"], rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), [*names, "no reference"])
     finish(axes, title="IoU above 0.5, any class", x="predicted", y="reference", legend=False)
@@ -161,22 +190,30 @@ def count_errors(rows: Sequence[CaseRow]) -> Figure | None:
     for row in rows:
         errors[row.case] += (row.status == "fp") - (row.status == "fn")
     values: NDArray[np.int64] = np.array(list(errors.values()))
-    edges = np.arange(values.min() - 0.5, values.max() + 1.5) if np.ptp(values) < 60 else np.linspace(
-        values.min() - 0.5, values.max() + 0.5, 60
+    edges = (
+        np.arange(values.min() - 0.5, values.max() + 1.5)
+        if np.ptp(values) < 60
+        else np.linspace(values.min() - 0.5, values.max() + 0.5, 60)
     )
     figure = new_figure(4.8, 3.4)
     axes = figure.add_subplot()
     axes.hist(values, bins=list(edges), color=COLOURS[0])
     mean = float(np.abs(values).mean())
     finish(
-        axes, title=f"mean absolute count error {mean:.2f}", x="predicted less reference objects", y="cases", legend=False
+        axes,
+        title=f"mean absolute count error {mean:.2f}",
+        x="predicted less reference objects",
+        y="cases",
+        legend=False,
     )
     return figure
 
 
 def _reliability(rows: Sequence[CaseRow]) -> Figure | None:
     """Return how often a prediction with a score was right: matched at the protocol's IoU."""
-    said = [(float(row.about["score"]), row.status == "tp") for row in rows if row.about.get("score") is not None]
+    said = [
+        (float(row.about["score"]), row.status == "tp") for row in rows if row.about.get("score") is not None
+    ]
     if not said:
         return None
     scores, right = zip(*said, strict=True)

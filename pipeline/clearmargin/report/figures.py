@@ -143,7 +143,7 @@ def risk_coverage_curves(
     Args:
         curves: Coverages and risks by name (`metrics.risk_coverage`).
         title: Over what.
-        risk: Its name and unit.
+        risk: Its name and group.
         best: The curve of the order by the risk itself.
     """
     figure = new_figure(5.4, 4.0)
@@ -192,7 +192,7 @@ def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -
     """Return a histogram of the coverages of random splits for each margin, with what is expected.
 
     Args:
-        panels: ``(S,)`` shares of covered units and the expected share, by name.
+        panels: ``(S,)`` shares of covered groups and the expected share, by name.
         title: What was split.
     """
     columns = min(2, max(1, len(panels)))
@@ -208,7 +208,7 @@ def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -
         axes.axvline(100 * expected, color=COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}")
         axes.axvline(100 * shares.mean(), color=COLOURS[0], label=f"mean {100 * shares.mean():.1f}")
         last = k >= len(panels) - columns
-        finish(axes, title=name, x="units covered, %" if last else "", y="splits", legend=True)
+        finish(axes, title=name, x="groups covered, %" if last else "", y="splits", legend=True)
         axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 

@@ -118,7 +118,9 @@ def worst_cases(marks: Sequence[CaseMarks], most: int) -> dict[str, list[tuple[C
     """Return the worst cases of each list with their number in words; a list of counts leaves out cases of 0."""
     title = metric_title(marks[0].metric) if marks else ""
 
-    def ranked(cost: Callable[[CaseMarks], float], words: Callable[[CaseMarks], str]) -> list[tuple[CaseMarks, str]]:
+    def ranked(
+        cost: Callable[[CaseMarks], float], words: Callable[[CaseMarks], str]
+    ) -> list[tuple[CaseMarks, str]]:
         worst = sorted(marks, key=lambda m: (-cost(m), m.case))[:most]
         return [(m, words(m)) for m in worst]
 
@@ -157,7 +159,9 @@ def write_gallery(
     """
     folder.mkdir(parents=True, exist_ok=True)
     lists = worst_cases(marks, most)
-    order = list(dict.fromkeys(m.case for rank in range(most) for of in lists.values() for m, _ in of[rank : rank + 1]))
+    order = list(
+        dict.fromkeys(m.case for rank in range(most) for of in lists.values() for m, _ in of[rank : rank + 1])
+    )
     pictures: dict[str, str] = {}
     viewers: dict[str, str] = {}
     spent = 0
@@ -185,7 +189,10 @@ def write_gallery(
     out = io.StringIO()
     csv_rows(out, [["list", "rank", "case", "value", "viewer"]])
     for name, of in lists.items():
-        csv_rows(out, [[name, k, m.case, words, viewers.get(m.case, "")] for k, (m, words) in enumerate(of, start=1)])
+        csv_rows(
+            out,
+            [[name, k, m.case, words, viewers.get(m.case, "")] for k, (m, words) in enumerate(of, start=1)],
+        )
     write_text(folder / "gallery.csv", out.getvalue())
     write_text(folder / "gallery.html", _page(lists, pictures, viewers, title, allowed=read is not None))
     return listed
@@ -201,7 +208,9 @@ def _page(
 ) -> str:
     parts = []
     if not allowed:
-        parts.append("<p>The data card does not allow pictures in reports (show_in_tracking): numbers alone.</p>")
+        parts.append(
+            "<p>The data card does not allow pictures in reports (show_in_tracking): numbers alone.</p>"
+        )
     lacking = [case for case in pictures if case not in viewers]
     if lacking:
         parts.append(f"<p>{len(lacking)} cases have no viewer: all viewers together would be too large.</p>")

@@ -17,7 +17,7 @@ from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise
 __all__ = ["FOREGROUND", "PaperCell", "PaperTable", "paper_table", "write_paper"]
 
 FOREGROUND = "foreground mean"
-"""The mean over the classes, each the mean over its patients: as nnU-Net's ``foreground_mean``."""
+"""The mean over the classes, each the mean over its groups: as nnU-Net's ``foreground_mean``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class PaperCell:
     """One metric of one class.
 
     Attributes:
-        mean: Over patients; of the foreground over classes.
-        sd: Of the patients' means; None with one patient.
-        low: Lower end of the interval of the mean; None with one patient.
+        mean: Over groups; of the foreground over classes.
+        sd: Of the groups' means; None with one group.
+        low: Lower end of the interval of the mean; None with one group.
         high: Its upper end.
         median: Over objects; None for the foreground.
         q1: First quartile over objects; None for the foreground.
         q3: Third quartile.
-        patients: Number of patients.
+        groups: Number of groups.
         objects: Number of objects, misses and false positives included.
     """
 
@@ -43,7 +43,7 @@ class PaperCell:
     median: float | None
     q1: float | None
     q3: float | None
-    patients: int
+    groups: int
     objects: int
 
 
@@ -90,7 +90,7 @@ def paper_table(
     if len(cells) > 1:
         means = bootstrap_class_means(
             {name: [row.values[name] for row in held] for name in names},
-            [row.patient for row in held],
+            [row.group for row in held],
             [row.strata["class"] for row in held],
             rng=rng,
             level=level,
@@ -99,7 +99,7 @@ def paper_table(
             name: PaperCell(
                 mean=found.estimate, sd=_foreground_sd(held, name), low=found.low, high=found.high, median=None,
                 q1=None, q3=None,
-                patients=found.patients, objects=found.cases,
+                groups=found.groups, objects=found.cases,
             )
             for name, found in means.items()
         }  # fmt: skip
@@ -108,11 +108,11 @@ def paper_table(
 
 
 def _foreground_sd(rows: Sequence[CaseRow], metric: str) -> float | None:
-    """Return the standard deviation over patients of their means over classes."""
-    by_patient: dict[str, dict[str, list[float]]] = {}
+    """Return the standard deviation over groups of their means over classes."""
+    by_group: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        by_patient.setdefault(row.patient, {}).setdefault(row.strata["class"], []).append(row.values[metric])
-    means = [np.mean([np.mean(v) for v in of.values()]) for of in by_patient.values()]
+        by_group.setdefault(row.group, {}).setdefault(row.strata["class"], []).append(row.values[metric])
+    means = [np.mean([np.mean(v) for v in of.values()]) for of in by_group.values()]
     return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
 
@@ -136,21 +136,21 @@ def _cell(row: SummaryRow) -> PaperCell:
         median=row.median,
         q1=row.quartiles[0],
         q3=row.quartiles[1],
-        patients=row.interval.patients,
+        groups=row.interval.groups,
         objects=row.interval.cases,
     )
 
 
 def _csv(table: PaperTable) -> str:
     rows: list[list[object]] = [[
-        "class", "metric", "unit", "mean", "sd", "low", "high", "level", "median", "q1", "q3", "patients", "objects",
+        "class", "metric", "unit", "mean", "sd", "low", "high", "level", "median", "q1", "q3", "groups", "objects",
         "surface",
     ]]  # fmt: skip
     for name, cells in table.cells.items():
         for metric, cell in cells.items():
             values = (cell.mean, cell.sd, cell.low, cell.high, table.level, cell.median, cell.q1, cell.q3)
             rows.append([
-                name, metric, table.units[metric], *("" if v is None else v for v in values), cell.patients,
+                name, metric, table.units[metric], *("" if v is None else v for v in values), cell.groups,
                 cell.objects, table.surface,
             ])  # fmt: skip
     out = io.StringIO()
@@ -161,7 +161,7 @@ def _csv(table: PaperTable) -> str:
 def _markdown(table: PaperTable) -> str:
     if not table.cells:
         return "No object at all.\n"
-    lines = [f"Mean ± SD over patients [{100 * table.level:g} % interval of the mean]", ""]
+    lines = [f"Mean ± SD over groups [{100 * table.level:g} % interval of the mean]", ""]
     lines += _markdown_table(table, _mean_text)
     lines += ["", "Median over objects (first to third quartile)", ""]
     lines += _markdown_table(table, _median_text)
@@ -170,12 +170,12 @@ def _markdown(table: PaperTable) -> str:
 
 def _markdown_table(table: PaperTable, text: Callable[[PaperCell, int], str]) -> list[str]:
     metrics = list(table.units)
-    head = ["class", "patients", "objects", *(metric_title(m, table.units[m]) for m in metrics)]
+    head = ["class", "groups", "objects", *(metric_title(m, table.units[m]) for m in metrics)]
     lines = [f"| {' | '.join(head)} |", f"|---|---:|---:|{'---|' * len(metrics)}"]
     for name, cells in table.cells.items():
         first = next(iter(cells.values()))
         texts = [text(cells[m], _places(table.units[m])) for m in metrics]
-        lines.append(f"| {name} | {first.patients} | {first.objects} | {' | '.join(texts)} |")
+        lines.append(f"| {name} | {first.groups} | {first.objects} | {' | '.join(texts)} |")
     return lines
 
 
@@ -189,7 +189,7 @@ def _latex(table: PaperTable) -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{Mean $\pm$ SD over patients, [{100 * table.level:g}\,\% interval]; median (IQR) over objects. "
+        rf"\caption{{Mean $\pm$ SD over groups, [{100 * table.level:g}\,\% interval]; median (IQR) over objects. "
         rf"{_escaped(_footnote(table))}}}",
         rf"\begin{{tabular}}{{l{'c' * len(metrics)}}}",
         r"\toprule",

@@ -325,10 +325,10 @@ def seen_by(model: Path) -> Seen:
     cards = [load_settings(folder / CONFIG_FILE, ModelCard) for folder in folders]
     for folder, card in zip(folders, cards, strict=True):
         if not card.trained_on:
-            raise InputError(f"'{folder.name}' does not say which units it was trained on: train it again")
+            raise InputError(f"'{folder.name}' does not say which groups it was trained on: train it again")
     recorded = all(card.trained_content for card in cards)
     return Seen(
-        units=frozenset(unit for card in cards for unit in card.trained_on),
+        groups=frozenset(group for card in cards for group in card.trained_on),
         contents=frozenset(c for card in cards for c in card.trained_content) if recorded else frozenset(),
         keys=frozenset(card.trained_key for card in cards),
         cards=frozenset(card.trained_card for card in cards),

@@ -12,13 +12,13 @@ class Seen:
     """What a model, or each member of an ensemble, was trained or chosen on.
 
     Attributes:
-        units: Keyed hashes of the units.
+        groups: Keyed hashes of the groups.
         contents: Hashes of their images (`datasets.contents`); empty if some member does not record them.
-        keys: Fingerprints of the keys that the units were hashed with.
+        keys: Fingerprints of the keys that the groups were hashed with.
         cards: Names of the cards, which the hashes depend on.
     """
 
-    units: frozenset[str]
+    groups: frozenset[str]
     contents: frozenset[str]
     keys: frozenset[str]
     cards: frozenset[str]

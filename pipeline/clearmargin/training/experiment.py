@@ -98,7 +98,8 @@ class Experiment(Settings):
     card: str = Field(description="path of the data card, from the working directory")
     seed: int = Field(0, ge=0)
     fold: FoldSettings | None = Field(
-        None, description="train on all but one fold of the card's train and validation units (crossvalidate)"
+        None,
+        description="train on all but one fold of the card's train and validation groups (crossvalidate)",
     )
     model: dict[str, Any] = Field(description="the section of the network's own config class")
     image: ImageSettings = ImageSettings()

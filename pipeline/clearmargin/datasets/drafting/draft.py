@@ -218,7 +218,7 @@ def _content(
     }
     if any(row.get("series") for row in layout.rows):
         cases["series"] = "{series}"
-    cases["unit"] = "{group}"
+    cases["group"] = "{group}"
     own = len({row["group"] for row in layout.rows}) == len(layout.rows)
     return {
         "schema": 1,
@@ -229,7 +229,7 @@ def _content(
         "cases": cases,
         "encoding": layout.encoding,
         "spacing": spacing,
-        "unit": "image" if own and layout.spacing == "unknown" else "patient",
+        "group": "image" if own and layout.spacing == "unknown" else "patient",
     }
 
 
@@ -339,7 +339,7 @@ def _describe(
         spread = f", {areas[0]} / {areas[len(areas) // 2]} / {areas[-1]} px" if areas else ""
         lines.append(f"  {entry['name']}: {len(areas)} objects{spread}; {shown}")
     lines.append(f"  cases without an object: {empty}") if empty else None
-    lines += ["", f"splits, by {_unit(content)} (seed {content['splits']['seed']})"]
+    lines += ["", f"splits, by {_grouped_by(content)} (seed {content['splits']['seed']})"]
     for split in SPLITS:
         here = [row for row in rows if splits[row["id"]] == split]
         lines.append(f"  {split}: {len(here)} cases, {len({row['group'] for row in here})} groups")
@@ -354,8 +354,8 @@ def _describe(
     return "\n".join(lines)
 
 
-def _unit(content: dict[str, Any]) -> str:
-    return "group" if content["unit"] == "patient" else "image"
+def _grouped_by(content: dict[str, Any]) -> str:
+    return "group" if content["group"] == "patient" else "image"
 
 
 def _shown(reference: str) -> str:

@@ -1,4 +1,4 @@
-"""How often margins hold on units that they were not calibrated on, alike and from another stratum."""
+"""How often margins hold on groups that they were not calibrated on, alike and from another stratum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 from clearmargin.margins.calibration import Calibration
 from clearmargin.margins.drift import Features, Fingerprint, false_alarms, fingerprint, score_features
-from clearmargin.margins.guarantees import UnitLosses, least_factor
+from clearmargin.margins.guarantees import GroupLosses, least_factor
 from clearmargin.margins.judging.case import JudgedCase
 from clearmargin.margins.margins import Margin, MatchedObject, demands_of, losses_of, typical_length
 from clearmargin.margins.observations import ObservedCase, matched_objects
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SPLITS = 100
-"""Random splits of the margin and judged units together."""
+"""Random splits of the margin and judged groups together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +53,21 @@ class SizeCoverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """One margin on the judged units.
+    """One margin on the judged groups.
 
     Attributes:
         margin: What was calibrated.
-        units: Judged units with a matched object.
-        covered: One less their mean loss, with a bootstrap interval over units; None where there is no unit.
-        objects: Matched objects of the judged units.
+        groups: Judged groups with a matched object.
+        covered: One less their mean loss, with a bootstrap interval over groups; None where there is no group.
+        objects: Matched objects of the judged groups.
         objects_covered: Those of them that are covered as a whole, each counted alike.
-        over_splits: Coverage of each random split of the margin and judged units together; empty where no judged
-            unit has a matched object, or too few are left.
+        over_splits: Coverage of each random split of the margin and judged groups together; empty where no judged
+            group has a matched object, or too few are left.
         by_size: By thirds of the judged objects' sizes.
     """
 
     margin: Margin
-    units: int
+    groups: int
     covered: Interval | None
     objects: int
     objects_covered: int
@@ -85,20 +85,20 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """A margin calibrated on one stratum of the card and judged on another, with the width of all fit units.
+    """A margin calibrated on one stratum of the card and judged on another, with the width of all fit groups.
 
     Attributes:
         name: Of the margin, such as ``outer, by object``.
         alpha: What the mean loss may be.
         column: Of the card.
-        calibrated_on: Value of the column; empty for all units.
+        calibrated_on: Value of the column; empty for all groups.
         judged_on: Value of the column.
-        n: Units that calibrated.
-        units: Judged units.
+        n: Groups that calibrated.
+        groups: Judged groups.
         covered: One less their mean loss.
         refused: Judged cases that look like no calibration case of ``calibrated_on``: nothing is promised of them.
         cases: Judged cases.
-        covered_after: One less the mean loss of the units whose cases were not refused; None if all were.
+        covered_after: One less the mean loss of the groups whose cases were not refused; None if all were.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Shift:
     calibrated_on: str
     judged_on: str
     n: int
-    units: int
+    groups: int
     covered: float
     refused: int
     cases: int
@@ -153,12 +153,12 @@ def _coverage(
     interval = None
     if losses.n:
         held = 1 - losses.at(np.array([margin.factor]))[0]
-        interval = bootstrap_means({"covered": held.tolist()}, list(losses.units), rng=rng)["covered"]
+        interval = bootstrap_means({"covered": held.tolist()}, list(losses.groups), rng=rng)["covered"]
     wholes = np.array([demand.whole for demand in demands_of(fresh, margin.width, margin.sides)])
     covered = wholes <= with_slack(margin.factor)
     return Coverage(
         margin=margin,
-        units=losses.n,
+        groups=losses.n,
         covered=interval,
         objects=len(wholes),
         objects_covered=int(covered.sum()),
@@ -170,7 +170,7 @@ def _coverage(
 def _over_splits(
     margin: Margin, objects: Sequence[MatchedObject], rng: np.random.Generator
 ) -> tuple[float, ...]:
-    """Return one less the mean loss of the units that are left, for random choices of n units to calibrate on."""
+    """Return one less the mean loss of the groups that are left, for random choices of n groups to calibrate on."""
     losses = _losses(margin, objects)
     if margin.n >= losses.n:
         return ()
@@ -180,13 +180,13 @@ def _over_splits(
         known, left = losses.select(order[: margin.n]), losses.select(order[margin.n :])
         try:
             factor = least_factor(known, margin.alpha, confidence=margin.confidence)
-        except InputError:  # with a confidence some choices of units reach no factor
+        except InputError:  # with a confidence some choices of groups reach no factor
             continue
         shares.append(1 - float(left.at(np.array([factor])).mean()))
     return tuple(shares)
 
 
-def _losses(margin: Margin, objects: Sequence[MatchedObject]) -> UnitLosses:
+def _losses(margin: Margin, objects: Sequence[MatchedObject]) -> GroupLosses:
     return losses_of(objects, margin.width, margin.sides, margin.guarantee)
 
 
@@ -213,11 +213,11 @@ def shifts_of(
 ) -> list[Shift]:
     """Return the applied margins calibrated on each value of the card's strata, and on all, and judged on each.
 
-    A value with too few units for alpha calibrates nothing; a card without strata, or with one value, has no shift.
+    A value with too few groups for alpha calibrates nothing; a card without strata, or with one value, has no shift.
 
     Args:
         calibration: Whose margins, threshold and check of unlike cases.
-        fitted: Cases of the margin units.
+        fitted: Cases of the margin groups.
         fresh: Judged cases.
     """
     columns = {
@@ -265,7 +265,7 @@ def _shifts(
                 calibrated_on=here,
                 judged_on=there,
                 n=losses.n,
-                units=len(held),
+                groups=len(held),
                 covered=float(held.mean()) if len(held) else 1.0,
                 refused=sum(alarms),
                 cases=len(judged),
@@ -278,7 +278,7 @@ def _shifts(
 def _held(
     calibration: Calibration, margin: Margin, factor: float, cases: Sequence[ObservedCase]
 ) -> NDArray[np.float64]:
-    """Return one less the loss of each unit with a matched object."""
+    """Return one less the loss of each group with a matched object."""
     held: NDArray[np.float64] = 1 - _losses(margin, _objects(calibration, cases)).at(np.array([factor]))[0]
     return held
 
@@ -286,7 +286,7 @@ def _held(
 def _fingerprint(calibration: Calibration, cases: Sequence[ObservedCase]) -> Fingerprint:
     return fingerprint(
         [_features(calibration, case) for case in cases],
-        [case.unit for case in cases],
+        [case.group for case in cases],
         false_alarms=calibration.fingerprint.false_alarms,
     )
 

@@ -39,7 +39,7 @@ class Failure:
         uncertainty: What shall find it.
         n: Number of them.
         mean_risk: Of all.
-        aurc: With its interval over units.
+        aurc: With its interval over groups.
         e_aurc: `metrics.failure`.
         ause: Likewise.
         auroc: Of the risk being over the limit; None where none or all are.
@@ -95,7 +95,7 @@ def failures_of(
         [one for one in case.observed.instances if one.score >= calibration.thresholds.of(one.label)]
         for case in cases
     ]
-    units = [case.observed.unit for case in cases]
+    groups = [case.observed.group for case in cases]
     every = [one for own in kept for one in own]
     known = [n for n, column in COLUMNS.items() if every and all(column in one.columns for one in every)]
     length = calibration.length_unit
@@ -104,22 +104,23 @@ def failures_of(
         of_case = [float(np.mean([_doubt(one, name) for one in own])) if own else 1.0 for own in kept]
         found: dict[_Risk, list[tuple[float, float, str]]] = {
             _Risk(over="cases", name="1 - Dice", limit=_DICE_LIMIT): [
-                (doubt, 1 - case.dice, unit) for doubt, case, unit in zip(of_case, cases, units, strict=True)
+                (doubt, 1 - case.dice, group)
+                for doubt, case, group in zip(of_case, cases, groups, strict=True)
             ],
             _Risk(over="cases", name="mean HD95", limit=risk_limit, unit=length): [
-                (doubt, float(np.mean([one.hd95 for one in own if one.matched])), unit)
-                for doubt, own, unit in zip(of_case, kept, units, strict=True)
+                (doubt, float(np.mean([one.hd95 for one in own if one.matched])), group)
+                for doubt, own, group in zip(of_case, kept, groups, strict=True)
                 if any(one.matched for one in own)
             ],
             _Risk(over="matched instances", name="HD95", limit=risk_limit, unit=length): [
-                (_doubt(one, name), one.hd95, unit)
-                for own, unit in zip(kept, units, strict=True)
+                (_doubt(one, name), one.hd95, group)
+                for own, group in zip(kept, groups, strict=True)
                 for one in own
                 if one.matched
             ],
             _Risk(over="instances", name="spurious", limit=0.0): [
-                (_doubt(one, name), float(not one.matched), unit)
-                for own, unit in zip(kept, units, strict=True)
+                (_doubt(one, name), float(not one.matched), group)
+                for own, group in zip(kept, groups, strict=True)
                 for one in own
             ],
         }
@@ -142,7 +143,7 @@ def _failure(
     def area(sample: Sequence[tuple[float, float, str]]) -> float:
         return aurc([s[0] for s in sample], [s[1] for s in sample])
 
-    doubts, risks, units = (list(column) for column in zip(*points, strict=True))
+    doubts, risks, groups = (list(column) for column in zip(*points, strict=True))
     return Failure(
         over=risk.over,
         risk=risk.name,
@@ -151,7 +152,7 @@ def _failure(
         uncertainty=name,
         n=len(points),
         mean_risk=float(np.mean(risks)),
-        aurc=bootstrap_statistic(area, points, units, rng=rng, resamples=resamples),
+        aurc=bootstrap_statistic(area, points, groups, rng=rng, resamples=resamples),
         e_aurc=e_aurc(doubts, risks),
         ause=ause(doubts, risks),
         auroc=error_auroc(doubts, np.asarray(risks) > risk.limit),

@@ -1,4 +1,4 @@
-"""What a calibration does on units that nothing was fitted on."""
+"""What a calibration does on groups that nothing was fitted on."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Judgement:
     """Everything that was found.
 
     Attributes:
-        units: Judged units.
+        groups: Judged groups.
         cases: Judged cases.
-        missed: Mean share of a unit's instances that are missed, merged or cut; None where no unit has an instance.
+        missed: Mean share of a group's instances that are missed, merged or cut; None where no group has an instance.
         coverage: One for each margin.
         sizes: By side, size of the regions over true size, a mean over matched instances.
         empty: Share of the inner regions that are empty; None where there is none.
@@ -46,7 +46,7 @@ class Judgement:
         failures: One for each uncertainty and risk.
     """
 
-    units: int
+    groups: int
     cases: int
     missed: Interval | None
     coverage: tuple[Coverage, ...]
@@ -73,9 +73,9 @@ def judge(
     """Return everything that is reported of the judged cases.
 
     Args:
-        calibration: Fitted on other units.
+        calibration: Fitted on other groups.
         cases: At least one.
-        pixels: Their counts by unit, before and after scaling; both empty where there is no foreground map.
+        pixels: Their counts by group, before and after scaling; both empty where there is no foreground map.
         margin_cases: Those that the margins were calibrated on.
         risk_limit: HD95 over which an instance or a case has failed, in the grid's unit.
         rng: Of splits and resamples.
@@ -88,7 +88,7 @@ def judge(
         pixel_errors(*pixels, rng, resamples),
     )
     return Judgement(
-        units=len({case.unit for case in observed}),
+        groups=len({case.group for case in observed}),
         cases=len(cases),
         missed=_missed(calibration, observed, rng),
         coverage=tuple(coverage_of(calibration, cases, margin_cases, rng)),
@@ -110,12 +110,12 @@ def judge(
 def _missed(
     calibration: Calibration, cases: Sequence[ObservedCase], rng: np.random.Generator
 ) -> Interval | None:
-    by_unit: dict[str, list[bool]] = {}
+    by_group: dict[str, list[bool]] = {}
     for case in cases:
         for one in case.found:
             score = -1.0 if one.score is None or one.iou < calibration.match_iou else one.score
-            by_unit.setdefault(one.unit, []).append(score < calibration.thresholds.of(one.label))
-    if not by_unit:
+            by_group.setdefault(one.group, []).append(score < calibration.thresholds.of(one.label))
+    if not by_group:
         return None
-    losses = {"missed": [float(np.mean(missed)) for missed in by_unit.values()]}
-    return bootstrap_means(losses, list(by_unit), rng=rng)["missed"]
+    losses = {"missed": [float(np.mean(missed)) for missed in by_group.values()]}
+    return bootstrap_means(losses, list(by_group), rng=rng)["missed"]

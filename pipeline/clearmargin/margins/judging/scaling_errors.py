@@ -1,4 +1,4 @@
-"""Calibration errors before and after scaling, on units that the scaling was not fitted on, with intervals."""
+"""Calibration errors before and after scaling, on groups that the scaling was not fitted on, with intervals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ERRORS: dict[str, Callable[[Reliability], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled:
-    """A calibration error before and after scaling, intervals over units.
+    """A calibration error before and after scaling, intervals over groups.
 
     Attributes:
         what: Of which probabilities.
@@ -75,7 +75,7 @@ def score_errors(
 
     Nothing where no instance was predicted.
     """
-    units = [case.unit for case in cases]
+    groups = [case.group for case in cases]
     diagrams: list[Reliabilities] = []
     rows: list[Scaled] = []
     for what, least in (
@@ -85,7 +85,7 @@ def score_errors(
         tables = [_scores(case, calibration, least) for case in cases]
         if sum(len(table.right) for table in tables):
             diagrams.append(_of_scores(what, tables))
-            rows += _compared(what, partial(_score_numbers, what), tables, units, rng, resamples)
+            rows += _compared(what, partial(_score_numbers, what), tables, groups, rng, resamples)
     return diagrams, rows
 
 
@@ -98,19 +98,19 @@ def pixel_errors(
     """Return the errors of pixels, all and near the edge; nothing where there is no foreground map.
 
     Args:
-        before: By unit.
-        after: By unit, scaled.
+        before: By group.
+        after: By group, scaled.
         rng: Of the resamples.
         resamples: Of each interval.
     """
-    units = list(before)
+    groups = list(before)
     diagrams: list[Reliabilities] = []
     rows: list[Scaled] = []
     for what, part in (("pixels, all", "every"), ("pixels near the edge", "band")):
-        pairs = [(getattr(before[unit], part), getattr(after[unit], part)) for unit in units]
+        pairs = [(getattr(before[group], part), getattr(after[group], part)) for group in groups]
         if sum(pair[0].total for pair in pairs):
             diagrams.append(_of_pixels(what, pairs))
-            rows += _compared(what, partial(_pixel_numbers, what), pairs, units, rng, resamples)
+            rows += _compared(what, partial(_pixel_numbers, what), pairs, groups, rng, resamples)
     return diagrams, rows
 
 
@@ -159,7 +159,7 @@ def _compared(
     what: str,
     numbers: Callable[[Sequence[T]], dict[tuple[str, str], float]],
     tables: Sequence[T],
-    units: Sequence[str],
+    groups: Sequence[str],
     rng: np.random.Generator,
     resamples: int,
 ) -> list[Scaled]:
@@ -171,7 +171,7 @@ def _compared(
         changes = {f"{name} change": found[name, "after"] - found[name, "before"] for name in names}
         return {f"{name} {side}": value for (name, side), value in found.items()} | changes
 
-    found = bootstrap_statistics(flat, tables, units, rng=rng, resamples=resamples)
+    found = bootstrap_statistics(flat, tables, groups, rng=rng, resamples=resamples)
     return [
         Scaled(
             what=what,

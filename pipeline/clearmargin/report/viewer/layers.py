@@ -22,7 +22,12 @@ __all__ = [
     "Canvas",
     "Layer",
     "edge_errors",
-    "error_layer", "heat_layer", "image_file", "mask_layer", "reference_layer"]
+    "error_layer",
+    "heat_layer",
+    "image_file",
+    "mask_layer",
+    "reference_layer",
+]
 
 Bytes = NDArray[np.uint8]
 
@@ -265,7 +270,9 @@ def edge_errors(
         low = [min(a.start, b.start) for a, b in zip(here, there, strict=True)]
         high = [max(a.stop, b.stop) for a, b in zip(here, there, strict=True)]
         target = np.zeros([b - a for a, b in zip(low, high, strict=True)], bool)
-        target[tuple(slice(s.start - a, s.stop - a) for s, a in zip(there, low, strict=True))] = _edge(theirs, there)
+        target[tuple(slice(s.start - a, s.stop - a) for s, a in zip(there, low, strict=True))] = _edge(
+            theirs, there
+        )
         away = ndimage.distance_transform_edt(~target, sampling=spacing)
         edge = _edge(ours, here)
         inner = away[tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))]
