@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from clearmargin.core import Prediction
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.metrics.comparison import ComparedSets, compare_rows
 from clearmargin.metrics.measurement import metric_of
@@ -19,6 +21,8 @@ from clearmargin.report.compared import comparison_markdown, write_comparison
 from clearmargin.runs import load, names_of, rows_of_tables
 
 __all__ = ["Compared", "compare", "render"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +107,7 @@ def compare(
     if out is not None:
         pictures = {}
         if card is not None:
-            from clearmargin.report.regressions import regression_pictures
-
-            pictures = regression_pictures(
-                sets, {name: [s.folder for s in of] for name, of in groups.items()}, card
-            )
+            pictures = _pictures(sets, {name: of[0].folder for name, of in groups.items()}, card)
         write_comparison(sets, Path(out), costs=costs, pictures=pictures)
     run_id = _log(sets, costs) if track else ""
     return Compared(sets=sets, costs=costs, run_id=run_id)
@@ -131,8 +131,8 @@ def _sources(tables: Sequence[Path | str], names: Sequence[str]) -> list[_Source
         folders = [given[k] for k in range(len(tables)) if k not in runs]
         if len(set(folders)) < len(folders):
             raise ConfigError(
-                f"give each of the {len(tables)} tables a name of its own with --name, not {', '.join(given)}; seeds of "
-                "one configuration share theirs"
+                f"give each of the {len(tables)} tables a name of its own with --name, not {', '.join(given)}; "
+                "seeds of one configuration share theirs"
             )
     sources = []
     for k, path in enumerate(tables):
@@ -190,6 +190,35 @@ def _check_alike(sets: Mapping[str, Sequence[CaseRow]]) -> None:
         if len(set().union(*by_name.values())) > 1:
             shown = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in by_name.items())
             raise InputError(f"the tables have different {what} ({shown}): measure them alike")
+
+
+def _pictures(sets: ComparedSets, folders: Mapping[str, Path], card: Path) -> dict[int, str]:
+    """Return pictures of the objects that lose most; of several seeds the first one's prediction is drawn."""
+    from clearmargin.datasets.cases import open_dataset
+    from clearmargin.outputs.packed import read_packed
+    from clearmargin.report.regressions import regression_pictures
+
+    dataset = open_dataset(card)
+    cases = {case.case: case for case in dataset.cases}
+
+    def kept(folder: Path) -> Callable[[str], Prediction | None]:
+        def of_case(case: str) -> Prediction | None:
+            path = folder / "predictions" / f"{case}.npz"
+            return read_packed(path)[0] if path.is_file() else None
+
+        return of_case
+
+    found = regression_pictures(
+        sets,
+        lambda case: dataset.read(cases[case]) if case in cases else None,
+        {name: kept(folder) for name, folder in folders.items()},
+    )
+    if sets.regressions and not found:
+        log.warning(
+            "no object could be drawn: the card has none of the cases, or a table has no predictions/ beside it "
+            "(`evaluate --out` writes them)"
+        )
+    return found
 
 
 def _log(sets: ComparedSets, costs: Mapping[str, Mapping[str, float]]) -> str:

@@ -64,7 +64,8 @@ class Run:
         for other in self._evaluations():
             return other.folder
         raise InputError(
-            f"run '{self.name}' ({self.verb or 'of no verb of ours'}) has no tables: name an evaluation, or evaluate its model"
+            f"run '{self.name}' ({self.verb or 'of no verb of ours'}) has no tables: name an evaluation, or evaluate "
+            "its model"
         )
 
     @cached_property

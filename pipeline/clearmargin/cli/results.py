@@ -425,7 +425,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B ...",
-            help="Folders that `measure --out` or `evaluate --out` wrote, or runs by id or name; the first is the baseline.",
+            help="Folders that `measure --out` or `evaluate --out` wrote, or runs (id or name); first the baseline.",
         ),
     ],
     name: Annotated[

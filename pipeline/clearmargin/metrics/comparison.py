@@ -1,14 +1,14 @@
 """Two or more sets of rows of the same objects, compared: paired by case and object, one word per metric.
 
-A set is one table, or several of one configuration (seeds, folds): an object's numbers are then means over the tables that
-have it, and what the tables differ by is told beside them.
+A set is one table, or several of one configuration (seeds, folds): an object's numbers are then means over the tables
+that have it, and what the tables differ by is told beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -158,7 +158,8 @@ def compare_rows(
     for stratum, (keys, cases) in places.items():
         groups = {key: rows[key].group for key in keys}
         of_cases = {case: group for t in tables[first] for case, group in t.groups.items() if case in cases}
-        wanted = [(m, groups) for m in chosen] + ([("false_positives", of_cases)] if cases else [])
+        wanted: list[tuple[str, Mapping[Any, str]]] = [(m, groups) for m in chosen]
+        wanted += [("false_positives", of_cases)] if cases else []
         for metric, of in wanted:
             units = list(of)
             base = _pooled(tables[first], metric, units)
@@ -221,18 +222,18 @@ class _Table:
         return abs(row.values[metric]) if known is not None and known.better == "zero" else row.values[metric]
 
 
-def _pooled(tables: Sequence[_Table], metric: str, keys: Sequence[Key] | Sequence[str]) -> list[float]:
+def _pooled(tables: Sequence[_Table], metric: str, keys: Sequence[Any]) -> list[float]:
     """Return the mean over the tables that have it, of each."""
     return [float(np.mean([v for t in tables if (v := t.value(metric, key)) is not None])) for key in keys]
 
 
-def _spread(tables: Sequence[_Table], metric: str, of: Mapping[Key, str] | Mapping[str, str]) -> float | None:
+def _spread(tables: Sequence[_Table], metric: str, of: Mapping[Any, str]) -> float | None:
     """Return the standard deviation of the tables' means, each over what it has; None with one table."""
     means = []
     for table in tables:
         there = {key: v for key in of if (v := table.value(metric, key)) is not None}
         if there:
-            means.append(_mean(list(there.values()), [of[key] for key in there]))  # type: ignore[index]
+            means.append(_mean(list(there.values()), [of[key] for key in there]))
     return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
 

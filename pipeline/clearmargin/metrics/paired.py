@@ -84,8 +84,8 @@ def compare(
         InputError: The metrics differ, or see `group_means`.
 
     Source: Student's paired t over groups' means, Biometrika 1908; Holm, Scandinavian Journal of Statistics 1979. The
-    probability of a false claim is the posterior mass beyond 0 of the mean difference under the flat prior, as in
-    Christodoulou et al., "False promises in medical imaging AI?", 2025: of normal data, t with n - 1 degrees of freedom.
+    probability of a false claim is the posterior mass beyond 0 of the mean difference under the flat prior (of normal
+    data, t with n - 1 degrees of freedom), as in Christodoulou et al., "False promises in medical imaging AI?", 2025.
     """
     if set(first) != set(second):
         odd = ", ".join(sorted(set(first) ^ set(second)))

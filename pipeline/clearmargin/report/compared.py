@@ -187,8 +187,8 @@ def _latex(done: ComparedSets) -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{Against {_escaped(done.first)}, {done.objects} objects of {done.cases} cases: mean difference over "
-        rf"groups with Student's interval; $p$ after Holm's correction; $P$: probability that the claim is false.}}",
+        rf"\caption{{Against {_escaped(done.first)}, {done.objects} objects: mean difference "
+        r"over groups with Student's interval; $p$ after Holm's correction; $P$: probability that the claim is false.}",
         r"\begin{tabular}{llccccl}",
         r"\toprule",
         r"Tool & Metric & Difference & Interval & $p$ & $P$ & Verdict \\",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.files import whole
 from clearmargin.metrics.calibration import Reliability
+from clearmargin.metrics.confusion import NOTHING, Confusion
 from clearmargin.metrics.failure import risk_coverage
 from clearmargin.metrics.measurement import metric_title
 from clearmargin.metrics.tables import CaseRow, SummaryRow
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIGURES",
-    "Confusion",
     "confusion_figure",
     "count_errors",
     "forest",
@@ -47,11 +47,6 @@ FIGURES = {
     "count_errors": "Count errors",
 }
 """Figures by file name, in the order of the page, with their titles."""
-
-Confusion = Mapping[tuple[str, str], int]
-"""How many, by reference class and predicted class; ``nothing`` stands for a miss and for a false positive."""
-
-NOTHING = "nothing"
 
 
 def write_evaluation_figures(
@@ -222,12 +217,12 @@ def _reliability(rows: Sequence[CaseRow]) -> Figure | None:
 
 def _risk_coverage(rows: Sequence[CaseRow]) -> Figure | None:
     """Return the mean loss of surface Dice among predictions over the share that is kept, most certain first."""
-    shown = [row for row in rows if row.status in ("tp", "fp") and row.about.get("score") is not None]
+    shown = [(row, s) for row in rows if isinstance(s := row.about.get("score"), int | float)]
     if len(shown) < 2:
         return None
-    metric = next((name for name in shown[0].values if name.startswith("nsd_")), "dice")
-    doubt = [1 - float(row.about["score"] or 0) for row in shown]
-    risk = [1 - row.values[metric] for row in shown]
+    metric = next((name for name in shown[0][0].values if name.startswith("nsd_")), "dice")
+    doubt = [1 - score for _, score in shown]
+    risk = [1 - row.values[metric] for row, _ in shown]
     return risk_coverage_curves(
         {"score": risk_coverage(doubt, risk)}, title="predictions, most certain first",
         risk=f"1 - {metric_title(metric)}", best=risk_coverage(risk, risk),

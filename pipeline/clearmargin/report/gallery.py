@@ -165,7 +165,9 @@ def write_gallery(
     pictures: dict[str, str] = {}
     viewers: dict[str, str] = {}
     spent = 0
-    for case in order if read is not None else ():
+    for case in order:
+        if read is None:
+            break
         reviewed = read(case)
         drawn, errors = _pictures(reviewed)
         pictures[case] = picture_image(drawn, f"prediction and reference, {case}", side=480)
@@ -222,12 +224,13 @@ def _page(
         cards = []
         for k, (m, words) in enumerate(of, start=1):
             numbers = (
-                f"{metric_title(m.metric)} {m.score:.3f}, {m.false_negatives} missed, {m.false_positives} false positives, "
-                f"uncertainty {m.uncertainty:.2f}"
+                f"{metric_title(m.metric)} {m.score:.3f}, {m.false_negatives} missed, "
+                f"{m.false_positives} false positives, uncertainty {m.uncertainty:.2f}"
             )
             opened = link(viewers[m.case], "open the viewer") if m.case in viewers else ""
             cards.append(
-                f'<div class="card">{pictures.get(m.case, "")}<p><b>{k}. {text(words)}</b> {text(m.case)} {opened}</p>'
+                f'<div class="card"><div class="pair">{pictures.get(m.case, "")}</div>'
+                f"<p><b>{k}. {text(words)}</b> {text(m.case)} {opened}</p>"
                 f'<p class="faint">{text(numbers)}</p></div>'
             )
         parts.append(f'<div class="cards">{"".join(cards)}</div>')
@@ -253,6 +256,7 @@ def _pictures(case: ReviewedCase) -> tuple[NDArray[np.uint8], NDArray[np.uint8] 
     if errors is None:
         return drawn, None
     heat = heat_overlay(
-        case.image, np.maximum(errors, 0), z, name="boundary error", unit=case.image.grid.unit
-    )
+        case.image, np.where(errors < 0, np.nan, errors), z, name="boundary error", unit=case.image.grid.unit,
+        opaque=True,
+    )  # fmt: skip
     return drawn, heat

@@ -24,21 +24,24 @@ _STYLE = """
   --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14161a; --ink: #e8eaed; --faint: #9aa0a8; --line: #31353c;
   --good: #6fd3ad; --bad: #ff8a80; } }
-body { margin: 0 auto; padding: 24px; max-width: 1100px; font: 14px/1.5 system-ui, sans-serif; background: var(--paper);
-  color: var(--ink); }
-h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 28px 0 6px; border-bottom: 1px solid var(--line); }
+body { margin: 0 auto; padding: 24px; max-width: 1100px; font: 14px/1.5 system-ui, sans-serif;
+  background: var(--paper); color: var(--ink); }
+h1 { font-size: 22px; margin: 0 0 4px; }
+h2 { font-size: 17px; margin: 28px 0 6px; border-bottom: 1px solid var(--line); }
 h3 { font-size: 14px; margin: 16px 0 4px; }
 p { margin: 4px 0; } .faint { color: var(--faint); } .better { color: var(--good); font-weight: 600; }
 .worse { color: var(--bad); font-weight: 600; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12.5px; }
-th { text-align: left; color: var(--faint); font-weight: 600; } th, td { padding: 2px 12px 2px 0; border-bottom: 1px solid
-  var(--line); vertical-align: top; }
+th { text-align: left; color: var(--faint); font-weight: 600; }
+th, td { padding: 2px 12px 2px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number { text-align: right; white-space: nowrap; }
 img { max-width: 100%; height: auto; background: #fff; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 14px; }
 .card { border: 1px solid var(--line); border-radius: 6px; padding: 8px; break-inside: avoid; }
 .card img { display: block; width: 100%; background: #000; }
+figure.card { margin: 0; } figure.card img { background: #fff; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(0, 1fr)); grid-auto-flow: column; gap: 4px; }
 a { color: inherit; }
 @page { margin: 14mm; }
 @media print { :root { --paper: #fff; --ink: #000; --faint: #444; --line: #bbb; } body { max-width: none; padding: 0;

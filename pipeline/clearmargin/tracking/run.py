@@ -188,6 +188,20 @@ class TrackedRun:
         """Set a tag; a path becomes ``<path>``."""
         self._send("tags", lambda c: c.set_tag(self.run_id, safe_key(key), str(without_path(value))))
 
+    def describe(self, text: Callable[[str], str]) -> None:
+        """Set the run's description, Markdown that its page shows.
+
+        Args:
+            text: Returns it, given the address of the run's files in the tracking pages.
+        """
+
+        def send(client: MlflowClient) -> None:
+            experiment = client.get_run(self.run_id).info.experiment_id
+            page = f"#/experiments/{experiment}/runs/{self.run_id}/artifacts"
+            client.set_tag(self.run_id, "mlflow.note.content", text(page))
+
+        self._send("descriptions", send)
+
     def log_model_used(self, weights_sha256: str, name: str) -> None:
         """Join this run to the training that made a model: as its child, with the logged model as its input.
 
