@@ -8,15 +8,16 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clearmargin.config import dump_yaml
 from clearmargin.core import Grid, InstanceSet, LabelMap, Prediction, Segmenter, Thresholds, at_least
-from clearmargin.datasets.card import Split
+from clearmargin.datasets.card import Split, public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
@@ -46,6 +47,7 @@ from clearmargin.report.progress import progress
 from clearmargin.report.run_page import report_page
 from clearmargin.review_folder import KeptCases, described
 from clearmargin.sampling.samples import Mode, open_segmenter
+from clearmargin.tracking.capsule import CAPSULE, capsule, model_digests
 from clearmargin.tracking.run import TrackedRun
 
 __all__ = [
@@ -180,6 +182,8 @@ def evaluate(
             "weights_sha256": segmenter.provenance.weights_sha256,
             "config_sha256": segmenter.provenance.config_sha256,
         },
+        texts={"card.yaml": dump_yaml(public(dataset.card))}
+        | {file.name: file.read_text(encoding="utf-8") for file in sorted(model.glob("model.yaml"))},
         tags={"verb": "evaluate"},
     )
     digest = dataset.digest()
@@ -199,6 +203,18 @@ def evaluate(
                 run.log_image("prediction over truth", picture, step)
         folder = Path(scratch) / "evaluation"
         data = {"card": dataset.card.name, "split": split, "digest": digest}
+        run.log_text(
+            capsule(
+                verb="evaluate",
+                settings={"split": split, "uncertainty": uncertainty, "thresholds": asdict(thresholds)},
+                card=data | {"version": dataset.card.version},
+                cases=dataset.file_digests([case for case in cases if case.case not in found.failed]),
+                model=model_digests(model, snapshots=uncertainty == "checkpoints"),
+                seeds={"intervals": 0},
+                predictions=kept.digests,
+            ),
+            CAPSULE,
+        )
         write_tables(found, folder, data=data)
         title = f"{segmenter.provenance.model} on {dataset.card.name}, {split}"
         listed = write_review(folder, found, kept, dataset, title=title, most=gallery)

@@ -14,6 +14,7 @@ from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.metrics.instances import InstanceRow
 from clearmargin.outputs.packed import read_packed, write_packed
 from clearmargin.report.gallery import Listed, ReviewedCase, doubt_of
+from clearmargin.tracking.capsule import prediction_digest
 
 __all__ = ["KeptCases", "described"]
 
@@ -23,10 +24,12 @@ class KeptCases:
 
     Attributes:
         doubts: The uncertainty of each case (`doubt_of`).
+        digests: The digest of each case's prediction (`prediction_digest`).
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         self.doubts: dict[str, float] = {}
+        self.digests: dict[str, str] = {}
         self._folder, self._dataset = folder / "predictions", dataset
         self._maps = folder / "maps"
         self._measured: dict[str, Sequence[InstanceRow]] = {}
@@ -37,6 +40,7 @@ class KeptCases:
     def keep(self, case: Case, prediction: Prediction, measured: Sequence[InstanceRow]) -> None:
         """Keep one case: the prediction above its thresholds, and its rows against the reference."""
         self.doubts[case.case] = doubt_of(prediction)
+        self.digests[case.case] = prediction_digest(prediction)
         self._measured[case.case], self._cases[case.case] = measured, case
         write_packed(self._folder / f"{case.case}.npz", {0: replace(prediction, image=None)})
         for name, values in prediction.maps.items():

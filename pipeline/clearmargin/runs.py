@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import InputError, nearest
 from clearmargin.metrics.tables import CaseRow, read_rows_csv
+from clearmargin.privacy import home
 from clearmargin.tracking.store import open_client
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Run:
         params: The resolved configuration, flat.
         tags: As they are in the store.
         numbers: The last value of every metric.
+        location: Where the store keeps its files.
         client: Of the store.
     """
 
@@ -49,6 +51,7 @@ class Run:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     numbers: Mapping[str, float]
+    location: str = field(repr=False)
     client: MlflowClient = field(repr=False)
 
     @cached_property
@@ -60,8 +63,8 @@ class Run:
         """
         for name in _FOLDERS:
             if any(item.path == name for item in self.client.list_artifacts(self.run_id)):
-                return Path(self.client.download_artifacts(self.run_id, name))
-        for other in self._evaluations():
+                return self.file(name)
+        for other in self.children("evaluate"):
             return other.folder
         raise InputError(
             f"run '{self.name}' ({self.verb or 'of no verb of ours'}) has no tables: name an evaluation, or evaluate "
@@ -113,15 +116,20 @@ class Run:
         return pandas.DataFrame(points, columns=["step", "value"])
 
     def file(self, path: str) -> Path:
-        """Return a file or folder of the run's artifacts on this machine.
+        """Return a file or folder of the run's artifacts; of a server's a copy in ``CLEARMARGIN_HOME``.
 
         Raises:
             InputError: There is none.
         """
         from mlflow.exceptions import MlflowException
 
+        here = Path(self.location.removeprefix("file://")) / path
+        if here.exists():
+            return here
+        fetched = home() / "fetched" / self.run_id
+        fetched.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            return Path(self.client.download_artifacts(self.run_id, path))
+            return Path(self.client.download_artifacts(self.run_id, path, str(fetched)))
         except (MlflowException, OSError):
             raise InputError(f"run '{self.name}' has no file '{path}'") from None
 
@@ -131,12 +139,12 @@ class Run:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found
 
-    def _evaluations(self) -> list[Run]:
-        """Return the evaluations of a training's model, newest first."""
+    def children(self, verb: str) -> list[Run]:
+        """Return the runs of a verb (``evaluate``, ``calibrate``) that used this training's model, newest first."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         found = self.client.search_runs(
             experiments,
-            f"tags.training = '{self.run_id}' and tags.verb = 'evaluate'",
+            f"tags.training = '{self.run_id}' and tags.verb = '{verb}'",
             order_by=["attributes.start_time DESC"],
         )
         return [_run(self.client, one) for one in found]
@@ -235,6 +243,7 @@ def _run(client: MlflowClient, run: Any) -> Run:
         params=dict(run.data.params),
         tags=dict(run.data.tags),
         numbers=dict(run.data.metrics),
+        location=str(run.info.artifact_uri),
         client=client,
     )
 

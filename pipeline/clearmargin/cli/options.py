@@ -21,6 +21,7 @@ __all__ = [
     "LeastScore",
     "Model",
     "Names",
+    "NoTrack",
     "Overrides",
     "Runs",
     "Runtime",
@@ -64,6 +65,9 @@ Tolerance = Annotated[
         help="How far corners of DICOM slices may lie from the volume's grid, in mm; default: 0.01, else refused.",
     ),
 ]
+
+
+NoTrack = Annotated[bool, typer.Option("--no-track", help="Leave out the MLflow run.")]
 
 
 class Runtime(StrEnum):

@@ -22,6 +22,7 @@ from clearmargin.cli.options import (
     LeastScore,
     Model,
     Names,
+    NoTrack,
     Runtime,
     Sampling,
     Series,
@@ -164,6 +165,10 @@ def evaluate(
     ] = None,
     uncertainty: Sampling = Uncertainty.none,
     names: Names = None,
+    gallery: Annotated[
+        int, typer.Option(min=0, help="Cases in each list of the gallery of worst cases; 0 for none.")
+    ] = 20,
+    no_track: NoTrack = False,
 ) -> None:
     """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
     from clearmargin.tracking.resolve import model_folder
@@ -181,6 +186,8 @@ def evaluate(
         score_threshold=score_threshold,
         uncertainty=uncertainty.value,
         out=out,
+        gallery=gallery,
+        track=not no_track,
     )
     emit(
         render(found),

@@ -207,7 +207,9 @@ def count_errors(rows: Sequence[CaseRow]) -> Figure | None:
 def _reliability(rows: Sequence[CaseRow]) -> Figure | None:
     """Return how often a prediction with a score was right: matched at the protocol's IoU."""
     said = [
-        (float(row.about["score"]), row.status == "tp") for row in rows if row.about.get("score") is not None
+        (score, row.status == "tp")
+        for row in rows
+        if isinstance(score := row.about.get("score"), int | float)
     ]
     if not said:
         return None

@@ -5,6 +5,7 @@ Nothing touches MLflow's global active run or tracking URI. A run has no user na
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -25,7 +26,7 @@ from clearmargin.tracking.liveness import EndStatus, RunLock
 from clearmargin.tracking.opening import create_run, lock_run, reopen_run
 from clearmargin.tracking.parameters import flatten, safe_key, without_path
 from clearmargin.tracking.store import EXPERIMENT, open_client
-from clearmargin.tracking.surroundings import environment_text
+from clearmargin.tracking.surroundings import changed_code, environment_text, hardware
 from clearmargin.tracking.trainings import WEIGHTS_TAG, training_of, weights_of
 
 if TYPE_CHECKING:
@@ -261,6 +262,10 @@ class TrackedRun:
             self.run_id = made or ""
             self._lock = lock_run(self.run_id) if self.run_id else None
         self.log_text(environment_text(), "environment.txt")
+        self.log_text(json.dumps(hardware(), indent=1) + "\n", "hardware.json")
+        diff = changed_code()
+        if diff:
+            self.log_text(diff, "code.diff")
         for action in self._first:
             action()
 
