@@ -88,7 +88,7 @@ class BatchReport:
         unsent: Results that were done before and that a destination does not have, by case, with the reason.
         why: What it had to stop for, such as a full disk; "" if it ran out of work.
         promises: What the margins hold for, a sentence each.
-        expected_s: Of a dry run: how long the pending items would take; None if no item was ever done.
+        expected_s: Seconds of a dry run: how long the pending items would take; None if no item was ever done.
         run_id: The MLflow run; "" without tracking.
     """
 
@@ -311,7 +311,9 @@ def _send_earlier(
             folder = out / item.folder
             try:
                 if any(_digest(folder / name) != item.files[name] for name in objects):
-                    raise InputError("its files are not as they were written: `clearmargin batch verify`")
+                    raise InputError(
+                        "its files have changed since they were written: run `clearmargin batch verify`"
+                    )
                 sent = destination.send([folder / name for name in objects])
             except FileNotFoundError:
                 unsent[item.case_id] = "its files are gone: `clearmargin batch verify`"

@@ -46,7 +46,7 @@ class Calibrated:
         calibration: What was fitted.
         file: Below the model's folder.
         judged: None where no split was to judge it.
-        run_id: In the tracking store; empty where it was not tracked.
+        run_id: In the tracking store; empty if it was not tracked.
     """
 
     calibration: Calibration
@@ -91,14 +91,14 @@ def calibrate(
         match_iou: IoU with the true object from which a prediction has a margin; under it the object counts as missed,
             merged or cut.
         uncertainty: How the model is sampled; each way has its own calibration.
-        split: Of the card; on none of its groups was the model trained or chosen.
+        split: Split of the card; the model was trained and chosen on none of its groups.
         judge_on: A further split on which everything is judged; nothing is fitted on it.
         fit_share: Share of the groups for the threshold, widths, scalings and limits; the others are for margins.
         risk_limit: HD95 over which an instance should have been referred, in the images' unit.
         threshold_measure: Choose the least score of each class anew, best for ``pq``, ``f1`` or ``accuracy`` on the fit
             groups; None keeps the model's own.
         band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
-        seed: Of the division of groups, of random splits and of resamples.
+        seed: Random seed for splitting the groups, for random splits and for resamples.
         device: As of ``load_segmenter``.
         out: A folder for tables, figures and the report; None writes none.
 
@@ -122,7 +122,7 @@ def calibrate(
     if judge_on == split:
         raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
     if not 0 < fit_share < 1:
-        raise ConfigError(f"a share of the groups to fit on lies between 0 and 1, not {fit_share:g}")
+        raise ConfigError(f"fit_share: expected a share between 0 and 1, got {fit_share:g}")
     segmenter = open_segmenter(model, uncertainty, device=device)
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
@@ -220,7 +220,7 @@ def calibrate_cases(
         weights_sha256: Of its weights.
         own_thresholds: The model's score thresholds.
         fit_share: See `calibrate`.
-        seed: Of the division of groups.
+        seed: Random seed for splitting the groups.
         band: See `calibrate`.
         checked: How it was checked that the model saw none of the cases.
     """
@@ -335,11 +335,13 @@ def _asked(asked: Asked) -> Asked:
         raise ConfigError("give at least one alpha: the share that may fail, such as 0.1")
     for alpha in (*asked.alphas, *(() if asked.miss_alpha is None else (asked.miss_alpha,))):
         if not 0 < alpha < 1:
-            raise ConfigError(f"alpha is the share that may fail, between 0 and 1, not {alpha:g}")
+            raise ConfigError(f"alpha: expected the share that may fail, between 0 and 1, got {alpha:g}")
     if asked.confidence is not None and not 0 < asked.confidence < 1:
-        raise ConfigError(f"a confidence lies between 0 and 1, not {asked.confidence:g}: 0.9 is 90 %")
+        raise ConfigError(
+            f"confidence: expected a share between 0 and 1, such as 0.9, got {asked.confidence:g}"
+        )
     if not 0.5 <= asked.match_iou < 1:
-        raise ConfigError(f"the IoU of a match lies from 0.5 to 1, not {asked.match_iou:g}")
+        raise ConfigError(f"match_iou: expected an IoU from 0.5 to 1, got {asked.match_iou:g}")
     return asked
 
 

@@ -90,7 +90,7 @@ def compare(
         ConfigError: Names that are not one for each, a level that is none, or a card without a folder to write to.
     """
     if not 0 < alpha < 1:
-        raise ConfigError(f"a level lies between 0 and 1, not at {alpha:g}")
+        raise ConfigError(f"alpha: expected a level between 0 and 1, got {alpha:g}")
     if card is not None and out is None:
         raise ConfigError("--card draws pictures: give a folder for them with --out")
     sources = _sources(tables, names)

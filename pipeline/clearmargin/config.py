@@ -129,7 +129,7 @@ def _count_nodes(text: str, name: str) -> None:
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``content`` with each ``a.b=value`` set; sections on the way are made where they are missing.
+    """Return ``content`` with each ``a.b=value`` set; sections on the way are made if they are missing.
 
     >>> apply_overrides({"model": {"depth": 2}}, ["model.depth=3", "seed=1"])
     {'model': {'depth': 3}, 'seed': 1}

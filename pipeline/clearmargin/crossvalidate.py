@@ -1,4 +1,4 @@
-"""Train one configuration on every fold, with several seeds, and measure each where it was not trained."""
+"""Train one configuration on every fold, with several seeds, and measure each if it was not trained."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Member:
 
     Attributes:
         name: Its folder's.
-        fold: What it held out; None where there are seeds only, and it is measured on the validation split.
+        fold: What it held out; None if there are seeds only, and it is measured on the validation split.
         seed: Its seed.
     """
 
@@ -56,9 +56,9 @@ class CrossValidation:
 
     Attributes:
         folder: Holds a folder for each member, the tables, and ``ensemble.yaml``: the members as one model.
-        numbers: Of each member, by its name and the number's.
+        numbers: Numbers of each member, by its name and the number's.
         pooled: Means over the instances of all held-out cases, with intervals over groups.
-        run_id: Of the parent run.
+        run_id: Id of the parent run.
     """
 
     folder: Path
@@ -145,12 +145,12 @@ def _open(
     if resume is not None:
         path = resume / _CONFIG
         if not path.is_file():
-            raise InputError(f"'{resume.name}' is no folder of a cross-validation: it lacks {_CONFIG}")
+            raise InputError(f"'{resume.name}' is not a folder of a cross-validation: it lacks {_CONFIG}")
         state = json.loads((resume / "members.json").read_text(encoding="utf-8"))
         experiment = read_experiment(path, overrides)
         return experiment, resume, list(_members(experiment, state["folds"], state["seeds"]))
     if config is None or folds < 1 or seeds < 1:
-        raise ConfigError(f"folds and seeds are at least 1, not {folds} and {seeds}")
+        raise ConfigError(f"expected at least 1 fold and 1 seed, got {folds} and {seeds}")
     experiment = read_experiment(config, overrides)
     if experiment.fold is not None:
         raise ConfigError("the configuration names a fold of its own: leave 'fold' out of it")
@@ -174,7 +174,7 @@ def _members(experiment: Experiment, folds: int, seeds: int) -> Iterator[Member]
 
 
 def _train_member(experiment: Experiment, member: Member, folder: Path, run: TrackedRun) -> None:
-    """Train a member, go on with its training, or leave it where it is done."""
+    """Train a member, go on with its training, or leave it if it is done."""
     own = folder / member.name
     if (own / _NUMBERS).is_file():
         return

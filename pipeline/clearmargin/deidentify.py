@@ -77,7 +77,7 @@ def deidentify(
         quarantine: Folder for files held back, de-identified but for what holds them back; without it they are not
             written.
         pixels_reviewed: Somebody has looked at all pictures: none is held back for what may be burned in.
-        look_for_text: Search the pixels for text, too; needs the extra ``text``, and about a second a file.
+        look_for_text: Search the pixels for text, too; needs the extra ``text``, and about a second per file.
         workers: How many processes.
 
     Raises:
@@ -117,12 +117,12 @@ def _patients_of_studies(files: Iterable[Path]) -> dict[str, str]:
     without: set[str] = set()
     for path in files:
         try:
-            found = quick_header(path, _IDENTITY, frozenset())
-            if found is None and looks_like_dicom(path):
-                found = read_header(path, tags=list(_IDENTITY.values()))
-            if found is None:
+            header = quick_header(path, _IDENTITY, frozenset())
+            if header is None and looks_like_dicom(path):
+                header = read_header(path, tags=list(_IDENTITY.values()))
+            if header is None:
                 continue
-            study, patient = (str(found.get(name) or "").strip("\0 ") for name in _IDENTITY.values())
+            study, patient = (str(header.get(name) or "").strip("\0 ") for name in _IDENTITY.values())
         except Exception:  # noqa: BLE001 - it is refused, with its reason, when its turn comes
             continue
         if patient:
@@ -221,11 +221,13 @@ def _check_folders(source: Path, out: Path, key: Path, quarantine: Path | None) 
     whole = source.resolve()
     for folder in outputs:
         if folder == whole or whole in folder.parents or folder in whole.parents:
-            raise ConfigError("input and output lie within each other: give folders apart")
+            raise ConfigError(
+                f"OUT or --quarantine lies within the input '{source}', or the input within it: name another folder"
+            )
         if folder in key.resolve().parents:
-            raise ConfigError("the key lies among the results: whoever gets them must not get it; move it")
+            raise ConfigError("--key lies among the results, and whoever gets them must not get it: move it")
     if len(outputs) == 2 and (outputs[0] == outputs[1] or outputs[0] in outputs[1].parents):
-        raise ConfigError("the quarantine lies among the results: give a folder apart")
+        raise ConfigError("--quarantine lies among the results: name a folder outside them")
 
 
 def _fresh_drafts(out: Path) -> Path:
@@ -241,8 +243,8 @@ def _fresh_drafts(out: Path) -> Path:
 def _files(source: Path) -> list[Path]:
     if source.is_file():
         return unpacked_files(source) if is_zip(source) else [source]
-    found = []
+    reasons = []
     for folder, folders, names in os.walk(source):
         folders.sort()
-        found += [Path(folder, name) for name in sorted(names)]
-    return [path for path in found if path.is_file()]
+        reasons += [Path(folder, name) for name in sorted(names)]
+    return [path for path in reasons if path.is_file()]

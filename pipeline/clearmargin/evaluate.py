@@ -72,9 +72,9 @@ class Evaluation:
     """A split, evaluated.
 
     Attributes:
-        numbers: Of the whole split by name: average precision, panoptic quality, Dice; docs/metrics.md defines each.
-        matched: Means over the pairs that match, by metric, with intervals; empty where nothing matched.
-        every: The same with misses and spurious instances at their written values, all together and by stratum.
+        numbers: Numbers of the whole split by name: average precision, panoptic quality, Dice (docs/metrics.md).
+        matched: Means over the pairs that match, by metric, with intervals; empty if nothing matched.
+        every: The same with misses and false positives at their written values, all together and by stratum.
         counts: Of cases, references, rows by status (tp, fn, fp, tn), and of splits and merges.
         thresholds: Least score of what is counted, by class name.
         detections: By class name, and of ``all``: true and false positives and misses at IoU 0.5 to 0.9.
@@ -261,7 +261,8 @@ def render(found: Evaluation) -> str:
         for c in found.detections["all"]
     ]
     lines.append(
-        f"  {'per instance':<24} {'matched':<28} with misses and spurious (surface model {_PROTOCOL.surface})"
+        f"  {'per instance':<24} {'matched':<28} "
+        f"with false negatives and false positives (surface model {_PROTOCOL.surface})"
     )
     matched = {row.metric: _shown(row) for row in found.matched}
     for row in found.every:
@@ -468,7 +469,7 @@ class _ImageNumbers:
                 self._dice[c.name].append(semantic_dice(kept, reference, c.id))
 
     def precision(self) -> dict[str, float]:
-        """Return average precision, of all classes and of each, where there are several."""
+        """Return average precision, of all classes and of each, if there are several."""
         # COCO's limit of 100 an image would cap the recall of crowded images
         most = detection_limit(self._tally.most_references)
         average = self._tally.result(most)
@@ -480,14 +481,14 @@ class _ImageNumbers:
         return numbers
 
     def detections(self) -> dict[str, tuple[DetectionCounts, ...]]:
-        """Return the counts at several IoU, of all classes together and of each, where there are several."""
+        """Return the counts at several IoU, of all classes together and of each, if there are several."""
         counts = {"all": self._tally.counts(self._thresholds)}
         if len(self._classes) > 1:
             counts |= {c.name: self._tally.counts(self._thresholds, c.id) for c in self._classes}
         return counts
 
     def curves(self) -> dict[str, ScoreCurve]:
-        """Return the counts at every score threshold, of all classes together and of each, where there are several."""
+        """Return the counts at every score threshold, of all classes together and of each, if there are several."""
         every = {
             c.name: pool([image[c.id] for image in self._matches if c.id in image]) for c in self._classes
         }

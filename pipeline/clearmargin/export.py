@@ -56,9 +56,9 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
 
     Args:
         model: A model folder.
-        card: Of the images that the gate compares on.
+        card: Card of the images that the gate compares on.
         format: ``onnx`` or ``openvino``.
-        split: Of the card.
+        split: Split of the card.
         cases: At most so many of them, evenly spread.
 
     Raises:
@@ -103,7 +103,7 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
 def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Path, format: str) -> None:
     network = segmenter.network
     if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is no nn.Module")
+        raise TypeError(f"{type(network).__name__} is not an nn.Module")
 
     def look() -> None:
         for image, reference in pairs:

@@ -32,9 +32,9 @@ class Finding:
         readable: Whether it is read as it is.
         size: Shape and files, such as ``108 x 512 x 512, 108 file(s)``.
         geometry: Grid, slice direction and how far the slices lie from the grid, ``""`` if unknown.
-        values: Dtype and range where it was read, else ``""``.
+        values: Dtype and range if it was read, else ``""``.
         problem: Why it is not read, or what to know; ``""`` for nothing.
-        selector: The options that read it, ``""`` where there is nothing to choose.
+        selector: The options that read it, ``""`` if there is nothing to choose.
         number: SeriesNumber; None if there is none.
         description: SeriesDescription. Private, as free text: for the terminal, not for logs or tracking.
     """

@@ -81,7 +81,7 @@ class Measured:
         precision: COCO mask AP where predictions carry scores, else None. Of a class count as many predictions in an
             image as ``precision.max_detections``: 100, or as many as an image has references.
         box_precision: The same by boxes, of images.
-        unit: Of the lengths: ``mm`` or ``px``.
+        unit: Unit of the lengths: ``mm`` or ``px``.
         surface: The surface model.
         cases: Number of pairs that were measured.
         without_reference: Predictions that have no reference beside them and were left out.
@@ -176,9 +176,9 @@ def measure(
         surface=surface,
     )
     if not 0 < iou_threshold <= 1:
-        raise ConfigError(f"an IoU threshold is over 0 and at most 1, not {iou_threshold:g}")
+        raise ConfigError(f"iou_threshold: expected a value above 0 and at most 1, got {iou_threshold:g}")
     if workers < 1:
-        raise ConfigError(f"at least one worker is needed, not {workers}")
+        raise ConfigError(f"workers: expected at least 1, got {workers}")
     if figures and out is None:
         raise ConfigError("figures are written beside tables: give a folder for them with --out")
     listing = list_pairs(
@@ -260,8 +260,9 @@ def render(found: Measured) -> str:
     """Return what a console shows: counts, then the summary as a Markdown table."""
     counts = found.summary[0].counts
     lines = [
-        f"{found.cases} cases, {len(found.rows)} objects: {counts['tp']} matched, {counts['fn']} missed, "
-        f"{counts['fp']} spurious; rightly empty cases: {counts['tn']}; lengths in {found.unit}, surface model "
+        f"{found.cases} cases, {len(found.rows)} objects: {counts['tp']} matched, {counts['fn']} false negatives, "
+        f"{counts['fp']} false positives; true negatives (empty cases): {counts['tn']}; lengths in {found.unit}, "
+        f"surface model "
         f"{found.surface}",
         f"panoptic quality {found.panoptic.pq:.4f}",
     ]
@@ -385,7 +386,7 @@ def _outcomes(task: _Task, entries: Sequence[Entry], workers: int) -> Iterator[_
                     bar.advance()
             except BrokenProcessPool:
                 raise InputError(
-                    f"one of {workers} workers was ended by the system, perhaps for memory: give fewer --workers"
+                    f"the system ended one of {workers} workers, perhaps for lack of memory: give fewer --workers"
                 ) from None
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -524,8 +525,8 @@ def _match_classes(predicted: InstanceSet, reference: InstanceSet) -> Matches:
     return Matches(
         pairs=pairs,
         ious=np.array([mask_iou(predicted.masks[i], reference.masks[j]) for i, j in pairs], np.float64),
-        spurious=np.setdiff1d(np.arange(len(predicted)), ours),
-        missed=np.setdiff1d(np.arange(len(reference)), theirs),
+        false_positives=np.setdiff1d(np.arange(len(predicted)), ours),
+        false_negatives=np.setdiff1d(np.arange(len(reference)), theirs),
         ignored=np.zeros(0, np.int64),
     )
 

@@ -386,7 +386,7 @@ def _choose_training(
     choices.set(
         "training.early_stopping",
         {"metric": metric, "patience": 8} if validated else None,
-        "several objects an image: by average precision"
+        "several objects per image: by average precision"
         if validated and metric == "ap"
         else "mostly one object of a class: by semantic Dice"
         if validated

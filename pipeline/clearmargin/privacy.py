@@ -182,7 +182,7 @@ def record_cases(paths: Mapping[str, Path | str]) -> None:
 
 
 def recorded_cases() -> dict[str, str]:
-    """Return the crosswalk, case id to the path that was recorded last; empty where nothing was recorded."""
+    """Return the crosswalk, case id to the path that was recorded last; empty if nothing was recorded."""
     return {row["case"]: row["path"] for row in _rows()}
 
 
@@ -203,7 +203,7 @@ def paths_of_case(case: str) -> Sequence[str]:
 
 
 def _as_now(path: str) -> str:
-    """Return where a recorded file lies after moves, if it is there and no longer where it was."""
+    """Return where a recorded file lies after moves, if it is there and no longer if it was."""
     for now, before in reversed(_moves()):
         if not Path(path).exists() and Path(path).is_relative_to(before):
             moved = Path(now) / Path(path).relative_to(before)

@@ -54,7 +54,7 @@ class Candidate:
     """A model with a runtime, timed and measured.
 
     Attributes:
-        name: Of its folder, and the runtime where it is not torch.
+        name: Name of its folder, and the runtime if it is not torch.
         network: Its network's name.
         parameters: Learned numbers.
         stages: Median milliseconds of an image, by stage: reading the file, intensity and resampling, the
@@ -62,7 +62,7 @@ class Candidate:
         p50: Median milliseconds of an image, start to end.
         p95: 95th percentile.
         peak_mb: Largest memory of its process.
-        values: The metric by case, misses and spurious instances counted.
+        values: The metric by case, misses and false positives counted.
         groups: Group of independence of each case.
         interval: Mean of the metric over groups.
     """
@@ -177,7 +177,7 @@ def _tasks(models: Sequence[Path], device: str, dataset: Dataset) -> dict[str, t
         seen.add(model.resolve())
         if not (model / CONFIG_FILE).is_file():
             raise InputError(
-                f"'{label}' is no model folder: it lacks {CONFIG_FILE} (an ensemble is not selected)"
+                f"'{label}' is not a model folder: it lacks {CONFIG_FILE} (an ensemble is not selected)"
             )
         classes = load_settings(model / CONFIG_FILE, ModelCard).label_map.names
         if classes != dataset.card.label_map.names:
@@ -257,7 +257,7 @@ def _in_own_process(
         except BrokenProcessPool:
             raise InputError(
                 "its process was ended from outside, most often as memory ran out: leave it out, or measure it "
-                "where there is more"
+                "if there is more"
             ) from None
 
 
@@ -327,7 +327,7 @@ def _sign(metric: str) -> float:
 
 
 def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tuple[str, str]:
-    """Return the chosen candidate's name, empty where none is fast enough, and the reason."""
+    """Return the chosen candidate's name, empty if none is fast enough, and the reason."""
     fast = [c for c in candidates if c.p95 <= budget_ms]
     if not fast:
         least = min(candidates, key=lambda c: c.p95)

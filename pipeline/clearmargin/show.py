@@ -53,7 +53,7 @@ class ClassCounts:
     """What a class holds.
 
     Attributes:
-        name: Of the class.
+        name: Name of the class.
         kind: ``thing`` or ``stuff``.
         code: Its code as text; empty without one.
         instances: Number of reference instances.
@@ -74,7 +74,7 @@ class DatasetCounts:
     Attributes:
         splits: Each split.
         classes: Each class of the card.
-        size_unit: Of the sizes: ``mm^2``, ``mm^3``, ``px^2`` or ``px^3``.
+        size_unit: Unit of the sizes: ``mm^2``, ``mm^3``, ``px^2`` or ``px^3``.
         grids: Number of cases by their grid, the most frequent first.
         overlapping: Cases whose instances overlap.
     """

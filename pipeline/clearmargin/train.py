@@ -181,7 +181,7 @@ def _train(
         pretrained=not resumes,
     )
     if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is no nn.Module")
+        raise TypeError(f"{type(network).__name__} is not an nn.Module")
     network = network.to(device).to(memory_format=_LAYOUTS[NETWORKS[experiment.model["network"]].dimensions])
     state = TrainingState(
         network=network,
@@ -297,7 +297,7 @@ def _finish_epoch(
     output: _Output,
     metrics: dict[str, float],
 ) -> bool:
-    """Validate where it is time, keep the best model, log; return whether training should stop."""
+    """Validate if it is time, keep the best model, log; return whether training should stop."""
     settings, stopping = experiment.training, experiment.training.early_stopping
     weights = state.average if settings.ema else state.network.state_dict()
     last = state.epoch == settings.epochs
@@ -370,15 +370,15 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
         return ()
     cases = dataset.split("validation")
     most = experiment.training.validation_cases
-    chosen = cases[:: math.ceil(len(cases) / most)]
+    used = cases[:: math.ceil(len(cases) / most)]
     # One that cannot be read would be met after hours of training.
-    instances = sum(len(dataset.read(case)[1]) for case in chosen)
+    instances = sum(len(dataset.read(case)[1]) for case in used)
     if not instances and experiment.training.early_stopping is not None:
         raise ConfigError(
-            f"none of the {len(chosen)} validation cases holds an instance, so that a model that detects nothing would "
+            f"none of the {len(used)} validation cases holds an instance, so that a model that detects nothing would "
             "be the best: give the split cases with instances, or set training.early_stopping=null"
         )
-    return chosen
+    return used
 
 
 def _chooses(experiment: Experiment) -> bool:

@@ -97,9 +97,9 @@ def test_a_reference_is_found_exactly_while_its_partners_score_is_kept(data):
     before = 0
     for threshold in [0.0, *sorted(set(predicted.scores.tolist())), 1.01]:
         kept = predicted.select(predicted.scores >= threshold)
-        missed = set(match_instances(kept, reference, iou_threshold=iou).missed.tolist())
+        missed = set(match_instances(kept, reference, iou_threshold=iou).false_negatives.tolist())
         assert missed == {j for j, s in enumerate(scores) if s is None or s < threshold}
-        optimal = len(match_optimally(kept, reference, iou_threshold=iou).missed)
+        optimal = len(match_optimally(kept, reference, iou_threshold=iou).false_negatives)
         assert optimal >= before  # monotone as well
         before = optimal
 

@@ -107,17 +107,17 @@ def test_greedy_takes_the_best_score_first_and_optimal_the_best_sum():
     predicted = InstanceSet.from_dense(reference.grid, masks, scores=[0.9, 0.8])
     greedy = match_instances(predicted, reference, iou_threshold=0.05)
     assert greedy.pairs.tolist() == [[0, 0]]
-    assert greedy.spurious.tolist() == [1]
+    assert greedy.false_positives.tolist() == [1]
     best = match_optimally(predicted, reference, iou_threshold=0.05)
     assert best.pairs.tolist() == [[0, 1], [1, 0]]
-    assert not best.missed.size
+    assert not best.false_negatives.size
 
 
 def test_labels_must_agree_and_sets_may_be_empty():
     reference = squares(20, (0, 0, 5), labels=[1])
     assert not match_instances(squares(20, (0, 0, 5), labels=[2]), reference).pairs.size
-    assert match_instances(squares(20), reference).missed.tolist() == [0]
-    assert match_instances(reference, squares(20)).spurious.tolist() == [0]
+    assert match_instances(squares(20), reference).false_negatives.tolist() == [0]
+    assert match_instances(reference, squares(20)).false_positives.tolist() == [0]
     with pytest.raises(ValueError, match="threshold"):
         match_instances(reference, reference, iou_threshold=0.0)
 
@@ -156,7 +156,7 @@ def test_a_prediction_in_the_ignored_region_gives_no_row():
     assert panoptic_quality([(predicted, reference)]).fp == 1
     quality = panoptic_quality([(squares(20), hidden)])
     assert (quality.pq, quality.fn) == (1, 0)
-    assert match_instances(squares(20), hidden).missed.size == 0
+    assert match_instances(squares(20), hidden).false_negatives.size == 0
     assert mask_average_precision([(predicted, reference)]).ap == pytest.approx(1)
 
 

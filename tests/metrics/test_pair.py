@@ -18,7 +18,7 @@ FULL = block(SHAPE, (1, 1, 1), (5, 6, 7))
 DIAGONAL = math.hypot(6 * 2.0, 8.0, 10.0)
 EXTRA = {"tolerances": [1.0], "bands": [2.0], "trimaps": [2.0]}
 
-WRITTEN = {  # name: both empty, missed, spurious
+WRITTEN = {  # name: both empty, false negative, false positive
     "dice": (1, 0, 0),
     "iou": (1, 0, 0),
     "precision": (1, 0, 0),

@@ -1,6 +1,6 @@
 """The command line: a verb parses, makes one call, prints what came of it, and ends with a code.
 
-Nothing heavy is imported here at the top, so that ``--help`` answers at once. A file a group of verbs; they stand in
+Nothing heavy is imported here at the top, so that ``--help`` answers at once. A file per group of verbs; they stand in
 the help in the order in which they are imported here.
 """
 

@@ -52,15 +52,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show what is done, step by step.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show each step.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print results as JSON, one object per line, in place of text.")
     ] = False,
     log_file: Annotated[
-        Path | None, typer.Option("--log-file", help="File to which log messages are appended, with times.")
+        Path | None, typer.Option("--log-file", help="File that log messages are appended to, with times.")
     ] = None,
     trust_cards: Annotated[
         bool,

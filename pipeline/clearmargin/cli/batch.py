@@ -309,7 +309,7 @@ def batch_withdraw(
             lines = [f"{item.case_id}: {item.folder}"]
             lines += [f"  sent to {o['destination']}: {o['uid']}" for o in objects]
             emit("\n".join(lines), case=item.case_id, folder=item.folder, sent=objects)
-    say(f"{len(items)} results are withdrawn; their files stay where they are")
+    say(f"{len(items)} results are withdrawn; their files stay if they are")
 
 
 @contextmanager
@@ -403,7 +403,7 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
 
 
 class _Shown:
-    """What a person sees while a batch runs: a bar on a terminal, one plain line a minute elsewhere."""
+    """What a person sees while a batch runs: a bar on a terminal, one plain line per minute elsewhere."""
 
     def __init__(self, bar: Any = None) -> None:
         self._bar = bar

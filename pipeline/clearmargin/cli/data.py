@@ -37,11 +37,11 @@ class Objects(StrEnum):
 @app.command("inspect", rich_help_panel="Data")
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="File, folder, zip or DICOMDIR.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="PNG for a picture of it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Picture of it to write (PNG).")] = None,
     series: Series = None,
     volume: Volume = None,
     tolerance_mm: Tolerance = None,
-    header_only: Annotated[bool, typer.Option("--header-only", help="Read no pixels.")] = False,
+    header_only: Annotated[bool, typer.Option("--header-only", help="Read headers only, no pixels.")] = False,
 ) -> None:
     """Say what is in a path, what would be read, with which geometry, and why the rest is not."""
     from clearmargin.inspection import inspect_path, write_overview
@@ -66,9 +66,9 @@ def inspect_command(
 
 @data_app.command("new")
 def data_new(
-    folder: Annotated[Path, typer.Argument(help="Folder of images and masks; only read.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of images and masks; nothing in it changes.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The card to write; default: ./NAME.yaml.")
+        Path | None, typer.Option("--out", "-o", help="Data card to write; default: ./NAME.yaml.")
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="Folder or pattern of the images under FOLDER, such as 'photos/*.jpg'.")
@@ -85,24 +85,28 @@ def data_new(
     ] = None,
     objects: Annotated[
         Objects | None,
-        typer.Option(help="What one object is: a connected part, a value of the mask, or the whole class."),
+        typer.Option(
+            help="Meaning of one object: a connected part, a value of the mask, or the whole class."
+        ),
     ] = None,
     threshold: Annotated[
-        int | None, typer.Option(min=1, help="For blurred masks: from which value on a pixel is object.")
+        int | None, typer.Option(min=1, help="Least value that is object, for blurred masks.")
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="Which images belong together: folder, none, or an expression for their names."),
+        typer.Option(
+            help="Rule for images that belong together: folder, none, or a regular expression for their names."
+        ),
     ] = None,
-    modality: Annotated[str | None, typer.Option(help="As DICOM says it: US, CT, MR, ES, SM, ...")] = None,
+    modality: Annotated[str | None, typer.Option(help="DICOM modality: US, CT, MR, ES, SM, ...")] = None,
     spacing_mm: Annotated[
         float | None, typer.Option(min=1e-6, help="Millimetres per pixel, if all pictures have one.")
     ] = None,
     shares: Annotated[
         str, typer.Option(help="Shares of the groups for validation, calibration and test.")
     ] = "0.15,0.15,0.2",
-    seed: Annotated[int, typer.Option(help="Random seed of the splits.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card that is there.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed for the splits.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing card.")] = False,
 ) -> None:
     """Draft a data card from images with masks: folders, COCO, nnU-Net, or DICOM with SEG or RTSTRUCT."""
     from clearmargin.datasets.drafting.draft import draft_card
@@ -180,9 +184,9 @@ def _shares(text: str) -> dict[Split, float]:
 def data_show(
     card: Annotated[Path, typer.Argument(help="A data card (YAML).")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where the contact sheet goes; default: ./NAME.png")
+        Path | None, typer.Option("--out", "-o", help="Contact sheet to write; default: ./NAME.png.")
     ] = None,
-    cases: Annotated[int, typer.Option(min=1, help="How many cases the sheet shows.")] = 24,
+    cases: Annotated[int, typer.Option(min=1, help="Number of cases on the sheet.")] = 24,
     names: Names = None,
 ) -> None:
     """Count the cases and instances of a data set and draw a contact sheet."""
@@ -199,10 +203,10 @@ def cases_command(
     ] = None,
     moved: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="OLD NEW", help="Data that lay under OLD lie under NEW now: ids stay."),
+        typer.Option(metavar="OLD NEW", help="Old and new folder of data that moved; their case ids stay."),
     ] = None,
 ) -> None:
-    """Say which file a case id is, from your private crosswalk."""
+    """Say which file a case id stands for, from your private crosswalk."""
     from clearmargin.privacy import home, paths_of_case, record_moved, recorded_cases
 
     if moved is not None:
@@ -225,10 +229,12 @@ def cases_command(
 
 @app.command(rich_help_panel="Data")
 def deidentify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM file, zip, or folder; only read.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="DICOM file, zip, or folder; nothing in it changes.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results and the report.")],
     key: Annotated[Path, typer.Option("--key", "-k", help="File with the secret key.")],
-    new_key: Annotated[bool, typer.Option("--new-key", help="Write a new key there first.")] = False,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Write a new key to --key first.")] = False,
     quarantine: Annotated[
         Path | None,
         typer.Option(help="Folder for files held back, to be looked at; default: they are not written."),
@@ -236,13 +242,15 @@ def deidentify(
     pixels_reviewed: Annotated[
         bool,
         typer.Option(
-            "--pixels-reviewed", help="All pictures were looked at: hold none back for burned-in text."
+            "--pixels-reviewed",
+            help="Confirm that a person looked at all pictures: none is held back for burned-in text.",
         ),
     ] = False,
     look_for_text: Annotated[
-        bool, typer.Option("--look-for-text", help="Search the pixels for text, too; about a second a file.")
+        bool,
+        typer.Option("--look-for-text", help="Also search the pixels for text; about one second per file."),
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="How many processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
 ) -> None:
     """Remove identity from DICOM files: PS3.15's Basic Profile, dates shifted, UIDs and pseudonyms keyed."""
     from clearmargin.deidentification.key import write_new_key

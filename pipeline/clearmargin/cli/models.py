@@ -40,12 +40,13 @@ def plan(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The YAML to write; default: it is printed.")
     ] = None,
-    network: Annotated[str | None, typer.Option(help="Which network; default: what fits the data.")] = None,
+    network: Annotated[str | None, typer.Option(help="Network; default: the one that fits the data.")] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda, where it will be trained; default: what is here.")
+        str | None,
+        typer.Option(help="Device that it will be trained on, cpu or cuda; default: this machine's."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Time that training may take.")] = None,
-    cases: Annotated[int, typer.Option(min=1, help="Most training cases that are looked at.")] = 100,
+    cases: Annotated[int, typer.Option(min=1, help="Largest number of training cases that are read.")] = 100,
 ) -> None:
     """Look at a data set and write a configuration for it, with the reason beside each choice."""
     if out is not None and out.exists():
@@ -75,12 +76,15 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with a run: its folder, name or run id."),
+        typer.Option("--resume", metavar="RUN", help="Run to continue: its folder, name or run id."),
     ] = None,
     runs: Runs = Path("runs"),
     profile: Annotated[
         bool,
-        typer.Option("--profile", help="Show where each epoch's time goes; operators into RUN/profile/."),
+        typer.Option(
+            "--profile",
+            help="Show the time of each step's parts per epoch; write operators into RUN/profile/.",
+        ),
     ] = False,
 ) -> None:
     """Train a network; Ctrl-C keeps the last whole epoch, and --resume goes on from there."""
@@ -132,11 +136,14 @@ def _planned(card: Path, minutes: float | None, changes: list[str]) -> Experimen
 @app.command(rich_help_panel="Models")
 def crossvalidate(
     config: Annotated[Path | None, typer.Argument(help="An experiment (YAML); see configs/.")] = None,
-    folds: Annotated[int, typer.Option(min=1, help="How many; 1 repeats seeds on the card's split.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each fold.")] = 1,
+    folds: Annotated[
+        int, typer.Option(min=1, help="Number of folds; 1 repeats the card's split with each seed.")
+    ] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per fold.")] = 1,
     overrides: Overrides = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="FOLDER", help="Go on with a stopped one.")
+        Path | None,
+        typer.Option("--resume", metavar="FOLDER", help="Folder of a stopped cross-validation to continue."),
     ] = None,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -165,14 +172,16 @@ def select(
         list[str], typer.Argument(help="Models: folders, runs' folders, run ids, or models:/NAME@ALIAS.")
     ],
     card: Annotated[Path, typer.Option("--card", help="A data card; its validation split is used.")],
-    budget_ms: Annotated[float, typer.Option(min=0, help="Time an image may take, 95 % of them.")],
+    budget_ms: Annotated[
+        float, typer.Option(min=0, help="Time per image that 95 % of the images may take, in ms.")
+    ],
     metric: Annotated[
         str, typer.Option(help="nsd@2px, nsd@1mm, ..., dice, iou, hd95, assd or volume_error.")
     ] = "nsd@2px",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    cases: Annotated[int, typer.Option(min=1, help="Most images that are timed.")] = 20,
+    cases: Annotated[int, typer.Option(min=1, help="Largest number of images that are timed.")] = 20,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for table, figure, reasons.")
+        Path | None, typer.Option("--out", "-o", help="Folder for the table, the figure and the reasons.")
     ] = None,
 ) -> None:
     """Time models end to end here and choose the smallest that is fast enough and not significantly worse."""
@@ -209,10 +218,12 @@ def select(
 @app.command(rich_help_panel="Models")
 def export(
     model: AnyModel,
-    format: Annotated[Format, typer.Option("--format", help="Of the files; `predict --runtime` uses them.")],
-    card: Annotated[Path, typer.Option("--card", help="A data card: the images that the gate compares on.")],
-    split: Annotated[Split, typer.Option(help="Which split of it.")] = Split.validation,
-    cases: Annotated[int, typer.Option(min=1, help="Most images to compare on.")] = 8,
+    format: Annotated[
+        Format, typer.Option("--format", help="Format of the files; `predict --runtime` uses them.")
+    ],
+    card: Annotated[Path, typer.Option("--card", help="Data card with the images for the parity gate.")],
+    split: Annotated[Split, typer.Option(help="Split of the card.")] = Split.validation,
+    cases: Annotated[int, typer.Option(min=1, help="Largest number of images to compare on.")] = 8,
 ) -> None:
     """Export a model to ONNX or OpenVINO; nothing is written unless it finds what the model finds."""
     from clearmargin.tracking.resolve import model_folder

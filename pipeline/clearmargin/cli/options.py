@@ -40,21 +40,21 @@ __all__ = [
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; repeatable.")
 ]
-Runs = Annotated[Path, typer.Option(help="Where runs' folders lie.")]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the runs' folders.")]
 AnyModel = Annotated[
     str, typer.Argument(help="A model folder, a run's folder, a run id, or models:/NAME@ALIAS.")
 ]
 Series = Annotated[
     str | None,
     typer.Option(
-        help="Which DICOM series, if there are several: list:2 of the listing, number:5 for SeriesNumber 5, a plain "
+        help="DICOM series, if there are several: list:2 of the listing, number:5 for SeriesNumber 5, a plain "
         "number if only one can be meant, a UID, a modality, words of the description, or `largest`."
     ),
 ]
 Volume = Annotated[
     str | None,
     typer.Option(
-        help="Which volume of a DICOM series that holds several phases, echoes or stacks: a number or words of its "
+        help="Volume of a DICOM series that holds several phases, echoes or stacks: a number or words of its "
         "list (`phase 2`), or `all`."
     ),
 ]
@@ -62,7 +62,8 @@ Tolerance = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="How far corners of DICOM slices may lie from the volume's grid, in mm; default: 0.01, else refused.",
+        help="Largest distance of a DICOM slice's corners from the volume's grid, in mm; default: 0.01. A series "
+        "beyond it is refused.",
     ),
 ]
 
@@ -84,7 +85,7 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: CUDA if there is one.")]
 ComputedBy = Annotated[
-    Runtime, typer.Option("--runtime", help="What computes the network: torch, or what `export` wrote (CPU).")
+    Runtime, typer.Option("--runtime", help="Runtime of the network: torch, or an export of the model (CPU).")
 ]
 LeastScore = Annotated[
     float | None,
@@ -92,7 +93,7 @@ LeastScore = Annotated[
         "--score-threshold",
         min=0,
         max=1,
-        help="Least score, as it is shown; default: the calibration's or the model's.",
+        help="Score threshold; default: the calibration's or the model's.",
     ),
 ]
 Tile = Annotated[
@@ -110,7 +111,7 @@ DisplayWindow = Annotated[
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Segment images unlike the model's training images, too; such a case is referred."
+        "--force", help="Also segment images unlike the model's training images; such cases are referred."
     ),
 ]
 Writes = Annotated[
@@ -119,7 +120,7 @@ Writes = Annotated[
         "--write",
         "-w",
         metavar="NAME,...",
-        help="What to write: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
+        help="Outputs, repeatable: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
         "dicom_maps, maps, overlay, viewer; 'default' stands for what is written without this option.",
     ),
 ]
@@ -157,7 +158,7 @@ Names = Annotated[
     typer.Option(
         "--names",
         callback=_set_names,
-        help="What cases are called: keyed hashes, or for public data the plain names of their files.",
+        help="Names of cases: keyed hashes, or for public data the plain names of their files.",
     ),
 ]
 
@@ -183,7 +184,7 @@ class Uncertainty(StrEnum):
 Sampling = Annotated[
     Uncertainty,
     typer.Option(
-        help="What is sampled: the epochs that training kept, an ensemble's members, mirrored and scaled views, or "
+        help="Source of the samples: epochs that training kept, an ensemble's members, mirrored and scaled views, or "
         "the network's dropout."
     ),
 ]

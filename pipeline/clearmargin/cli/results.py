@@ -82,7 +82,7 @@ def predict(
         ),
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder for the results, one below it for each case.")
+        Path, typer.Argument(metavar="OUT", help="Folder for the results, with one folder per case.")
     ],
     model: Model,
     uncertainty: Sampling = Uncertainty.none,
@@ -156,12 +156,12 @@ def _say_predicted(done: Predicted) -> None:
 def evaluate(
     model: AnyModel,
     card: Annotated[Path, typer.Option("--card", help="A data card.")],
-    split: Annotated[Split, typer.Option(help="Which split of it.")] = Split.test,
+    split: Annotated[Split, typer.Option(help="Split of the card.")] = Split.test,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the tables; none are written without.")
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables; default: no files.")
     ] = None,
     score_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score, but for AP; default: the model's.")
+        float | None, typer.Option(min=0, max=1, help="Score threshold for all but AP; default: the model's.")
     ] = None,
     uncertainty: Sampling = Uncertainty.none,
     names: Names = None,
@@ -213,14 +213,18 @@ def calibrate(
     card: Annotated[Path, typer.Option("--card", help="A data card with a calibration split.")],
     promise: Annotated[
         Promise,
-        typer.Option(help="What margins promise: of a group's objects, of groups, or of an object's edge."),
+        typer.Option(
+            help="Promise of the margins: over a group's objects, over groups, or over an object's edge."
+        ),
     ] = Promise.object,
     sides: Annotated[
-        Sides, typer.Option(help="Outer and inner margin with a promise each, or one about both at once.")
+        Sides, typer.Option(help="A promise for each margin, outer and inner, or one for both at once.")
     ] = Sides.each,
     alpha: Annotated[
         list[str] | None,
-        typer.Option(help="What may fail; repeatable, or 0.1,0.05: the first is applied. Default: 0.1."),
+        typer.Option(
+            help="Share that may fail; repeatable, or 0.1,0.05: the first is applied. Default: 0.1."
+        ),
     ] = None,
     confidence: Annotated[
         float | None,
@@ -229,35 +233,40 @@ def calibrate(
     miss_alpha: Annotated[
         float | None,
         typer.Option(
-            help="Share of a group's objects that may be missed, merged or cut: sets the threshold."
+            help="Largest share of a group's objects missed, merged or cut: sets the score threshold."
         ),
     ] = None,
     match_iou: Annotated[
-        float, typer.Option(help="IoU from which a prediction has a margin; under it, the object is missed.")
+        float,
+        typer.Option(
+            help="Least IoU at which a prediction has a margin; below it, the object counts as missed."
+        ),
     ] = 0.6,
     uncertainty: Sampling = Uncertainty.none,
-    split: Annotated[Split, typer.Option(help="Which split to calibrate on.")] = Split.calibration,
+    split: Annotated[Split, typer.Option(help="Split to calibrate on.")] = Split.calibration,
     judge: Annotated[
-        Split | None, typer.Option(help="A further split to judge on; nothing is fitted on it.")
+        Split | None, typer.Option(help="Further split to judge on; nothing is fitted on it.")
     ] = None,
     fit_share: Annotated[
         float,
         typer.Option(
-            help="Share of the groups for threshold, widths, scaling and limits; the rest: margins."
+            help="Share of the groups for threshold, widths, scaling and limits; the others are for margins."
         ),
     ] = 0.3,
     risk_limit: Annotated[
-        float, typer.Option(min=0, help="HD95 over which an instance should be referred, in mm or px.")
+        float, typer.Option(min=0, help="HD95 above which an instance should be referred, in mm or px.")
     ] = 4.0,
     threshold_measure: Annotated[
         ThresholdMeasure | None,
         typer.Option(
-            help="Choose the least score of each class anew, best for this measure; default: the model's own stay."
+            help="Measure by which the score thresholds are chosen anew, per class; default: the model's stay."
         ),
     ] = None,
     band: Annotated[
         float | None,
-        typer.Option(help="Half the band of the boundary errors, in mm or px; default: two elements."),
+        typer.Option(
+            help="Half the width of the band for boundary errors, in mm or px; default: two elements."
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed for splitting the groups and for the bootstrap.")
@@ -308,49 +317,59 @@ def measure(
     predicted: Annotated[
         Path, typer.Argument(help="Folder or file of label volumes, label images, SEG or COCO.")
     ],
-    reference: Annotated[Path, typer.Argument(help="The same of the truth; files belong together by name.")],
+    reference: Annotated[
+        Path, typer.Argument(help="The same of the reference (ground truth); files belong together by name.")
+    ],
     objects: Annotated[
         Objects | None,
         typer.Option(
-            help="What one object is in a label file: a class (default, where that is plausible), a connected "
+            help="Meaning of one object in a label file: a class (default, if that is plausible), a connected "
             "part, or a value."
         ),
     ] = None,
     tolerances: Annotated[
         list[float] | None,
-        typer.Option("--tolerance", help="Of NSD, in mm (px without spacing); repeatable."),
+        typer.Option("--tolerance", help="Tolerance of NSD, in mm (px without spacing); repeatable."),
     ] = None,
     bands: Annotated[
-        list[float] | None, typer.Option("--band", help="Of boundary IoU, in the same unit; repeatable.")
+        list[float] | None, typer.Option("--band", help="Band of boundary IoU, in the same unit; repeatable.")
     ] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="What to measure; repeatable.")
+        list[str] | None, typer.Option("--metric", help="Metric to measure; repeatable.")
     ] = None,
     subvoxel: Annotated[
-        bool, typer.Option("--subvoxel", help="Interpolated surface, for curved shapes (docs/metrics.md).")
+        bool,
+        typer.Option(
+            "--subvoxel", help="Measure on an interpolated surface, for curved shapes (docs/metrics.md)."
+        ),
     ] = False,
     iou_threshold: Annotated[
-        float, typer.Option(help="From which two objects are the same, in (0, 1].")
+        float, typer.Option(help="Least IoU at which two objects are the same, in (0, 1].")
     ] = 0.5,
     distance_cap: Annotated[
-        float | None, typer.Option(help="What each distance of a miss counts; default: the grid's diagonal.")
+        float | None,
+        typer.Option(
+            help="Distance that a false negative or false positive counts; default: the grid's diagonal."
+        ),
     ] = None,
     resample: Annotated[
-        bool, typer.Option("--resample", help="Put predictions on the reference's grid where grids differ.")
+        bool,
+        typer.Option("--resample", help="Resample predictions to the reference's grid if the grids differ."),
     ] = False,
     missing_as_empty: Annotated[
         bool,
-        typer.Option("--missing-as-empty", help="A missing prediction file means that nothing was found."),
+        typer.Option("--missing-as-empty", help="Count a missing prediction file as one without instances."),
     ] = False,
     predicted_pattern: Annotated[
         str | None,
         typer.Option(
             metavar="PATTERN",
-            help="How predictions are named: {case}_seg.nii.gz, {case}/{class}.nii.gz, {case}/masks/{instance}.png.",
+            help="Name pattern of the predictions: {case}_seg.nii.gz, {case}/{class}.nii.gz, "
+            "{case}/masks/{instance}.png.",
         ),
     ] = None,
     reference_pattern: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="How references are named.")
+        str | None, typer.Option(metavar="PATTERN", help="Name pattern of the references.")
     ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Show which files are paired, by name, and measure nothing.")
@@ -365,7 +384,9 @@ def measure(
     ] = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(help="Split by class, size, crowding, occlusion, or a column; repeatable."),
+        typer.Option(
+            help="Stratum of the tables: class, size, crowding, occlusion, or a column; repeatable."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the tables.")] = None,
@@ -374,9 +395,9 @@ def measure(
     ] = CaseNames.keyed,
     figures: Annotated[bool, typer.Option("--figures", help="Draw figures beside the tables.")] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; default: one per core, where there are cases enough.")
+        int | None, typer.Option(help="Processes; default: one per core, if there are cases enough.")
     ] = None,
-    track: Annotated[bool, typer.Option("--track", help="Log the numbers and tables as a run.")] = False,
+    track: Annotated[bool, typer.Option("--track", help="Log numbers and tables as an MLflow run.")] = False,
 ) -> None:
     """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
     from clearmargin.measure import DEFAULT_METRICS, cores, render
@@ -438,21 +459,19 @@ def compare(
     name: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name for each, in their order; repeatable. Seeds of one configuration share a name."
+            help="Name per table or run, in their order; repeatable. Seeds of one configuration share a name."
         ),
     ] = None,
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="What to compare; repeatable; default: all they share."),
+        typer.Option("--metric", help="Metric to compare; repeatable; default: all that the tables share."),
     ] = None,
     by: Annotated[
         list[str] | None, typer.Option(help="Compare by class, size, crowding or occlusion, too; repeatable.")
     ] = None,
-    alpha: Annotated[
-        float, typer.Option(help="Level under which an adjusted p-value is a difference.")
-    ] = 0.05,
+    alpha: Annotated[float, typer.Option(help="Significance level of the adjusted p-values.")] = 0.05,
     seed: Annotated[
-        int, typer.Option(min=0, help="Random seed for the trials that tell an interval's coverage.")
+        int, typer.Option(min=0, help="Random seed for the trials that estimate an interval's coverage.")
     ] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the comparison.")] = None,
     card: Annotated[

@@ -28,10 +28,10 @@ class Source:
             hold record numbers and so never appear in ``repr``, logs or errors.
         frame: Frame number within a video or a multi-frame object, None otherwise.
         remarks: What a reader had to decide or leave out, a sentence each: shown with the results.
-        time_s: Presentation time of that frame in seconds, None where there is none.
+        time_s: Presentation time of that frame in seconds, None if there is none.
         frames: ``(position in files, frame number from 0)`` of each slice that comes from a multi-frame object: one
             may hold several volumes.
-        deviation_mm: Largest distance of a slice's corner from its place on the grid; None where none was compared.
+        deviation_mm: Largest distance of a slice's corner from its place on the grid; None if none was compared.
         tolerance_mm: What was accepted of it.
     """
 

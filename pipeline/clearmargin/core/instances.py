@@ -145,13 +145,13 @@ class InstanceSet:
         hit = np.array([i for i, m in enumerate(self.masks) if m.origin[0] <= z < m.box[1][0]], np.int64)
         cuts = [self.masks[i].plane(z) for i in hit]
         kept = np.array([i for i, cut in zip(hit, cuts, strict=True) if cut.area], np.int64)
-        chosen = self.select(kept)
+        remaining = self.select(kept)
         flat = InstanceSet(
             grid=self.grid.plane(z),
             masks=tuple(cut for cut in cuts if cut.area),
-            labels=chosen.labels,
-            scores=chosen.scores,
-            uncertainty=chosen.uncertainty,
+            labels=remaining.labels,
+            scores=remaining.scores,
+            uncertainty=remaining.uncertainty,
             ignore=None if self.ignore is None else self.ignore.plane(z),
             crowds=tuple(
                 Crowd(mask=cut, label=crowd.label)

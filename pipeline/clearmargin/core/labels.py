@@ -80,13 +80,13 @@ class LabelMap:
         return tuple(c.name for c in self.classes)
 
     def by_id(self, label: int) -> LabelClass:
-        """Return the class of id ``label``; ConfigError where there is none."""
+        """Return the class of id ``label``; ConfigError if there is none."""
         if not 1 <= label <= len(self.classes):
             raise ConfigError(f"no class with id {label}: there are 1..{len(self.classes)}")
         return self.classes[label - 1]
 
     def by_name(self, name: str) -> LabelClass:
-        """Return the class called ``name``; ConfigError with the nearest name where there is none."""
+        """Return the class called ``name``; ConfigError with the nearest name if there is none."""
         for c in self.classes:
             if c.name == name:
                 return c

@@ -65,8 +65,8 @@ class Prediction:
         label_map: What the labels mean.
         provenance: What made it.
         maps: float32 arrays of ``instances.grid.shape`` by name, such as ``foreground`` and ``entropy``.
-        edges: One for each instance where it was sampled (``sampling.samples``); empty where it was not.
-        outer: What each instance's outer margin reaches, where it was calibrated; empty where it was not.
+        edges: One for each instance if it was sampled (``sampling.samples``); empty if it was not.
+        outer: What each instance's outer margin reaches, if it was calibrated; empty if it was not.
         inner: What each instance's inner margin leaves, likewise.
         image: The segmented image, needed for overlays and for DICOM headers; None if it is not known.
     """
@@ -127,10 +127,10 @@ class Prediction:
 
     def __repr__(self) -> str:
         counts = Counter(int(label) for label in self.instances.labels)
-        found = ", ".join(f"{n} {self.label_map.by_id(k).name}" for k, n in sorted(counts.items()))
+        listed = ", ".join(f"{n} {self.label_map.by_id(k).name}" for k, n in sorted(counts.items()))
         maps = f", maps {', '.join(self.maps)}" if self.maps else ""
         margins = ", with margins" if self.outer or self.inner else ""
-        what = f"{found or 'no instances'} on {self.instances.grid}{maps}{margins}"
+        what = f"{listed or 'no instances'} on {self.instances.grid}{maps}{margins}"
         return f"Prediction({what}, by {self.provenance.model})"
 
 

@@ -19,8 +19,8 @@ class Thresholds:
     """Least scores of instances.
 
     Attributes:
-        every: Of the labels that have none of their own, in [0, 1].
-        by_label: Of the others, likewise.
+        every: Threshold of the labels that have none of their own, in [0, 1].
+        by_label: Thresholds of the others, in [0, 1], by label.
     """
 
     every: float

@@ -115,7 +115,7 @@ class MaskFiles(Settings):
     )
     split_components: bool = Field(False, description="each connected part is an instance of its own")
     threshold: int | None = Field(
-        None, ge=1, description="for blurred masks: what is at least so large is object; else what is not 0"
+        None, ge=1, description="for blurred masks: least value that is object; default: every value but 0"
     )
 
 
@@ -126,7 +126,7 @@ class Coco(Settings):
 
 
 class DicomSeg(Settings):
-    """A DICOM SEG of one segment an instance; classes are found by their type codes."""
+    """A DICOM SEG of one segment per instance; classes are found by their type codes."""
 
     kind: Literal["dicom_seg"]
 
@@ -136,7 +136,7 @@ class RtStruct(Settings):
 
     kind: Literal["rtstruct"]
     regions: dict[str, str] = Field(min_length=1, description="region name -> class name")
-    left_out: tuple[str, ...] = Field((), description="names of regions that are no instances")
+    left_out: tuple[str, ...] = Field((), description="names of regions that are not instances")
 
 
 class VideoMasks(Settings):
@@ -158,7 +158,7 @@ Encoding = Annotated[
 
 
 class Cases(Settings):
-    """Where the cases lie: an index with a row a case, and path templates over its columns."""
+    """Where the cases lie: an index with a row per case, and path templates over its columns."""
 
     index: str | None = Field(
         None,
@@ -215,7 +215,7 @@ class Splits(Settings):
     """Which case belongs to which split, always by group."""
 
     column: str | None = Field(None, description="index column that holds a shipped split")
-    values: dict[str, Split] = Field(default_factory=dict, description="its values -> our splits")
+    values: dict[str, Split] = Field(default_factory=dict, description="value of the column -> split")
     carve: dict[Split, float] = Field(
         default_factory=dict, description="share of the train groups that goes to another split"
     )
@@ -253,7 +253,7 @@ class Card(Settings):
     splits: Splits
     faults: tuple[str, ...] = ()
     names: Naming = Field(
-        "hashed", description="what its cases are called: keyed hashes, or for public data plain ids"
+        "hashed", description="names of cases in results: keyed hashes, or for public data plain ids"
     )
     show_in_tracking: bool = Field(
         False, description="whether pictures of it may be shown in a tracking server"

@@ -56,7 +56,7 @@ class Case:
         further: The other sequences, further channels on the grid of ``image``.
         references: The reference's files; one, but for masks in files of their own.
         series: Which DICOM series of ``image``; None if there is only one.
-        frame: Number of the frame from 0; None where the image is no frame of a clip.
+        frame: Number of the frame from 0; None where the image is not a frame of a clip.
     """
 
     case: str
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def reference(self) -> Path:
-        """The reference's one file; ConfigError where there are several."""
+        """The reference's one file; ConfigError if there are several."""
         if len(self.references) != 1:
             raise ConfigError(f"{self.case} has {len(self.references)} references; its encoding takes one")
         return self.references[0]
@@ -93,7 +93,7 @@ class Dataset:
         return f"Dataset({self.card.name}, {len(self.cases)} cases: {held})"
 
     def split(self, name: Split) -> tuple[Case, ...]:
-        """Return the cases of one split; ConfigError where it is empty."""
+        """Return the cases of one split; ConfigError if it is empty."""
         chosen = tuple(c for c in self.cases if c.split == name)
         if not chosen:
             counts = {s: sum(c.split == s for c in self.cases) for s in SPLITS}
@@ -452,7 +452,7 @@ def _mask_files(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     names = names * len(case.references) if len(names) == 1 else names
     if len(names) != len(case.references):
         raise ConfigError(
-            f"{case.case} has {len(case.references)} mask files and {len(names)} class names; give one name a file, "
+            f"{case.case} has {len(case.references)} mask files and {len(names)} class names; give one name per file, "
             "or one for all"
         )
     masks = [_read_mask(path, grid, encoding.threshold) for path in case.references]
@@ -550,7 +550,7 @@ def _video_masks(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
 def _read_frame(dataset: Dataset, case: Case, path: Path) -> Image:
     """Return the case's frame of its clip, or of a mask video, which has as many."""
     if case.frame is None:
-        raise TypeError(f"{case.case} is no frame of a clip")
+        raise TypeError(f"{case.case} is not a frame of a clip")
     counts = [dataset.clips.frame_count(p) for p in (case.image, path)]
     if counts[0] != counts[1]:
         raise InputError(f"a mask video has {counts[1]} frames, its clip {counts[0]}")

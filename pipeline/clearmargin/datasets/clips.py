@@ -50,7 +50,7 @@ class Clips:
         return Clips, ()
 
     def frame_count(self, path: Path) -> int:
-        """Return how many frames the clip's container holds; InputError where it is no video."""
+        """Return how many frames the clip's container holds; InputError if it is not a video."""
         with self._turn():
             return self._reading(path).clip.frame_count
 
@@ -62,9 +62,9 @@ class Clips:
         """
         with self._turn():
             reading = self._reading(path)
-            found = _forward(reading, number)
-            if found is not None:
-                return found
+            pixels = _forward(reading, number)
+            if pixels is not None:
+                return pixels
             try:
                 return reading.clip.frame(number)
             except InputError:
@@ -135,12 +135,12 @@ def nearest_levels(
         Class name -> bool ``(Y, X)``; none for an empty frame.
 
     Raises:
-        InputError: Not 8 bits a channel; levels that are not listed, with how many pixels, and near which.
+        InputError: Not 8 bits per channel; levels that are not listed, with how many pixels, and near which.
     """
     from scipy import ndimage
 
     if pixels.dtype != np.uint8:
-        raise InputError(f"a mask video has 8 bits a channel, not {pixels.dtype}")
+        raise InputError(f"a mask video has 8 bits per channel, not {pixels.dtype}")
     frame = pixels.astype(np.int16)
     known = np.array([0, *sorted(levels)])
     distance = np.abs(np.arange(256)[:, None] - known)

@@ -29,8 +29,8 @@ class Fingerprint:
         cases: How many were looked at.
         of: How many the split has.
         ndim: 2 or 3.
-        channels: Of the images; the largest where they differ.
-        bits: Of the stored values.
+        channels: Channels of the images; the largest where they differ.
+        bits: Bits of the stored values.
         shapes: ``(cases, 2)`` ``(Y, X)`` of the planes.
         depths: Slices of each case; 1 for images.
         spacings: ``(cases, 2)`` in-plane spacing in ``unit``.
@@ -90,7 +90,7 @@ def take_fingerprint(
     """Return the fingerprint of a data set's training cases.
 
     Args:
-        dataset: Of a card.
+        dataset: Data set of a card.
         most: Cases that are looked at, evenly spread; of a volume, the planes with instances, 16 at most.
         advance: Called after each case.
 

@@ -19,9 +19,9 @@ __all__ = ["FoldSettings", "in_fold"]
 class FoldSettings(Settings):
     """Which fold of how many is held out."""
 
-    number: int = Field(ge=1, description="of the fold that is held out")
-    of: int = Field(ge=2, description="folds in all")
-    seed: int = Field(0, ge=0, description="of the groups' order")
+    number: int = Field(ge=1, description="number of the fold that is held out")
+    of: int = Field(ge=2, description="number of folds")
+    seed: int = Field(0, ge=0, description="random seed for the order of the groups")
 
     @model_validator(mode="after")
     def _among_them(self) -> FoldSettings:
@@ -38,7 +38,7 @@ def in_fold(dataset: Dataset, fold: FoldSettings, *, validate: bool) -> Dataset:
     chooses an epoch is not what it is measured on.
 
     Args:
-        dataset: Of a card.
+        dataset: Data set of a card.
         fold: Which one.
         validate: Whether the training decides anything by validation.
 

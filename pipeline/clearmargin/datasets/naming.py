@@ -97,10 +97,10 @@ def case_files(folder: Path, pattern: str | None) -> dict[str, list[CaseFile]]:
     cases: dict[str, list[CaseFile]] = {}
     for path in sorted(folder.glob(wild)):
         relative = path.relative_to(folder).as_posix()
-        found = expression.fullmatch(relative)
-        if found is None or not path.is_file() or not relative.lower().endswith(LABEL_SUFFIXES):
+        match = expression.fullmatch(relative)
+        if match is None or not path.is_file() or not relative.lower().endswith(LABEL_SUFFIXES):
             continue
-        places = found.groupdict()
+        places = match.groupdict()
         file = CaseFile(path=path, kind=places.get("class"), instance="instance" in places)
         cases.setdefault(places["case"], []).append(file)
     if not cases:
@@ -165,7 +165,7 @@ def _by_name(folder: Path) -> dict[str, list[CaseFile]]:
 
 
 def _stem(name: str) -> str | None:
-    """Return a file's name without its suffix, None where it is no label file."""
+    """Return a file's name without its suffix, None if it is not a label file."""
     suffix = next((s for s in LABEL_SUFFIXES if name.lower().endswith(s)), None)
     return None if suffix is None or name.startswith(".") else name[: -len(suffix)]
 

@@ -67,7 +67,7 @@ class Listing:
         entries: In order of name.
         without_reference: Predictions that have no reference and are left out.
         typed: Whether the user typed the files' names, which errors then may show.
-        names: What the values of label files mean; None where nothing says so.
+        names: What the values of label files mean; None if nothing says so.
         names_from: The file's name that says so; empty for none.
         classes: Class names by id, in the order of the ids; empty where values are the classes.
     """
@@ -97,7 +97,7 @@ class Pair:
         scored: Whether predictions carry scores.
         boxes_only: Whether predictions are boxes without masks.
         whole: Whether each label has at most one instance on either side, which are then a class's region.
-        asks: Why what one object is must be asked for; empty where it is plain.
+        asks: Why what one object is must be asked for; empty if it is plain.
     """
 
     predicted: InstanceSet
@@ -208,9 +208,9 @@ def read_pair(
     """Return one pair on one grid.
 
     Args:
-        entry: Of the listing.
+        entry: Entry of the listing.
         listing: What values mean, and whether names may be shown.
-        objects: What one object is in a label file; None reads values as classes, and says in ``asks`` where they are
+        objects: What one object is in a label file; None reads values as classes, and says in ``asks`` if they are
             hardly that.
         resample_predictions: Put a prediction of another grid on the reference's, by nearest neighbour; that grid is
             continued to hold all of it.
@@ -520,7 +520,7 @@ def _seg_and_labels(ours: _Read, theirs: _Read) -> tuple[_Read, _Read]:
         if lost:
             shown = other.classes.get(lost[0], f"value {lost[0]}")
             raise InputError(
-                f"'{shown}' of the label file is no segment of the SEG, neither by name nor by number "
+                f"'{shown}' of the label file is not a segment of the SEG, neither by name nor by number "
                 f"({', '.join(seg.ids)})"
             )
     other = _relabelled(other, mapping, names)

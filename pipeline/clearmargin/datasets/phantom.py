@@ -56,7 +56,7 @@ class Phantom:
     Attributes:
         image: One channel, int16 Hounsfield units, on a grid in mm.
         reference: The organ (label 1) first, then the tumours (label 2, each inside the organ's mask, none
-            overlapping another), then the vessel tree (label 3) where it was asked for. Scores are 1.
+            overlapping another), then the vessel tree (label 3) if it was asked for. Scores are 1.
         seed: What it was made from.
     """
 

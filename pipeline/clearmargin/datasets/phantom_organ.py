@@ -94,7 +94,7 @@ def paint_tumours(
 def _place(
     space: Space, organ: Field, radius: float, placed: list[tuple[Point, float]], rng: np.random.Generator
 ) -> Point | None:
-    """Return a centre deep enough in the organ, or None where there is none; a third touch another."""
+    """Return a centre deep enough in the organ, or None if there is none; a third touch another."""
     deep = np.flatnonzero(organ.ravel()[::7] < -0.75 * radius) * 7
     if deep.size == 0:
         return None

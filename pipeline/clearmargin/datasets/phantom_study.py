@@ -23,8 +23,8 @@ class StudyFiles:
     """Where a phantom study lies.
 
     Attributes:
-        ct: Folder that holds the CT series, one file a slice, and nothing else.
-        truth: The DICOM SEG with one binary segment an instance.
+        ct: Folder that holds the CT series, one file per slice, and nothing else.
+        truth: The DICOM SEG with one binary segment per instance.
     """
 
     ct: Path
@@ -60,7 +60,7 @@ def write_phantom_study(folder: Path, phantom: Phantom, number: int) -> StudyFil
 
 
 def write_ct_series(folder: Path, image: Image, seed: int, number: int) -> tuple[Path, ...]:
-    """Write one CT file a slice; return the files in slice order.
+    """Write one CT file per slice; return the files in slice order.
 
     Raises:
         ValueError: If the image is not one channel of Hounsfield units in -1024..3071 on a volume in mm.

@@ -193,7 +193,7 @@ def _apart(kind: type[Any], each: dict[str, Tensor], counts: list[int]) -> list[
 def window_centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
     """Return where a window of ``window`` image pixels is centred along an axis of ``extent`` pixels.
 
-    Windows stay inside the image where they fit, and hold the anchor where there is one.
+    Windows stay inside the image where they fit, and hold the anchor if there is one.
     """
     low, high = sorted((window / 2 - 0.5, extent - 0.5 - window / 2))
     if anchor is not None:

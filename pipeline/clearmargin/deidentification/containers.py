@@ -1,4 +1,4 @@
-"""What pixels are packed in: bytes of it that are no picture, such as comments, and what lies behind.
+"""What pixels are packed in: bytes of it that are not part of the picture, such as comments, and what lies behind.
 
 They are blanked where they stand, so that no length and no offset changes, and no pixel is decoded.
 """
@@ -34,7 +34,7 @@ _KEPT = {0xE0: (b"JFIF\0", 14), 0xE8: (b"mrfx", 5), 0xEE: (b"Adobe", 12)}
 
 
 def idle_spans(header: Any, path: Path, span: Span | None) -> list[Idle]:
-    """Return the bytes of a file's pixel data element that are no part of a picture.
+    """Return the bytes of a file's pixel data element that are not part of a picture.
 
     Args:
         header: The data set, without its pixels.
@@ -98,13 +98,13 @@ def blank(piece: bytes, at: int, spans: Sequence[Idle]) -> bytes:
 def _fragments(file: Any, start: int, order: Literal["little", "big"]) -> list[Span]:
     """Return where the values of the items lie, the offset table first."""
     file.seek(start)
-    found: list[Span] = []
+    spans: list[Span] = []
     while True:
         head = file.read(8)
         if head[:4] != b"\xfe\xff\x00\xe0":
-            return found
+            return spans
         length = int.from_bytes(head[4:8], order)
-        found.append((file.tell(), file.tell() + length))
+        spans.append((file.tell(), file.tell() + length))
         file.seek(length, 1)
 
 

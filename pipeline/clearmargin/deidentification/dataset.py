@@ -83,7 +83,7 @@ def deidentify_dataset(
 
 
 def _identity(dataset: Any, patients: Mapping[str, str]) -> str:
-    """Return what tells patients apart: PatientID, or that of the study's other files; the study where none has one."""
+    """Return what tells patients apart: PatientID, or that of the study's other files; the study if none has one."""
     study = str(dataset.get("StudyInstanceUID") or "").strip("\0 ")
     if not str(dataset.get("PatientID") or "").strip("\0 ") and study in patients:
         return patients[study]

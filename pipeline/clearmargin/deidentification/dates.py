@@ -15,21 +15,21 @@ _REST = re.compile(rf"(?:{_CLOCK.replace(':?', '')})?(?:{_ZONE})?")
 
 
 def shift_date(text: str, days: int) -> str | None:
-    """Return a DA value moved by ``days``; None where it is no date.
+    """Return a DA value moved by ``days``; None if it is not a date.
 
     >>> shift_date("20240301", -1)
     '20240229'
     """
-    found = _DATE.fullmatch(text)
-    if found is None:
+    match = _DATE.fullmatch(text)
+    if match is None:
         return None
-    year, *rest = (part for part in found.groups() if part is not None)
+    year, *rest = (part for part in match.groups() if part is not None)
     moved = _moved(int(year), int(rest[0]), int(rest[1]), days)
     return None if moved is None else _digits(moved)
 
 
 def shift_datetime(text: str, days: int) -> str | None:
-    """Return a DT value moved by ``days``, its time of day and zone kept; None where it is no date and time.
+    """Return a DT value moved by ``days``, its time of day and zone kept; None if it is not a date and time.
 
     A year or a month alone is moved from its middle, and stays a year or a month.
 
@@ -40,10 +40,10 @@ def shift_datetime(text: str, days: int) -> str | None:
     """
     zone = re.search(rf"(?:{_ZONE})$", text)
     suffix = zone.group() if zone else ""
-    found = _DATETIME.fullmatch(text.removesuffix(suffix))
-    if found is None or not _REST.fullmatch(found.group(4) or ""):
+    match = _DATETIME.fullmatch(text.removesuffix(suffix))
+    if match is None or not _REST.fullmatch(match.group(4) or ""):
         return None
-    year, month, day, rest = found.groups()
+    year, month, day, rest = match.groups()
     moved = _moved(int(year), int(month or 7), int(day or (15 if month else 1)), days)
     if moved is None:
         return None

@@ -61,9 +61,9 @@ class Outcome:
     Attributes:
         status: ``written``; ``held back``; ``refused`` as damaged; ``skipped`` as no DICOM image or a DICOMDIR.
         reason: Why it was not simply written; holds nothing of the file's values.
-        draft: The finished file under a name for the time being; None where none was made.
+        draft: The finished file under a name for the time being; None if none was made.
         place: Where it belongs below the output folder, made of new names only.
-        digest: Of its bytes.
+        digest: Digest of its bytes.
         tally: What was done to its elements.
     """
 
@@ -155,11 +155,11 @@ def _syntax(header: Any) -> str:
 def _check_identity(header: Any) -> None:
     missing = [k for k in ("SOPClassUID", "SOPInstanceUID") if not header.get(k)]
     if missing:
-        raise InputError(f"the file has no {' and no '.join(missing)}: it is no whole DICOM object")
+        raise InputError(f"the file has no {' and no '.join(missing)}: it is not a whole DICOM object")
 
 
 def _pixel_span(header: Any, path: Path) -> tuple[int, int] | None:
-    """Return where the pixel data element begins and ends, None where there is none.
+    """Return where the pixel data element begins and ends, None if there is none.
 
     Raises:
         InputError: The file ends before it should.

@@ -32,7 +32,7 @@ def check_detector() -> None:
 
 
 def why_text_is_seen(path: Path) -> str | None:
-    """Return why a file's first, middle or last frame seems to show text; None where none is seen.
+    """Return why a file's first, middle or last frame seems to show text; None if none is seen.
 
     Frames that cannot be decoded cannot be judged: that is a reason, too.
     """

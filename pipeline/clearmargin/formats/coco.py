@@ -134,19 +134,19 @@ def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> Ins
     if size != grid.shape:
         raise GeometryError(f"the COCO file says {size[0]} x {size[1]}, the image is {grid}")
     names = [str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])]
-    found = _image(content, entries[0], names).instances
-    unknown = sorted({names[int(k) - 1] for k in found.labels} - set(label_map.names))
+    instances = _image(content, entries[0], names).instances
+    unknown = sorted({names[int(k) - 1] for k in instances.labels} - set(label_map.names))
     if unknown:
         raise InputError(f"no class '{unknown[0]}': {nearest(unknown[0], label_map.names)}")
-    labels = [label_map.by_name(names[int(k) - 1]).id for k in found.labels]
+    labels = [label_map.by_name(names[int(k) - 1]).id for k in instances.labels]
     return InstanceSet(
         grid=grid,
-        masks=found.masks,
+        masks=instances.masks,
         labels=np.array(labels, np.int64),
-        scores=found.scores,
+        scores=instances.scores,
         crowds=tuple(
             Crowd(mask=crowd.mask, label=label_map.by_name(names[crowd.label - 1]).id)
-            for crowd in found.crowds
+            for crowd in instances.crowds
             if names[crowd.label - 1] in label_map.names
         ),
     )
@@ -268,7 +268,7 @@ def _is_one_of(value: Any, known: set[Any]) -> bool:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int]:
-    """Return rows and columns; ValueError where they are none."""
+    """Return rows and columns; ValueError if the value is not a size."""
     size = (int(entry["height"]), int(entry["width"]))
     if min(size) < 1:
         raise ValueError("a picture without pixels")

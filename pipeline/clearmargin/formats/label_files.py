@@ -34,7 +34,7 @@ _MOST_VALUES = 100_000  # up to which boxes are listed by value
 
 
 def read_label_file(path: Path, objects: Objects) -> InstanceSet:
-    """Return the objects of a label file on its own grid; none where it is empty. Pictures are in px.
+    """Return the objects of a label file on its own grid; none if it is empty. Pictures are in px.
 
     A DICOM SEG names its objects itself: ``objects`` is for the others.
 
@@ -83,12 +83,12 @@ def parts_of(mask: Mask) -> list[Mask]:
 
 def _classes(labels: NDArray[np.integer], grid: Grid) -> InstanceSet:
     """Return one object for each value; the value is its class."""
-    found = masks_by_value(labels, grid)
+    masks = masks_by_value(labels, grid)
     return InstanceSet(
         grid=grid,
-        masks=tuple(found.values()),
-        labels=np.array(list(found), np.int64),
-        scores=np.ones(len(found), np.float32),
+        masks=tuple(masks.values()),
+        labels=np.array(list(masks), np.int64),
+        scores=np.ones(len(masks), np.float32),
     )
 
 

@@ -63,8 +63,8 @@ class Opened:
             volume or a picture of another format. ``clip``: a video, or a DICOM object that is one. ``folder``: a
             folder without DICOM.
         series: The series of DICOM, each with its files' headers; none otherwise.
-        files: Of a folder: its volumes, pictures and videos, in name order.
-        others: Of a folder, how many further files it holds; of DICOM in a folder, how many volumes, pictures and
+        files: Volumes, pictures and videos, in name order.
+        others: Number of further files in a folder; beside DICOM in a folder, the number of volumes, pictures and
             videos of other formats lie beside it. Hidden ones are not counted.
     """
 

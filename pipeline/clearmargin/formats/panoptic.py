@@ -1,4 +1,4 @@
-"""Panoptic PNG with its JSON, and label PNG: one value a pixel (cocodataset.org/#format-data, panoptic)."""
+"""Panoptic PNG with its JSON, and label PNG: one value per pixel (cocodataset.org/#format-data, panoptic)."""
 
 from __future__ import annotations
 
@@ -37,12 +37,10 @@ def write_label_raster(path: Path, instances: InstanceSet) -> None:
     """Write a picture's instances as one 16-bit grey PNG or TIFF, value ``i + 1`` for instance ``i``.
 
     Raises:
-        GeometryError: The grid is no picture.
+        GeometryError: The grid is not a picture.
     """
     if instances.grid.ndim != 2:
-        raise GeometryError(
-            f"a label picture holds a plane, not {instances.grid}; write_volume holds volumes"
-        )
+        raise GeometryError(f"expected a picture's grid, got {instances.grid}; write_volume writes volumes")
     write_raster(path, flat_labels(instances).astype(np.uint16))
 
 
@@ -52,10 +50,10 @@ def write_panoptic(path: Path, instances: InstanceSet, label_map: LabelMap) -> N
     Instances of a stuff class are one segment.
 
     Raises:
-        GeometryError: The grid is no picture.
+        GeometryError: The grid is not a picture.
     """
     if instances.grid.ndim != 2:
-        raise GeometryError(f"a panoptic picture holds a plane, not {instances.grid}")
+        raise GeometryError(f"expected a picture's grid, got {instances.grid}")
     flat = flat_labels(instances)
     first_of_stuff: dict[int, int] = {}
     segments: list[dict[str, Any]] = []

@@ -58,7 +58,7 @@ def read_label_raster(path: Path) -> NDArray[np.integer[Any]]:
         raise InputError(f"'{path.name}' is a JPEG, whose compression changes labels: use PNG or TIFF")
     channels = _channels(*_load(path, labels=True), path)
     if len(channels) > 1 and not (channels == channels[:1]).all():
-        raise InputError(f"'{path.name}' is in colour: a label picture holds one value a pixel")
+        raise InputError(f"'{path.name}' is in colour: a label picture holds one value per pixel")
     return whole_labels(channels[0], path.name)
 
 

@@ -109,10 +109,10 @@ class VideoClip:
             self._pts, self._ordered = self._times_by_decoding(), True
         if number >= len(self._pts):
             raise InputError(f"frame {number} of '{self._name}' is damaged")
-        wanted = self._pts[number]
+        stamp = self._pts[number]
         for back in (0, 1, 4, 16, None):
             with self._open() as container:
-                found = self._seek(container, wanted, back)
+                found = self._seek(container, stamp, back)
                 if found is not None:
                     return self._image(found, number)
         if number not in self.corrupt:

@@ -76,7 +76,7 @@ class Outcome:
         instances: How many instances were detected.
         warned: Whether the case differs from what the model was trained or calibrated on.
         seconds: How long it took.
-        again_in_s: Of a failed one: try again so many seconds from now; None not at all.
+        again_in_s: Seconds until a failed item is tried again; None for not at all.
         sent: SOPInstanceUID, SHA-256 and destination of each object that a destination confirmed.
     """
 

@@ -57,7 +57,7 @@ def run_pool(
         place: The ledger's file or URL; each process opens it for itself.
         work: What is done with an item.
         processes: How many workers; each loads the model once.
-        threads: Of each worker's libraries (OMP), so that workers do not take the cores from each other.
+        threads: Threads of each worker's libraries (OMP), so that workers do not take the cores from each other.
         limits: See `Limits`.
         tell: Called with each event, in this process.
         tick: Called twice a second.

@@ -19,13 +19,13 @@ class Assessment:
     """A prediction with what is to be said of it.
 
     Attributes:
-        prediction: As `Calibration.apply` returns it, where there is a calibration that fits; with the column
+        prediction: As `Calibration.apply` returns it, if there is a calibration that fits; with the column
             ``refer``, 1 where a person should look and 0 elsewhere.
         reasons: For each instance, why a person should look; nothing where no rule speaks.
         refer_case: Why a person should look at the case as a whole: how it differs from the calibration cases or the
             training images. It refers no instance by itself.
-        warnings: Of the case: those, or why the calibration does not apply.
-        features: Of the case, for a check of many together; none where there is no calibration that fits.
+        warnings: Warnings of the case: those, or why the calibration does not apply.
+        features: Features of the case, for a check of many together; none if there is no calibration that fits.
     """
 
     prediction: Prediction
@@ -50,7 +50,7 @@ def assess(
         prediction: On the image's grid, of all instances that ``thresholds`` keep, and of those down to the
             calibration's own, by which cases are compared.
         image: The segmented image.
-        calibration: Of the model and its way of sampling; None where it was not calibrated, and the rules' defaults
+        calibration: Of the model and its way of sampling; None if it was not calibrated: the rules' defaults
             stand.
         thresholds: Least scores, as predicted, of what is returned.
         shown: Least scores, as the calibration scales them, in place of ``thresholds`` if it fits; None for these.

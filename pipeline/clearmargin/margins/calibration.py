@@ -67,11 +67,11 @@ class Calibration:
             matched ones among them. Scaling keeps their order, so that `shown` thresholds keep the same instances.
         match_iou: IoU with the true object from which an instance is matched well enough for a margin.
         scores: Scaling of instance scores.
-        pixels: Scaling of the foreground map; None where there is no map.
-        nsd: Scaling of predicted NSD to NSD at ``tolerance``; None where it is not predicted.
+        pixels: Scaling of the foreground map; None if there is no map.
+        nsd: Scaling of predicted NSD to NSD at ``tolerance``; None if it is not predicted.
         tolerance: In ``length_unit``.
         misses: The promise about misses that ``thresholds`` keep; None if none was asked for, or it could not be had.
-        promise: Of the margins that are applied.
+        promise: Promise of the margins that are applied.
         sides: ``each``: an outer and an inner margin, each with its own promise; ``both``: one pair.
         margins: All that could be had; those of the first alpha are applied.
         refused: What could not.
@@ -286,7 +286,7 @@ def save_calibration(model: Path, calibration: Calibration) -> Path:
 
 
 def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibration | None:
-    """Return a model's calibration for a way of sampling it; None where it was not calibrated for it.
+    """Return a model's calibration for a way of sampling it; None if it was not calibrated for it.
 
     Args:
         model: A model folder.
@@ -295,19 +295,19 @@ def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibratio
 
     Raises:
         InputError: The file is of other weights.
-        ConfigError: It is no calibration.
+        ConfigError: It is not a calibration.
     """
     path = _path(model, mode)
     if not path.is_file():
         return None
-    found = Calibration.from_data(read_yaml(path))
-    if found.weights_sha256 != weights_sha256:
+    calibration = Calibration.from_data(read_yaml(path))
+    if calibration.weights_sha256 != weights_sha256:
         raise InputError(
             f"the calibration of '{model.name}' for uncertainty '{mode}' is of other weights "
-            f"({found.weights_sha256[:12]}) than the model's ({weights_sha256[:12]}): run "
+            f"({calibration.weights_sha256[:12]}) than the model's ({weights_sha256[:12]}): run "
             f"`clearmargin calibrate` again, or remove {_FOLDER}/{path.name}"
         )
-    return found
+    return calibration
 
 
 def _path(model: Path, mode: Mode) -> Path:

@@ -46,7 +46,7 @@ _MOST = 500  # cases kept
 _PIXELS = 1_000_000  # looked at in a case
 _MOST_CHANNELS = 4
 _NEIGHBOURS = 3
-_LEAST = 0.1  # of the median distance to a neighbour: twins are no measure of how close cases lie
+_LEAST = 0.1  # of the median distance to a neighbour: twins say nothing of how close cases lie
 
 Features = Mapping[str, float]
 Table = NDArray[np.float64]
@@ -112,7 +112,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """What differs; nothing in ``warnings`` where nothing was seen to.
+    """What differs; nothing in ``warnings`` if nothing was seen to.
 
     Attributes:
         cases: Incoming cases looked at.
@@ -145,11 +145,11 @@ def image_features(pixels: NDArray[Any]) -> dict[str, float]:
     if not flat.size:
         return {}
     quantiles = np.percentile(flat, _QUANTILES)
-    found = {f"intensity p{q:02d}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
+    features = {f"intensity p{q:02d}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
     if every.ndim > 2 and 1 < len(every) <= _MOST_CHANNELS:
         means = {f"channel {k + 1}": _finite(channel) for k, channel in enumerate(every)}
-        found |= {name: float(values.mean()) for name, values in means.items() if values.size}
-    return found
+        features |= {name: float(values.mean()) for name, values in means.items() if values.size}
+    return features
 
 
 def _finite(values: NDArray[Any]) -> Table:
@@ -167,8 +167,8 @@ def score_features(scores: ArrayLike) -> dict[str, float]:
         scores: Of instances above one threshold, in calibration and after.
     """
     values = np.asarray(scores, np.float64).ravel()
-    found = {"instances": float(values.size)}
-    return found | ({"mean score": float(values.mean())} if values.size else {})
+    features = {"instances": float(values.size)}
+    return features | ({"mean score": float(values.mean())} if values.size else {})
 
 
 def fingerprint(
@@ -183,16 +183,18 @@ def fingerprint(
 
     Args:
         cases: Features of each.
-        groups: Of each.
-        strata: Of each, of the card; nothing for none.
+        groups: Groups of each.
+        strata: Strata of each, of the card; nothing for none.
         false_alarms: Share of the cases like these that may be warned of.
-        seed: Of the order.
+        seed: Random seed for the order.
 
     Raises:
         InputError: There is no case.
     """
     if not cases:
-        raise InputError("no calibration case to take a fingerprint of: give the card a calibration split")
+        raise InputError(
+            "--card has no calibration case to take a fingerprint of: give it a calibration split"
+        )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(cases))[:_MOST]
     names = sorted({name for case in cases for name in case})
@@ -246,7 +248,7 @@ def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: floa
     """Compare incoming cases with those of the calibration.
 
     Args:
-        known: Of the calibration cases.
+        known: Fingerprint of the calibration cases.
         incoming: One or more cases; for none there is nothing to say.
         alpha: A batch of cases like the known ones is warned of with at most this probability, ties aside.
     """

@@ -95,8 +95,8 @@ def fit_limits(
     """Fit everything but the margins.
 
     Args:
-        cases: Of the fit groups, observed with `trial_floors`.
-        pixels: Of the fit groups; empty where predictions have no foreground map.
+        cases: Cases of the fit groups, observed with `trial_floors`.
+        pixels: Pixels of the fit groups; empty where predictions have no foreground map.
         asked: What shall be had.
         own_thresholds: The model's score thresholds, for classes for which none is chosen here.
         group: ``patient``, ``surgery`` or ``image``.
@@ -207,7 +207,9 @@ def _features(case: ObservedCase, thresholds: Thresholds) -> dict[str, float]:
 def _length_unit(cases: Sequence[ObservedCase]) -> Unit:
     units = {case.length_unit for case in cases}
     if len(units) > 1:
-        raise InputError("some calibration images are in mm and others in px: calibrate them apart")
+        raise InputError(
+            "--card has calibration images in mm and others in px: calibrate on a card of one kind"
+        )
     return units.pop()
 
 
@@ -228,7 +230,7 @@ def _margins(
 ) -> tuple[list[Margin], list[Refusal]]:
     groups = {case.group for case in cases}
     objects = matched_objects(cases, limits.thresholds, asked.match_iou)
-    found: list[Margin] = []
+    margins: list[Margin] = []
     refused: list[Refusal] = []
     for alpha in asked.alphas:
         for guarantee in (asked.promise, *(g for g in GUARANTEES if g != asked.promise)):
@@ -250,8 +252,8 @@ def _margins(
                     named = f"margin '{sides}' by {guarantee}, alpha {alpha:g}"
                     refused.append(Refusal(what=named, why=str(error)))
                 else:
-                    found.append(margin)
-    return found, refused
+                    margins.append(margin)
+    return margins, refused
 
 
 def _misses(
@@ -259,10 +261,10 @@ def _misses(
 ) -> MissThreshold | None:
     if asked.miss_alpha is None:
         return None
-    found = [one for case in cases for one in case.found]
+    references = [one for case in cases for one in case.found]
     groups = {case.group for case in cases}
     try:
-        return fit_threshold(found, groups, asked.miss_alpha, group=group, match_iou=asked.match_iou)
+        return fit_threshold(references, groups, asked.miss_alpha, group=group, match_iou=asked.match_iou)
     except InputError as error:
         named = f"score threshold for misses, alpha {asked.miss_alpha:g}"
         refused.append(Refusal(what=named, why=str(error)))

@@ -75,7 +75,7 @@ class GroupLosses:
         """Put the demands of all matched objects together.
 
         Args:
-            demands: Of the objects of one or more groups.
+            demands: Demands of the objects of one or more groups.
             guarantee: Which loss.
         """
         self.guarantee: Guarantee = guarantee
@@ -102,11 +102,11 @@ class GroupLosses:
 
     def select(self, places: Sequence[int] | NDArray[np.int64]) -> GroupLosses:
         """Return the losses of the groups at some places of ``groups``."""
-        chosen = GroupLosses((), self.guarantee)
-        chosen.groups = tuple(self.groups[k] for k in places)
-        chosen._places = [self._places[k] for k in places]
-        chosen._left = [self._left[k] for k in places]
-        return chosen
+        losses = GroupLosses((), self.guarantee)
+        losses.groups = tuple(self.groups[k] for k in places)
+        losses._places = [self._places[k] for k in places]
+        losses._left = [self._left[k] for k in places]
+        return losses
 
     def at(self, factors: Values) -> Values:
         """Return each group's loss at each factor, ``(F, n)``."""
@@ -146,7 +146,7 @@ def least_factor(
     """Return the least factor at which the mean loss of new groups is at most ``alpha``.
 
     Args:
-        losses: Of the calibration groups.
+        losses: Losses of the calibration groups.
         alpha: What the mean loss may be.
         confidence: None keeps the mean over calibrations and new groups together. A number keeps it as well for that
             share of the calibrations, one by one: by the binomial law for ``group``, by a betting bound otherwise.
@@ -157,9 +157,9 @@ def least_factor(
         InputError: No factor keeps it: too few groups; with the level that is reached and the groups needed.
     """
     if not 0 < alpha < 1:
-        raise ConfigError(f"alpha is the share that may fail, between 0 and 1, not {alpha:g}")
+        raise ConfigError(f"alpha: expected the share that may fail, between 0 and 1, got {alpha:g}")
     if confidence is not None and not 0 < confidence < 1:
-        raise ConfigError(f"a confidence lies between 0 and 1, not {confidence:g}: 0.9 is 90 %")
+        raise ConfigError(f"confidence: expected a share between 0 and 1, such as 0.9, got {confidence:g}")
     candidates = losses.candidates()
     n = losses.n
     table = losses.at(candidates)
@@ -223,7 +223,7 @@ def coverage_range(losses: GroupLosses, factor: float) -> tuple[float, float, fl
     That is an approximation (`tests/margins/test_guarantees.py` has how good it is).
 
     Args:
-        losses: Of the calibration groups.
+        losses: Losses of the calibration groups.
         factor: As `least_factor` returned it for them.
 
     Returns:

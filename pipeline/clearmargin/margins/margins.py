@@ -53,8 +53,8 @@ class CalibrationData:
     """Where a margin comes from.
 
     Attributes:
-        group: What one group is: ``patient``, ``surgery``, or ``image`` where nothing better is known.
-        date: Of the calibration, ISO 8601.
+        group: What one group is: ``patient``, ``surgery``, or ``image`` if nothing better is known.
+        date: Date of the calibration, ISO 8601.
         digest: SHA-256 of the calibration data.
     """
 
@@ -92,7 +92,7 @@ class Margin:
         alpha: What the mean loss of new groups may be.
         confidence: None, or the share of calibrations for which the loss is kept.
         factor: What widths are multiplied by.
-        width: Of an object.
+        width: Width of an object.
         length_unit: ``mm``, or ``px`` if the calibration images have no spacing.
         n: Groups that it was calibrated on.
         without: Further calibration groups, which had no matched object.
@@ -129,11 +129,11 @@ class Margin:
         """Return the predicted ``mask`` grown (outer) or shrunk (inner) by this margin.
 
         Args:
-            mask: Of the predicted object.
-            grid: Of the mask.
+            mask: Mask of the predicted object.
+            grid: Grid of the mask.
             side: Which of the two.
-            features: Of the object.
-            edge: Of the object, if the width follows it.
+            features: Features of the object.
+            edge: Edge of the object, if the width follows it.
 
         Raises:
             InputError: The margin is in mm and the grid in px, or the other way round.
@@ -216,11 +216,11 @@ def _mean_scale(edge: EdgeSpread | None, floor: float) -> float:
 
 def demands_of(objects: Iterable[MatchedObject], width: Width, sides: Sides) -> list[Demand]:
     """Return what objects ask of the factor; those that were not measured with the width's floor are left out."""
-    chosen = sides_of(sides)
+    of_sides = sides_of(sides)
     return [
-        _demand(one, width, chosen)
+        _demand(one, width, of_sides)
         for one in objects
-        if all((side, width.floor) in one.needed for side in chosen)
+        if all((side, width.floor) in one.needed for side in of_sides)
     ]
 
 
@@ -275,10 +275,10 @@ def fit_margin(
         groups: All calibration groups, with and without a matched object.
         width: Fixed on other groups.
         guarantee: Which loss.
-        sides: Of the object's edge.
+        sides: Sides of the object's edge.
         alpha: What the mean loss may be.
         confidence: See `least_factor`.
-        length_unit: Of all lengths.
+        length_unit: Length unit of all lengths.
         match_iou: IoU from which objects are matched.
         data: Where the groups come from.
 

@@ -40,8 +40,8 @@ class Found:
 
     Attributes:
         group: The patient, surgery or image that it belongs to.
-        score: Of the prediction that it matches when all are kept; None where there is none.
-        iou: With that prediction; 0 where there is none.
+        score: Score of the prediction that it matches when all are kept; None if there is none.
+        iou: With that prediction; 0 if there is none.
         label: Its class.
     """
 
@@ -115,7 +115,7 @@ def find_references(
         predicted: All instances, down to the lowest score.
         reference: On the same grid. What lies in its ignored region as a whole is not asked for.
         iou_threshold: IoU from which a pair counts as the same object.
-        matches: Of the two, where they are known.
+        matches: Matches of the two, if they are known.
     """
     matches = matches or match_instances(predicted, reference, iou_threshold=iou_threshold)
     partner = {int(j): int(i) for i, j in matches.pairs}
@@ -157,7 +157,7 @@ def fit_threshold(
         InputError: Not even keeping every prediction reaches ``alpha``: the best reachable one is said.
     """
     if not 0 < alpha < 1:
-        raise ConfigError(f"alpha is a share of misses, between 0 and 1, not {alpha:g}")
+        raise ConfigError(f"miss_alpha: expected a share between 0 and 1, got {alpha:g}")
     of_group: dict[str, list[float]] = {}
     for one in found:
         good = one.score is not None and one.iou >= match_iou

@@ -1,4 +1,4 @@
-"""What a calibration keeps of a case: a few numbers an instance, and counts of pixels. Masks and maps go.
+"""What a calibration keeps of a case: a few numbers per instance, and counts of pixels. Masks and maps go.
 
 Predictions come with every instance, whatever its score. As they are matched in order of score, leaving out those
 under a threshold changes no partner of the others (`misses`), so that each threshold can be judged afterwards.
@@ -94,7 +94,7 @@ class PixelCounts:
         """Count the pixels of a case.
 
         Args:
-            probabilities: Of the foreground, on the reference's grid.
+            probabilities: Probabilities of the foreground, on the reference's grid.
             reference: What is there.
             band: Half the width of the band at the edge, in the grid's unit; None for two of its largest steps.
         """
@@ -118,11 +118,11 @@ class ObservedCase:
 
     Attributes:
         group: Its group.
-        strata: Of the card.
+        strata: Strata of the card.
         length_unit: ``mm`` or ``px``.
         element: Edge length of a cube (square) of the size of an element, in that group.
         instances: Predicted ones, but for those in the ignored region.
-        found: Of each reference, when it is found, and how well.
+        found: Of each reference, from which score on it is detected, and how well.
         looks: See `image_features`.
         scored: By label, what each prediction matches, for thresholds on scores.
     """
@@ -151,10 +151,10 @@ def observe(
     Args:
         group: The patient, surgery or image that it belongs to.
         image: The segmented image.
-        prediction: Of every instance, down to score 0.
+        prediction: Prediction of every instance, down to score 0.
         reference: On the same grid.
-        floors: Of the edge's scale, with which needed margins are measured too if the prediction has edges.
-        strata: Of the card.
+        floors: Floors of the edge's scale, with which needed margins are measured too if the prediction has edges.
+        strata: Strata of the card.
     """
     instances = prediction.instances
     matches = match_instances(instances, reference)

@@ -162,7 +162,7 @@ def grow(mask: Mask, grid: Grid, margin: float, scale: EdgeScale | None = None) 
     Args:
         mask: On ``grid``.
         grid: Its axes are at right angles.
-        margin: In the grid's unit, or in scales where there is one.
+        margin: In the grid's unit, or in scales if there is one.
         scale: Of this instance; None for one margin all around.
 
     Raises:

@@ -68,40 +68,40 @@ class ReferralRules:
         try:
             return ReferralRules(**content)
         except TypeError as error:
-            raise ConfigError(f"these are no referral rules ({error}): run the calibration again") from None
+            raise ConfigError(f"these are not referral rules ({error}): run the calibration again") from None
 
 
 def reasons(prediction: Prediction, i: int, rules: ReferralRules) -> list[str]:
     """Return why a person should look at instance ``i``; nothing where no rule speaks.
 
     Args:
-        prediction: As `Calibration.apply` returns it, where there is a calibration. A rule whose column is not
+        prediction: As `Calibration.apply` returns it, if there is a calibration. A rule whose column is not
             there says nothing.
         i: Position of the instance.
         rules: The limits. What concerns the case as a whole refers the case (`Assessment.refer_case`).
     """
     instances = prediction.instances
     columns = {name: float(column[i]) for name, column in instances.uncertainty.items()}
-    found: list[str] = []
+    sentences: list[str] = []
     dice = columns.get("pairwise_dice")
     if dice is not None and dice < rules.pairwise_dice:
-        found.append(
+        sentences.append(
             f"members disagree on its mask: pairwise Dice {dice:.2f}, under {rules.pairwise_dice:.2f}"
         )
     members = columns.get("found_by")
     if members is not None and members < rules.found_by:
-        found.append(f"found by {100 * members:.0f} % of the members, under {100 * rules.found_by:.0f} %")
+        sentences.append(f"found by {100 * members:.0f} % of the members, under {100 * rules.found_by:.0f} %")
     nsd = columns.get("predicted_nsd")
     if nsd is not None and nsd < rules.predicted_nsd:
-        found.append(
+        sentences.append(
             f"its edge is expected to be off: predicted NSD {nsd:.2f}, under {rules.predicted_nsd:.2f}"
         )
     score = float(instances.scores[i])
     if score < rules.score:
-        found.append(f"score near the threshold: {score:.2f}, under {rules.score:.2f}")
+        sentences.append(f"score near the threshold: {score:.2f}, under {rules.score:.2f}")
     if rules.edge and touches_edge(instances.masks[i]):
-        found.append("reaches the image's edge: part of it may be outside")
-    return found
+        sentences.append("reaches the image's edge: part of it may be outside")
+    return sentences
 
 
 def touches_edge(mask: Mask) -> bool:
@@ -115,13 +115,13 @@ def touches_edge(mask: Mask) -> bool:
 def fit_rules(columns: Mapping[str, ArrayLike], failed: ArrayLike) -> ReferralRules:
     """Return rules whose limits flag as few instances as `WITHIN` of the others needs to be good.
 
-    Where that needs no flag at all, the limit is the smallest value seen, or the default where it is smaller:
+    Where that needs no flag at all, the limit is the smallest value seen, or the default if it is smaller:
     what is worse than all of these is still flagged. Where it would flag more than `MOST`, the limit is `NOTHING`, and
     that is said.
 
     Args:
         columns: ``(n,)`` values of the fit groups' instances, by name in `LIMITED`; scores are scaled.
-        failed: ``(n,)`` bool: spurious, or over the risk limit.
+        failed: ``(n,)`` bool: a false positive, or over the risk limit.
     """
     bad = np.asarray(failed, np.float64)
     limits: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 Both are fitted on other groups than the margins (`split_groups`), and on probabilities that were averaged before.
 Instance scores come as arrays; the pixels of many images as cells: ``fit_temperature(*reliability.cells())``.
-Where there is nothing to fit the result is the identity, which says why.
+If there is nothing to fit the result is the identity, which says why.
 """
 
 from __future__ import annotations
@@ -144,13 +144,13 @@ def fit_temperature(
         return float(-(w * (y * log_expit(scaled) + (1 - y) * log_expit(-scaled))).sum() / w.sum())
 
     ends = np.log(_RANGE)
-    found = minimize_scalar(nll, bounds=tuple(ends), method="bounded", options={"xatol": 1e-6})
+    optimum = minimize_scalar(nll, bounds=tuple(ends), method="bounded", options={"xatol": 1e-6})
     return Temperature(
-        temperature=float(np.exp(found.x)),
+        temperature=float(np.exp(optimum.x)),
         n=n,
         nll_before=nll(0.0),
-        nll_after=float(found.fun),
-        at_limit=bool(min(abs(found.x - ends)) < 1e-3),
+        nll_after=float(optimum.fun),
+        at_limit=bool(min(abs(optimum.x - ends)) < 1e-3),
     )
 
 
@@ -221,8 +221,8 @@ def _events(
         raise ValueError(f"{len(p)} probabilities, {len(y)} outcomes, {len(w)} counts")
     if not w.sum() > 0:
         raise InputError(
-            "nothing to fit a scaling on: the calibration split has no prediction; give the card a calibration "
-            "split, or lower the score threshold"
+            "no prediction to fit a scaling on: expected some on the calibration split of --card; add cases, or lower "
+            "the score threshold"
         )
     for name, column in (("probabilities", p), ("outcomes", y)):
         if not (column.min() >= 0 and column.max() <= 1):

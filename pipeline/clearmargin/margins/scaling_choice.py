@@ -88,7 +88,7 @@ class ChosenScaling:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"this is no choice of a scaling ({error}): run the calibration again"
+                f"this is not a choice of a scaling ({error}): run the calibration again"
             ) from None
 
 

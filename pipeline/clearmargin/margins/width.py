@@ -47,12 +47,12 @@ class PredictedWidth:
     """The quantile regression of one side.
 
     Attributes:
-        names: Of the features, in order.
+        names: Names of the features, in order.
         centre: What is taken off each feature.
         spread: What each is then divided by.
         low: Least value of each standardised feature that the width follows; beyond, it stays.
         high: Likewise.
-        coefficients: Of the intercept and of each feature.
+        coefficients: Coefficients of the intercept and of each feature.
     """
 
     names: tuple[str, ...]
@@ -80,7 +80,7 @@ class Width:
         predicted: By side, if it is predicted; else empty.
         offset: Length, or scales, added to a needed margin before it is compared with the predicted one, and taken
             off the margin that is applied: half an element, since needed margins of 0 have no logarithm.
-        floor: Of the edge's scale (``edge``); None otherwise.
+        floor: Floor of the edge's scale (``edge``); None otherwise.
     """
 
     kind: WidthKind
@@ -149,7 +149,7 @@ def features_of(
     """Return what a width may be predicted from.
 
     Args:
-        size: Of the predicted object, in the grid's unit squared or cubed; positive.
+        size: Size of the predicted object, in the grid's unit squared or cubed; positive.
         score: As predicted, in [0, 1].
         label: Its class.
         edge_sd: Mean standard deviation of its edge, in the grid's unit; None without samples.
@@ -170,8 +170,8 @@ def fit_predicted(
     Args:
         rows: Features of each object.
         needed: Needed margin of each, in the unit of length.
-        weights: Of each object; those of a group add up to the same.
-        level: Of the quantile, in (0, 1).
+        weights: Weight of each object; those of a group add up to the same.
+        level: Level of the quantile, in (0, 1).
         offset: Added to each needed margin, positive.
     """
     kinds = sorted({name for row in rows for name in row if name.startswith("class ")})
@@ -180,17 +180,17 @@ def fit_predicted(
     names = [name for name in FEATURES if rows and all(name in row for row in rows)] + large[1:]
     if len(rows) < _EACH * (1 + len(names)):
         return None
-    chosen = np.arange(len(rows))
+    rows_used = np.arange(len(rows))
     if len(rows) > _ROWS:
-        chosen = np.random.default_rng(0).permutation(len(rows))[:_ROWS]
-    table = np.array([[rows[int(k)].get(name, 0.0) for name in names] for k in chosen])
+        rows_used = np.random.default_rng(0).permutation(len(rows))[:_ROWS]
+    table = np.array([[rows[int(k)].get(name, 0.0) for name in names] for k in rows_used])
     centre, spread = table.mean(axis=0), table.std(axis=0)
     spread[spread == 0] = 1.0
     standard = (table - centre) / spread
     low, high = np.quantile(standard, [0.01, 0.99], axis=0)
-    design = np.column_stack([np.ones(len(chosen)), np.clip(standard, low, high)])
-    lengths = np.log(np.asarray(needed, np.float64)[chosen] + offset)
-    coefficients = _quantile_regression(design, lengths, np.asarray(weights, np.float64)[chosen], level)
+    design = np.column_stack([np.ones(len(rows_used)), np.clip(standard, low, high)])
+    lengths = np.log(np.asarray(needed, np.float64)[rows_used] + offset)
+    coefficients = _quantile_regression(design, lengths, np.asarray(weights, np.float64)[rows_used], level)
     return PredictedWidth(
         names=tuple(names),
         centre=_floats(centre),

@@ -79,7 +79,7 @@ def trimap_iou(pair: MaskPair, band: float) -> float:
     """Return the IoU of the masks within ``band`` of the reference's edge, on both sides of it.
 
     The trimap holds the elements whose centre lies within ``band`` of the centre of an element on the other
-    side of the reference's edge. Both empty: 1. One empty: 0 (for a spurious object there is no edge: 0).
+    side of the reference's edge. Both empty: 1. One empty: 0 (for a false positive there is no edge: 0).
 
     Raises:
         ConfigError: The band is below the smallest spacing.

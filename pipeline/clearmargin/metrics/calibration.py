@@ -75,9 +75,9 @@ class Reliability:
     @staticmethod
     def of(probabilities: ArrayLike, outcomes: ArrayLike) -> Reliability:
         """Return the counts of one array."""
-        found = Reliability.zeros()
-        found.add(probabilities, outcomes)
-        return found
+        total = Reliability.zeros()
+        total.add(probabilities, outcomes)
+        return total
 
     @staticmethod
     def together(parts: Iterable[Reliability]) -> Reliability:

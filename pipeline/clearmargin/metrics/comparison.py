@@ -37,7 +37,7 @@ class ComparedMetric:
     """One metric of one set against the first set.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         metric: Its name; one of `COUNTS`, too.
         stratum: ``all``, or ``column = value``.
         baseline: Mean over groups of the first set; of the size of errors that may go either way.

@@ -38,6 +38,6 @@ def confusion(
     counts = Counter(
         (names[int(reference.labels[j])], names[int(predicted.labels[i])]) for i, j in found.pairs
     )
-    counts.update((names[int(reference.labels[j])], NOTHING) for j in found.missed)
-    counts.update((NOTHING, names[int(predicted.labels[i])]) for i in found.spurious)
+    counts.update((names[int(reference.labels[j])], NOTHING) for j in found.false_negatives)
+    counts.update((NOTHING, names[int(predicted.labels[i])]) for i in found.false_positives)
     return counts

@@ -152,6 +152,6 @@ def _boxes(instances: InstanceSet) -> NDArray[np.int64]:
 
 
 def _meeting(mask: Mask, boxes: NDArray[np.int64]) -> list[int]:
-    """Return the positions of the boxes that meet the mask's: few, where there are many instances."""
+    """Return the positions of the boxes that meet the mask's: few, if there are many instances."""
     start, stop = mask.box
     return [int(j) for j in np.flatnonzero(np.all((boxes[:, 0] < stop) & (boxes[:, 1] > start), axis=1))]

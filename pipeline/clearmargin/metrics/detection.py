@@ -121,7 +121,7 @@ class DetectionCounts:
 def mask_average_precision(
     pairs: Pairs, *, areas: tuple[float, float] = COCO_AREAS, max_detections: int = _LIMIT
 ) -> AveragePrecision:
-    """Return COCO's mask AP of (predicted, reference) pairs, one pair an image or a volume.
+    """Return COCO's mask AP of (predicted, reference) pairs, one per image or volume.
 
     A crowd is of its class alone; the ignored region is a crowd of every class.
 

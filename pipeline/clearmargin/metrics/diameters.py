@@ -15,7 +15,7 @@ def feret_diameter(mask: NDArray[np.bool_], spacing: Sequence[float]) -> float:
 
     Args:
         mask: ``(Y, X)`` or ``(Z, Y, X)`` bool.
-        spacing: Of each axis.
+        spacing: Spacing of each axis.
 
     Source: Feret, 1930.
     """
@@ -33,7 +33,7 @@ def slice_axes(mask: NDArray[np.bool_], spacing: Sequence[float]) -> tuple[float
 
     Args:
         mask: ``(Y, X)`` or ``(Z, Y, X)`` bool.
-        spacing: Of each axis.
+        spacing: Spacing of each axis.
 
     Source: after Eisenhauer et al., RECIST 1.1, 2009; the short axis is there drawn by hand.
     """
@@ -64,12 +64,12 @@ def _farthest(hull: NDArray[np.float64]) -> tuple[int, int]:
     from scipy.spatial.distance import cdist
 
     blocks = np.array_split(np.arange(len(hull)), len(hull) // 500 + 1)  # bounds the memory on large balls
-    found = (-1.0, 0, 0)
+    longest = (-1.0, 0, 0)
     for block in blocks:
         apart = cdist(hull[block], hull)
         i, j = np.unravel_index(int(apart.argmax()), apart.shape)
-        found = max(found, (float(apart[i, j]), int(block[i]), int(j)))
-    return found[1], found[2]
+        longest = max(longest, (float(apart[i, j]), int(block[i]), int(j)))
+    return longest[1], longest[2]
 
 
 def _line_ends(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -28,8 +28,8 @@ class Referral:
         cases: Number of cases.
         referred: Number of them that are referred, the most uncertain.
         limit: What the risk of the rest does not exceed.
-        name: Of the risk, such as ``HD95``.
-        unit: Of the risk, such as ``mm``; empty for none.
+        name: Name of the risk, such as ``HD95``.
+        unit: Unit of the risk, such as ``mm``; empty for none.
         within: Share of the rest that is within the limit: at least what was asked for; 1 for no rest.
         without: Share of all cases within the limit when none is referred.
         what: What one case is, in the plural.
@@ -152,14 +152,14 @@ def refer(
         risk: ``(n,)``.
         limit: In the risk's unit.
         within: Share of the rest, in (0, 1].
-        name: Of the risk.
-        unit: Of the risk.
+        name: Name of the risk.
+        unit: Unit of the risk.
         what: What one case is, in the plural.
 
     It describes these cases and promises nothing of others.
     """
     if not 0 < within <= 1:
-        raise InputError(f"a share of the rest lies in (0, 1], not {within:g}")
+        raise InputError(f"within: expected a share in (0, 1], got {within:g}")
     doubt, loss = _columns(uncertainty, risk)
     n = len(doubt)
     order = np.argsort(doubt, kind="stable")
@@ -183,9 +183,9 @@ def refer(
 def _columns(first: ArrayLike, second: ArrayLike) -> tuple[Column, Column]:
     one, two = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
     if one.shape != two.shape:
-        raise InputError(f"{len(one)} uncertainties and {len(two)} risks: give one of each a case")
+        raise InputError(f"{len(one)} uncertainties and {len(two)} risks: give one of each per case")
     if not (np.isfinite(one).all() and np.isfinite(two).all()):
         raise InputError(
-            "uncertainties and risks are finite: a miss counts its written value (docs/metrics.md)"
+            "uncertainties and risks must be finite: a false negative counts its written value (docs/metrics.md)"
         )
     return one, two

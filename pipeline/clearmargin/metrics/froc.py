@@ -22,7 +22,7 @@ class Froc:
 
     Attributes:
         thresholds: ``(n,)`` float64, the distinct scores, falling.
-        false_positives: ``(n,)`` float64, spurious predictions an image at each threshold, not falling.
+        false_positives: ``(n,)`` float64, false positives per image at each threshold, not falling.
         sensitivity: ``(n,)`` float64, share of references found at each threshold.
         images: Number of images.
         references: Number of references.
@@ -37,7 +37,7 @@ class Froc:
     def sensitivity_at(self, rate: float) -> float:
         """Return the sensitivity at the lowest threshold with at most ``rate`` false positives an image.
 
-        0 where even the highest score already gives more; 1 where there is no reference.
+        0 where even the highest score already gives more; 1 if there is no reference.
         """
         if not self.references:
             return 1.0
@@ -50,7 +50,7 @@ class Froc:
 
 
 def froc(pairs: Iterable[tuple[InstanceSet, InstanceSet]], *, iou_threshold: float = 0.1) -> Froc:
-    """Return the FROC curve of (predicted, reference) pairs, one pair an image.
+    """Return the FROC curve of (predicted, reference) pairs, one per image.
 
     A reference is found when a prediction of its label matches it at ``iou_threshold``, greedily by score,
     each reference once; predictions in the ignored region or a crowd of their class are neither found nor false.
@@ -66,9 +66,9 @@ def froc(pairs: Iterable[tuple[InstanceSet, InstanceSet]], *, iou_threshold: flo
     for predicted, reference in pairs:
         images += 1
         references += len(reference)
-        found = match_instances(predicted, reference, iou_threshold=iou_threshold)
-        scores += [float(predicted.scores[i]) for i in (*found.pairs[:, 0], *found.spurious)]
-        hits += [True] * len(found.pairs) + [False] * len(found.spurious)
+        matches = match_instances(predicted, reference, iou_threshold=iou_threshold)
+        scores += [float(predicted.scores[i]) for i in (*matches.pairs[:, 0], *matches.false_positives)]
+        hits += [True] * len(matches.pairs) + [False] * len(matches.false_positives)
     if not images:
         raise ValueError("a FROC curve needs at least one image")
     thresholds = np.unique(np.array(scores, np.float64))[::-1]

@@ -25,16 +25,16 @@ class InstanceRow:
 
     Attributes:
         status: Outside the ignored region: ``tp`` for a matched pair, ``fn`` for a miss, ``fp`` for a
-            spurious prediction, ``tn`` for the one row of an image in which nothing is, and nothing was
+            false positive, ``tn`` for the one row of an image in which nothing is, and nothing was
             found.
         label: Class id; 0 in a ``tn`` row.
-        score: Of the prediction; None for a miss and a true negative.
-        predicted: Position in the predicted set, None where there is none.
-        reference: Position in the reference set, None where there is none.
-        iou: Of the matched pair; 0 for a miss or a spurious prediction, 1 for a true negative.
-        size: Volume (area) of the reference, of the prediction where it is spurious, in cubed (squared)
+        score: Score of the prediction; None for a miss and a true negative.
+        predicted: Position in the predicted set, None if there is none.
+        reference: Position in the reference set, None if there is none.
+        iou: IoU of the matched pair; 0 for a miss or a false positive, 1 for a true negative.
+        size: Volume (area) of the reference, of the prediction of a false positive, in cubed (squared)
             units.
-        unit: Of the distances.
+        unit: Unit of the distances.
         values: By name, all finite (`measure_pair`).
     """
 
@@ -118,7 +118,7 @@ def evaluate_instances(
     score_threshold: float = 0.0,
     matches: Matches | None = None,
 ) -> list[InstanceRow]:
-    """Return one row for each matched pair, each miss and each spurious prediction, in this order.
+    """Return one row for each matched pair, each miss and each false positive, in this order.
 
     Args:
         predicted: Instances with scores; may be empty.
@@ -153,8 +153,8 @@ def evaluate_instances(
     kept = (
         np.flatnonzero(predicted.scores >= score_threshold) if matches is None else np.arange(len(predicted))
     )
-    found = matches or match_instances(predicted.select(kept), reference, iou_threshold=iou_threshold)
-    chosen = protocol or Protocol()
+    pairing = matches or match_instances(predicted.select(kept), reference, iou_threshold=iou_threshold)
+    measured_by = protocol or Protocol()
     nothing = Mask(
         shape=reference.grid.shape,
         origin=(0,) * reference.grid.ndim,
@@ -165,7 +165,7 @@ def evaluate_instances(
         ours = nothing if i is None else predicted.masks[i]
         theirs = nothing if j is None else reference.masks[j]
         pair = MaskPair.from_masks(
-            ours, theirs, reference.grid, ignore=reference.ignore, distance_cap=chosen.distance_cap
+            ours, theirs, reference.grid, ignore=reference.ignore, distance_cap=measured_by.distance_cap
         )
         label = reference.labels[j] if j is not None else predicted.labels[i] if i is not None else 0
         return InstanceRow(
@@ -177,14 +177,14 @@ def evaluate_instances(
             iou=iou,
             size=(theirs if j is not None else ours).area * reference.grid.voxel_size,
             unit=reference.grid.unit,
-            values=measure_mask_pair(pair, chosen).values,
+            values=measure_mask_pair(pair, measured_by).values,
         )
 
     rows = [
-        row(int(kept[i]), int(j), float(iou)) for (i, j), iou in zip(found.pairs, found.ious, strict=True)
+        row(int(kept[i]), int(j), float(iou)) for (i, j), iou in zip(pairing.pairs, pairing.ious, strict=True)
     ]
-    rows += [row(None, int(j), 0.0) for j in found.missed]
-    rows += [row(int(kept[i]), None, 0.0) for i in found.spurious]
+    rows += [row(None, int(j), 0.0) for j in pairing.false_negatives]
+    rows += [row(int(kept[i]), None, 0.0) for i in pairing.false_positives]
     measured = [
         r for r in rows if r.status != "tn"
     ]  # what lies in the ignored region as a whole says nothing

@@ -53,7 +53,7 @@ def group_means(values: ArrayLike, groups: Sequence[str]) -> tuple[list[str], ND
     """Return the groups in sorted order and the mean over each one's cases.
 
     Args:
-        values: ``(n,)`` or ``(n, m)`` finite numbers, one row a case.
+        values: ``(n,)`` or ``(n, m)`` finite numbers, one row per case.
         groups: The group of each case.
 
     Returns:
@@ -65,11 +65,11 @@ def group_means(values: ArrayLike, groups: Sequence[str]) -> tuple[list[str], ND
     table = np.asarray(values, np.float64)
     if table.ndim not in (1, 2) or len(table) != len(groups) or not len(table):
         raise InputError(
-            f"values of shape {table.shape} for {len(groups)} cases: give one row a case, and some case"
+            f"values of shape {table.shape} for {len(groups)} cases: give one row per case, and at least one case"
         )
     if not np.isfinite(table).all():
         raise InputError(
-            f"{np.count_nonzero(~np.isfinite(table))} values are not finite: a miss counts its written value "
+            f"{np.count_nonzero(~np.isfinite(table))} values are not finite: a false negative counts its written value "
             "(docs/metrics.md, 'Empty cases') and is not left out"
         )
     names, inverse, counts = np.unique(np.asarray(groups, str), return_inverse=True, return_counts=True)
@@ -217,10 +217,10 @@ def bootstrap_statistic(
 
     Source: see `bootstrap_means`.
     """
-    found = bootstrap_statistics(
+    intervals = bootstrap_statistics(
         lambda chosen: {"": statistic(chosen)}, cases, groups, rng=rng, level=level, resamples=resamples
     )
-    return found[""]
+    return intervals[""]
 
 
 def bootstrap_statistics(
@@ -268,7 +268,7 @@ def size_strata(sizes: ArrayLike, unit: str, *, objects: ArrayLike | None = None
 
     Args:
         sizes: ``(n,)`` sizes of the references, or of false positives.
-        unit: Of the sizes, as the table shall call it.
+        unit: Unit of the sizes, as the table shall call it.
         objects: ``(n,)`` bool, which rows are of an object; the others, such as cases that are rightly empty, are
             ``no object`` and move no limit. None: all.
     """

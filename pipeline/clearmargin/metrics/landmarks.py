@@ -22,7 +22,7 @@ class LandmarkErrors:
 
     Attributes:
         errors: ``(K,)`` float64, in the points' unit: the distance where both exist, at most the cap; the cap
-            for a missed or a spurious landmark; 0 where rightly absent.
+            for a false negative or a false positive; 0 for a true negative.
         statuses: K of ``tp``, ``fn``, ``fp``, ``tn``.
     """
 
@@ -31,12 +31,12 @@ class LandmarkErrors:
 
     @property
     def mean(self) -> float:
-        """Mean radial error over the landmarks that exist or were found; 0 where there are none."""
+        """Mean radial error over the landmarks that exist or were found; 0 if there are none."""
         counted = np.array([s != "tn" for s in self.statuses], bool)
         return float(self.errors[counted].mean()) if counted.any() else 0.0
 
     def success_rate(self, tolerance: float) -> float:
-        """Return the share of existing landmarks found within ``tolerance`` (inclusive); 1 where none exists."""
+        """Return the share of existing landmarks found within ``tolerance`` (inclusive); 1 if none exists."""
         existing = np.array([s in ("tp", "fn") for s in self.statuses], bool)
         hit = np.array([s == "tp" for s in self.statuses], bool) & (self.errors <= with_slack(tolerance))
         return float(hit.sum() / existing.sum()) if existing.any() else 1.0
@@ -55,7 +55,7 @@ def landmark_errors(
     Args:
         predicted: ``(K, 2)`` or ``(K, 3)`` points, in mm or px.
         reference: Points of the same shape and unit.
-        distance_cap: What a missed or spurious landmark counts, and the most an error counts.
+        distance_cap: What a false negative or a false positive counts, and the most an error counts.
         found: Whether each landmark was predicted; None for all.
         existing: Whether each exists in the image; None for all. Rows that do not exist are not read.
 

@@ -24,7 +24,7 @@ _MIDDLES = {
     "g": (1, 2, 0), "h": (1, 2, 2), "i": (2, 0, 1), "j": (2, 1, 0), "k": (2, 1, 2), "l": (2, 2, 1),
 }  # fmt: skip
 
-# The triangles of codes 0 to 255, three letters each; "-" where there are none. Written by a search over all
+# The triangles of codes 0 to 255, three letters each; "-" if there are none. Written by a search over all
 # triangulations of the polygons that the edge middles form on the cube's faces;
 # tests/metrics/test_marching.py checks that the triangles close on every face.
 _WORDS = """

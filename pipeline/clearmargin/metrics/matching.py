@@ -31,8 +31,8 @@ class Matches:
     Attributes:
         pairs: ``(k, 2)`` int64, positions of the predicted and the reference instance.
         ious: ``(k,)`` float64, each pair's IoU.
-        spurious: Positions of the predictions without a partner, int64.
-        missed: Positions of the references without a partner, int64; one that lies in the ignored region as a
+        false_positives: Positions of the predictions without a partner, int64.
+        false_negatives: Positions of the references without a partner, int64; one that lies in the ignored region as a
             whole is not missed.
         ignored: Positions of the predictions without a partner that lie in the reference's ignored region, or in a
             crowd of their class, by half of their area or more: neither right nor wrong.
@@ -40,8 +40,8 @@ class Matches:
 
     pairs: NDArray[np.int64]
     ious: NDArray[np.float64]
-    spurious: NDArray[np.int64]
-    missed: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
+    false_negatives: NDArray[np.int64]
     ignored: NDArray[np.int64]
 
 
@@ -59,11 +59,11 @@ def match_instances(predicted: InstanceSet, reference: InstanceSet, *, iou_thres
     ious = _comparable_ious(predicted, reference, iou_threshold)
     order = np.argsort(-predicted.scores, kind="stable")
     partners = match_greedily(ious[order], iou_threshold)
-    chosen = [(int(i), int(j)) for i, j in zip(order, partners, strict=True) if j >= 0]
+    pairs = [(int(i), int(j)) for i, j in zip(order, partners, strict=True) if j >= 0]
     shares = [
         neutral_share(m, int(v), reference) for m, v in zip(predicted.masks, predicted.labels, strict=True)
     ]
-    return _matches(reference, chosen, ious, np.array(shares) >= 0.5)
+    return _matches(reference, pairs, ious, np.array(shares) >= 0.5)
 
 
 def match_optimally(
@@ -85,14 +85,14 @@ def match_optimally(
     ious = _comparable_ious(predicted, reference, iou_threshold)
     allowed = ious > iou_threshold if strict else ious >= iou_threshold
     rows, columns = linear_sum_assignment(np.where(allowed, ious, 0.0), maximize=True)
-    chosen = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j]]
+    pairs = [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if allowed[i, j]]
     each = list(zip(predicted.masks, (int(v) for v in predicted.labels), strict=True))
     if strict:
         regions = {label: reference.unmeasured(label) for _, label in each}
         neutral = np.array([ignored_share(mask, regions[label]) for mask, label in each]) > 0.5
     else:
         neutral = np.array([neutral_share(mask, label, reference) for mask, label in each]) >= 0.5
-    return _matches(reference, chosen, ious, neutral)
+    return _matches(reference, pairs, ious, neutral)
 
 
 def match_greedily(ious: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
@@ -193,7 +193,7 @@ def _matches(
     return Matches(
         pairs=pairs,
         ious=ious[pairs[:, 0], pairs[:, 1]],
-        spurious=left[~skipped],
-        missed=unfound[countable] if unfound.size else unfound,
+        false_positives=left[~skipped],
+        false_negatives=unfound[countable] if unfound.size else unfound,
         ignored=left[skipped],
     )

@@ -193,7 +193,7 @@ class Measurement:
 
     Attributes:
         status: ``tp`` (both masks hold something), ``fn``, ``fp`` or ``tn``.
-        unit: Of the distances: ``mm``, or ``px`` where no spacing is known.
+        unit: Unit of the distances: ``mm``, or ``px`` where no spacing is known.
         values: By name; each is finite, whatever is empty. Names with a width carry it with its unit, such as
             ``nsd_2mm`` and ``boundary_iou_1.5px``.
     """
@@ -216,7 +216,7 @@ def _number(metric: Metric, *arguments: object) -> float:
 
 
 def _way_to(name: str) -> str:
-    """Return what to ask for in place of a name that is no metric of a pair."""
+    """Return what to ask for in place of a name that is not a metric of a pair."""
     metric = METRICS.get(_LENGTH.sub("", name.split("@", maxsplit=1)[0]))
     if metric is not None and metric.width:
         option = next(o for o, n in _AT_LENGTHS.items() if METRICS[n] is metric)
@@ -252,14 +252,14 @@ def measure_pair(
 
     Args:
         predicted: ``(Z, Y, X)`` or ``(Y, X)``, bool or integers 0 and 1; may be empty.
-        reference: Of the same shape.
+        reference: Reference of the same shape.
         spacing: Millimetres per axis, in array order. None where unknown: all lengths are then in px, and say
             so.
         tolerances: Of NSD, in mm (px without spacing).
         bands: Widths for boundary IoU, in the same unit.
         trimaps: Widths for trimap IoU, in the same unit.
         metrics: Names in ``OF_ONE_SIZE``.
-        ignore: bool array of the same shape: where nothing is measured.
+        ignore: bool array of the same shape: if nothing is measured.
         distance_cap: What each distance counts where one mask is empty; None for the diagonal of the array.
         surface_model: ``surface`` equals surface-distance; ``subvoxel`` interpolates curved shapes.
 

@@ -74,7 +74,7 @@ def use_threads(most: int) -> None:
 
 
 def run_parts(work: Callable[[slice], None], n: int, worth: int = _WORTH_A_THREAD) -> None:
-    """Call ``work`` on slices that make up ``range(n)``, in threads where there are ``worth`` for each."""
+    """Call ``work`` on slices that make up ``range(n)``, in threads if there are ``worth`` for each."""
     threads = min(_threads, max(1, n // worth))
     cuts = [n * k // threads for k in range(threads + 1)]
     parts = [slice(a, b) for a, b in pairwise(cuts)]

@@ -22,7 +22,7 @@ __all__ = ["DirectedDistances", "MaskPair", "Status"]
 Status = Literal["tp", "fn", "fp", "tn"]
 
 _SHARE_SLACK = 1e-9  # of a share of the area, for the rounding of its sum
-_ONE_PLANE = 1e9  # the step between planes where there is only one
+_ONE_PLANE = 1e9  # the step between planes if there is only one
 
 
 @short_repr
@@ -51,12 +51,12 @@ class DirectedDistances:
 
     @cached_property
     def mean(self) -> float:
-        """Area-weighted mean distance; 0 where nothing is left to measure."""
+        """Area-weighted mean distance; 0 if nothing is left to measure."""
         return float(self.distances @ self.areas) / self.total if self.total else 0.0
 
     @cached_property
     def maximum(self) -> float:
-        """Largest distance of an element that counts; 0 where none does."""
+        """Largest distance of an element that counts; 0 if none does."""
         return float(self.distances[self.areas > 0].max(initial=0.0))
 
     @cached_property
@@ -92,10 +92,10 @@ class MaskPair:
         predicted: bool, the joint box of both masks; extent 0 on every axis when both are empty.
         reference: bool, of the same shape.
         grid: The grid that the masks were cut from.
-        distance_cap: Every distance of a miss or a spurious object, and the most any distance counts, in the
+        distance_cap: Every distance of a miss or a false positive, and the most any distance counts, in the
             grid's unit.
         origin: Index of the joint box on the grid.
-        ignored: bool, of the shape of ``predicted``: where nothing is measured; None for nowhere.
+        ignored: bool, of the shape of ``predicted``: if nothing is measured; None for nowhere.
     """
 
     predicted: NDArray[np.bool_]
@@ -120,7 +120,7 @@ class MaskPair:
             predicted: Mask of ``grid.shape``; may be empty.
             reference: Mask of ``grid.shape``; may be empty.
             grid: Where they lie.
-            ignore: Where nothing is measured. Elements in it count for no overlap; surface elements that
+            ignore: If nothing is measured. Elements in it count for no overlap; surface elements that
                 touch it have no weight, but stay targets of distances, so that no artificial edge arises.
             distance_cap: The most a distance counts, in the grid's unit; None for the grid's diagonal.
 
@@ -158,7 +158,7 @@ class MaskPair:
             predicted: As an array.
             reference: As an array of the same shape.
             spacing: Millimetres per axis in array order; None where unknown, and results are then in px.
-            ignore: bool array of the same shape: where nothing is measured.
+            ignore: bool array of the same shape: if nothing is measured.
             distance_cap: The most a distance counts; None for the grid's diagonal.
 
         Raises:
@@ -219,14 +219,14 @@ class MaskPair:
 
     @property
     def status(self) -> Status:
-        """``tp`` where both masks hold something, ``fn`` or ``fp`` where only one does, ``tn`` where none does."""
+        """``tp`` where both masks hold something, ``fn`` or ``fp`` where only one does, ``tn`` if none does."""
         if self.reference_count:
             return "tp" if self.predicted_count else "fn"
         return "fp" if self.predicted_count else "tn"
 
     @property
     def either_empty(self) -> bool:
-        """Whether the pair is a miss, a spurious object or a true negative."""
+        """Whether the pair is a miss, a false positive or a true negative."""
         return self.status != "tp"
 
     @cached_property
@@ -262,9 +262,9 @@ class MaskPair:
                 DirectedDistances(distances=d_2, areas=a_2, sides=s_2, in_order=True),
             )
         grids = padded(self.predicted), padded(self.reference)
-        found = find_elements(*grids)
+        elements = find_elements(*grids)
         directed = []
-        for (places, codes, sides), (targets, _, _) in (found, found[::-1]):
+        for (places, codes, sides), (targets, _, _) in (elements, elements[::-1]):
             areas = table[codes]
             if self.ignored is not None:
                 areas = np.where(_touches(places, self.ignored), 0.0, areas)
@@ -342,22 +342,21 @@ def _touches(places: NDArray[np.int32], ignored: NDArray[np.bool_]) -> NDArray[n
 
 
 def _binary(name: str, given: ArrayLike) -> NDArray[np.bool_]:
-    """Return ``given`` as a bool array, refusing what is no mask."""
+    """Return ``given`` as a bool array, refusing what is not a mask."""
     array = np.asarray(given)
     if array.ndim not in (2, 3) or not array.size:
         raise InputError(
-            f"'{name}' is a mask of shape (Z, Y, X) or (Y, X), not of shape {array.shape}: drop or split "
-            "the other axes"
+            f"'{name}': expected a mask of shape (Z, Y, X) or (Y, X), got {array.shape}: drop or split the other axes"
         )
     if array.dtype == np.bool_:
         return array
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(
-            f"'{name}' is a mask of bool or of 0 and 1, not of {array.dtype}: threshold it first"
+            f"'{name}': expected a mask of bool or of 0 and 1, got {array.dtype}: threshold it first"
         )
     if array.min() < 0 or array.max() > 1:
         raise InputError(
-            f"'{name}' holds values from {array.min()} to {array.max()}; a mask holds 0 and 1: compare with "
+            f"'{name}': expected a mask of 0 and 1, got values from {array.min()} to {array.max()}: compare with "
             "the label you mean, or use evaluate_instances for label images"
         )
     return array.astype(np.bool_)

@@ -53,7 +53,7 @@ class PanopticQuality:
 def panoptic_quality(
     pairs: Iterable[tuple[InstanceSet, InstanceSet]], *, stuff: frozenset[int] = frozenset()
 ) -> PanopticQuality:
-    """Return panoptic quality of (predicted, reference) pairs, one pair an image or a volume.
+    """Return panoptic quality of (predicted, reference) pairs, one per image or volume.
 
     Overlap is resolved first (`resolve_overlap`), as a panoptic map has one instance at each element;
     instances of a label in ``stuff`` are one region. A pair matches at an IoU above 0.5, strictly, so that
@@ -81,9 +81,9 @@ def panoptic_counts(
     matches = match_optimally(ours, theirs, iou_threshold=0.5, strict=True)
     for (i, _), iou in zip(matches.pairs, matches.ious, strict=True):
         add_counts(counts, {int(ours.labels[i]): (float(iou), 1, 0, 0)})
-    for i in matches.spurious:
+    for i in matches.false_positives:
         add_counts(counts, {int(ours.labels[i]): (0.0, 0, 1, 0)})
-    for j in matches.missed:
+    for j in matches.false_negatives:
         add_counts(counts, {int(theirs.labels[j]): (0.0, 0, 0, 1)})
     return counts
 
@@ -150,15 +150,15 @@ def resolve_overlap(instances: InstanceSet) -> InstanceSet:
         rest = Mask.from_crop(crop, mask.origin, mask.shape)
         if rest.area:
             kept[int(i)] = rest
-    chosen = instances.select(np.array(sorted(kept), np.int64))
+    remaining = instances.select(np.array(sorted(kept), np.int64))
     return InstanceSet(
-        grid=chosen.grid,
+        grid=remaining.grid,
         masks=tuple(kept[i] for i in sorted(kept)),
-        labels=chosen.labels,
-        scores=chosen.scores,
-        uncertainty=chosen.uncertainty,
-        ignore=chosen.ignore,
-        crowds=chosen.crowds,
+        labels=remaining.labels,
+        scores=remaining.scores,
+        uncertainty=remaining.uncertainty,
+        ignore=remaining.ignore,
+        crowds=remaining.crowds,
     )
 
 

@@ -32,7 +32,7 @@ def small_surfaces(
 
     Args:
         predicted: ``(Z, Y, X)``, or ``(1, Y, X)`` of an image, the joint box; holds something.
-        reference: Of the same shape; holds something.
+        reference: Reference of the same shape; holds something.
         table: Area of an element by its code.
         steps: Length of a step along each axis; of an image, the first is not used.
         planar: Whether it is an image: a volume of one slice has faces above and below.

@@ -14,14 +14,14 @@ __all__ = ["STRATA", "instance_strata"]
 _TOUCHING = 2.0  # elements, centre to centre: nothing but an edge's own element lies between two instances
 
 
-def _crowding(found: Surroundings, j: int) -> str:
-    return "touching" if found.neighbours[j] else "apart"
+def _crowding(around: Surroundings, j: int) -> str:
+    return "touching" if around.neighbours[j] else "apart"
 
 
-def _occlusion(found: Surroundings, j: int) -> str:
-    if found.overlap[j] > 0:
+def _occlusion(around: Surroundings, j: int) -> str:
+    if around.overlap[j] > 0:
         return "overlapped"
-    return "in pieces" if found.pieces[j] > 1 else "whole"
+    return "in pieces" if around.pieces[j] > 1 else "whole"
 
 
 _OF_REFERENCES: dict[str, Callable[[Surroundings, int], str]] = {
@@ -41,7 +41,7 @@ def instance_strata(
     ``size`` is a tertile of the sizes in the table: small, medium or large, with the limits. ``crowding`` is
     ``touching`` where another reference lies within two elements, centre to centre, else ``apart``.
     ``occlusion`` is ``overlapped`` where others hold a part of the reference, ``in pieces`` where it has
-    several face-connected parts, else ``whole``. The last two are of references: a row without one (a spurious
+    several face-connected parts, else ``whole``. The last two are of references: a row without one (a false
     prediction, a true negative) has ``no reference``.
 
     Args:
@@ -67,8 +67,8 @@ def instance_strata(
         return out
     at = iter(out)
     for reference, of_image in images:
-        found = surroundings(reference, reach=_TOUCHING * max(reference.grid.spacing, default=1.0))
+        around = surroundings(reference, reach=_TOUCHING * max(reference.grid.spacing, default=1.0))
         for row, known in zip(of_image, at, strict=False):
             for name, rule in columns.items():
-                known[name] = "no reference" if row.reference is None else rule(found, row.reference)
+                known[name] = "no reference" if row.reference is None else rule(around, row.reference)
     return out

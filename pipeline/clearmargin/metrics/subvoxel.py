@@ -43,7 +43,7 @@ class _FaceDistances(DirectedDistances):
 
     @cached_property
     def maximum(self) -> float:
-        """Largest distance of a face that counts; 0 where none does.
+        """Largest distance of a face that counts; 0 if none does.
 
         Of its samples, and of those corners that were not moved: what a staircase leaves of a moved corner's place
         averages out in the centre.

@@ -1,7 +1,7 @@
 """Distances between surfaces: functions from a pair to a number in the grid's unit.
 
 All of them read the distances that the pair computes once. Where a mask is empty there are no distances: a
-true negative counts as perfect, a miss or a spurious object as the pair's distance cap (and NSD 0).
+true negative counts as perfect, a miss or a false positive as the pair's distance cap (and NSD 0).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class CaseRow:
         group: Group's id; groups are the unit of all statistics.
         case: Case id.
         status: ``tp``, ``fn``, ``fp`` or ``tn``.
-        unit: Of the distances.
+        unit: Unit of the distances.
         ndim: 2 or 3: whether sizes are areas or volumes.
         values: Metric by name; all finite.
         strata: Columns to split by, such as the class, the size stratum or any column of the data card.
@@ -65,7 +65,7 @@ class SummaryRow:
     Attributes:
         stratum: ``all``, or ``column = value``.
         metric: Name.
-        unit: Of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
+        unit: Unit of the metric, such as ``mm`` or ``mm^3``; empty for ratios.
         interval: Mean over groups with its interval.
         median: Median over objects.
         quartiles: First and third quartile over objects.
@@ -100,7 +100,7 @@ def summarise(
 ) -> list[SummaryRow]:
     """Summarise cases, all together and for each value of each column in ``by``.
 
-    Misses and spurious objects are in every mean with their written values; the counts and the miss rate
+    Misses and false positives are in every mean with their written values; the counts and the miss rate
     stand beside it. Intervals are of means over groups (`bootstrap_means`).
 
     Raises:
@@ -120,8 +120,8 @@ def summarise(
     out = _stratum("all", rows, rng, resamples, level, surface)
     for column in by:
         for value in sorted({row.strata.get(column, "unknown") for row in rows}):
-            chosen = [row for row in rows if row.strata.get(column, "unknown") == value]
-            out += _stratum(f"{column} = {value}", chosen, rng, resamples, level, surface)
+            members = [row for row in rows if row.strata.get(column, "unknown") == value]
+            out += _stratum(f"{column} = {value}", members, rng, resamples, level, surface)
     return out
 
 
@@ -146,12 +146,13 @@ def summary_markdown(summary: Sequence[SummaryRow]) -> str:
         "|---|---|---|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary:
-        found = row.interval
+        interval = row.interval
         counts = " | ".join(str(row.counts[s]) for s in _STATUSES)
         lines.append(
-            f"| {row.stratum} | {row.metric} | {row.unit} | {found.estimate:.3f} | {_number(row.sd)} | {_ends(found)} "
+            f"| {row.stratum} | {row.metric} | {row.unit} | {interval.estimate:.3f} | {_number(row.sd)} "
+            f"| {_ends(interval)} "
             f"| {row.median:.3f} | {row.quartiles[0]:.3f} to {row.quartiles[1]:.3f} "
-            f"| {found.groups} | {row.cases} | {found.cases} | {counts} | {row.miss_rate:.3f} |"
+            f"| {interval.groups} | {row.cases} | {interval.cases} | {counts} | {row.miss_rate:.3f} |"
         )
     models = sorted({row.surface for row in summary})
     note = f"\nDistances between surfaces by the model {', '.join(models)}." if models else ""
@@ -199,7 +200,7 @@ def rows_csv(rows: Sequence[CaseRow]) -> str:
 
 
 def read_rows_csv(text: str) -> list[CaseRow]:
-    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is no value is ``about``.
+    """Return the rows that `rows_csv` wrote; what stands before the first stratum and is not a value is ``about``.
 
     Raises:
         ValueError: Not such a table.
@@ -288,29 +289,29 @@ def _unit_of(name: str, row: CaseRow) -> str:
 
 
 def _fields(row: SummaryRow) -> dict[str, str | float | int | None]:
-    found = row.interval
+    interval = row.interval
     return {
         "stratum": row.stratum,
         "metric": row.metric,
         "unit": row.unit,
-        "mean": found.estimate,
-        "low": found.low,
-        "high": found.high,
-        "level": found.level,
+        "mean": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "level": interval.level,
         "sd": row.sd,
         "median": row.median,
         "q1": row.quartiles[0],
         "q3": row.quartiles[1],
-        "groups": found.groups,
+        "groups": interval.groups,
         "cases": row.cases,
-        "objects": found.cases,
+        "objects": interval.cases,
         **{status: row.counts[status] for status in _STATUSES},
         "miss_rate": row.miss_rate,
         "surface": row.surface,
     }
 
 
-def _ends(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"none ({found.groups} group)"
-    return f"[{found.low:.3f}, {found.high:.3f}]"
+def _ends(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"none ({interval.groups} group)"
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"

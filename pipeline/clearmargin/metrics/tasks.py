@@ -68,13 +68,13 @@ def as_semantic(instances: InstanceSet) -> NDArray[np.int32]:
 def as_layers(instances: InstanceSet) -> NDArray[np.int32]:
     """Return the instance form, ``(L, *grid.shape)`` int32: value ``i + 1`` is instance ``i``, overlap kept.
 
-    L is 1 where nothing overlaps (`clearmargin.core.layers.pack_layers`).
+    L is 1 if nothing overlaps (`clearmargin.core.layers.pack_layers`).
     """
     return pack_layers(instances)
 
 
 def as_panoptic(instances: InstanceSet, label_map: LabelMap) -> PanopticMap:
-    """Return the panoptic form: stuff as one segment a class, overlap resolved, nothing empty.
+    """Return the panoptic form: stuff as one segment per class, overlap resolved, nothing empty.
 
     Raises:
         ConfigError: A label that the label map does not hold.

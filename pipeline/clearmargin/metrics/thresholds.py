@@ -135,7 +135,7 @@ def match_scores(predicted: InstanceSet, reference: InstanceSet) -> dict[int, Sc
         matches[int(label)] = ScoredMatches(
             scores=ours.scores[counted].astype(np.float64),
             ious=ious[counted],
-            references=len(pairs.pairs) + len(pairs.missed),
+            references=len(pairs.pairs) + len(pairs.false_negatives),
         )
     return matches
 
@@ -188,12 +188,12 @@ def choose_thresholds(
     together = _best(everything, measure)
     if together is None or everything.references < least:
         return {}
-    chosen = {}
+    thresholds = {}
     for label, matches in own.items():
         if matches.references:
             best = _best(matches, measure) if matches.references >= least else together
-            chosen[label] = together if best is None else best
-    return chosen
+            thresholds[label] = together if best is None else best
+    return thresholds
 
 
 def _best(matches: ScoredMatches, measure: Measure) -> float | None:

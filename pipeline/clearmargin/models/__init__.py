@@ -22,7 +22,7 @@ def load_segmenter(
 
     Args:
         folder: A model folder.
-        device: ``cpu`` or ``cuda``; None takes CUDA where there is one.
+        device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
         runtime: ``torch``, or one that the model was exported to (on the CPU).
         runtime_folder: Where that export lies; None for the folder of its name in the model folder.
     """

@@ -77,7 +77,7 @@ def mismatch(
     percentiles, where each image has a scale of its own, only for their kind (negative ones, another order of size).
 
     Args:
-        domain: Of the model.
+        domain: Domain of the model.
         image: As it was read.
         intensity: The model's.
         displayed: The values are what a screen shows of the window (`predict --display-window`), so that neither they

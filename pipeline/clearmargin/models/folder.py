@@ -64,10 +64,12 @@ class ModelCard(Settings):
     software: str = Field(description="clearmargin and the version that trained it")
     model: dict[str, Any]
     image: ImageSettings
-    augment: AugmentSettings = Field(description="what training varied: test-time augmentation keeps to it")
+    augment: AugmentSettings = Field(
+        description="variation in training, which test-time augmentation keeps to"
+    )
     classes: tuple[ClassEntry, ...]
     prediction: PredictionSettings = PredictionSettings()
-    domain: Domain | None = Field(None, description="what its training images were like; none: not known")
+    domain: Domain | None = Field(None, description="kind of its training images; null if not known")
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
     trained_on: tuple[str, ...] = Field(
         (), description="keyed hashes of the groups it was trained or chosen on: none may calibrate it"
@@ -100,7 +102,7 @@ class RuntimeCard(Settings):
     """What ``runtime.yaml`` of an export holds."""
 
     runtime: str
-    weights_sha256: str = Field(description="of the weights that were exported")
+    weights_sha256: str = Field(description="SHA-256 of the weights that were exported")
     torch: str = Field(description="version that wrote it")
     parts: dict[str, Any] = Field(description="structure of each part's result, by its path in the network")
 
@@ -129,7 +131,7 @@ def save_model(folder: Path, card: ModelCard, state: Mapping[str, Tensor]) -> No
 def save_snapshot(folder: Path, epoch: int, state: Mapping[str, Tensor], *, keep: int) -> None:
     """Keep the weights of an epoch in a model folder, with at most ``keep - 1`` earlier ones of the last half so far.
 
-    They are spread about evenly: members of a checkpoint ensemble. Fewer where there were fewer epochs.
+    They are spread about evenly: members of a checkpoint ensemble. Fewer if there were fewer epochs.
 
     Source: Chen et al., "Checkpoint ensembles", arXiv:1710.03282.
     """
@@ -158,7 +160,7 @@ def _least_wanted(epochs: list[int]) -> int:
 
 
 def snapshots(folder: Path) -> tuple[Path, ...]:
-    """Return the weights that were kept of a model's epochs, the first epoch first; none where none were."""
+    """Return the weights that were kept of a model's epochs, the first epoch first; none if none were."""
     return tuple(sorted((folder / SNAPSHOTS).glob("epoch-*.safetensors")))
 
 
@@ -184,7 +186,7 @@ def load_segmenter(
     ``weights_file`` takes other weights of the same network, such as one of its ``snapshots``.
 
     Raises:
-        InputError: It is no model folder, its weights are of another network, or its export is of other weights.
+        InputError: It is not a model folder, its weights are of another network, or its export is of other weights.
         ConfigError: It was not exported to the runtime, or the device does not fit.
     """
     from safetensors import SafetensorError
@@ -192,7 +194,7 @@ def load_segmenter(
 
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise InputError(
-            f"'{folder.name}' is no model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}; "
+            f"'{folder.name}' is not a model folder: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}; "
             "`clearmargin train` writes one under its run's folder, in model/"
         )
     card = load_settings(folder / CONFIG_FILE, ModelCard)
@@ -291,7 +293,7 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
     if card.weights_sha256 != weights:
         raise InputError(f"the export to '{name}' is of other weights than the model's: export it again")
     if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is no nn.Module")
+        raise TypeError(f"{type(network).__name__} is not an nn.Module")
     threads, parts = torch.get_num_threads(), {}
     for part, outputs in card.parts.items():
         if part not in dict(network.named_modules()):

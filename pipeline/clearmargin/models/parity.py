@@ -77,7 +77,7 @@ def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) 
         first: From torch.
         second: From the runtime, in the same plane or volume.
         reference: The true instances there; may be empty.
-        floor: Only detections with this score or more are compared. Those without a pixel are no instances.
+        floor: Only detections with this score or more are compared. Those without a pixel are not instances.
     """
     one, two = _instances(first, floor), _instances(second, floor)
     pairs = _partners(first, one, second, two)
@@ -147,7 +147,7 @@ def _side_by_side(one: Crop, two: Crop) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def _nsd_change(one: Mask, two: Mask, reference: InstanceSet) -> float:
-    """Return how the NSD to the reference that overlaps best changes; 0 where there is none."""
+    """Return how the NSD to the reference that overlaps best changes; 0 if there is none."""
     if not len(reference) or not one.area or not two.area:
         return 0.0
     ious = iou_matrix((one,), reference.masks)[0]

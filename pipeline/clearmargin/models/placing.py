@@ -32,7 +32,7 @@ def place(
         shape: ``(Y, X)`` of the source.
 
     Returns:
-        A float32 crop of the source's grid and its origin; the crop is empty where nothing falls on the grid.
+        A float32 crop of the source's grid and its origin; the crop is empty if nothing falls on the grid.
         Values between the mask's samples are bilinear; beyond its edges it falls to 0 within one sample.
 
     Raises:
@@ -144,7 +144,7 @@ def place_volume(
         shape: ``(Z, Y, X)`` of the source.
 
     Returns:
-        A float32 crop of the source's grid and its origin; empty where nothing falls on the grid. Beyond the
+        A float32 crop of the source's grid and its origin; empty if nothing falls on the grid. Beyond the
         crop's outer samples it falls to 0 within one sample.
     """
     taps = [

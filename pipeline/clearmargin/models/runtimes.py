@@ -26,7 +26,7 @@ class Runtime:
 
     Attributes:
         package: What must be importable, of the package's extra ``export``.
-        suffix: Of a part's file.
+        suffix: Suffix of a part's file.
         write: Writes one part to a path with that suffix.
         load: Returns what computes the part in a file, with a number of threads.
     """
@@ -45,15 +45,15 @@ def runtime(name: str) -> Runtime:
     """
     if name not in RUNTIMES:
         raise ConfigError(f"no runtime '{name}': {nearest(name, RUNTIMES)}")
-    found = RUNTIMES[name]
+    entry = RUNTIMES[name]
     try:
-        import_module(found.package)
+        import_module(entry.package)
         import_module("onnx")
     except ImportError:
         raise ConfigError(
             f"runtime '{name}' needs packages that are not installed: pip install 'clearmargin[export]'"
         ) from None
-    return found
+    return entry
 
 
 _LAST = "_channels_last"  # of a tensor's name in a graph: it is (B, h, w, C) there
@@ -72,8 +72,8 @@ class _KeepsLayouts(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = (_channels_first(t) if last else t for t, last in zip(tensors, self.inputs, strict=True))
-        found = zip(self.module(*given), self.outputs, strict=True)
-        return tuple(_channels_last(t) if last else t for t, last in found)
+        outputs = zip(self.module(*given), self.outputs, strict=True)
+        return tuple(_channels_last(t) if last else t for t, last in outputs)
 
 
 def _channels_first(tensor: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def _write_onnx(part: Part, path: Path) -> None:
         _channels_last(t) if last else t for t, last in zip(part.inputs, layouts["input"], strict=True)
     )
     with warnings.catch_warnings(), torch.inference_mode():
-        # The exporter that replaces this one takes minutes over shapes that vary; torch is capped to where it is.
+        # The exporter that replaces this one takes minutes over shapes that vary; torch is capped to if it is.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _KeepsLayouts(part.module, layouts["input"], layouts["output"]).eval(),
@@ -190,8 +190,8 @@ def _load_openvino(path: Path, threads: int) -> Callable[[Sequence[Tensor]], lis
 
     def compute(tensors: Sequence[Tensor]) -> list[Tensor]:
         arrays = [_array(name, t) for name, t in zip(takes, tensors, strict=True)]
-        found = compiled(arrays, share_outputs=False)  # copies: the next call writes over its own
-        return [_tensor(name, found[k]) for k, name in enumerate(gives)]
+        outputs = compiled(arrays, share_outputs=False)  # copies: the next call writes over its own
+        return [_tensor(name, outputs[k]) for k, name in enumerate(gives)]
 
     return compute
 

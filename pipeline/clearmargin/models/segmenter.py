@@ -57,12 +57,12 @@ class Look(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         ...
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         ...
 
     def placed(self, index: int) -> Crop:
@@ -101,12 +101,12 @@ class PlaneDetections:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         return self.found.labels.cpu().numpy()
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Of each detection, ``(N,)``."""
+        """One per detection, ``(N,)``."""
         return self.found.scores.cpu().numpy()
 
     def placed(self, index: int) -> Crop:
@@ -254,13 +254,13 @@ class NetworkSegmenter:
             with self.stage("transform"):
                 shown: Tensor = resample(sample, window, extent, keys=KEYS[:1])["image"].as_tensor()
             with self.clock("network"), torch.inference_mode():
-                (found,) = self.network.detect(shown[None].to(self.device), maps=maps)
-            return found
+                (detections,) = self.network.detect(shown[None].to(self.device), maps=maps)
+            return detections
 
         if self.choice.tile is None:
-            found = look((0, 0), size)
+            detections = look((0, 0), size)
         else:
-            found = find_in_tiles(
+            detections = find_in_tiles(
                 look, size, self.choice.tile, self.choice.tile_overlap, rule=self.suppression
             )
-        return PlaneDetections(found=found, matrix=matrix, extent=size, plane=plane)
+        return PlaneDetections(found=detections, matrix=matrix, extent=size, plane=plane)

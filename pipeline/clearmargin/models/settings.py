@@ -12,7 +12,7 @@ from clearmargin.core import LabelMap, Thresholds
 __all__ = ["SCORE_THRESHOLD", "PredictionSettings"]
 
 SCORE_THRESHOLD = 0.5
-"""Least score where nothing says which would be better."""
+"""Least score if nothing says which would be better."""
 
 _Score = Annotated[float, Field(ge=0, le=1)]
 
@@ -22,8 +22,8 @@ class PredictionSettings(Settings):
 
     score_threshold: _Score | dict[str, _Score] | None = Field(
         None,
-        description="least score of an instance, or one for each class by name; none: train chooses one for each class "
-        "on the validation split, and 0.5 where there is none",
+        description="score threshold of an instance, or one per class by name; null: train chooses one for each class "
+        "on the validation split, and 0.5 if there is none",
     )
     mask_nms: float = Field(
         0.5, gt=0, le=1, description="mask IoU above which the lower score of one class goes; 1 keeps all"

@@ -23,7 +23,7 @@ class Tile:
         return self.high[0] - self.low[0], self.high[1] - self.low[1]
 
     def shared(self, other: Tile) -> tuple[slice, ...] | None:
-        """Return what both tiles hold, as slices of the view; None where that is nothing."""
+        """Return what both tiles hold, as slices of the view; None if that is nothing."""
         low = [max(a, b) for a, b in zip(self.low, other.low, strict=True)]
         high = [min(a, b) for a, b in zip(self.high, other.high, strict=True)]
         if any(a >= b for a, b in zip(low, high, strict=True)):

@@ -74,11 +74,11 @@ def find_in_tiles(
     parts: list[_Part] = []
     blend: _Blend | None = None
     for t in tiles:
-        found = look(t.low, t.size)
-        parts += _parts(found, t, view, rule)
-        if found.foreground is not None:
-            blend = blend or _Blend(len(found.foreground), view)
-            blend.add(found.foreground, t)
+        detections = look(t.low, t.size)
+        parts += _parts(detections, t, view, rule)
+        if detections.foreground is not None:
+            blend = blend or _Blend(len(detections.foreground), view)
+            blend.add(detections.foreground, t)
     objects = [[parts[i] for i in group] for group in _groups(parts)]
     joined = _detections(
         [

@@ -49,12 +49,12 @@ class VolumeDetections:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of each component, ``(N,)``."""
+        """One per component, ``(N,)``."""
         return np.array([label for label, _ in self.found], np.int64)
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Of each component, ``(N,)``."""
+        """One per component, ``(N,)``."""
         return np.array([component.score for _, component in self.found], np.float32)
 
     def placed(self, index: int) -> Crop:
@@ -81,7 +81,7 @@ class VolumeSegmenter(NetworkSegmenter):
         """Return the volume with the intensities that the network is shown.
 
         Raises:
-            InputError: It is no volume, or channels are not what the model needs.
+            InputError: It is not a volume, or channels are not what the model needs.
         """
         if image.grid.ndim != 3:
             raise InputError(f"{image.source.case} is a picture, and the model takes volumes")

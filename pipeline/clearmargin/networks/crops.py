@@ -33,7 +33,7 @@ def crop_masks(masks: Tensor, stride: float) -> tuple[tuple[Tensor, ...], Tensor
 
 
 def _extent(line: Tensor) -> tuple[int, int]:
-    """Return the half-open range of what is true, one wider on each side where there is room."""
+    """Return the half-open range of what is true, one wider on each side if there is room."""
     places = torch.nonzero(line)[:, 0]
     if len(places) == 0:
         return 0, 1

@@ -1,4 +1,4 @@
-"""Dropout that is on where it is asked for, whatever mode a network is in.
+"""Dropout that is on if it is asked for, whatever mode a network is in.
 
 ``detect`` never depends on ``training``, and Monte Carlo dropout wants it on in prediction: so it is switched by
 `dropping` alone.

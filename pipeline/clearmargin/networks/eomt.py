@@ -36,10 +36,8 @@ class EoMTConfig(QuerySettings):
     )
     width: int = Field(384, ge=32, multiple_of=32)
     layers: int = Field(12, ge=1)
-    query_layers: int = Field(
-        3, ge=1, description="of the layers, the last ones, that the queries go through"
-    )
-    heads: int = Field(6, ge=1, description="of each attention; a divisor of width")
+    query_layers: int = Field(3, ge=1, description="number of last layers that the queries go through")
+    heads: int = Field(6, ge=1, description="attention heads per layer; a divisor of width")
     registers: int = Field(4, ge=0, description="register tokens of the ViT; DINOv2's has 4 or none")
     patch: Literal[8, 16, 32] = 16
     image_size: int = Field(

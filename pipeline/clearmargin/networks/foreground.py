@@ -86,8 +86,8 @@ def foreground_loss(
     """
     logits = head(images, [m.detach() for m in maps])
     classes = logits.shape[1]
-    wanted = torch.stack([class_unions(t.masks, t.labels, classes) for t in targets])
-    return F.binary_cross_entropy_with_logits(_stretched(logits.float(), wanted.shape[-2:]), wanted.float())
+    unions = torch.stack([class_unions(t.masks, t.labels, classes) for t in targets])
+    return F.binary_cross_entropy_with_logits(_stretched(logits.float(), unions.shape[-2:]), unions.float())
 
 
 def foreground_probability(head: nn.Module, images: Tensor, maps: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ class MaskLossSettings(Settings):
     cross_entropy: float = Field(1.0, ge=0, description="weight of the binary cross-entropy")
     dice: float = Field(0.0, ge=0, description="weight of the Dice loss: for small or thin objects")
     edge: float = Field(
-        0.0, ge=0, description="what cross-entropy adds to the weight of pixels at the reference's edge"
+        0.0, ge=0, description="further weight of pixels at the reference's edge in the cross-entropy"
     )
     edge_width: int = Field(1, ge=1, description="pixels on each side that count as edge")
     logit_margin: float | None = Field(

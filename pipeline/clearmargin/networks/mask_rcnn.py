@@ -58,21 +58,21 @@ class MaskRCNNConfig(PyramidSettings):
     rpn_proposals: int | None = Field(
         None,
         ge=1,
-        description="proposals kept for each level and image; none: 15 for each of `detections`, from 100 to 500",
+        description="proposals kept per level and image; null: 15 per instance of `detections`, from 100 to 500",
     )
     rpn_nms: float = Field(0.7, gt=0, le=1)
     box_features: int = Field(256, ge=16)
-    box_samples: int = Field(128, ge=8, description="proposals an image that the box head learns from")
+    box_samples: int = Field(128, ge=8, description="proposals per image that the box head learns from")
     mask_layers: int = Field(2, ge=1)
     mask_channels: int = Field(96, ge=16)
     mask_samples: int = Field(
-        20, ge=1, description="positive proposals an image that the mask head learns from"
+        20, ge=1, description="positive proposals per image that the mask head learns from"
     )
     mask_looks: int = Field(
         0,
         ge=0,
         le=8,
-        description="how often the region of a mask is widened to the sides that it reaches, and looked at again: for "
+        description="times that the region of a mask is widened to the sides that it reaches, and read again: for "
         "long objects, which boxes cut off; where objects touch it joins them",
     )
     mask_loss: MaskLossSettings = MaskLossSettings()
@@ -91,7 +91,7 @@ class MaskRCNNConfig(PyramidSettings):
         description="sigma of soft-NMS, which lowers scores in place of box_nms: for crowds; about 0.5",
     )
     score_threshold: float = Field(0.05, ge=0, lt=1)
-    detections: int = Field(100, ge=1, description="most instances of one image")
+    detections: int = Field(100, ge=1, description="largest number of instances per image")
 
 
 class MaskRCNN(nn.Module):
@@ -175,9 +175,9 @@ class MaskRCNN(nn.Module):
         Images without an instance teach the background; ``masks`` and ``points`` are then 0.
         """
         features = self._features(images, learning=True)
-        wanted = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
-        proposals, rpn = self._propose(images, features, wanted)
-        proposals, matched, labels, regression = self.roi_heads.select_training_samples(proposals, wanted)
+        references = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
+        proposals, rpn = self._propose(images, features, references)
+        proposals, matched, labels, regression = self.roi_heads.select_training_samples(proposals, references)
         regions = self._regions(features)
         logits, deltas = self.box_branch(regions(proposals, 7))
         classes, boxes = fastrcnn_loss(logits, deltas, labels, regression)
@@ -319,24 +319,26 @@ class MaskRCNN(nn.Module):
             boxes.append(proposal[positive])
             classes.append(label[positive])
             picked.append(match[positive])
-        chosen = torch.cat(classes)
-        if len(chosen) == 0:
+        class_of_region = torch.cat(classes)
+        if len(class_of_region) == 0:
             nothing = features["0"].sum() * 0
             return {"masks": nothing} | ({} if self.point_head is None else {"points": nothing})
         references = [
             t.masks[own, None].to(features["0"].dtype) for t, own in zip(targets, picked, strict=True)
         ]
-        wanted = torch.cat([masks_within(masks, own) for masks, own in zip(references, boxes, strict=True)])
+        region_masks = torch.cat(
+            [masks_within(masks, own) for masks, own in zip(references, boxes, strict=True)]
+        )
         coarse = self._coarse(regions, boxes)
-        logits = coarse[torch.arange(len(chosen), device=chosen.device), chosen]
-        losses = {"masks": mask_loss(logits, wanted, self.config.mask_loss)}
+        logits = coarse[torch.arange(len(class_of_region), device=class_of_region.device), class_of_region]
+        losses = {"masks": mask_loss(logits, region_masks, self.config.mask_loss)}
         if self.point_head is not None:
             points = uncertain_points(logits.detach(), self.config.point_samples)
             size = (references[0].shape[3], references[0].shape[2])
             on_image = in_image(points, torch.cat(boxes), size)
             truth = sample_at(torch.cat(references), on_image)[:, 0]
             decided = self.point_head(regions.at(boxes, points), sample_at(coarse, points).transpose(1, 2))[
-                torch.arange(len(chosen), device=chosen.device), :, chosen
+                torch.arange(len(class_of_region), device=class_of_region.device), :, class_of_region
             ]
             losses["points"] = F.binary_cross_entropy_with_logits(decided, truth)
         return losses

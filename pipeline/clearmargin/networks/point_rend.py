@@ -48,8 +48,8 @@ def uncertain_points(logits: Tensor, count: int) -> Tensor:
     many = torch.rand((len(logits), _OVERSAMPLING * count, 2), device=logits.device, dtype=logits.dtype)
     important = int(_IMPORTANT * count)
     doubt = -sample_at(logits[:, None], many)[:, 0].abs()
-    chosen = doubt.topk(important, dim=1).indices
-    picked = many.gather(1, chosen[..., None].expand(-1, -1, 2))
+    doubtful = doubt.topk(important, dim=1).indices
+    picked = many.gather(1, doubtful[..., None].expand(-1, -1, 2))
     rest = torch.rand((len(logits), count - important, 2), device=logits.device, dtype=logits.dtype)
     return torch.cat([picked, rest], 1)
 

@@ -111,11 +111,11 @@ class AlignedMaps:
         """As of ``Maps``."""
         parts, places = [], []
         for level, (features, stride) in enumerate(zip(self.maps, self.strides, strict=True)):
-            chosen = torch.where(levels == level)[0]
-            if len(chosen):
-                read = roi_align(features, rois[chosen], (size, size), 1 / stride, SAMPLES, aligned=True)
+            of_level = torch.where(levels == level)[0]
+            if len(of_level):
+                read = roi_align(features, rois[of_level], (size, size), 1 / stride, SAMPLES, aligned=True)
                 parts.append(read)
-                places.append(chosen)
+                places.append(of_level)
         return torch.cat(parts)[torch.cat(places).argsort()]
 
     def at(self, boxes: Sequence[Tensor], points: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def pool_regions(
     across, down = np.empty(size * taps, np.float32), np.empty(size * taps, np.float32)
     bins = np.empty((size * size, pooled.shape[1]), np.float32)
     for r in range(len(rois)):
-        level = min(max(levels[r], 0), len(strides) - 1)  # a box that is no number has none
+        level = min(max(levels[r], 0), len(strides) - 1)  # a box that is not a number has none
         table, stride = tables[level], strides[level]
         height, width = extents[level]
         _find_taps(rois[r, 1] / stride, rois[r, 3] / stride, width, columns, across)
@@ -67,11 +67,11 @@ def sample_points(
 ) -> None:
     """Write a map's bilinear values at points into ``sampled``, ``(R, P, C)``.
 
-    Beyond the outermost centres values stay as they are there. What is no number stays none.
+    Beyond the outermost centres values stay as they are there. What is not a number stays none.
 
     Args:
         table: ``(h * w, C)``, the map's pixels, row by row.
-        width: Of the map.
+        width: Width of the map.
         points: ``(R, P, 2)``, ``x y`` in the map's pixels; pixel k covers [k, k + 1).
         sampled: ``(R, P, C)``.
     """

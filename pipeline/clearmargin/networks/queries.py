@@ -24,15 +24,21 @@ _TERMS = {"loss_cross_entropy": "classes", "loss_mask": "masks", "loss_dice": "d
 class QuerySettings(Settings):
     """Options of the queries, their losses and what is kept of them."""
 
-    queries: int = Field(32, ge=1, description="most instances that can be found; more cost little")
-    class_weight: float = Field(2.0, ge=0, description="of the class's cross-entropy, in loss and matching")
-    mask_weight: float = Field(5.0, ge=0, description="of the mask's cross-entropy, in loss and matching")
-    dice_weight: float = Field(5.0, ge=0, description="of the mask's Dice loss, in loss and matching")
-    no_object_weight: float = Field(
-        0.1, gt=0, description="of queries without an instance, in their class loss"
+    queries: int = Field(
+        32, ge=1, description="largest number of instances that can be detected; more cost little"
     )
+    class_weight: float = Field(
+        2.0, ge=0, description="weight of the class's cross-entropy, in loss and matching"
+    )
+    mask_weight: float = Field(
+        5.0, ge=0, description="weight of the mask's cross-entropy, in loss and matching"
+    )
+    dice_weight: float = Field(5.0, ge=0, description="weight of the mask's Dice loss, in loss and matching")
+    no_object_weight: float = Field(0.1, gt=0, description="class-loss weight of queries without an instance")
     points: int = Field(
-        4096, ge=64, description="at which masks are compared; three quarters lie at their edges"
+        4096,
+        ge=64,
+        description="number of points at which masks are compared; three quarters lie at their edges",
     )
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -77,8 +83,8 @@ def query_losses(
     # The matching goes through NumPy, which knows no bfloat16, and costs of 1e-3 decide it.
     with torch.autocast(layers[0][0].device.type, enabled=False):
         for classes, masks in layers:
-            wanted = [t.masks.to(torch.float32) for t in targets]
-            terms = criterion(masks.float(), classes.float(), wanted, labels)
+            references = [t.masks.to(torch.float32) for t in targets]
+            terms = criterion(masks.float(), classes.float(), references, labels)
             for theirs, ours in _TERMS.items():
                 sums[ours] = sums.get(ours, classes.new_zeros(())) + weights[ours] * terms[theirs]
     return sums
@@ -93,7 +99,7 @@ def query_detections(
     the mask where it is at least one half; 0 for a mask that is nowhere so.
 
     Args:
-        logits: Of the last layer.
+        logits: Logits of the last layer.
         stride: Network pixels per mask pixel.
         settings: Threshold and most detections.
         maps: Whether to give ``foreground``, of whole masks.
@@ -127,7 +133,7 @@ def _one(
 
 
 def _boxes(masks: Tensor, stride: float) -> Tensor:
-    """Return ``(N, 4)``: the boxes of what is at least one half; 0 0 0 0 where nothing is."""
+    """Return ``(N, 4)``: the boxes of what is at least one half; 0 0 0 0 if nothing is."""
     held = (masks >= 0.5).to(torch.uint8).cpu()
     boxes = Targets.from_masks(held, torch.zeros(len(held), dtype=torch.int64)).boxes
     return (boxes * held.any(dim=2).any(dim=1)[:, None] * stride).to(masks.device)

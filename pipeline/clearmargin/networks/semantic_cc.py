@@ -29,14 +29,17 @@ class UNetSettings(Settings):
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
     filters: int = Field(
-        16, ge=8, multiple_of=8, description="of the finest level; each next has twice as many"
+        16,
+        ge=8,
+        multiple_of=8,
+        description="filters of the finest level; each further level has twice as many",
     )
     levels: int = Field(5, ge=3, le=6, description="resolutions, each half of the one before")
     smallest: int = Field(
         16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="in training, and where predict --uncertainty dropout samples"
+        0.0, ge=0, lt=1, description="dropout rate in training and for predict --uncertainty dropout"
     )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -70,15 +73,19 @@ class SemanticCC(nn.Module):
 
         A class without an instance teaches the background through the former alone; it has no Dice to improve.
         """
-        wanted = [class_unions(t.masks, t.labels, self.classes) for t in targets]
+        unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
         with dropping(self):
-            return semantic_losses(self.unet(images), torch.stack(wanted), self.config.mask_loss)
+            return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return each class's components; their masks hold the class's probabilities, at full resolution."""
         every = self.unet(images).float().sigmoid()
-        found = [self._instances(p, images.device) for p in every]
-        return [replace(one, foreground=p) for one, p in zip(found, every, strict=True)] if maps else found
+        detections = [self._instances(p, images.device) for p in every]
+        return (
+            [replace(one, foreground=p) for one, p in zip(detections, every, strict=True)]
+            if maps
+            else detections
+        )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
         found: list[tuple[int, Component]] = []
@@ -162,7 +169,7 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
 
 
 def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) -> dict[str, Tensor]:
-    """Return the terms of ``mask_loss``, Dice apart and over the classes that are there; 0 where none is.
+    """Return the terms of ``mask_loss``, Dice apart and over the classes that are there; 0 if none is.
 
     Args:
         logits: ``(B, K, H, W)`` or ``(B, K, D, H, W)``; edge weights are for the former.

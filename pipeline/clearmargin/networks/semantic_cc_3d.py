@@ -33,8 +33,12 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
     """Options of the semantic baseline in space."""
 
     network: Literal["semantic_cc_3d"] = "semantic_cc_3d"
-    overlap: float = Field(0.5, ge=0, lt=1, description="of neighbouring windows in prediction")
-    windows: int = Field(1, ge=1, description="that are predicted at once; more are quicker on a GPU")
+    overlap: float = Field(
+        0.5, ge=0, lt=1, description="overlap of neighbouring windows at inference, as a share"
+    )
+    windows: int = Field(
+        1, ge=1, description="windows per forward pass at inference; more are quicker on a GPU"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> SemanticCC3DConfig:
@@ -67,9 +71,9 @@ class SemanticCC3D(nn.Module):
 
     def losses(self, volumes: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
         """Return ``cross_entropy`` and ``dice`` of ``volumes``, ``(B, C, D, H, W)`` in [0, 1]."""
-        wanted = [class_unions(t.masks, t.labels, self.classes) for t in targets]
+        unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
         with dropping(self):
-            return semantic_losses(self.unet(volumes), torch.stack(wanted), self.config.mask_loss)
+            return semantic_losses(self.unet(volumes), torch.stack(unions), self.config.mask_loss)
 
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
         """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.
@@ -88,14 +92,14 @@ class SemanticCC3D(nn.Module):
         weights = torch.zeros(depth)
         every: Tensor | None = None
         for (z,) in dense_patch_slices((depth,), (extent,), (step,)):
-            found = self._row(slab(z.start, z.stop)).cpu()
+            row = self._row(slab(z.start, z.stop)).cpu()
             if every is None:
-                every = torch.zeros(found.shape[0], depth, *found.shape[2:])
+                every = torch.zeros(row.shape[0], depth, *row.shape[2:])
             # The weights of a window are one Gaussian an axis, so that what is averaged within slices can be
             # averaged over slices afterwards.
-            every[:, z] += found.mul_(weight[:, None, None])
+            every[:, z] += row.mul_(weight[:, None, None])
             weights[z] += weight
-            del found
+            del row
             trim_heap()
         if every is None:
             raise ValueError(f"a volume has at least one slice, not {depth}")
@@ -103,7 +107,7 @@ class SemanticCC3D(nn.Module):
 
     def _row(self, volume: Tensor) -> Tensor:
         """Return each class's probability, ``(K, d, H, W)``, of a window's slices, ``(C, d, H, W)``."""
-        found: Tensor = sliding_window_inference(
+        probabilities: Tensor = sliding_window_inference(
             volume[None],
             roi_size=self.config.patch,
             sw_batch_size=self.config.windows,
@@ -111,4 +115,4 @@ class SemanticCC3D(nn.Module):
             overlap=self.config.overlap,
             mode="gaussian",
         )
-        return found[0]
+        return probabilities[0]

@@ -61,7 +61,7 @@ class SOLOv2Config(PyramidSettings):
         64, ge=16, multiple_of=16, description="mask features, and weights of a kernel"
     )
     mask_samples: int = Field(
-        200, ge=1, description="cells with an object, an image, that masks are learnt from"
+        200, ge=1, description="cells with an object that masks are learnt from, per image"
     )
     mask_weight: float = Field(3.0, ge=0)
     mask_loss: MaskLossSettings = MaskLossSettings(cross_entropy=0.0, dice=1.0)
@@ -69,7 +69,7 @@ class SOLOv2Config(PyramidSettings):
         2,
         ge=1,
         le=3,
-        description="cells a side among which only the strongest of a class counts; 1 keeps all",
+        description="cells per side among which only the strongest of a class counts; 1 keeps all",
     )
     nms_sigma: float = Field(0.5, gt=0, description="width of Matrix NMS's decay; smaller decays more")
     candidates: int = Field(300, ge=1, description="best cells of an image whose masks are drawn")
@@ -153,11 +153,11 @@ class SOLOv2(nn.Module):
         return [logits for logits, _ in levels], kernels
 
     def _class_loss(self, logits: Tensor, owners: Tensor, targets: list[Targets]) -> Tensor:
-        wanted = torch.zeros_like(logits)
+        reference = torch.zeros_like(logits)
         for image, target in enumerate(targets):
             cells = torch.where(owners[image] >= 0)[0]
-            wanted[image, cells, target.labels[owners[image, cells]] - 1] = 1
-        cost: Tensor = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0, reduction="sum")
+            reference[image, cells, target.labels[owners[image, cells]] - 1] = 1
+        cost: Tensor = sigmoid_focal_loss(logits, reference, alpha=0.25, gamma=2.0, reduction="sum")
         return cost / (owners >= 0).sum().clamp(min=1)
 
     def _mask_loss(self, maps: Tensor, kernels: Tensor, owners: Tensor, targets: list[Targets]) -> Tensor:
@@ -168,10 +168,10 @@ class SOLOv2(nn.Module):
             cells = cells[torch.randperm(len(cells))[: self.config.mask_samples].to(cells.device)]
             logits = apply_kernels(kernel[cells], features)
             seen, which = owner[cells].unique(return_inverse=True)
-            wanted = (
+            expected = (
                 F.avg_pool2d(target.masks[seen].float(), _STRIDE)[which] if len(cells) else logits.detach()
             )
-            total = total + len(cells) * mask_loss(logits, wanted, self.config.mask_loss)
+            total = total + len(cells) * mask_loss(logits, expected, self.config.mask_loss)
             count += len(cells)
         return total / max(count, 1)
 
@@ -185,15 +185,15 @@ class SOLOv2(nn.Module):
         kept = found.argsort(descending=True, stable=True)
         kept = kept[(found > self.config.score_threshold)[kept] & inside.flatten(1).any(dim=1)[kept]]
         kept = kept[: self.config.detections]
-        chosen = kernels[cells[kept]]
-        masks, regions = _crops(chosen, features)
+        picked = kernels[cells[kept]]
+        masks, regions = _crops(picked, features)
         return Detections(
             boxes=_boxes(inside[kept]),
             labels=labels[kept],
             scores=found[kept],
             masks=masks,
             regions=regions,
-            foreground=self._foreground(chosen, features, found[kept], labels[kept]) if maps else None,
+            foreground=self._foreground(picked, features, found[kept], labels[kept]) if maps else None,
         )
 
     def _foreground(self, kernels: Tensor, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def load_vit(vit: nn.Module, state: dict[str, Tensor]) -> None:
 
     Args:
         vit: ``EomtForUniversalSegmentation``.
-        state: Of a timm ViT or of transformers' EoMT. Patches and position embeddings of another size are
+        state: State of a timm ViT or of transformers' EoMT. Patches and position embeddings of another size are
             resampled.
 
     Raises:
@@ -53,14 +53,14 @@ def load_vit(vit: nn.Module, state: dict[str, Tensor]) -> None:
     if any(key.startswith("blocks.") for key in state):
         state = rename_vit(state)
     encoder = nn.ModuleDict({name: vit.get_submodule(name) for name in _ENCODER})
-    wanted = encoder.state_dict()
-    deeper = [key for key in state if key.startswith("layers.") and key not in wanted]
+    own = encoder.state_dict()
+    deeper = [key for key in state if key.startswith("layers.") and key not in own]
     if deeper:
         raise InputError(
             f"the weights do not fit eomt: they have {len(deeper)} entries of layers that it lacks "
             f"(first: {deeper[0]}); are they of another architecture? model.layers is the number of layers"
         )
-    load_weights(encoder, _resampled(state, wanted), "eomt")
+    load_weights(encoder, _resampled(state, own), "eomt")
     heads = {k: v for k, v in vit.state_dict().items() if k.startswith(_HEADS)}
     fitting = {k: state[k] for k, v in heads.items() if k in state and state[k].shape == v.shape}
     vit.load_state_dict(fitting, strict=False)
@@ -109,13 +109,13 @@ def _block_entry(part: str, value: Tensor) -> dict[str, Tensor]:
     return {f"{_BLOCK.get(name, name)}.{kind}": value}
 
 
-def _resampled(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _resampled(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state with patches (FlexiViT's pseudo-inverse) and positions (bicubic) of the size wanted."""
     state = dict(state)
-    if _PATCHES in state and state[_PATCHES].shape[2:] != wanted[_PATCHES].shape[2:]:
-        state[_PATCHES] = resample_patch_embed(state[_PATCHES], list(wanted[_PATCHES].shape[2:]))
-    if _PLACES in state and len(state[_PLACES]) != len(wanted[_PLACES]) and _is_square(len(state[_PLACES])):
-        before, after = math.isqrt(len(state[_PLACES])), math.isqrt(len(wanted[_PLACES]))
+    if _PATCHES in state and state[_PATCHES].shape[2:] != own[_PATCHES].shape[2:]:
+        state[_PATCHES] = resample_patch_embed(state[_PATCHES], list(own[_PATCHES].shape[2:]))
+    if _PLACES in state and len(state[_PLACES]) != len(own[_PLACES]) and _is_square(len(state[_PLACES])):
+        before, after = math.isqrt(len(state[_PLACES])), math.isqrt(len(own[_PLACES]))
         square = state[_PLACES].T.reshape(1, -1, before, before)
         moved = F.interpolate(
             square, size=(after, after), mode="bicubic", align_corners=False, antialias=True

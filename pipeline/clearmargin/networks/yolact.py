@@ -38,21 +38,22 @@ class YOLACTConfig(PyramidSettings):
 
     network: Literal["yolact"] = "yolact"
     anchor_sizes: tuple[float, ...] = Field(
-        (16, 32, 64, 128, 256), min_length=5, max_length=5, description="network pixels, for strides 8 to 128"
+        (16, 32, 64, 128, 256),
+        min_length=5,
+        max_length=5,
+        description="anchor sizes in network pixels, for strides 8 to 128",
     )
     anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height over width")
     head_channels: int = Field(96, ge=16)
     prototypes: int = Field(16, ge=1)
     prototype_channels: int = Field(64, ge=16)
     prototype_layers: int = Field(2, ge=1, description="convolutions before the upsampling to stride 4")
-    negative_ratio: int = Field(
-        3, ge=1, description="hardest background anchors for each that holds an object"
-    )
+    negative_ratio: int = Field(3, ge=1, description="hardest background anchors per anchor with an object")
     least_negatives: int = Field(
-        32, ge=1, description="background anchors an image that the classes learn from, objects or none"
+        32, ge=1, description="background anchors per image that the classes learn from, objects or none"
     )
     mask_samples: int = Field(
-        100, ge=1, description="anchors with an object, an image, that masks are learnt from"
+        100, ge=1, description="anchors with an object that masks are learnt from, per image"
     )
     box_weight: float = Field(1.5, ge=0)
     mask_weight: float = Field(6.125, ge=0)
@@ -118,14 +119,14 @@ class YOLACT(nn.Module):
         outputs = self.head(features)
         anchors, prototypes = self._anchors(features), self.protonet(features[0])
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        found = [
+        detections = [
             self._detect(logits, deltas, coefficients, own, anchors, size)
             for logits, deltas, coefficients, own in zip(*outputs, prototypes, strict=True)
         ]
         if not maps:
-            return found
+            return detections
         foreground = foreground_probability(self.foreground, images, [prototypes, *features[:3]])
-        return [replace(one, foreground=own) for one, own in zip(found, foreground, strict=True)]
+        return [replace(one, foreground=own) for one, own in zip(detections, foreground, strict=True)]
 
     def _features(self, images: Tensor, *, learning: bool) -> list[Tensor]:
         if images.shape[-2] % 32 or images.shape[-1] % 32:
@@ -282,7 +283,7 @@ def _by_anchor(maps: Tensor, outputs: int) -> Tensor:
 
 
 def _labels(matched: Tensor, target: Targets) -> Tensor:
-    """Return each anchor's label: 0 for background, -1 where it is left out."""
+    """Return each anchor's label: 0 for background, -1 if it is left out."""
     labels = torch.where(matched == Matcher.BELOW_LOW_THRESHOLD, 0, _IGNORED)
     positive = matched >= 0
     labels[positive] = target.labels[matched[positive]]

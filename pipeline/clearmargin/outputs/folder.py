@@ -118,7 +118,7 @@ def write_footage(
         provenance: What made the predictions.
         outputs: Names in `WRITERS` (`clip_outputs`).
         refer_case: Why a person should look at the clip as a whole, of all frames, each once.
-        warnings: Of all frames, each once.
+        warnings: Warnings of all frames, each once.
         summary: Further entries of ``summary.json``.
     """
 

@@ -66,7 +66,7 @@ class Predicted:
         referred: How many of them a person should look at; ``instances.csv`` says why.
         warnings: How the case differs from the calibration cases, or why the calibration does not apply.
         left_out: Why an output that was to be written was not, by its name.
-        features: Of the case, for a check of many together; none if the model has no calibration that fits.
+        features: Features of the case, for a check of many together; none if the model has no calibration that fits.
     """
 
     case: str

@@ -145,7 +145,7 @@ class PredictItem:
         object.__setattr__(self, "predictor", predictor)  # of this process's own copy
         _ = predictor.segmenter
         if self.made_by is not None and predictor.provenance != self.made_by:
-            raise ConfigError("the model was changed while the batch was running: start it again")
+            raise ConfigError("--model was changed while the batch was running: start the batch again")
 
     def read(self, item: Item) -> _Read:
         """Return the image, or the clip, whose frames are read as they are predicted."""

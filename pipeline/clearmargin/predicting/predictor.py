@@ -54,7 +54,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise ConfigError(f"a score threshold lies in [0, 1], not {self.score_threshold}")
+            raise ConfigError(f"score_threshold: expected a value in [0, 1], got {self.score_threshold}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the values alone: what was loaded stays in its process."""

@@ -117,7 +117,7 @@ def with_marks(picture: Picture, grid: Grid, z: int | None = None, *, size: int 
         picture: A plane of the grid, upright and enlarged by whole factors, as overlays are.
         grid: The image's. In px it has no sides, and its scale is in px.
         z: The slice of a volume.
-        size: Of the letters in pixels; None for what suits the picture.
+        size: Size of the letters in pixels; None for what suits the picture.
     """
     size = size or letter_size(picture)
     width, gap = picture.shape[1], size // 2
@@ -209,7 +209,7 @@ def with_legend(picture: Picture, keys: Sequence[Key], *, size: int | None = Non
     Args:
         picture: ``(Y, X, 3)`` uint8.
         keys: From left to right, then in further rows. Of more than 60 the rest is counted.
-        size: Of the letters in pixels; None for what suits the picture.
+        size: Size of the letters in pixels; None for what suits the picture.
     """
     if not keys:
         return picture

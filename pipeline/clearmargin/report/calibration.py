@@ -126,13 +126,13 @@ def _promise_rows(calibration: Calibration, judged: Judgement | None) -> list[Ro
             "expected, % (one calibration)": f"{mean:.1f} [{low:.0f}, {high:.0f}]",
         }
         if judged is not None:
-            found = judged.coverage[k]
-            over, least, most = (100 * share for share in found.splits)
+            coverage = judged.coverage[k]
+            over, least, most = (100 * share for share in coverage.splits)
             row |= {
-                "judged groups, %": "" if found.covered is None else _interval(found.covered, 100),
-                "objects": f"{found.objects_covered} of {found.objects}",
+                "judged groups, %": "" if coverage.covered is None else _interval(coverage.covered, 100),
+                "objects": f"{coverage.objects_covered} of {coverage.objects}",
                 f"over {SPLITS} splits, %": f"{over:.1f} [{least:.0f}, {most:.0f}]"
-                if found.over_splits
+                if coverage.over_splits
                 else "",
             }
         rows.append(row)
@@ -197,27 +197,27 @@ def write_calibration(
 
 def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, float]:
     """Return the numbers under flat names, as the tracking store takes them."""
-    found = {
+    numbers = {
         f"margin/{side}/{margin_name(m)}": m.typical[side]
         for m in calibration.margins
         for side in sides_of(m.sides)
     }
-    found["threshold"] = calibration.thresholds.stated[0]
+    numbers["threshold"] = calibration.thresholds.stated[0]
     if judged is None:
-        return found
+        return numbers
     if judged.missed is not None:
-        found["missed"] = judged.missed.estimate
+        numbers["missed"] = judged.missed.estimate
     for row in judged.coverage:
         if row.covered is not None:
-            found[f"coverage/{margin_name(row.margin)}"] = row.covered.estimate
+            numbers[f"coverage/{margin_name(row.margin)}"] = row.covered.estimate
         if row.over_splits:
-            found[f"coverage_over_splits/{margin_name(row.margin)}"] = row.splits[0]
+            numbers[f"coverage_over_splits/{margin_name(row.margin)}"] = row.splits[0]
     for one in judged.scaled:
-        found[f"before/{one.what}/{one.number}"] = one.before.estimate
-        found[f"after/{one.what}/{one.number}"] = one.after.estimate
+        numbers[f"before/{one.what}/{one.number}"] = one.before.estimate
+        numbers[f"after/{one.what}/{one.number}"] = one.after.estimate
     for failure in judged.failures:
-        found[f"aurc/{failure.over}/{failure.risk}/{failure.uncertainty}"] = failure.aurc.estimate
-    return found
+        numbers[f"aurc/{failure.over}/{failure.risk}/{failure.uncertainty}"] = failure.aurc.estimate
+    return numbers
 
 
 def figures_of(judged: Judgement) -> dict[str, Figure]:
@@ -233,7 +233,9 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
         curves.setdefault((failure.over, failure.risk, failure.unit), []).append(failure)
     for (over, risk, unit), members in curves.items():
         risks = members[0].points[1]
-        named = f"mean {risk.removeprefix('mean ')}" if risk != "spurious" else "share of spurious ones"
+        named = (
+            f"mean {risk.removeprefix('mean ')}" if risk != "false positive" else "share of false positives"
+        )
         figures[f"risk_coverage_{_file_name(over)}_{_file_name(risk)}"] = risk_coverage_curves(
             {one.uncertainty: risk_coverage(*one.points) for one in members},
             title=f"{over} that are not referred (n = {members[0].n})",
@@ -380,15 +382,15 @@ def _margin_rows(calibration: Calibration, judged: Judgement | None) -> list[Row
             "one_calibration_high": high,
         }
         if judged is not None:
-            found = judged.coverage[k]
-            over, least, most = found.splits
+            coverage = judged.coverage[k]
+            over, least, most = coverage.splits
             row |= {
-                "groups": found.groups,
-                "covered": None if found.covered is None else found.covered.estimate,
-                "covered_low": None if found.covered is None else found.covered.low,
-                "covered_high": None if found.covered is None else found.covered.high,
-                "objects": found.objects,
-                "objects_covered": found.objects_covered,
+                "groups": coverage.groups,
+                "covered": None if coverage.covered is None else coverage.covered.estimate,
+                "covered_low": None if coverage.covered is None else coverage.covered.low,
+                "covered_high": None if coverage.covered is None else coverage.covered.high,
+                "objects": coverage.objects,
+                "objects_covered": coverage.objects_covered,
                 "splits": over,
                 "splits_low": least,
                 "splits_high": most,

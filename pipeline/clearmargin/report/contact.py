@@ -38,7 +38,7 @@ def contact_sheet(
         ``(Y, X, 3)`` uint8; with no pictures, a sheet with the title alone.
 
     Raises:
-        ValueError: If a picture is no 8-bit RGB.
+        ValueError: If a picture is not 8-bit RGB.
     """
     for picture, caption in pictures:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:

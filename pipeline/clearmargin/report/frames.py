@@ -20,12 +20,12 @@ def as_frame(rows: Prediction | Sequence[Any]) -> Any:
             whose tables within (``values``, ``strata``) become columns of their own.
 
     Raises:
-        ConfigError: pandas is not installed. TypeError: Something that is no row.
+        ConfigError: pandas is not installed. TypeError: Something that is not a row.
     """
     try:
         import pandas
     except ImportError:
-        raise ConfigError("frames need pandas, which comes with mlflow: pip install pandas") from None
+        raise ConfigError("frames need 'pandas', which comes with mlflow: pip install pandas") from None
     if isinstance(rows, Prediction):
         from clearmargin.core import Source
         from clearmargin.report.tables import instance_rows

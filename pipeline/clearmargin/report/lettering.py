@@ -28,7 +28,7 @@ def write_text(
         picture: ``(Y, X, 3)`` uint8; not changed.
         text: One line.
         at: Row and column of its top left corner.
-        rgb: Of the letters.
+        rgb: Colour of the letters.
         size: In pixels.
         backed: Whether to darken what lies behind it; else letters have a dark edge.
     """
@@ -66,7 +66,7 @@ def write_labels(
     Args:
         picture: ``(Y, X, 3)`` uint8; not changed.
         labels: Text, box ``(y0, x0, y1, x1)`` of what it names, and colour; the first get the best places.
-        size: Of the letters, in pixels.
+        size: Size of the letters, in pixels.
     """
     boxes = [box for _, box, _ in labels]
     taken: list[tuple[int, int, int, int]] = []

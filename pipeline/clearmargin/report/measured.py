@@ -41,7 +41,7 @@ def write_figures(
     matched pair, by the first metric. Cases are named by keyed ids. What has nothing to show is not written.
 
     Args:
-        all_rows: Of the measurement.
+        all_rows: All rows of the measurement.
         listing: Where its pairs are read again to be drawn.
         folder: Made if it does not exist.
         surface: The surface model of the distances.
@@ -200,7 +200,7 @@ def drawn_pairs(
 ) -> Figure | None:
     """Return the worst, the middle and the best matched pair by the first metric, drawn in their fullest slice.
 
-    The reference is filled, the prediction an outline; None where nothing matched.
+    The reference is filled, the prediction an outline; None if nothing matched.
     """
     if not rows or not rows[0].values:
         return None

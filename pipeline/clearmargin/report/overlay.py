@@ -43,8 +43,8 @@ def overlay(
     Args:
         image: The segmented image.
         instances: On the image's grid; none gives the bare picture.
-        z: The slice of a volume; by default the one in which instances (of the reference, where there are
-            none) fill most; the middle one where there are none at all.
+        z: The slice of a volume; by default the one in which instances (of the reference, if there are
+            none) fill most; the middle one if there are none at all.
         window: As for :func:`~clearmargin.report.picture.display`.
         label_map: Where given, each of a few instances is named, with its score unless all scores are 1, as a
             reference's are. Of many, the colours must do.

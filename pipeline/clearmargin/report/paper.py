@@ -54,7 +54,7 @@ class PaperTable:
     Attributes:
         cells: By class, then by metric; the foreground mean last, if there are several classes. Empty without any
             object.
-        units: Of each metric; empty for ratios.
+        units: Units of each metric; empty for ratios.
         surface: The surface model of the distances.
         level: Coverage of the intervals.
     """

@@ -23,11 +23,11 @@ def measured_quantities(prediction: Prediction) -> list[Quantity]:
     Without a spacing in mm there are no axes.
     """
     instances = prediction.instances
-    found = own_quantities(prediction)
+    quantities = own_quantities(prediction)
     if instances.grid.unit != "mm":
-        return found
+        return quantities
     axes = [slice_axes(mask.crop, instances.grid.spacing) for mask in instances.masks]
     columns = np.array(axes, np.float64).reshape(len(axes), 2)
-    return found + [
+    return quantities + [
         Quantity(name=name, unit=_MILLIMETRE, values=columns[:, k]) for k, name in enumerate(_AXES)
     ]

@@ -26,7 +26,7 @@ FIRST_COLUMNS = ("case", "instance", "label", "name", "code", "score")
 
 
 def instance_rows(source: Source, prediction: Prediction) -> list[dict[str, Any]]:
-    """Return one row an instance, in order; no rows where nothing was found.
+    """Return one row per instance, in order; no rows if nothing was found.
 
     Columns: ``case``; ``frame`` and ``time_s`` where the source is a frame; ``instance``, counted from 1;
     ``label``, ``name``, ``code`` (value and scheme); ``score``; ``area_px`` of an image or ``volume_voxels``;
@@ -127,7 +127,7 @@ def _centroid(mask: Mask, grid: Grid) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a float with six significant digits, None for what is no finite number."""
+    """Return a float with six significant digits, None for what is not a finite number."""
     number = float(value)
     return float(f"{number:.6g}") if math.isfinite(number) else None
 

@@ -28,7 +28,7 @@ def write_task_forms(folder: Path, name: str, instances: InstanceSet, label_map:
 
     Args:
         folder: Made where it does not exist.
-        name: Of the case; it stands in the files' names.
+        name: Name of the case; it stands in the files' names.
         instances: May be none.
         label_map: What the labels mean; it marks things and stuff.
 

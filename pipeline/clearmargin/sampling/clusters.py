@@ -19,7 +19,7 @@ class Cluster:
     """One object, as each sample has it.
 
     Attributes:
-        label: Of all of them.
+        label: Label of all of them.
         masks: One for each sample; None where it misses the object.
         scores: ``(N,)`` float64, one for each sample; 0 where it misses the object.
     """

@@ -22,7 +22,7 @@ class Moments:
 
     Attributes:
         count: Number of samples.
-        mean: Of the samples' probabilities, of the image's shape.
+        mean: Mean of the samples' probabilities, of the image's shape.
         deviations: Sum of their squared deviations from it.
         disagreement: ``count`` times the entropy of the mean, less the sum of the samples' entropies, in bits.
     """
@@ -37,8 +37,8 @@ class Moments:
         """Return the moments of no sample.
 
         Args:
-            shape: Of the image.
-            compact: Of a whole volume: a mean of 32 bits and sums of 16, true to 1 part in 2,000 for each sample.
+            shape: Shape of the image.
+            compact: For a whole volume: a mean of 32 bits and sums of 16, true to 1 part in 2,000 per sample.
         """
         mean, sums = (np.float32, np.float16) if compact else (np.float64, np.float64)
         return Moments(

@@ -219,7 +219,7 @@ class SampledSegmenter:
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Switch dropout on where it is what samples; the same image is then seen with the same draws."""
+        """Switch dropout on if it is what samples; the same image is then seen with the same draws."""
         with ExitStack() as stack:
             if self.mode == "dropout":
                 stack.enter_context(torch.random.fork_rng())
@@ -247,13 +247,13 @@ def open_segmenter(
         mode: ``none``: the network alone. ``checkpoints``: the epochs that training kept, one training for all.
             ``ensemble``: several trainings, which is best. ``tta``: mirrored and scaled views, as far as training
             varied them. ``dropout``: the network's own dropout, drawn ten times.
-        device: ``cpu`` or ``cuda``; None takes CUDA where there is one.
+        device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
         runtime: ``torch``, or what the model was exported to; other weights were not.
         adjust: Applied to each network's segmenter, such as another size of tiles.
 
     Raises:
         ConfigError: The model cannot be sampled like that; with the reason and what can be done.
-        InputError: It is no model folder.
+        InputError: It is not a model folder.
     """
     change = adjust or (lambda segmenter: segmenter)
     if mode == "ensemble":
@@ -290,8 +290,8 @@ def open_segmenter(
 
 def augmented(segmenter: NetworkSegmenter, views: tuple[View, ...] | None = None) -> SampledSegmenter:
     """Return a network's segmenter that looks at several views; None for `tta_views` of its training."""
-    chosen = tta_views(segmenter.augment) if views is None else views
-    members = tuple(Member(segmenter=segmenter, view=view) for view in chosen)
+    member_views = tta_views(segmenter.augment) if views is None else views
+    members = tuple(Member(segmenter=segmenter, view=view) for view in member_views)
     return SampledSegmenter(members=members, mode="tta", choice=segmenter.choice)
 
 
@@ -340,7 +340,7 @@ def _members(model: Path) -> list[Path]:
     path = model / ENSEMBLE_FILE
     if not path.is_file():
         raise ConfigError(
-            f"'{model.name}' is no ensemble: it has no {ENSEMBLE_FILE}; `clearmargin crossvalidate` writes one, "
+            f"'{model.name}' is not an ensemble: it has no {ENSEMBLE_FILE}; `clearmargin crossvalidate` writes one, "
             "and --uncertainty checkpoints needs one training alone"
         )
     names = read_yaml(path).get("members")
@@ -369,7 +369,7 @@ def _add(seen: list[Moments], look: Look, classes: int) -> None:
         shape = (classes, *look.grid.shape[-2:])
         seen += [Moments.zeros(shape, compact=whole) for _ in range(depth)]
     if len(seen) != depth:
-        raise ConfigError("an ensemble's members see planes, or they see volumes: not both")
+        raise ConfigError("expected members that all see planes or all see volumes, got both")
     for moments, plane in zip(seen, look.foreground(), strict=True):
         moments.add(plane)
 
@@ -407,7 +407,7 @@ def _mean_within(instances: InstanceSet, values: NDArray[np.float32]) -> NDArray
 
 def _module(segmenter: NetworkSegmenter) -> nn.Module:
     if not isinstance(segmenter.network, nn.Module):
-        raise TypeError(f"{type(segmenter.network).__name__} is no nn.Module")
+        raise TypeError(f"{type(segmenter.network).__name__} is not an nn.Module")
     return segmenter.network
 
 

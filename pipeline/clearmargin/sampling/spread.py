@@ -2,7 +2,7 @@
 
 Distances are taken from the agreed mask's edge elements to the nearest face between an element inside and one
 outside of a sample's mask, in the grid's unit, negative where the sample holds the element. The image's own edge
-is no edge of an object: what lies beyond it is not known.
+is not an edge of an object: what lies beyond it is not known.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Spread:
         pairwise_dice: Mean Dice over all pairs of samples; a pair of which one misses it counts 0. 1 for one
             sample, which nothing contradicts.
         edge: Standard deviation of the edge, and where; over the samples that have the object.
-        edge_sd: Its mean along the edge, in the grid's unit; 0 where there is none.
+        edge_sd: Its mean along the edge, in the grid's unit; 0 if there is none.
         predicted_nsd: Share of the edge within `TOLERANCE` of a sample's edge, a mean over all samples; one that
             misses the object counts 0.
         size: Smallest and largest size among the samples that have it, in elements.
@@ -112,13 +112,13 @@ def _edge_elements(mask: Mask) -> Points:
 def _faces(mask: Mask) -> Points:
     """Return the centres of the faces between inside and outside, ``(F, ndim)`` array indices."""
     held, start = _with_rim(mask)
-    found = []
+    spreads = []
     for axis in range(held.ndim):
         low, high = _neighbours(axis)
         faces = np.argwhere(held[low] != held[high]) + start
         faces[:, axis] += 0.5
-        found.append(faces)
-    return np.concatenate(found)
+        spreads.append(faces)
+    return np.concatenate(spreads)
 
 
 def _signed(points: Points, mask: Mask, steps: Points) -> Points:

@@ -119,7 +119,7 @@ class Delivery:
         self._waiting.append((kind, action if later is None else later(), count))
 
     def summary(self) -> str:
-        """Return what was lost in words; empty where nothing was.
+        """Return what was lost in words; empty if nothing was.
 
         >>> delivery = Delivery()
         >>> delivery.lost.update({"metrics": 12, "images": 2})

@@ -35,7 +35,7 @@ def end_status(error: BaseException | None) -> EndStatus:
 def turn_sigterm_into_exception() -> Any:
     """Have SIGTERM raise :class:`Terminated`; return what to give back to :func:`restore_sigterm`.
 
-    Nothing is changed, and None returned, where the program handles SIGTERM itself or this is no main thread.
+    Nothing is changed, and None returned, where the program handles SIGTERM itself or this is not a main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return None

@@ -31,16 +31,16 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, *, name: str = "m
     runs nothing but the installed package.
 
     Args:
-        client: Of the store that holds the run.
+        client: Client of the store that holds the run.
         run_id: The run that made the model.
         folder: With ``model.yaml`` and ``weights.safetensors``.
         name: As the UI shows it among the run's models.
 
     Raises:
-        InputError: If ``folder`` is no model folder.
+        InputError: If ``folder`` is not a model folder.
     """
     if not (folder / "model.yaml").is_file():
-        raise InputError(f"'{folder.name}' is no model folder: it has no model.yaml")
+        raise InputError(f"'{folder.name}' is not a model folder: it has no model.yaml")
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
@@ -117,7 +117,7 @@ def model_signature() -> Any:
 
     In: float32 ``(N, Y, X, C)``, values as read (Hounsfield units, grey levels), never normalised; uint8 and
     int16 pixels go in as ``astype("float32")``, which holds them exactly. With ``volume`` the N pictures are
-    the slices of one volume. ``spacing_mm`` is one number an axis of the image, slices first; empty is
+    the slices of one volume. ``spacing_mm`` is one number per axis of the image, slices first; empty is
     unknown, and the grid's unit is then px. Out: a list of records, see ``clearmargin.tracking.records``.
     """
     import numpy as np

@@ -57,7 +57,7 @@ def lock_run(run_id: str) -> RunLock | None:
         return RunLock(run_id)
     except BlockingIOError:
         raise InputError(
-            f"run '{run_id}' is being written by another process: wait or stop it first"
+            f"run '{run_id}' is being written by another process: wait for it, or stop it first"
         ) from None
     except OSError:
         return None

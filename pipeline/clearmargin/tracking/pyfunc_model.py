@@ -33,7 +33,7 @@ class SegmenterModel(PythonModel):  # type: ignore[misc]  # mlflow ships no type
         model_input: np.ndarray,  # MLflow reads the hint, and no other is quiet
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Return one record an image, or one record for the volume (docs/tracking.md, "Serving")."""
+        """Return one record per image, or one record for the volume (docs/tracking.md, "Serving")."""
         options = params or {}
         pixels = np.moveaxis(np.asarray(model_input), -1, 1)  # N, C, Y, X
         spacing = [float(v) for v in np.ravel(options.get("spacing_mm", ()))] or None

@@ -10,7 +10,7 @@ __all__ = ["records"]
 
 
 def records(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as lists of equal length, one entry an instance; all empty where nothing was found.
+    """Return a prediction as lists of equal length, one entry per instance; all empty if nothing was found.
 
     Returns:
         ``labels`` and ``names``; ``scores``; ``boxes``, first and one-past-last index of each axis in array

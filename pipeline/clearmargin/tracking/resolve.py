@@ -29,7 +29,7 @@ def model_folder(reference: str | Path, *, uri: str | None = None) -> Path:
         uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
 
     Returns:
-        The folder itself where it is on this machine; else a copy, kept in ``CLEARMARGIN_HOME`` by model id.
+        The folder itself if it is on this machine; else a copy, kept in ``CLEARMARGIN_HOME`` by model id.
 
     Raises:
         InputError: If nothing goes by that name.
@@ -42,7 +42,9 @@ def model_folder(reference: str | Path, *, uri: str | None = None) -> Path:
     if (local / _ENSEMBLE_FILE).is_file():
         return local
     if local.is_dir():
-        raise InputError(f"'{text}' is no model folder: it has neither {_MODEL_FILE} nor model/{_MODEL_FILE}")
+        raise InputError(
+            f"'{text}' is not a model folder: it has neither {_MODEL_FILE} nor model/{_MODEL_FILE}"
+        )
     run = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", text)
     if run:
         client = open_client(uri)
@@ -88,7 +90,7 @@ def _registered(client: MlflowClient, name: str) -> str:
         ) from None
     logged = re.search(r"m-[0-9a-f]{32}", str(version.source))  # a database store keeps no other link
     if logged is None:
-        raise InputError(f"models:/{name} was not logged by clearmargin: it is no model folder")
+        raise InputError(f"models:/{name} was not logged by clearmargin: it is not a model folder")
     return logged[0]
 
 
@@ -125,7 +127,7 @@ def _fetch(client: MlflowClient, model_id: str) -> Path:
 
 
 def _inside(folder: Path, model_id: str) -> Path:
-    found = sorted(folder.rglob(_MODEL_FILE))
-    if not found:
+    files = sorted(folder.rglob(_MODEL_FILE))
+    if not files:
         raise InputError(f"model '{model_id}' was not logged by clearmargin: it holds no {_MODEL_FILE}")
-    return found[0].parent
+    return files[0].parent

@@ -31,12 +31,12 @@ _USUAL_PORT = 5000  # MLflow's own
 
 
 def review(port: int | None = None, *, uri: str | None = None, browser: bool = True) -> None:
-    """Show the tracking UI until Ctrl-C; the URL is logged, and opened in a browser where there is one.
+    """Show the tracking UI until Ctrl-C; the URL is logged, and opened in a browser if there is one.
 
     A store that is a server already (``http...``) has its own UI: its URL is opened, and nothing is started.
 
     Args:
-        port: On 127.0.0.1; 0 for any free one; by default 5000, or any where that is taken.
+        port: On 127.0.0.1; 0 for any free one; by default 5000, or any if that is taken.
         uri: The store; by default :func:`~clearmargin.tracking.store.tracking_uri`.
         browser: Whether to open one.
 

@@ -231,7 +231,7 @@ class TrackedRun:
         """Log a model folder as a loadable pyfunc; return ``models:/ID``, or None where the store fails.
 
         Raises:
-            InputError: If ``folder`` is no model folder.
+            InputError: If ``folder`` is not a model folder.
         """
         from clearmargin.tracking.flavour import log_model
 

@@ -101,8 +101,8 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         folder = artifact_folder(client.tracking_uri)
         location = None if folder is None else str(folder)
         try:
@@ -110,13 +110,13 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
                 client.create_experiment(name, artifact_location=location, tags=_KIND | {_VIEW_TAG: _VIEW})
             )
         except MlflowException as error:  # another process was first
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise error
-    if found.lifecycle_stage == "deleted":
+    if experiment.lifecycle_stage == "deleted":
         raise InputError(
             f"experiment '{name}' was deleted: restore it in the tracking UI, or name another experiment"
         )
-    if found.tags.get(_VIEW_TAG) != _VIEW:  # made by an earlier version
-        client.set_experiment_tag(found.experiment_id, _VIEW_TAG, _VIEW)
-    return str(found.experiment_id)
+    if experiment.tags.get(_VIEW_TAG) != _VIEW:  # made by an earlier version
+        client.set_experiment_tag(experiment.experiment_id, _VIEW_TAG, _VIEW)
+    return str(experiment.experiment_id)

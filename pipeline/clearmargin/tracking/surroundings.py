@@ -89,7 +89,7 @@ def environment_text() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where there is no git or no repository."""
+    """Return what git prints, or None if there is no git or no repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],

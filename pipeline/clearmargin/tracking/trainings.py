@@ -22,7 +22,7 @@ class Training:
     Attributes:
         run_id: Its id.
         name: Its name.
-        model_id: Of the model that it logged last; empty if it logged none.
+        model_id: Id of the model that it logged last; empty if it logged none.
     """
 
     run_id: str

@@ -34,7 +34,7 @@ class EarlyStopping(Settings):
     """Stop when a metric of the validation split has not improved, and keep the best model."""
 
     metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or semantic_dice")
-    patience: int = Field(10, ge=1, description="validations without improvement before the end")
+    patience: int = Field(10, ge=1, description="validations without improvement before training stops")
 
     @field_validator("metric")
     @classmethod
@@ -48,36 +48,35 @@ class TrainingSettings(Settings):
     """How the weights are found."""
 
     epochs: int = Field(20, ge=1)
-    steps_per_epoch: int = Field(
-        50, ge=1, description="an epoch is this many steps: a checkpoint follows each"
-    )
-    batch_size: int = Field(2, ge=1, description="windows of one forward pass, on each process")
+    steps_per_epoch: int = Field(50, ge=1, description="steps per epoch; a checkpoint follows each epoch")
+    batch_size: int = Field(2, ge=1, description="windows per forward pass and process")
     accumulate: int = Field(
         1,
         ge=1,
-        description="forward passes a step, whose gradients are averaged: for batches beyond the memory",
+        description="forward passes per step, whose gradients are averaged: for batches beyond the memory",
     )
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(50, ge=0)
-    clip_norm: float = Field(5.0, gt=0, description="largest norm of a step's gradient")
+    clip_norm: float = Field(5.0, gt=0, description="largest gradient norm per step; larger ones are clipped")
     ema: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights; 0 keeps no average")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
-    validation_cases: int = Field(50, ge=1, description="most cases of the validation split that are scored")
+    validation_cases: int = Field(50, ge=1, description="largest number of validation cases that are scored")
     threshold_measure: Measure = Field(
         "pq",
-        description="what the score thresholds are chosen for on the validation split: pq, f1 or accuracy, which is "
+        description="measure by which the score thresholds are chosen on the validation split: pq, f1 or accuracy, "
+        "which is "
         "TP / (TP + FP + FN)",
     )
     early_stopping: EarlyStopping | None = Field(
-        None, description="none: all epochs are run, the last one kept"
+        None, description="null: all epochs run, and the last one is kept"
     )
     workers: int = Field(1, ge=0, description="processes that prepare windows")
     threads: int = Field(0, ge=0, description="threads of torch; 0 takes the cores that workers leave")
     cache_mb: int = Field(
         2048,
         ge=0,
-        description="memory in each worker for what was read: images as float32, and masks; the rest is read again",
+        description="memory per worker, in MB, for images (float32) and masks that were read; others are read again",
     )
     snapshots: int = Field(
         5,
@@ -87,7 +86,7 @@ class TrainingSettings(Settings):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="time for all epochs; the learning rate falls with it, and no epoch is started after it",
+        description="minutes for all epochs; the learning rate falls with the time, and no epoch starts after it",
     )
 
 
@@ -101,7 +100,7 @@ class Experiment(Settings):
         None,
         description="train on all but one fold of the card's train and validation groups (crossvalidate)",
     )
-    model: dict[str, Any] = Field(description="the section of the network's own config class")
+    model: dict[str, Any] = Field(description="settings of the network; docs/models.md lists those of each")
     image: ImageSettings = ImageSettings()
     augment: AugmentSettings = AugmentSettings()
     training: TrainingSettings = TrainingSettings()

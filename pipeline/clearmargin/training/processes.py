@@ -1,4 +1,4 @@
-"""The processes that train together, started by torchrun; one where it is not used."""
+"""The processes that train together, started by torchrun; one if it is not used."""
 
 from __future__ import annotations
 

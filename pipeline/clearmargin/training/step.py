@@ -32,7 +32,7 @@ class TrainingStep:
         device: Where batches go.
         clip_norm: Largest norm of a step's gradient.
         ema: Decay of the averaged weights; 0 keeps none.
-        amp: Whether to compute in bfloat16 where that is safe.
+        amp: Whether to compute in bfloat16 if that is safe.
         clock: Counts ``transfer``, ``forward``, ``backward`` and ``update``.
     """
 

@@ -1,7 +1,7 @@
 """Our readers as MONAI ``ImageReader``s, for anybody's ``LoadImage``: right geometry or an error, never a
 fallback.
 
-Arrays keep their order, ``(Z, Y, X)`` (with the channels first where there are several); the affine maps that
+Arrays keep their order, ``(Z, Y, X)`` (with the channels first if there are several); the affine maps that
 array order to MONAI's RAS world.
 """
 

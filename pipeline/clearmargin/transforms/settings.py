@@ -40,7 +40,9 @@ class WindowStack(Settings):
     """Several windows of the same values, each a channel, such as soft tissue, lung and bone of a CT."""
 
     kind: Literal["windows"] = "windows"
-    windows: tuple[tuple[float, float], ...] = Field(min_length=1, description="low and high of each")
+    windows: tuple[tuple[float, float], ...] = Field(
+        min_length=1, description="low and high value of each window"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> WindowStack:
@@ -56,7 +58,7 @@ class Percentiles(Settings):
     low: float = Field(0.5, ge=0, le=100)
     high: float = Field(99.5, ge=0, le=100)
     per_channel: bool = Field(
-        False, description="each channel by its own: for several MR sequences; colour keeps its hue without"
+        False, description="window per channel, for several MR sequences; false keeps the hue of colours"
     )
     least_width: float | None = Field(
         None,
@@ -81,10 +83,10 @@ class ImageSettings(Settings):
     channels: int = Field(
         3,
         ge=1,
-        description="that the network sees, windows and neighbours counted; a single one is repeated",
+        description="channels that the network sees, windows and neighbours included; a single channel is repeated",
     )
     neighbours: int = Field(
-        1, ge=0, le=1, description="slices on each side that a volume's slice is seen with"
+        1, ge=0, le=1, description="neighbouring slices on each side that a slice is shown with"
     )
 
     @model_validator(mode="after")
@@ -115,7 +117,7 @@ class VolumeView(Settings):
 
     patch: tuple[int, int, int] = Field((32, 96, 96), description="window (Z, Y, X) in network voxels")
     spacing_mm: tuple[float, float, float] | None = Field(
-        None, description="size (Z, Y, X) of a network voxel; none takes each volume's own voxels"
+        None, description="size (Z, Y, X) of a network voxel; null keeps each volume's own voxels"
     )
 
     def scales_for(self, grid: Grid) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ def resample(
     size: tuple[int, ...],
     keys: tuple[str, ...] = KEYS,
 ) -> dict[str, Any]:
-    """Return the sample on another grid of as many axes; as it is, where that is its own.
+    """Return the sample on another grid of as many axes; as it is, if that is its own.
 
     Args:
         sample: Holds ``keys``: ``image`` is resampled linearly, ``layers`` by nearest neighbour.

@@ -62,7 +62,7 @@ def draft_coco(folder: Path, files: list[Path], options: DraftOptions) -> Layout
             f"none of the pictures that {', '.join(p.name for p in files)} name lies under the folder: give the "
             "folder that holds both"
         )
-    others = [p for found in pictures.values() for p in found if p not in known]
+    others = [p for paths in pictures.values() for p in paths if p not in known]
     layout.leave_out("pictures that no COCO file lists", *others)
     layout.classes = [n for n in layout.classes if counts[n]] or layout.classes
     if options.classes:

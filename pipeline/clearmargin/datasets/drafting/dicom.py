@@ -56,7 +56,7 @@ def draft_dicom(folder: Path, options: DraftOptions) -> Layout:
         "DICOM objects that are neither images nor the reference",
         *(p.relative_to(folder).as_posix() for p, m in files if m != kind),
     )
-    found: dict[str, list[Path]] = {}
+    paths_by_uid: dict[str, list[Path]] = {}
     for path, modality in files:
         if modality != kind:
             continue
@@ -65,11 +65,13 @@ def draft_dicom(folder: Path, options: DraftOptions) -> Layout:
         if uid is None:
             layout.leave_out(f"{kind} files whose images are not there", name)
         else:
-            found.setdefault(uid, []).append(path)
-    found = {uid: sorted(paths) for uid, paths in found.items()}  # the first by name is taken
-    names = _SOURCES[kind](folder, found, layout)
-    patients = _pseudonyms(series, found)
-    for number, (uid, paths) in enumerate(sorted(found.items(), key=lambda pair: str(pair[1][0])), start=1):
+            paths_by_uid.setdefault(uid, []).append(path)
+    paths_by_uid = {uid: sorted(paths) for uid, paths in paths_by_uid.items()}  # the first by name is taken
+    names = _SOURCES[kind](folder, paths_by_uid, layout)
+    patients = _pseudonyms(series, paths_by_uid)
+    for number, (uid, paths) in enumerate(
+        sorted(paths_by_uid.items(), key=lambda pair: str(pair[1][0])), start=1
+    ):
         if len(paths) > 1:
             rest = [p.relative_to(folder).as_posix() for p in paths[1:]]
             layout.leave_out(f"further {kind} files of a series that has one already", *rest)
@@ -79,7 +81,7 @@ def draft_dicom(folder: Path, options: DraftOptions) -> Layout:
             )
             continue
         layout.rows.append(_row(folder, series[uid], paths[0], number, patients[uid]))
-    unused = [e for uid, e in series.items() if uid not in found]
+    unused = [e for uid, e in series.items() if uid not in paths_by_uid]
     layout.leave_out(
         "series without a reference", *(e.files[0].parent.relative_to(folder).as_posix() for e in unused)
     )
@@ -88,7 +90,7 @@ def draft_dicom(folder: Path, options: DraftOptions) -> Layout:
             f"none of the {kinds[kind]} {kind} files refers to a series under the folder: give the folder that "
             "holds both"
         )
-    layout.modality = Counter(series[uid].modality for uid in found).most_common(1)[0][0] or "OT"
+    layout.modality = Counter(series[uid].modality for uid in paths_by_uid).most_common(1)[0][0] or "OT"
     layout.pattern = f"DICOM series with the {kind} that refers to them"
     layout.guesses["masks"] = f"each {'segment' if kind == 'SEG' else 'region'} is one object"
     return layout
@@ -139,19 +141,19 @@ def _series_of(header: Any, series: dict[str, SeriesEntry], owners: dict[str, st
     return next(iter(series)) if len(series) == 1 and not uids and not objects else None
 
 
-def _pseudonyms(series: dict[str, SeriesEntry], found: dict[str, list[Path]]) -> dict[str, str]:
+def _pseudonyms(series: dict[str, SeriesEntry], paths_by_uid: dict[str, list[Path]]) -> dict[str, str]:
     """Return ``p1``, ``p2``, ... for each series by patient: no identity enters the index."""
-    patients = {uid: str(read_header(series[uid].files[0]).get("PatientID") or uid) for uid in found}
+    patients = {uid: str(read_header(series[uid].files[0]).get("PatientID") or uid) for uid in paths_by_uid}
     order = {patient: f"p{k}" for k, patient in enumerate(sorted(set(patients.values())), start=1)}
     return {uid: order[patient] for uid, patient in patients.items()}
 
 
-def _segments(folder: Path, found: dict[str, list[Path]], layout: Layout) -> dict[Path, bool]:
+def _segments(folder: Path, paths_by_uid: dict[str, list[Path]], layout: Layout) -> dict[Path, bool]:
     """Note the classes of SEG files: one for each coded type."""
     layout.encoding = {"kind": "dicom_seg"}
     read: dict[Path, bool] = {}
     types: dict[tuple[str, str], str] = {}
-    for path in (paths[0] for paths in found.values()):
+    for path in (paths[0] for paths in paths_by_uid.values()):
         try:
             content = read_seg_content(path)
         except InputError:
@@ -169,12 +171,12 @@ def _segments(folder: Path, found: dict[str, list[Path]], layout: Layout) -> dic
     return read
 
 
-def _regions(folder: Path, found: dict[str, list[Path]], layout: Layout) -> dict[Path, bool]:
+def _regions(folder: Path, paths_by_uid: dict[str, list[Path]], layout: Layout) -> dict[Path, bool]:
     """Note the classes of structure sets: one for each name of a region with closed contours."""
     read: dict[Path, bool] = {}
     names: Counter[str] = Counter()
     others: set[str] = set()
-    for path in (paths[0] for paths in found.values()):
+    for path in (paths[0] for paths in paths_by_uid.values()):
         header = read_header(path, pixels=True)
         titles = {
             str(r.get("ROINumber")): str(r.get("ROIName") or "")

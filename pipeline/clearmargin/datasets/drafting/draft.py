@@ -131,11 +131,11 @@ def draft_card(
 def _layout(folder: Path, options: DraftOptions, advance: Callable[[int], object]) -> Layout:
     if options.images is None and options.masks is None and is_nnunet(folder):
         return draft_nnunet(folder, options)
-    chosen = folder / options.masks if options.masks else None
-    if chosen is not None and chosen.suffix.lower() == ".json":
-        if not chosen.is_file():
+    masks = folder / options.masks if options.masks else None
+    if masks is not None and masks.suffix.lower() == ".json":
+        if not masks.is_file():
             raise ConfigError(f"--masks {options.masks}: there is no such file under FOLDER")
-        return draft_coco(folder, [chosen], options)
+        return draft_coco(folder, [masks], options)
     dicom = options.masks is None or options.masks.upper() in ("SEG", "RTSTRUCT")
     if options.images is None and dicom and holds_annotated_dicom(folder):
         return draft_dicom(folder, options)

@@ -39,7 +39,7 @@ def guess_groups(names: Sequence[str], rule: str | None) -> tuple[list[str] | No
         rule: ``folder``, ``none``, a regular expression, or None for a guess.
 
     Raises:
-        ConfigError: The rule is no expression, or does not fit every name.
+        ConfigError: The rule is not an expression, or does not fit every name.
     """
     if rule == "none":
         return None, "each image is a group of its own (you said so)"
@@ -62,14 +62,14 @@ def guess_groups(names: Sequence[str], rule: str | None) -> tuple[list[str] | No
 
 def shipped_splits(paths: Sequence[str]) -> list[str] | None:
     """Return each image's split if folders such as ``train`` and ``test`` say it; else None."""
-    found = []
+    groups = []
     for path in paths:
         names = [SPLIT_FOLDERS.get(part.lower()) for part in PurePosixPath(path).parent.parts]
         names = [n for n in names if n]
         if len(names) != 1:
             return None
-        found.append(str(names[0]))
-    return found if len(set(found)) > 1 and "train" in found else None
+        groups.append(str(names[0]))
+    return groups if len(set(groups)) > 1 and "train" in groups else None
 
 
 def _by_rule(names: Sequence[str], rule: str) -> list[str]:

@@ -30,7 +30,7 @@ class MaskFacts:
 
     Attributes:
         values: Distinct values that are not 0, in order.
-        problem: Why it is no mask as it is: ``blurred``, ``colour``, ``fractions`` or ``jpeg``; else empty.
+        problem: Why it is not a mask as it is: ``blurred``, ``colour``, ``fractions`` or ``jpeg``; else empty.
         solid: Whether each value is one connected part, up to a hundredth of its area.
         touching: Whether two values touch.
         volume: Whether it is a volume.
@@ -178,7 +178,7 @@ def _refuse_problems(facts: Sequence[MaskFacts], options: DraftOptions) -> None:
     troubled = Counter(f.problem for f in facts if f.problem)
     if troubled["colour"]:
         raise InputError(
-            f"{troubled['colour']} of {len(facts)} masks are in colour: a mask holds one value a pixel, 0 for "
+            f"{troubled['colour']} of {len(facts)} masks are in colour: a mask holds one value per pixel, 0 for "
             "background; write each colour as a value of its own, or each object as a mask of its own"
         )
     blurred = troubled["blurred"] + troubled["jpeg"] + troubled["fractions"]
@@ -220,7 +220,7 @@ def _of_files(
     if many and options.threshold is None:
         raise QuestionError(
             f"images have several mask files, and {len(many)} of {len(facts)} hold more than one value: a mask file is "
-            "one object, what is not 0; say --threshold N if they are blurred, or name one file an image with --masks"
+            "one object, what is not 0; say --threshold N if they are blurred, or name one file per image with --masks"
         )
     parts = options.objects == "parts"
     encoding: dict[str, Any] = {"kind": "mask_files"}

@@ -32,7 +32,7 @@ def draft_nnunet(folder: Path, options: DraftOptions) -> Layout:
     Source: nnU-Net, documentation/dataset_format.md and region_based_training.md.
 
     Raises:
-        InputError: A label is no whole number, or there is no image.
+        InputError: A label is not a whole number, or there is no image.
     """
     if options.classes:
         raise ConfigError("--class: dataset.json names the classes")

@@ -230,20 +230,20 @@ def _matched(images: Sequence[_File], masks: Sequence[_File]) -> Pairing:
     for image in images:
         if image.path not in held:
             continue
-        found = sorted(held[image.path], key=lambda pair: _natural(pair[0].path))
+        masks_of = sorted(held[image.path], key=lambda pair: _natural(pair[0].path))
         name = image.key if names[image.key] == 1 and image.key else f"{image.folder}/{image.key}".strip("/")
         group = sequences.get(image.path, [image])
         called = _called(group)
         if len(group) > 1 or image.path in sequences:
             name = image.key.removesuffix(called[0]).strip(" _-.") or image.folder or image.key
-        tags = tuple(mask.variant if variants else tag for mask, tag in found)
+        tags = tuple(mask.variant if variants else tag for mask, tag in masks_of)
         pairs.append(
             Pair(
                 name=name,
                 image=image.path,
                 further=tuple(f.path for f in group[1:]),
                 sequences=tuple(called) if len(group) > 1 else (),
-                masks=tuple(m.path for m, _ in found),
+                masks=tuple(m.path for m, _ in masks_of),
                 tags=tags,
             )
         )
@@ -306,10 +306,10 @@ def _sequences(mask: _File, by_folder: dict[str, list[_File]]) -> list[_File]:
     ``case1_seg`` belongs to ``case1_ct``, or to ``case1_t1`` and ``case1_t2``.
     """
     beside = by_folder.get(mask.folder, [])
-    found = [i for i in beside if _starts(i.key, mask.key)]
-    if not found and mask.folder:
-        found = beside
-    return sorted(found, key=lambda i: _natural(i.path))
+    starting = [i for i in beside if _starts(i.key, mask.key)]
+    if not starting and mask.folder:
+        starting = beside
+    return sorted(starting, key=lambda i: _natural(i.path))
 
 
 def _called(files: Sequence[_File]) -> list[str]:

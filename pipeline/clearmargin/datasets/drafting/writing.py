@@ -1,4 +1,4 @@
-"""A card as a person writes it: short, a class a line."""
+"""A card as a person writes it: short, one line per class."""
 
 from __future__ import annotations
 

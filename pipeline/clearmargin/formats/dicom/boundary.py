@@ -125,7 +125,7 @@ def items_of(holder: Any, keyword: str) -> Sequence[Any]:
     """Return the items of a sequence of a dataset or an item; none if it is absent or empty.
 
     Raises:
-        InputError: The element is no sequence, which only a damaged file has.
+        InputError: The element is not a sequence, which only a damaged file has.
     """
     import pydicom
 
@@ -133,7 +133,7 @@ def items_of(holder: Any, keyword: str) -> Sequence[Any]:
     if not value:
         return ()
     if not isinstance(value, pydicom.Sequence):
-        raise InputError(f"the DICOM data are malformed: {keyword} is no sequence")
+        raise InputError(f"the DICOM data are malformed: {keyword} is not a sequence")
     items: Sequence[Any] = value
     return items
 
@@ -184,7 +184,7 @@ def check_frames(header: Any, size: int, syntax: Any) -> None:
 
     Args:
         header: With the elements that describe pixels, as far as they are there.
-        size: Of the file, in bytes.
+        size: Size of the file, in bytes.
         syntax: Its transfer syntax, or None.
 
     Raises:
@@ -210,7 +210,7 @@ def check_frames(header: Any, size: int, syntax: Any) -> None:
 
 
 def _count(header: Any, name: str) -> int:
-    """Return a positive whole number of a header; 1 where there is none."""
+    """Return a positive whole number of a header; 1 if there is none."""
     try:
         return max(1, int(str(header.get(name) or 1)))
     except Exception:  # noqa: BLE001 - a malformed element may raise anything on conversion; who needs it says so

@@ -80,7 +80,7 @@ def frame_item(grid: Grid, index: Sequence[int], parts: tuple[Any, Any]) -> Any:
 
     Args:
         grid: The object's grid.
-        index: Dimension index values, the slice's rank last; left out where there is no place in the patient.
+        index: Dimension index values, the slice's rank last; left out if there is no place in the patient.
         parts: From :func:`frame_parts`.
     """
     from pydicom.dataset import Dataset

@@ -1,4 +1,4 @@
-"""Where DICOM slices lie: the gate that makes one regular volume of them, or says why they are none."""
+"""Where DICOM slices lie: the gate that makes one regular volume of them, or says why they are not."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Plane:
         down: ``(3,)`` unit vector along which the row index grows.
         cosines: ``(2, 3)`` the same two as the file states them, which rounding or damage can make longer or shorter.
         spacing: Millimetres between rows and between columns.
-        distance: SpacingBetweenSlices without its sign; 0 where it is not stated.
-        thickness: SliceThickness, which need not be the slices' distance; 0 where it is not stated.
-        frame_of_reference: FrameOfReferenceUID, ``""`` where it is not stated. Private.
+        distance: SpacingBetweenSlices without its sign; 0 if it is not stated.
+        thickness: SliceThickness, which need not be the slices' distance; 0 if it is not stated.
+        frame_of_reference: FrameOfReferenceUID, ``""`` if it is not stated. Private.
     """
 
     shape: tuple[int, int]
@@ -433,7 +433,7 @@ def pixel_spacing(header: Any) -> tuple[float, float] | None:
 
 def _ultrasound_spacing(header: Any) -> tuple[float, float] | None:
     """Return the one calibration that all 2-D regions in centimetres share (PS3.3, C.8.5.5.1)."""
-    found = set()
+    reasons = set()
     for region in header.SequenceOfUltrasoundRegions:
         if region.get("RegionSpatialFormat") != 1:
             continue
@@ -443,5 +443,5 @@ def _ultrasound_spacing(header: Any) -> tuple[float, float] | None:
         steps = region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX")
         if not centimetres or None in steps or 0 in steps:
             return None
-        found.add((round(abs(float(steps[0])) * 10, 9), round(abs(float(steps[1])) * 10, 9)))
-    return found.pop() if len(found) == 1 else None
+        reasons.add((round(abs(float(steps[0])) * 10, 9), round(abs(float(steps[1])) * 10, 9)))
+    return reasons.pop() if len(reasons) == 1 else None

@@ -98,8 +98,8 @@ def read_series(
     if volume is None and len(entry.volumes) > 1:
         raise GeometryError(entry.reason)
     (first, *_) = volumes = _volumes(entry)
-    chosen = first if volume is None else select_volume(volumes, volume, entry.name)
-    return _read_volume(entry, headers, chosen, allow_gaps, allow_tilt, tolerance_mm)
+    selected = first if volume is None else select_volume(volumes, volume, entry.name)
+    return _read_volume(entry, headers, selected, allow_gaps, allow_tilt, tolerance_mm)
 
 
 def read_dicom_volumes(
@@ -349,7 +349,7 @@ def _in_units(
 
 
 def _level_padding(volume: NDArray[Any], stored: Sequence[NDArray[Any]], datasets: Sequence[Any]) -> None:
-    """Set padded pixels (PS3.3, C.7.5.1.1.2) to the lowest value of the others: they are no measurement."""
+    """Set padded pixels (PS3.3, C.7.5.1.1.2) to the lowest value of the others: they are not measured."""
     ranges = [_padding(dataset) for dataset in datasets]
     if not any(ranges):
         return

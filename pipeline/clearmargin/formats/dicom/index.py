@@ -264,7 +264,7 @@ def _files(path: Path | Iterable[Path]) -> list[Path]:
 
 
 def _without_copies(members: list[tuple[Path, Any]]) -> tuple[list[tuple[Path, Any]], int]:
-    """Leave out further copies of one SOP instance; also return how many files share a UID but are no copies."""
+    """Leave out further copies of one SOP instance; also return how many files share a UID but are not copies."""
     seen: dict[str, list[tuple[Path, Any]]] = {}
     for file, header in members:
         others = seen.setdefault(str(header.get("SOPInstanceUID") or file), [])
@@ -426,7 +426,7 @@ def select_series(entries: Sequence[SeriesEntry], rule: str | None) -> SeriesEnt
     fitting = _fitting(entries, rule.strip())
     if len(fitting) != 1:
         count = "no series fits" if not fitting else f"{len(fitting)} series fit"
-        raise InputError(f"{count} the --series that was given: there are {_listing(entries)}")
+        raise InputError(f"{count} --series: there are {_listing(entries)}")
     return fitting[0]
 
 

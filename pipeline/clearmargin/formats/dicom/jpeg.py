@@ -84,14 +84,14 @@ def check_jpeg_ls_ends(frame: bytes) -> None:
 
 def claims_more(frame: bytes, rows: int, columns: int) -> bool:
     """Return whether a JPEG or JPEG 2000 frame claims a larger picture than that: decoders make room for it first."""
-    found = _SIZE.search(frame[:_HEADERS])
-    if found is None:
+    match = _SIZE.search(frame[:_HEADERS])
+    if match is None:
         return False
     if frame[:2] == b"\xff\x4f":
         right, bottom, left, top = (int.from_bytes(frame[k : k + 4], "big") for k in range(8, 24, 4))
         height, width = bottom - top, right - left
     else:
-        height, width = (int.from_bytes(found[0][k : k + 2], "big") for k in (5, 7))
+        height, width = (int.from_bytes(match[0][k : k + 2], "big") for k in (5, 7))
     return height > rows or width > columns
 
 
@@ -171,7 +171,7 @@ def _segments(frame: bytes, marks: re.Pattern[bytes] = _MARKER) -> Iterator[_Seg
         InputError: The frame is cut off, or bytes stand where a marker must.
     """
     if frame[:2] != bytes([0xFF, _SOI]):
-        raise InputError("a compressed frame is no JPEG: it is damaged")
+        raise InputError("a compressed frame is not a JPEG: it is damaged")
     position = 2
     while marker := marks.match(frame, position):
         number, start = marker[1][0], marker.end()

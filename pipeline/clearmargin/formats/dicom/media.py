@@ -44,10 +44,10 @@ def listed_files(path: Path) -> list[Path]:
     """Return the files that a DICOMDIR refers to and that are there.
 
     Raises:
-        InputError: It is no directory, refers out of its own folder, or to no file that exists.
+        InputError: It is not a directory, refers out of its own folder, or to no file that exists.
     """
     dataset = read_header(path)
-    found = []
+    files = []
     folder = path.parent.resolve()
     records = items_of(dataset, "DirectoryRecordSequence")
     for record in records:
@@ -58,10 +58,10 @@ def listed_files(path: Path) -> list[Path]:
         if folder not in file.parents:
             raise InputError("the DICOMDIR refers to a file outside its own folder")
         if file.is_file():
-            found.append(file)
-    if not found:
+            files.append(file)
+    if not files:
         raise InputError(f"'{path.name}' lists no file that is there ({len(records)} record(s))")
-    return found
+    return files
 
 
 def unpacked_files(path: Path) -> list[Path]:

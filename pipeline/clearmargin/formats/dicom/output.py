@@ -192,17 +192,17 @@ def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | N
         return [Origin(header=headers[0], frame=frame, preserved=True)] * (
             1 if grid.ndim == 2 else grid.shape[0]
         )
-    found: list[tuple[Plane, Origin]] = []
+    origins: list[tuple[Plane, Origin]] = []
     frames = set(image.source.frames)
     for number, header in enumerate(headers):
         for picture in header.pictures:
             if picture.plane is None or (header.many and frames and (number, picture.frame) not in frames):
                 continue
             frame = picture.frame + 1 if header.many else None
-            found.append((picture.plane, Origin(header=header, frame=frame, preserved=False)))
+            origins.append((picture.plane, Origin(header=header, frame=frame, preserved=False)))
     normal = np.cross(grid.affine[:3, 2], grid.affine[:3, 1])
     normal /= np.linalg.norm(normal)
-    heights = np.array([plane.position @ normal for plane, _ in found])
+    heights = np.array([plane.position @ normal for plane, _ in origins])
     tolerance = max(0.01, 0.01 * abs(float(grid.affine[:3, 0] @ normal)))
     result: list[Origin | None] = []
     for z in range(grid.shape[0] if grid.ndim == 3 else 1):
@@ -211,7 +211,7 @@ def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | N
         if nearest < 0 or abs(heights[nearest] - corner @ normal) > tolerance:
             result.append(None)
             continue
-        plane, origin = found[nearest]
+        plane, origin = origins[nearest]
         result.append(
             Origin(header=origin.header, frame=origin.frame, preserved=_same_pixels(grid, corner, plane))
         )

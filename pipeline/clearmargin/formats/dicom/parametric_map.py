@@ -146,25 +146,25 @@ def read_parametric_map(path: Path, *, grid: Grid | None = None) -> tuple[NDArra
         raise InputError(f"'{Path(path).name}' is not a Parametric Map")
     frames = _real_values(dataset)
     planes = frame_planes(dataset)
-    found = spanned_grid(planes, (int(dataset.Rows), int(dataset.Columns)))
-    if found.ndim == 2:
+    spanned = spanned_grid(planes, (int(dataset.Rows), int(dataset.Columns)))
+    if spanned.ndim == 2:
         if len(frames) != 1:
-            raise GeometryError(f"{len(frames)} frames without positions are no map of one picture")
+            raise GeometryError(f"{len(frames)} frames without positions are not a map of one picture")
         found_values = frames[0]
     else:
-        found_values = _stacked(frames, planes, found)
+        found_values = _stacked(frames, planes, spanned)
     if grid is None:
-        return found_values, found
-    if not found.shares_frame(grid):
+        return found_values, spanned
+    if not spanned.shares_frame(grid):
         raise GeometryError(
             "the map is of another frame of reference than the grid: its coordinates mean other places"
         )
-    if found.same_as(grid):
+    if spanned.same_as(grid):
         return found_values, grid
-    mirrored = replace(found, affine=_upside_down(found))
-    if found.ndim == 3 and mirrored.same_as(grid):
+    mirrored = replace(spanned, affine=_upside_down(spanned))
+    if spanned.ndim == 3 and mirrored.same_as(grid):
         return np.ascontiguousarray(found_values[::-1]), grid
-    raise GeometryError(f"the map lies on {found}, not on {grid}: resample one of them")
+    raise GeometryError(f"the map lies on {spanned}, not on {grid}: resample one of them")
 
 
 @converting("the map's description")

@@ -104,7 +104,7 @@ def pixel_layout(header: Any) -> PixelLayout:
     if min(layout.rows, layout.columns, layout.frames) < 1 or layout.samples not in (1, 3):
         raise InputError(
             f"a picture of {layout.rows} x {layout.columns} x {layout.frames} with {layout.samples} "
-            "sample(s) a pixel is not readable"
+            "sample(s) per pixel is not readable"
         )
     if layout.n_bytes > max_bytes():
         raise InputError(

@@ -222,7 +222,7 @@ def _image_type(header: Any) -> list[str]:
 
 
 def _stated_tiles(header: Any) -> int:
-    """Return the number of slices in a mosaic, 0 where nothing states one."""
+    """Return the number of slices in a mosaic, 0 if nothing states one."""
     try:
         if hasattr(header, "walk") and _MOSAIC_SIZE in header:
             value = header[_MOSAIC_SIZE].value
@@ -234,7 +234,7 @@ def _stated_tiles(header: Any) -> int:
 
 
 def _csa(header: Any) -> dict[str, Any]:
-    """Return the tags of Siemens's image header, none where it is missing or unreadable."""
+    """Return the tags of Siemens's image header, none if it is missing or unreadable."""
     if not hasattr(header, "walk"):  # the few elements of an index
         return {}
     if not hasattr(header, "csa"):

@@ -85,10 +85,10 @@ def fill_gaps(pixels: NDArray[Any], grid: Grid, offsets_mm: NDArray[np.float64])
     step = float(np.mean(steps[steps < 1.5 * steps.min()]))
     direction = grid.affine[:3, 0] / np.linalg.norm(grid.affine[:3, 0])
     n = round(float(offsets_mm[-1]) / step) + 1
-    wanted = np.minimum(np.arange(n) * float(offsets_mm[-1]) / (n - 1), offsets_mm[-1])
+    positions = np.minimum(np.arange(n) * float(offsets_mm[-1]) / (n - 1), offsets_mm[-1])
     out = np.empty((n, *pixels.shape[1:]), pixels.dtype)
-    below = np.clip(np.searchsorted(offsets_mm, wanted, side="right") - 1, 0, len(offsets_mm) - 2)
-    for k, (low, where) in enumerate(zip(below, wanted, strict=True)):
+    below = np.clip(np.searchsorted(offsets_mm, positions, side="right") - 1, 0, len(offsets_mm) - 2)
+    for k, (low, where) in enumerate(zip(below, positions, strict=True)):
         distance = offsets_mm[low + 1] - offsets_mm[low]
         weight = (where - offsets_mm[low]) / distance
         same = min(0.01, 0.01 / distance)

@@ -104,13 +104,13 @@ def write_rtstruct(path: Path, prediction: Prediction, image: Image) -> str:
     the outer one. The transfer syntax is implicit VR, in which a contour may be longer than 64 KiB.
 
     Raises:
-        InputError: The image does not come from DICOM, or is no volume in millimetres.
+        InputError: The image does not come from DICOM, or is not a volume in millimetres.
         GeometryError: The prediction does not lie on the image's grid.
     """
     grid = image.grid
     if grid.ndim != 3 or grid.unit != "mm":
         raise InputError(
-            f"{image.source.case} is no volume in millimetres: contours need a place in the patient"
+            f"{image.source.case} is not a volume in millimetres: contours need a place in the patient"
         )
     if not prediction.instances.grid.same_as(grid):
         raise GeometryError(f"the prediction lies on {prediction.instances.grid}, the image on {grid}")

@@ -147,11 +147,11 @@ def _parse(content: bytes, keywords: Mapping[int, str], sequences: Set[int]) -> 
     if not syntax or syntax in _OTHER_LAYOUTS:
         raise _UnusualError
     implicit = syntax == _IMPLICIT
-    found: dict[str, bytes] = {}
+    elements: dict[str, bytes] = {}
     while True:
         tag, _, length, start = _element(content, position, implicit)
         if tag >= _PIXELS:
-            return QuickHeader(found, syntax, position)
+            return QuickHeader(elements, syntax, position)
         if tag in sequences or tag < 0x0008_0000:
             raise _UnusualError
         if length == _UNDEFINED:
@@ -161,7 +161,7 @@ def _parse(content: bytes, keywords: Mapping[int, str], sequences: Set[int]) -> 
         if keyword is not None:
             if start + length > len(content):
                 raise IndexError
-            found[keyword] = content[start : start + length]
+            elements[keyword] = content[start : start + length]
         position = start + length
 
 

@@ -1,4 +1,4 @@
-"""DICOM Segmentation: predictions out as one binary segment an instance, any SEG back in (PS3.3, A.51)."""
+"""DICOM Segmentation: predictions out as one binary segment per instance, any SEG back in (PS3.3, A.51)."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class SegWritten:
     """What :func:`write_dicom_seg` did.
 
     Attributes:
-        path: The file; None where there was no instance, since a SEG cannot hold nothing.
+        path: The file; None if there was no instance, since a SEG cannot hold nothing.
         segments: Number of segments, one for each instance that is not empty.
         frames: Number of frames: slices that an instance touches.
-        sop_instance_uid: ``""`` where nothing was written.
+        sop_instance_uid: ``""`` if nothing was written.
         skipped: Instances without a single pixel, which no segment can show.
     """
 
@@ -87,7 +87,7 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
         image: Read from DICOM; its headers are read again for patient, study and references.
 
     Returns:
-        What was written; ``path`` is None where there is no instance, and no file is then made.
+        What was written; ``path`` is None if there is no instance, and no file is then made.
 
     Raises:
         InputError: The image does not come from DICOM.
@@ -198,7 +198,7 @@ def _finish(
     set_frames(dataset, image.grid, items)
     dataset.PixelData = pixels
     dataset["PixelData"].VR = "OB"
-    if "PatientOrientation" in headers[0]:  # type 2C, required where there is no position in the patient
+    if "PatientOrientation" in headers[0]:  # type 2C, required if there is no position in the patient
         dataset.PatientOrientation = ""
     write_dates(dataset, headers)
     save(dataset, path)

@@ -49,7 +49,7 @@ class SegContent:
         segments: What each one is, in the same order.
         label_map: One class for each distinct property type, in order of appearance; what ``labels`` refer
             to.
-        fractions: Of a fractional SEG, float32 arrays in [0, 1] of ``grid.shape``, one for each segment; else
+        fractions: Fractions of a fractional SEG, float32 arrays in [0, 1] of ``grid.shape``, one for each segment; else
             empty.
     """
 
@@ -78,18 +78,18 @@ def read_dicom_seg(path: Path, *, grid: Grid | None = None, label_map: LabelMap 
     labels = []
     for segment in content.segments:
         # pydicom's comparison knows SNOMED's retired SRT values for what they are today
-        found = [
+        matching = [
             c.id
             for c in label_map.classes
             if c.type is not None and _concept(c.type) == _concept(segment.type)
         ]
-        if not found:
+        if not matching:
             known = ", ".join(c.code_text or f"{c.name} (no code)" for c in label_map.classes)
             raise InputError(
                 f"segment {segment.number} is of type {segment.type.value} {segment.type.scheme}, "
                 f"which is none of: {known}"
             )
-        labels.append(found[0])
+        labels.append(matching[0])
     return replace(content.instances, labels=np.array(labels, np.int64))
 
 
@@ -182,11 +182,11 @@ def _content(
     dataset: Any,
     segments: Sequence[Segment],
     scores: NDArray[np.float32],
-    found: Sequence[tuple[int, _Piece]],
+    pieces_of: Sequence[tuple[int, _Piece]],
     grid: Grid,
 ) -> SegContent:
     pieces: dict[int, list[_Piece]] = {s.number: [] for s in segments}
-    for number, piece in found:
+    for number, piece in pieces_of:
         pieces[number].append(piece)
     fractional = dataset.get("SegmentationType") == "FRACTIONAL"
     with converting("MaximumFractionalValue"):
@@ -519,11 +519,11 @@ def _placed(pieces: Sequence[_Piece], grid: Grid, threshold: float) -> Mask:
     kept = [p for p in pieces if (p.values > threshold).any()]
     if not kept:
         return Mask.from_crop(np.zeros((0,) * grid.ndim, bool), (0,) * grid.ndim, grid.shape)
-    found = [_indices(piece, grid) for piece in kept]
-    ends = np.concatenate([index[[0, -1], [0, -1]] for index in found])
+    places = [_indices(piece, grid) for piece in kept]
+    ends = np.concatenate([index[[0, -1], [0, -1]] for index in places])
     low, high = ends.min(axis=0), ends.max(axis=0)
     crop = np.zeros(tuple(int(n) for n in high - low + 1), bool)
-    for piece, index in zip(kept, found, strict=True):
+    for piece, index in zip(kept, places, strict=True):
         crop[tuple(np.moveaxis(index - low, -1, 0))] |= piece.values > threshold
     return Mask.from_crop(crop, tuple(int(v) for v in low), grid.shape)
 

@@ -103,7 +103,7 @@ def write_fractional_seg(
     _on_grid(prediction, image)
     values = np.asarray(prediction.maps[map_name]).reshape(-1, *image.grid.shape[-2:])
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-        raise InputError(f"map '{map_name}' holds values outside 0 to 1: they are no probabilities")
+        raise InputError(f"map '{map_name}' holds values outside 0 to 1: they are not probabilities")
     steps = np.rint(values * 255).astype(np.uint8)
     planes = [z for z in range(len(steps)) if steps[z].any()]
     if not planes:

@@ -42,7 +42,7 @@ class Quantity:
     Attributes:
         name: What is measured, coded, such as ``118565006, SCT, "Volume"``.
         unit: In UCUM.
-        values: ``(N,)``; NaN where it is not defined, and is then left out.
+        values: ``(N,)``; NaN if it is not defined, and is then left out.
     """
 
     name: Code
@@ -53,12 +53,12 @@ class Quantity:
 def own_quantities(prediction: Prediction) -> list[Quantity]:
     """Return what a prediction itself knows: volume (area in the plane), score, each uncertainty column."""
     instances = prediction.instances
-    found = []
+    quantities = []
     if instances.grid.unit == "mm":
         volume = instances.grid.ndim == 3
         size = np.array([mask.area for mask in instances.masks]) * instances.grid.voxel_size
         name = ("118565006", "Volume") if volume else ("42798000", "Area")
-        found.append(
+        quantities.append(
             Quantity(
                 name=Code(value=name[0], scheme="SCT", meaning=name[1]),
                 unit=_UNITS["_mm3" if volume else "_mm2"],
@@ -69,8 +69,8 @@ def own_quantities(prediction: Prediction) -> list[Quantity]:
         ending = next((end for end in _UNITS if column.endswith(end)), "")
         stem = column.removesuffix(ending)
         code = Code(value=stem[:16], scheme="99CLEARMARGIN", meaning=stem.replace("_", " ").capitalize())
-        found.append(Quantity(name=code, unit=_UNITS.get(ending, _ONE), values=values))
-    return found
+        quantities.append(Quantity(name=code, unit=_UNITS.get(ending, _ONE), values=values))
+    return quantities
 
 
 @quiet_pydicom()
@@ -88,13 +88,15 @@ def write_structured_report(
 
     Raises:
         InputError: The image does not come from DICOM, or ``seg`` is of another prediction.
-        GeometryError: The image is no volume in millimetres: segments then have no place to be measured in.
+        GeometryError: The image is not a volume in millimetres: segments then have no place to be measured in.
     """
     import highdicom
     from pydicom.sr.codedict import codes
 
     if image.grid.ndim != 3 or image.grid.unit != "mm":
-        raise GeometryError(f"{image.source.case} is no volume in millimetres: a report of volumes needs one")
+        raise GeometryError(
+            f"{image.source.case} is not a volume in millimetres: a report of volumes needs one"
+        )
     headers = source_headers(image)
     for header in headers:
         header.SOPClassUID = header.true_class

@@ -73,7 +73,7 @@ def rescaled_dtype(
     """Return the dtype that holds every real value exactly: integers for integral rescales, else float32.
 
     Args:
-        stored: Dtype of the stored values, kept where nothing is rescaled.
+        stored: Dtype of the stored values, kept if nothing is rescaled.
         extremes: Lowest and highest stored value of each frame.
         scales: Rescale of each frame.
 
@@ -98,7 +98,7 @@ def to_units(
 ) -> NDArray[Any]:
     """Return the real values of one grey frame in ``dtype``.
 
-    A modality look-up table is applied where there is one.
+    A modality look-up table is applied if there is one.
     """
     if header.get("ModalityLUTSequence"):
         from pydicom.pixels import apply_modality_lut

@@ -56,7 +56,7 @@ _MARKS = (
 )
 MARKS = tuple(element for _, group, element in _MARKS if not group)
 """Elements of an object's head that an index keeps."""
-_VECTORS = (  # of nuclear medicine, one value a frame (PS3.3, C.8.4.8)
+_VECTORS = (  # of nuclear medicine, one value per frame (PS3.3, C.8.4.8)
     ("energy window", "EnergyWindowVector"),
     ("phase", "PhaseVector"),
     ("time slot", "TimeSlotVector"),
@@ -73,7 +73,7 @@ class VolumeEntry:
 
     Attributes:
         number: From 1, in the order of the listing.
-        label: What tells it from the others, such as ``phase 2``; ``""`` where it is the only one.
+        label: What tells it from the others, such as ``phase 2``; ``""`` if it is the only one.
         pictures: Its slices, in no order.
         shape: ``(Z, Y, X)``, as many slices as there are.
         reason: Why they are not one regular volume; ``""`` if they are.
@@ -99,7 +99,7 @@ def split_volumes(pictures: Sequence[Picture], headers: Sequence[Any], name: str
 
     Args:
         pictures: All with a plane.
-        headers: Of the series' files.
+        headers: Headers of the series' files.
         name: What an error calls the series.
     """
     marked = _Marked(pictures, headers)

@@ -23,7 +23,7 @@ class JudgedCase:
         observed: As it was predicted.
         sizes: By side, of each matched instance with a margin: size of its region over its true size. Of the margins
             that are applied.
-        dice: Of the union of kept instances and the union of references; 1 where both are empty.
+        dice: Dice of the union of kept instances and the union of references; 1 where both are empty.
     """
 
     observed: ObservedCase
@@ -38,8 +38,8 @@ def judge_case(
 
     Args:
         calibration: What is judged.
-        observed: Of the prediction, with the floors of the calibration's margins.
-        prediction: Of every instance, down to score 0, as predicted.
+        observed: What is kept of the prediction, with the floors of the calibration's margins.
+        prediction: Prediction of every instance, down to score 0, as predicted.
         reference: On the same grid.
     """
     instances = prediction.instances

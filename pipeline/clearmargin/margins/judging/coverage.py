@@ -58,7 +58,7 @@ class Coverage:
     Attributes:
         margin: What was calibrated.
         groups: Judged groups with a matched object.
-        covered: One less their mean loss, with a bootstrap interval over groups; None where there is no group.
+        covered: One less their mean loss, with a bootstrap interval over groups; None if there is no group.
         objects: Matched objects of the judged groups.
         objects_covered: Those of them that are covered as a whole, each counted alike.
         over_splits: Coverage of each random split of the margin and judged groups together; empty where no judged
@@ -88,9 +88,9 @@ class Shift:
     """A margin calibrated on one stratum of the card and judged on another, with the width of all fit groups.
 
     Attributes:
-        name: Of the margin, such as ``outer, by object``.
+        name: Name of the margin, such as ``outer, by object``.
         alpha: What the mean loss may be.
-        column: Of the card.
+        column: Column of the card.
         calibrated_on: Value of the column; empty for all groups.
         judged_on: Value of the column.
         n: Groups that calibrated.
@@ -135,7 +135,7 @@ def coverage_of(
         calibration: Whose margins.
         cases: Judged ones.
         margin_cases: Those that the margins were calibrated on.
-        rng: Of the splits and the resamples.
+        rng: Random generator for the splits and the resamples.
     """
     fitted = _objects(calibration, margin_cases)
     fresh = _objects(calibration, [case.observed for case in cases])

@@ -22,7 +22,7 @@ class Expected:
     Attributes:
         column: What is said: ``predicted_nsd`` (scaled), or ``edge_sd`` in the unit of length.
         measured: What it is held against: ``nsd``, or ``hd95`` in the unit of length.
-        part: Of the instances, from 1 where the least is said.
+        part: Number of the part of the instances, from 1 for the least expected.
         n: Instances in it.
         said: Mean of the column.
         found: Mean of the measured.
@@ -68,9 +68,9 @@ def _parts(
     said = np.array([one.columns[column] for one in matched])
     if column == "predicted_nsd" and calibration.nsd is not None:
         said = np.asarray(calibration.nsd.apply(said))
-    found = np.array([getattr(one, measured) for one in matched])
-    varies = bool(np.ptp(said) and np.ptp(found))
-    rank = float(spearmanr(said, found).statistic) if varies else None
+    values = np.array([getattr(one, measured) for one in matched])
+    varies = bool(np.ptp(said) and np.ptp(values))
+    rank = float(spearmanr(said, values).statistic) if varies else None
     return [
         Expected(
             column=column,
@@ -78,7 +78,7 @@ def _parts(
             part=k + 1,
             n=len(part),
             said=float(said[part].mean()),
-            found=float(found[part].mean()),
+            found=float(values[part].mean()),
             spearman=rank,
         )
         for k, part in enumerate(np.array_split(np.argsort(said, kind="stable"), _PARTS))

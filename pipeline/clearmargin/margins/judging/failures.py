@@ -35,14 +35,14 @@ class Failure:
         over: ``cases``, ``matched instances``, or ``instances``.
         risk: What goes wrong.
         limit: Over which it has failed.
-        unit: Of the risk; empty for none.
+        unit: Unit of the risk; empty for none.
         uncertainty: What shall find it.
         n: Number of them.
-        mean_risk: Of all.
+        mean_risk: Mean risk of all.
         aurc: With its interval over groups.
         e_aurc: `metrics.failure`.
         ause: Likewise.
-        auroc: Of the risk being over the limit; None where none or all are.
+        auroc: AUROC of the uncertainty for a risk over the limit; None if none or all are.
         referral: Smallest referral after which 90 % of the rest are within the limit.
         points: Uncertainty and risk of each.
     """
@@ -81,15 +81,15 @@ def failures_of(
     """Return a row for each uncertainty that all kept instances have, and each risk.
 
     Risks: of a case 1 - Dice of everything in it, and the mean HD95 of its matched instances (cases without one are
-    left out); of a matched instance HD95; of an instance whether it is spurious. A case's uncertainty is the mean
-    over its kept instances, and 1 where nothing was kept.
+    left out); of a matched instance HD95; of an instance whether it is a false positive. A case's uncertainty is the
+    mean over its kept instances, and 1 if nothing was kept.
 
     Args:
         calibration: Whose threshold and unit of length.
         cases: Judged ones.
         risk_limit: HD95 over which an instance or case has failed, in the grid's unit.
-        rng: Of the resamples.
-        resamples: Of each interval.
+        rng: Random generator for the resamples.
+        resamples: Resamples of each interval.
     """
     kept = [
         [one for one in case.observed.instances if one.score >= calibration.thresholds.of(one.label)]
@@ -102,7 +102,7 @@ def failures_of(
     rows = []
     for name in ("1 - score", *known):
         of_case = [float(np.mean([_doubt(one, name) for one in own])) if own else 1.0 for own in kept]
-        found: dict[_Risk, list[tuple[float, float, str]]] = {
+        points_by_risk: dict[_Risk, list[tuple[float, float, str]]] = {
             _Risk(over="cases", name="1 - Dice", limit=_DICE_LIMIT): [
                 (doubt, 1 - case.dice, group)
                 for doubt, case, group in zip(of_case, cases, groups, strict=True)
@@ -118,13 +118,15 @@ def failures_of(
                 for one in own
                 if one.matched
             ],
-            _Risk(over="instances", name="spurious", limit=0.0): [
+            _Risk(over="instances", name="false positive", limit=0.0): [
                 (_doubt(one, name), float(not one.matched), group)
                 for own, group in zip(kept, groups, strict=True)
                 for one in own
             ],
         }
-        rows += [_failure(risk, name, points, rng, resamples) for risk, points in found.items() if points]
+        rows += [
+            _failure(risk, name, points, rng, resamples) for risk, points in points_by_risk.items() if points
+        ]
     return rows
 
 

@@ -37,7 +37,7 @@ class Judgement:
         missed: Mean share of a group's instances that are missed, merged or cut; None where no group has an instance.
         coverage: One for each margin.
         sizes: By side, size of the regions over true size, a mean over matched instances.
-        empty: Share of the inner regions that are empty; None where there is none.
+        empty: Share of the inner regions that are empty; None if there is none.
         shifts: One for each margin that is applied and pair of values of the card's strata.
         alarms: Cases that are warned of as unlike the calibration cases, by stratum.
         expected: Predicted NSD and the edge's standard deviation against what was measured; none without samples.
@@ -75,11 +75,11 @@ def judge(
     Args:
         calibration: Fitted on other groups.
         cases: At least one.
-        pixels: Their counts by group, before and after scaling; both empty where there is no foreground map.
+        pixels: Their counts by group, before and after scaling; both empty if there is no foreground map.
         margin_cases: Those that the margins were calibrated on.
         risk_limit: HD95 over which an instance or a case has failed, in the grid's unit.
         rng: Of splits and resamples.
-        resamples: Of each interval.
+        resamples: Resamples of each interval.
     """
     observed = [case.observed for case in cases]
     inner = [ratio for case in cases for ratio in case.sizes.get("inner", [])]

@@ -95,13 +95,13 @@ def pixel_errors(
     rng: np.random.Generator,
     resamples: int,
 ) -> tuple[list[Reliabilities], list[Scaled]]:
-    """Return the errors of pixels, all and near the edge; nothing where there is no foreground map.
+    """Return the errors of pixels, all and near the edge; nothing if there is no foreground map.
 
     Args:
         before: By group.
         after: By group, scaled.
-        rng: Of the resamples.
-        resamples: Of each interval.
+        rng: Random generator for the resamples.
+        resamples: Resamples of each interval.
     """
     groups = list(before)
     diagrams: list[Reliabilities] = []
@@ -115,13 +115,13 @@ def pixel_errors(
 
 
 def _scores(case: ObservedCase, calibration: Calibration, least: Thresholds) -> _Scores:
-    chosen = [one for one in case.instances if one.score >= least.of(one.label)]
-    before = np.array([one.score for one in chosen], np.float64)
+    kept = [one for one in case.instances if one.score >= least.of(one.label)]
+    before = np.array([one.score for one in kept], np.float64)
     return _Scores(
         before=before,
         after=calibration.scores.apply(before).astype(np.float64),
-        right=np.array([one.matched for one in chosen], bool),
-        sizes=np.array([one.relative_size for one in chosen], np.float64),
+        right=np.array([one.matched for one in kept], bool),
+        sizes=np.array([one.relative_size for one in kept], np.float64),
     )
 
 
@@ -138,11 +138,11 @@ def _of_pixels(what: str, sample: Sequence[tuple[Reliability, Reliability]]) -> 
 
 def _score_numbers(what: str, sample: Sequence[_Scores]) -> dict[tuple[str, str], float]:
     right, sizes = (np.concatenate([getattr(one, name) for one in sample]) for name in ("right", "sizes"))
-    found = _errors(_of_scores(what, sample))
+    errors = _errors(_of_scores(what, sample))
     for side in _SIDES:
         said = np.concatenate([getattr(one, side) for one in sample])
-        found["D-ECE", side] = detection_calibration_error(said, right, sizes)
-    return found
+        errors["D-ECE", side] = detection_calibration_error(said, right, sizes)
+    return errors
 
 
 def _pixel_numbers(
@@ -166,19 +166,19 @@ def _compared(
     """Return each error before, after, and the change, all of the same resamples."""
 
     def flat(sample: Sequence[T]) -> dict[str, float]:
-        found = numbers(sample)
-        names = [name for name, side in found if side == "before"]
-        changes = {f"{name} change": found[name, "after"] - found[name, "before"] for name in names}
-        return {f"{name} {side}": value for (name, side), value in found.items()} | changes
+        intervals = numbers(sample)
+        names = [name for name, side in intervals if side == "before"]
+        changes = {f"{name} change": intervals[name, "after"] - intervals[name, "before"] for name in names}
+        return {f"{name} {side}": value for (name, side), value in intervals.items()} | changes
 
-    found = bootstrap_statistics(flat, tables, groups, rng=rng, resamples=resamples)
+    intervals = bootstrap_statistics(flat, tables, groups, rng=rng, resamples=resamples)
     return [
         Scaled(
             what=what,
             number=name,
-            before=found[f"{name} before"],
-            after=found[f"{name} after"],
-            change=found[f"{name} change"],
+            before=intervals[f"{name} before"],
+            after=intervals[f"{name} after"],
+            change=intervals[f"{name} change"],
         )
-        for name in (key.removesuffix(" change") for key in found if key.endswith(" change"))
+        for name in (key.removesuffix(" change") for key in intervals if key.endswith(" change"))
     ]
