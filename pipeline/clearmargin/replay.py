@@ -64,7 +64,7 @@ def replay(run: str, card: Path, *, model: Path | str | None = None) -> Replayed
             card lacks the run's cases.
     """
     known = load(run)
-    capsule = read_capsule(known.file(CAPSULE))
+    capsule = read_capsule(known.file(CAPSULE), known.name)
     if capsule["verb"] != "evaluate":
         raise InputError(
             f"run '{known.name}' is of the verb {capsule['verb']}: evaluations are replayed; name one of its model"

@@ -37,7 +37,7 @@ def report(run: str, out: Path) -> Path:
     evaluation = known if known.verb == "evaluate" else next(iter(known.children("evaluate")), None)
     if evaluation is None:
         raise InputError(
-            f"run '{known.name}' is no evaluation and has none: `clearmargin evaluate` makes one"
+            f"run '{known.name}' is not an evaluation and has none: `clearmargin evaluate` makes one"
         )
     training = load(evaluation.tags["training"]) if evaluation.tags.get("training") else None
     calibration = next(iter(training.children("calibrate")), None) if training is not None else None

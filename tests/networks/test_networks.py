@@ -10,7 +10,7 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.placing import place_view
-from clearmargin.models.segmenter import NetworkSegmenter, View
+from clearmargin.models.segmenter import PlaneSegmenter, View
 from clearmargin.networks import NETWORKS, build_network, network_config
 from clearmargin.sampling.maps import entropy
 from clearmargin.sampling.samples import open_segmenter
@@ -231,7 +231,7 @@ def test_maps_go_on_where_a_box_ends(name, learned, monkeypatch):
     plain = getattr(coder, decode)
     monkeypatch.setattr(coder, decode, lambda codes, places: halved(plain(codes, places)))
     image, _ = scene()
-    segmenter = NetworkSegmenter(
+    segmenter = PlaneSegmenter(
         network=network,
         image=ImageSettings(intensity=Window(low=0, high=1)),
         label_map=LABELS,

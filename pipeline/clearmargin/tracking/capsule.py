@@ -59,8 +59,8 @@ def capsule(
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
-def read_capsule(path: Path) -> dict[str, Any]:
-    """Return a capsule.
+def read_capsule(path: Path, run: str) -> dict[str, Any]:
+    """Return the capsule of a run, which messages name.
 
     Raises:
         InputError: It is none of ours.
@@ -68,9 +68,11 @@ def read_capsule(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError("the run's capsule cannot be read: run it again with this version") from None
+        raise InputError(
+            f"the capsule of run '{run}' cannot be read: run it again with this version"
+        ) from None
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
-        raise InputError("the run's capsule is of another version: run it again with this one")
+        raise InputError(f"the capsule of run '{run}' is of another version: run it again with this one")
     return content
 
 
