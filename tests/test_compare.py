@@ -71,7 +71,7 @@ def test_p_values_are_students_over_patients_and_holm_is_over_all_tools(tmp_path
     done = compare([tmp_path / name for name in "abc"], out=tmp_path / "out")
     gaps = (noise["b"] - noise["a"]).mean(axis=1)
     found = next(f for f in done.sets.metrics if (f.name, f.metric) == ("b", "dice"))
-    assert found.comparison.p_value == pytest.approx(ttest_1samp(gaps, 0).pvalue, abs=0.06)
+    assert found.comparison.p_value == pytest.approx(ttest_1samp(gaps, 0).pvalue)
     assert len(done.sets.metrics) == 6
     assert found.comparison.p_adjusted >= found.comparison.p_value
     lines = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
@@ -112,7 +112,7 @@ def test_the_page_for_papers_runs_as_it_stands(tmp_path, data_root, monkeypatch)
     """nnU-Net's folders from real references and two made-up tools; every command of the page, in its order."""
     source = data_root / "hippocampus_mr"
     with (source / "index.csv").open() as lines:
-        cases = [line["id"] for line in csv.DictReader(lines) if line["split"] == "test"][:20]
+        cases = [line["id"] for line in csv.DictReader(lines) if line["split"] == "test"][:12]
     reference = tmp_path / "Dataset004_Hippocampus" / "labelsTs"
     reference.mkdir(parents=True)
     for case in cases:

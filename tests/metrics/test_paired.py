@@ -21,7 +21,7 @@ def test_paired_comparison():
     assert found["x"].difference.low > 0.7
     assert found["x"].p_adjusted < 0.001
     assert found["y"].difference.low < 0 < found["y"].difference.high
-    assert found["y"].p_value == pytest.approx(stats.ttest_rel(base + noise, base).pvalue, abs=0.03)
+    assert found["y"].p_value == pytest.approx(stats.ttest_rel(base + noise, base).pvalue)
     assert compare({"x": base}, {"x": base}, patients, rng=rng())["x"].p_value == 1
     with pytest.raises(InputError, match="only one of them has: y"):
         compare({"x": base, "y": base}, {"x": base}, patients, rng=rng())
@@ -45,7 +45,7 @@ def test_the_ceiling_is_the_readers_agreement():
 def test_an_interval_is_students_over_patients_means():
     values = rng(1).normal(0.3, 1, 40)
     patients = [str(i // 2) for i in range(40)]
-    found = compare({"x": values}, {"x": np.zeros(40)}, patients, rng=rng(), trials=0)["x"]
+    found = compare({"x": values}, {"x": np.zeros(40)}, patients, rng=rng())["x"]
     means = values.reshape(20, 2).mean(axis=1)
     expected = stats.ttest_1samp(means, 0)
     low, high = expected.confidence_interval(0.95)
@@ -73,8 +73,6 @@ def test_an_interval_that_does_not_cover_says_so():
     rare[0] = 5.0  # one patient in forty: most samples hold none of it, or too much
     found = compare({"x": rare}, {"x": np.zeros(40)}, [str(i) for i in range(40)], rng=rng())["x"]
     assert not found.covers and found.coverage < 0.8
-    plain = compare({"x": rare}, {"x": np.zeros(40)}, [str(i) for i in range(40)], rng=rng(), trials=0)["x"]
-    assert found.difference.high > 1.5 * plain.difference.high  # the bootstrap's interval is wider
 
 
 @pytest.mark.parametrize("n", [6, 15, 20, 51])

@@ -71,7 +71,7 @@ def _preface(done: ComparedSets) -> list[str]:
     overall = sum(row.stratum == "all" for row in done.metrics)
     lines = [
         f"against {done.first}: {done.objects} references and {done.cases} cases that all have; mean differences over "
-        f"groups, Holm over {overall} comparisons, level {done.alpha:g}",
+        f"groups with Student's intervals, Holm over {overall} comparisons, level {done.alpha:g}",
     ]
     lines += [
         f"{name}: a mean over {n} tables of one configuration" for name, n in done.tables.items() if n > 1
