@@ -11,16 +11,17 @@ import numpy as np
 
 from clearmargin.core import Grid, InstanceSet, LabelClass
 from clearmargin.core.groups import PLURALS
+from clearmargin.core.landmarks import HIDDEN, SEEN
 from clearmargin.datasets.card import SPLITS, Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.formats.raster import write_raster
 from clearmargin.report.annotated import class_keys, with_marks
 from clearmargin.report.contact import contact_sheet
-from clearmargin.report.overlay import overlay
+from clearmargin.report.overlay import overlay, shown_slice
 from clearmargin.report.picture import enlargement
 from clearmargin.report.progress import progress
 
-__all__ = ["ClassCounts", "DatasetCounts", "DatasetShown", "SplitCounts", "show_dataset"]
+__all__ = ["ClassCounts", "DatasetCounts", "DatasetShown", "PointCounts", "SplitCounts", "show_dataset"]
 
 
 _TILES = ((3, 800), (12, 540))  # up to so many pictures, so wide each
@@ -68,6 +69,16 @@ class ClassCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PointCounts:
+    """What a type of landmark holds: its name, how many are seen and hidden, and in how many cases there are any."""
+
+    name: str
+    seen: int
+    hidden: int
+    cases: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetCounts:
     """What a data set holds.
 
@@ -77,6 +88,7 @@ class DatasetCounts:
         size_unit: Unit of the sizes: ``mm^2``, ``mm^3``, ``px^2`` or ``px^3``.
         grids: Number of cases by their grid, the most frequent first.
         overlapping: Cases whose instances overlap.
+        points: Each type of landmark of the card.
     """
 
     splits: tuple[SplitCounts, ...]
@@ -84,6 +96,7 @@ class DatasetCounts:
     size_unit: str
     grids: Mapping[str, int]
     overlapping: int
+    points: tuple[PointCounts, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +139,8 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
                     picture, image.grid, z, size=max(8, round((13 if tile == _TILE else 18) * scale))
                 )
                 held = f"{len(reference)} object{'' if len(reference) == 1 else 's'}"
+                if reference.landmarks is not None:
+                    held += f", {reference.landmarks.count} landmarks"
                 pictures.append((marked, f"{case.split} {case.case.removeprefix('case-')}: {held}"))
             counted.append((case, image.grid, reference))
             bar.advance()
@@ -143,6 +158,8 @@ def _fullest_slice(reference: InstanceSet) -> int | None:
     """Return the slice that cuts most instances; None for a picture."""
     if reference.grid.ndim == 2:
         return None
+    if not len(reference):
+        return shown_slice(reference)
     return int(np.argmax([len(reference.plane(z)[0]) for z in range(reference.grid.shape[0])]))
 
 
@@ -188,6 +205,20 @@ def _count(dataset: Dataset, counted: Sequence[tuple[Case, Grid, InstanceSet]]) 
         size_unit=f"{grid.unit}^{grid.ndim}",
         grids=dict(Counter(str(grid) for _, grid, _ in counted).most_common()),
         overlapping=sum(_overlaps(reference) for reference in references),
+        points=_point_counts(dataset, references),
+    )
+
+
+def _point_counts(dataset: Dataset, references: Sequence[InstanceSet]) -> tuple[PointCounts, ...]:
+    sets = [r.landmarks for r in references if r.landmarks is not None]
+    return tuple(
+        PointCounts(
+            name=point.name,
+            seen=sum(int((one.visible[:, k] == SEEN).sum()) for one in sets),
+            hidden=sum(int((one.visible[:, k] == HIDDEN).sum()) for one in sets),
+            cases=sum(bool((one.visible[:, k] > 0).any()) for one in sets),
+        )
+        for k, point in enumerate(dataset.card.label_map.points)
     )
 
 
@@ -213,6 +244,10 @@ def _describe(dataset: Dataset, counts: DatasetCounts) -> str:
         lines.append(
             f"{kind.name} ({kind.kind}; {kind.code or 'no code'}): {kind.instances} instances, {spread}"
         )
+    lines += [
+        f"landmark {point.name}: {point.seen} seen, {point.hidden} hidden, in {point.cases} cases"
+        for point in counts.points
+    ]
     lines += [f"{count} x {grid}" for grid, count in list(counts.grids.items())[:4]]
     if len(counts.grids) > 4:
         lines.append(f"and {len(counts.grids) - 4} other sizes")

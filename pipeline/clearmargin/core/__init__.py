@@ -3,7 +3,8 @@
 from clearmargin.core.grid import Grid
 from clearmargin.core.image import Image, Source
 from clearmargin.core.instances import Crowd, InstanceSet
-from clearmargin.core.labels import Code, LabelClass, LabelMap
+from clearmargin.core.labels import Code, LabelClass, LabelMap, PointType
+from clearmargin.core.landmarks import Landmarks
 from clearmargin.core.mask import Mask
 from clearmargin.core.prediction import (
     EdgeSpread,
@@ -24,7 +25,9 @@ __all__ = [
     "InstanceSet",
     "LabelClass",
     "LabelMap",
+    "Landmarks",
     "Mask",
+    "PointType",
     "Prediction",
     "Provenance",
     "Segmenter",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.core.grid import Grid
+from clearmargin.core.landmarks import Landmarks
 from clearmargin.core.mask import Mask
 
 __all__ = ["Crowd", "InstanceSet"]
@@ -40,6 +41,7 @@ class InstanceSet:
         uncertainty: Further ``(N,)`` float32 columns by name, such as ``mean_entropy``.
         ignore: Region in which nothing is measured, of any class (ambiguous tissue); None for none.
         crowds: Regions with objects of one class that were not told apart, each by itself.
+        landmarks: Points on the grid, of objects with or without a mask; None if they were not looked for.
     """
 
     grid: Grid
@@ -49,6 +51,7 @@ class InstanceSet:
     uncertainty: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     ignore: Mask | None = None
     crowds: tuple[Crowd, ...] = ()
+    landmarks: Landmarks | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masks", tuple(self.masks))
@@ -74,6 +77,8 @@ class InstanceSet:
         ):
             if mask.shape != self.grid.shape:
                 raise ValueError(f"a mask of shape {mask.shape} does not lie on the grid {self.grid.shape}")
+        if self.landmarks is not None and self.landmarks.ndim != self.grid.ndim:
+            raise ValueError(f"landmarks of {self.landmarks.ndim} axes on a grid of {self.grid.ndim}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"uncertainty": dict(self.uncertainty)}  # a view cannot go to another process
@@ -138,6 +143,7 @@ class InstanceSet:
             uncertainty={name: column[picks] for name, column in self.uncertainty.items()},
             ignore=self.ignore,
             crowds=self.crowds,
+            landmarks=self.landmarks,
         )
 
     def plane(self, z: int) -> tuple[InstanceSet, NDArray[np.int64]]:
@@ -159,6 +165,7 @@ class InstanceSet:
                 for cut in (crowd.mask.plane(z),)
                 if cut.area
             ),
+            landmarks=None if self.landmarks is None else self.landmarks.plane(z),
         )
         return flat, kept
 
@@ -169,7 +176,8 @@ class InstanceSet:
         return Mask.union(regions, self.grid.shape) if regions else None
 
     def __repr__(self) -> str:
-        return f"InstanceSet({len(self)} instance(s), {self.grid})"
+        points = "" if self.landmarks is None else f", {self.landmarks.count} landmark(s)"
+        return f"InstanceSet({len(self)} instance(s){points}, {self.grid})"
 
 
 _FEW = 2**16

@@ -7,7 +7,7 @@ from typing import Literal
 
 from clearmargin.errors import ConfigError, nearest
 
-__all__ = ["Code", "LabelClass", "LabelMap"]
+__all__ = ["Code", "LabelClass", "LabelMap", "PointType", "mirrored_order"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,40 @@ class LabelClass:
         return "" if self.type is None else f"{self.type.value} {self.type.scheme}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PointType:
+    """One type of landmark.
+
+    Attributes:
+        name: As tables and options call it.
+        code: What it is, coded; None until DICOM is written.
+        mirror: The type that it becomes in a mirror, such as the right one of a left one; None for itself.
+        falloff: COCO's ``k``: twice the standard deviation of labels, as a share of the object's size.
+    """
+
+    name: str
+    code: Code | None = None
+    mirror: str | None = None
+    falloff: float = 0.05
+
+
+def mirrored_order(types: tuple[PointType, ...]) -> list[int]:
+    """Return which type each one is in a mirror: positions in ``types``."""
+    names = [t.name for t in types]
+    return [names.index(t.mirror or t.name) for t in types]
+
+
 @dataclass(frozen=True)
 class LabelMap:
-    """The classes of a data set, in id order; ids are 1..K without a gap, as networks count them."""
+    """The classes of a data set, in id order; ids are 1..K without a gap, as networks count them.
+
+    Attributes:
+        classes: The classes of instances.
+        points: The types of landmarks, in the order that networks count them.
+    """
 
     classes: tuple[LabelClass, ...]
+    points: tuple[PointType, ...] = ()
 
     def __post_init__(self) -> None:
         ids = [c.id for c in self.classes]
@@ -67,6 +96,16 @@ class LabelMap:
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise ConfigError(f"class names are unique, not {names}")
+        by_name = {p.name: p for p in self.points}
+        if len(by_name) != len(self.points):
+            raise ConfigError(f"names of points are unique, not {[p.name for p in self.points]}")
+        for point in self.points:
+            other = by_name.get(point.mirror or point.name)
+            if other is None or (other.mirror or other.name) != point.name:
+                raise ConfigError(
+                    f"point '{point.name}' has the mirror '{point.mirror}', which has to be a point whose mirror is "
+                    f"'{point.name}'"
+                )
 
     def __repr__(self) -> str:
         return f"LabelMap({', '.join(f'{c.id} {c.name}' for c in self.classes)})"

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clearmargin.config import Settings, load_settings
-from clearmargin.core import Code, LabelClass, LabelMap
+from clearmargin.core import Code, LabelClass, LabelMap, PointType
 from clearmargin.core.groups import GroupKind
+from clearmargin.datasets.landmark_card import LabelPoints, LandmarkSource, PointEntry
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.files import below, write_text
 from clearmargin.privacy import Naming, home
@@ -151,8 +152,14 @@ class VideoMasks(Settings):
     )
 
 
+class NoMasks(Settings):
+    """No masks: the cases hold landmarks alone, in the file that ``cases.reference`` names."""
+
+    kind: Literal["none"]
+
+
 Encoding = Annotated[
-    LabelImage | ValueMasks | LabelVolume | MaskFiles | Coco | DicomSeg | RtStruct | VideoMasks,
+    LabelImage | ValueMasks | LabelVolume | MaskFiles | Coco | DicomSeg | RtStruct | VideoMasks | NoMasks,
     Field(discriminator="kind"),
 ]
 
@@ -178,6 +185,7 @@ class Cases(Settings):
     frames: int | None = Field(
         None, ge=1, description="image is a clip, and every n-th frame of it is a case; templates use {frame}"
     )
+    first_frame: int = Field(0, ge=0, description="the first frame that is a case, with frames")
     ignore: str | None = Field(None, description="template of a mask; what is not 0 is never measured")
     group: str = Field(
         description="template of the group that no two splits share: patient, surgery or image"
@@ -243,6 +251,8 @@ class Card(Settings):
     citation: str = ""
     modality: str = Field(description="DICOM modality, e.g. CT, MR, US, ES, SM")
     classes: tuple[ClassEntry, ...] = Field(min_length=1)
+    points: tuple[PointEntry, ...] = Field((), description="types of landmarks, with landmarks")
+    landmarks: LandmarkSource | None = Field(None, description="what the points are read from")
     root: str = Field(
         description="folder under CLEARMARGIN_DATA; from the card's own folder on if it begins with a dot"
     )
@@ -275,6 +285,17 @@ class Card(Settings):
             raise ValueError("encoding video_masks needs cases.frames: every how many frames one is a case")
         return self
 
+    @model_validator(mode="after")
+    def _landmarks_have_types(self) -> Card:
+        if bool(self.points) != (self.landmarks is not None):
+            raise ValueError("points and landmarks go together: the types, and where they are read from")
+        if self.encoding.kind == "none" and self.landmarks is None:
+            raise ValueError("encoding none needs landmarks: else the card has no reference")
+        names = [p.name for p in self.points]
+        if isinstance(self.landmarks, LabelPoints) and sorted(self.landmarks.points) != sorted(names):
+            raise ValueError(f"landmarks.points says where each of points is: expected {', '.join(names)}")
+        return self
+
     def __repr__(self) -> str:
         classes = ", ".join(c.name for c in self.classes[:8]) + ", ..." * (len(self.classes) > 8)
         return f"Card({self.name}, {self.modality}, {self.encoding.kind}, classes {classes})"
@@ -292,7 +313,16 @@ class Card(Settings):
                     category=None if c.category is None else Code(**c.category.model_dump()),
                 )
                 for c in self.classes
-            )
+            ),
+            tuple(
+                PointType(
+                    name=p.name,
+                    code=None if p.code is None else Code(**p.code.model_dump()),
+                    mirror=p.mirror,
+                    falloff=p.falloff,
+                )
+                for p in self.points
+            ),
         )
 
 

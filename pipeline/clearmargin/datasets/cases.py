@@ -31,6 +31,8 @@ from clearmargin.datasets.card import (
     read_card,
 )
 from clearmargin.datasets.clips import Clips, nearest_levels
+from clearmargin.datasets.landmark_card import PointTable
+from clearmargin.datasets.landmark_readers import read_landmarks
 from clearmargin.datasets.splits import assign_splits
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.files import below, uncell
@@ -57,6 +59,7 @@ class Case:
         references: The reference's files; one, but for masks in files of their own.
         series: Which DICOM series of ``image``; None if there is only one.
         frame: Number of the frame from 0; None where the image is not a frame of a clip.
+        landmarks: The landmarks' file, if it is not the reference's.
     """
 
     case: str
@@ -69,6 +72,7 @@ class Case:
     further: tuple[Path, ...] = field(repr=False, default=())
     series: str | None = field(repr=False, default=None)
     frame: int | None = None
+    landmarks: Path | None = field(repr=False, default=None)
     row: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -128,7 +132,27 @@ class Dataset:
         if case.ignore is not None:
             with named_by_case(case.case, "its ignored region", case.ignore):
                 reference = replace(reference, ignore=Mask.from_dense(_read_labels(case.ignore, image.grid)))
-        return image, reference
+        return image, self._with_landmarks(case, reference)
+
+    def _with_landmarks(self, case: Case, reference: InstanceSet) -> InstanceSet:
+        source = self.card.landmarks
+        if source is None:
+            return reference
+        path = case.landmarks or case.reference
+        name = None
+        if isinstance(source, PointTable) and source.case is not None:
+            name = _fill(source.case, case.row, self.card)
+        with named_by_case(case.case, "its landmarks", path):
+            landmarks = read_landmarks(
+                source,
+                path,
+                reference=reference,
+                label_map=self.card.label_map,
+                image=case.image.as_posix(),
+                frame=case.frame,
+                case=name,
+            )
+        return replace(reference, landmarks=landmarks)
 
     def digest(self) -> str:
         """Return the SHA-256 over every image and reference file, in case order: what "the same data" means."""
@@ -138,7 +162,7 @@ class Dataset:
             total.update(f"{case.split}\0".encode())
             if case.frame is not None:
                 total.update(f"{case.frame}\0".encode())
-            for path in (case.image, *case.further, *case.references, case.ignore):
+            for path in (case.image, *case.further, *case.references, case.ignore, case.landmarks):
                 if path is not None and path not in known:
                     known[path] = b"".join(_digest(file) for file in _files(path))
                 total.update(b"" if path is None else known[path])
@@ -149,7 +173,10 @@ class Dataset:
         known: dict[Path, bytes] = {}
         out = {}
         for case in cases:
-            sides = {"image": (case.image, *case.further), "reference": (*case.references, case.ignore)}
+            sides = {
+                "image": (case.image, *case.further),
+                "reference": (*case.references, case.ignore, case.landmarks),
+            }
             out[case.case] = {"split": str(case.split)}
             for side, paths in sides.items():
                 total = hashlib.sha256()
@@ -242,6 +269,8 @@ def _paths(case: Case) -> Iterator[tuple[str, Path]]:
     """Yield the paths of a case, each with the card's key that it comes from."""
     yield from (("cases.image", path) for path in (case.image, *case.further))
     yield from (("cases.reference", path) for path in case.references)
+    if case.landmarks is not None:
+        yield "landmarks.file", case.landmarks
 
 
 def _told_apart(cases: list[Case]) -> list[Case]:
@@ -267,7 +296,9 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
         )
     clip = _place(root, _fill(card.cases.images[0], row, card), card)
     try:
-        count = clips.frame_count(clip) if clip.exists() else 1  # a missing one is counted with the others
+        count = (
+            clips.frame_count(clip) if clip.exists() else card.cases.first_frame + 1
+        )  # a missing one is counted with the others
     except InputError:
         name = case_of(clip)
         record_case(name, clip)
@@ -275,13 +306,14 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
             f"{name}: its clip is not readable as a video (cases.frames is set; `clearmargin cases {name}` "
             "gives the file)"
         ) from None
-    yield from (row | {"frame": number} for number in range(0, count, every))
+    yield from (row | {"frame": number} for number in range(card.cases.first_frame, count, every))
 
 
 def _case(row: dict[str, Any], group: str, split: Split, card: Card, root: Path) -> Case:
     references = _fill(card.cases.reference, row, card).split(";")
     image = _place(root, _fill(card.cases.images[0], row, card), card)
     series = None if card.cases.series is None else _fill(card.cases.series, row, card) or None
+    own = None if card.landmarks is None else card.landmarks.file
     return Case(
         case=_name_of_case(row, card, image, series),
         group=case_id(card.name, "unit", group),  # the word is part of the hashes that models record
@@ -293,6 +325,7 @@ def _case(row: dict[str, Any], group: str, split: Split, card: Card, root: Path)
         series=series,
         ignore=None if card.cases.ignore is None else _place(root, _fill(card.cases.ignore, row, card), card),
         frame=row["frame"] if card.cases.frames is not None else None,
+        landmarks=None if own is None else _place(root, _fill(own, row, card), card),
         row=row,
     )
 
@@ -557,6 +590,10 @@ def _read_frame(dataset: Dataset, case: Case, path: Path) -> Image:
     return dataset.clips.frame(path, case.frame)
 
 
+def _no_masks(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
+    return InstanceSet.empty(grid)
+
+
 # A new encoding is one class in card.py, one reader here, one line.
 _REFERENCE_READERS: dict[str, Callable[[Dataset, Case, Grid], InstanceSet]] = {
     "label_image": _label_image,
@@ -567,6 +604,7 @@ _REFERENCE_READERS: dict[str, Callable[[Dataset, Case, Grid], InstanceSet]] = {
     "dicom_seg": _dicom_seg,
     "rtstruct": _rtstruct,
     "video_masks": _video_masks,
+    "none": _no_masks,
 }
 
 

@@ -17,6 +17,7 @@ from clearmargin.report.lettering import letter_size, text_rise, text_size, writ
 from clearmargin.report.orientation import upright
 from clearmargin.report.overlay import overlay, shown_slice
 from clearmargin.report.picture import Picture
+from clearmargin.report.points import point_colour
 
 __all__ = [
     "Key",
@@ -85,15 +86,23 @@ def annotated_overlay(
 
 
 def class_keys(label_map: LabelMap, *sets: InstanceSet) -> list[Key]:
-    """Return a key for each class that the sets hold, with how many there are of it in each; all, for no set."""
+    """Return a key for each class that the sets hold, with how many there are of it in each; all, for no set.
+
+    And one for each type of landmark, with how many points of it are not absent.
+    """
     if not sets:
-        return [Key(c.name, class_colour(c.id)) for c in label_map.classes]
+        classes = [Key(c.name, class_colour(c.id)) for c in label_map.classes]
+        return classes + [Key(p.name, point_colour(k), "solid") for k, p in enumerate(label_map.points)]
     counts = [Counter(int(label) for label in s.labels) for s in sets]
     keys = []
     for c in label_map.classes:
         here = [count[c.id] for count in counts]
         if any(here):
             keys.append(Key(f"{c.name}: {' / '.join(map(str, here))}", class_colour(c.id)))
+    for k, point in enumerate(label_map.points):
+        here = [0 if s.landmarks is None else int((s.landmarks.visible[:, k] > 0).sum()) for s in sets]
+        if any(here):
+            keys.append(Key(f"{point.name}: {' / '.join(map(str, here))}", point_colour(k), "solid"))
     return keys
 
 

@@ -13,6 +13,7 @@ from clearmargin.core.colours import instance_colours
 from clearmargin.report.lettering import letter_size, text_size, write_labels, write_text
 from clearmargin.report.orientation import Turn, upright
 from clearmargin.report.picture import Picture, display, enlarge, enlargement
+from clearmargin.report.points import draw_landmarks
 
 __all__ = ["heat_overlay", "overlay", "shown_slice"]
 
@@ -38,7 +39,8 @@ def overlay(
     """Return the image with each instance's outline and a translucent fill, in a shade of its class's colour.
 
     An instance keeps its colour from slice to slice. A reference's outlines are white dashes. A slice of a
-    volume is turned :func:`~clearmargin.report.orientation.upright`.
+    volume is turned :func:`~clearmargin.report.orientation.upright`. Landmarks are crosses in their type's colour
+    (a reference's white), with a ring if they are hidden.
 
     Args:
         image: The segmented image.
@@ -84,6 +86,18 @@ def overlay(
         for mask in _plane(reference, z, turn)[0]:
             _draw(picture, mask, (255, 255, 255), factor, thick, dash=4)
     result = np.clip(np.round(picture), 0, 255).astype(np.uint8)
+    for points, truth in ((instances, False), (reference, True)):
+        if points is not None and points.landmarks is not None:
+            of_plane = points.landmarks if image.grid.ndim == 2 else points.landmarks.plane(z or 0)
+            result = draw_landmarks(
+                result,
+                of_plane,
+                turn=turn,
+                shape=(image.grid.shape[-2], image.grid.shape[-1]),
+                factor=factor,
+                thick=thick,
+                truth=truth,
+            )
     if label_map is not None and len(masks) <= _MOST_LABELS:
         names = [label_map.by_id(int(label)).name for label in instances.labels[positions]]
         scores = instances.scores[positions]
@@ -155,7 +169,12 @@ def shown_slice(*sets: InstanceSet | None) -> int | None:
     None if no set has any, or for a picture.
     """
     for drawn in sets:
-        if drawn is None or drawn.grid.ndim == 2 or not any(mask.area for mask in drawn.masks):
+        if drawn is None or drawn.grid.ndim == 2:
+            continue
+        if not any(mask.area for mask in drawn.masks):
+            if drawn.landmarks is not None and drawn.landmarks.count:
+                depths = np.rint(drawn.landmarks.points[drawn.landmarks.visible > 0][:, 0]).astype(int)
+                return int(np.bincount(np.clip(depths, 0, drawn.grid.shape[0] - 1)).argmax())
             continue
         filled = np.zeros(drawn.grid.shape[0])
         for mask in drawn.masks:

@@ -16,7 +16,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from clearmargin.core import Grid, Image, InstanceSet, Mask
+from clearmargin.core import Grid, Image, InstanceSet, Landmarks, Mask
 from clearmargin.core.layers import pack_layers, unpack_layers
 from clearmargin.transforms.tensors import grid_of, to_tensor
 
@@ -31,13 +31,14 @@ class Sample(TypedDict):
 
     ``image``: MetaTensor ``(C, *spatial)`` float32. ``layers``: MetaTensor ``(L, *spatial)`` float32 holding
     whole numbers, 0 or the instance's position + 1. ``labels``: ``(N,)`` int64. ``anchors``: ``(N, ndim)``
-    float64 indices on the source's grid.
+    float64 indices on the source's grid. ``landmarks``: on the source's grid, too; None if there are none.
     """
 
     image: MetaTensor
     layers: MetaTensor
     labels: NDArray[np.int64]
     anchors: NDArray[np.float64]
+    landmarks: Landmarks | None
 
 
 def make_sample(image: Image, instances: InstanceSet) -> Sample:
@@ -50,6 +51,7 @@ def make_sample(image: Image, instances: InstanceSet) -> Sample:
         layers=to_tensor(pack_layers(instances), image.grid),
         labels=instances.labels,
         anchors=np.array([anchor_of(m) for m in instances.masks], np.float64).reshape(-1, image.grid.ndim),
+        landmarks=instances.landmarks,
     )
 
 
@@ -61,7 +63,8 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
         source: The grid it was made on.
 
     Returns:
-        One instance for each of the source's; those that left the field of view have an empty mask.
+        One instance for each of the source's; those that left the field of view have an empty mask. Landmarks that
+        left it are absent.
     """
     layers: MetaTensor = sample["layers"]
     grid, matrix = grid_of(layers, source)
@@ -77,7 +80,10 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
             masks[i] = Mask.from_crop(
                 np.ones((1,) * grid.ndim, bool), tuple(int(k) for k in index), grid.shape
             )
-    return replace(found, masks=tuple(masks))
+    landmarks: Landmarks | None = sample.get("landmarks")
+    if landmarks is not None:
+        landmarks = landmarks.moved(inverse).inside(grid.shape)
+    return replace(found, masks=tuple(masks), landmarks=landmarks)
 
 
 def anchor_of(mask: Mask) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from monai.utils import InterpolateMode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clearmargin.core import InstanceSet, Mask
+from clearmargin.core import InstanceSet, Landmarks, Mask
 from clearmargin.core.layers import pack_layers, unpack_layers
 from clearmargin.errors import ConfigError, TrainingError
 from clearmargin.transforms.catalogue import Listing, find, unknown_argument
@@ -214,11 +214,46 @@ def _move(
     vanished = [
         k for k, (a, b) in enumerate(zip(instances.masks, masks, strict=True)) if a.area and not b.area
     ]
-    if vanished:
+    landmarks = instances.landmarks
+    if vanished or landmarks is not None:
         places = displaced(step, layers, seed)
         for k in vanished:
             masks[k] = _at(places, anchor_of(instances.masks[k]), instances.grid.shape)
-    return moved[KEYS[0]], replace(instances, masks=tuple(masks))
+        if landmarks is not None:
+            landmarks = _points_at(places, landmarks)
+    return moved[KEYS[0]], replace(instances, masks=tuple(masks), landmarks=landmarks)
+
+
+def _points_at(places: NDArray[np.float32], landmarks: Landmarks) -> Landmarks:
+    """Return landmarks where ``places`` (`displaced`) shows them: between pixels along the slope of the indices there.
+
+    Exact for what maps lines to lines; those that left the window are absent. A transform that mirrors swaps left and
+    right.
+    """
+    inside = places[-1] >= 1 - 1e-4  # at the edge, indices are mixed with what lies beyond
+    indices = np.where(inside, places[:-1].astype(np.float64), np.nan)
+    slopes = np.stack([np.gradient(one) for one in indices])  # (ndim, ndim, *shape)
+    usable = np.isfinite(slopes).all(axis=(0, 1))
+    if not usable.any():
+        return landmarks.only(np.zeros(landmarks.visible.shape, bool))
+    ndim = len(indices)
+    along = np.moveaxis(slopes[:, :, usable], -1, 0)  # (pixels, index axis, window axis)
+    mirrors = float(np.median(np.linalg.det(along))) < 0
+    # its linear part says no more than whether it mirrors; each point is then put where it is shown
+    turn = np.eye(ndim + 1)
+    turn[0, 0] = -1.0 if mirrors else 1.0
+    swapped = landmarks.moved(turn)
+    sources = swapped.points @ turn[:-1, :-1]
+    points, shown = np.full(sources.shape, np.nan), np.zeros(swapped.visible.shape, bool)
+    elements, known = np.argwhere(usable), indices[:, usable]
+    for i, k in np.argwhere(swapped.visible > 0):
+        nearest = int(((known - sources[i, k][:, None]) ** 2).sum(axis=0).argmin())
+        step = np.linalg.solve(along[nearest], sources[i, k] - known[:, nearest])
+        if np.abs(step).max() <= 1.5:  # else the window does not show it
+            points[i, k], shown[i, k] = elements[nearest] + step, True
+    visible = np.where(shown, swapped.visible, 0).astype(np.int8)
+    kept = replace(swapped, visible=visible, points=points, covariance=None)
+    return kept.inside(places.shape[1:])
 
 
 def displaced(step: Step, layers: Tensor, seed: tuple[int, ...]) -> NDArray[np.float32]:
