@@ -27,6 +27,8 @@ from clearmargin.metrics.confusion import confusion
 from clearmargin.metrics.detection import DetectionCounts, PrecisionTally, detection_limit, match_masks
 from clearmargin.metrics.instances import InstanceRow
 from clearmargin.metrics.intervals import size_strata
+from clearmargin.metrics.keypoints import match_oks
+from clearmargin.metrics.landmark_rows import PointRow, PointSummary, point_rows, summarise_points
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
 from clearmargin.metrics.strata import STRATA, instance_strata
 from clearmargin.metrics.tables import (
@@ -43,6 +45,7 @@ from clearmargin.report.detections import write_detections
 from clearmargin.report.evaluated import write_evaluation_figures
 from clearmargin.report.gallery import Listed, case_marks, write_gallery
 from clearmargin.report.paper import paper_table, write_paper
+from clearmargin.report.points_table import point_lines, point_numbers, point_rows_csv, points_csv
 from clearmargin.report.progress import progress
 from clearmargin.report.run_page import report_page
 from clearmargin.review_folder import KeptCases, described
@@ -63,6 +66,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_KEYPOINTS = 20  # of a type in an image, as COCO counts objects of key points
 _PICTURES = 8  # in the tracking store
 _PROTOCOL = Protocol(metrics=("dice", "iou", "hd95", "assd", "volume_error"), tolerances=(1.0, 2.0, 3.0))
 
@@ -85,6 +89,8 @@ class Evaluation:
         cost: ``seconds per case``, the median of segmenting, and the ``megabytes`` of the weights; as far as known.
         run_id: In the tracking store; empty where it was not tracked.
         failed: Case id and reason of those that could not be read, segmented or measured; no number knows of them.
+        landmarks: Radial errors and success rates, all together, by type and by visibility; empty without landmarks.
+        points: What these are of, a row per landmark.
     """
 
     numbers: dict[str, float]
@@ -100,6 +106,8 @@ class Evaluation:
     cost: dict[str, float] = field(default_factory=dict)
     run_id: str = ""
     failed: dict[str, str] = field(default_factory=dict)
+    landmarks: tuple[PointSummary, ...] = ()
+    points: tuple[PointRow, ...] = ()
 
     def complete(self) -> Evaluation:
         """Return itself, for comparisons that every case has to be part of.
@@ -117,14 +125,17 @@ class Evaluation:
         surface = next(
             (row for row in self.every if row.stratum == "all" and row.metric.startswith("nsd_")), None
         )
-        found = {name: self.numbers[name] for name in ("ap50", "pq", "semantic_dice", "miss_rate")}
+        names = ("ap50", "pq", "semantic_dice", "miss_rate")
+        found = {name: self.numbers[name] for name in names if name in self.numbers}
+        if self.landmarks and self.landmarks[0].radial_error is not None:
+            found["radial_error"] = self.landmarks[0].radial_error.estimate
         found |= {} if surface is None else {"nsd": surface.interval.estimate}
         return {f"headline/{name}": value for name, value in found.items()}
 
     def flat(self) -> dict[str, float]:
         """Return every number under one name, as the tracking store takes them."""
         found = dict(self.numbers)
-        for counts in self.detections["all"]:
+        for counts in self.detections.get("all", ()):
             found |= {
                 f"{name}@{counts.iou:g}": getattr(counts, name)
                 for name in ("precision", "recall", "f1", "accuracy")
@@ -232,7 +243,8 @@ def write_review(
 
     Pictures, viewers and predictions are written only where the data card allows it.
     """
-    write_evaluation_figures(
+    if found.rows:
+        write_evaluation_figures(
         folder / "figures", rows=found.rows, every=found.every, curves=found.curves,
         cases=found.counts["cases"], confusion=found.confusion,
     )  # fmt: skip
@@ -255,6 +267,9 @@ def render(found: Evaluation) -> str:
     lines += [f"  {name:<24} {value:.4f}" for name, value in found.numbers.items()]
     shown = ", ".join(f"{name} {value:g}" for name, value in found.thresholds.items())
     lines.append(f"  least scores: {shown}")
+    lines += point_lines(found.landmarks)
+    if not found.rows:
+        return "\n".join(lines)
     lines.append(f"  {'IoU':<8} {'precision':>10} {'recall':>10} {'F1':>10} {'TP/(TP+FP+FN)':>14}")
     lines += [
         f"  {c.iou:<8g} {c.precision:>10.4f} {c.recall:>10.4f} {c.f1:>10.4f} {c.accuracy:>14.4f}"
@@ -281,6 +296,7 @@ def _shown(row: SummaryRow) -> str:
 def write_tables(found: Evaluation, folder: Path, *, data: dict[str, str] | None = None) -> None:
     """Write ``numbers.json``, ``summary.*``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each).
 
+    With landmarks also ``landmarks.csv`` (a row per type) and ``landmark_rows.csv`` (a row per point).
     And ``detections.csv``, ``score_thresholds.csv`` and ``score_thresholds.png`` (`write_detections`). ``data`` says
     what was evaluated on: card, split and the digest of its files.
     """
@@ -293,6 +309,11 @@ def write_tables(found: Evaluation, folder: Path, *, data: dict[str, str] | None
     if found.failed:
         numbers["failed"] = found.failed
     write_text(folder / "numbers.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    if found.points:
+        write_text(folder / "landmarks.csv", points_csv(found.landmarks))
+        write_text(folder / "landmark_rows.csv", point_rows_csv(found.points))
+    if not found.rows:
+        return
     write_text(folder / "summary.csv", summary_csv(found.every))
     write_text(folder / "summary.md", summary_markdown(found.every))
     write_text(folder / "matched.csv", summary_csv(found.matched))
@@ -339,6 +360,7 @@ def evaluate_cases(
     """
     label_map = dataset.card.label_map
     whole, in_slices = (_ImageNumbers(label_map, thresholds) for _ in range(2))
+    points = _PointNumbers(thresholds.every)
     measured: list[tuple[Case, list[InstanceRow], list[dict[str, str]]]] = []
     counts = {"cases": 0, "failed": 0, "references": 0}
     errors = {"splits": 0, "merges": 0}
@@ -372,6 +394,7 @@ def evaluate_cases(
             confused.update(classes)
             measured.append((case, rows_of_case, strata))
             whole.add(predicted, reference)
+            points.add(predicted, reference, case)
             if grid.ndim == 3:
                 for z in range(grid.shape[0]):
                     in_slices.add_precision(predicted.plane(z)[0], reference.plane(z)[0])
@@ -392,11 +415,28 @@ def evaluate_cases(
     wanted = counts["tp"] + counts["fn"]
     numbers["miss_rate"] = counts["fn"] / wanted if wanted else 0.0
     matched = [row for row in rows if row.status == "tp"]
+    rng = np.random.default_rng(0)  # of the bootstrap: the same rows give the same intervals
+    landmarks = tuple(summarise_points(points.rows, rng=rng))
+    if points.rows and all(row.status == "tn" for row in rows):  # of masks there is nothing to say
+        return Evaluation(
+            numbers=point_numbers(landmarks) | points.precision(),
+            matched=(),
+            every=(),
+            counts={name: counts[name] for name in ("cases", "failed")},
+            thresholds={"landmarks": thresholds.every},
+            detections={},
+            curves={},
+            rows=(),
+            length_unit=grid.unit,
+            cost={"seconds per case": float(np.median(seconds))},
+            failed=failed,
+            landmarks=landmarks,
+            points=tuple(points.rows),
+        )
     # a column in which all rows are alike repeats the table
     by = [name for name in rows[0].strata if len({row.strata[name] for row in rows}) > 1]
-    rng = np.random.default_rng(0)  # of the bootstrap: the same rows give the same intervals
     return Evaluation(
-        numbers=numbers,
+        numbers=numbers | point_numbers(landmarks) | points.precision(),
         matched=tuple(summarise(matched, rng=rng)) if matched else (),
         every=tuple(summarise(rows, rng=rng, by=by)),
         counts=counts,
@@ -408,6 +448,8 @@ def evaluate_cases(
         confusion=dict(confused),
         cost={"seconds per case": float(np.median(seconds))},
         failed=failed,
+        landmarks=landmarks,
+        points=tuple(points.rows),
     )
 
 
@@ -439,6 +481,34 @@ def _case_rows(
         for case, rows, strata in measured
         for row, known in zip(rows, strata, strict=True)
     ]
+
+
+class _PointNumbers:
+    """Landmarks of the images in which they were looked for."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._tally = PrecisionTally()
+        self._has_areas = True
+        self.rows: list[PointRow] = []
+
+    def add(self, predicted: InstanceSet, reference: InstanceSet, case: Case) -> None:
+        """Count one image; what is below the threshold counts for average precision alone."""
+        ours, theirs = predicted.landmarks, reference.landmarks
+        if ours is None or theirs is None:
+            return
+        kept = ours.at_least(self._threshold)
+        self.rows += point_rows(kept, theirs, grid=reference.grid, case=case.case, group=case.group)
+        self._has_areas = self._has_areas and bool(np.isfinite(theirs.areas).all())
+        if self._has_areas:
+            self._tally.add(match_oks(ours, theirs, by_type=True))
+
+    def precision(self) -> dict[str, float]:
+        """Return OKS average precision, a type each; none if the area of some object is not known."""
+        if not self.rows or not self._has_areas:
+            return {}
+        found = self._tally.result(_KEYPOINTS)
+        return {"landmarks/oks_ap": found.ap, "landmarks/oks_ap50": found.ap50}
 
 
 class _ImageNumbers:

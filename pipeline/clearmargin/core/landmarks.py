@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,7 +61,12 @@ class Landmarks:
             raise ValueError("scores lie in [0, 1]")
         points[~labelled] = np.nan
         scores[~labelled] = 0
-        columns = {"points": points, "visible": visible, "scores": scores, "areas": areas}
+        columns: dict[str, NDArray[Any]] = {
+            "points": points,
+            "visible": visible,
+            "scores": scores,
+            "areas": areas,
+        }
         if self.covariance is not None:
             covariance = np.array(self.covariance, np.float64)
             if covariance.shape != (n, k, ndim, ndim):
@@ -140,7 +146,8 @@ class Landmarks:
     def inside(self, shape: tuple[int, ...]) -> Landmarks:
         """Return the landmarks with the points outside an image of ``shape`` absent; objects without any are gone."""
         with np.errstate(invalid="ignore"):
-            return self.only(((self.points >= -0.5) & (self.points <= np.array(shape) - 0.5)).all(axis=2))
+            within: NDArray[np.bool_] = (self.points >= -0.5) & (self.points <= np.array(shape) - 0.5)
+        return self.only(np.asarray(within.all(axis=2), bool))
 
     def moved(self, matrix: NDArray[np.float64]) -> Landmarks:
         """Return the landmarks on another grid; a matrix that mirrors swaps left and right as the types say.

@@ -296,9 +296,8 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
         )
     clip = _place(root, _fill(card.cases.images[0], row, card), card)
     try:
-        count = (
-            clips.frame_count(clip) if clip.exists() else card.cases.first_frame + 1
-        )  # a missing one is counted with the others
+        # a missing one is counted with the others
+        count = clips.frame_count(clip) if clip.exists() else card.cases.first_frame + 1
     except InputError:
         name = case_of(clip)
         record_case(name, clip)

@@ -60,7 +60,7 @@ class CocoKeypoints(_NamedPoints):
 
 
 class PointTable(_NamedPoints):
-    """CSV or JSON with a row per point: ``point``, ``x``, ``y``, ``z`` of volumes; ``object``, ``visible``, ``case``."""
+    """CSV or JSON, a row per point: ``point``, ``x``, ``y``, ``z`` of volumes; ``object``, ``visible``, ``case``."""
 
     kind: Literal["point_table"]
     coordinates: Literal["index", "LPS", "RAS"] = Field(

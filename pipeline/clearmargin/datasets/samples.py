@@ -152,10 +152,9 @@ class Windows(TorchDataset[Any]):
         if augment.rotate90:
             degrees += 90.0 * int(generator.integers(4))
         flips = generator.random(2) < 0.5
-        aim_at_instance = len(sample["anchors"]) and generator.random() < augment.foreground
-        anchor = (
-            sample["anchors"][_aimed_at(sample["labels"], augment, generator)] if aim_at_instance else None
-        )
+        anchor = None
+        if generator.random() < augment.foreground:
+            anchor = _anchor(sample, augment, generator)
         centre = [
             window_centre(extent, n / scale, None if anchor is None else float(anchor[axis]), generator)
             for axis, (extent, n) in enumerate(zip(grid.shape, size, strict=True))
@@ -186,13 +185,14 @@ class _Together(list[Any]):
         if not self:
             return list, ()
         kind = type(self[0])
-        each = {field.name: torch.cat([getattr(t, field.name) for t in self]) for field in fields(kind)}
-        return _apart, (kind, each, [len(t.labels) for t in self])
+        names = [field.name for field in fields(kind)]
+        each = {name: torch.cat([getattr(t, name) for t in self]) for name in names}
+        return _apart, (kind, each, {name: [len(getattr(t, name)) for t in self] for name in names})
 
 
-def _apart(kind: type[Any], each: dict[str, Tensor], counts: list[int]) -> list[Any]:
-    split = {name: torch.split(tensor, counts) for name, tensor in each.items()}
-    return [kind(**{name: parts[i] for name, parts in split.items()}) for i in range(len(counts))]
+def _apart(kind: type[Any], each: dict[str, Tensor], counts: dict[str, list[int]]) -> list[Any]:
+    split = {name: torch.split(tensor, counts[name]) for name, tensor in each.items()}
+    return [kind(**dict(zip(split, parts, strict=True))) for parts in zip(*split.values(), strict=True)]
 
 
 def window_centre(extent: int, window: float, anchor: float | None, generator: np.random.Generator) -> float:
@@ -206,6 +206,21 @@ def window_centre(extent: int, window: float, anchor: float | None, generator: n
         if low > high:
             return anchor
     return float(generator.uniform(low, high))
+
+
+def _anchor(
+    sample: Sample, augment: AugmentSettings, generator: np.random.Generator
+) -> NDArray[np.float64] | None:
+    """Return what a window aims at: an instance, or a landmark if there is none; None if there is neither."""
+    if len(sample["anchors"]):
+        chosen: NDArray[np.float64] = sample["anchors"][_aimed_at(sample["labels"], augment, generator)]
+        return chosen
+    landmarks = sample["landmarks"]
+    if landmarks is None or not landmarks.count:
+        return None
+    points = landmarks.points[landmarks.visible > 0]
+    one: NDArray[np.float64] = points[generator.integers(len(points))]
+    return one
 
 
 def _aimed_at(labels: NDArray[np.int64], augment: AugmentSettings, generator: np.random.Generator) -> int:
@@ -239,4 +254,16 @@ def _targets(instances: InstanceSet) -> Targets:
     dense: NDArray[np.uint8] = np.zeros((len(seen), *instances.grid.shape), np.uint8)
     for row, i in enumerate(seen):
         dense[row][instances.masks[i].slices] = instances.masks[i].crop
-    return Targets.from_masks(torch.from_numpy(dense), torch.from_numpy(instances.labels[seen].copy()))
+    return Targets.from_masks(
+        torch.from_numpy(dense), torch.from_numpy(instances.labels[seen].copy()), _point_targets(instances)
+    )
+
+
+def _point_targets(instances: InstanceSet) -> Tensor:
+    """Return the landmarks in view, seen and hidden, as rows of type, row and column."""
+    landmarks = instances.landmarks
+    if landmarks is None:
+        return torch.zeros((0, 3), dtype=torch.float32)
+    labelled = landmarks.visible > 0
+    types = np.nonzero(labelled)[1].astype(np.float64)
+    return torch.from_numpy(np.column_stack([types, landmarks.points[labelled]]).astype(np.float32))

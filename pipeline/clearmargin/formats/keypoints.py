@@ -20,7 +20,7 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 class NamedPoint(NamedTuple):
-    """A point of a file: its object, its type's name, coordinates in the file's order, visibility, the object's area."""
+    """A point of a file: its object, its type's name, coordinates in the file's order, visibility, object's area."""
 
     object: str
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "Detections",
     "Network",
     "PlaneNetwork",
+    "PointDetections",
     "Slab",
     "Targets",
     "VolumeNetwork",
@@ -42,14 +43,17 @@ class Targets:
         boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2``, the far edges exclusive.
         labels: ``(N,)`` int64, 1..K.
         masks: ``(N, H, W)`` uint8, 0 or 1.
+        points: ``(P, 3)`` float32: type (0..K-1), row and column of each landmark; the centre of the first pixel is
+            (0, 0).
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor
+    points: Tensor = field(default_factory=lambda: torch.zeros((0, 3), dtype=torch.float32))
 
     @staticmethod
-    def from_masks(masks: Tensor, labels: Tensor) -> Targets:
+    def from_masks(masks: Tensor, labels: Tensor, points: Tensor | None = None) -> Targets:
         """Return targets with the boxes of ``masks`` (``(N, H, W)`` uint8, none of them empty)."""
         boxes = torch.zeros((len(masks), 4), dtype=torch.float32)
         if len(masks):
@@ -58,12 +62,16 @@ class Targets:
                 size = line.shape[1]
                 boxes[:, edge] = line.float().argmax(dim=1).float()
                 boxes[:, edge + 2] = size - line.flip(1).float().argmax(dim=1).float()
-        return Targets(boxes=boxes, labels=labels, masks=masks)
+        points = torch.zeros((0, 3), dtype=torch.float32) if points is None else points
+        return Targets(boxes=boxes, labels=labels, masks=masks, points=points)
 
     def to(self, device: torch.device) -> Targets:
         """Return the targets on ``device``."""
         return Targets(
-            boxes=self.boxes.to(device), labels=self.labels.to(device), masks=self.masks.to(device)
+            boxes=self.boxes.to(device),
+            labels=self.labels.to(device),
+            masks=self.masks.to(device),
+            points=self.points.to(device),
         )
 
 
@@ -85,6 +93,23 @@ class VolumeTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PointDetections:
+    """Landmarks that a network found in one image, best score first, in network pixels.
+
+    Attributes:
+        types: ``(P,)`` int64, 0..K-1.
+        points: ``(P, 2)`` float64, row and column; the centre of the first pixel is (0, 0).
+        scores: ``(P,)`` float32 in [0, 1].
+        covariance: ``(P, 2, 2)`` float64, of the probability around each point.
+    """
+
+    types: NDArray[np.int64]
+    points: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    covariance: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Detections:
     """What a network found in one image, best score first, in network pixels.
 
@@ -97,6 +122,7 @@ class Detections:
             for a two-stage network, the instance's crop (``crop_masks``) for one that predicts whole masks.
         foreground: ``(K, h, w)`` float32, the probability that a pixel belongs to each class, at any resolution; it
             spans the image edge to edge, and has no edge where a box or a crop has one. None if not asked for.
+        landmarks: None for a network that does not look for them.
     """
 
     boxes: Tensor
@@ -105,6 +131,19 @@ class Detections:
     masks: Tensor | tuple[Tensor, ...]
     regions: Tensor
     foreground: Tensor | None = None
+    landmarks: PointDetections | None = None
+
+    @staticmethod
+    def without_masks(landmarks: PointDetections, device: torch.device) -> Detections:
+        """Return landmarks alone."""
+        return Detections(
+            boxes=torch.zeros((0, 4), device=device),
+            labels=torch.zeros(0, dtype=torch.int64, device=device),
+            scores=torch.zeros(0, device=device),
+            masks=(),
+            regions=torch.zeros((0, 4), device=device),
+            landmarks=landmarks,
+        )
 
 
 class Network(nn.Module, ABC):

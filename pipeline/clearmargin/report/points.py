@@ -46,7 +46,7 @@ def draw_landmarks(
 
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
-    arm = 5 * thick
+    arm = 6 * thick
     swap = np.array([[0.0, 1.0], [1.0, 0.0]]) if turn.transpose else np.eye(2)
     for i, k in np.argwhere(landmarks.visible > 0):
         at = _turned(landmarks.points[i, k], turn, shape)
@@ -58,8 +58,12 @@ def draw_landmarks(
             ends = (((0, -arm), (0, arm)), ((-arm, 0), (arm, 0)))
         else:
             ends = (((-arm, -arm), (arm, arm)), ((-arm, arm), (arm, -arm)))
-        for (y0, x0), (y1, x1) in ends:
-            draw.line((x + x0, y + y0, x + x1, y + y1), fill=rgb, width=thick)
+        for colour, width in (
+            ((0, 0, 0), thick + 2),
+            (rgb, thick),
+        ):  # a dark edge, to be seen on light and dark
+            for (y0, x0), (y1, x1) in ends:
+                draw.line((x + x0, y + y0, x + x1, y + y1), fill=colour, width=width)
         if landmarks.covariance is not None and np.isfinite(landmarks.covariance[i, k]).all():
             spread = swap @ landmarks.covariance[i, k] @ swap.T
             outline = _ellipse(spread, (y, x), factor)

@@ -82,7 +82,7 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
             )
     landmarks: Landmarks | None = sample.get("landmarks")
     if landmarks is not None:
-        landmarks = landmarks.moved(inverse).inside(grid.shape)
+        landmarks = landmarks.moved(np.asarray(inverse, np.float64)).inside(grid.shape)
     return replace(found, masks=tuple(masks), landmarks=landmarks)
 
 

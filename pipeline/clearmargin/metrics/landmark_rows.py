@@ -1,0 +1,200 @@
+"""Landmarks of many images, measured: a row per point, and what they come to by type and visibility."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearmargin.core import Grid, Landmarks
+from clearmargin.core.grid import Unit
+from clearmargin.core.landmarks import SEEN, VISIBILITIES
+from clearmargin.core.slack import with_slack
+from clearmargin.metrics.intervals import Interval, bootstrap_means
+from clearmargin.metrics.pair import Status
+
+__all__ = ["RADII", "PointRow", "PointSummary", "point_rows", "summarise_points", "visibility_f1"]
+
+RADII: Mapping[Unit, tuple[float, ...]] = {"px": (5.0, 10.0, 20.0), "mm": (2.0, 2.5, 3.0, 4.0)}
+"""Radii of success rates by unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointRow:
+    """One landmark of one image.
+
+    Attributes:
+        group: The case's group.
+        case: Case id.
+        point: Name of its type.
+        visibility: Of the reference: ``seen`` or ``hidden``; ``absent`` for a false positive.
+        status: ``tp``, ``fn`` or ``fp``.
+        error: Distance from the reference in ``unit``; None if it has no partner.
+        score: Of the prediction; None for a false negative.
+        predicted_seen: Whether it was predicted as seen.
+        unit: Unit of ``error``.
+    """
+
+    group: str
+    case: str
+    point: str
+    visibility: str
+    status: Status
+    error: float | None
+    score: float | None
+    predicted_seen: bool
+    unit: Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointSummary:
+    """What the points of one stratum come to.
+
+    Attributes:
+        stratum: ``all``, ``point = NAME``, or ``visibility = seen``.
+        unit: Unit of the distances.
+        counts: Of ``tp``, ``fn`` and ``fp``.
+        radial_error: Mean over groups of the true positives' mean distance, with its interval; None without any.
+        median: Of the true positives' distances; None without any.
+        sd: Their standard deviation (n - 1); None with fewer than two.
+        success: Share of the reference points that are detected within each radius; empty without a reference.
+        visibility_f1: F1 of "seen"; 1 if nothing is seen or said to be.
+    """
+
+    stratum: str
+    unit: Unit
+    counts: Mapping[str, int]
+    radial_error: Interval | None
+    median: float | None
+    sd: float | None
+    success: Mapping[float, float]
+    visibility_f1: float
+
+
+def point_rows(
+    predicted: Landmarks, reference: Landmarks, *, grid: Grid, case: str = "", group: str = ""
+) -> list[PointRow]:
+    """Return a row per point of one image.
+
+    Points of a type are paired so that the sum of their distances is least; one that has no partner is a false negative
+    or a false positive, and is counted as such.
+
+    Args:
+        predicted: Points on ``grid``.
+        reference: Points on ``grid``, of the same types.
+        grid: Its spacing measures distances, in mm where it is known.
+        case: Case id.
+        group: The case's group.
+
+    Raises:
+        ValueError: The types differ.
+
+    Source: Kuhn, "The Hungarian method for the assignment problem", 1955 (`scipy.optimize.linear_sum_assignment`).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if predicted.types != reference.types:
+        raise ValueError("predicted and reference landmarks are of different types")
+    rows = []
+    for k, kind in enumerate(reference.types):
+        ours, theirs = (np.flatnonzero(s.visible[:, k] > 0) for s in (predicted, reference))
+        apart = _distances(predicted.points[ours, k], reference.points[theirs, k], grid)
+        pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(apart)), strict=True))
+        partners = {theirs_at: ours_at for ours_at, theirs_at in pairs.items()}
+        for r, i in enumerate(theirs):
+            p = partners.get(r)
+            rows.append(
+                PointRow(
+                    group=group,
+                    case=case,
+                    point=kind.name,
+                    visibility=VISIBILITIES[reference.visible[i, k]],
+                    status="fn" if p is None else "tp",
+                    error=None if p is None else float(apart[p, r]),
+                    score=None if p is None else float(predicted.scores[ours[p], k]),
+                    predicted_seen=p is not None and predicted.visible[ours[p], k] == SEEN,
+                    unit=grid.unit,
+                )
+            )
+        rows += [
+            PointRow(
+                group=group,
+                case=case,
+                point=kind.name,
+                visibility=VISIBILITIES[0],
+                status="fp",
+                error=None,
+                score=float(predicted.scores[i, k]),
+                predicted_seen=predicted.visible[i, k] == SEEN,
+                unit=grid.unit,
+            )
+            for p, i in enumerate(ours)
+            if p not in pairs
+        ]
+    return rows
+
+
+def summarise_points(
+    rows: Sequence[PointRow], *, rng: np.random.Generator, radii: Sequence[float] | None = None
+) -> list[PointSummary]:
+    """Return what the rows come to, all together, by type and by visibility; nothing for no row.
+
+    Args:
+        rows: Of one unit.
+        rng: Of the bootstrap over groups.
+        radii: Of success rates; None for `RADII`.
+
+    Raises:
+        ValueError: Some are in mm and some in px.
+    """
+    if not rows:
+        return []
+    if len({row.unit for row in rows}) > 1:
+        raise ValueError("points in mm and in px cannot share a table")
+    within = RADII[rows[0].unit] if radii is None else tuple(radii)
+    strata: dict[str, list[PointRow]] = {"all": list(rows)}
+    for row in rows:
+        strata.setdefault(f"point = {row.point}", []).append(row)
+    for name in ("seen", "hidden"):
+        of_name = [row for row in rows if row.visibility == name]
+        if of_name:
+            strata[f"visibility = {name}"] = of_name
+    return [_summary(name, own, rng, within) for name, own in strata.items()]
+
+
+def visibility_f1(rows: Sequence[PointRow]) -> float:
+    """Return F1 of "seen": a point that is seen and said to be is right; 1 if none is either."""
+    right = sum(row.predicted_seen and row.visibility == "seen" for row in rows)
+    said = sum(row.predicted_seen for row in rows)
+    true = sum(row.visibility == "seen" for row in rows)
+    return 2 * right / (said + true) if said + true else 1.0
+
+
+def _summary(
+    name: str, rows: Sequence[PointRow], rng: np.random.Generator, radii: Sequence[float]
+) -> PointSummary:
+    paired = [row for row in rows if row.error is not None]
+    errors = np.array([row.error for row in paired], np.float64)
+    references = sum(row.status != "fp" for row in rows)
+    interval = None
+    if paired:
+        interval = bootstrap_means({"error": errors}, [row.group for row in paired], rng=rng)["error"]
+    return PointSummary(
+        stratum=name,
+        unit=rows[0].unit,
+        counts={status: sum(row.status == status for row in rows) for status in ("tp", "fn", "fp")},
+        radial_error=interval,
+        median=float(np.median(errors)) if paired else None,
+        sd=float(errors.std(ddof=1)) if len(paired) > 1 else None,
+        success={r: float((errors <= with_slack(r)).sum() / references) for r in radii} if references else {},
+        visibility_f1=visibility_f1(rows),
+    )
+
+
+def _distances(ours: NDArray[np.float64], theirs: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+    apart: NDArray[np.float64] = np.linalg.norm(
+        grid.to_world(ours)[:, None] - grid.to_world(theirs)[None], axis=2
+    )
+    return apart
