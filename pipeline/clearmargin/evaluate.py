@@ -180,6 +180,7 @@ def evaluate(
             f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
             f"{', '.join(dataset.card.label_map.names)}: evaluate on a card with the model's classes"
         )
+    _refuse_other_points(segmenter.label_map, dataset.card.label_map)
     thresholds = segmenter.thresholds if score_threshold is None else Thresholds(score_threshold)
     cases = dataset.split(split)
     name = f"evaluate-{{}}-{dataset.card.name}-{split}"
@@ -234,6 +235,20 @@ def evaluate(
         if out is not None:
             shutil.copytree(folder, out, dirs_exist_ok=True)
     return found
+
+
+def _refuse_other_points(ours: LabelMap, theirs: LabelMap) -> None:
+    """Refuse to compare landmarks of different types, or in another order.
+
+    Raises:
+        ConfigError: Both have landmarks, and they differ.
+    """
+    names = [[point.name for point in one.points] for one in (ours, theirs)]
+    if names[0] and names[1] and names[0] != names[1]:
+        raise ConfigError(
+            f"the model knows the points {', '.join(names[0])}, the card has {', '.join(names[1])}: evaluate on a "
+            "card with the model's points, in the model's order"
+        )
 
 
 def write_review(

@@ -61,7 +61,8 @@ def plan(
 
     Args:
         card: A data card.
-        network: Which one; None chooses ``mask_rcnn``, ``semantic_cc_3d`` or ``semantic_cc``.
+        network: Which one; None chooses ``mask_rcnn``, ``semantic_cc_3d`` or ``semantic_cc``; for a card
+            with landmarks alone ``heatmap``.
         device: ``cpu`` or ``cuda``; None is what is there.
         minutes: Time that training may take; None for a number of epochs.
         cases: Most training cases that are looked at.
@@ -73,7 +74,9 @@ def plan(
     with progress("look at the data", min(cases, len(dataset.split("train")))) as bar:
         found = take_fingerprint(dataset, most=cases, advance=bar.advance)
     if not len(found.areas):
-        raise ConfigError(f"card '{dataset.card.name}': no instance in {found.cases} training cases")
+        raise ConfigError(
+            f"card '{dataset.card.name}': no instance and no landmark in {found.cases} training cases"
+        )
     where = device or _device()
     choices = _Choices()
     _choose_view(choices, found, dataset.card, where)
@@ -83,9 +86,9 @@ def plan(
     crop: list[int] = choices.tree["image"]["crop"]
     for choice in own.choices(found, Shown(scale=scale, crop=(crop[0], crop[1]), device=where)):
         choices.set(*choice)
-    choices.drop(own.unread)
     _choose_augmentation(choices, found, dataset.card)
     _choose_training(choices, found, dataset, where, minutes)
+    choices.drop(own.unread)
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
     raw["model"] = network_config(raw["model"]).model_dump(mode="json")
     return Plan(
@@ -189,6 +192,9 @@ def _intensity(found: Fingerprint, card: Card) -> tuple[dict[str, Any], str]:
 
 def objection(network: str, found: Fingerprint, scale: float) -> str | None:
     """Return why a network cannot work on such data; None if it can."""
+    learns = config_class(network).learns
+    if not (found.has_masks if learns == "masks" else found.most_points):
+        return f"the card has no {learns}"
     return config_class(network).objection(found, scale)
 
 
@@ -202,6 +208,12 @@ def _choose_network(choices: _Choices, found: Fingerprint, scale: float, wanted:
             raise ConfigError(f"{wanted} does not fit this data: {reason}; {', '.join(able)} can")
         choices.set("model.network", wanted, "asked for")
         return wanted
+    if not found.has_masks:
+        reason = objection("heatmap", found, scale)
+        if reason:
+            raise ConfigError(f"the card has landmarks and no masks, and heatmap cannot learn them: {reason}")
+        choices.set("model.network", "heatmap", "the card has landmarks and no masks")
+        return "heatmap"
     network, reason = _fitting_network(found, scale)
     choices.set("model.network", network, reason)
     return network
@@ -238,11 +250,12 @@ def _single(found: Fingerprint) -> float:
 
 def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> None:
     free = card.modality in ("SM", "GM", "XC", "OT")
-    sided = any(word in c.name for c in card.classes for word in ("left", "right"))
+    names = [c.name for c in card.classes] + [p.name.lower() for p in card.points if p.mirror is None]
+    sided = any(word in name for name in names for word in ("left", "right"))
     choices.set(
         "augment.flip_x",
         not sided,
-        "classes name left and right" if sided else "mirrored anatomy is as likely",
+        "names say left and right" if sided else "mirrored anatomy is as likely",
     )
     up = f"{card.modality} pictures have" + (" no" if free else " an") + " upper side"
     choices.set("augment.flip_y", free, up)

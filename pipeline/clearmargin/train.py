@@ -34,8 +34,15 @@ from clearmargin.files import write_text
 from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import load_segmenter
 from clearmargin.models.clock import Clock
-from clearmargin.models.folder import CONFIG_FILE, ModelCard, label_map_entries, save_model, save_snapshot
-from clearmargin.networks import build_network, network_config
+from clearmargin.models.folder import (
+    CONFIG_FILE,
+    ModelCard,
+    label_map_entries,
+    point_entries,
+    save_model,
+    save_snapshot,
+)
+from clearmargin.networks import build_network, learnt_names, network_config
 from clearmargin.networks.foreground import RATE as HEAD_RATE
 from clearmargin.networks.foreground import has_foreground_head
 from clearmargin.networks.threads import torch_threads
@@ -173,7 +180,7 @@ def _train(
     torch.manual_seed(experiment.seed)
     network = build_network(
         model_config,
-        classes=len(dataset.card.classes),
+        classes=len(learnt_names(model_config, dataset.card.label_map)),
         channels=experiment.image.channels,
         pretrained=not resumes,
     )
@@ -197,6 +204,7 @@ def _train(
         image=experiment.image,
         augment=experiment.augment,
         classes=label_map_entries(dataset.card.label_map),
+        points=point_entries(dataset.card.label_map),
         prediction=experiment.prediction,
         domain=facts.domain,
         show_in_tracking=dataset.card.show_in_tracking,

@@ -45,6 +45,8 @@ class Fingerprint:
         touching: Share of instances that touch or overlap another one of their class.
         classes: Instances of each class, by name.
         values: 0.5, 5, 50, 95 and 99.5 % quantiles of the values inside instances.
+        has_masks: Whether instances are masks; else they are the boxes around each object's landmarks.
+        most_points: Largest number of landmarks of one type in an image; 0 without landmarks.
     """
 
     cases: int
@@ -66,6 +68,8 @@ class Fingerprint:
     touching: float
     classes: dict[str, int]
     values: tuple[float, ...]
+    has_masks: bool = True
+    most_points: int = 0
 
     @property
     def sides(self) -> NDArray[np.float64]:
@@ -130,12 +134,15 @@ def take_fingerprint(
         touching=sum(plane.touching for plane in found) / count,
         classes={c.name: int((labels == c.id).sum()) for c in dataset.card.classes},
         values=tuple(np.quantile(values, (0.005, 0.05, 0.5, 0.95, 0.995))) if len(values) else (),
+        has_masks=any(one["masks"] for one in images),
+        most_points=max(one["points"] for one in images),
     )
 
 
 def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]]:
-    image, instances = dataset.read(case)
-    grid = image.grid
+    image, reference = dataset.read(case)
+    grid, landmarks = image.grid, reference.landmarks
+    instances = _boxes(reference) if landmarks is not None and not len(reference) else reference
     facts = {
         "ndim": grid.ndim,
         "channels": image.pixels.shape[0],
@@ -146,8 +153,29 @@ def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]
         "unit": grid.unit,
         "elongation": grid.spacing[0] / float(np.sqrt(np.prod(grid.spacing[1:]))) if grid.ndim == 3 else 1.0,
         "values": _inside(image, instances),
+        "masks": len(reference) > 0,
+        "points": 0 if landmarks is None else int((landmarks.visible > 0).sum(axis=0).max(initial=0)),
     }
     return facts, [relations(plane) for plane in _planes(grid, instances) if len(plane)]
+
+
+def _boxes(reference: InstanceSet) -> InstanceSet:
+    """Return the boxes around each object's landmarks as instances of class 1."""
+    masks = []
+    if reference.landmarks is not None:
+        for points in reference.landmarks.points:
+            inside = np.rint(points[np.isfinite(points).all(axis=1)]).astype(int)
+            inside = np.clip(inside, 0, np.array(reference.grid.shape) - 1)
+            low, high = inside.min(axis=0), inside.max(axis=0) + 1
+            masks.append(
+                Mask.from_crop(np.ones(high - low, bool), tuple(int(v) for v in low), reference.grid.shape)
+            )
+    return InstanceSet(
+        grid=reference.grid,
+        masks=tuple(masks),
+        labels=np.ones(len(masks), np.int64),
+        scores=np.ones(len(masks), np.float32),
+    )
 
 
 def _planes(grid: Grid, instances: InstanceSet) -> list[InstanceSet]:

@@ -152,9 +152,7 @@ class Windows(TorchDataset[Any]):
         if augment.rotate90:
             degrees += 90.0 * int(generator.integers(4))
         flips = generator.random(2) < 0.5
-        anchor = None
-        if generator.random() < augment.foreground:
-            anchor = _anchor(sample, augment, generator)
+        anchor = _anchor(sample, augment, generator)
         centre = [
             window_centre(extent, n / scale, None if anchor is None else float(anchor[axis]), generator)
             for axis, (extent, n) in enumerate(zip(grid.shape, size, strict=True))
@@ -211,12 +209,15 @@ def window_centre(extent: int, window: float, anchor: float | None, generator: n
 def _anchor(
     sample: Sample, augment: AugmentSettings, generator: np.random.Generator
 ) -> NDArray[np.float64] | None:
-    """Return what a window aims at: an instance, or a landmark if there is none; None if there is neither."""
+    """Return what a window aims at, as often as it does: an instance, or a landmark if there is none; else None."""
+    landmarks = sample["landmarks"]
+    pointed = landmarks is not None and landmarks.count
+    if not (len(sample["anchors"]) or pointed) or generator.random() >= augment.foreground:
+        return None
     if len(sample["anchors"]):
         chosen: NDArray[np.float64] = sample["anchors"][_aimed_at(sample["labels"], augment, generator)]
         return chosen
-    landmarks = sample["landmarks"]
-    if landmarks is None or not landmarks.count:
+    if landmarks is None:
         return None
     points = landmarks.points[landmarks.visible > 0]
     one: NDArray[np.float64] = points[generator.integers(len(points))]

@@ -77,4 +77,5 @@ def match_oks(predicted: Landmarks, reference: Landmarks, *, by_type: bool = Fal
 def _labels(landmarks: Landmarks, by_type: bool) -> NDArray[np.int64]:
     if not by_type:
         return np.ones(len(landmarks), np.int64)
-    return (landmarks.visible > 0).argmax(axis=1).astype(np.int64) + 1
+    types: NDArray[np.int64] = (landmarks.visible > 0).argmax(axis=1).astype(np.int64) + 1
+    return types

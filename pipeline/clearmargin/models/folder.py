@@ -17,14 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from clearmargin.config import Settings, digest, load_settings
-from clearmargin.core import Code, LabelClass, LabelMap, Provenance
+from clearmargin.core import Code, LabelClass, LabelMap, PointType, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import whole, write_text
 from clearmargin.models.domain import Domain
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.networks import build_network, network_config
+from clearmargin.networks import build_network, learnt_names, network_config
 from clearmargin.networks.foreground import forget_foreground
 from clearmargin.networks.network import Network
 from clearmargin.networks.parts import RuntimePart, replace_parts
@@ -36,6 +36,7 @@ __all__ = [
     "RuntimeCard",
     "label_map_entries",
     "load_segmenter",
+    "point_entries",
     "save_model",
     "save_runtime",
     "save_snapshot",
@@ -58,6 +59,15 @@ class ClassEntry(Settings):
     category: tuple[str, str, str] | None = None
 
 
+class PointEntry(Settings):
+    """One type of landmark, its code as ``[value, scheme, meaning]``."""
+
+    name: str
+    code: tuple[str, str, str] | None = None
+    mirror: str | None = None
+    falloff: float = 0.05
+
+
 class ModelCard(Settings):
     """What ``model.yaml`` holds."""
 
@@ -68,6 +78,7 @@ class ModelCard(Settings):
         description="variation in training, which test-time augmentation keeps to"
     )
     classes: tuple[ClassEntry, ...]
+    points: tuple[PointEntry, ...] = Field((), description="types of landmarks, in the network's order")
     prediction: PredictionSettings = PredictionSettings()
     domain: Domain | None = Field(None, description="kind of its training images; null if not known")
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
@@ -94,7 +105,11 @@ class ModelCard(Settings):
                     category=_code(c.category),
                 )
                 for c in self.classes
-            )
+            ),
+            tuple(
+                PointType(name=p.name, code=_code(p.code), mirror=p.mirror, falloff=p.falloff)
+                for p in self.points
+            ),
         )
 
 
@@ -118,6 +133,14 @@ def label_map_entries(label_map: LabelMap) -> tuple[ClassEntry, ...]:
             category=_triplet(c.category),
         )
         for c in label_map.classes
+    )
+
+
+def point_entries(label_map: LabelMap) -> tuple[PointEntry, ...]:
+    """Return a label map's types of landmarks as ``model.yaml`` keeps them."""
+    return tuple(
+        PointEntry(name=p.name, code=_triplet(p.code), mirror=p.mirror, falloff=p.falloff)
+        for p in label_map.points
     )
 
 
@@ -201,9 +224,7 @@ def load_segmenter(
     refuse_forked()
     weights_path = weights_file or folder / WEIGHTS_FILE
     _refuse_larger_than(weights_path, card)
-    network = build_network(
-        network_config(card.model), classes=len(card.classes), channels=card.image.channels, pretrained=False
-    )
+    network = _network_of(card)
     try:
         state = load_file(weights_path)
         forget_foreground(network, state)
@@ -252,6 +273,16 @@ def load_segmenter(
     )
 
 
+def _network_of(card: ModelCard) -> Network:
+    config = network_config(card.model)
+    return build_network(
+        config,
+        classes=len(learnt_names(config, card.label_map)),
+        channels=card.image.channels,
+        pretrained=False,
+    )
+
+
 def _refuse_larger_than(weights: Path, card: ModelCard) -> None:
     """Refuse a configuration whose network would be far larger than the weights beside it: it is not built at all.
 
@@ -259,12 +290,7 @@ def _refuse_larger_than(weights: Path, card: ModelCard) -> None:
         InputError: The network's outline, which has no memory, is larger.
     """
     with torch.device("meta"):
-        outline = build_network(
-            network_config(card.model),
-            classes=len(card.classes),
-            channels=card.image.channels,
-            pretrained=False,
-        )
+        outline = _network_of(card)
     size = sum(v.numel() * v.element_size() for v in outline.state_dict().values())
     if size > weights.stat().st_size + _SPARE_BYTES:
         raise InputError(

@@ -14,7 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
+from clearmargin.core import (
+    Grid,
+    Image,
+    InstanceSet,
+    LabelMap,
+    Landmarks,
+    PointType,
+    Prediction,
+    Provenance,
+    Thresholds,
+)
+from clearmargin.core.landmarks import SEEN
+from clearmargin.errors import ConfigError, InputError
 from clearmargin.linking.slices import link_slices
 from clearmargin.models.clock import Clock
 from clearmargin.models.domain import Domain
@@ -88,12 +100,14 @@ class PlaneDetections:
         matrix: ``(3, 3)``, from network indices to the plane's.
         extent: ``(Y, X)`` of what the network was shown, in its pixels.
         plane: The image that was shown, in [0, 1].
+        points: Types of the landmarks that the network looks for.
     """
 
     found: Detections
     matrix: NDArray[np.float64]
     extent: tuple[int, int]
     plane: Image
+    points: tuple[PointType, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -126,7 +140,26 @@ class PlaneDetections:
         kept = np.array([m.area > 0 for m in masks], bool)
         if not kept.all():
             log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
-        return without_repeats(every.select(kept), rule)
+        return replace(without_repeats(every.select(kept), rule), landmarks=self._landmarks())
+
+    def _landmarks(self) -> Landmarks | None:
+        """Return each landmark as an object of its own, on the plane's grid; None if they were not looked for."""
+        found = self.found.landmarks
+        if found is None:
+            return None
+        n = len(found.types)
+        at = np.full((n, len(self.points), 2), np.nan)
+        spread = np.full((n, len(self.points), 2, 2), np.nan)
+        visible, scores = (
+            np.zeros((n, len(self.points)), np.int8),
+            np.zeros((n, len(self.points)), np.float32),
+        )
+        rows = np.arange(n)
+        at[rows, found.types], spread[rows, found.types] = found.points, found.covariance
+        visible[rows, found.types], scores[rows, found.types] = SEEN, found.scores
+        shown = Landmarks.of(self.points, at, visible, scores=scores, covariance=spread)
+        # A mirrored view shows the left one as a right one, and is turned back as training turned it.
+        return shown.moved(self.matrix).inside(self.grid.shape)
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid, once.
@@ -185,6 +218,15 @@ class NetworkSegmenter(ABC):
         with self.stage("masks"):
             return replace(self.predicted(self.merge(parts, image)), image=image)
 
+    def refuse(self, what: str, way_out: str) -> None:
+        """Refuse what landmarks cannot go through.
+
+        Raises:
+            ConfigError: The network finds landmarks.
+        """
+        if self.network.finds_landmarks:
+            raise ConfigError(f"{self.provenance.model} finds landmarks, and {what}: {way_out}")
+
     def timed(self, clock: Clock) -> NetworkSegmenter:
         """Return this segmenter with another clock."""
         return replace(self, clock=clock)
@@ -221,6 +263,8 @@ class NetworkSegmenter(ABC):
         """Return the looks' instances as the image's: linked, in a volume; those that reach their score threshold."""
         if parts[0].grid.ndim == image.grid.ndim:
             whole = parts[0]
+            if whole.landmarks is not None:
+                whole = replace(whole, landmarks=whole.landmarks.at_least(self.thresholds.every))
         else:
             choice = self.choice
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
@@ -257,6 +301,13 @@ class PlaneSegmenter(NetworkSegmenter):
 
     def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
         """Yield what the network finds in each plane of a ``prepared`` image, in slice order; a picture is its own."""
+        if self.network.finds_landmarks and ready.grid.ndim == 3:
+            raise InputError(
+                f"{ready.source.case}: {self.provenance.model} finds landmarks of pictures, and the input is a volume: "
+                "give it slices"
+            )
+        if self.choice.tile is not None:
+            self.refuse("it is shown whole images", "leave tiles out")
         for z in range(ready.grid.shape[0] if ready.grid.ndim == 3 else 1):
             with self.stage("transform"):
                 plane = ready.plane(z)
@@ -281,4 +332,6 @@ class PlaneSegmenter(NetworkSegmenter):
             detections = find_in_tiles(
                 look, size, self.choice.tile, self.choice.tile_overlap, rule=self.suppression
             )
-        return PlaneDetections(found=detections, matrix=matrix, extent=size, plane=plane)
+        return PlaneDetections(
+            found=detections, matrix=matrix, extent=size, plane=plane, points=self.label_map.points
+        )

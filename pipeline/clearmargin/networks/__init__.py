@@ -8,10 +8,11 @@ from clearmargin.config import Settings, validate
 from clearmargin.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from clearmargin.core import LabelMap
     from clearmargin.networks.network import Network
     from clearmargin.networks.planning import NetworkSettings
 
-__all__ = ["NETWORKS", "NetworkEntry", "build_network", "config_class", "network_config"]
+__all__ = ["NETWORKS", "NetworkEntry", "build_network", "config_class", "learnt_names", "network_config"]
 
 
 _MOST_LAYERS, _MOST_OF_A_SIZE = 1_000, 1_000_000
@@ -35,6 +36,7 @@ NETWORKS: dict[str, NetworkEntry] = {
     ),
     "mask2former": NetworkEntry("clearmargin.networks.mask2former", "Mask2FormerConfig", "Mask2Former"),
     "eomt": NetworkEntry("clearmargin.networks.eomt", "EoMTConfig", "EoMT"),
+    "heatmap": NetworkEntry("clearmargin.networks.heatmap", "HeatmapConfig", "Heatmap"),
 }
 
 
@@ -74,12 +76,19 @@ def _refuse_absurd(config: Settings, name: str) -> None:
                 raise ConfigError(f"{name}.{option}: {number} is beyond any network: at most {most}")
 
 
+def learnt_names(config: Settings, label_map: LabelMap) -> tuple[str, ...]:
+    """Return what a network tells apart, in the order of its channels: classes, or types of landmarks."""
+    if config_class(config.model_dump()["network"]).learns == "landmarks":
+        return tuple(point.name for point in label_map.points)
+    return label_map.names
+
+
 def build_network(config: Settings, *, classes: int, pretrained: bool, channels: int = 3) -> Network:
     """Return the network of a config for ``classes`` classes (background not counted).
 
     Args:
         config: As ``network_config`` returns it.
-        classes: Number of classes in the label map.
+        classes: Number of what it tells apart (`learnt_names`).
         pretrained: Whether the backbone starts from its pretrained weights; a checkpoint needs none.
         channels: Channels of the images.
     """

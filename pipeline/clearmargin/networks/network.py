@@ -156,8 +156,10 @@ class Network(nn.Module, ABC):
         dimensions: 2 if it sees planes, 3 if it sees volumes.
         parts: Paths of the modules, from tensors to tensors, that inference spends its time in. A runtime can compute
             them in torch's place.
+        finds_landmarks: Whether its detections have landmarks.
     """
 
+    finds_landmarks: ClassVar[bool] = False
     dimensions: ClassVar[Literal[2, 3]]
     parts: tuple[str, ...]
 

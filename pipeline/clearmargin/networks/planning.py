@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from clearmargin.networks.losses import MaskLossSettings
 __all__ = [
     "Choice",
     "Facts",
+    "Learns",
     "NetworkSettings",
     "Shown",
     "anchor_choices",
@@ -22,6 +23,10 @@ __all__ = [
     "sides_across",
     "thin",
 ]
+
+
+Learns = Literal["masks", "landmarks"]
+"""What a network learns from, and a card may hold."""
 
 
 class Facts(Protocol):
@@ -72,6 +77,11 @@ class Facts(Protocol):
         """Share of instances that touch or overlap another one of their class."""
         ...
 
+    @property
+    def most_points(self) -> int:
+        """Largest number of landmarks of one type in an image; 0 without landmarks."""
+        ...
+
 
 class Shown(NamedTuple):
     """How the network is shown the data: network pixels per image pixel, training window, and ``cpu`` or ``cuda``."""
@@ -94,9 +104,11 @@ class NetworkSettings(Settings):
 
     Attributes:
         unread: Paths of settings of the experiment that the network does not read.
+        learns: What the training cases must hold.
     """
 
     unread: ClassVar[tuple[str, ...]] = ()
+    learns: ClassVar[Learns] = "masks"
 
     @classmethod
     def objection(cls, facts: Facts, scale: float) -> str | None:

@@ -56,6 +56,8 @@ _DRAWS = 10  # of dropout
 
 Adjust = Callable[[NetworkSegmenter], NetworkSegmenter]
 
+_NO_SAMPLES = "samples are of masks", "take --uncertainty none: each landmark has a covariance"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -289,6 +291,7 @@ def open_segmenter(
 
 def augmented(segmenter: NetworkSegmenter, views: tuple[View, ...] | None = None) -> SampledSegmenter:
     """Return a network's segmenter that looks at several views; None for `tta_views` of its training."""
+    segmenter.refuse(*_NO_SAMPLES)
     member_views = tta_views(segmenter.augment) if views is None else views
     members = tuple(Member(segmenter=segmenter, view=view) for view in member_views)
     return SampledSegmenter(members=members, mode="tta", choice=segmenter.choice)
@@ -356,6 +359,8 @@ def _members(model: Path) -> list[Path]:
 
 
 def _sampled(segmenters: list[NetworkSegmenter], mode: Mode) -> SampledSegmenter:
+    for segmenter in segmenters:
+        segmenter.refuse(*_NO_SAMPLES)
     members = tuple(Member(segmenter=segmenter) for segmenter in segmenters)
     return SampledSegmenter(members=members, mode=mode, choice=segmenters[0].choice)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clearmargin.core import InstanceSet, LabelMap, Thresholds
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.metrics.detection import PrecisionTally, detection_limit, match_masks
+from clearmargin.metrics.landmark_rows import PointRow, point_rows, summarise_points
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
 from clearmargin.metrics.thresholds import (
     Measure,
@@ -20,6 +21,7 @@ from clearmargin.metrics.thresholds import (
     match_scores,
 )
 from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.report.points_table import point_numbers
 
 __all__ = ["Validation", "validate"]
 
@@ -29,7 +31,7 @@ class Validation:
     """A model on the validation cases.
 
     Attributes:
-        metrics: The ``VALIDATION_METRICS``, and ``detections`` per case.
+        metrics: The ``VALIDATION_METRICS``, and ``detections`` per case; if there are landmarks alone, their numbers.
         thresholds: The score threshold of each class that was chosen, by its name.
     """
 
@@ -53,10 +55,21 @@ def validate(
             theirs in any case: their instances are one region.
     """
     seen = _Seen(dataset.card.label_map)
+    points: list[PointRow] = []
     ranked = segmenter.with_threshold(0.0)
     for case in cases:
         image, reference = dataset.read(case)
-        seen.add(ranked(image).instances, reference)
+        predicted = ranked(image).instances
+        seen.add(predicted, reference)
+        if predicted.landmarks is not None and reference.landmarks is not None:
+            kept = predicted.landmarks.at_least(segmenter.thresholds.every)
+            points += point_rows(
+                kept, reference.landmarks, grid=reference.grid, case=case.case, group=case.group
+            )
+    if points and not seen.masks:
+        summary = summarise_points(points, rng=np.random.default_rng(0))
+        detections = sum(row.status != "fn" for row in points) / len(cases)
+        return Validation(metrics=point_numbers(summary) | {"detections": detections})
     thresholds = segmenter.thresholds
     chosen: dict[int, float] = {}
     if measure is not None:
@@ -82,9 +95,11 @@ class _Seen:
         self._dices: dict[int, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
         self._regions: list[tuple[InstanceSet, InstanceSet]] = []
         self.matches: list[dict[int, ScoredMatches]] = []
+        self.masks = 0
 
     def add(self, predicted: InstanceSet, reference: InstanceSet) -> None:
         """Look at one case."""
+        self.masks += len(predicted) + len(reference)
         planes = [(predicted, reference)]
         if reference.grid.ndim == 3:
             planes = [(predicted.plane(z)[0], reference.plane(z)[0]) for z in range(reference.grid.shape[0])]
