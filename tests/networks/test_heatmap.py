@@ -15,7 +15,8 @@ from clearmargin.networks.network import Targets
 from clearmargin.sampling.samples import augmented
 from clearmargin.transforms.settings import ImageSettings, Window
 
-MODEL = {"network": "heatmap", "fpn_channels": 32, "sigma": 4.0}
+MODEL = {"network": "heatmap", "fpn_channels": 16, "separable": True, "sigma": 3.0}
+SHAPE = (64, 96)
 LABELS = LabelMap((LabelClass(id=1, name="disc"),), TYPES)
 
 
@@ -63,12 +64,12 @@ def scenes(rng, count):
     """Pictures and their points as targets."""
     out = []
     for _ in range(count):
-        centres = draw_centres(rng)
-        out.append((picture(centres, rng=rng), centres))
+        centres = draw_centres(rng, SHAPE, margin=12, apart=20)
+        out.append((picture(centres, SHAPE, rng=rng), centres))
     return out
 
 
-def targets_of(centres, shape=(96, 128)):
+def targets_of(centres, shape=SHAPE):
     points = torch.tensor([[k, y, x] for k, (y, x) in centres], dtype=torch.float32)
     nothing = torch.zeros((0, *shape), dtype=torch.uint8)
     return Targets.from_masks(nothing, torch.zeros(0, dtype=torch.int64), points)
@@ -96,7 +97,7 @@ def learnt(data, *, steps, batch, rate=3e-3):
 def segmenter_of(network, **choice):
     return PlaneSegmenter(
         network=network,
-        image=ImageSettings(scale=1.0, crop=(96, 128), intensity=Window(kind="window", low=0, high=255)),
+        image=ImageSettings(scale=1.0, crop=SHAPE, intensity=Window(kind="window", low=0, high=255)),
         label_map=LABELS,
         provenance=Provenance(model="heatmap", weights_sha256="", config_sha256="", software="test"),
         device=torch.device("cpu"),
@@ -107,16 +108,16 @@ def segmenter_of(network, **choice):
 @pytest.fixture(scope="module")
 def two():
     data = scenes(np.random.default_rng(5), 2)
-    network, losses = learnt(data, steps=60, batch=2)
+    network, losses = learnt(data, steps=40, batch=2, rate=5e-3)
     return data, network, losses
 
 
 def test_two_pictures_are_learnt_by_heart(two):
     data, network, losses = two
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
     segmenter = segmenter_of(network)
     for pixels, centres in data:
-        found = segmenter(Image(pixels=pixels, grid=Grid.from_spacing((96, 128)))).instances.landmarks
+        found = segmenter(Image(pixels=pixels, grid=Grid.from_spacing(SHAPE))).instances.landmarks
         assert found.count == len(centres)
         for kind, at in centres:
             (row,) = np.flatnonzero(found.visible[:, kind])
@@ -126,24 +127,24 @@ def test_two_pictures_are_learnt_by_heart(two):
 def test_a_mirrored_view_swaps_left_and_right_back(two):
     data, network, _ = two
     segmenter = segmenter_of(network)
-    image = Image(pixels=np.ascontiguousarray(data[0][0][:, :, ::-1]), grid=Grid.from_spacing((96, 128)))
+    image = Image(pixels=np.ascontiguousarray(data[0][0][:, :, ::-1]), grid=Grid.from_spacing(SHAPE))
     (look,) = segmenter.looks(segmenter.prepared(image), View(flip=(False, True)))
     found = look.instances(segmenter.suppression).landmarks.at_least(0.5)
     # the network sees the picture as it learnt it; in the mirrored image its left one is a right one
     centres = dict(data[0][1])
     (row,) = np.flatnonzero(found.visible[:, 1])
-    assert found.points[row, 1] == pytest.approx([centres[0][0], 127 - centres[0][1]], abs=1)
+    assert found.points[row, 1] == pytest.approx([centres[0][0], SHAPE[1] - 1 - centres[0][1]], abs=1)
 
 
 def test_what_landmarks_cannot_go_through_is_refused(two):
     _, network, _ = two
     with pytest.raises(ConfigError, match="uncertainty none"):
         augmented(segmenter_of(network))
-    picture_of = Image(pixels=np.zeros((3, 96, 128), np.uint8), grid=Grid.from_spacing((96, 128)))
+    picture_of = Image(pixels=np.zeros((3, *SHAPE), np.uint8), grid=Grid.from_spacing(SHAPE))
     with pytest.raises(ConfigError, match="leave tiles out"):
-        segmenter_of(network, tile=(128, 128), tile_overlap=32)(picture_of)
-    volume = Image(pixels=np.zeros((3, 4, 96, 128), np.uint8), grid=Grid.from_spacing((4, 96, 128)))
-    with pytest.raises(InputError, match=r"the input is a volume|channels"):
+        segmenter_of(network, tile=(64, 64), tile_overlap=32)(picture_of)
+    volume = Image(pixels=np.zeros((1, 4, *SHAPE), np.uint8), grid=Grid.from_spacing((4, *SHAPE)))
+    with pytest.raises(InputError, match="the input is a volume"):
         segmenter_of(network)(volume)
     with pytest.raises(ConfigError, match="at least one type"):
         build_network(network_config(MODEL), classes=0, channels=3, pretrained=False)
@@ -154,7 +155,7 @@ def test_points_of_phantoms_are_found_without_bias():
     network, _ = learnt(scenes(np.random.default_rng(7), 64), steps=400, batch=4)
     segmenter, errors, expected = segmenter_of(network), [], 0
     for pixels, centres in scenes(np.random.default_rng(8), 40):
-        found = segmenter(Image(pixels=pixels, grid=Grid.from_spacing((96, 128)))).instances.landmarks
+        found = segmenter(Image(pixels=pixels, grid=Grid.from_spacing(SHAPE))).instances.landmarks
         expected += len(centres)
         for kind, at in centres:
             rows = np.flatnonzero(found.visible[:, kind])

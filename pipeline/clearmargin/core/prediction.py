@@ -130,6 +130,8 @@ class Prediction:
         listed = ", ".join(f"{n} {self.label_map.by_id(k).name}" for k, n in sorted(counts.items()))
         maps = f", maps {', '.join(self.maps)}" if self.maps else ""
         margins = ", with margins" if self.outer or self.inner else ""
+        if self.instances.landmarks is not None:
+            listed = ", ".join(filter(None, (listed, f"{self.instances.landmarks.count} landmark(s)")))
         what = f"{listed or 'no instances'} on {self.instances.grid}{maps}{margins}"
         return f"Prediction({what}, by {self.provenance.model})"
 
@@ -144,8 +146,15 @@ def _above(module: str, function: str) -> Any:
 
 
 def at_least(prediction: Prediction, thresholds: Thresholds) -> Prediction:
-    """Return a prediction without the instances whose score is below the threshold of their class."""
-    return chosen_instances(prediction, thresholds.reached(prediction.instances))
+    """Return a prediction without the instances whose score is below the threshold of their class.
+
+    And without the landmarks below ``thresholds.every``.
+    """
+    kept = chosen_instances(prediction, thresholds.reached(prediction.instances))
+    if kept.instances.landmarks is None:
+        return kept
+    landmarks = kept.instances.landmarks.at_least(thresholds.every)
+    return replace(kept, instances=replace(kept.instances, landmarks=landmarks))
 
 
 def chosen_instances(prediction: Prediction, positions: NDArray[np.int64]) -> Prediction:

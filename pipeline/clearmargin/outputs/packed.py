@@ -26,6 +26,7 @@ from clearmargin.core import (
 )
 from clearmargin.errors import InputError
 from clearmargin.files import whole
+from clearmargin.outputs.landmarks import packed_landmarks, unpacked_landmarks
 
 __all__ = ["read_packed", "write_packed"]
 
@@ -36,7 +37,7 @@ _ARRAYS = ("frames", "counts", "labels", "scores")
 def write_packed(path: Path, predictions: Mapping[int, Prediction]) -> None:
     """Write predictions, by frame number, or a single one under 0, as a compressed ``.npz``.
 
-    Kept bit for bit: masks, margins' regions, labels, scores, uncertainty columns, edges, grid, label map and
+    Kept bit for bit: masks, landmarks, margins' regions, labels, scores, uncertainty columns, edges, grid, label map and
     provenance. Left out: maps, which have files of their own, and the grid's frame of reference, which is an
     identifier.
 
@@ -79,6 +80,12 @@ def write_packed(path: Path, predictions: Mapping[int, Prediction]) -> None:
         arrays["edge_counts"] = np.array([len(edge.sigma) for edge in edges], np.int64)
         arrays["edge_points"] = np.concatenate([edge.points for edge in edges])
         arrays["edge_sigma"] = np.concatenate([edge.sigma for edge in edges])
+    sets = [p.instances.landmarks for p in every]
+    known = [one for one in sets if one is not None]
+    if known and len(known) == len(sets):
+        head["points"], of_points = packed_landmarks(known)
+        arrays |= of_points
+        arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     with whole(path) as draft, draft.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
@@ -108,7 +115,9 @@ def read_packed(path: Path) -> dict[int, Prediction]:
 
 def _predictions(head: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[int, Prediction]:
     grid = Grid(shape=tuple(head["shape"]), affine=np.array(head["affine"]), unit=head["unit"])
-    label_map = LabelMap(tuple(LabelClass(**_codes(c)) for c in head["classes"]))
+    landmarks = unpacked_landmarks(head["points"], arrays) if "points" in head else []
+    types = landmarks[0].types if landmarks else ()
+    label_map = LabelMap(tuple(LabelClass(**_codes(c)) for c in head["classes"]), types)
     provenance = Provenance(**head["provenance"])
     masks = _unpacked("masks", arrays, grid)
     regions = {side: _unpacked(side, arrays, grid) for side in head["regions"]}
@@ -117,7 +126,8 @@ def _predictions(head: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> di
     if len({len(arrays["labels"]), len(arrays["scores"]), len(masks), int(ends[-1])}) != 1:
         raise ValueError("columns of several lengths")
     predictions = {}
-    for frame, (start, stop) in zip(arrays["frames"].tolist(), pairwise(ends.tolist()), strict=True):
+    spans = zip(arrays["frames"].tolist(), pairwise(ends.tolist()), strict=True)
+    for number, (frame, (start, stop)) in enumerate(spans):
         part = slice(start, stop)
         instances = InstanceSet(
             grid=grid,
@@ -125,6 +135,7 @@ def _predictions(head: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> di
             labels=arrays["labels"][part],
             scores=arrays["scores"][part],
             uncertainty={name: arrays[f"column_{name}"][part] for name in head["columns"]},
+            landmarks=landmarks[number] if landmarks else None,
         )
         predictions[frame] = Prediction(
             instances=instances,

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Image, InstanceSet, LabelMap, Mask, Prediction
+from clearmargin.core import Image, InstanceSet, LabelMap, Landmarks, Mask, Prediction
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.files import write_text
 from clearmargin.margins.assessment import Assessment
+from clearmargin.outputs.landmarks import write_landmarks
 from clearmargin.outputs.packed import write_packed
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
@@ -185,6 +186,25 @@ def _write_edges(path: Path, prediction: Prediction) -> None:
         for point, sd in zip(edge.points, edge.sigma, strict=True)
     ]
     write_rows_csv(path, rows, ("instance", *axes, f"sd_{grid.unit}"))
+
+
+def _landmarks(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    found = assessed.prediction.instances.landmarks
+    if found is None:
+        return []
+    return write_landmarks(folder, [(image.source.case, None, found)], found.types, image.grid)
+
+
+def _clip_landmarks(folder: Path, footage: Footage) -> list[str]:
+    images: list[tuple[str, int | None, Landmarks]] = []
+    for number in footage.numbers:
+        prediction = footage.predictions.get(number)
+        found = None if prediction is None else prediction.instances.landmarks
+        if found is not None:
+            images.append((f"frame-{number:06d}", number, found))
+    if not images:
+        return []
+    return write_landmarks(folder, images, images[0][2].types, footage.image.grid)
 
 
 def _packed(folder: Path, assessed: Assessment, image: Image) -> list[str]:
@@ -447,6 +467,12 @@ WRITERS: dict[str, Output] = {
         holds="instances.csv and .json, edges.csv: a row per instance",
         write=_tables,
         write_clip=_clip_tables,
+        default=_always,
+    ),
+    "landmarks": Output(
+        holds="landmarks.csv and .json: a row per point; landmarks_coco.json of pictures, landmarks.mrk.json in mm",
+        write=_landmarks,
+        write_clip=_clip_landmarks,
         default=_always,
     ),
     "prediction": Output(

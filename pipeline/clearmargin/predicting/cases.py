@@ -199,7 +199,8 @@ def _frames(
             refer_case.update(assessed.refer_case)
             warned.update(assessed.warnings)
             numbers.append(number)
-            if len(prediction.instances):
+            landmarks = prediction.instances.landmarks
+            if len(prediction.instances) or (landmarks is not None and landmarks.count):
                 predictions[number] = replace(prediction, maps={}, edges=(), outer=(), inner=(), image=None)
             bar.advance(instances=str(len(prediction.instances)))
     if shown is None:
