@@ -52,7 +52,7 @@ def test_a_case_folder_gives_the_landmarks_back_bit_for_bit(tmp_path, grid):
 def test_the_table_of_a_picture_and_its_coco_file(tmp_path):
     files = written(tmp_path / "case", Grid.from_spacing((16, 20))).files["landmarks"]
     assert files == ("landmarks.csv", "landmarks.json", "landmarks_coco.json")
-    rows = list(csv.DictReader((tmp_path / "case" / "landmarks.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "case" / "landmarks.csv").read_text().splitlines()))
     assert [(r["object"], r["point"], r["y"], r["x"], r["visible"]) for r in rows] == [
         ("1", "left", "3.25", "4.5", "seen"),
         ("1", "right", "10.0", "12.0", "hidden"),
@@ -72,7 +72,7 @@ def test_slicer_gets_points_in_mm_and_lps(tmp_path):
     np.testing.assert_allclose(markup["controlPoints"][0]["position"], expected[:3], atol=1e-6)
     assert [p["label"] for p in markup["controlPoints"]] == ["left", "right", "tip"]
     assert [p["visibility"] for p in markup["controlPoints"]] == [True, False, True]
-    rows = list(csv.DictReader((tmp_path / "case" / "landmarks.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "case" / "landmarks.csv").read_text().splitlines()))
     assert float(rows[0]["x_mm"]) == pytest.approx(expected[0], abs=1e-4)
 
 

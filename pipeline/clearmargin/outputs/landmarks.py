@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def unpacked_landmarks(
     kinds = tuple(PointType(**{**t, "code": Code(**t["code"]) if t["code"] else None}) for t in types)
     ends = np.concatenate([[0], np.cumsum(arrays["landmark_counts"])]).tolist()
     sets = []
-    for start, stop in zip(ends[:-1], ends[1:], strict=True):
+    for start, stop in pairwise(ends):
         columns = {
             name: arrays[f"landmark_{name}"][start:stop] for name in _COLUMNS if f"landmark_{name}" in arrays
         }

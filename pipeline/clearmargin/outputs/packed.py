@@ -37,8 +37,8 @@ _ARRAYS = ("frames", "counts", "labels", "scores")
 def write_packed(path: Path, predictions: Mapping[int, Prediction]) -> None:
     """Write predictions, by frame number, or a single one under 0, as a compressed ``.npz``.
 
-    Kept bit for bit: masks, landmarks, margins' regions, labels, scores, uncertainty columns, edges, grid, label map and
-    provenance. Left out: maps, which have files of their own, and the grid's frame of reference, which is an
+    Kept bit for bit: masks, landmarks, margins' regions, labels, scores, uncertainty columns, edges, grid, label map
+    and provenance. Left out: maps, which have files of their own, and the grid's frame of reference, which is an
     identifier.
 
     Args:
