@@ -18,6 +18,7 @@ EXTRAS = {
     "batch": ("sqlalchemy", "pg8000", "dicomweb_client", "pynetdicom", "tenacity"),
     "transformers": ("transformers",),
     "export": ("onnx", "onnxruntime", "openvino"),
+    "ray": ("ray",),
     "bundle": ("fire", "jsonschema"),
     "text": ("rapidocr_onnxruntime",),
 }

@@ -1,7 +1,8 @@
 """The program: its options, what it prints, and how it ends.
 
-Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 part of a batch failed, 4 input refused (or a disk,
-a folder or memory that the work needs and cannot have), 130 interrupted.
+Exit codes: 0 done, 1 a bug of ours (replay and promote: a difference, a gate not passed), 2 usage or configuration,
+3 part of a batch failed, 4 input refused (or a disk, a folder or memory that the work needs and cannot have), 130
+interrupted.
 """
 
 from __future__ import annotations
