@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load soak soak fuzz clean
+.PHONY: demo test test-slow lint types docs bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -50,6 +50,11 @@ bench-large: .venv/installed
 
 bench-export: .venv/installed
 	$(BIN)/python benchmarks/bench_export.py
+
+# The site in site/, every warning an error. It is read without a network: open site/index.html, or serve it for the search.
+docs: .venv/installed
+	$(BIN)/python benchmarks/draw_results.py
+	$(BIN)/zensical build --strict --clean
 
 # 100,000 damaged files; RUN=n repeats a run, CASES=n shortens it, what fails is kept in fuzz/.
 CASES ?= 100000

@@ -55,14 +55,14 @@ def measure(name: str, network: object, *, tile: tuple[int, int] | None, views: 
     import torch
 
     from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
-    from clearmargin.models.segmenter import NetworkSegmenter
+    from clearmargin.models.segmenter import PlaneSegmenter
     from clearmargin.models.settings import PredictionSettings
     from clearmargin.sampling.samples import augmented, tta_views
     from clearmargin.transforms.settings import ImageSettings, Window
 
     torch.set_num_threads(1)
     code = Code(value="4421005", scheme="SCT", meaning="Cell")
-    segmenter = NetworkSegmenter(
+    segmenter = PlaneSegmenter(
         network=network,
         image=ImageSettings(intensity=Window(low=0, high=255)),
         label_map=LabelMap((LabelClass(id=1, name="cell", type=code, category=code),)),

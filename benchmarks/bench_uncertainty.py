@@ -85,7 +85,7 @@ def memory(kind: str) -> None:
     import torch
 
     from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Provenance
-    from clearmargin.models.segmenter import NetworkSegmenter
+    from clearmargin.models.segmenter import PlaneSegmenter
     from clearmargin.models.volume_segmenter import VolumeSegmenter
     from clearmargin.sampling.samples import Member, SampledSegmenter
     from clearmargin.transforms.settings import ImageSettings, Window
@@ -93,7 +93,7 @@ def memory(kind: str) -> None:
     torch.set_num_threads(1)
     code = Code(value="108369006", scheme="SCT", meaning="Tumor")
     made, build, channels = {
-        "planes": (NetworkSegmenter, partial(BrightParts, 1, 64), 3),
+        "planes": (PlaneSegmenter, partial(BrightParts, 1, 64), 3),
         "volume": (VolumeSegmenter, bright, 1),
     }[kind]
     first = made(

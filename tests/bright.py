@@ -3,7 +3,7 @@
 import torch
 
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
-from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.segmenter import PlaneSegmenter
 from clearmargin.networks.network import Detections
 from clearmargin.transforms.settings import ImageSettings, Window
 
@@ -45,7 +45,7 @@ class Bright:
 
 
 def bright_segmenter(low=0.0, high=1.0):
-    return NetworkSegmenter(
+    return PlaneSegmenter(
         network=Bright(),
         image=ImageSettings(intensity=Window(low=low, high=high)),
         label_map=LABELS,

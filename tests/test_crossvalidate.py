@@ -88,7 +88,7 @@ def test_what_cannot_be_is_said_before_the_first_training(config, tmp_path):
     assert not (tmp_path / "runs").exists()
     with pytest.raises(ConfigError, match="at least 1"):
         crossvalidate(config, folds=0)
-    with pytest.raises(InputError, match="no folder of a cross-validation"):
+    with pytest.raises(InputError, match="not a folder of a cross-validation"):
         crossvalidate(resume=tmp_path)
     dataset = open_dataset(tmp_path / "data" / "card.yaml")
     held = in_fold(dataset, verb.FoldSettings(number=1, of=3), validate=False)

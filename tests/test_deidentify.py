@@ -296,7 +296,7 @@ def test_keys_and_folders_are_checked(tmp_path, key):
         deidentify(folder, tmp_path / "out", key=key)
     with pytest.raises(ConfigError, match="--new-key writes one"):
         deidentify(folder, tmp_path / "out", key=tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="within each other"):
+    with pytest.raises(ConfigError, match="lies within the input"):
         deidentify(folder, folder / "out", key=key)
     with pytest.raises(ConfigError, match="key lies among"):
         deidentify(folder, key.parent, key=key)

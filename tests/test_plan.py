@@ -12,9 +12,9 @@ from clearmargin.datasets.fingerprint import relations, take_fingerprint, thickn
 from clearmargin.errors import ConfigError
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
-from clearmargin.networks import network_config
+from clearmargin.networks import NETWORKS, config_class, network_config
 from clearmargin.plan import objection, plan, render_plan
-from clearmargin.training.experiment import read_experiment
+from clearmargin.training.experiment import Experiment, read_experiment
 
 GRID = Grid.from_spacing((64, 64))
 
@@ -196,3 +196,27 @@ def test_the_command_writes_the_plan_and_keeps_what_is_there(tmp_path, monkeypat
     assert code == 2 and "exists" in said
     assert (tmp_path / "toy.yaml").read_bytes() == before
     assert CLASSES[0]["name"] == "disc"
+
+
+def test_settings_that_a_network_does_not_read_are_refused_by_name(tmp_path):
+    """A network of volumes has windows of its own: what is for planes is ignored by nothing, but refused."""
+    card = write_toy_set(tmp_path / "data")
+    config = tmp_path / "volumes.yaml"
+    content = {"name": "v", "card": str(card), "model": {"network": "semantic_cc_3d"}}
+    config.write_text(
+        yaml.safe_dump(content | {"image": {"crop": [128, 128]}, "augment": {"copy_paste": 0.5}})
+    )
+    with pytest.raises(ConfigError, match="does not read") as refused:
+        read_experiment(config, [])
+    assert "image.crop: semantic_cc_3d" in str(refused.value) and "augment.copy_paste" in str(refused.value)
+    config.write_text(yaml.safe_dump(content | {"image": {"crop": [256, 256]}}))  # the default says nothing
+    assert read_experiment(config, []).image.crop == (256, 256)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_a_network_says_it_does_not_read_exists(name, tmp_path):
+    """A path in ``unread`` names a setting; one that was renamed would refuse nothing."""
+    experiment = Experiment.model_fields
+    for path in config_class(name).unread:
+        section, field = path.split(".")
+        assert field in experiment[section].annotation.model_fields, path

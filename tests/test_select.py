@@ -157,7 +157,7 @@ def test_a_budget_that_none_keeps_still_writes_the_table(models, tmp_path, monke
     assert (tmp_path / "out" / "candidates.csv").is_file()
     with pytest.raises(ConfigError, match="no metric 'nsd_9px'"):
         select(folders, card, budget_ms=10, metric="nsd@9px")
-    with pytest.raises(InputError, match=r"is no model folder: it lacks model\.yaml"):
+    with pytest.raises(InputError, match=r"is not a model folder: it lacks model\.yaml"):
         select([*folders, tmp_path], card, budget_ms=10)
     with pytest.raises(ConfigError, match="model 'w32' is given twice"):
         select([*folders, folders[0]], card, budget_ms=10)

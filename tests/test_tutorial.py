@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
 
 def commands():
     """The commands that stand under the three numbered steps."""
-    steps = PAGE[PAGE.index("**1.") : PAGE.index("## What next")]
+    steps = PAGE[PAGE.index("**1.") : PAGE.index("## How good")]
     return re.findall(r"```\nclearmargin (.*)\n```", steps)
 
 

@@ -15,7 +15,7 @@ IDIOMS = {
     r"\bwhere there (is|are|was|were)\b": "if there is",
     r"\bwhere (nothing|none|nobody) ": "if nothing",
     r"\bspurious\b": "false positive",
-    r"\b(one|a) \w+ (a|an) (file|case|image|class|pixel|verb|row|line|series|object)\b": "per",
+    r"\b(one|a) \w+ (a|an) (file|case|image|class|pixel|verb|row|line|series|object)\b(?!,)": "per",
     r"\b(it|they) (is|are) none\b": "is not a ...",
     r"\bunits? of (independence|exchangeability)\b": "group",
     r"^(Of|At|In which|That|Whose) (the|each|all|its|which)\b": "a noun first",

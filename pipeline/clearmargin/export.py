@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
@@ -120,8 +119,6 @@ def _bundled(model: Path, pairs: Sequence[Pair], draft: Path) -> tuple[Parity, t
 
 def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Path, format: str) -> None:
     network = segmenter.network
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is not an nn.Module")
 
     def look() -> None:
         for image, reference in pairs:

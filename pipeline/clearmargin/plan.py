@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from clearmargin.datasets.card import Card
 from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.datasets.fingerprint import Fingerprint, take_fingerprint
 from clearmargin.errors import ConfigError, nearest
-from clearmargin.networks import NETWORKS, network_config
+from clearmargin.networks import NETWORKS, config_class, network_config
+from clearmargin.networks.planning import Shown
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
 from clearmargin.transforms.planned import planned_transforms
 
-__all__ = ["OBJECTIONS", "Plan", "objection", "plan", "render_plan"]
+__all__ = ["Plan", "objection", "plan", "render_plan"]
 
 _NEED = 16.0  # network pixels across the smallest twentieth of the objects: four cells of the finest stride
 _LIMIT = {"cpu": 512, "cuda": 1024}  # longest side of a view that is shown at once
 _CROP = {"cpu": 256, "cuda": 768}
-_PATCH = {"cpu": 300_000, "cuda": 2_000_000}  # voxels of a volume's window
 _MOSTLY = 0.95  # share of planes from which a rule holds
 _ANISOTROPIC = (
     3.0  # slice distance over pixel size above which a volume is seen slice by slice, as nnU-Net does
@@ -79,7 +79,11 @@ def plan(
     _choose_view(choices, found, dataset.card, where)
     scale = _scale(found, where)
     chosen = _choose_network(choices, found, scale, network)
-    _choose_options(choices, found, scale, chosen, where)
+    own = config_class(chosen)
+    crop: list[int] = choices.tree["image"]["crop"]
+    for choice in own.choices(found, Shown(scale=scale, crop=(crop[0], crop[1]), device=where)):
+        choices.set(*choice)
+    choices.drop(own.unread)
     _choose_augmentation(choices, found, dataset.card)
     _choose_training(choices, found, dataset, where, minutes)
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
@@ -103,6 +107,15 @@ class _Choices:
             branch = branch.setdefault(name, {})
         branch[last] = value
         self.reasons[path] = reason
+
+    def drop(self, paths: Sequence[str]) -> None:
+        """Leave out settings that the network does not read."""
+        for path in set(paths) & set(self.reasons):
+            *above, last = path.split(".")
+            branch = self.tree
+            for name in above:
+                branch = branch[name]
+            del branch[last], self.reasons[path]
 
 
 def _device() -> str:
@@ -174,48 +187,9 @@ def _intensity(found: Fingerprint, card: Card) -> tuple[dict[str, Any], str]:
     return choice, f"values of {card.modality} have no scale of their own"
 
 
-def _thin(found: Fingerprint, scale: float) -> str | None:
-    share = float((found.thickness * scale < 4).mean())
-    if share < 0.1:
-        return None
-    return (
-        f"{100 * share:.0f} % of the objects are thinner than a pixel of its masks, which have a quarter of the "
-        "image's resolution"
-    )
-
-
-def _nested(found: Fingerprint, scale: float) -> str | None:
-    if found.nested < 0.02:
-        return None
-    return f"{100 * found.nested:.0f} % of the objects lie in another one, and of two with one centre it finds one"
-
-
-def _joined(found: Fingerprint, scale: float) -> str | None:
-    if found.touching < 0.1:
-        return None
-    return f"{100 * found.touching:.0f} % of the objects touch another of their class, and it would join them"
-
-
-def _flat(found: Fingerprint, scale: float) -> str | None:
-    return "it takes volumes, and these are pictures" if found.ndim == 2 else None
-
-
-OBJECTIONS: dict[str, tuple[Callable[[Fingerprint, float], str | None], ...]] = {
-    "mask_rcnn": (),
-    "yolact": (_thin,),
-    "solov2": (_thin, _nested),
-    "mask2former": (_thin,),
-    "eomt": (_thin,),
-    "semantic_cc": (_joined,),
-    "semantic_cc_3d": (_flat, _joined),
-}
-"""Why a network cannot work on some data; each gives the reason, or None."""
-
-
 def objection(network: str, found: Fingerprint, scale: float) -> str | None:
-    """Return why a network cannot work on such data, or None."""
-    reasons = [reason for test in OBJECTIONS.get(network, ()) if (reason := test(found, scale))]
-    return "; ".join(reasons) or None
+    """Return why a network cannot work on such data; None if it can."""
+    return config_class(network).objection(found, scale)
 
 
 def _choose_network(choices: _Choices, found: Fingerprint, scale: float, wanted: str | None) -> str:
@@ -260,83 +234,6 @@ def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:
 def _single(found: Fingerprint) -> float:
     """Return the share of the planes that hold at most one object per class."""
     return float((found.counts <= len(found.classes)).mean())
-
-
-def _choose_patch(choices: _Choices, found: Fingerprint, step: int, device: str) -> None:
-    """Choose a window of a volume: all of it, or as much as the memory takes, in multiples of ``step`` voxels."""
-    extents = [float(np.median(found.depths)), *np.median(found.shapes, axis=0).astype(float)]
-    patch = [step * math.ceil(extent / step) for extent in extents]
-    while math.prod(patch) > _PATCH[device] and max(patch) > step:
-        patch[patch.index(max(patch))] -= step
-    shown = " x ".join(f"{extent:.0f}" for extent in extents)
-    choices.set(
-        "model.patch",
-        patch,
-        f"volumes are {shown} voxels in the median; {device} takes {_PATCH[device]} at a time",
-    )
-
-
-def _choose_options(choices: _Choices, found: Fingerprint, scale: float, network: str, device: str) -> None:
-    fields = network_config({"network": network}).model_dump()
-    if "patch" in fields and "levels" in fields:
-        _choose_patch(choices, found, 2 ** (fields["levels"] - 1), device)
-    low, high = np.quantile(found.sides * scale, (0.05, 0.95))
-    if "anchor_sizes" in fields:
-        sizes = [4 * max(2, round(s / 4)) for s in np.geomspace(max(8.0, low), max(high, 4 * low, 64.0), 5)]
-        sizes = [max(s, sizes[0] + 4 * k) for k, s in enumerate(sizes)]
-        choices.set(
-            "model.anchor_sizes", sizes, f"objects are {low:.0f} to {high:.0f} network px across (5 to 95 %)"
-        )
-        ratios = np.quantile(found.boxes[:, 0] / found.boxes[:, 1], (0.1, 0.5, 0.9))
-        kept = sorted({round(float(r), 1) or 0.1 for r in ratios})
-        choices.set("model.anchor_ratios", kept, "height over width of the boxes: 10, 50 and 90 % of them")
-    if "scale_ranges" in fields:
-        edges = [float(4 * max(1, round(e / 4))) for e in np.geomspace(max(16.0, low), max(high, 8 * low), 4)]
-        ranges = [[0.0, 2 * edges[0]], *([e, 4 * e] for e in edges[:3]), [edges[3], 100_000.0]]
-        choices.set(
-            "model.scale_ranges", ranges, f"objects are {low:.0f} to {high:.0f} network px across (5 to 95 %)"
-        )
-    most = int(found.counts.max())
-    choices.set(
-        "model.detections",
-        max(20, 10 * math.ceil(1.5 * most / 10)),
-        f"an image has up to {most} objects",
-    )
-    if "queries" in fields:
-        _choose_queries(choices, found, scale)
-    length = float(np.median(found.sides / np.maximum(found.thickness, 1)))
-    if "mask_looks" in fields and length >= _LONG and found.touching < _FEW_TOUCH:
-        choices.set(
-            "model.mask_looks",
-            3,
-            f"objects are {length:.1f} times as long as thick, which boxes cut off, and seldom touch",
-        )
-    if "mask_loss" in fields and float(np.quantile(found.thickness * scale, 0.25)) < 8:
-        loss = fields["mask_loss"] | {"cross_entropy": 1.0, "dice": 1.0}
-        choices.set(
-            "model.mask_loss", loss, "a quarter of the objects is thinner than 8 network px: Dice weighs them"
-        )
-
-
-_LONG = 2.5  # an object's box side over its thickness, from which on boxes end short of it
-_FEW_TOUCH = 0.25  # share of objects that touch: a mask that is followed joins them
-
-
-def _choose_queries(choices: _Choices, found: Fingerprint, scale: float) -> None:
-    """Choose queries for the objects of a training window, and tiles of its size where an image holds more of them."""
-    crop: list[int] = choices.tree["image"]["crop"]
-    extents = np.median(found.shapes, axis=0) * scale
-    share = float(np.prod([min(1.0, n / extent) for n, extent in zip(crop, extents, strict=True)]))
-    most = int(found.counts.max())
-    queries = max(20, 10 * math.ceil(1.5 * most * share / 10))
-    choices.set(
-        "model.queries",
-        queries,
-        f"each finds one object, and a window has up to about {math.ceil(most * share)}",
-    )
-    if most > queries:
-        choices.set("prediction.tile", crop, f"an image has up to {most} objects, which is more than queries")
-        choices.set("prediction.tile_overlap", 32 * max(1, min(crop) // 64), "half a tile")
 
 
 def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> None:

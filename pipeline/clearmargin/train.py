@@ -35,7 +35,7 @@ from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import load_segmenter
 from clearmargin.models.clock import Clock
 from clearmargin.models.folder import CONFIG_FILE, ModelCard, label_map_entries, save_model, save_snapshot
-from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks import build_network, network_config
 from clearmargin.networks.foreground import RATE as HEAD_RATE
 from clearmargin.networks.foreground import has_foreground_head
 from clearmargin.networks.threads import torch_threads
@@ -62,9 +62,6 @@ from clearmargin.transforms.settings import Percentiles
 __all__ = ["TrainingResult", "train"]
 
 log = logging.getLogger(__name__)
-
-# Of weights and images, by the network's dimensions.
-_LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 PROFILE = "profile"
 _CANDIDATE = ".candidate"  # the model that is being validated
@@ -180,9 +177,7 @@ def _train(
         channels=experiment.image.channels,
         pretrained=not resumes,
     )
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is not an nn.Module")
-    network = network.to(device).to(memory_format=_LAYOUTS[NETWORKS[experiment.model["network"]].dimensions])
+    network = network.to(device).to(memory_format=network.layout)
     state = TrainingState(
         network=network,
         average={k: v.detach().clone() for k, v in network.state_dict().items()},

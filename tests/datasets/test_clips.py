@@ -91,7 +91,7 @@ def test_thin_lines_between_levels_are_blur_and_a_patch_is_a_level_that_is_not_l
     coloured[0, 5:15, 5:15] = 210  # red, whose mean is 70
     with pytest.raises(InputError, match="100 of 600"):
         nearest_levels(coloured, LEVELS, 20)
-    with pytest.raises(InputError, match="8 bits a channel, not uint16"):
+    with pytest.raises(InputError, match="8 bits per channel, not uint16"):
         nearest_levels(pixels.astype(np.uint16), LEVELS, 20)
 
 

@@ -141,7 +141,7 @@ def test_pixels_and_millimetres_are_not_mixed(drawn, fitted):
     assert found.length_unit == "px" and "px (the images have no spacing)" in str(found.margins[0])
     mixed = drawn_set(12)
     mixed._held |= {f"case-{k:03d}": drawn_px._held[f"case-{k:03d}"] for k in range(6)}
-    with pytest.raises(InputError, match="some calibration images are in mm and others in px"):
+    with pytest.raises(InputError, match="calibration images in mm and others in px"):
         calibrated(mixed)
 
 

@@ -85,5 +85,5 @@ def test_a_limit_that_would_flag_everything_flags_nothing_and_says_so():
 def test_rules_survive_their_plain_form():
     rules = fit_rules({"score": [0.6, 0.7, 0.8]}, [True, False, False])
     assert ReferralRules.from_data(rules.to_data()) == rules
-    with pytest.raises(ConfigError, match="no referral rules"):
+    with pytest.raises(ConfigError, match="not referral rules"):
         ReferralRules.from_data({"dise": 0.5})

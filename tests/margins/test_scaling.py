@@ -79,7 +79,7 @@ def test_fixed_points_shape_and_precision():
 
 @pytest.mark.parametrize("fit", [fit_temperature, fit_isotonic])
 def test_what_cannot_be_fitted_stays_and_says_why(fit):
-    with pytest.raises(InputError, match="calibration split has no prediction"):
+    with pytest.raises(InputError, match="no prediction to fit a scaling on"):
         fit([], [])
     for outcome in (True, False):
         found = fit([0.3, 0.9], [outcome] * 2)

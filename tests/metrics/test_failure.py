@@ -110,5 +110,5 @@ def test_what_cannot_be_ranked_is_refused():
         aurc([0.1, 0.2], [1.0])
     with pytest.raises(InputError, match="at least 0"):
         ause([0.1], [-1.0])
-    with pytest.raises(InputError, match="share of the rest"):
+    with pytest.raises(InputError, match="expected a share"):
         refer([0.1], [1.0], 2, within=95)

@@ -102,7 +102,7 @@ def test_the_interval_lies_within_the_data(values, seed):
 def test_what_is_not_finite_is_refused_not_dropped():
     with pytest.raises(InputError, match="is not left out"):
         bootstrap_means({"x": [1.0, np.nan]}, ["a", "b"], rng=rng())
-    with pytest.raises(InputError, match="some case"):
+    with pytest.raises(InputError, match="at least one case"):
         bootstrap_means({"x": []}, [], rng=rng())
 
 

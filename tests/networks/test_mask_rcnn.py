@@ -236,7 +236,7 @@ def test_a_saved_model_predicts_the_same(model_folder, overfitted):
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, model_folder):
-    with pytest.raises(InputError, match="is no model folder"):
+    with pytest.raises(InputError, match="is not a model folder"):
         load_segmenter(tmp_path / "nothing")
     text = (model_folder / "model.yaml").read_text()
     (model_folder / "model.yaml").write_text(text.replace("fpn_channels: 32", "fpn_channels: 48"))

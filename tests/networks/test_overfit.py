@@ -13,7 +13,7 @@ from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.errors import InputError
 from clearmargin.metrics import mask_average_precision
-from clearmargin.models.segmenter import NetworkSegmenter
+from clearmargin.models.segmenter import PlaneSegmenter
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.volume_segmenter import VolumeSegmenter
 from clearmargin.networks import build_network, network_config
@@ -69,7 +69,7 @@ def test_two_real_images_are_learnt_by_heart(name, data_root):
     cases = [case for case in dataset.cases if case.row["id"] in FRAMES]
     windows = Windows(dataset, cases, IMAGE, PLAIN, seed=0, cache_bytes=2**26)
     network = learnt({"network": name}, *collate([windows[0], windows[1]]), steps=STEPS)
-    segmenter = NetworkSegmenter(
+    segmenter = PlaneSegmenter(
         network=network,
         image=IMAGE,
         label_map=dataset.card.label_map,

@@ -10,7 +10,7 @@ from bright import LABELS, bright_segmenter
 from clearmargin.core import Grid, Image, LabelClass, LabelMap
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot, snapshots
-from clearmargin.models.segmenter import NetworkSegmenter, View
+from clearmargin.models.segmenter import PlaneSegmenter, View
 from clearmargin.networks import build_network, network_config
 from clearmargin.sampling.samples import (
     Member,
@@ -147,9 +147,9 @@ def test_one_member_says_what_it_would_have_said_alone():
 
 def test_members_that_take_an_image_alike_share_its_preparation(monkeypatch):
     prepared = []
-    plain = NetworkSegmenter.prepared
+    plain = PlaneSegmenter.prepared
     monkeypatch.setattr(
-        NetworkSegmenter, "prepared", lambda self, image: prepared.append(1) or plain(self, image)
+        PlaneSegmenter, "prepared", lambda self, image: prepared.append(1) or plain(self, image)
     )
     augmented(bright_segmenter())(square())
     assert len(prepared) == 1
@@ -217,7 +217,7 @@ def test_an_ensemble_is_a_list_of_model_folders(tmp_path):
     assert seen.groups == {"u1", "u2", "u3"} and not seen.contents  # one member does not record them
     with pytest.raises(ConfigError, match="asks all of its members"):
         open_segmenter(tmp_path, "none")
-    with pytest.raises(ConfigError, match="is no ensemble"):
+    with pytest.raises(ConfigError, match="is not an ensemble"):
         open_segmenter(tmp_path / "seed-1" / "model", "ensemble")
     (tmp_path / "ensemble.yaml").write_text("members: 3\n")
     with pytest.raises(InputError, match="lists no members"):

@@ -112,7 +112,7 @@ def test_an_alias_moves_to_the_newer_version(logged: tuple[str, str, Path], fold
 
 def test_a_folder_that_is_no_model_is_refused(store: str, tmp_path: Path) -> None:
     run = TrackedRun(name="none", uri=store)
-    with pytest.raises(InputError, match="is no model folder"), run:
+    with pytest.raises(InputError, match="is not a model folder"), run:
         run.log_model(tmp_path)
     with pytest.raises(InputError, match="logged no model"):
         register(run.run_id, "none", uri=store)

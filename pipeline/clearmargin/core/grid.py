@@ -63,8 +63,9 @@ class Grid:
             shape: ``(Z, Y, X)`` or ``(Y, X)``.
             spacing: Millimetres per axis in array order; None where unknown, and the unit is then px.
 
-        >>> Grid.from_spacing((4, 5, 6), (5.0, 0.8, 0.7)).spacing
-        (5.0, 0.8, 0.7)
+        Examples:
+            >>> Grid.from_spacing((4, 5, 6), (5.0, 0.8, 0.7)).spacing
+            (5.0, 0.8, 0.7)
         """
         steps = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=np.float64)
         if steps.shape != (len(shape),) or not (steps > 0).all():

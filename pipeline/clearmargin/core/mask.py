@@ -43,9 +43,10 @@ class Mask:
     def from_dense(dense: ArrayLike) -> Mask:
         """Return the mask of a dense array; whatever is not zero belongs to it.
 
-        >>> mask = Mask.from_dense([[0, 0, 0], [0, 1, 1]])
-        >>> mask.origin, mask.crop.shape, mask.area
-        ((1, 1), (1, 2), 2)
+        Examples:
+            >>> mask = Mask.from_dense([[0, 0, 0], [0, 1, 1]])
+            >>> mask.origin, mask.crop.shape, mask.area
+            ((1, 1), (1, 2), 2)
         """
         array = np.asarray(dense)
         return Mask.from_crop(array.astype(bool, copy=False), (0,) * array.ndim, array.shape)
@@ -155,8 +156,9 @@ class Mask:
 
         Defined for images, ``(Y, X)``. Source: pycocotools, ``common/maskApi.h``.
 
-        >>> Mask.from_dense([[0, 1], [0, 1]]).run_lengths()
-        [2, 2]
+        Examples:
+            >>> Mask.from_dense([[0, 1], [0, 1]]).run_lengths()
+            [2, 2]
         """
         if len(self.shape) != 2:
             raise ValueError(f"COCO run lengths are defined for images, not for shape {self.shape}")

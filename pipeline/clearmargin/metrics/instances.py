@@ -137,13 +137,14 @@ def evaluate_instances(
     Raises:
         GeometryError: The two sets lie on different grids.
 
-    >>> import numpy as np
-    >>> from clearmargin.core import Grid
-    >>> grid = Grid.from_spacing((8, 8), (1.0, 1.0))
-    >>> square = np.zeros((8, 8), bool); square[2:6, 2:6] = True
-    >>> rows = evaluate_instances(InstanceSet.empty(grid), InstanceSet.from_dense(grid, [square]))
-    >>> [(row.status, row.values["dice"], round(row.values["hd95"], 3)) for row in rows]
-    [('fn', 0.0, 11.314)]
+    Examples:
+        >>> import numpy as np
+        >>> from clearmargin.core import Grid
+        >>> grid = Grid.from_spacing((8, 8), (1.0, 1.0))
+        >>> square = np.zeros((8, 8), bool); square[2:6, 2:6] = True
+        >>> rows = evaluate_instances(InstanceSet.empty(grid), InstanceSet.from_dense(grid, [square]))
+        >>> [(row.status, row.values["dice"], round(row.values["hd95"], 3)) for row in rows]
+        [('fn', 0.0, 11.314)]
     """
     if not predicted.grid.same_as(reference.grid):
         raise GeometryError(

@@ -63,8 +63,9 @@ class Metric:
     def unit_on(self, unit: Unit, ndim: int) -> str:
         """Return the unit on a grid of ``ndim`` dimensions with lengths in ``unit``; empty for a ratio.
 
-        >>> METRICS["volume_error"].unit_on("mm", 3), METRICS["dice"].unit_on("mm", 3)
-        ('mm^3', '')
+        Examples:
+            >>> METRICS["volume_error"].unit_on("mm", 3), METRICS["dice"].unit_on("mm", 3)
+            ('mm^3', '')
         """
         return {"": "", "grid": unit, "grid^n": f"{unit}^{ndim}"}[self.unit]
 
@@ -126,8 +127,9 @@ def metric_of(name: str) -> Metric | None:
 
     A length, a class and an IoU are not looked at: ``nsd_2mm``, ``ap50/grasper`` and ``f1@0.5`` are known.
 
-    >>> metric_of("nsd_2mm").title, metric_of("ap50/grasper").better
-    ('NSD', 'higher')
+    Examples:
+        >>> metric_of("nsd_2mm").title, metric_of("ap50/grasper").better
+        ('NSD', 'higher')
     """
     name = _LENGTH.sub("", name.split("/", maxsplit=1)[0].split("@", maxsplit=1)[0])
     return METRICS.get(name) or SET_METRICS.get(name)
@@ -136,8 +138,9 @@ def metric_of(name: str) -> Metric | None:
 def metric_title(name: str, unit: str = "") -> str:
     """Return what a paper calls a metric, with its length and unit.
 
-    >>> metric_title("hd95", "mm"), metric_title("nsd_2mm")
-    ('HD95 (mm)', 'NSD at 2 mm')
+    Examples:
+        >>> metric_title("hd95", "mm"), metric_title("nsd_2mm")
+        ('HD95 (mm)', 'NSD at 2 mm')
     """
     metric, length = metric_of(name), _LENGTH.search(name)
     title = metric.title if metric else name
@@ -271,13 +274,14 @@ def measure_pair(
         InputError: The arrays are not two masks of one shape, or the spacing does not fit them.
         ConfigError: An unknown metric.
 
-    >>> import numpy as np
-    >>> predicted, reference = np.zeros((2, 20, 20), bool)
-    >>> reference[5:15, 5:15] = True
-    >>> predicted[5:15, 6:16] = True  # one pixel to the right
-    >>> measured = measure_pair(predicted, reference, spacing=(0.5, 0.5), tolerances=[0.5])
-    >>> measured["dice"], measured["hausdorff"], measured["nsd_0.5mm"], measured["centroid_error"]
-    (0.9, 0.5, 1.0, 0.5)
+    Examples:
+        >>> import numpy as np
+        >>> predicted, reference = np.zeros((2, 20, 20), bool)
+        >>> reference[5:15, 5:15] = True
+        >>> predicted[5:15, 6:16] = True  # one pixel to the right
+        >>> measured = measure_pair(predicted, reference, spacing=(0.5, 0.5), tolerances=[0.5])
+        >>> measured["dice"], measured["hausdorff"], measured["nsd_0.5mm"], measured["centroid_error"]
+        (0.9, 0.5, 1.0, 0.5)
     """
     protocol = Protocol(
         metrics=tuple(metrics),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, Provenance
@@ -24,9 +24,9 @@ from clearmargin.models.domain import Domain
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks import build_network, network_config
 from clearmargin.networks.foreground import forget_foreground
-from clearmargin.networks.network import BesideRuntime, Network
+from clearmargin.networks.network import Network
 from clearmargin.networks.parts import RuntimePart, replace_parts
 from clearmargin.networks.threads import refuse_forked
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
@@ -206,8 +206,7 @@ def load_segmenter(
     )
     try:
         state = load_file(weights_path)
-        if isinstance(network, nn.Module):
-            forget_foreground(network, state)
+        forget_foreground(network, state)
         network.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
@@ -232,10 +231,10 @@ def load_segmenter(
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
     if runtime != "torch":
         _use_runtime(network, runtime, runtime_folder or folder / runtime, weights)
-    elif NETWORKS[card.model["network"]].dimensions == 2 and isinstance(network, nn.Module):
-        network.to(memory_format=torch.channels_last)  # what convolutions on a CPU are quickest with
-    return _segmenter_class(card.model["network"])(
-        network=network.to(where),
+    elif network.dimensions == 2:
+        network.to(memory_format=network.layout)
+    return segmenter_of(
+        network.to(where),
         image=card.image,
         label_map=card.label_map,
         provenance=Provenance(
@@ -266,8 +265,6 @@ def _refuse_larger_than(weights: Path, card: ModelCard) -> None:
             channels=card.image.channels,
             pretrained=False,
         )
-    if not isinstance(outline, nn.Module):
-        return
     size = sum(v.numel() * v.element_size() for v in outline.state_dict().values())
     if size > weights.stat().st_size + _SPARE_BYTES:
         raise InputError(
@@ -292,8 +289,6 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
     card = load_settings(folder / RUNTIME_FILE, RuntimeCard)
     if card.weights_sha256 != weights:
         raise InputError(f"the export to '{name}' is of other weights than the model's: export it again")
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"{type(network).__name__} is not an nn.Module")
     threads, parts = torch.get_num_threads(), {}
     for part, outputs in card.parts.items():
         if part not in dict(network.named_modules()):
@@ -309,16 +304,25 @@ def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> Non
                 "export it again"
             ) from None
     replace_parts(network, parts)
-    if isinstance(network, BesideRuntime):
-        network.beside_runtime()
+    network.beside_runtime()
 
 
-def _segmenter_class(name: str) -> type[NetworkSegmenter]:
-    if NETWORKS[name].dimensions == 2:
-        return NetworkSegmenter
+def segmenter_of(network: Network, **options: Any) -> NetworkSegmenter:
+    """Return the segmenter for what a network sees: planes or volumes.
+
+    Args:
+        network: On its device.
+        options: Further fields of `NetworkSegmenter`.
+    """
+    from clearmargin.models.segmenter import PlaneSegmenter
     from clearmargin.models.volume_segmenter import VolumeSegmenter
+    from clearmargin.networks.network import PlaneNetwork, VolumeNetwork
 
-    return VolumeSegmenter
+    if isinstance(network, VolumeNetwork):
+        return VolumeSegmenter(network=network, **options)
+    if isinstance(network, PlaneNetwork):
+        return PlaneSegmenter(network=network, **options)
+    raise TypeError(f"expected a network of planes or volumes, got {type(network).__name__}")
 
 
 def _code(triplet: tuple[str, str, str] | None) -> Code | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from clearmargin.models.placing import Crop, place, place_view, threshold
 from clearmargin.models.repeats import Suppression, without_repeats
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.tiling import find_in_tiles
-from clearmargin.networks.network import Detections, Network
+from clearmargin.networks.network import Detections, Network, PlaneNetwork
 from clearmargin.networks.threads import refuse_forked, torch_threads
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
@@ -140,11 +141,11 @@ class PlaneDetections:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkSegmenter:
+class NetworkSegmenter(ABC):
     """A trained network with what it needs to be shown an image.
 
     Attributes:
-        network: In no particular mode: ``detect`` does not depend on one.
+        network: The network.
         image: How images are shown to it.
         label_map: What its labels mean.
         provenance: What it is.
@@ -234,11 +235,28 @@ class NetworkSegmenter:
         with self.stage("transform"):
             return PreparedImage(image, self.image)
 
+    @abstractmethod
     def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
-        """Yield what the network finds in each plane of a ``prepared`` image, in slice order.
+        """Yield what the network finds in each plane of a ``prepared`` image, or in all of it.
 
-        An image is its own plane. ``maps``: whether a look can tell its ``foreground``.
+        Args:
+            ready: As ``prepared`` returns it.
+            view: How it is shown.
+            maps: Whether a look can tell its ``foreground``.
+
+        Raises:
+            InputError: The spacing is not what the model needs.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneSegmenter(NetworkSegmenter):
+    """A network of planes with what it needs to be shown an image: pictures whole, volumes slice by slice."""
+
+    network: PlaneNetwork
+
+    def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
+        """Yield what the network finds in each plane of a ``prepared`` image, in slice order; a picture is its own."""
         for z in range(ready.grid.shape[0] if ready.grid.ndim == 3 else 1):
             with self.stage("transform"):
                 plane = ready.plane(z)

@@ -18,7 +18,7 @@ from clearmargin.models.placing import Crop, place_slice, place_volume, threshol
 from clearmargin.models.repeats import Suppression
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.networks.components import Component, connected_components
-from clearmargin.networks.semantic_cc_3d import SemanticCC3D
+from clearmargin.networks.network import VolumeNetwork
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import resample, volume_view
 from clearmargin.transforms.tensors import to_tensor
@@ -74,8 +74,11 @@ class VolumeDetections:
             yield np.stack([place_slice(one, z, self.matrix, self.grid.shape) for one in self.maps])
 
 
+@dataclass(frozen=True, kw_only=True)
 class VolumeSegmenter(NetworkSegmenter):
     """A network of volumes with what it needs to be shown one."""
+
+    network: VolumeNetwork
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the volume with the intensities that the network is shown.
@@ -97,8 +100,7 @@ class VolumeSegmenter(NetworkSegmenter):
         yield self._look(ready, view)  # kept in no name here: a suspended generator would hold it
 
     def _look(self, ready: PreparedImage, view: View) -> VolumeDetections:
-        network: SemanticCC3D = self.network  # type: ignore[assignment]
-        z, y, x = network.config.scales_for(ready.grid)
+        z, y, x = self.network.view.scales_for(ready.grid)
         scales = (z, y * view.zoom, x * view.zoom)
         matrix, (depth, height, width) = volume_view(ready.grid.shape, scales, flip=view.flip)
 
@@ -111,17 +113,16 @@ class VolumeSegmenter(NetworkSegmenter):
                 return torch.cat(pieces, dim=1).to(self.device)
 
         with self.clock("network"), torch.inference_mode():
-            maps = network.probabilities(slab, depth)
+            maps = self.network.probabilities(slab, depth)
         return self._components(maps, matrix, ready)
 
     def _components(
         self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: PreparedImage
     ) -> VolumeDetections:
-        network: SemanticCC3D = self.network  # type: ignore[assignment]
         found: list[tuple[int, Component]] = []
         specks = 0
         for label, one in enumerate(maps, start=1):
-            components, dropped = connected_components(one, network.config.smallest)
+            components, dropped = connected_components(one, self.network.smallest)
             found += [(label, c) for c in components]
             specks += dropped
         if specks:
@@ -129,9 +130,9 @@ class VolumeSegmenter(NetworkSegmenter):
                 "%s: %d component(s) of fewer than %d voxels dropped",
                 ready.source.case,
                 specks,
-                network.config.smallest,
+                self.network.smallest,
             )
-        best = sorted(found, key=lambda pair: -pair[1].score)[: network.config.detections]
+        best = sorted(found, key=lambda pair: -pair[1].score)[: self.network.detections]
         return VolumeDetections(maps=maps, matrix=matrix, grid=ready.grid, found=tuple(best))
 
 

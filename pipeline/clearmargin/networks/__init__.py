@@ -1,4 +1,4 @@
-"""Networks: torch lives here. A new one is a file, its configuration above it, and a line in ``NETWORKS``."""
+"""Networks: torch lives here. A new network is a file, with its configuration on top, and an entry of ``NETWORKS``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from clearmargin.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from clearmargin.networks.network import Network
+    from clearmargin.networks.planning import NetworkSettings
 
-__all__ = ["NETWORKS", "NetworkEntry", "build_network", "network_config"]
+__all__ = ["NETWORKS", "NetworkEntry", "build_network", "config_class", "network_config"]
 
 
 _MOST_LAYERS, _MOST_OF_A_SIZE = 1_000, 1_000_000
 
 
 class NetworkEntry(NamedTuple):
-    """Where a network lies: its module is imported when it is used, since torch is heavy.
-
-    ``dimensions``: 2 for a network that sees planes, 3 for one that sees volumes.
-    """
+    """Where a network lies: its module is imported when it is used, since torch is heavy."""
 
     module: str
     config: str
     network: str
-    dimensions: int = 2
 
 
 NETWORKS: dict[str, NetworkEntry] = {
@@ -34,11 +31,21 @@ NETWORKS: dict[str, NetworkEntry] = {
     "solov2": NetworkEntry("clearmargin.networks.solov2", "SOLOv2Config", "SOLOv2"),
     "semantic_cc": NetworkEntry("clearmargin.networks.semantic_cc", "SemanticCCConfig", "SemanticCC"),
     "semantic_cc_3d": NetworkEntry(
-        "clearmargin.networks.semantic_cc_3d", "SemanticCC3DConfig", "SemanticCC3D", 3
+        "clearmargin.networks.semantic_cc_3d", "SemanticCC3DConfig", "SemanticCC3D"
     ),
     "mask2former": NetworkEntry("clearmargin.networks.mask2former", "Mask2FormerConfig", "Mask2Former"),
     "eomt": NetworkEntry("clearmargin.networks.eomt", "EoMTConfig", "EoMT"),
 }
+
+
+def config_class(network: str) -> type[NetworkSettings]:
+    """Return a network's configuration class, which says what it reads and what it wants of a data set.
+
+    Raises:
+        ConfigError: There is no such network.
+    """
+    schema: type[NetworkSettings] = _load(network, "config")
+    return schema
 
 
 def network_config(section: dict[str, Any], *, name: str = "model") -> Settings:

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearmargin.errors import ConfigError
 from clearmargin.networks.backbones import read_weights
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets
 from clearmargin.networks.queries import QueryLogits, QuerySettings, query_detections, query_losses
 from clearmargin.networks.vit_weights import load_vit
 
@@ -46,7 +46,7 @@ class EoMTConfig(QuerySettings):
     masked_attention: bool = Field(True, description="queries see the patches of their own mask alone")
 
 
-class EoMT(nn.Module):
+class EoMT(PlaneNetwork):
     """A plain ViT, whose last layers see queries beside the patches; no decoder.
 
     Pictures of any extent that is a multiple of ``patch``: position embeddings are resampled, so that a network
@@ -66,12 +66,10 @@ class EoMT(nn.Module):
         self.stride = config.patch / 2**self.vit.config.num_upscale_blocks
         if pretrained and config.weights is not None:
             load_vit(self.vit, read_weights(Path(config.weights)))
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Everything but the position embeddings, which are resampled to each picture's size, and small heads."""
-        layers = (f"vit.layers.{index}" for index in range(self.config.layers))
-        return ("vit.embeddings.patch_embeddings", *layers, "vit.upscale_block")
+        # Everything but the position embeddings, which are resampled to each picture's size, and small heads.
+        layers = (f"vit.layers.{index}" for index in range(config.layers))
+        self.parts = ("vit.embeddings.patch_embeddings", *layers, "vit.upscale_block")
+        self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``classes``, ``masks`` and ``dice``, each summed over the predictions before and after each layer.

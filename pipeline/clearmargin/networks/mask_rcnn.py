@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -22,7 +25,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from clearmargin.errors import ConfigError
 from clearmargin.networks.foreground import ForegroundHead, foreground_loss, foreground_probability
 from clearmargin.networks.losses import MaskLossSettings, mask_loss
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets, learning
+from clearmargin.networks.planning import Choice, Facts, Shown, anchor_choices, mask_loss_choice
 from clearmargin.networks.point_rend import (
     PointHead,
     in_image,
@@ -42,6 +46,10 @@ _STRIDES = (4, 8, 16, 32)
 _CANDIDATES = 1000  # boxes of an image that soft-NMS looks at
 _GROWTH = 0.25  # of a region's extent, at a side that its mask reaches
 _DOUBT = 0.1  # around one half: how surely it does
+
+
+_LONG = 2.5  # an object's box side over its thickness, from which on boxes end short of it
+_FEW_TOUCH = 0.25  # share of objects that touch: a mask that is followed joins them
 
 
 class MaskRCNNConfig(PyramidSettings):
@@ -93,8 +101,19 @@ class MaskRCNNConfig(PyramidSettings):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="largest number of instances per image")
 
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        yield from anchor_choices(facts, shown)
+        length = float(np.median(facts.sides / np.maximum(facts.thickness, 1)))
+        if length >= _LONG and facts.touching < _FEW_TOUCH:
+            reason = f"objects are {length:.1f} times as long as thick, which boxes cut off, and seldom touch"
+            yield Choice("model.mask_looks", 3, reason)
+        yield from mask_loss_choice(facts, shown, cls().mask_loss)
 
-class MaskRCNN(nn.Module):
+
+class MaskRCNN(PlaneNetwork):
     """Region proposals, then a box, a class and a mask for each, refined at its edge (``point_rend``).
 
     Every region is pooled with half-pixel alignment (``aligned=True``), features and mask targets alike;
@@ -159,6 +178,7 @@ class MaskRCNN(nn.Module):
         self.foreground = ForegroundHead(channels, (width,) * len(_STRIDES), classes)
         self.pool = RegionPool(_STRIDES)
         self._threads: int | None = None
+        self.eval()
 
     def beside_runtime(self) -> None:
         """Make ready for a CPU on which a runtime computes the parts, with threads of its own.
@@ -174,7 +194,8 @@ class MaskRCNN(nn.Module):
 
         Images without an instance teach the background; ``masks`` and ``points`` are then 0.
         """
-        features = self._features(images, learning=True)
+        with learning(self.pyramid):
+            features = self._features(images)
         references = [{"boxes": t.boxes, "labels": t.labels, "masks": t.masks} for t in targets]
         proposals, rpn = self._propose(images, features, references)
         proposals, matched, labels, regression = self.roi_heads.select_training_samples(proposals, references)
@@ -199,7 +220,7 @@ class MaskRCNN(nn.Module):
             return self._detect(images, maps=maps)
 
     def _detect(self, images: Tensor, *, maps: bool) -> list[Detections]:
-        features = self._features(images, learning=False)
+        features = self._features(images)
         proposals, _ = self._propose(images, features, None)
         regions = self._regions(features)
         logits, deltas = self.box_branch(regions(proposals, 7))
@@ -233,17 +254,16 @@ class MaskRCNN(nn.Module):
         kept, lowered = kept[: self.config.detections], lowered[: self.config.detections]
         return boxes[kept], lowered, labels[kept]
 
-    def _features(self, images: Tensor, *, learning: bool) -> dict[str, Tensor]:
-        self.pyramid.train(learning)
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
         return {str(level): features for level, features in enumerate(self.pyramid(images))}
 
     def _propose(
         self, images: Tensor, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        # The flag decides inside torchvision how many proposals are kept and whether a loss is made.
-        self.rpn.training = targets is not None
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        proposals, losses = self.rpn(ImageList(images, [size] * len(images)), features, targets)
+        # Inside torchvision the mode decides how many proposals are kept and whether a loss is made.
+        with nullcontext() if targets is None else learning(self.rpn):
+            proposals, losses = self.rpn(ImageList(images, [size] * len(images)), features, targets)
         return list(proposals), losses
 
     def _levels(self, features: dict[str, Tensor]) -> list[Tensor]:

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["BesideRuntime", "Detections", "Network", "Targets", "VolumeTargets"]
+from clearmargin.transforms.settings import VolumeView
+
+__all__ = [
+    "LAYOUTS",
+    "Detections",
+    "Network",
+    "PlaneNetwork",
+    "Slab",
+    "Targets",
+    "VolumeNetwork",
+    "VolumeTargets",
+    "learning",
+]
+
+LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
+"""Memory layouts by the dimensions of what a network sees."""
+
+Slab = Callable[[int, int], Tensor]
+"""From a first and a last slice to the slices between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,50 +107,82 @@ class Detections:
     foreground: Tensor | None = None
 
 
-class Network(Protocol):
-    """A trainable instance segmenter: an ``nn.Module`` with two methods in place of ``forward``.
+class Network(nn.Module, ABC):
+    """A trainable instance segmenter: a module with ``losses`` in place of ``forward``.
 
-    What either returns never depends on ``training``.
+    It is always in evaluation mode, whatever ``train`` is told: ``losses`` alone learns, within `learning`. So no
+    result depends on a mode that somebody left behind.
 
+    Attributes:
+        dimensions: 2 if it sees planes, 3 if it sees volumes.
+        parts: Paths of the modules, from tensors to tensors, that inference spends its time in. A runtime can compute
+            them in torch's place.
     """
 
+    dimensions: ClassVar[Literal[2, 3]]
+    parts: tuple[str, ...]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Paths of the modules, from tensors to tensors, that ``detect`` spends its time in.
+    def layout(self) -> torch.memory_format:
+        """The memory layout that its convolutions are quickest with, of weights and images."""
+        return LAYOUTS[self.dimensions]
 
-        They are what a runtime can compute in torch's place.
+    @abstractmethod
+    def losses(self, images: Tensor, targets: list[Any]) -> dict[str, Tensor]:
+        """Return named scalar losses.
+
+        Args:
+            images: ``(B, C, H, W)`` or ``(B, C, D, H, W)``, in [0, 1].
+            targets: ``Targets`` of each plane, or ``VolumeTargets`` of each volume.
         """
-        ...
-
-    def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
-        """Return named scalar losses; ``images`` are ``(B, C, H, W)`` in [0, 1]."""
-        ...
-
-    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
-        """Return what is in each of ``images``, ``(B, C, H, W)`` in [0, 1]; with ``foreground`` if ``maps``."""
-        ...
-
-    def to(self, device: torch.device) -> Self:
-        """As ``nn.Module``."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As ``nn.Module``."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """As ``nn.Module``."""
-        ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """As ``nn.Module``."""
-        ...
-
-
-@runtime_checkable
-class BesideRuntime(Protocol):
-    """A network that does the rest of its work otherwise where a runtime computes its parts."""
 
     def beside_runtime(self) -> None:
-        """Make ready for it."""
-        ...
+        """Make ready for a runtime that computes ``parts``; by default there is nothing to do."""
+
+
+class PlaneNetwork(Network):
+    """A network that sees planes: pictures, and the slices of volumes."""
+
+    dimensions = 2
+
+    @abstractmethod
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
+        """Return what is in each of ``images``, ``(B, C, H, W)`` in [0, 1]; with ``foreground`` if ``maps``."""
+
+
+class VolumeNetwork(Network):
+    """A network that sees volumes, window by window; its instances are connected parts of its probabilities.
+
+    Attributes:
+        view: Window and voxel size that it is shown.
+        smallest: Parts of fewer network voxels are dropped.
+        detections: Largest number of instances per volume.
+    """
+
+    dimensions = 3
+    view: VolumeView
+    smallest: int
+    detections: int
+
+    @abstractmethod
+    def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
+        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.
+
+        Args:
+            slab: Returns the slices from its first up to its second argument, ``(C, d, H, W)`` in [0, 1].
+            depth: Number of slices D.
+        """
+
+
+@contextmanager
+def learning(module: nn.Module) -> Iterator[None]:
+    """Put a module of a network into training mode, and back into evaluation mode."""
+    module.train()
+    try:
+        yield
+    finally:
+        module.eval()

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from clearmargin.config import Settings
 from clearmargin.networks.backbones import build_backbone
+from clearmargin.networks.planning import NetworkSettings
 
 __all__ = ["Pyramid", "PyramidSettings", "separable"]
 
 
-class PyramidSettings(Settings):
+class PyramidSettings(NetworkSettings):
     """Options of the backbone and its pyramid."""
 
     backbone: str = Field(

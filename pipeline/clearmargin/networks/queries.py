@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from clearmargin.config import Settings
 from clearmargin.networks.crops import crop_masks
 from clearmargin.networks.foreground import strongest
 from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, thin
 
 __all__ = ["Criterion", "QueryLogits", "QuerySettings", "query_detections", "query_losses"]
 
@@ -21,7 +24,7 @@ QueryLogits = tuple[Tensor, Tensor]  # classes (B, Q, K + 1), the last "no objec
 _TERMS = {"loss_cross_entropy": "classes", "loss_mask": "masks", "loss_dice": "dice"}
 
 
-class QuerySettings(Settings):
+class QuerySettings(NetworkSettings):
     """Options of the queries, their losses and what is kept of them."""
 
     queries: int = Field(
@@ -54,6 +57,26 @@ class QuerySettings(Settings):
             "no_object_weight": self.no_object_weight,
             "train_num_points": self.points,
         }
+
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        return thin(facts, scale)
+
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        extents = np.median(facts.shapes, axis=0) * shown.scale
+        share = float(np.prod([min(1.0, n / extent) for n, extent in zip(shown.crop, extents, strict=True)]))
+        most = int(facts.counts.max())
+        queries = max(20, 10 * math.ceil(1.5 * most * share / 10))
+        window = f"each finds one object, and a window has up to about {math.ceil(most * share)}"
+        yield Choice("model.queries", queries, window)
+        if most > queries:
+            why = f"an image has up to {most} objects, which is more than queries"
+            yield Choice("prediction.tile", list(shown.crop), why)
+            yield Choice("prediction.tile_overlap", 32 * max(1, min(shown.crop) // 64), "half a tile")
 
 
 class Criterion(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,20 +13,20 @@ from monai.networks.nets import DynUNet, SegResNet
 from pydantic import Field
 from torch import Tensor, nn
 
-from clearmargin.config import Settings
 from clearmargin.errors import ConfigError
 from clearmargin.networks.components import Component, connected_components
 from clearmargin.networks.dropout import dropping, switch_dropout
 from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets
+from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, mask_loss_choice
 
 __all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses", "start_unet"]
 
 log = logging.getLogger(__name__)
 
 
-class UNetSettings(Settings):
+class UNetSettings(NetworkSettings):
     """Options of a semantic network and its components, in the plane and in space."""
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
@@ -48,6 +49,19 @@ class UNetSettings(Settings):
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
 
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        if facts.touching < 0.1:
+            return None
+        return f"{100 * facts.touching:.0f} % of the objects touch another of their class, and it would join them"
+
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        yield from mask_loss_choice(facts, shown, cls().mask_loss)
+
 
 class SemanticCCConfig(UNetSettings):
     """Options of the semantic baseline; the defaults train on two CPU cores."""
@@ -55,7 +69,7 @@ class SemanticCCConfig(UNetSettings):
     network: Literal["semantic_cc"] = "semantic_cc"
 
 
-class SemanticCC(nn.Module):
+class SemanticCC(PlaneNetwork):
     """A U-shaped network with one foreground probability for each class; its connected parts are the instances.
 
     Classes may overlap, so a tumour stays inside its organ. Two instances of one class that touch are one.
@@ -72,6 +86,7 @@ class SemanticCC(nn.Module):
         self.classes = classes
         self.unet = build_unet(config, dimensions=2, channels=channels, classes=classes)
         start_unet(self.unet, config, pretrained=pretrained)
+        self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``cross_entropy`` and ``dice`` of each class of each image against the union of its instances.

@@ -5,8 +5,9 @@ Networks of planes see a volume slice by slice, and their cuts are linked. This 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import math
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,23 +15,31 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearmargin.errors import ConfigError
 from clearmargin.memory import trim_heap
 from clearmargin.networks.dropout import dropping
 from clearmargin.networks.foreground import class_unions
-from clearmargin.networks.network import VolumeTargets
+from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
+from clearmargin.networks.planning import Choice, Facts, Shown
 from clearmargin.networks.semantic_cc import UNetSettings, build_unet, semantic_losses, start_unet
 from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig"]
 
-Slab = Callable[[int, int], Tensor]
+
+_VOXELS = {"cpu": 300_000, "cuda": 2_000_000}  # of a training window
 
 
 class SemanticCC3DConfig(UNetSettings, VolumeView):
     """Options of the semantic baseline in space."""
+
+    unread: ClassVar[tuple[str, ...]] = (
+        "image.scale", "image.spacing_mm", "image.crop", "image.neighbours", "augment.aim", "augment.copy_paste",
+        "prediction.mask_nms", "prediction.containment", "prediction.nested", "prediction.link_iou",
+        "prediction.link_gap", "prediction.tile", "prediction.tile_overlap",
+    )  # fmt: skip
 
     network: Literal["semantic_cc_3d"] = "semantic_cc_3d"
     overlap: float = Field(
@@ -51,8 +60,35 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
             raise ValueError("mask_loss.edge is for networks of planes")
         return self
 
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        reasons = [
+            "it takes volumes, and these are pictures" if facts.ndim == 2 else None,
+            super().objection(facts, scale),
+        ]
+        return "; ".join(reason for reason in reasons if reason) or None
 
-class SemanticCC3D(nn.Module):
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield cls._patch_choice(facts, shown.device)
+        yield from super().choices(facts, shown)
+
+    @classmethod
+    def _patch_choice(cls, facts: Facts, device: str) -> Choice:
+        """Return a window of a volume: all of it, or as much as the memory takes."""
+        step = 2 ** (cls().levels - 1)
+        extents = [float(np.median(facts.depths)), *np.median(facts.shapes, axis=0).astype(float)]
+        patch = [step * math.ceil(extent / step) for extent in extents]
+        while math.prod(patch) > _VOXELS[device] and max(patch) > step:
+            patch[patch.index(max(patch))] -= step
+        seen = " x ".join(f"{extent:.0f}" for extent in extents)
+        reason = f"volumes are {seen} voxels in the median; {device} takes {_VOXELS[device]} at a time"
+        return Choice("model.patch", patch, reason)
+
+
+class SemanticCC3D(VolumeNetwork):
     """As ``SemanticCC``, in space: one foreground probability for each class and voxel.
 
     It has ``probabilities`` in place of ``detect``: a volume's instances come of all its windows together.
@@ -65,16 +101,18 @@ class SemanticCC3D(nn.Module):
         super().__init__()
         if classes < 1:
             raise ConfigError(f"semantic_cc_3d needs at least one class, not {classes}")
-        self.config = config
+        self.config = self.view = config
+        self.smallest, self.detections = config.smallest, config.detections
         self.classes = classes
         self.unet = build_unet(config, dimensions=3, channels=channels, classes=classes)
         start_unet(self.unet, config, pretrained=pretrained)
+        self.eval()
 
-    def losses(self, volumes: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
-        """Return ``cross_entropy`` and ``dice`` of ``volumes``, ``(B, C, D, H, W)`` in [0, 1]."""
+    def losses(self, images: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
+        """Return ``cross_entropy`` and ``dice`` of ``images``, ``(B, C, D, H, W)`` in [0, 1]."""
         unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
         with dropping(self):
-            return semantic_losses(self.unet(volumes), torch.stack(unions), self.config.mask_loss)
+            return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
 
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
         """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.

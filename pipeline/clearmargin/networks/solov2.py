@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -16,7 +18,8 @@ from clearmargin.errors import ConfigError
 from clearmargin.networks.crops import crop_masks
 from clearmargin.networks.foreground import strongest
 from clearmargin.networks.losses import MaskLossSettings, mask_loss
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets, learning
+from clearmargin.networks.planning import Choice, Facts, Shown, mask_loss_choice, sides_across, thin
 from clearmargin.networks.pyramid import Pyramid, PyramidSettings
 from clearmargin.networks.suppression import matrix_nms
 
@@ -76,8 +79,28 @@ class SOLOv2Config(PyramidSettings):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
 
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        reasons = [thin(facts, scale)]
+        if facts.nested >= 0.02:
+            reasons.append(
+                f"{100 * facts.nested:.0f} % of the objects lie in another one, and of two with one centre it finds one"
+            )
+        return "; ".join(reason for reason in reasons if reason) or None
 
-class SOLOv2(nn.Module):
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        low, high, said = sides_across(facts, shown)
+        edges = [float(4 * max(1, round(e / 4))) for e in np.geomspace(max(16.0, low), max(high, 8 * low), 4)]
+        ranges = [[0.0, 2 * edges[0]], *([e, 4 * e] for e in edges[:3]), [edges[3], 100_000.0]]
+        yield Choice("model.scale_ranges", ranges, said)
+        yield from mask_loss_choice(facts, shown, cls().mask_loss)
+
+
+class SOLOv2(PlaneNetwork):
     """A grid of cells at each level; the cell at an object's centre has its class and the weights of its mask.
 
     Both extents of an image are multiples of 32, so that every map spans it edge to edge.
@@ -102,13 +125,16 @@ class SOLOv2(nn.Module):
         self.mask_branch = MaskBranch(
             config.fpn_channels, config.branch_channels, outputs=config.mask_channels
         )
+        self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return the losses ``classes`` and ``masks``, weighted.
 
         Images without an instance teach the background; ``masks`` is then 0.
         """
-        features, size = self._features(images, learning=True), _size(images)
+        with learning(self.pyramid):
+            features = self._features(images)
+        size = _size(images)
         logits, kernels = self._cells(features, size)
         grids = self.grids(size)
         owners = torch.stack(
@@ -123,7 +149,7 @@ class SOLOv2(nn.Module):
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return detections with masks at stride 4, each cut to what it holds."""
-        features = self._features(images, learning=False)
+        features = self._features(images)
         logits, kernels = self._cells(features, _size(images))
         scores = torch.cat(
             [peaks(level.sigmoid(), self.config.peak_window).flatten(2) for level in logits], dim=2
@@ -139,10 +165,9 @@ class SOLOv2(nn.Module):
         rows, columns = ([max(1, round(n * cells / extent)) for cells in self.config.grids] for n in size)
         return list(zip(rows, columns, strict=True))
 
-    def _features(self, images: Tensor, *, learning: bool) -> list[Tensor]:
+    def _features(self, images: Tensor) -> list[Tensor]:
         if images.shape[-2] % 32 or images.shape[-1] % 32:
             raise ValueError(f"images of {tuple(images.shape[-2:])}: both extents must be multiples of 32")
-        self.pyramid.train(learning)
         features: list[Tensor] = self.pyramid(images)
         return features
 

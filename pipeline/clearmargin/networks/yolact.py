@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -18,7 +19,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from clearmargin.errors import ConfigError
 from clearmargin.networks.foreground import ForegroundHead, foreground_loss, foreground_probability
 from clearmargin.networks.losses import MaskLossSettings, mask_loss
-from clearmargin.networks.network import Detections, Targets
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets, learning
+from clearmargin.networks.planning import Choice, Facts, Shown, anchor_choices, mask_loss_choice, thin
 from clearmargin.networks.pyramid import Pyramid, PyramidSettings
 from clearmargin.networks.suppression import fast_nms
 
@@ -64,8 +66,20 @@ class YOLACTConfig(PyramidSettings):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="most instances of one image")
 
+    @classmethod
+    def objection(cls, facts: Facts, scale: float) -> str | None:
+        """Return why the network cannot work on such data; None if it can."""
+        return thin(facts, scale)
 
-class YOLACT(nn.Module):
+    @classmethod
+    def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
+        """Yield the settings that fit the data."""
+        yield from super().choices(facts, shown)
+        yield from anchor_choices(facts, shown)
+        yield from mask_loss_choice(facts, shown, cls().mask_loss)
+
+
+class YOLACT(PlaneNetwork):
     """Each anchor gets a class, a box and the weights with which the image's prototypes add up to its mask.
 
     Both extents of an image are multiples of 32, so that every map spans it edge to edge.
@@ -94,13 +108,15 @@ class YOLACT(nn.Module):
         # last, so that what instances are made of starts as it would without it
         self.foreground = ForegroundHead(channels, (config.prototypes, width, width, width), classes)
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+        self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return the losses ``classes``, ``boxes``, ``masks``, ``semantics`` and ``foreground``, weighted.
 
         Images without an instance teach the background; ``boxes`` and ``masks`` are then 0.
         """
-        features = self._features(images, learning=True)
+        with learning(self.pyramid):
+            features = self._features(images)
         logits, deltas, coefficients = self.head(features)
         anchors = self._anchors(features)
         matched = torch.stack([self._match(anchors, target) for target in targets])
@@ -115,7 +131,7 @@ class YOLACT(nn.Module):
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return detections with masks at stride 4, cut at their boxes."""
-        features = self._features(images, learning=False)
+        features = self._features(images)
         outputs = self.head(features)
         anchors, prototypes = self._anchors(features), self.protonet(features[0])
         size = (int(images.shape[-2]), int(images.shape[-1]))
@@ -128,10 +144,9 @@ class YOLACT(nn.Module):
         foreground = foreground_probability(self.foreground, images, [prototypes, *features[:3]])
         return [replace(one, foreground=own) for one, own in zip(detections, foreground, strict=True)]
 
-    def _features(self, images: Tensor, *, learning: bool) -> list[Tensor]:
+    def _features(self, images: Tensor) -> list[Tensor]:
         if images.shape[-2] % 32 or images.shape[-1] % 32:
             raise ValueError(f"images of {tuple(images.shape[-2:])}: both extents must be multiples of 32")
-        self.pyramid.train(learning)
         features: list[Tensor] = self.pyramid(images)
         return features
 

@@ -18,7 +18,7 @@ from clearmargin import __version__
 from clearmargin.config import load_settings
 from clearmargin.files import whole, write_text
 from clearmargin.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelCard
-from clearmargin.networks import NETWORKS, network_config
+from clearmargin.networks import network_config
 from clearmargin.predicting.bundle import BundleNetwork
 from clearmargin.transforms.settings import VolumeView
 
@@ -101,7 +101,7 @@ def metadata(card: ModelCard) -> dict[str, Any]:
     """Return ``metadata.json``: what the model folder knows; what it does not know is said to be so."""
     names = [entry.name for entry in card.classes]
     config = network_config(card.model)
-    planes = NETWORKS[card.model["network"]].dimensions == 2
+    planes = not isinstance(config, VolumeView)
     shape = list(config.patch) if isinstance(config, VolumeView) else [f"{_STEP}*n", f"{_STEP}*n"]
     modalities = card.domain.modalities if card.domain else ()
     tensor = {

@@ -42,6 +42,7 @@ COLOURS = (
     "#000000",
 )  # Okabe and Ito, 2008
 _STYLES = ("-", "--", ":", "-.")
+_EVENTS = 10  # of a bin that a reliability curve goes through
 _FEW = 0.05  # share of the cases whose mean risk jumps: it may leave the picture
 
 
@@ -111,18 +112,30 @@ def reliability_compared(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayL
     Args:
         curves: ``(B,)`` mean confidence, share that was right (NaN for an empty bin) and count of each bin, by name.
         title: What was said with a confidence.
+
+    Bins of fewer than ten events are hollow points beside the line.
     """
     figure = new_figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle="--")
     for i, (name, (said, right, count)) in enumerate(curves.items()):
         cases = np.asarray(count, np.float64)
-        some = cases > 0
-        x = np.asarray(said, np.float64)[some]
+        x, share = np.asarray(said, np.float64), np.asarray(right, np.float64)
+        marker = "os^"[i % 3]
+        # A share of a handful of events is noise, and a line through it takes the eye: such bins are points apart.
+        many, few = cases >= _EVENTS, (cases > 0) & (cases < _EVENTS)
+        top.plot(x[many], share[many], marker=marker, markersize=4, label=name, **_look(i))
         top.plot(
-            x, np.asarray(right, np.float64)[some], marker="os^"[i % 3], markersize=4, label=name, **_look(i)
+            x[few],
+            share[few],
+            marker=marker,
+            markersize=4,
+            linestyle="",
+            fillstyle="none",
+            color=COLOURS[i],
+            alpha=0.5,
         )
-        bottom.plot(x, cases[some], marker="os^"[i % 3], markersize=3, **_look(i))
+        bottom.plot(x[cases > 0], cases[cases > 0], marker=marker, markersize=3, **_look(i))
     top.set_ylim(0, 1.02)
     bottom.set_xlim(0, 1)
     bottom.set_yscale("log")
@@ -143,7 +156,7 @@ def risk_coverage_curves(
     Args:
         curves: Coverages and risks by name (`metrics.risk_coverage`).
         title: Over what.
-        risk: Its name and group.
+        risk: Its name and unit.
         best: The curve of the order by the risk itself.
     """
     figure = new_figure(5.4, 4.0)

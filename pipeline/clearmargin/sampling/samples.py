@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from clearmargin.config import load_settings, read_yaml
 from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
@@ -225,7 +224,7 @@ class SampledSegmenter:
                 stack.enter_context(torch.random.fork_rng())
                 torch.manual_seed(0)
                 for member in self.members:
-                    stack.enter_context(dropping(_module(member.segmenter)))
+                    stack.enter_context(dropping(member.segmenter.network))
             yield
 
 
@@ -279,7 +278,7 @@ def open_segmenter(
     if mode == "tta":
         return augmented(segmenter)
     if mode == "dropout":
-        if not has_dropout(_module(segmenter)):
+        if not has_dropout(segmenter.network):
             raise ConfigError(
                 f"{segmenter.provenance.model} was trained without dropout, so that drawing it anew gives the same "
                 "answer each time: take --uncertainty checkpoints or tta"
@@ -403,12 +402,6 @@ def _columns(spreads: list[Spread], instances: InstanceSet) -> dict[str, NDArray
 def _mean_within(instances: InstanceSet, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the mean of a map over each instance's mask, ``(N,)``."""
     return np.array([values[m.slices][m.crop].mean() for m in instances.masks], np.float32)
-
-
-def _module(segmenter: NetworkSegmenter) -> nn.Module:
-    if not isinstance(segmenter.network, nn.Module):
-        raise TypeError(f"{type(segmenter.network).__name__} is not an nn.Module")
-    return segmenter.network
 
 
 def _digest(parts: list[str]) -> str:

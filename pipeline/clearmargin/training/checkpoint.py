@@ -10,10 +10,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearmargin.errors import InputError, TrainingError
 from clearmargin.files import whole
+from clearmargin.networks.network import Network
 
 __all__ = ["CHECKPOINT", "TrainingState", "guard_disk", "restore_checkpoint", "save_checkpoint"]
 
@@ -36,7 +37,7 @@ class TrainingState:
         thresholds: Score threshold of each class by its name, as the latest validation chose them.
     """
 
-    network: nn.Module
+    network: Network
     average: dict[str, Tensor]
     optimiser: torch.optim.Optimizer
     epoch: int = 0

@@ -11,9 +11,10 @@ from pydantic import Field, field_validator
 
 from clearmargin.config import Settings, apply_overrides, read_yaml, validate
 from clearmargin.datasets.folds import FoldSettings
+from clearmargin.errors import ConfigError
 from clearmargin.metrics.thresholds import Measure
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.networks import network_config
+from clearmargin.networks import config_class, network_config
 from clearmargin.tracking.parameters import plain
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
 
@@ -115,12 +116,31 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
     """
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
     network = network_config(experiment.model)
+    _refuse_unread(experiment, config.name)
     if experiment.augment.transforms:
         from clearmargin.transforms.trial import check_transforms
 
         shape = network.patch if isinstance(network, VolumeView) else experiment.image.crop
         check_transforms(experiment.augment.transforms, shape)
     return experiment.model_copy(update={"model": network.model_dump(mode="json")})
+
+
+def _refuse_unread(experiment: Experiment, name: str) -> None:
+    """Refuse settings that the network does not read, if they are other than their defaults.
+
+    Raises:
+        ConfigError: With all of them.
+    """
+    network = experiment.model["network"]
+    ignored = []
+    for path in config_class(network).unread:
+        section, field = path.split(".")
+        settings: Settings = getattr(experiment, section)
+        value = getattr(settings, field)
+        if value != type(settings).model_fields[field].get_default(call_default_factory=True):
+            ignored.append(f"  {path}: {network} does not read it, and it is {value}")
+    if ignored:
+        raise ConfigError("\n".join([f"{name}: leave out what the network does not read:", *ignored]))
 
 
 def public_yaml(experiment: Experiment, card: str) -> str:

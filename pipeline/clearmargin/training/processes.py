@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from clearmargin.networks.network import Network, Targets
+from clearmargin.networks.network import Network
 
 __all__ = ["ProcessGroup", "loss_module", "process_group"]
 
@@ -58,16 +58,15 @@ def process_group() -> Iterator[ProcessGroup]:
 class _Losses(nn.Module):
     """``losses`` as ``forward``, which is what DistributedDataParallel synchronises."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
-        network: Network = self.network  # type: ignore[assignment]
-        return network.losses(images, targets)
+    def forward(self, images: Tensor, targets: list[Any]) -> dict[str, Tensor]:
+        return self.network.losses(images, targets)
 
 
-def loss_module(network: nn.Module, device: torch.device, group: ProcessGroup) -> nn.Module:
+def loss_module(network: Network, device: torch.device, group: ProcessGroup) -> nn.Module:
     """Return a module whose call gives the network's losses; gradients are averaged over the group."""
     if group.size == 1:
         return _Losses(network)

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from clearmargin.errors import TrainingError
 from clearmargin.models.clock import Clock
-from clearmargin.networks.network import Targets
+from clearmargin.networks.network import LAYOUTS, Targets
 from clearmargin.training.checkpoint import TrainingState
 
 __all__ = ["TrainingStep"]
 
 # Of pictures and of volumes.
-_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 Batch = tuple[Tensor, list[Targets]]
 
@@ -56,7 +55,7 @@ class TrainingStep:
         totals: dict[str, Tensor] = {}
         for count, batch in enumerate(batches, 1):
             with self.clock("transfer"):
-                images = batch[0].to(self.device, memory_format=_LAYOUTS[batch[0].ndim], non_blocking=True)
+                images = batch[0].to(self.device, memory_format=LAYOUTS[batch[0].ndim - 2], non_blocking=True)
                 targets = [t.to(self.device) for t in batch[1]]
             with self._alone(last=count == len(batches)):
                 for name, value in self._learn(images, targets, len(batches), number).items():

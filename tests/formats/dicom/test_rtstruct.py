@@ -83,7 +83,7 @@ def test_refusals(axial, write_series, predict, tmp_path):
     with pytest.raises(InputError, match="is not an RT structure set"):
         read_rtstruct(file, grid=axial)
     flat = Image(pixels=np.zeros((1, 15, 13)), grid=Grid.from_spacing((15, 13)))
-    with pytest.raises(InputError, match="no volume in millimetres"):
+    with pytest.raises(InputError, match="not a volume in millimetres"):
         write_rtstruct(tmp_path / "rt.dcm", predict(flat), flat)
 
 

@@ -351,7 +351,7 @@ def test_a_sequence_that_is_none_is_named(keyword, axial, write_series, predict,
         dataset.add(DataElement(tag, "DS", ["1", "2"]))
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.save_as(tmp_path / "bad.dcm", implicit_vr=False, little_endian=True)
-        with pytest.raises(InputError, match=f"{keyword} is no sequence"):
+        with pytest.raises(InputError, match=f"{keyword} is not a sequence"):
             read(tmp_path / "bad.dcm", grid=image.grid)
         tried += 1
     assert tried
