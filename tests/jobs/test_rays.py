@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import shutil
 import sys
 import threading
 import time
 
 import pytest
+from command import command
 from postgres import empty
+from toy import train_toy
 from worked import Written
 
 from clearmargin.errors import ConfigError
@@ -103,3 +106,36 @@ def test_an_address_where_nobody_is(tmp_path):
     pytest.importorskip("ray", reason="pip install 'clearmargin[ray]'")
     with pytest.raises(ConfigError, match="no Ray cluster at 'nonsense'"):
         run("x", None, type("None", (), {"address": "nonsense"}))
+
+
+def test_a_batch_by_ray_gives_what_processes_give(tmp_path, monkeypatch):
+    """With a small trained model, as the command runs it, on a cluster of this machine alone."""
+    pytest.importorskip("ray", reason="pip install 'clearmargin[ray]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    (tmp_path / "toy").mkdir()
+    folder, _, model = train_toy(tmp_path / "toy")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for k in range(3):
+        shutil.copy(folder / "data" / f"t{k}.png", pictures)
+    results = []
+    for name, how in (("ray", ["--ray", "local"]), ("pool", [])):
+        out = tmp_path / name
+        arguments = [
+            "batch",
+            pictures,
+            "--model",
+            model,
+            "--out",
+            out,
+            "--processes",
+            "1",
+            "--free",
+            "0",
+            "--no-track",
+        ]
+        code, said = command(*arguments, "--score-threshold", "0", *how)
+        assert code == 0 and "3 done" in said, said
+        files = [p for p in out.glob("case-*/*/**/*") if p.is_file() and "current" not in p.parts]
+        results.append({str(p.relative_to(out)): p.read_bytes() for p in files})
+    assert results[0] == results[1] and len(results[0]) > 9

@@ -90,6 +90,13 @@ def batch_run(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Part I of N of all cases, for array jobs.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster whose actors are the workers: auto, HOST:PORT, or local; --processes is how many.",
+        ),
+    ] = None,
     select: Select = None,
     to: To = None,
     pacs_ca: PacsCa = None,
@@ -142,6 +149,7 @@ def batch_run(
             ledger=ledger,
             processes=processes,
             shard=part,
+            ray=ray,
             select=select,
             destinations=destinations,
             ca_file=pacs_ca,

@@ -66,7 +66,7 @@ def run_on_ray(
     work: Work,
     *,
     address: str,
-    actors: int,
+    actors: int | None,
     threads: int,
     gpu: bool,
     limits: Limits,
@@ -79,7 +79,7 @@ def run_on_ray(
         place: The ledger's URL; a file if the cluster is this machine alone.
         work: What is done with an item.
         address: The cluster: ``auto``, ``HOST:PORT``, or ``local`` for one of this machine that ends with the call.
-        actors: How many; each loads the model once.
+        actors: How many; each loads the model once. None for one per GPU, or as many as have cores.
         threads: CPU cores of each, and threads of its libraries.
         gpu: Whether each has a GPU of its own.
         limits: See `Limits`.
@@ -95,6 +95,8 @@ def run_on_ray(
     restarted, why = 0, ""
     with _connected(ray, address), interrupts_noted(interrupts):
         _check_place(ray, place)
+        room = _room_for(ray, threads, gpu=gpu)
+        count = room if actors is None else actors
         kind = ray.remote(_Worker).options(
             num_cpus=threads,
             num_gpus=int(gpu),
@@ -106,7 +108,7 @@ def run_on_ray(
             actor = kind.remote(index, place, work, limits)
             return actor, actor.run.remote()
 
-        running = {index: start(index) for index in range(actors)}
+        running = {index: start(index) for index in range(count)}
         answered: set[Any] = set()
         unborn = 0
         while running:
@@ -189,6 +191,23 @@ def _check_place(ray: Any, place: str) -> None:
             f"the cluster has {len(hosts)} machines, and a ledger in a file is for one: name a Postgres database with "
             "--ledger"
         )
+
+
+def _room_for(ray: Any, threads: int, *, gpu: bool) -> int:
+    """Return how many actors there is room for.
+
+    Raises:
+        ConfigError: For none: Ray would wait for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    number = sum(
+        int(min(n.get("CPU", 0) // threads, n.get("GPU", 0) if gpu else n.get("CPU", 0))) for n in nodes
+    )
+    if not number:
+        raise ConfigError(
+            f"no node of the cluster has {threads} CPU cores{' and a GPU' if gpu else ''}, which one worker takes"
+        )
+    return number
 
 
 def _drain(ray: Any, actor: Any, tell: Callable[[Event], object]) -> bool:
