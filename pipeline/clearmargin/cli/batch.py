@@ -33,6 +33,7 @@ from clearmargin.cli.options import (
     LeastScore,
     Model,
     Names,
+    NoTrack,
     Runtime,
     Sampling,
     Tile,
@@ -115,7 +116,7 @@ def batch_run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, skipped and refused; do nothing.")
     ] = False,
-    no_track: Annotated[bool, typer.Option("--no-track", help="Leave out the MLflow run.")] = False,
+    no_track: NoTrack = False,
 ) -> None:
     """Segment all series, volumes, pictures and clips below SOURCE; run it again to go on or to retry."""
     from clearmargin.tracking.resolve import model_folder

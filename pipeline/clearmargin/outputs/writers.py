@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask, Prediction
 from clearmargin.errors import ConfigError, InputError, nearest
+from clearmargin.files import write_text
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import write_packed
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
@@ -393,6 +394,16 @@ def _overlay(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     return names
 
 
+def _viewer(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    from clearmargin.report.viewer.case import case_view
+    from clearmargin.report.viewer.page import viewer_page
+
+    notes = [*assessed.warnings, *image.source.remarks]
+    view = case_view(assessed.prediction, image, reasons=assessed.reasons, notes=notes)
+    write_text(folder / "viewer.html", viewer_page(view))
+    return ["viewer.html"]
+
+
 def _clip_overlay(folder: Path, footage: Footage) -> list[str]:
     """Return the pictures and the video, which are written while frames are predicted (`outputs.clip`)."""
     return ["overlay.mp4", *sorted(f"overlay/{p.name}" for p in (folder / "overlay").iterdir())]
@@ -505,6 +516,10 @@ WRITERS: dict[str, Output] = {
         write=_overlay,
         write_clip=_clip_overlay,
         default=_always,
+    ),
+    "viewer": Output(
+        holds="viewer.html: image, masks, margins, maps and the list of instances, to leaf through in a browser",
+        write=_viewer,
     ),
 }
 """Every output; a new one is a function and an entry here."""
