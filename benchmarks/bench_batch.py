@@ -112,14 +112,18 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
         predictor = Predictor(model=model)
         images = [read_image(folder) for folder in folders]
         predictor.predict_case(images[0])
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for image in images:
             predictor.predict_case(image)
-        bare = time.perf_counter() - start
-        print(f"bare network: {bare / len(images):.2f} s an item")
+        bare, bare_cpu = time.perf_counter() - start, time.process_time() - cpu
+        print(
+            f"bare network: {bare / len(images):.2f} s an item, {bare_cpu / len(images):.2f} s of CPU; "
+            f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            flush=True,
+        )
         for count in processes:
             latencies: list[float] = []
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             batch(
                 folders,
                 root / f"out-{count}",
@@ -134,8 +138,14 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
             steady = (latencies[-1] - first) / max(1, len(latencies) - 1)
             print(
                 f"{count} process(es): {steady:.2f} s an item once running, {steady / (bare / len(images)):.2f} times "
-                f"the bare network; {first - start:.1f} s to the first"
+                f"the bare network; {first - start:.1f} s to the first; load {os.getloadavg()[0]:.1f}",
+                flush=True,
             )
+            if count == 0:  # in this process: its CPU seconds do not depend on what else the machine does
+                used = (time.process_time() - cpu) / len(images)
+                print(
+                    f"  {used:.2f} s of CPU an item, {used / (bare_cpu / len(images)):.3f} times the bare network's"
+                )
     print(
         f"largest memory of a process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB"
     )

@@ -19,6 +19,7 @@ from clearmargin.cli.items import (
     Processes,
     Select,
     To,
+    check_archive,
     destinations_of,
     duration,
     shown_progress,
@@ -311,7 +312,7 @@ def _source(text: str, ca_file: Path | None) -> Path | str:
             raise ConfigError(
                 "expected a folder, a file, a zip, or an archive's address (https://... or dimse://...) as SOURCE"
             )
-        archive_at(text, ca_file).check()
+        check_archive(archive_at(text, ca_file))
         return text
     if not Path(text).exists():
         raise InputError(f"no file or folder '{text}' (looked for at {Path(text).absolute()})")
