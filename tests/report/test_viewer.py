@@ -200,7 +200,7 @@ def test_a_browser_draws_labels_1_7_and_4000_in_their_colours(scene, tmp_path):
         assert page.evaluate("window.viewer.here()") == [start[0], start[1], start[2] + 1]
         page.keyboard.press("ArrowRight")
         assert page.evaluate("window.viewer.here()") == [52, 36, 2]
-        assert "missed" in page.inner_text("#facts") and "slice 2 of 0-8" in page.inner_text("#where")
+        assert "false negative" in page.inner_text("#facts") and "slice 2 of 0-8" in page.inner_text("#where")
         page.click("#rows tr:nth-child(2)")  # the false positive
         assert page.evaluate("window.viewer.here()") == [12, 36, 4]
         assert "score near the threshold" in page.inner_text("#facts")

@@ -89,8 +89,8 @@ def compare(
     Source: Student's paired t over groups' means, Biometrika 1908; Holm, Scandinavian Journal of Statistics 1979;
     coverage by resampling as in Loh, JASA 1987. The probability of a false claim is the posterior mass beyond 0 of the
     mean difference under the flat prior (of normal data, t with n - 1 degrees of freedom), as in Christodoulou et al.,
-    "False promises in medical imaging AI?", 2025. What was weighed: the bootstrap of the t, which covers a little better
-    of smooth data, and gives intervals of any length where a few groups decide.
+    "False promises in medical imaging AI?", 2025. What was weighed: the bootstrap of the t, which covers a little
+    better of smooth data, and gives intervals of any length where a few groups decide.
     """
     if set(first) != set(second):
         odd = ", ".join(sorted(set(first) ^ set(second)))

@@ -209,7 +209,7 @@ def _best_view(grid: Grid) -> str:
 def _legend(view: CaseView) -> str:
     parts = ["prediction: filled, a colour per instance"]
     if view.reference is not None:
-        parts.append("reference: white line, missed: magenta")
+        parts.append("reference: white line, false negative: magenta")
     if view.outer or view.inner:
         parts.append("margins: dotted lines")
     return "; ".join(parts) + "."
