@@ -82,6 +82,40 @@ def test_a_typo_is_told_before_anything_heavy_is_imported(trained, arguments, co
     assert said in done.stderr and "bug" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "data/card.yaml"],
+        ["inspect", "data/t0.png"],
+        ["data", "show", "data/card.yaml", "--out", "drawn.png"],
+        ["measure", "data/t0_labels.png", "data/t1_labels.png"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_needs_no_monai_does_not_import_it(trained, arguments):
+    """Done to the end, not only refused: MONAI's import takes seconds."""
+    program = (
+        "import sys\n"
+        "from clearmargin.cli import main\n"
+        f"sys.argv = ['clearmargin', *{arguments!r}]\n"
+        "code = 0\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    code = end.code\n"
+        "print(code or 0, 'monai' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=trained,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+
+
 def test_the_version_is_printed(tmp_path):
     from clearmargin import __version__
 

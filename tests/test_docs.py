@@ -174,7 +174,8 @@ NAVIGATION = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
 
 def test_every_page_has_a_place_in_the_navigation():
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-    assert pages == {page for _, page in NAVIGATION}
+    listed = {page for _, page in NAVIGATION}
+    assert pages == listed, f"add to nav in mkdocs.yml: {pages - listed}; not there: {listed - pages}"
 
 
 def test_every_verb_has_a_page():

@@ -14,18 +14,21 @@ import torch
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import open_dataset
-from clearmargin.errors import ConfigError, ParityError
+from clearmargin.errors import ConfigError, ParityError, nearest
 from clearmargin.files import write_text
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
 from clearmargin.models.parity import Parity, compare, compare_maps, worst
-from clearmargin.models.runtimes import runtime
+from clearmargin.models.runtimes import RUNTIMES, runtime
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.networks.foreground import has_foreground_head, knows_foreground
 from clearmargin.networks.parts import find_parts
 from clearmargin.report.progress import progress
 
-__all__ = ["Export", "export"]
+__all__ = ["BUNDLE", "Export", "export"]
+
+BUNDLE = "bundle"
+"""The format that is not a runtime's: a whole MONAI bundle."""
 
 Pair = tuple[Image, InstanceSet]
 
@@ -56,7 +59,7 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     Args:
         model: A model folder.
         card: Card of the images that the gate compares on.
-        format: ``onnx`` or ``openvino``.
+        format: ``onnx`` or ``openvino``; or ``bundle``, a MONAI bundle.
         split: Split of the card.
         cases: At most so many of them, evenly spread.
 
@@ -65,7 +68,10 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
         ConfigError: The format's package is not installed, the card has other classes, or nothing was found in
             the images that could be compared.
     """
-    runtime(format)  # refused before the work
+    if format not in (BUNDLE, *RUNTIMES):
+        raise ConfigError(f"no format '{format}': {nearest(format, (BUNDLE, *RUNTIMES))}")
+    if format != BUNDLE:
+        runtime(format)  # refused before the work
     segmenter = load_segmenter(model, device="cpu")
     dataset = open_dataset(card)
     if segmenter.label_map.names != dataset.card.label_map.names:
@@ -79,9 +85,12 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        _write_parts(segmenter, pairs, draft, format)
-        exported = load_segmenter(model, device="cpu", runtime=format, runtime_folder=draft)
-        parity, seconds = _compare(segmenter, exported, pairs)
+        if format == BUNDLE:
+            parity, seconds = _bundled(model, pairs, draft)
+        else:
+            _write_parts(segmenter, pairs, draft, format)
+            exported = load_segmenter(model, device="cpu", runtime=format, runtime_folder=draft)
+            parity, seconds = _compare(segmenter, exported, pairs)
         if not parity.instances:
             raise ConfigError(
                 f"nothing was found in {len(pairs)} images of split '{split}': the gate has nothing to compare"
@@ -97,6 +106,15 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Export(folder=model / format, parity=parity, cases=len(pairs), seconds=seconds)
+
+
+def _bundled(model: Path, pairs: Sequence[Pair], draft: Path) -> tuple[Parity, tuple[float, float]]:
+    """Write a bundle, and hold what it finds, from a loaded tensor on, against what ``predict`` finds."""
+    from clearmargin.predicting.bundle_files import write_bundle
+    from clearmargin.predicting.bundle_gate import compare_bundle
+
+    write_bundle(model, draft)
+    return compare_bundle(model, draft, [image for image, _ in pairs])
 
 
 def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Path, format: str) -> None:

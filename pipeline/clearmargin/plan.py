@@ -21,6 +21,7 @@ from clearmargin.networks import NETWORKS, config_class, network_config
 from clearmargin.networks.planning import Shown
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
+from clearmargin.transforms.planned import planned_transforms
 
 __all__ = ["Plan", "objection", "plan", "render_plan"]
 
@@ -246,6 +247,7 @@ def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> N
     up = f"{card.modality} pictures have" + (" no" if free else " an") + " upper side"
     choices.set("augment.flip_y", free, up)
     choices.set("augment.rotate90", free, up)
+    choices.set("augment.transforms", *planned_transforms(card.modality))
     counts = np.array([n for n in found.classes.values() if n])
     if len(counts) > 1 and counts.max() > 10 * counts.min():
         choices.set(

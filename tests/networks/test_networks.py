@@ -11,10 +11,10 @@ from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.placing import place_view
 from clearmargin.models.segmenter import PlaneSegmenter, View
-from clearmargin.networks import NETWORKS, build_network, network_config
+from clearmargin.networks import NETWORKS, build_network, config_class, network_config
 from clearmargin.sampling.maps import entropy
 from clearmargin.sampling.samples import open_segmenter
-from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView, Window
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
@@ -51,8 +51,8 @@ def learned():
 
 
 def test_every_network_is_tested_here():
-    """Networks of volumes have a protocol and tests of their own (``test_volumetric.py``)."""
-    assert set(SMALL) == {name for name, entry in NETWORKS.items() if entry.dimensions == 2}
+    """Networks of volumes have tests of their own (``test_semantic_cc_3d.py``)."""
+    assert set(SMALL) == {name for name in NETWORKS if not issubclass(config_class(name), VolumeView)}
 
 
 @EVERY
@@ -311,3 +311,17 @@ def test_a_model_from_before_its_maps_knew_no_boxes_finds_instances_and_refuses_
     open_segmenter(tmp_path / "model", "none", device="cpu")(picture)
     with pytest.raises(ConfigError, match="train it again, or predict with --uncertainty none"):
         open_segmenter(tmp_path / "model", "tta", device="cpu")
+
+
+@EVERY
+def test_a_network_stays_in_evaluation_mode_whatever_it_is_told(name):
+    """A step of training, or a trainer's ``train()``, leaves no mode behind that the next detection depends on."""
+    network, (image, targets) = build(name), scene()
+    with torch.no_grad():
+        before = network.detect(image[None])[0]
+    network.train()
+    network.losses(image[None], [targets])
+    assert not any(module.training for module in network.modules())
+    with torch.no_grad():
+        after = network.detect(image[None])[0]
+    assert torch.equal(before.scores, after.scores) and torch.equal(before.boxes, after.boxes)

@@ -23,7 +23,7 @@ def build(name, *, classes=2, pretrained=False, **options):
 
 
 def layers_of(network, images):
-    return network._layers(images, **({} if network.config.network == "eomt" else {"learning": True}))
+    return network._layers(images)
 
 
 def test_a_score_is_class_times_mean_mask_where_the_mask_is():

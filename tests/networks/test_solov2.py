@@ -69,7 +69,7 @@ def test_the_defaults_are_the_light_variant(papers):
 def test_the_papers_grids_have_3872_cells_on_any_image(papers):
     assert papers.grids((128, 192)) == [(40, 40), (36, 36), (24, 24), (16, 16), (12, 12)]
     shapes = copy.deepcopy(papers).to("meta")  # the paper's width is a matter of a GPU; shapes are free
-    features = shapes._features(torch.rand(1, 3, 128, 192, device="meta"), learning=False)
+    features = shapes._features(torch.rand(1, 3, 128, 192, device="meta"))
     logits, kernels = shapes._cells(features, (128, 192))
     masks = shapes.mask_branch(features[:4])
     assert [tuple(f.shape) for f in features] == [

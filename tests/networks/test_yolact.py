@@ -63,7 +63,7 @@ def test_the_defaults_are_the_light_variant(papers):
 
 def test_each_level_has_its_stride_and_each_of_its_pixels_three_anchors(papers):
     shapes = copy.deepcopy(papers).to("meta")  # the paper's width is a matter of a GPU; shapes are free
-    features = shapes._features(torch.rand(1, 3, 256, 384, device="meta"), learning=False)
+    features = shapes._features(torch.rand(1, 3, 256, 384, device="meta"))
     logits, deltas, coefficients = shapes.head(features)
     prototypes = shapes.protonet(features[0])
     grids = [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
@@ -79,7 +79,7 @@ def test_each_level_has_its_stride_and_each_of_its_pixels_three_anchors(papers):
 def test_coefficients_may_subtract_and_prototypes_are_never_negative():
     network = small()
     with torch.no_grad():
-        features = network._features(torch.rand(1, 3, 64, 96), learning=False)
+        features = network._features(torch.rand(1, 3, 64, 96))
         _, _, coefficients = network.head([level * 100 for level in features])
         prototypes = network.protonet(features[0])
     assert -1 <= coefficients.min() < 0 < coefficients.max() <= 1

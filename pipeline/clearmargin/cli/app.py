@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from clearmargin.errors import ClearMarginError, ConfigError
-from clearmargin.failures import place_of, refusal_of
+from clearmargin.failures import missing_extra, place_of, refusal_of
 from clearmargin.files import printable
 
 __all__ = ["app", "emit", "main", "say", "say_run", "tell"]
@@ -113,6 +113,9 @@ def main() -> None:
             if "--json" in sys.argv:  # which may not have been read yet
                 typer.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
             sys.exit(error.exit_code)
+        missing = missing_extra(error)
+        if missing:
+            _end(missing, 2)
         machine = refusal_of(error)
         if machine:
             _end(machine, 4)

@@ -32,6 +32,7 @@ class Format(StrEnum):
 
     onnx = "onnx"
     openvino = "openvino"
+    bundle = "bundle"
 
 
 @app.command(rich_help_panel="Models")
@@ -219,13 +220,14 @@ def select(
 def export(
     model: AnyModel,
     format: Annotated[
-        Format, typer.Option("--format", help="Format of the files; `predict --runtime` uses them.")
+        Format,
+        typer.Option("--format", help="onnx and openvino for `predict --runtime`, bundle for MONAI's tools."),
     ],
     card: Annotated[Path, typer.Option("--card", help="Data card with the images for the parity gate.")],
     split: Annotated[Split, typer.Option(help="Split of the card.")] = Split.validation,
     cases: Annotated[int, typer.Option(min=1, help="Largest number of images to compare on.")] = 8,
 ) -> None:
-    """Export a model to ONNX or OpenVINO; nothing is written unless it finds what the model finds."""
+    """Export a model to ONNX, OpenVINO or a MONAI bundle; nothing is written unless it finds what the model finds."""
     from clearmargin.tracking.resolve import model_folder
 
     check_card(card)
@@ -239,7 +241,8 @@ def export(
         f"{found.instances} instances compared in {done.cases} images: scores within {found.score:.1e}, "
         f"probabilities within {found.probability:.1e}, at most {found.flipped:.2g} of the pixels that may "
         f"change sides, NSD within {found.nsd:.1e}\n"
-        f"an image takes {1000 * after:.0f} ms, with torch {1000 * before:.0f} ms ({before / after:.1f} times)\n"
+        f"an image takes {1000 * after:.0f} ms, with the model itself {1000 * before:.0f} ms "
+        f"({before / after:.1f} times)\n"
         f"export: {done.folder}",
         instances=found.instances,
         cases=done.cases,

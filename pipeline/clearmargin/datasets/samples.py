@@ -20,6 +20,7 @@ from clearmargin.transforms.copy_paste import paste
 from clearmargin.transforms.samples import Sample, make_sample, read_instances
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 from clearmargin.transforms.spatial import augmentation_matrix, resample
+from clearmargin.transforms.variation import Variation
 from clearmargin.transforms.view import augment_intensity, planes, prepare
 
 __all__ = ["Read", "Windows", "collate", "window_centre"]
@@ -55,6 +56,8 @@ class Windows(TorchDataset[Any]):
     So a resumed run, any number of workers and any number of processes see the same samples.
     """
 
+    _dimensions = 2
+
     def __init__(
         self,
         dataset: Dataset,
@@ -67,6 +70,7 @@ class Windows(TorchDataset[Any]):
     ) -> None:
         self.dataset, self.cases, self.image, self.augment = dataset, tuple(cases), image, augment
         self.seed = seed
+        self.variation = Variation(augment.transforms, ndim=self._dimensions)
         self.walks = Walks(np.ones(len(self.cases)), seed=seed)
         self._cache: dict[int, Read] = {}
         self._cache_left = cache_bytes
@@ -86,6 +90,7 @@ class Windows(TorchDataset[Any]):
         if self.augment.copy_paste:
             pixels, found = self._with_pasted(pixels, found, np.random.default_rng((self.seed, position, 1)))
         pixels = augment_intensity(pixels, self.augment, generator)
+        pixels, found = self.variation(pixels, found, (self.seed, position))
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1)
         return pixels.contiguous(), _targets(found)

@@ -25,6 +25,8 @@ __all__ = ["VolumeWindows"]
 class VolumeWindows(Windows):
     """As ``Windows``, of ``view.patch`` voxels; turned and mirrored within the slices alone."""
 
+    _dimensions = 3
+
     def __init__(
         self,
         dataset: Dataset,
@@ -57,9 +59,10 @@ class VolumeWindows(Windows):
         matrix = self._matrix(image.grid.shape, instances, (z, y * zoom, x * zoom), generator)
         window = resample(read.sample, matrix, self.view.patch)
         pixels = augment_intensity(window["image"].as_tensor(), self.augment, generator)
+        pixels, seen = self.variation(pixels, read_instances(window, image.grid), (self.seed, position))
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1, 1)
-        return pixels.contiguous(), _targets(read_instances(window, image.grid))
+        return pixels.contiguous(), _targets(seen)
 
     def _seen_whole(self, image: Image) -> bool:
         return image.grid.ndim == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError, InputError
 
-__all__ = ["build_backbone", "load_weights", "read_weights", "rename_efficientnet_lite"]
+__all__ = ["build_backbone", "find_prefix", "load_weights", "read_weights", "rename_efficientnet_lite"]
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,13 @@ def _read_wheel(wheel: _Wheel) -> dict[str, Tensor]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a ``.safetensors`` or ``.pth`` file; nothing else in it is run or kept.
 
+    Of a MONAI bundle's folder, the one in its ``models``.
+
     Raises:
         InputError: There is no such file, or it holds anything but a state dict.
     """
+    if path.is_dir():
+        path = _bundle_file(path)
     if not path.is_file():
         raise InputError(f"no weights file '{path.name}': give model.weights the path of a state dict")
     from safetensors import SafetensorError
@@ -194,10 +199,37 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"'{path.name}' cannot be read as weights ({type(error).__name__}): it is damaged, or of another kind; "
             "give a state dict as .safetensors or .pth"
         ) from None
-    tensors = state.get("state_dict", state) if isinstance(state, dict) else None
+    tensors = state if isinstance(state, dict) else None
+    for key in ("state_dict", "model"):  # as Lightning and MONAI's CheckpointSaver nest it
+        if tensors is not None and isinstance(tensors.get(key), dict):
+            tensors = tensors[key]
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise InputError(f"'{path.name}' holds no state dict: expected names of weights with their tensors")
     return dict(tensors)
+
+
+def _bundle_file(bundle: Path) -> Path:
+    """Return the file of weights in a bundle.
+
+    Raises:
+        InputError: It has none that can be read.
+    """
+    names = ("weights.safetensors", "model.safetensors", "model.pt", "model.pth")
+    for name in names:
+        if (bundle / "models" / name).is_file():
+            return bundle / "models" / name
+    raise InputError(
+        f"'{bundle.name}' is a folder without {', '.join(f'models/{name}' for name in names)}: give model.weights a "
+        "MONAI bundle, or the path of a state dict (TorchScript, .ts, is not read)"
+    )
+
+
+def find_prefix(state: dict[str, Tensor], names: Sequence[str]) -> str:
+    """Return what stands before all of ``names`` in a state dict, such as ``network.unet.``; nothing if it does not."""
+    first = names[0]
+    prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
+    whole = [p for p in prefixes if all(f"{p}{name}" in state for name in names)]
+    return min(whole, key=len, default="")
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
@@ -207,12 +239,15 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
         InputError: One is missing or has another shape; ``name`` is what the message calls the model.
     """
     own = model.state_dict()
+    counted = [key for key in own if not key.endswith("num_batches_tracked")]
+    prefix = find_prefix(state, counted)
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     state = _spread(state, own)
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    missing = [k for k in counted if k not in state]
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     if missing or wrong:
         raise InputError(
-            f"the weights do not fit backbone '{name}': {len(missing)} of {len(own)} entries are missing and "
+            f"the weights do not fit '{name}': {len(missing)} of {len(own)} entries are missing and "
             f"{len(wrong)} have another shape (first: {(missing + wrong)[0]}); are they of another architecture?"
         )
     model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)

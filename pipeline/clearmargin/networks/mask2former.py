@@ -34,7 +34,9 @@ class Mask2FormerConfig(QuerySettings):
     backbone: str = Field(
         "efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name"
     )
-    weights: str | None = Field(None, description="path of a state dict for the backbone")
+    weights: str | None = Field(
+        None, description="path of a state dict for the backbone, or of a MONAI bundle that has it"
+    )
     freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
     width: int = Field(64, ge=32, multiple_of=32, description="channels of queries, feature maps and masks")
     heads: int = Field(4, ge=1, description="attention heads per layer; a divisor of width")

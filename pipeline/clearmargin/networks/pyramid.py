@@ -21,7 +21,9 @@ class PyramidSettings(NetworkSettings):
     backbone: str = Field(
         "efficientnet_lite0", description="efficientnet_lite0..2, or a timm features_only name"
     )
-    weights: str | None = Field(None, description="path of a state dict for the backbone")
+    weights: str | None = Field(
+        None, description="path of a state dict for the backbone, or of a MONAI bundle that has it"
+    )
     freeze_norm: bool = Field(True, description="keep the backbone's BatchNorm statistics")
     fpn_channels: int = Field(96, ge=16, multiple_of=16)
     separable: bool = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
 from clearmargin.networks.network import Detections, PlaneNetwork, Targets
 from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, mask_loss_choice
 
-__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses"]
+__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses", "start_unet"]
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ class UNetSettings(NetworkSettings):
     """Options of a semantic network and its components, in the plane and in space."""
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
+    weights: str | None = Field(
+        None, description="path of a MONAI bundle of this architecture, or of a state dict, to start from"
+    )
     filters: int = Field(
         16,
         ge=8,
@@ -74,13 +78,14 @@ class SemanticCC(PlaneNetwork):
     parts = ("unet",)
 
     def __init__(self, config: SemanticCCConfig, *, classes: int, channels: int, pretrained: bool) -> None:
-        """Build it; ``pretrained`` changes nothing, since nothing is published for these networks."""
+        """Build it; ``pretrained`` starts from ``config.weights``, if there are any."""
         super().__init__()
         if classes < 1:
             raise ConfigError(f"semantic_cc needs at least one class, not {classes}")
         self.config = config
         self.classes = classes
         self.unet = build_unet(config, dimensions=2, channels=channels, classes=classes)
+        start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
@@ -159,6 +164,18 @@ def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes:
         dropout=dropout,
     )
     return switch_dropout(dynunet)
+
+
+def start_unet(unet: nn.Module, config: UNetSettings, *, pretrained: bool) -> None:
+    """Load the weights that a configuration names into its network.
+
+    Raises:
+        InputError: They are of another architecture.
+    """
+    if pretrained and config.weights is not None:
+        from clearmargin.networks.bundle_weights import load_unet
+
+        load_unet(unet, Path(config.weights), config.architecture)
 
 
 class _DynUNet(DynUNet):  # type: ignore[misc]

@@ -23,7 +23,7 @@ from clearmargin.networks.dropout import dropping
 from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
 from clearmargin.networks.planning import Choice, Facts, Shown
-from clearmargin.networks.semantic_cc import UNetSettings, build_unet, semantic_losses
+from clearmargin.networks.semantic_cc import UNetSettings, build_unet, semantic_losses, start_unet
 from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig"]
@@ -97,7 +97,7 @@ class SemanticCC3D(VolumeNetwork):
     parts = ("unet",)
 
     def __init__(self, config: SemanticCC3DConfig, *, classes: int, channels: int, pretrained: bool) -> None:
-        """Build it; ``pretrained`` changes nothing, since nothing is published for these networks."""
+        """Build it; ``pretrained`` starts from ``config.weights``, if there are any."""
         super().__init__()
         if classes < 1:
             raise ConfigError(f"semantic_cc_3d needs at least one class, not {classes}")
@@ -105,6 +105,7 @@ class SemanticCC3D(VolumeNetwork):
         self.smallest, self.detections = config.smallest, config.detections
         self.classes = classes
         self.unet = build_unet(config, dimensions=3, channels=channels, classes=classes)
+        start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:

@@ -317,6 +317,20 @@ def _sr(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     return names
 
 
+def _axes(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    """Write the axes as lines; the geometry is worked out here, as formats know no metrics."""
+    from clearmargin.formats.dicom.axes import DrawnAxes, write_axes
+    from clearmargin.metrics.diameters import drawn_axes
+
+    lines = []
+    for i, mask in enumerate(assessed.prediction.instances.masks):
+        drawn = drawn_axes(mask.crop, image.grid.spacing)
+        if drawn is not None:
+            corner = np.array(mask.origin[-2:]) * image.grid.spacing[-2:]
+            lines.append(DrawnAxes(instance=i, z=mask.origin[0] + drawn[0], ends=drawn[1] + corner))
+    return _made(write_axes(folder / "axes.dcm", assessed.prediction, image, lines))
+
+
 def _label_map_seg(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     from clearmargin.formats.dicom.seg_kinds import write_label_map_seg
 
@@ -453,6 +467,11 @@ WRITERS: dict[str, Output] = {
         write=_sr,
         missing=_dicom_volume,
         default=_always,
+    ),
+    "axes": Output(
+        holds="axes.dcm: DICOM SR with long and short axis of each instance as lines, which OHIF shows as measurements",
+        write=_axes,
+        missing=_dicom_volume,
     ),
     "label_map_seg": Output(
         holds="label_map_seg.dcm: DICOM SEG of the LABELMAP type, if no instances overlap",

@@ -16,7 +16,7 @@ from clearmargin.metrics.thresholds import Measure
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.networks import config_class, network_config
 from clearmargin.tracking.parameters import plain
-from clearmargin.transforms.settings import AugmentSettings, ImageSettings
+from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
 
 __all__ = [
     "VALIDATION_METRICS",
@@ -115,9 +115,14 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
         ConfigError: It does not fit.
     """
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
-    complete = network_config(experiment.model).model_dump(mode="json")
+    network = network_config(experiment.model)
+    if experiment.augment.transforms:
+        from clearmargin.transforms.trial import check_transforms
+
+        shape = network.patch if isinstance(network, VolumeView) else experiment.image.crop
+        check_transforms(experiment.augment.transforms, shape)
     _refuse_unread(experiment, config.name)
-    return experiment.model_copy(update={"model": complete})
+    return experiment.model_copy(update={"model": network.model_dump(mode="json")})
 
 
 def _refuse_unread(experiment: Experiment, name: str) -> None:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import GeometryError
-from clearmargin.formats import READERS, VIDEO_SUFFIXES
+from clearmargin.formats import READERS, is_video
 
-__all__ = ["DicomReader", "FrameReader", "VolumeReader", "ras_affine"]
+__all__ = ["DicomReader", "FrameReader", "VolumeReader", "clip_frame", "ras_affine"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _PathLike = str | PathLike[str]
@@ -145,7 +145,7 @@ class FrameReader(_Reader):
         """Return whether each path is a picture, or a clip with a frame number."""
         names = [filename] if isinstance(filename, str | PathLike) else list(filename)
         return all(
-            str(name).lower().endswith(self.suffixes) or _clip_frame(str(name)) is not None for name in names
+            str(name).lower().endswith(self.suffixes) or clip_frame(str(name)) is not None for name in names
         )
 
     def _images(self, paths: Sequence[Path]) -> list[Image]:
@@ -153,7 +153,7 @@ class FrameReader(_Reader):
 
     @staticmethod
     def _image(path: Path) -> Image:
-        named = _clip_frame(str(path))
+        named = clip_frame(str(path))
         if named is None:
             from clearmargin.formats.raster import read_raster
 
@@ -163,7 +163,9 @@ class FrameReader(_Reader):
         return open_video(named[0]).frame(named[1])
 
 
-def _clip_frame(name: str) -> tuple[Path, int] | None:
+def clip_frame(name: str) -> tuple[Path, int] | None:
+    """Return the clip and the frame's number from 0 that ``clip.mp4#120`` names; None for any other path."""
     clip, mark, number = name.rpartition("#")
-    is_clip = mark and number.isdigit() and clip.lower().endswith((*VIDEO_SUFFIXES, ".dcm"))
-    return (Path(clip), int(number)) if is_clip else None
+    if not mark or not number.isdigit() or Path(name).exists() or not is_video(Path(clip)):
+        return None
+    return Path(clip), int(number)

@@ -20,7 +20,7 @@ from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.core.layers import pack_layers, unpack_layers
 from clearmargin.transforms.tensors import grid_of, to_tensor
 
-__all__ = ["KEYS", "MODES", "Sample", "make_sample", "read_instances"]
+__all__ = ["KEYS", "MODES", "Sample", "anchor_of", "make_sample", "read_instances"]
 
 KEYS = ("image", "layers")
 MODES = ("bilinear", "nearest")
@@ -49,7 +49,7 @@ def make_sample(image: Image, instances: InstanceSet) -> Sample:
         # float32 holds whole numbers up to 2**24 exactly, and MONAI resamples it without a copy
         layers=to_tensor(pack_layers(instances), image.grid),
         labels=instances.labels,
-        anchors=np.array([_anchor(m) for m in instances.masks], np.float64).reshape(-1, image.grid.ndim),
+        anchors=np.array([anchor_of(m) for m in instances.masks], np.float64).reshape(-1, image.grid.ndim),
     )
 
 
@@ -66,13 +66,13 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     layers: MetaTensor = sample["layers"]
     grid, matrix = grid_of(layers, source)
     whole = layers.as_tensor().round().to(torch.int32).numpy()
-    labels: NDArray[np.int64] = sample["labels"]
+    labels, anchors = np.asarray(sample["labels"], np.int64), np.asarray(sample["anchors"], np.float64)
     found = unpack_layers(whole, grid, labels, np.ones(len(labels), np.float32))
     masks = list(found.masks)
     lost = [i for i, mask in enumerate(masks) if mask.area == 0]
     inverse = np.linalg.inv(matrix)
     for i in lost:
-        index = np.rint(inverse[:-1, :-1] @ sample["anchors"][i] + inverse[:-1, -1]).astype(int)
+        index = np.rint(inverse[:-1, :-1] @ anchors[i] + inverse[:-1, -1]).astype(int)
         if (index >= 0).all() and (index < grid.shape).all():
             masks[i] = Mask.from_crop(
                 np.ones((1,) * grid.ndim, bool), tuple(int(k) for k in index), grid.shape
@@ -80,7 +80,7 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     return replace(found, masks=tuple(masks))
 
 
-def _anchor(mask: Mask) -> NDArray[np.float64]:
+def anchor_of(mask: Mask) -> NDArray[np.float64]:
     """Return the element of the mask that lies nearest its centroid."""
     if mask.area == 0:
         return np.full(len(mask.shape), -1.0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clearmargin.config import Settings
 from clearmargin.core import Grid
@@ -166,3 +166,26 @@ class AugmentSettings(Settings):
         le=1,
         description="share of windows with instances of another; senseless for nested anatomy",
     )
+    transforms: tuple[dict[str, dict[str, Any]], ...] = Field(
+        (),
+        description="dictionary transforms of MONAI by name with their arguments, in order, after all of the above",
+    )
+
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Take a bare name, or a name without arguments, for one with none."""
+        if not isinstance(value, list | tuple):
+            return value
+        steps = [{step: {}} if isinstance(step, str) else step for step in value]
+        return [
+            {name: given or {} for name, given in step.items()} if isinstance(step, dict) else step
+            for step in steps
+        ]
+
+    @field_validator("transforms")
+    @classmethod
+    def _one_each(cls, value: tuple[dict[str, dict[str, Any]], ...]) -> tuple[dict[str, dict[str, Any]], ...]:
+        if any(len(step) != 1 for step in value):
+            raise ValueError("an entry is one name with its arguments, such as RandBiasFieldd: {prob: 0.3}")
+        return value

@@ -30,7 +30,10 @@ def tensor_affine(grid: Grid) -> NDArray[np.float64]:
 
 def to_tensor(pixels: NDArray[Any], grid: Grid, dtype: torch.dtype = torch.float32) -> MetaTensor:
     """Return ``pixels`` (``(C, *grid.shape)``) as a MetaTensor that carries ``grid``."""
-    data = torch.from_numpy(np.ascontiguousarray(pixels)).to(dtype)
+    array = np.ascontiguousarray(pixels)
+    if not array.flags.writeable:  # torch has no tensors that must not be written to
+        array = array.copy()
+    data = torch.from_numpy(array).to(dtype)
     return MetaTensor(data, affine=torch.from_numpy(tensor_affine(grid)))
 
 
