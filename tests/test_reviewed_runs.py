@@ -199,6 +199,21 @@ def test_a_gate_decides_and_the_registry_remembers(place, evaluation):
     assert code == 0, said
 
 
+def test_the_notebook_of_runs_runs(place, evaluation, monkeypatch):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.setenv("CLEARMARGIN_RUN", evaluation.run_id)
+    pipeline = str(Path(__file__).parents[1] / "pipeline")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([pipeline, os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(Path(__file__).parents[1] / "docs" / "runs.ipynb", as_version=4)
+    done = nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(place)}}
+    ).execute()
+    shown = [output for cell in done.cells for output in cell.get("outputs", ()) if "data" in output]
+    assert "not distinguishable" in shown[-1]["data"]["text/html"]
+    assert any("image/png" in output["data"] for output in shown)
+
+
 @pytest.mark.slow
 def test_a_reviewer_is_two_clicks_from_the_worst_case(place, evaluation):
     with serving(0) as url, browsing(size=(1400, 900), own=(url,)) as watched:
