@@ -257,10 +257,15 @@ def _clip_coco(folder: Path, footage: Footage) -> list[str]:
 
 
 def _panoptic(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    from clearmargin.formats.panoptic import write_panoptic
     from clearmargin.report.tasks import write_task_forms
 
     prediction = assessed.prediction
-    files = write_task_forms(folder / "panoptic", "case", prediction.instances, prediction.label_map)
+    files = list(write_task_forms(folder / "panoptic", "case", prediction.instances, prediction.label_map))
+    if image.grid.ndim == 2:
+        coco = folder / "panoptic" / "case_coco.png"
+        write_panoptic(coco, prediction.instances, prediction.label_map)
+        files += [coco, coco.with_suffix(".json")]
     return [f"panoptic/{file.name}" for file in files]
 
 
@@ -508,7 +513,7 @@ WRITERS: dict[str, Output] = {
         default=_no_seg_or_frame,
     ),
     "panoptic": Output(
-        holds="panoptic/: semantic, instance, panoptic and detection forms",
+        holds="panoptic/: semantic, instance, panoptic and detection forms; of a picture COCO's too",
         write=_panoptic,
     ),
     "dicom_maps": Output(
