@@ -75,6 +75,7 @@ def calibrate(
     seed: int = 0,
     device: str | None = None,
     out: Path | None = None,
+    track: bool = True,
 ) -> Calibrated:
     """Calibrate a model and save the calibration with it; log it as a run of its own.
 
@@ -101,6 +102,7 @@ def calibrate(
         seed: Random seed for splitting the groups, for random splits and for resamples.
         device: As of ``load_segmenter``.
         out: A folder for tables, figures and the report; None writes none.
+        track: Whether to log a run.
 
     Raises:
         ConfigError: An option, the card, or the model's classes do not fit; the split is empty.
@@ -145,7 +147,7 @@ def calibrate(
         log.warning("leakage: %s", checked)
     data = _where_from(dataset, cases)
     name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
-    run = TrackedRun(name=name.format(segmenter.provenance.model))
+    run = TrackedRun(name=name.format(segmenter.provenance.model), enabled=track)
     run.on_start(
         params={
             "card": dataset.card.name,

@@ -111,6 +111,7 @@ def select(
     device: str = "cpu",
     cases: int = 20,
     out: Path | None = None,
+    track: bool = True,
 ) -> Selection:
     """Time models end to end on this machine, measure them on the card's validation split, and choose one.
 
@@ -127,6 +128,7 @@ def select(
         device: ``cpu`` or ``cuda``.
         cases: Most images that are timed; all validation cases are measured.
         out: A folder for the table, the figure and the reasons; None writes none.
+        track: Whether to log a run.
 
     Raises:
         InputError: No candidate is fast enough, the table is written all the same; or none could be measured, or
@@ -137,7 +139,7 @@ def select(
     dataset = open_dataset(card)
     tasks = _tasks(models, device, dataset)
     _check_data(dataset, wanted)
-    run = TrackedRun(name=f"select-{card.stem}")
+    run = TrackedRun(name=f"select-{card.stem}", enabled=track)
     run.on_start(params={"budget_ms": budget_ms, "metric": wanted, "device": device}, tags={"verb": "select"})
     with run:
         run.log_data(dataset.card.name, dataset.digest(), context="validation")

@@ -275,6 +275,7 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for tables, figures and the report.")
     ] = None,
+    no_track: NoTrack = False,
 ) -> None:
     """Fit scaled scores and margins of safety on groups that the model has not seen; they stay with the model."""
     from clearmargin.tracking.resolve import model_folder
@@ -306,6 +307,7 @@ def calibrate(
         seed=seed,
         device=device,
         out=out,
+        track=not no_track,
     )
     emit(render_calibration(done), calibration=done.calibration.to_data(), file=done.file, run_id=done.run_id)
     say(f"calibration: {done.file}; `clearmargin predict --uncertainty {uncertainty.value}` applies it")
