@@ -79,7 +79,7 @@ class Evaluation:
         every: The same with false negatives and false positives at their written values, all together and by stratum.
         counts: Of cases, references, rows by status (tp, fn, fp, tn), and of splits and merges.
         thresholds: Least score of what is counted, by class name.
-        detections: By class name, and of ``all``: true positives, false positives and false negatives at IoU 0.5 to 0.9.
+        detections: By class name, and of ``all``: true and false positives, and false negatives, at IoU 0.5 to 0.9.
         curves: By class name, and of ``all``: the same at every score threshold, at an IoU above 0.5.
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.

@@ -401,7 +401,7 @@ def measure(
     ] = None,
     track: Annotated[bool, typer.Option("--track", help="Log numbers and tables as an MLflow run.")] = False,
 ) -> None:
-    """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and false negatives counted."""
+    """Measure masks of any tool against references: surface distances, NSD, AP, all with intervals."""
     from clearmargin.measure import DEFAULT_METRICS, cores, render
     from clearmargin.measure import measure as call
     from clearmargin.measure import preview as show
