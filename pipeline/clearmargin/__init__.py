@@ -33,6 +33,7 @@ _PUBLIC = {
     "open_video": "formats",
     "overlay": "report.overlay",
     "read_coco": "formats.coco",
+    "read_coco_images": "formats.coco",
     "read_dicom_seg": "formats.dicom.seg",
     "read_image": "formats",
     "read_images": "formats",

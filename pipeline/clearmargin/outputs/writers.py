@@ -43,6 +43,7 @@ class Footage:
         rows: The instances' rows of all frames.
         numbers: Numbers of all frames that were predicted.
         predictions: By frame number, those with an instance; without maps, edges and margins.
+        frame: Returns a frame of the clip by its number.
     """
 
     image: Image
@@ -50,6 +51,7 @@ class Footage:
     rows: Sequence[Mapping[str, Any]]
     numbers: Sequence[int]
     predictions: Mapping[int, Prediction]
+    frame: Callable[[int], Image]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,10 +277,15 @@ def _clip_coco(folder: Path, footage: Footage) -> list[str]:
 
 
 def _panoptic(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    from clearmargin.formats.panoptic import write_panoptic
     from clearmargin.report.tasks import write_task_forms
 
     prediction = assessed.prediction
-    files = write_task_forms(folder / "panoptic", "case", prediction.instances, prediction.label_map)
+    files = list(write_task_forms(folder / "panoptic", "case", prediction.instances, prediction.label_map))
+    if image.grid.ndim == 2:
+        coco = folder / "panoptic" / "case_coco.png"
+        write_panoptic(coco, prediction.instances, prediction.label_map)
+        files += [coco, coco.with_suffix(".json")]
     return [f"panoptic/{file.name}" for file in files]
 
 
@@ -424,6 +431,15 @@ def _viewer(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     return ["viewer.html"]
 
 
+def _clip_viewer(folder: Path, footage: Footage) -> list[str]:
+    from clearmargin.report.viewer.clip import clip_view
+    from clearmargin.report.viewer.page import viewer_page
+
+    view = clip_view(footage.frame, footage.numbers, footage.predictions, footage.label_map)
+    write_text(folder / "viewer.html", viewer_page(view))
+    return ["viewer.html"]
+
+
 def _clip_overlay(folder: Path, footage: Footage) -> list[str]:
     """Return the pictures and the video, which are written while frames are predicted (`outputs.clip`)."""
     return ["overlay.mp4", *sorted(f"overlay/{p.name}" for p in (folder / "overlay").iterdir())]
@@ -523,7 +539,7 @@ WRITERS: dict[str, Output] = {
         default=_no_seg_or_frame,
     ),
     "panoptic": Output(
-        holds="panoptic/: semantic, instance, panoptic and detection forms",
+        holds="panoptic/: semantic, instance, panoptic and detection forms; of a picture COCO's too",
         write=_panoptic,
     ),
     "dicom_maps": Output(
@@ -546,6 +562,7 @@ WRITERS: dict[str, Output] = {
     "viewer": Output(
         holds="viewer.html: image, masks, margins, maps and the list of instances, to leaf through in a browser",
         write=_viewer,
+        write_clip=_clip_viewer,
     ),
 }
 """Every output; a new one is a function and an entry here."""
