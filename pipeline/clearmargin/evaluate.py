@@ -19,7 +19,7 @@ from clearmargin.config import dump_yaml
 from clearmargin.core import Grid, InstanceSet, LabelMap, Prediction, Segmenter, Thresholds, at_least
 from clearmargin.datasets.card import Split, public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
-from clearmargin.errors import InputError
+from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
 from clearmargin.files import write_text
 from clearmargin.metrics import MeasurementProtocol, evaluate_instances, semantic_dice, split_and_merge

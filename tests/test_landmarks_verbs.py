@@ -1,0 +1,82 @@
+"""Landmarks through the verbs: plan, train, evaluate, predict, on pictures whose points are known."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from landmarks import write_points_set
+
+from clearmargin.errors import ConfigError
+from clearmargin.evaluate import evaluate, render
+from clearmargin.export import export
+from clearmargin.plan import plan
+from clearmargin.predict import predict
+from clearmargin.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("points")
+    card = write_points_set(folder / "data")
+    experiment = {
+        "name": "points",
+        "card": str(card),
+        "model": {"network": "heatmap", "fpn_channels": 16, "separable": True},
+        "image": {"intensity": {"kind": "window", "low": 0, "high": 255}, "crop": [64, 96]},
+        "training": {
+            "epochs": 2, "steps_per_epoch": 3, "warmup_steps": 2, "workers": 0, "threads": 1, "snapshots": 2,
+        },
+        "prediction": {"score_threshold": 0.0},
+    }  # fmt: skip
+    (folder / "points.yaml").write_text(yaml.safe_dump(experiment))
+    return card, train(folder / "points.yaml", runs=folder / "runs").model
+
+
+def test_a_plan_of_landmarks_is_a_heat_map(tmp_path):
+    card = write_points_set(tmp_path / "data")
+    done = plan(card)
+    assert done.experiment.model["network"] == "heatmap" and done.experiment.model["most"] == 1
+    assert done.experiment.training.early_stopping is None
+    with pytest.raises(ConfigError, match="the card has no masks; heatmap can"):
+        plan(card, network="mask_rcnn")
+
+
+def test_evaluate_counts_every_point(trained, tmp_path):
+    card, model = trained
+    found = evaluate(model, card, out=tmp_path / "out", track=False)
+    rows = list(csv.DictReader((tmp_path / "out" / "landmark_rows.csv").read_text().splitlines()))
+    references = list(csv.DictReader((card.parent / "points.csv").read_text().splitlines()))
+    expected = sum(r["case"] == "p8" for r in references)
+    assert found.numbers["landmarks/tp"] + found.numbers["landmarks/fn"] == expected
+    assert len(rows) == expected + found.numbers["landmarks/fp"]
+    assert "radial error, mean" in render(found) and "ap50" not in found.numbers
+    strata = list(csv.DictReader((tmp_path / "out" / "landmarks.csv").read_text().splitlines()))
+    assert {s["stratum"] for s in strata} >= {"all", "point = left", "point = right"}
+    assert json.loads((tmp_path / "out" / "numbers.json").read_text())["numbers"]["landmarks/tp"] >= 0
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_predict_writes_points_of_the_picture(trained, tmp_path):
+    card, model = trained
+    predict(card.parent / "p8.png", tmp_path / "out", model=model)
+    (table,) = (tmp_path / "out").rglob("landmarks.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    for row in rows:
+        assert -0.5 <= float(row["y"]) <= 95.5 and -0.5 <= float(row["x"]) <= 127.5
+        assert 0 <= float(row["score"]) <= 1
+    assert {row["point"] for row in rows} <= {"left", "right", "tip"}
+    assert np.isfinite([float(row["sd_major_px"]) for row in rows]).all()
+
+
+def test_what_is_not_for_landmarks_is_refused(trained):
+    card, model = trained
+    with pytest.raises(ConfigError, match="uncertainty none"):
+        evaluate(model, card, uncertainty="tta", track=False)
+    with pytest.raises(ConfigError, match="the gate compares masks"):
+        export(model, card, format="onnx")
+    text = card.read_text().replace("- name: tip", "- name: apex")
+    (card.parent / "other.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="the model knows the points left, right, tip"):
+        evaluate(model, card.parent / "other.yaml", track=False)
