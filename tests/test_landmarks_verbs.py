@@ -8,6 +8,8 @@ import pytest
 import yaml
 from landmarks import write_points_set
 
+from clearmargin.calibrate import calibrate
+from clearmargin.crossvalidate import crossvalidate
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import evaluate, render
 from clearmargin.export import export
@@ -60,9 +62,12 @@ def test_evaluate_counts_every_point(trained, tmp_path):
 
 def test_predict_writes_points_of_the_picture(trained, tmp_path):
     card, model = trained
-    predict(card.parent / "p8.png", tmp_path / "out", model=model)
+    (done,) = predict(card.parent / "p8.png", tmp_path / "out", model=model)
     (table,) = (tmp_path / "out").rglob("landmarks.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert done.by_class == {
+        "disc": 0, **{name: sum(r["point"] == name for r in rows) for name in ("left", "right", "tip")}
+    }  # fmt: skip
     for row in rows:
         assert -0.5 <= float(row["y"]) <= 95.5 and -0.5 <= float(row["x"]) <= 127.5
         assert 0 <= float(row["score"]) <= 1
@@ -76,6 +81,10 @@ def test_what_is_not_for_landmarks_is_refused(trained):
         evaluate(model, card, uncertainty="tta", track=False)
     with pytest.raises(ConfigError, match="the gate compares masks"):
         export(model, card, format="onnx")
+    with pytest.raises(ConfigError, match="margins are of masks"):
+        calibrate(model, card, track=False)
+    with pytest.raises(ConfigError, match="heatmap learns landmarks"):
+        crossvalidate(card.parents[1] / "points.yaml", track=False)
     text = card.read_text().replace("- name: tip", "- name: apex")
     (card.parent / "other.yaml").write_text(text)
     with pytest.raises(ConfigError, match="the model knows the points left, right, tip"):

@@ -27,6 +27,7 @@ from clearmargin.margins.judging.judge import Judgement, judge
 from clearmargin.margins.margins import CalibrationData
 from clearmargin.margins.observations import ObservedCase, PixelCounts, element_of, observe
 from clearmargin.metrics.thresholds import Measure
+from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.privacy import key_fingerprint
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import Bar, progress
@@ -126,6 +127,8 @@ def calibrate(
     if not 0 < fit_share < 1:
         raise ConfigError(f"fit_share: expected a share between 0 and 1, got {fit_share:g}")
     segmenter = open_segmenter(model, uncertainty, device=device)
+    if isinstance(segmenter, NetworkSegmenter):
+        segmenter.refuse("margins are of masks", "use its covariances, which are not calibrated")
     dataset = open_dataset(card)
     dataset.card.check_classes(segmenter.label_map.names, model="the model", task="calibrate")
     cases = dataset.split(split)

@@ -22,6 +22,7 @@ from clearmargin.files import csv_rows, write_text
 from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise, summary_csv, summary_markdown
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ENSEMBLE_FILE
+from clearmargin.networks import config_class
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.train import train
 from clearmargin.training.checkpoint import CHECKPOINT
@@ -154,6 +155,11 @@ def _open(
     if config is None or folds < 1 or seeds < 1:
         raise ConfigError(f"expected at least 1 fold and 1 seed, got {folds} and {seeds}")
     experiment = read_experiment(config, overrides)
+    network = experiment.model["network"]
+    if config_class(network).learns != "masks":
+        raise ConfigError(
+            f"crossvalidate pools instances, and {network} learns landmarks: use train and evaluate"
+        )
     if experiment.fold is not None:
         raise ConfigError("the configuration names a fold of its own: leave 'fold' out of it")
     members = list(_members(experiment, folds, seeds))

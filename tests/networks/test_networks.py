@@ -51,7 +51,7 @@ def learned():
 
 
 def test_every_network_is_tested_here():
-    """Networks of volumes and of landmarks have tests of their own (``test_semantic_cc_3d.py``, ``test_heatmap.py``)."""
+    """Those of volumes and of landmarks have tests of their own (``test_semantic_cc_3d.py``, ``test_heatmap.py``)."""
     masks = {name for name in NETWORKS if config_class(name).learns == "masks"}
     assert set(SMALL) == {name for name in masks if not issubclass(config_class(name), VolumeView)}
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clearmargin.core import Image, LabelMap, Prediction, Provenance
 from clearmargin.errors import InputError
 from clearmargin.files import write_text
@@ -139,10 +141,17 @@ def write_footage(
     return written
 
 
-def by_class(prediction: Prediction) -> dict[str, int]:
-    """Return the number of instances of each class name."""
-    labels = prediction.instances.labels
-    return {c.name: int((labels == c.id).sum()) for c in prediction.label_map.classes}
+def by_class(*predictions: Prediction, label_map: LabelMap) -> dict[str, int]:
+    """Return the number of instances of each class name, and of points of each type of landmark that was looked for."""
+    labels = np.concatenate([np.zeros(0, np.int64), *(p.instances.labels for p in predictions)])
+    counts = {c.name: int((labels == c.id).sum()) for c in label_map.classes}
+    sets = [p.instances.landmarks for p in predictions if p.instances.landmarks is not None]
+    if sets:
+        counts |= {
+            point.name: sum(int((one.visible[:, k] > 0).sum()) for one in sets)
+            for k, point in enumerate(label_map.points)
+        }
+    return counts
 
 
 def read_case(folder: Path | str) -> Prediction:

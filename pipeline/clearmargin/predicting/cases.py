@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -140,7 +139,7 @@ def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[s
         case=image.source.case,
         folder=folder,
         instances=len(assessed.prediction.instances),
-        by_class=by_class(assessed.prediction),
+        by_class=by_class(assessed.prediction, label_map=predictor.label_map),
         referred=sum(bool(why) for why in assessed.reasons),
         warnings=_warnings(assessed.warnings, written),
         left_out=written.left_out,
@@ -161,12 +160,11 @@ def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequen
             warnings=warned,
             calibration=predictor.calibration_record(),
         )
-    counts = Counter(str(row["name"]) for row in footage.rows)
     return Predicted(
         case=clip.case,
         folder=folder,
         instances=len(footage.rows),
-        by_class={name: counts[name] for name in predictor.label_map.names},
+        by_class=by_class(*footage.predictions.values(), label_map=predictor.label_map),
         referred=sum(bool(row["refer_because"]) for row in footage.rows),
         warnings=_warnings(warned, written),
         left_out=written.left_out,
