@@ -62,7 +62,7 @@ def test_evaluate_counts_every_point(trained, tmp_path):
 
 def test_predict_writes_points_of_the_picture(trained, tmp_path):
     card, model = trained
-    (done,) = predict(card.parent / "p8.png", tmp_path / "out", model=model)
+    (done,) = predict(card.parent / "p8.png", tmp_path / "out", model=model).done
     (table,) = (tmp_path / "out").rglob("landmarks.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert done.by_class == {
