@@ -75,7 +75,7 @@ def plan(
         found = take_fingerprint(dataset, most=cases, advance=bar.advance)
     if not len(found.areas):
         raise ConfigError(
-            f"card '{dataset.card.name}': no instance and no landmark in {found.cases} training cases"
+            f"card '{dataset.card.name}': no instance in {found.cases} training cases, and no landmark"
         )
     where = device or _device()
     choices = _Choices()

@@ -253,7 +253,7 @@ class Card(Settings):
     modality: str = Field(description="DICOM modality, e.g. CT, MR, US, ES, SM")
     classes: tuple[ClassEntry, ...] = Field(min_length=1)
     points: tuple[PointEntry, ...] = Field((), description="types of landmarks, with landmarks")
-    landmarks: LandmarkSource | None = Field(None, description="what the points are read from")
+    landmarks: LandmarkSource | None = Field(None, description="source of the points")
     root: str = Field(
         description="folder under CLEARMARGIN_DATA; from the card's own folder on if it begins with a dot"
     )

@@ -42,7 +42,7 @@ class _Source(Settings):
         None, description="template of the landmarks' file under the root; null: cases.reference"
     )
     outside: Literal["refuse", "absent"] = Field(
-        "refuse", description="what a point outside the image is: an error, or an absent point"
+        "refuse", description="rule for points outside the image: an error, or an absent point"
     )
 
 
@@ -90,7 +90,7 @@ class LabelPoint(Settings):
     at: Literal["centroid", "first", "last"] = Field(
         "centroid", description="first and last: the mean of the elements with the least or largest index"
     )
-    axis: Literal["z", "y", "x"] | None = Field(None, description="of first and last")
+    axis: Literal["z", "y", "x"] | None = Field(None, description="axis of first and last")
 
     model_config = Settings.model_config | {"populate_by_name": True}
 

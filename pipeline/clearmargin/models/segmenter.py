@@ -224,13 +224,18 @@ class NetworkSegmenter(ABC):
         with self.stage("masks"):
             return replace(self.predicted(self.merge(parts, image)), image=image)
 
+    @property
+    def finds_landmarks(self) -> bool:
+        """Whether the network looks for landmarks."""
+        return bool(getattr(self.network, "finds_landmarks", False))
+
     def refuse(self, what: str, way_out: str) -> None:
         """Refuse what landmarks cannot go through.
 
         Raises:
             ConfigError: The network finds landmarks.
         """
-        if self.network.finds_landmarks:
+        if self.finds_landmarks:
             raise ConfigError(f"{self.provenance.model} finds landmarks, and {what}: {way_out}")
 
     def timed(self, clock: Clock) -> NetworkSegmenter:
@@ -307,7 +312,7 @@ class PlaneSegmenter(NetworkSegmenter):
 
     def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
         """Yield what the network finds in each plane of a ``prepared`` image, in slice order; a picture is its own."""
-        if self.network.finds_landmarks and ready.grid.ndim == 3:
+        if self.finds_landmarks and ready.grid.ndim == 3:
             raise InputError(
                 f"{ready.source.case}: {self.provenance.model} finds landmarks of pictures, and the input is a volume: "
                 "give it slices"

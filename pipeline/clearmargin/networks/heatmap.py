@@ -78,7 +78,9 @@ class Heatmap(PlaneNetwork):
         """Build it for ``classes`` types of points."""
         super().__init__()
         if classes < 1:
-            raise ConfigError("heatmap needs at least one type of landmark: the card's points name them")
+            raise ConfigError(
+                "heatmap: expected at least one type of landmark under the card's points, got none"
+            )
         self.config, self.classes = config, classes
         width = config.fpn_channels
         self.pyramid = Pyramid(config, channels=channels, pretrained=pretrained, finest=4)
