@@ -15,7 +15,7 @@ from toy import write_toy_experiment, write_toy_set
 from clearmargin.calibrate import calibrate
 from clearmargin.core import InstanceSet
 from clearmargin.errors import InputError
-from clearmargin.margins.calibration import Calibration, load_calibration
+from clearmargin.margins.calibration import load_calibration
 from clearmargin.margins.observations import observe
 from clearmargin.metrics.intervals import Interval
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE
@@ -203,7 +203,8 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
         and "images have no spacing" in said
     )
     assert "Leakage: no group was trained on, by name and by the content of its images." in said
-    kept = Calibration.from_data(yaml.safe_load((model / "calibration" / "checkpoints.yaml").read_text()))
+    stored = yaml.safe_load((model / "calibration" / "checkpoints.yaml").read_text())
+    kept = load_calibration(model, "checkpoints", stored["weights_sha256"])
     assert load_calibration(model, "checkpoints", kept.weights_sha256) == kept
     assert kept.length_unit == "px" and kept.groups == {"fit": 4, "margin": 9}
     assert kept.pixels is not None and kept.promise == "group" and kept.sides == "both"
@@ -221,12 +222,12 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--split", "train", "--alpha", "0.4"], 4, "were also trained on"),
+        (["--split", "train", "--alpha", "0.4"], 4, "trained or chosen on"),
         (["--judge", "calibration"], 2, "cannot both calibrate and judge"),
         (["--alpha", "ten"], 2, "--alpha takes numbers"),
-        (["--alpha", "10"], 2, "alpha is the share that may fail"),
-        (["--miss-alpha", "10"], 2, "alpha is the share that may fail"),
-        (["--confidence", "90"], 2, "0.9 is 90 %"),
+        (["--alpha", "10"], 2, "alpha: expected the share"),
+        (["--miss-alpha", "10"], 2, "alpha: expected the share"),
+        (["--confidence", "90"], 2, "such as 0.9"),
         (["--match-iou", "0.3"], 2, "from 0.5 to 1"),
         (["--promise", "image"], 2, "'object', 'group', 'risk'"),
         (["--confidence", "0.9", "--alpha", "0.1"], 4, "alpha 0.1 needs 22 images"),
@@ -271,10 +272,10 @@ def test_training_images_are_known_again_with_the_card_renamed_and_in_another_ho
     model, card, _ = trained
     other = renamed(card, "other")
     code, said = command("calibrate", model, "--card", other, "--alpha", 0.2)
-    assert code == 4 and "6 of 19 calibration groups were also trained on" in said, said
+    assert code == 4 and "trained or chosen on 6 of 19 calibration groups" in said, said
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     code, said = command("calibrate", model, "--card", other, "--alpha", 0.2)
-    assert code == 4 and "6 of 19 calibration groups were also trained on" in said, said
+    assert code == 4 and "trained or chosen on 6 of 19 calibration groups" in said, said
     # what can be checked by content alone is said to be no more than that
     code, said = command("calibrate", model, "--card", card, "--alpha", 0.2)
     assert code == 0 and "groups could not be compared by name" in said and "another user's key" in said, said

@@ -126,7 +126,7 @@ def fit_scaling(
     fits: dict[Kind, Callable[..., Scaling]] = {
         "none": lambda *_cells: Identity(reason="as predicted", n=0),
         "temperature": fit_temperature,
-        "isotonic": fit_isotonic if judged is None else _fit_between_ends,
+        "isotonic": _fit_never_certain if judged is None else _fit_between_ends,
     }
     if every.total < ISOTONIC_NEEDED:
         del fits["isotonic"]
@@ -155,6 +155,18 @@ def fit_scaling(
     return ChosenScaling(
         chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted.get("isotonic", unfitted)
     )
+
+
+def _fit_never_certain(*cells: NDArray[np.float64]) -> Scaling:
+    """Return the rising function with 1 / (n + 2) in place of 0, and its complement in place of 1.
+
+    That no event among n came true does not make the next one impossible (Laplace's rule of succession).
+    """
+    fitted = fit_isotonic(*cells)
+    if not isinstance(fitted, Isotonic):
+        return fitted
+    least = 1 / (fitted.n + 2)
+    return replace(fitted, values=tuple(min(max(v, least), 1 - least) for v in fitted.values))
 
 
 def _fit_between_ends(*cells: NDArray[np.float64]) -> Scaling:
