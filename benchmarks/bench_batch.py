@@ -107,7 +107,7 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
         os.environ["CLEARMARGIN_HOME"] = str(root / "home")
         for k in range(1, number + 1):
             write_phantom_study(root / "in" / f"study-{k}", make_phantom(seed=k), k)
-        folders = sorted((root / "in").glob("study-*/ct"))
+        folders = sorted((root / "in").glob("study-*/*/ct"))
         predictor = Predictor(model=model)
         images = [read_image(folder) for folder in folders]
         predictor.predict_case(images[0])

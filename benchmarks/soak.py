@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from clearmargin.batch import batch, default_ledger, verify
+from clearmargin.batch import batch
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.formats.raster import write_raster
@@ -34,6 +34,8 @@ from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting import items as items_module
 from clearmargin.predicting.items import PredictItem
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.predicting.prepared import default_ledger
+from clearmargin.predicting.results import verify
 
 SHAPE = (4, 64, 64)
 
@@ -140,7 +142,7 @@ def check(out: Path, expected: dict[str, bytes], items: int) -> None:
 def once(root: Path, out: Path, model: Path, *, faulty: bool, processes: int) -> None:
     """Run one batch in this process; with faults where processes are workers."""
     if faulty:
-        import clearmargin.batch as module
+        import clearmargin.predicting.prepared as module
 
         module.PredictItem = Faulty  # type: ignore[misc]
     batch([root], out, Predictor(model=model, force=True), processes=processes, track=False, least_free_gib=0)

@@ -101,19 +101,21 @@ class Orthanc:
 
 @contextlib.contextmanager
 def running_orthanc(
-    folder: Path, server: Path, plugin: Path, titles: Sequence[str] = (), **allowed: bool
+    folder: Path, server: Path, plugin: Path, titles: Sequence[str] = (), *, port: int = 104, **allowed: bool
 ) -> Iterator[Orthanc]:
     """Start a server that keeps its files in ``folder``, and end it whatever happens.
 
-    With AE titles it speaks DIMSE, too, as ORTHANC, to these alone; ``AllowGet=False`` and the like are said of them.
+    With AE titles it speaks DIMSE, too, as ORTHANC, to these alone, which it expects at ``port``; ``AllowGet=False``
+    and the like are said of them.
     """
     for _ in range(3):  # another process may take the port between our look and the server's
-        port = _free_port()
-        dicom = _free_port() if titles else 0
-        process = _start(folder, server, plugin, port, dicom, titles, allowed)
+        web = free_port()
+        dicom = free_port() if titles else 0
+        peers = {t: {"AET": t, "Host": "127.0.0.1", "Port": port, **allowed} for t in titles}
+        process = _start(folder, server, plugin, web, dicom, peers)
         try:
-            if _answers(process, f"http://127.0.0.1:{port}"):
-                yield Orthanc(f"http://127.0.0.1:{port}", dicom)
+            if _answers(process, f"http://127.0.0.1:{web}"):
+                yield Orthanc(f"http://127.0.0.1:{web}", dicom)
                 return
         finally:
             process.terminate()
@@ -131,8 +133,7 @@ def _start(
     plugin: Path,
     port: int,
     dicom: int,
-    titles: Sequence[str],
-    allowed: Mapping[str, bool],
+    peers: Mapping[str, Any],
 ) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     configuration = {
@@ -148,10 +149,11 @@ def _start(
         "DicomAet": "ORTHANC",
         "DicomCheckCalledAet": True,
         "DicomCheckModalityHost": True,
-        "DicomModalities": {t: {"AET": t, "Host": "127.0.0.1", "Port": 104, **allowed} for t in titles},
+        "DicomModalities": peers,
         "DicomAlwaysAllowEcho": False,
         "DicomAlwaysAllowStore": False,
         "OverwriteInstances": False,
+        "StableAge": 1,
         "Plugins": [str(plugin)],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
@@ -170,7 +172,7 @@ def _answers(process: subprocess.Popen[bytes], address: str) -> bool:
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from bright import bright_segmenter
 
-from clearmargin.batch import batch, default_ledger, verify, withdraw
+from clearmargin.batch import batch
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError
@@ -22,6 +22,8 @@ from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.predicting.prepared import default_ledger
+from clearmargin.predicting.results import verify, withdraw
 
 SHAPE = (5, 48, 48)
 GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
@@ -116,7 +118,12 @@ def test_again_nothing_is_touched_and_changed_options_make_new_items(tree, tmp_p
     ledger = Ledger(default_ledger(out))
     assert len(list(ledger.items(current=True))) == 7
     summary = out / next(iter(links)) / "current" / "summary.json"
-    assert json.loads(summary.read_text())["predecessor"]
+    named = json.loads(summary.read_text())["predecessor"]
+    assert (
+        named.startswith(summary.parent.parent.name + "/")
+        and (summary.parents[2] / named / "seg.dcm").is_file()
+    )
+    assert not (summary.parents[2] / named).samefile(summary.parent)
     ledger.close()
 
 
@@ -329,11 +336,11 @@ def test_an_output_that_this_prediction_does_not_allow_is_said_and_the_rest_is_d
 
 def test_workers_keep_the_threads_of_the_first_batch(tree, tmp_path):
     """Sums depend on them in rounding, and UIDs on the sums."""
-    from clearmargin.batch import _threads
+    from clearmargin.predicting.prepared import threads_of
 
     ledger = Ledger(tmp_path / "l.sqlite")
-    first = _threads(ledger, "r", 1)
-    assert _threads(ledger, "r", 100) == first and _threads(ledger, "s", 10**6) == 1
+    first = threads_of(ledger, "r", 1)
+    assert threads_of(ledger, "r", 100) == first and threads_of(ledger, "s", 10**6) == 1
     ledger.close()
 
 

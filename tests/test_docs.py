@@ -87,8 +87,14 @@ def test_options_that_a_page_names_exist(page):
     # what a script understands, or hands on, is in its source
     others = "".join((ROOT / script).read_text() for script in scripts)
     others += "".join((ROOT / f).read_text() for f in re.findall(r"benchmarks/\w+\.py", others))
-    foreign = {"--nproc-per-node", "--array"}  # of torchrun and of Slurm
-    foreign |= {"--bundle", "--config", "--dataset", "--output"}  # of monai.bundle, before an underscore
+    foreign = {
+        "--nproc-per-node",
+        "--array",
+        "--bundle",
+        "--config",
+        "--dataset",
+        "--output",
+    }  # of torchrun, Slurm and MONAI
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     unknown = {name for name in named - OPTIONS - foreign if name not in others}
     assert not unknown, f"no verb has {', '.join(sorted(unknown))}"
@@ -175,7 +181,8 @@ NAVIGATION = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
 
 def test_every_page_has_a_place_in_the_navigation():
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-    assert pages == {page for _, page in NAVIGATION}
+    listed = {page for _, page in NAVIGATION}
+    assert pages == listed, f"add to nav in mkdocs.yml: {pages - listed}; not there: {listed - pages}"
 
 
 def test_every_verb_has_a_page():

@@ -33,7 +33,7 @@ BUILT_IN = {
 NAMED_BY_THE_CALLER = (
     "formats/", "deidentification/", "pacs/", "metrics/", "jobs/", "selecting.py",
     "datasets/cases.py", "datasets/clips.py", "datasets/pairs.py",
-    "predicting/discovery.py", "predicting/archived.py",
+    "predicting/discovery.py", "predicting/archived.py", "predicting/worklisted.py",
 )  # fmt: skip
 
 

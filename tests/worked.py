@@ -57,5 +57,8 @@ class Written:
         digest = hashlib.sha256(computed.encode()).hexdigest()
         return Outcome(state="done", folder=item.case_id, files={"result.txt": digest}, instances=1)
 
+    def away(self) -> str:
+        return ""
+
     def settle(self, item: Any, current: str) -> None:
         pass

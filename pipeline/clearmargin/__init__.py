@@ -33,6 +33,7 @@ _PUBLIC = {
     "open_video": "formats",
     "overlay": "report.overlay",
     "read_coco": "formats.coco",
+    "read_coco_images": "formats.coco",
     "read_dicom_seg": "formats.dicom.seg",
     "read_image": "formats",
     "read_images": "formats",
@@ -53,7 +54,16 @@ __all__ = [  # noqa: PLE0604 - the names of the table above
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'clearmargin' has no attribute '{name}'")
-    return getattr(import_module(f"clearmargin.{_PUBLIC[name]}"), name)
+    try:
+        return getattr(import_module(f"clearmargin.{_PUBLIC[name]}"), name)
+    except ImportError as error:
+        from clearmargin.errors import ConfigError
+        from clearmargin.failures import missing_extra
+
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        raise ConfigError(f"clearmargin.{name}: {missing}") from None
 
 
 def __dir__() -> list[str]:

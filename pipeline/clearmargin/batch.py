@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,31 +12,27 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.errors import ConfigError
 from clearmargin.files import made_folder
-from clearmargin.jobs.items import Item, State
+from clearmargin.jobs.items import State
 from clearmargin.jobs.ledger import Ledger
-from clearmargin.jobs.pool import Ended, run_pool
-from clearmargin.jobs.worker import Event, Limits, work_off
-from clearmargin.outputs.writers import named_outputs
-from clearmargin.pacs.dicomweb import DicomWeb
-from clearmargin.pacs.fetched import sweep_fetched
-from clearmargin.pacs.web import checked_url
+from clearmargin.jobs.pool import Ended
+from clearmargin.jobs.worker import Event
+from clearmargin.pacs.addresses import archive_at, is_address
+from clearmargin.pacs.archive import Archive
 from clearmargin.predicting.archived import find_archived
 from clearmargin.predicting.cases import Reading
 from clearmargin.predicting.discovery import Found, Left, find_inputs, load_selection
 from clearmargin.predicting.items import (
     Destination,
-    PredictItem,
     new_item,
-    point_to_current,
-    recipe_of,
-    sweep_drafts,
 )
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.predicting.prepared import default_ledger, mend, prepare, processes_of, run_prepared
+from clearmargin.predicting.results import send_earlier
 from clearmargin.privacy import naming
 
-__all__ = ["BatchReport", "Snapshot", "batch", "default_ledger", "is_address", "verify", "withdraw"]
+__all__ = ["BatchReport", "Snapshot", "batch"]
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +100,6 @@ class BatchReport:
     run_id: str = ""
 
 
-def default_ledger(out: Path, shard: tuple[int, int] | None = None) -> Path:
-    """Return where the ledger of an output folder lies, if none is named; each shard has its own."""
-    return out / ("ledger.sqlite" if shard is None else f"ledger-{shard[0]}-of-{shard[1]}.sqlite")
-
-
 def batch(
     sources: Sequence[Path | str],
     out: Path,
@@ -138,7 +127,7 @@ def batch(
     what is left and touches nothing that is done; another model, calibration, option or version makes new items.
 
     Args:
-        sources: Folders with all below them, files, zips, or DICOMweb addresses (``https://...``).
+        sources: Folders with all below them, files, zips, or archives' addresses (``https://...``, ``dimse://...``).
         out: A folder on a disk with room; see ``least_free_gib``.
         predictor: The model and how it is asked. Each process loads it for itself.
         reading: How DICOM is read; series and volume are each item's own.
@@ -163,28 +152,33 @@ def batch(
     """
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"--shard i/n has 1 <= i <= n, not {shard[0]}/{shard[1]}")
-    outputs = named_outputs(write)
     selection = load_selection(select)
-    recipe = recipe_of(predictor, reading, outputs)
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
     place = str(ledger) if ledger is not None else str(default_ledger(out, shard))
     nothing_yet = dry_run and "://" not in place and not Path(place).exists()
     if not dry_run:
         made_folder(out)
+    places = [archive_at(str(s), ca_file) if is_address(s) else Path(s) for s in dict.fromkeys(sources)]
     # A dry run leaves nothing behind: not the output folder, and no ledger.
     scratch = Path(mkdtemp(prefix="clearmargin-")) if nothing_yet else None
-    book = Ledger(place if scratch is None else scratch / "ledger.sqlite")
-    book.remember(f"recipe {digest}", recipe)
-    limits = Limits(recipe=digest, lease_s=lease_s, out=out, least_free_bytes=int(least_free_gib * 2**30))
-    book.lost(most_tries=limits.most_tries)
+    prepared = prepare(
+        predictor,
+        out,
+        place if scratch is None else scratch / "ledger.sqlite",
+        reading=reading,
+        write=write,
+        destinations=destinations,
+        archives=[p for p in places if isinstance(p, Archive)],
+        least_free_gib=least_free_gib,
+        lease_s=lease_s,
+    )
+    book, digest = prepared.ledger, prepared.recipe
     left = Left()
-    archives = tuple(DicomWeb(url=str(s), ca_file=ca_file) for s in sources if is_address(s))
     new, known = 0, 0
     for found in _in_parts(
         (
             f
-            for source in sources
-            for f in _found_in(source, archives, ledger=book, selection=selection, left=left, seen=on_found)
+            for source in places
+            for f in _found_in(source, ledger=book, selection=selection, left=left, seen=on_found)
         ),
         _ADDED_AT_ONCE,
     ):
@@ -205,36 +199,17 @@ def batch(
             shutil.rmtree(scratch)
         seconds = totals["seconds"] / counts["done"] if counts["done"] else None
         waiting = counts["pending"] + counts["leased"]
-        expected = None if seconds is None else seconds * waiting / _processes(processes, predictor.device)
+        expected = None if seconds is None else seconds * waiting / processes_of(processes, predictor.device)
         return BatchReport(counts=counts, new=new, known=known, left_out=left, expected_s=expected)
-    _mend(book, out)
-    work = PredictItem(
-        predictor=predictor,
-        reading=reading,
-        outputs=outputs,
-        out=out,
-        destinations=tuple(destinations),
-        archives=archives,
-        made_by=predictor.provenance,
-    )
-    unsent = _send_earlier(book, out, digest, destinations)
+    mend(book, out)
+    unsent = send_earlier(book, out, digest, destinations)
     promises = predictor.promises()
     watch = _Watch(book, digest, on_event, on_tick)
     ended = Ended(interrupted=False, why="", restarted=0)
-    if watch.waiting and processes == 0:
-        ended = _here(book, work, limits, watch)
-    elif watch.waiting:
-        count = min(_processes(processes, predictor.device), watch.waiting)
-        ended = run_pool(
-            place,
-            work,
-            processes=count,
-            threads=_threads(book, digest, count),
-            limits=limits,
-            tell=watch.event,
-            tick=watch.tick,
-        )
-    _mend(book, out)
+    if watch.waiting:
+        count = 0 if processes == 0 else min(processes_of(processes, predictor.device), watch.waiting)
+        ended = run_prepared(prepared, processes=count, tell=watch.event, tick=watch.tick)
+    mend(book, out)
     counts, failures = book.counts(digest), book.failures(digest)
     incomplete = book.incomplete(digest)
     run_id = _track(book, digest, predictor, watch, left, ended) if track and watch.latencies else ""
@@ -252,76 +227,6 @@ def batch(
         promises=promises,
         run_id=run_id,
     )
-
-
-def verify(ledger: Ledger, out: Path, *, redo: bool = False) -> dict[str, str]:
-    """Return what is wrong with the results that the ledger calls done, by folder; nothing if all are as written.
-
-    With ``redo`` their items are pending again: the next batch writes them anew.
-    """
-    wrong, ids = {}, []
-    for item in ledger.items("done"):
-        for name, digest in item.files.items():
-            file = out / item.folder / name
-            if not file.is_file():
-                wrong[item.folder] = f"{name} is missing"
-            elif _digest(file) != digest:
-                wrong[item.folder] = f"{name} was changed"
-        if item.folder in wrong:
-            ids.append(item.id)
-    if redo and ids:
-        ledger.redo(ids)
-    return wrong
-
-
-def withdraw(ledger: Ledger, out: Path, *, weights_sha256: str | None = None) -> list[Item]:
-    """Take back the results of a model, or all: they are no longer current; return them, with what was sent of them.
-
-    Files stay, and archives keep what they have: `Ledger.sent` lists what is to be removed there.
-
-    Args:
-        ledger: The batch's.
-        out: Its output folder.
-        weights_sha256: The model's weights, or how its digest begins; None for all.
-    """
-    recipes = {}
-    items = []
-    for item in ledger.items("done"):
-        if item.recipe not in recipes:
-            recipes[item.recipe] = ledger.recall(f"recipe {item.recipe}") or {}
-        weights = str(recipes[item.recipe].get("provenance", {}).get("weights_sha256", ""))
-        if weights_sha256 is None or weights.startswith(weights_sha256):
-            items.append(item)
-    ledger.withdraw([item.id for item in items])
-    for case in dict.fromkeys(item.case_id for item in items):
-        point_to_current(out, case, "")
-    return items
-
-
-def _send_earlier(
-    ledger: Ledger, out: Path, recipe: str, destinations: Sequence[Destination]
-) -> dict[str, str]:
-    """Send what was done before a destination was named; return what it does not have, by case, with the reason."""
-    unsent = {}
-    for destination in destinations:
-        for item in ledger.unsent(destination.name, recipe):
-            objects = [name for name in item.files if name.endswith(".dcm")]
-            if not objects:
-                continue
-            folder = out / item.folder
-            try:
-                if any(_digest(folder / name) != item.files[name] for name in objects):
-                    raise InputError(
-                        "its files have changed since they were written: run `clearmargin batch verify`"
-                    )
-                sent = destination.send([folder / name for name in objects])
-            except FileNotFoundError:
-                unsent[item.case_id] = "its files are gone: `clearmargin batch verify`"
-            except ClearMarginError as error:
-                unsent[item.case_id] = str(error)
-            else:
-                ledger.note_sent(item, [(uid, digest, destination.name) for uid, digest in sent])
-    return unsent
 
 
 class _Watch:
@@ -365,17 +270,6 @@ class _Watch:
         )
 
 
-def _here(ledger: Ledger, work: PredictItem, limits: Limits, watch: _Watch) -> Ended:
-    """Work in this process."""
-    why, interrupted = "", False
-    try:
-        work.prepare(0)
-        why = work_off(ledger, work, limits=limits, tell=watch.event, stopped=lambda: False)
-    except KeyboardInterrupt:
-        interrupted = True
-    return Ended(interrupted=interrupted, why=why, restarted=0)
-
-
 def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, left: Left, ended: Ended) -> str:
     """Log one run with counts, rates and failures by kind; no case, path or UID."""
     import numpy as np
@@ -405,15 +299,8 @@ def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, lef
         return run.run_id
 
 
-def is_address(source: Path | str) -> bool:
-    """Return whether a source is an archive's address, not a path."""
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
-
-
-def _found_in(source: Path | str, archives: Sequence[DicomWeb], **how: Any) -> Iterator[Found]:
-    if is_address(source):
-        return find_archived(next(a for a in archives if a.url == checked_url(str(source))), **how)
-    return find_inputs(Path(source), **how)
+def _found_in(source: Archive | Path, **how: Any) -> Iterator[Found]:
+    return find_archived(source, **how) if isinstance(source, Archive) else find_inputs(source, **how)
 
 
 def _is_the_only(found: Found, ledger: Ledger, left: Left) -> bool:
@@ -431,38 +318,6 @@ def _is_the_only(found: Found, ledger: Ledger, left: Left) -> bool:
     return True
 
 
-def _threads(ledger: Ledger, recipe: str, processes: int) -> int:
-    """Return the threads of each worker: those of the recipe's first batch, since sums depend on them in rounding."""
-    known = ledger.recall(f"threads {recipe}")
-    if known is None:
-        known = max(1, (os.cpu_count() or 1) // processes)
-        ledger.remember(f"threads {recipe}", known)
-    return int(known)
-
-
-def _mend(ledger: Ledger, out: Path) -> None:
-    """Let each case's link name its current results, and remove drafts of processes that were killed."""
-    working = {item.case_id for item in ledger.items("leased")}
-    cases = []
-    for item in ledger.items("done", current=True):
-        if item.case_id not in working and (out / item.case_id).is_dir():
-            cases.append(item.case_id)
-            point_to_current(out, item.case_id, item.folder)
-    sweep_drafts(out, cases)
-    sweep_fetched()
-
-
-def _processes(asked: int | None, device: str | None) -> int:
-    if asked is not None:
-        return max(1, asked)
-    if device in (None, "cuda"):
-        import torch
-
-        if torch.cuda.is_available():
-            return int(torch.cuda.device_count())
-    return max(1, (os.cpu_count() or 1) // 2) if device is None or device == "cpu" else 1
-
-
 def _shard_of(case: str, shards: int) -> int:
     return int(hashlib.sha256(case.encode()).hexdigest()[:8], 16) % shards + 1
 
@@ -476,8 +331,3 @@ def _in_parts(items: Iterable[Found], size: int) -> Iterator[list[Found]]:
             part = []
     if part:
         yield part
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -68,7 +68,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name} is not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path.name} holds {type(content).__name__}, expected 'key: value' lines")
+        raise ConfigError(
+            f"{path.name}: expected 'key: value' lines, got {'nothing' if content is None else type(content).__name__}"
+        )
     return content
 
 

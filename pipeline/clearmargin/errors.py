@@ -12,6 +12,7 @@ __all__ = [
     "BatchError",
     "ClearMarginError",
     "ConfigError",
+    "DifferenceError",
     "GeometryError",
     "InputError",
     "ParityError",
@@ -65,6 +66,12 @@ class BatchError(ClearMarginError):
     """Some inputs of a batch failed; the others are done and written."""
 
     exit_code = 3
+
+
+class DifferenceError(ClearMarginError):
+    """A run that was repeated gives other results than it did."""
+
+    exit_code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

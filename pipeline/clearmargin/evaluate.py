@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Grid, InstanceSet, LabelMap, Segmenter, Thresholds
-from clearmargin.datasets.card import Split
+from clearmargin.config import dump_yaml
+from clearmargin.core import Grid, InstanceSet, LabelMap, Prediction, Segmenter, Thresholds, at_least
+from clearmargin.datasets.card import Split, public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
 from clearmargin.files import write_text
 from clearmargin.metrics import Protocol, evaluate_instances, semantic_dice, split_and_merge
+from clearmargin.metrics.confusion import confusion
 from clearmargin.metrics.detection import DetectionCounts, PrecisionTally, detection_limit, match_masks
 from clearmargin.metrics.instances import InstanceRow
 from clearmargin.metrics.intervals import size_strata
@@ -35,9 +40,14 @@ from clearmargin.metrics.tables import (
 from clearmargin.metrics.thresholds import ScoreCurve, ScoredMatches, match_scores, pool, score_curve
 from clearmargin.report.annotated import annotated_overlay
 from clearmargin.report.detections import write_detections
+from clearmargin.report.evaluated import write_evaluation_figures
+from clearmargin.report.gallery import Listed, case_marks, write_gallery
 from clearmargin.report.paper import paper_table, write_paper
 from clearmargin.report.progress import progress
+from clearmargin.report.run_page import report_page
+from clearmargin.review_folder import KeptCases, described
 from clearmargin.sampling.samples import Mode, open_segmenter
+from clearmargin.tracking.capsule import CAPSULE, capsule, model_digests
 from clearmargin.tracking.run import TrackedRun
 
 __all__ = [
@@ -47,6 +57,7 @@ __all__ = [
     "evaluate_cases",
     "metric_names",
     "render",
+    "write_review",
     "write_tables",
 ]
 
@@ -70,7 +81,9 @@ class Evaluation:
         curves: By class name, and of ``all``: the same at every score threshold, at an IoU above 0.5.
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
-        run_id: In the tracking store; empty if it was not tracked.
+        confusion: How many, by reference class and predicted class (`metrics.confusion`).
+        cost: ``seconds per case``, the median of segmenting, and the ``megabytes`` of the weights; as far as known.
+        run_id: In the tracking store; empty where it was not tracked.
         failed: Case id and reason of those that could not be read, segmented or measured; no number knows of them.
     """
 
@@ -83,6 +96,8 @@ class Evaluation:
     curves: dict[str, ScoreCurve]
     rows: tuple[CaseRow, ...]
     length_unit: str
+    confusion: dict[tuple[str, str], int] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
     run_id: str = ""
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -96,6 +111,15 @@ class Evaluation:
             case, reason = next(iter(self.failed.items()))
             raise InputError(f"{len(self.failed)} case(s) could not be measured; the first, {case}: {reason}")
         return self
+
+    def headline(self) -> dict[str, float]:
+        """Return the few numbers that training, evaluation and selection share, by their names in the run list."""
+        surface = next(
+            (row for row in self.every if row.stratum == "all" and row.metric.startswith("nsd_")), None
+        )
+        found = {name: self.numbers[name] for name in ("ap50", "pq", "semantic_dice", "miss_rate")}
+        found |= {} if surface is None else {"nsd": surface.interval.estimate}
+        return {f"headline/{name}": value for name, value in found.items()}
 
     def flat(self) -> dict[str, float]:
         """Return every number under one name, as the tracking store takes them."""
@@ -120,6 +144,8 @@ def evaluate(
     score_threshold: float | None = None,
     uncertainty: Mode = "none",
     out: Path | None = None,
+    gallery: int = 20,
+    track: bool = True,
 ) -> Evaluation:
     """Evaluate a model folder on a card's split, and log it as a run of its own.
 
@@ -129,7 +155,9 @@ def evaluate(
         split: Which split; the run and its name carry it.
         score_threshold: For everything but average precision; None takes the model's own, of each class.
         uncertainty: What is sampled, and agreed on; ``none`` measures the network alone.
-        out: A folder for the tables (``write_tables``); None writes no files.
+        out: A folder for the tables (``write_tables``), the figures, the gallery and the report; None writes no files.
+        gallery: Cases in each list of the gallery; 0 for no gallery.
+        track: Whether to log a run.
 
     Raises:
         ConfigError: The card does not fit, has no such split, or other classes than the model.
@@ -144,7 +172,7 @@ def evaluate(
     thresholds = segmenter.thresholds if score_threshold is None else Thresholds(score_threshold)
     cases = dataset.split(split)
     name = f"evaluate-{{}}-{dataset.card.name}-{split}"
-    run = TrackedRun(name=name.format(segmenter.provenance.model))
+    run = TrackedRun(name=name.format(segmenter.provenance.model), enabled=track)
     run.on_start(
         params={
             "card": dataset.card.name,
@@ -154,26 +182,71 @@ def evaluate(
             "weights_sha256": segmenter.provenance.weights_sha256,
             "config_sha256": segmenter.provenance.config_sha256,
         },
+        texts={"card.yaml": dump_yaml(public(dataset.card))}
+        | {file.name: file.read_text(encoding="utf-8") for file in sorted(model.glob("model.yaml"))},
         tags={"verb": "evaluate"},
     )
-    with run:
+    digest = dataset.digest()
+    with run, TemporaryDirectory() as scratch:
         run.log_model_used(segmenter.provenance.weights_sha256, name)
-        run.log_data(dataset.card.name, dataset.digest(), context=split)
+        run.log_data(dataset.card.name, digest, context=split)
+        kept = KeptCases(Path(scratch) / "kept", dataset)
         # average precision ranks all instances, also those that predict() would not return
         ranked = segmenter.with_threshold(0.0)
-        found = evaluate_cases(ranked, dataset, cases, thresholds=thresholds)
-        found = replace(found, run_id=run.run_id)
-        run.log_metrics(found.flat() | {f"count/{k}": float(v) for k, v in found.counts.items()}, step=0)
+        found = evaluate_cases(ranked, dataset, cases, thresholds=thresholds, keep=kept.keep)
+        weights = sum(file.stat().st_size for file in model.rglob("weights.safetensors"))
+        found = replace(found, run_id=run.run_id, cost=found.cost | {"megabytes": weights / 1e6})
+        run.log_metrics(found.headline(), step=0)
         if dataset.card.show_in_tracking:
             shown = [case for case in cases if case.case not in found.failed]
             for step, picture in enumerate(compare(segmenter, dataset, shown[:_PICTURES])):
                 run.log_image("prediction over truth", picture, step)
-        with TemporaryDirectory() as folder:
-            write_tables(found, Path(folder))
-            run.log_artifact(Path(folder), "evaluation")
-            if out is not None:
-                write_tables(found, out)
+        folder = Path(scratch) / "evaluation"
+        data = {"card": dataset.card.name, "split": split, "digest": digest}
+        run.log_text(
+            capsule(
+                verb="evaluate",
+                settings={"split": split, "uncertainty": uncertainty, "thresholds": asdict(thresholds)},
+                card=data | {"version": dataset.card.version},
+                cases=dataset.file_digests([case for case in cases if case.case not in found.failed]),
+                model=model_digests(model, snapshots=uncertainty == "checkpoints"),
+                seeds={"intervals": 0},
+                predictions=kept.digests,
+            ),
+            CAPSULE,
+        )
+        write_tables(found, folder, data=data)
+        title = f"{segmenter.provenance.model} on {dataset.card.name}, {split}"
+        listed = write_review(folder, found, kept, dataset, title=title, most=gallery)
+        run.log_artifact(folder, "evaluation")
+        run.describe(lambda page: described(found.headline(), listed, f"{page}/evaluation"))
+        if out is not None:
+            shutil.copytree(folder, out, dirs_exist_ok=True)
     return found
+
+
+def write_review(
+    folder: Path, found: Evaluation, kept: KeptCases, dataset: Dataset, *, title: str, most: int
+) -> list[Listed]:
+    """Write figures, gallery, viewers and ``report.html`` of an evaluation beside its tables; return the gallery.
+
+    Pictures, viewers and predictions are written only where the data card allows it.
+    """
+    write_evaluation_figures(
+        folder / "figures", rows=found.rows, every=found.every, curves=found.curves,
+        cases=found.counts["cases"], confusion=found.confusion,
+    )  # fmt: skip
+    allowed = dataset.card.show_in_tracking
+    listed = []
+    if most:
+        marks = case_marks(found.rows, kept.doubts)
+        listed = write_gallery(
+            folder, marks, kept.read if allowed else None, title=f"Worst cases: {title}", most=most
+        )
+    if allowed:
+        kept.copy_predictions(folder)
+    write_text(folder / "report.html", report_page(folder, title=title))
+    return listed
 
 
 def render(found: Evaluation) -> str:
@@ -205,13 +278,18 @@ def _shown(row: SummaryRow) -> str:
     return f"{row.interval.estimate:.4f}{ends}"
 
 
-def write_tables(found: Evaluation, folder: Path) -> None:
+def write_tables(found: Evaluation, folder: Path, *, data: dict[str, str] | None = None) -> None:
     """Write ``numbers.json``, ``summary.*``, ``paper.*``, ``matched.csv``, and ``instances.csv`` (a row each).
 
-    And ``detections.csv``, ``score_thresholds.csv`` and ``score_thresholds.png`` (`write_detections`).
+    And ``detections.csv``, ``score_thresholds.csv`` and ``score_thresholds.png`` (`write_detections`). ``data`` says
+    what was evaluated on: card, split and the digest of its files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit}
+    numbers: dict[str, object] = {
+        "numbers": found.flat(), "counts": found.counts, "length_unit": found.length_unit, "cost": found.cost,
+    }  # fmt: skip
+    if data is not None:
+        numbers["data"] = data
     if found.failed:
         numbers["failed"] = found.failed
     write_text(folder / "numbers.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
@@ -241,7 +319,12 @@ def metric_names(grid: Grid) -> tuple[str, ...]:
 
 
 def evaluate_cases(
-    segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case], *, thresholds: Thresholds
+    segmenter: Segmenter,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    *,
+    thresholds: Thresholds,
+    keep: Callable[[Case, Prediction, Sequence[InstanceRow]], None] | None = None,
 ) -> Evaluation:
     """Segment and measure ``cases``.
 
@@ -252,6 +335,7 @@ def evaluate_cases(
         dataset: Where the cases are read from.
         cases: At least one. Those that fail are listed, and the others are measured all the same.
         thresholds: Instances below that of their class count for average precision, and for curves, only.
+        keep: Is given each case's prediction above the thresholds, and its rows.
     """
     label_map = dataset.card.label_map
     whole, in_slices = (_ImageNumbers(label_map, thresholds) for _ in range(2))
@@ -259,23 +343,33 @@ def evaluate_cases(
     counts = {"cases": 0, "failed": 0, "references": 0}
     errors = {"splits": 0, "merges": 0}
     failed: dict[str, str] = {}
+    confused: Counter[tuple[str, str]] = Counter()
+    seconds: list[float] = []
     grid = None
     others = [name for name in STRATA if name != "size"]
     with progress("evaluate", len(cases)) as bar:
         for case in cases:
             try:
                 image, reference = dataset.read(case)
-                predicted = segmenter(image).instances
+                began = time.perf_counter()
+                prediction = segmenter(image)
+                took = time.perf_counter() - began
+                predicted = prediction.instances
                 kept = predicted.select(thresholds.reached(predicted))
                 rows_of_case = evaluate_instances(kept, reference, protocol=_PROTOCOL)
                 strata = instance_strata([(reference, rows_of_case)], others)
                 wrong = split_and_merge(kept, reference)
+                classes = confusion(kept, reference, label_map)
+                if keep is not None:
+                    keep(case, at_least(prediction, thresholds), rows_of_case)
             except Exception as error:  # noqa: BLE001 - whatever one case provokes, the others are measured
                 failed[case.case] = reason_of(error).removeprefix(f"{case.case}: ")
                 log.warning("%s failed: %s", case.case, failed[case.case])
                 bar.advance()
                 continue
             grid = reference.grid
+            seconds.append(took)
+            confused.update(classes)
             measured.append((case, rows_of_case, strata))
             whole.add(predicted, reference)
             if grid.ndim == 3:
@@ -311,6 +405,8 @@ def evaluate_cases(
         curves=whole.curves(),
         rows=tuple(rows),
         length_unit=grid.unit,
+        confusion=dict(confused),
+        cost={"seconds per case": float(np.median(seconds))},
         failed=failed,
     )
 

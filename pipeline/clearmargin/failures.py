@@ -9,7 +9,20 @@ from pathlib import Path
 
 from clearmargin.errors import ClearMarginError
 
-__all__ = ["place_of", "reason_of", "refusal_of"]
+__all__ = ["EXTRAS", "missing_extra", "place_of", "reason_of", "refusal_of"]
+
+EXTRAS = {
+    "train": ("torch", "torchvision", "timm", "monai", "safetensors"),
+    "tracking": ("mlflow", "pandas"),
+    "video": ("av",),
+    "batch": ("sqlalchemy", "pg8000", "dicomweb_client", "pynetdicom", "tenacity"),
+    "transformers": ("transformers",),
+    "export": ("onnx", "onnxruntime", "openvino"),
+    "ray": ("ray",),
+    "bundle": ("fire", "jsonschema"),
+    "text": ("rapidocr_onnxruntime",),
+}
+"""Packages that the base installation lacks, by the extra that brings them."""
 
 # What the machine, not the program, says no to. Each with the way out.
 _MACHINE = {
@@ -30,6 +43,17 @@ _MACHINE = {
 }
 # No other case could be done either.
 _FOR_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """Return which package is missing and how to install it; None if the error is of another kind."""
+    if not isinstance(error, ImportError) or not error.name:
+        return None
+    package = error.name.split(".")[0]
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            return f"this needs '{package}', which is not installed: pip install 'clearmargin[{extra}]'"
+    return None
 
 
 def refusal_of(error: BaseException) -> str | None:
@@ -58,6 +82,9 @@ def reason_of(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno in _FOR_ALL:
         raise error
+    missing = missing_extra(error)
+    if missing is not None:
+        return missing
     refused = refusal_of(error)
     if refused is not None:
         return f"{type(error).__name__}: {refused}"

@@ -23,8 +23,9 @@ from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
 from clearmargin.evaluate import evaluate_cases, metric_names
 from clearmargin.files import csv_rows, whole, write_text
-from clearmargin.metrics.intervals import Interval, bootstrap_means, compare
+from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.metrics.measurement import metric_of
+from clearmargin.metrics.paired import compare
 from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.report.figures import trade_off

@@ -308,6 +308,9 @@ def _finish_epoch(
         state.thresholds = validation.thresholds
         found = validation.metrics | {f"score_threshold/{n}": v for n, v in state.thresholds.items()}
         metrics |= {f"validation/{name}": value for name, value in found.items()}
+        metrics |= {
+            f"headline/{name}": found[name] for name in ("ap50", "pq", "semantic_dice") if name in found
+        }
         if data.dataset.card.show_in_tracking:
             for number, picture in enumerate(compare(candidate, data.dataset, data.validation[:2])):
                 output.run.log_image(f"validation {number + 1}", picture, state.epoch)
@@ -336,7 +339,11 @@ def _finish_epoch(
             )
         )
     output.run.log_metrics(metrics, step=state.epoch)
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate")
+    shown = ", ".join(
+        f"{name} {value:.4g}"
+        for name, value in metrics.items()
+        if name != "learning_rate" and not name.startswith("headline/")
+    )
     log.info("epoch %d: %s", state.epoch, shown)
     if stop and not last:
         log.info(

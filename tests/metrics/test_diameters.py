@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clearmargin.metrics.diameters import feret_diameter, slice_axes
+from clearmargin.metrics.diameters import drawn_axes, feret_diameter, slice_axes
 
 from .shapes import ball, block
 
@@ -38,3 +38,17 @@ def test_one_element_and_none():
     assert slice_axes(np.zeros((3, 4, 4), bool), (1, 1, 1)) == (0, 0)
     assert feret_diameter(np.zeros((4, 4), bool), (1, 1)) == 0
     assert slice_axes(np.zeros((0, 0, 0), bool), (1, 1, 1)) == (0, 0)
+
+
+def test_axes_are_drawn_where_they_are():
+    mask = np.zeros((3, 20, 20), bool)
+    mask[1, 4:7, 3:7] = True  # 3 x 4 mm, from (4, 3) to (7, 7)
+    z, ends = drawn_axes(mask, (5, 1, 1))
+    assert z == 1
+    corners = {(4.0, 3.0), (7.0, 7.0)}, {(4.0, 7.0), (7.0, 3.0)}
+    assert {tuple(e) for e in ends[:2]} in corners
+    # The short axis crosses the rectangle's middle at a right angle, 12 / 5 to either side.
+    np.testing.assert_allclose(ends[2:].mean(axis=0), (5.5, 5.0))
+    assert (ends[1] - ends[0]) @ (ends[3] - ends[2]) == pytest.approx(0)
+    assert np.linalg.norm(ends[3] - ends[2]) == pytest.approx(2 * 12 / 5)
+    assert drawn_axes(np.zeros((2, 3, 3), bool), (1, 1, 1)) is None

@@ -14,15 +14,11 @@ from clearmargin.errors import InputError
 from clearmargin.metrics.intervals import (
     bootstrap_means,
     bootstrap_statistic,
-    compare,
     group_means,
-    holm,
-    inter_rater_ceiling,
     size_strata,
 )
 from clearmargin.metrics.tables import (
     CaseRow,
-    comparison_markdown,
     flat_numbers,
     rows_csv,
     summarise,
@@ -114,37 +110,6 @@ def test_any_statistic_with_its_interval():
     assert found.estimate == pytest.approx(means.estimate)
     assert found.low == pytest.approx(means.low, rel=0.04)
     assert found.high == pytest.approx(means.high, rel=0.04)
-
-
-def test_paired_comparison():
-    patients = [str(i) for i in range(30)]
-    base = rng(7).normal(0, 5, 30)
-    better = base + 1 + rng(8).normal(0, 0.5, 30)
-    noise = rng(9).normal(0, 1, 30)
-    found = compare({"x": better, "y": base + noise}, {"x": base, "y": base}, patients, rng=rng())
-    assert found["x"].difference.low > 0.7
-    assert found["x"].p_adjusted < 0.001
-    assert found["y"].difference.low < 0 < found["y"].difference.high
-    assert found["y"].p_value == pytest.approx(stats.wilcoxon(base + noise - base).pvalue)
-    assert compare({"x": base}, {"x": base}, patients, rng=rng())["x"].p_value == 1
-    with pytest.raises(InputError, match="only one of them has: y"):
-        compare({"x": base, "y": base}, {"x": base}, patients, rng=rng())
-    assert "| x | +0.951 | [0.753, 1.133] |" in comparison_markdown(found)
-
-
-def test_holm_by_hand():
-    assert holm({"a": 0.005, "b": 0.03, "c": 0.04, "d": 0.01}) == pytest.approx(
-        {"a": 0.02, "b": 0.06, "c": 0.06, "d": 0.03}
-    )
-    assert holm({}) == {}
-
-
-def test_the_ceiling_is_the_readers_agreement():
-    patients = [str(i) for i in range(12)]
-    readers = rng(1).uniform(0.8, 0.9, 12)
-    model = np.column_stack([readers - 0.05, readers + 0.05])
-    found = inter_rater_ceiling({"dice": model}, {"dice": readers}, patients, rng=rng())["dice"]
-    assert found.difference.estimate == pytest.approx(0, abs=1e-12)
 
 
 def test_size_strata():

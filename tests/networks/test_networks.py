@@ -317,9 +317,11 @@ def test_a_model_from_before_its_maps_knew_no_boxes_finds_instances_and_refuses_
 def test_a_network_stays_in_evaluation_mode_whatever_it_is_told(name):
     """A step of training, or a trainer's ``train()``, leaves no mode behind that the next detection depends on."""
     network, (image, targets) = build(name), scene()
-    before = network.detect(image[None])[0]
+    with torch.no_grad():
+        before = network.detect(image[None])[0]
     network.train()
     network.losses(image[None], [targets])
     assert not any(module.training for module in network.modules())
-    after = network.detect(image[None])[0]
+    with torch.no_grad():
+        after = network.detect(image[None])[0]
     assert torch.equal(before.scores, after.scores) and torch.equal(before.boxes, after.boxes)

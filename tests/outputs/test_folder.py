@@ -187,7 +187,7 @@ def test_a_predictor_goes_to_another_process_without_its_weights(bright):
     assert len(sent) < 1000
     back = pickle.loads(sent)
     assert back == predictor and "segmenter" not in vars(back)
-    with pytest.raises(ConfigError, match="score threshold"):
+    with pytest.raises(ConfigError, match="score_threshold"):
         Predictor(model=MODEL, score_threshold=2)
 
 

@@ -20,6 +20,16 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
+def stable(tmp_path_factory):
+    """A server of its own whose series are stable after a second, with nothing in it."""
+    found = find_orthanc()
+    if found is None:
+        pytest.skip(f"no Orthanc with its DICOMweb plug-in here: {INSTALL}")
+    with running_orthanc(tmp_path_factory.mktemp("stable"), *found) as running:
+        yield running
+
+
+@pytest.fixture
 def orthanc(server):
     """The server, with nothing in it."""
     server.empty()

@@ -15,16 +15,17 @@ from bright import bright_segmenter
 from command import command
 from faulty import faulty
 
-from clearmargin.batch import batch, default_ledger
+from clearmargin.batch import batch
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.jobs.worker import Limits
+from clearmargin.pacs.archive import ArchivedSeries, digest_of_uids
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.pacs.fetched import Fetched, sweep_fetched
-from clearmargin.pacs.series import ArchivedSeries, digest_of_uids, fetch_series, list_instances, list_series
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.predicting.prepared import default_ledger
 
 SHAPE = (5, 48, 48)
 GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
@@ -175,24 +176,21 @@ def test_selected_by_what_the_archive_lists_and_by_what_it_does_not(orthanc, tre
 
 def test_every_page_is_read(orthanc, proxy, tmp_path):
     archive = place(proxy)
-    everything = {s.uid for s in list_series(archive, ())}
+    everything = {s.uid for s in archive.list_series()}
     assert len(everything) == SERIES
-    assert [s.uid for s in list_series(archive, (), page=1)] == [
-        s.uid for s in list_series(archive, (), page=2)
-    ]
-    series = next(iter(list_series(archive, ())))
-    assert len(list_instances(archive, series, page=2)) == SHAPE[0]
+    assert [s.uid for s in archive.list_series(page=1)] == [s.uid for s in archive.list_series(page=2)]
+    series = next(iter(archive.list_series()))
+    assert len(archive.list_instances(series, page=2)) == SHAPE[0]
     content = orthanc.get("/dicom-web/series?limit=2")
     proxy.alter = lambda path, body: content  # the same page for ever
-    assert len({s.uid for s in list_series(archive, (), page=2)}) == 2
+    assert len({s.uid for s in archive.list_series(page=2)}) == 2
 
 
 def fetch(archive, folder, missing=0):
-    series = next(iter(list_series(archive, ())))
-    uids = list_instances(archive, series)
+    series = next(iter(archive.list_series()))
+    uids = archive.list_instances(series)
     folder.mkdir(exist_ok=True)
-    return fetch_series(
-        archive,
+    return archive.fetch_series(
         series.study,
         series.uid,
         folder,
@@ -253,14 +251,14 @@ def test_what_is_no_uid_is_asked_for_nowhere(proxy, uid):
     answer = f'[{{"0020000D":{{"vr":"UI","Value":["1.2"]}},"0020000E":{{"vr":"UI","Value":["{uid}"]}}}}]'
     proxy.alter = lambda path, body: answer.encode()
     with pytest.raises(InputError, match="is none") as told:
-        list(list_series(place(proxy), ()))
+        list(place(proxy).list_series())
     assert not uid or uid not in str(told.value)
 
 
 def test_an_address_that_is_no_archive(proxy):
     proxy.alter = lambda path, body: b"<html>welcome</html>"
     with pytest.raises(UnavailableError, match="address"):
-        list(list_series(place(proxy, tries=1), ()))
+        list(place(proxy, tries=1).list_series())
 
 
 def test_fetched_files_are_private_and_go_with_their_holder():
@@ -326,7 +324,7 @@ def test_an_archive_that_refuses_is_a_reason_and_retry_sends(orthanc, proxy, tre
 
 
 def test_an_item_is_not_done_before_the_archive_shows_it(orthanc, proxy, tree, tmp_path, monkeypatch):
-    monkeypatch.setattr("clearmargin.batch.Limits", partial(Limits, backoff_s=0.01))
+    monkeypatch.setattr("clearmargin.predicting.prepared.Limits", partial(Limits, backoff_s=0.01))
     proxy.fault = lambda method, path: 404 if method == "GET" else ""  # it takes all, and shows none
     report = run([tree], tmp_path / "out", destinations=[place(proxy, tries=1)])
     assert report.counts["done"] == 0 and report.failures == {"UnavailableError": SERIES}
@@ -359,6 +357,7 @@ from bright import bright_segmenter
 import clearmargin.sampling.samples as sampling
 sampling.load_segmenter = lambda *_, **__: bright_segmenter(0, 400)
 from clearmargin.batch import batch
+from clearmargin.pacs.archive import ArchivedSeries, digest_of_uids
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.predicting.predictor import Predictor
 source, out, url = sys.argv[1:]
@@ -433,3 +432,44 @@ def test_a_series_of_several_volumes_or_pictures_is_refused(server, tree, tmp_pa
     server.stow(sorted((tree / "1").iterdir()))
     report = run([f"{server.address}/dicom-web"], tmp_path / "out")
     assert report.counts["refused"] == 1 and nothing_left()
+
+
+@pytest.mark.parametrize("at", ["source", "destination"])
+def test_it_pauses_while_an_archive_is_away_and_no_item_fails_for_it(
+    orthanc, proxy, tmp_path, monkeypatch, at
+):
+    monkeypatch.setattr("clearmargin.jobs.worker._LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(
+        "clearmargin.predicting.prepared.Limits", partial(Limits, backoff_s=0.01, most_tries=2)
+    )
+    quick = {"tries": 1, "failures": 2, "rest_s": 0.2, "timeout_s": 1.0}
+    away, reasons, begun = [False], [], [0]
+
+    def fault(method, path):
+        fetches_or_stores = method == "POST" if at == "destination" else path.split("?")[0].count("/") == 5
+        begun[0] += fetches_or_stores
+        away[0] = away[0] or (begun[0] == 2 and not reasons)
+        return "drop" if away[0] else ""
+
+    def told(event):
+        if event.reason.startswith("paused"):
+            reasons.append(event.reason)
+            away[0] = len(reasons) < 5
+        elif event.reason.startswith("what was away"):
+            reasons.append(event.reason)
+
+    proxy.fault = fault
+    monkeypatch.setattr(
+        "clearmargin.batch.archive_at", lambda url, _: place(proxy if at == "source" else orthanc, **quick)
+    )
+    destination = place(proxy if at == "destination" else orthanc, **quick)
+    report = run(
+        [f"{orthanc.address}/dicom-web"], tmp_path / "out", destinations=[destination], on_event=told
+    )
+    assert report.counts["done"] == SERIES and report.failures == {}
+    assert len(reasons) >= 6 and "paused" in reasons[0] and proxy.address in reasons[0]
+    assert "back" in reasons[-1]
+    ledger = Ledger(default_ledger(tmp_path / "out"))
+    assert {item.tries for item in ledger.items()} == {1}
+    ledger.close()
+    check_once(orthanc, tmp_path / "out")

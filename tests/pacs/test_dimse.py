@@ -17,7 +17,7 @@ from pacs import INSTALL, find_orthanc, running_orthanc
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
-from clearmargin.batch import batch, default_ledger
+from clearmargin.batch import batch
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError, InputError, UnavailableError
@@ -25,6 +25,7 @@ from clearmargin.jobs.ledger import Ledger
 from clearmargin.pacs.dimse import Dimse
 from clearmargin.pacs.sameness import digest_of
 from clearmargin.predicting.predictor import Predictor
+from clearmargin.predicting.prepared import default_ledger
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from clearmargin.core import (
     Code,
@@ -21,7 +20,7 @@ from clearmargin.core import (
     Provenance,
     Source,
 )
-from clearmargin.report.tables import instance_rows, number_table, write_rows_csv, write_rows_json
+from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 
 TUMOUR = Code(value="108369006", scheme="SCT", meaning="Neoplasm")
 LABELS = LabelMap((LabelClass(id=1, name="tumour", type=TUMOUR, category=TUMOUR),))
@@ -121,20 +120,6 @@ def test_nothing_found_is_a_header_and_an_empty_list(tmp_path: Path) -> None:
     assert (tmp_path / "i.csv").read_text() == "case,instance,label,name,code,score\n"
     write_rows_json(tmp_path / "i.json", rows)
     assert json.loads((tmp_path / "i.json").read_text()) == []
-
-
-def test_a_console_table_aligns_numbers_and_shows_what_is_missing() -> None:
-    rows = [{"metric": "AP50", "value": 0.71234, "n": 3}, {"metric": "HD95 [mm]", "value": float("nan")}]
-    console = Console(width=80, record=True, quiet=True)
-    with console.capture():
-        console.print(number_table("test split", rows))
-    table = number_table("test split", rows)
-    assert [c.justify for c in table.columns] == ["left", "right", "right"]
-    assert list(table.columns[1].cells) == ["0.712", "-"] and list(table.columns[2].cells) == ["3", "-"]
-    plain = Console(width=80)
-    with plain.capture() as printed:
-        plain.print(table)
-    assert "HD95 [mm]" in printed.get(), "brackets are no markup"
 
 
 def test_a_score_is_written_as_it_was_meant() -> None:

@@ -226,7 +226,9 @@ def test_the_run_list_opens_with_metrics_in_columns_of_old_experiments_too(store
         pass
     tags = client.get_experiment_by_name("clearmargin").tags
     view = json.loads(tags["mlflow.sharedViewState.clearmargin"])
-    assert {"metrics.`ap50`", "metrics.`validation/ap50`", "params.`split`"} <= set(view["selectedColumns"])
+    assert {"metrics.`headline/ap50`", "metrics.`headline/nsd`", "params.`split`"} <= set(
+        view["selectedColumns"]
+    )
 
 
 def test_a_second_process_of_a_training_logs_nothing(tmp_path: Path) -> None:

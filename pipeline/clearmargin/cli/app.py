@@ -1,7 +1,8 @@
 """The program: its options, what it prints, and how it ends.
 
-Exit codes: 0 done, 1 a bug of ours, 2 usage or configuration, 3 part of a batch failed, 4 input refused (or a disk,
-a folder or memory that the work needs and cannot have), 130 interrupted.
+Exit codes: 0 done, 1 a bug of ours (replay and promote: a difference, a gate not passed), 2 usage or configuration,
+3 part of a batch failed, 4 input refused (or a disk, a folder or memory that the work needs and cannot have), 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from clearmargin.errors import ClearMarginError, ConfigError
-from clearmargin.failures import place_of, refusal_of
+from clearmargin.failures import missing_extra, place_of, refusal_of
 from clearmargin.files import printable
 
 __all__ = ["app", "emit", "main", "say", "say_run", "tell"]
@@ -112,6 +113,9 @@ def main() -> None:
             if "--json" in sys.argv:  # which may not have been read yet
                 typer.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
             sys.exit(error.exit_code)
+        missing = missing_extra(error)
+        if missing:
+            _end(missing, 2)
         machine = refusal_of(error)
         if machine:
             _end(machine, 4)

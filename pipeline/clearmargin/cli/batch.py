@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from clearmargin.cli.app import app, emit, say, say_run, tell
+from clearmargin.cli.app import app, emit, say, say_run
 from clearmargin.cli.checks import check_device, check_folder
+from clearmargin.cli.items import (
+    LeastFree,
+    LedgerPlace,
+    PacsCa,
+    Processes,
+    Select,
+    To,
+    destinations_of,
+    duration,
+    shown_progress,
+)
 from clearmargin.cli.options import (
     AllowGaps,
     AllowTilt,
@@ -24,6 +33,7 @@ from clearmargin.cli.options import (
     LeastScore,
     Model,
     Names,
+    NoTrack,
     Runtime,
     Sampling,
     Tile,
@@ -35,16 +45,11 @@ from clearmargin.cli.options import (
 from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
-    from clearmargin.batch import BatchReport, Snapshot
+    from clearmargin.batch import BatchReport
     from clearmargin.jobs.items import State
     from clearmargin.jobs.ledger import Ledger
-    from clearmargin.jobs.worker import Event
-    from clearmargin.pacs.dicomweb import DicomWeb
-    from clearmargin.pacs.dimse import Dimse
 
 __all__: list[str] = []
-
-_TELL_EVERY_S = 60.0
 
 
 class _RunByDefault(TyperGroup):
@@ -67,16 +72,6 @@ batch_app = typer.Typer(
 app.add_typer(batch_app, name="batch", rich_help_panel="Results")
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of the batch.")]
-LedgerPlace = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PLACE",
-        help="Ledger: a file on a local disk, or postgresql://USER:PASSWORD@HOST/DATABASE for several machines (or in "
-        "CLEARMARGIN_LEDGER); default: OUT/ledger.sqlite.",
-        envvar="CLEARMARGIN_LEDGER",
-        show_envvar=False,
-    ),
-]
 
 
 @batch_app.command("run")
@@ -85,47 +80,20 @@ def batch_run(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders with all below them, files, zips, or DICOMweb archives (https://...).",
+            help="Folders with all below them, files, zips, or archives (https://... for DICOMweb, dimse://CALLED@HOST:PORT).",
         ),
     ],
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results: OUT/CASE/KEY.")],
     uncertainty: Sampling = Uncertainty.none,
     ledger: LedgerPlace = None,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            "--processes",
-            min=0,
-            help="Worker processes; default: one per GPU, or one per two CPU cores; 0: none but this one.",
-        ),
-    ] = None,
+    processes: Processes = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Part I of N of all cases, for array jobs.")
     ] = None,
-    select: Annotated[
-        Path | None, typer.Option(help="YAML with rules for the series that are taken (docs/batch.md).")
-    ] = None,
-    to: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--to",
-            metavar="URL",
-            help="Archive that DICOM results are sent to, repeatable: https://... (DICOMweb) or "
-            "dimse://CALLED@HOST:PORT?calling=OURS. An item is done once the archive has confirmed them. "
-            "Credentials: CLEARMARGIN_PACS_TOKEN, or CLEARMARGIN_PACS_USER and _PASSWORD.",
-        ),
-    ] = None,
-    pacs_ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--pacs-ca",
-            metavar="FILE",
-            help="Certificates that are trusted of archives, in place of the system's.",
-            envvar="CLEARMARGIN_PACS_CA",
-            show_envvar=False,
-        ),
-    ] = None,
+    select: Select = None,
+    to: To = None,
+    pacs_ca: PacsCa = None,
     names: Names = None,
     device: Device = None,
     runtime: ComputedBy = Runtime.torch,
@@ -137,19 +105,17 @@ def batch_run(
     display_window: DisplayWindow = False,
     force: Force = False,
     write: Writes = None,
-    least_free_gib: Annotated[
-        float, typer.Option("--free", min=0, help="Pause while the output disk has less room, in GiB.")
-    ] = 1.0,
+    least_free_gib: LeastFree = 1.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, skipped and refused; do nothing.")
     ] = False,
-    no_track: Annotated[bool, typer.Option("--no-track", help="Leave out the MLflow run.")] = False,
+    no_track: NoTrack = False,
 ) -> None:
     """Segment all series, volumes, pictures and clips below SOURCE; run it again to go on or to retry."""
     from clearmargin.tracking.resolve import model_folder
 
-    places = [_source(source) for source in sources]
-    destinations = _destinations(to, pacs_ca)
+    places = [_source(source, pacs_ca) for source in sources]
+    destinations = destinations_of(to, pacs_ca)
     check_folder(out)
     check_device(device)
     part = _shard(shard)
@@ -159,7 +125,7 @@ def batch_run(
     from clearmargin.predicting.cases import Reading
     from clearmargin.predicting.predictor import Predictor
 
-    with _progress() as shown:
+    with shown_progress() as shown:
         report = call(
             places,
             out,
@@ -267,7 +233,7 @@ def batch_verify(
     ] = False,
 ) -> None:
     """Compare all results with what the ledger says was written."""
-    from clearmargin.batch import verify
+    from clearmargin.predicting.results import verify
 
     with _opened(out, ledger) as book:
         wrong = verify(book, out, redo=redo)
@@ -295,7 +261,7 @@ def batch_withdraw(
     all_of_them: Annotated[bool, typer.Option("--all", help="Withdraw the results of every model.")] = False,
 ) -> None:
     """Mark a model's results as withdrawn, and list what was sent of them, for removal in the archive."""
-    from clearmargin.batch import withdraw
+    from clearmargin.predicting.results import withdraw
 
     if not all_of_them and (weights is None or len(weights) < 6):
         raise ConfigError(
@@ -313,8 +279,8 @@ def batch_withdraw(
 
 @contextmanager
 def _opened(out: Path, place: str | None) -> Iterator[Ledger]:
-    from clearmargin.batch import default_ledger
     from clearmargin.jobs.ledger import Ledger as Opened
+    from clearmargin.predicting.prepared import default_ledger
 
     where = place or str(default_ledger(out))
     if "://" not in where and not Path(where).is_file():
@@ -328,21 +294,16 @@ def _opened(out: Path, place: str | None) -> Iterator[Ledger]:
         book.close()
 
 
-def _destinations(urls: list[str] | None, ca_file: Path | None) -> list[DicomWeb | Dimse]:
-    """Return the archives that results are sent to, each of which has answered."""
-    from clearmargin.pacs.addresses import destination_of
-
-    destinations = [destination_of(url, ca_file) for url in dict.fromkeys(urls or [])]
-    for destination in destinations:
-        destination.check()
-    return destinations
-
-
-def _source(text: str) -> Path | str:
+def _source(text: str, ca_file: Path | None) -> Path | str:
     """Return a source as a path, or as an archive's address."""
     if "://" in text:
-        if not text.startswith(("http://", "https://")):
-            raise ConfigError("expected a folder, a file, a zip, or an archive's https:// address as SOURCE")
+        from clearmargin.pacs.addresses import archive_at, is_address
+
+        if not is_address(text):
+            raise ConfigError(
+                "expected a folder, a file, a zip, or an archive's address (https://... or dimse://...) as SOURCE"
+            )
+        archive_at(text, ca_file).check()
         return text
     if not Path(text).exists():
         raise InputError(f"no file or folder '{text}' (looked for at {Path(text).absolute()})")
@@ -379,7 +340,7 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
         if report.expected_s is None:
             lines.append("time: unknown until an item has been done")
         else:
-            lines.append(f"time: about {_duration(report.expected_s)}")
+            lines.append(f"time: about {duration(report.expected_s)}")
     emit(
         "\n".join(lines),
         counts=counts,
@@ -399,86 +360,3 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
     for promise in report.promises:
         say(promise)
     say_run(report.run_id)
-
-
-class _Shown:
-    """What a person sees while a batch runs: a bar on a terminal, one plain line per minute elsewhere."""
-
-    def __init__(self, bar: Any = None) -> None:
-        self._bar = bar
-        self._task: Any = None
-        self._listed = 0
-        self._told = time.monotonic()
-        self._reason = ""
-
-    def found(self, files: int) -> None:
-        self._listed += files
-        if self._due():
-            tell(f"listing: {self._listed} files")
-
-    def event(self, event: Event) -> None:
-        if not event.case_id:
-            if event.reason != self._reason:
-                tell(event.reason)
-            self._reason = event.reason
-            return
-        self._reason = ""
-        tail = f": {event.kind}: {event.reason}" if event.reason else f" -> {event.folder}"
-        emit(
-            f"{event.case_id}: {event.state}, {event.instances} instances, {event.seconds:.1f} s{tail}",
-            case=event.case_id,
-            state=event.state,
-            kind=event.kind,
-            reason=event.reason,
-            seconds=event.seconds,
-            instances=event.instances,
-            folder=event.folder,
-        )
-
-    def tick(self, snapshot: Snapshot) -> None:
-        bad = ", ".join(f"{n} {kind}" for kind, n in snapshot.failures.items())
-        left = "" if snapshot.left_s is None else f", {_duration(snapshot.left_s)} left"
-        text = f"{3600 * snapshot.rate:.0f} an hour{left}{f'; failed: {bad}' if bad else ''}"
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task("batch", total=snapshot.total, values="")
-            self._bar.update(self._task, completed=snapshot.ended, total=snapshot.total, values=text)
-        elif self._due():
-            tell(f"{snapshot.ended} of {snapshot.total} items, {text}")
-
-    def _due(self) -> bool:
-        if self._bar is not None or time.monotonic() - self._told < _TELL_EVERY_S:
-            return False
-        self._told = time.monotonic()
-        return True
-
-
-@contextmanager
-def _progress() -> Iterator[_Shown]:
-    if not sys.stderr.isatty():
-        yield _Shown()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[values]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _Shown(bar)
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as a person says it.
-
-    >>> _duration(42), _duration(600), _duration(9000), _duration(200000)
-    ('42 s', '10 min', '2.5 h', '2.3 days')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

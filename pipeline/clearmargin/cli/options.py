@@ -21,6 +21,7 @@ __all__ = [
     "LeastScore",
     "Model",
     "Names",
+    "NoTrack",
     "Overrides",
     "Runs",
     "Runtime",
@@ -65,6 +66,9 @@ Tolerance = Annotated[
         "beyond it is refused.",
     ),
 ]
+
+
+NoTrack = Annotated[bool, typer.Option("--no-track", help="Leave out the MLflow run.")]
 
 
 class Runtime(StrEnum):
@@ -116,8 +120,8 @@ Writes = Annotated[
         "--write",
         "-w",
         metavar="NAME,...",
-        help="Outputs, repeatable: tables, prediction, seg, sr, label_map_seg, rtstruct, masks, nifti, coco, panoptic, "
-        "dicom_maps, maps, overlay; 'default' stands for what is written without this option.",
+        help="Outputs, repeatable: tables, prediction, seg, sr, axes, label_map_seg, rtstruct, masks, nifti, coco, "
+        "panoptic, dicom_maps, maps, overlay, viewer; 'default' stands for what is written without this option.",
     ),
 ]
 

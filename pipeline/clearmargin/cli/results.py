@@ -22,6 +22,7 @@ from clearmargin.cli.options import (
     LeastScore,
     Model,
     Names,
+    NoTrack,
     Runtime,
     Sampling,
     Series,
@@ -164,6 +165,10 @@ def evaluate(
     ] = None,
     uncertainty: Sampling = Uncertainty.none,
     names: Names = None,
+    gallery: Annotated[
+        int, typer.Option(min=0, help="Cases in each list of the gallery of worst cases; 0 for none.")
+    ] = 20,
+    no_track: NoTrack = False,
 ) -> None:
     """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
     from clearmargin.tracking.resolve import model_folder
@@ -181,6 +186,8 @@ def evaluate(
         score_threshold=score_threshold,
         uncertainty=uncertainty.value,
         out=out,
+        gallery=gallery,
+        track=not no_track,
     )
     emit(
         render(found),
@@ -443,28 +450,69 @@ def measure(
 @app.command(rich_help_panel="Results")
 def compare(
     tables: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Folders that `measure --out` or `evaluate --out` wrote; the first is the baseline."
+            metavar="A B ...",
+            help="Folders that `measure --out` or `evaluate --out` wrote, or runs (id or name); first the baseline.",
         ),
     ],
     name: Annotated[
-        list[str] | None, typer.Option(help="Name per folder, in their order; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Name per table or run, in their order; repeatable. Seeds of one configuration share a name."
+        ),
     ] = None,
     metrics: Annotated[
         list[str] | None,
         typer.Option("--metric", help="Metric to compare; repeatable; default: all that the tables share."),
     ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Compare by class, size, crowding or occlusion, too; repeatable.")
+    ] = None,
     alpha: Annotated[float, typer.Option(help="Significance level of the adjusted p-values.")] = 0.05,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed for the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed for the trials that estimate an interval's coverage.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the comparison.")] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option("--card", help="A data card: draw the objects that lose most on its images."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare evaluations of different data or splits, too.")
+    ] = False,
+    track: Annotated[bool, typer.Option("--track", help="Log the comparison as a run.")] = False,
 ) -> None:
-    """Compare tools by their tables: paired by case and object, with Holm's correction, one word per metric."""
+    """Compare tools or runs by their tables: paired by case and object, Holm's correction, one word per metric."""
     from clearmargin.compare import compare as call
     from clearmargin.compare import render
 
-    done = call(tables, names=name or (), metrics=metrics or (), alpha=alpha, seed=seed, out=out)
-    say(render(done))
+    if card is not None:
+        check_card(card)
+    check_folder(out)
+    done = call(
+        tables,
+        names=name or (),
+        metrics=metrics or (),
+        by=by or (),
+        alpha=alpha,
+        seed=seed,
+        out=out,
+        card=card,
+        force=force,
+        track=track,
+    )
+    emit(
+        render(done),
+        verdicts=[
+            {"tool": row.name, "metric": row.metric, "stratum": row.stratum, "verdict": row.verdict,
+             "difference": row.comparison.difference.estimate, "p_holm": row.comparison.p_adjusted,
+             "p_false": row.comparison.p_false}
+            for row in done.sets.metrics
+        ],
+        run_id=done.run_id,
+    )  # fmt: skip
+    say_run(done.run_id)
 
 
 def _numbers(option: str, items: list[str]) -> list[float]:

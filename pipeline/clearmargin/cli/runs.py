@@ -1,4 +1,4 @@
-"""Verbs about runs: demo, review."""
+"""Verbs about runs: demo, review, report, replay, promote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from clearmargin.cli.app import app, say
+from clearmargin.cli.app import app, emit, say
+from clearmargin.cli.checks import check_card
+from clearmargin.errors import DifferenceError
 
 __all__: list[str] = []
 
@@ -35,3 +37,58 @@ def review(
     from clearmargin.tracking.review import review as call
 
     call(port=port)
+
+
+@app.command(rich_help_panel="Runs")
+def report(
+    run: Annotated[str, typer.Argument(help="An evaluation, or a training with one: run id or name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write a run as one HTML page: numbers, figures, learning curves, calibration, worst cases, model card."""
+    from clearmargin.reporting import report as call
+
+    say(f"report: {call(run, out)}")
+
+
+@app.command(rich_help_panel="Runs")
+def replay(
+    run: Annotated[str, typer.Argument(help="An evaluation: run id or name.")],
+    card: Annotated[Path, typer.Option("--card", help="The data card; a run does not say where data lie.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model folder; default: the one its training logged.")
+    ] = None,
+) -> None:
+    """Repeat an evaluation and compare: bit for bit on the same packages and processor. Exit code 1: it differs."""
+    from clearmargin.replay import render
+    from clearmargin.replay import replay as call
+
+    check_card(card)
+    done = call(run, card, model=model)
+    emit(render(done), changed=done.changed, differences=done.differences, equal=done.equal, cases=done.cases)
+    if done.differences:
+        raise DifferenceError(f"run {done.run_id} is not repeated: {done.differences[0]}")
+
+
+@app.command(rich_help_panel="Runs")
+def promote(
+    run: Annotated[str, typer.Argument(help="An evaluation: run id or name.")],
+    gate: Annotated[Path, typer.Option("--gate", help="Conditions, as in configs/gates/.")],
+    alias: Annotated[str, typer.Option("--as", help="Alias to give.")] = "champion",
+    name: Annotated[str | None, typer.Option(help="Registered model; default: the gate's name.")] = None,
+    card: Annotated[
+        Path | None, typer.Option("--card", help="The data card, if the gate asks for a replay.")
+    ] = None,
+) -> None:
+    """Give a model an alias in the registry if it passes a gate; the verdict stays with it. Exit code 1: not passed."""
+    from clearmargin.promote import promote as call
+
+    done = call(run, alias=alias, gate=gate, name=name, card=card)
+    emit(
+        done.text(),
+        version=done.version,
+        passed=done.passed,
+        conditions=[{"asked": c.asked, "found": c.found, "passed": c.passed} for c in done.conditions],
+    )
+    if not done.passed:
+        first = next(c for c in done.conditions if not c.passed)
+        raise DifferenceError(f"{done.version} does not pass the gate: {first.asked}, found {first.found}")

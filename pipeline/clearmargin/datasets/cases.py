@@ -144,6 +144,22 @@ class Dataset:
                 total.update(b"" if path is None else known[path])
         return total.hexdigest()
 
+    def file_digests(self, cases: Sequence[Case]) -> dict[str, dict[str, str]]:
+        """Return the SHA-256 of each case's ``image`` and ``reference`` files, by case id: which file has changed."""
+        known: dict[Path, bytes] = {}
+        out = {}
+        for case in cases:
+            sides = {"image": (case.image, *case.further), "reference": (*case.references, case.ignore)}
+            out[case.case] = {"split": str(case.split)}
+            for side, paths in sides.items():
+                total = hashlib.sha256()
+                for path in paths:
+                    if path is not None and path not in known:
+                        known[path] = b"".join(_digest(file) for file in _files(path))
+                    total.update(b"" if path is None else known[path])
+                out[case.case][side] = total.hexdigest()
+        return out
+
 
 _told: set[str] = set()
 

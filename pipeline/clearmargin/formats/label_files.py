@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, Mask
 
-__all__ = ["LABEL_SUFFIXES", "Objects", "masks_by_value", "parts_of", "read_label_file", "read_labels"]
+__all__ = ["LABEL_SUFFIXES", "Objects", "masks_by_value", "parts_of", "read_labels"]
 
 Objects = Literal["classes", "components", "instances"]
 """What one object is in a label file: all elements of a value, each connected part of them, or a value itself."""
@@ -31,21 +31,6 @@ LABEL_SUFFIXES = (
 )
 
 _MOST_VALUES = 100_000  # up to which boxes are listed by value
-
-
-def read_label_file(path: Path, objects: Objects) -> InstanceSet:
-    """Return the objects of a label file on its own grid; none if it is empty. Pictures are in px.
-
-    A DICOM SEG names its objects itself: ``objects`` is for the others.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-    if path.name.lower().endswith(".dcm"):
-        from clearmargin.formats.dicom.seg_content import read_dicom_seg
-
-        return read_dicom_seg(path)
-    return _SPLIT[objects](*read_labels(path))
 
 
 def read_labels(path: Path) -> tuple[NDArray[np.integer], Grid]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
@@ -26,8 +25,13 @@ _CONTAINERS = (
 )
 _VP9_SUFFIXES = (".mp4", ".mkv", ".webm")
 
+
 # Most of FFmpeg's errors derive from the others too; what it has not implemented does not.
-_DAMAGE = (FFmpegError, OSError, ValueError, EOFError, LookupError)
+def _damage() -> tuple[type[Exception], ...]:
+    """Return what decoders raise on damaged frames; looked up when it is met, since PyAV is an extra."""
+    from av.error import FFmpegError
+
+    return FFmpegError, OSError, ValueError, EOFError, LookupError
 
 
 class Clip(Protocol):
@@ -132,12 +136,12 @@ class VideoClip:
         # An AVI may state its decoder's parameters in the first packet only: seeking in a fresh container
         # without having decoded it gives wrong pictures with no error.
         for packet in _demux(container):
-            with contextlib.suppress(*_DAMAGE):
+            with contextlib.suppress(*_damage()):
                 packet.decode()
             break
         try:
             container.seek(max(target, min(self._zero, 0)), stream=stream, backward=True)
-        except _DAMAGE:
+        except _damage():
             return None
         for decoded, whole in _decode(container):
             if decoded.pts is None:
@@ -163,7 +167,7 @@ class VideoClip:
                 metadata_errors="replace",
                 options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
             )
-        except _DAMAGE:
+        except _damage():
             raise InputError(f"'{self._name}' is not readable as a video") from None
         try:
             if not container.streams.video:
@@ -247,7 +251,7 @@ def _demux(container: Any) -> Iterator[Any]:
             for packet in container.demux(container.streams.video[0]):
                 failures = 0
                 yield packet
-        except _DAMAGE:
+        except _damage():
             failures += 1
         else:
             return
@@ -264,7 +268,7 @@ def _decode(container: Any) -> Iterator[tuple[Any, bool]]:
         whole = whole and not packet.is_corrupt
         try:
             decoded = packet.decode()
-        except _DAMAGE:
+        except _damage():
             whole = False
             continue
         for frame in decoded:

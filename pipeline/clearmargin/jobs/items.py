@@ -46,6 +46,7 @@ class Item(NewItem):
         folder: Where its results lie, below the output folder; "" if there are none.
         files: Name to SHA-256 of its results.
         predecessor: The item whose place it takes, as the series has grown; None if there is none.
+        predecessor_folder: Where that one's results lie, below the output folder; known of a claimed item, else "".
         current: Whether its results are the ones that count for its case.
         seconds: How long the last try took.
     """
@@ -59,6 +60,7 @@ class Item(NewItem):
     folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     predecessor: int | None = None
+    predecessor_folder: str = ""
     current: bool = False
     seconds: float = 0.0
 
@@ -77,6 +79,7 @@ class Outcome:
         warned: Whether the case differs from what the model was trained or calibrated on.
         seconds: How long it took.
         again_in_s: Seconds until a failed item is tried again; None for not at all.
+        counted: Whether the try counts; not if what it needed was away for all items.
         sent: SOPInstanceUID, SHA-256 and destination of each object that a destination confirmed.
     """
 
@@ -89,6 +92,7 @@ class Outcome:
     warned: bool = False
     seconds: float = 0.0
     again_in_s: float | None = None
+    counted: bool = True
     sent: tuple[tuple[str, str, str], ...] = ()
 
 

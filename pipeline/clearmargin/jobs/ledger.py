@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -113,7 +114,11 @@ class Ledger:
             if row is None:
                 return None
             self._count(do, recipe, pending=-1, leased=1)
-            return item_of(row)
+            item = item_of(row)
+            if item.predecessor is None:
+                return item
+            folder = do("SELECT folder FROM items WHERE id = :id", id=item.predecessor).scalar()
+            return replace(item, predecessor_folder=str(folder or ""))
 
     def renew(self, owner: str, *, lease_s: float) -> None:
         """Extend all of an owner's leases: it is still alive."""
@@ -137,7 +142,7 @@ class Ledger:
             changed = do(
                 "UPDATE items SET state = :state, owner = '', reason = :reason, kind = :kind, folder = :folder, "
                 "files = :files, instances = :instances, warned = :warned, seconds = :seconds, "
-                "not_before = :later, changed = :now "
+                "not_before = :later, tries = tries - :uncounted, changed = :now "
                 "WHERE id = :id AND state = 'leased' AND owner = :owner AND tries = :tries",
                 state=state,
                 reason=outcome.reason,
@@ -148,6 +153,7 @@ class Ledger:
                 warned=int(outcome.warned),
                 seconds=outcome.seconds,
                 later=now + (outcome.again_in_s or 0.0),
+                uncounted=int(not outcome.counted),
                 now=now,
                 id=item.id,
                 owner=item.owner,
@@ -242,6 +248,16 @@ class Ledger:
             )
             known = {row[0]: int(row[1]) for row in rows}
         return {state: known.get(state, 0) for state in get_args(State)}
+
+    def oldest(self, recipe: str) -> float | None:
+        """Return when the oldest item that has not ended was added, in seconds since 1970; None if all have."""
+        with self._read() as do:
+            row = do(
+                "SELECT MIN(made) FROM items WHERE state IN ('pending', 'leased') AND recipe = :recipe",
+                recipe=recipe,
+            )
+            made = row.scalar()
+        return None if made is None else float(made)
 
     def recount(self) -> None:
         """Set the counters anew by a scan."""

@@ -50,6 +50,7 @@ def run_pool(
     tell: Callable[[Event], object],
     tick: Callable[[], object] = lambda: None,
     until_empty: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Work off a ledger with worker processes, and return once nothing is left to do.
 
@@ -62,6 +63,7 @@ def run_pool(
         tell: Called with each event, in this process.
         tick: Called twice a second.
         until_empty: End once nothing is left to do; else wait for more.
+        stopped: Asked now and then: end after the items at hand, as on Ctrl-C.
 
     Raises:
         ConfigError: A worker cannot do any work, such as for a model that cannot be loaded.
@@ -88,7 +90,8 @@ def run_pool(
                 for worker in running.values():
                     why = worker.drain(tell) or why
                 tick()
-                if interrupts or why:
+                ending = bool(interrupts or why or stopped())
+                if ending:
                     for worker in running.values():
                         worker.stop()
                 if len(interrupts) > 1:
@@ -100,7 +103,7 @@ def run_pool(
                     why = worker.drain(tell) or why
                     del running[index]
                     code = worker.close()
-                    if code in (0, _CANNOT) or interrupts or why:
+                    if code in (0, _CANNOT) or ending or why:
                         continue
                     _take_back(place, limits)
                     restarted += 1

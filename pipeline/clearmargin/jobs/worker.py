@@ -30,6 +30,7 @@ IN_MEMORY = 3
 """The most decoded inputs that one worker holds: one read ahead, one computed, one written."""
 
 _ALONE_FROM = 3  # tries
+_LOOK_AGAIN_S = 10.0
 
 
 class Work(Protocol):
@@ -52,6 +53,10 @@ class Work(Protocol):
 
     def write(self, item: Item, computed: Any) -> Outcome:
         """Write it, so that it is whole and on the disk, and say what was written."""
+        ...
+
+    def away(self) -> str:
+        """Return why no item can be done now, such as an archive that does not answer; "" if all is there."""
         ...
 
     def settle(self, item: Item, current: str) -> None:
@@ -147,6 +152,7 @@ class _Worker:
         self._asked_to_stop = stopped
         self._halted = threading.Event()
         self._why = ""
+        self._away = ""
         self._room = threading.BoundedSemaphore(IN_MEMORY)
         self._read: queue.Queue[tuple[Item, Any, float] | None] = queue.Queue(maxsize=1)
         self._computed: queue.Queue[tuple[Item, Any, float] | None] = queue.Queue(maxsize=1)
@@ -189,10 +195,8 @@ class _Worker:
         """Claim and read, one item ahead."""
         try:
             while not self._stopping():
-                short = self.limits.short_of_space()
-                if short:
-                    self.tell(Event(reason=short))
-                    self._sleep(10)
+                if self._paused():
+                    self._sleep(_LOOK_AGAIN_S)
                     continue
                 if not self._room.acquire(timeout=0.2):
                     continue
@@ -216,6 +220,17 @@ class _Worker:
                         self._room.release()
         finally:
             self._read.put(None)
+
+    def _paused(self) -> bool:
+        """Return whether nothing new is begun now, and tell why."""
+        if self._away:
+            self._away = self.work.away()
+            if not self._away:
+                self.tell(Event(reason="what was away is back: going on"))
+        why = self._away or self.limits.short_of_space()
+        if why:
+            self.tell(Event(reason=why))
+        return bool(why)
 
     def _read_one(self, item: Item) -> None:
         start = time.monotonic()
@@ -278,6 +293,10 @@ class _Worker:
     def _failed(self, item: Item, error: Exception, start: float) -> None:
         try:
             outcome = outcome_of(error, item.tries, self.limits)
+            if isinstance(error, UnavailableError):
+                self._away = self.work.away() or self._away
+                if self._away:  # not this item's trouble
+                    outcome = replace(outcome, again_in_s=self.limits.backoff_s, counted=False)
         except Exception as machine:  # noqa: BLE001 - the disk is full: no other item could be done either
             self._halt(_said(machine))
             self._room.release()

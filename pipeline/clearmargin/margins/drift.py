@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.metrics.intervals import holm
+from clearmargin.metrics.paired import holm
 
 __all__ = [
     "FALSE_ALARMS",

@@ -1,19 +1,24 @@
-"""Two or more sets of rows of the same objects, compared: paired by case and object, one word per metric."""
+"""Two or more sets of rows of the same objects, compared: paired by case and object, one word per metric.
+
+A set is one table, or several of one configuration (seeds, folds): an object's numbers are then means over the tables
+that have it, and what the tables differ by is told beside them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from clearmargin.errors import InputError
-from clearmargin.metrics.intervals import Comparison, compare, holm
+from clearmargin.errors import InputError, nearest
+from clearmargin.metrics.intervals import group_means
 from clearmargin.metrics.measurement import metric_of
+from clearmargin.metrics.paired import Comparison, adjust, compare, holm
 from clearmargin.metrics.tables import CaseRow
 
-__all__ = ["COUNTS", "ComparedMetric", "ComparedSets", "Verdict", "compare_rows"]
+__all__ = ["COUNTS", "ComparedMetric", "ComparedSets", "Regression", "Verdict", "compare_rows"]
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 
@@ -22,6 +27,9 @@ COUNTS = ("detected", "false_positives")
 per case."""
 
 Key = tuple[str, str, str]
+"""Case, class and id of a reference."""
+
+_MOST_REGRESSIONS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +39,44 @@ class ComparedMetric:
     Attributes:
         name: Name of the set.
         metric: Its name; one of `COUNTS`, too.
+        stratum: ``all``, or ``column = value``.
         baseline: Mean over groups of the first set; of the size of errors that may go either way.
         value: The same of this set.
+        spreads: Standard deviation of the tables' means, of the first set and of this one; None for a single table.
         comparison: This set minus the first, with interval and p-values; Holm's correction is over all metrics and
-            sets.
+            sets of ``all``, and over all of the other strata.
         verdict: ``better`` or ``worse`` than the first set where the adjusted p-value is under the level asked for.
     """
 
     name: str
     metric: str
+    stratum: str
     baseline: float
     value: float
+    spreads: tuple[float | None, float | None]
     comparison: Comparison
     verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """One object that a set does worse than the first.
+
+    Attributes:
+        name: Of the set.
+        case: Case id.
+        kind: Class.
+        reference_id: Of the object.
+        baseline: The first metric in the first set.
+        value: The same in this set.
+    """
+
+    name: str
+    case: str
+    kind: str
+    reference_id: str
+    baseline: float
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +85,35 @@ class ComparedSets:
 
     Attributes:
         first: Name of the set that the others are compared with.
-        metrics: A row for each other set and metric.
+        tables: How many tables each set has, by name.
+        metrics: A row for each other set and metric, then those of strata.
         objects: References that all sets have.
         cases: Cases that all sets have.
-        left_out: Objects and cases that only some sets have, by name of the set.
+        left_out: Number of objects, and ids of cases, that only some sets have, by name of the set.
         alpha: Level under which an adjusted p-value is a difference.
+        ranked_by: The metric by which regressions are ranked.
+        regressions: Objects that a set does worst against the first, worst first.
+        means: By metric, then by set, each group's mean: what other tools take.
     """
 
     first: str
+    tables: Mapping[str, int]
     metrics: tuple[ComparedMetric, ...]
     objects: int
     cases: int
-    left_out: Mapping[str, tuple[int, int]]
+    left_out: Mapping[str, tuple[int, tuple[str, ...]]]
     alpha: float
+    ranked_by: str
+    regressions: tuple[Regression, ...]
+    means: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def compare_rows(
-    sets: Mapping[str, Sequence[CaseRow]],
+    sets: Mapping[str, Sequence[Sequence[CaseRow]]],
     *,
     rng: np.random.Generator,
     metrics: Sequence[str] = (),
+    by: Sequence[str] = (),
     alpha: float = 0.05,
     level: float = 0.95,
 ) -> ComparedSets:
@@ -81,74 +123,174 @@ def compare_rows(
     written values. False positives have no partner: they are counted by case.
 
     Args:
-        sets: Rows by name, at least two, of one protocol.
+        sets: The tables of each set by name, at least two sets, all of one protocol.
         rng: Where randomness comes from.
         metrics: Names; none for all that every set has.
+        by: Columns of strata: each value is compared by itself, too.
         alpha: Level of the verdict.
         level: Coverage of the intervals.
 
     Raises:
         InputError: Fewer than two sets, rows without ids, no common object, references of different size under one
-            id, or a metric that a set lacks.
+            id, or a metric or a column that a set lacks.
 
-    Source: paired differences of groups' means, `clearmargin.metrics.intervals.compare`; Holm, 1979.
+    Source: paired differences of groups' means, `clearmargin.metrics.paired.compare`; Holm, 1979.
     """
     if len(sets) < 2:
         raise InputError("give two sets of tables or more: one alone is compared with nothing")
-    objects = {name: _by_object(name, rows) for name, rows in sets.items()}
-    cases = {name: {row.case: row.group for row in rows} for name, rows in sets.items()}
-    common = sorted(set.intersection(*(set(of) for of in objects.values())))
-    shared = sorted(set.intersection(*(set(of) for of in cases.values())))
+    tables = {name: [_Table(name, rows) for rows in of_set] for name, of_set in sets.items()}
+    known = {name: set().union(*(t.objects for t in of)) for name, of in tables.items()}
+    seen = {name: {case for t in of for case in t.false_positives} for name, of in tables.items()}
+    common = sorted(set.intersection(*known.values()))
+    shared = sorted(set.intersection(*seen.values()))
     if not common:
         raise InputError(
             "the sets have no object in common: they were measured against other references, or under another "
-            "key (measure "
-            "with --names plain to compare tables of two users)"
+            "key (measure with --names plain to compare tables of two users)"
         )
     first = next(iter(sets))
-    _check_sizes(objects, common)
-    names = _metrics(objects, common, metrics)
-    groups = [objects[first][key].group for key in common]
-    compared: dict[tuple[str, str], tuple[float, float, Comparison]] = {}
-    for name in list(sets)[1:]:
-        ours, base = ({m: _values(objects[n], common, m) for m in names} for n in (name, first))
-        for metric, found in compare(ours, base, groups, rng=rng, level=level).items():
-            compared[name, metric] = (*_means(base[metric], ours[metric], groups), found)
-        more, fewer = ({"false_positives": _false_positives(sets[n], shared)} for n in (name, first))
-        of_cases = [cases[first][case] for case in shared]
-        for metric, found in compare(more, fewer, of_cases, rng=rng, level=level).items():
-            compared[name, metric] = (*_means(fewer[metric], more[metric], of_cases), found)
-    adjusted = holm({f"{n}\n{m}": found.p_value for (n, m), (_, _, found) in compared.items()})
+    rows = {key: next(t.objects[key] for t in tables[first] if key in t.objects) for key in common}
+    _check_sizes(tables, common, rows, first)
+    chosen = _metrics(tables, metrics)
+    places = {"all": (common, shared)} | _strata(rows, by)
+    compared: dict[tuple[str, str, str], ComparedMetric] = {}
+    means: dict[str, dict[str, dict[str, float]]] = {}
+    for stratum, (keys, cases) in places.items():
+        groups = {key: rows[key].group for key in keys}
+        of_cases = {case: group for t in tables[first] for case, group in t.groups.items() if case in cases}
+        wanted: list[tuple[str, Mapping[Any, str]]] = [(m, groups) for m in chosen]
+        wanted += [("false_positives", of_cases)] if cases else []
+        for metric, of in wanted:
+            units = list(of)
+            base = _pooled(tables[first], metric, units)
+            for name in list(sets)[1:]:
+                ours = _pooled(tables[name], metric, units)
+                found = compare({metric: ours}, {metric: base}, list(of.values()), rng=rng, level=level)[
+                    metric
+                ]
+                compared[stratum, name, metric] = ComparedMetric(
+                    name=name,
+                    metric=metric,
+                    stratum=stratum,
+                    baseline=_mean(base, list(of.values())),
+                    value=_mean(ours, list(of.values())),
+                    spreads=(_spread(tables[first], metric, of), _spread(tables[name], metric, of)),
+                    comparison=found,
+                    verdict="not distinguishable",
+                )
+                if stratum == "all":
+                    for set_name, values in ((first, base), (name, ours)):
+                        names, of_groups = group_means(values, list(of.values()))
+                        means.setdefault(metric, {})[set_name] = dict(
+                            zip(names, of_groups.tolist(), strict=True)
+                        )
+    ranked_by = next(iter(chosen))
     return ComparedSets(
         first=first,
-        metrics=tuple(
-            _compared(name, metric, values, adjusted[f"{name}\n{metric}"], alpha)
-            for (name, metric), values in compared.items()
-        ),
+        tables={name: len(of) for name, of in tables.items()},
+        metrics=tuple(_with_verdicts(compared, alpha)),
         objects=len(common),
         cases=len(shared),
-        left_out={n: (len(objects[n]) - len(common), len(cases[n]) - len(shared)) for n in sets},
+        left_out={n: (len(known[n]) - len(common), tuple(sorted(seen[n] - set(shared)))) for n in sets},
         alpha=alpha,
+        ranked_by=ranked_by,
+        regressions=tuple(_regressions(tables, first, ranked_by, common)),
+        means=means,
     )
 
 
-def _compared(
-    name: str, metric: str, values: tuple[float, float, Comparison], adjusted: float, alpha: float
-) -> ComparedMetric:
-    baseline, value, found = values
+class _Table:
+    """One table: its references by key, and false positives by case."""
+
+    def __init__(self, name: str, rows: Sequence[CaseRow]) -> None:
+        self.objects = _by_object(name, rows)
+        self.groups = {row.case: row.group for row in rows}
+        self.false_positives = dict.fromkeys(self.groups, 0.0)
+        for row in rows:
+            self.false_positives[row.case] += row.status == "fp"
+
+    def value(self, metric: str, key: Key | str) -> float | None:
+        """Return a metric of a reference, or the false positives of a case; None if the table does not have it."""
+        if isinstance(key, str):
+            return self.false_positives.get(key)
+        row = self.objects.get(key)
+        if row is None:
+            return None
+        if metric == "detected":
+            return float(row.status == "tp")
+        known = metric_of(metric)
+        return abs(row.values[metric]) if known is not None and known.better == "zero" else row.values[metric]
+
+
+def _pooled(tables: Sequence[_Table], metric: str, keys: Sequence[Any]) -> list[float]:
+    """Return the mean over the tables that have it, of each."""
+    return [float(np.mean([v for t in tables if (v := t.value(metric, key)) is not None])) for key in keys]
+
+
+def _spread(tables: Sequence[_Table], metric: str, of: Mapping[Any, str]) -> float | None:
+    """Return the standard deviation of the tables' means, each over what it has; None with one table."""
+    means = []
+    for table in tables:
+        there = {key: v for key in of if (v := table.value(metric, key)) is not None}
+        if there:
+            means.append(_mean(list(there.values()), [of[key] for key in there]))
+    return float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+
+def _mean(values: Sequence[float], groups: Sequence[str]) -> float:
+    return float(group_means(values, groups)[1].mean())
+
+
+def _with_verdicts(
+    compared: Mapping[tuple[str, str, str], ComparedMetric], alpha: float
+) -> list[ComparedMetric]:
+    """Return all rows with p-values adjusted within ``all`` and within the strata, and with their words."""
+    out = []
+    for rows in (
+        {k: row for k, row in compared.items() if k[0] == "all"},
+        {k: row for k, row in compared.items() if k[0] != "all"},
+    ):
+        adjusted = holm({"\n".join(k): row.comparison.p_value for k, row in rows.items()})
+        for k, row in rows.items():
+            p = adjusted["\n".join(k)]
+            known, gap = metric_of(row.metric), row.comparison.difference.estimate
+            verdict: Verdict = "not distinguishable"
+            if p < alpha and gap:
+                higher = known is None or known.better == "higher"
+                verdict = "better" if (gap > 0) == higher else "worse"
+            fields = vars(row) | {"comparison": adjust(row.comparison, p), "verdict": verdict}
+            out.append(ComparedMetric(**fields))
+    return out
+
+
+def _regressions(
+    tables: Mapping[str, Sequence[_Table]], first: str, metric: str, common: Sequence[Key]
+) -> list[Regression]:
     known = metric_of(metric)
-    gap = found.difference.estimate
-    verdict: Verdict = "not distinguishable"
-    if adjusted < alpha and gap:
-        verdict = "better" if (gap > 0) == (known is None or known.better == "higher") else "worse"
-    return ComparedMetric(
-        name=name,
-        metric=metric,
-        baseline=baseline,
-        value=value,
-        comparison=Comparison(difference=found.difference, p_value=found.p_value, p_adjusted=adjusted),
-        verdict=verdict,
-    )
+    base = _pooled(tables[first], metric, common)
+    worse = []
+    for name in list(tables)[1:]:
+        for key, before, after in zip(common, base, _pooled(tables[name], metric, common), strict=True):
+            cost = after - before if known is not None and known.better != "higher" else before - after
+            if cost > 0:
+                worse.append((cost, Regression(
+                    name=name, case=key[0], kind=key[1], reference_id=key[2], baseline=before, value=after
+                )))  # fmt: skip
+    worse.sort(key=lambda pair: (-pair[0], pair[1].case, pair[1].reference_id))
+    return [one for _, one in worse[:_MOST_REGRESSIONS]]
+
+
+def _strata(rows: Mapping[Key, CaseRow], by: Sequence[str]) -> dict[str, tuple[list[Key], list[str]]]:
+    """Return the references of each value of each column; of these, false positives have none."""
+    known = sorted({column for row in rows.values() for column in row.strata})
+    out: dict[str, tuple[list[Key], list[str]]] = {}
+    for column in by:
+        if column not in known:
+            raise InputError(f"no column '{column}' to split by: {nearest(column, known)}")
+        for value in sorted({row.strata.get(column, "unknown") for row in rows.values()}):
+            keys = [key for key, row in rows.items() if row.strata.get(column, "unknown") == value]
+            out[f"{column} = {value}"] = (keys, [])
+    return out
 
 
 def _by_object(name: str, rows: Sequence[CaseRow]) -> dict[Key, CaseRow]:
@@ -169,26 +311,32 @@ def _by_object(name: str, rows: Sequence[CaseRow]) -> dict[Key, CaseRow]:
     return out
 
 
-def _check_sizes(objects: Mapping[str, Mapping[Key, CaseRow]], common: Sequence[Key]) -> None:
-    first, *others = objects.items()
+def _check_sizes(
+    tables: Mapping[str, Sequence[_Table]], common: Sequence[Key], rows: Mapping[Key, CaseRow], first: str
+) -> None:
     for key in common:
-        for name, of in others:
-            for column, size in first[1][key].about.items():
-                if not column.startswith("reference_") or not isinstance(size, float):
+        for name, of in tables.items():
+            for table in of:
+                if key not in table.objects:
                     continue
-                theirs = of[key].about.get(column)
-                if isinstance(theirs, float) and abs(theirs - size) > 1e-6 * max(size, theirs):
-                    raise InputError(
-                        f"a reference of case {key[0]} is {size:g} in '{first[0]}' and {theirs:g} in '{name}' "
-                        f"({column}): "
-                        "they were measured against different references"
-                    )
+                for column, size in rows[key].about.items():
+                    if not column.startswith("reference_") or not isinstance(size, float):
+                        continue
+                    theirs = table.objects[key].about.get(column)
+                    if isinstance(theirs, float) and abs(theirs - size) > 1e-6 * max(size, theirs):
+                        raise InputError(
+                            f"a reference of case {key[0]} is {size:g} in '{first}' and {theirs:g} in '{name}' "
+                            f"({column}): they were measured against different references"
+                        )
 
 
-def _metrics(
-    objects: Mapping[str, Mapping[Key, CaseRow]], common: Sequence[Key], asked: Sequence[str]
-) -> list[str]:
-    known = [list(of[common[0]].values) for of in objects.values()]
+def _metrics(tables: Mapping[str, Sequence[_Table]], asked: Sequence[str]) -> list[str]:
+    known = [
+        list(next(iter(table.objects.values())).values)
+        for of in tables.values()
+        for table in of
+        if table.objects
+    ]
     shared = [name for name in known[0] if all(name in names for names in known)]
     for name in asked:
         if name not in (*shared, *COUNTS):
@@ -196,29 +344,3 @@ def _metrics(
     if not shared:
         raise InputError("the sets have no metric in common: measure them alike")
     return [name for name in (asked or shared) if name in shared] + ["detected"]
-
-
-def _values(of: Mapping[Key, CaseRow], common: Sequence[Key], metric: str) -> list[float]:
-    """Return a metric of each object; errors that may go either way count by their size."""
-    if metric == "detected":
-        return [float(of[key].status == "tp") for key in common]
-    known = metric_of(metric)
-    either = known is not None and known.better == "zero"
-    return [abs(of[key].values[metric]) if either else of[key].values[metric] for key in common]
-
-
-def _false_positives(rows: Sequence[CaseRow], cases: Sequence[str]) -> list[float]:
-    counts = dict.fromkeys(cases, 0.0)
-    for row in rows:
-        if row.status == "fp" and row.case in counts:
-            counts[row.case] += 1
-    return list(counts.values())
-
-
-def _means(baseline: Sequence[float], value: Sequence[float], groups: Sequence[str]) -> tuple[float, float]:
-    from clearmargin.metrics.intervals import group_means
-
-    return (
-        float(group_means(baseline, groups)[1].mean()),
-        float(group_means(value, groups)[1].mean()),
-    )

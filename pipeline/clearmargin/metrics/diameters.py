@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["feret_diameter", "slice_axes"]
+__all__ = ["drawn_axes", "feret_diameter", "slice_axes"]
 
 
 def feret_diameter(mask: NDArray[np.bool_], spacing: Sequence[float]) -> float:
@@ -37,17 +37,39 @@ def slice_axes(mask: NDArray[np.bool_], spacing: Sequence[float]) -> tuple[float
 
     Source: after Eisenhauer et al., RECIST 1.1, 2009; the short axis is there drawn by hand.
     """
+    axes = drawn_axes(mask, spacing)
+    if axes is None:
+        return 0.0, 0.0
+    long, short = (float(np.linalg.norm(np.subtract(*ends))) for ends in (axes[1][:2], axes[1][2:]))
+    return long, short
+
+
+def drawn_axes(mask: NDArray[np.bool_], spacing: Sequence[float]) -> tuple[int, NDArray[np.float64]] | None:
+    """Return long and short axis (`slice_axes`) as lines: the slice, and their ends; None if the mask is empty.
+
+    The short axis is drawn across the long one, where the two elements that are farthest apart across it lie on the
+    average.
+
+    Returns:
+        The slice's index, and ``(4, 2)`` points ``(y, x)`` in the spacing's unit from the outer corner of the first
+        element: both ends of the long axis, and both of the short one.
+    """
     slices = mask if mask.ndim == 3 else mask[None]
-    best = (0.0, 0.0)
-    for plane in slices:
+    longest, best = 0.0, None
+    for z, plane in enumerate(slices):
         if not plane.any():
             continue
         hull = _hull(plane, spacing[-2:])
-        along = np.subtract(*hull[list(_farthest(hull))])
-        long = float(np.linalg.norm(along))
-        if long > best[0]:
-            across = hull @ (np.array([-along[1], along[0]]) / long)
-            best = (long, float(np.ptp(across)))
+        ends = hull[list(_farthest(hull))]
+        long = float(np.linalg.norm(ends[1] - ends[0]))
+        if long <= longest:
+            continue
+        along = (ends[1] - ends[0]) / long
+        across = np.array([-along[1], along[0]])
+        sides = hull[[int((hull @ across).argmin()), int((hull @ across).argmax())]]
+        middle = along * float((sides @ along).mean())
+        short = [middle + across * float(side @ across) for side in sides]
+        longest, best = long, (z, np.array([*ends, *short]))
     return best
 
 

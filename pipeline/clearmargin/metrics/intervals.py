@@ -1,4 +1,4 @@
-"""Intervals and comparisons that count groups, not cases.
+"""Intervals that count groups, not cases.
 
 Cases of one group are alike, so that counting them as independent makes intervals too narrow. Everything
 here first takes the mean over each group's cases and then treats groups as the sample.
@@ -16,16 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from clearmargin.errors import InputError
 
 __all__ = [
-    "Comparison",
     "Interval",
     "bootstrap_class_means",
     "bootstrap_means",
     "bootstrap_statistic",
     "bootstrap_statistics",
-    "compare",
     "group_means",
-    "holm",
-    "inter_rater_ceiling",
     "size_strata",
 ]
 
@@ -51,21 +47,6 @@ class Interval:
     level: float
     groups: int
     cases: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two models on the same cases.
-
-    Attributes:
-        difference: First minus second, with its interval.
-        p_value: Two-sided Wilcoxon signed-rank test over groups; 1 where no group differs.
-        p_adjusted: After Holm's correction over the metrics compared together.
-    """
-
-    difference: Interval
-    p_value: float
-    p_adjusted: float
 
 
 def group_means(values: ArrayLike, groups: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
@@ -280,97 +261,6 @@ def bootstrap_statistics(
         )
         for k, (name, value) in enumerate(whole.items())
     }
-
-
-def compare(
-    first: Mapping[str, ArrayLike],
-    second: Mapping[str, ArrayLike],
-    groups: Sequence[str],
-    *,
-    rng: np.random.Generator,
-    level: float = 0.95,
-    resamples: int = 10_000,
-) -> dict[str, Comparison]:
-    """Compare two models measured on the same cases, metric by metric.
-
-    Args:
-        first: ``(n,)`` numbers for each metric, one a case.
-        second: The same metrics of the same cases in the same order.
-        groups: The group of each case.
-        rng: Where randomness comes from.
-        level: Coverage of the intervals.
-        resamples: Number of bootstrap samples.
-
-    Raises:
-        InputError: The metrics differ, or see `group_means`.
-
-    Source: paired bootstrap as in `bootstrap_means`; Wilcoxon, Biometrics Bulletin 1945; Holm, Scandinavian
-    Journal of Statistics 1979.
-    """
-    from scipy.stats import wilcoxon
-
-    if set(first) != set(second):
-        odd = ", ".join(sorted(set(first) ^ set(second)))
-        raise InputError(f"two models are compared on the same metrics; only one of them has: {odd}")
-    gaps = {
-        name: np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64) for name in first
-    }
-    intervals = bootstrap_means(gaps, groups, rng=rng, level=level, resamples=resamples)
-    p_values = {}
-    for name, gap in gaps.items():
-        _, means = group_means(gap, groups)
-        p_values[name] = float(wilcoxon(means[means != 0]).pvalue) if np.any(means != 0) else 1.0
-    adjusted = holm(p_values)
-    return {
-        name: Comparison(difference=intervals[name], p_value=p_values[name], p_adjusted=adjusted[name])
-        for name in first
-    }
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return Holm's step-down adjusted p-values, by name; they hold the family-wise error at any level.
-
-    Source: Holm, Scandinavian Journal of Statistics 1979.
-
-    >>> holm({"dice": 0.01, "hd95": 0.04, "nsd": 0.03})
-    {'dice': 0.03, 'hd95': 0.06, 'nsd': 0.06}
-    """
-    names = sorted(p_values, key=lambda name: p_values[name])
-    running, out = 0.0, {}
-    for rank, name in enumerate(names):
-        running = max(running, min(1.0, (len(names) - rank) * p_values[name]))
-        out[name] = running
-    return {name: out[name] for name in p_values}
-
-
-def inter_rater_ceiling(
-    model: Mapping[str, ArrayLike],
-    readers: Mapping[str, ArrayLike],
-    groups: Sequence[str],
-    *,
-    rng: np.random.Generator,
-    level: float = 0.95,
-) -> dict[str, Comparison]:
-    """Return how far a model is from the agreement between two readers, metric by metric.
-
-    Args:
-        model: ``(n, 2)`` numbers for each metric: the model against each reader, one row per case.
-        readers: ``(n,)`` numbers for each metric: one reader against the other.
-        groups: The group of each case.
-        rng: Where randomness comes from.
-        level: Coverage of the intervals.
-
-    Returns:
-        Comparisons of the model's mean over both readers with the readers' agreement: a difference around 0
-        says that the model agrees with readers as they do with each other, and no metric can show more.
-
-    Raises:
-        InputError: See `compare`.
-
-    Source: by definition.
-    """
-    against_both = {name: np.asarray(v, np.float64).mean(axis=1) for name, v in model.items()}
-    return compare(against_both, readers, groups, rng=rng, level=level)
 
 
 def size_strata(sizes: ArrayLike, unit: str, *, objects: ArrayLike | None = None) -> list[str]:

@@ -13,14 +13,13 @@ import numpy as np
 from clearmargin.core.grid import Unit
 from clearmargin.errors import InputError, nearest
 from clearmargin.files import csv_rows
-from clearmargin.metrics.intervals import Comparison, Interval, bootstrap_means, group_means
+from clearmargin.metrics.intervals import Interval, bootstrap_means, group_means
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.pair import Status
 
 __all__ = [
     "CaseRow",
     "SummaryRow",
-    "comparison_markdown",
     "flat_numbers",
     "read_rows_csv",
     "rows_csv",
@@ -162,21 +161,6 @@ def summary_markdown(summary: Sequence[SummaryRow]) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
-
-
-def comparison_markdown(comparisons: Mapping[str, Comparison]) -> str:
-    """Return a comparison of two models as a Markdown table, three decimals."""
-    lines = [
-        "| metric | difference | interval | p (Wilcoxon) | p (Holm) | groups | objects |",
-        "|---|---:|---|---:|---:|---:|---:|",
-    ]
-    for name, found in comparisons.items():
-        gap = found.difference
-        lines.append(
-            f"| {name} | {gap.estimate:+.3f} | {_ends(gap)} | {found.p_value:.3g} | {found.p_adjusted:.3g} "
-            f"| {gap.groups} | {gap.cases} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:

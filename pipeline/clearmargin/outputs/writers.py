@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Image, InstanceSet, LabelMap, Mask, Prediction
 from clearmargin.errors import ConfigError, InputError, nearest
+from clearmargin.files import write_text
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import write_packed
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
@@ -254,10 +255,15 @@ def _clip_coco(folder: Path, footage: Footage) -> list[str]:
 
 
 def _panoptic(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    from clearmargin.formats.panoptic import write_panoptic
     from clearmargin.report.tasks import write_task_forms
 
     prediction = assessed.prediction
-    files = write_task_forms(folder / "panoptic", "case", prediction.instances, prediction.label_map)
+    files = list(write_task_forms(folder / "panoptic", "case", prediction.instances, prediction.label_map))
+    if image.grid.ndim == 2:
+        coco = folder / "panoptic" / "case_coco.png"
+        write_panoptic(coco, prediction.instances, prediction.label_map)
+        files += [coco, coco.with_suffix(".json")]
     return [f"panoptic/{file.name}" for file in files]
 
 
@@ -314,6 +320,20 @@ def _sr(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     quantities = measured_quantities(prediction)
     write_structured_report(folder / "report.dcm", prediction, image, folder / "seg.dcm", quantities)
     return names
+
+
+def _axes(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    """Write the axes as lines; the geometry is worked out here, as formats know no metrics."""
+    from clearmargin.formats.dicom.axes import DrawnAxes, write_axes
+    from clearmargin.metrics.diameters import drawn_axes
+
+    lines = []
+    for i, mask in enumerate(assessed.prediction.instances.masks):
+        drawn = drawn_axes(mask.crop, image.grid.spacing)
+        if drawn is not None:
+            corner = np.array(mask.origin[-2:]) * image.grid.spacing[-2:]
+            lines.append(DrawnAxes(instance=i, z=mask.origin[0] + drawn[0], ends=drawn[1] + corner))
+    return _made(write_axes(folder / "axes.dcm", assessed.prediction, image, lines))
 
 
 def _label_map_seg(folder: Path, assessed: Assessment, image: Image) -> list[str]:
@@ -377,6 +397,16 @@ def _overlay(folder: Path, assessed: Assessment, image: Image) -> list[str]:
             names.append(f"overlay/slice-{z:04d}.png")
             write_picture(folder / names[-1], picture(prediction, image, z))
     return names
+
+
+def _viewer(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    from clearmargin.report.viewer.case import case_view
+    from clearmargin.report.viewer.page import viewer_page
+
+    notes = [*assessed.warnings, *image.source.remarks]
+    view = case_view(assessed.prediction, image, reasons=assessed.reasons, notes=notes)
+    write_text(folder / "viewer.html", viewer_page(view))
+    return ["viewer.html"]
 
 
 def _clip_overlay(folder: Path, footage: Footage) -> list[str]:
@@ -443,6 +473,11 @@ WRITERS: dict[str, Output] = {
         missing=_dicom_volume,
         default=_always,
     ),
+    "axes": Output(
+        holds="axes.dcm: DICOM SR with long and short axis of each instance as lines, which OHIF shows as measurements",
+        write=_axes,
+        missing=_dicom_volume,
+    ),
     "label_map_seg": Output(
         holds="label_map_seg.dcm: DICOM SEG of the LABELMAP type, if no instances overlap",
         write=_label_map_seg,
@@ -467,7 +502,7 @@ WRITERS: dict[str, Output] = {
         default=_no_seg_or_frame,
     ),
     "panoptic": Output(
-        holds="panoptic/: semantic, instance, panoptic and detection forms",
+        holds="panoptic/: semantic, instance, panoptic and detection forms; of a picture COCO's too",
         write=_panoptic,
     ),
     "dicom_maps": Output(
@@ -486,6 +521,10 @@ WRITERS: dict[str, Output] = {
         write=_overlay,
         write_clip=_clip_overlay,
         default=_always,
+    ),
+    "viewer": Output(
+        holds="viewer.html: image, masks, margins, maps and the list of instances, to leaf through in a browser",
+        write=_viewer,
     ),
 }
 """Every output; a new one is a function and an entry here."""

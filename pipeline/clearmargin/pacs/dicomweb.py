@@ -1,10 +1,10 @@
-"""A DICOMweb archive as a place for results: stored by STOW-RS, read back by WADO-RS, compared, and then confirmed."""
+"""A DICOMweb archive: listed by QIDO-RS a page at a time, fetched by WADO-RS, sent to by STOW-RS and read back."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,20 @@ from typing import Any
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, UnavailableError
 from clearmargin.formats.dicom.boundary import dicom_boundary
 from clearmargin.formats.limits import max_bytes
-from clearmargin.pacs.breaker import Breaker
-from clearmargin.pacs.sameness import differences, digest_of
+from clearmargin.pacs.archive import (
+    MOST_INSTANCES,
+    Archive,
+    ArchivedSeries,
+    Keep,
+    checked_uid,
+    plain_values,
+    same_or_refused,
+)
 from clearmargin.pacs.web import checked_url, open_session, status_of, talking_to
 
 __all__ = ["DicomWeb"]
 
-_SMALL_ANSWER = 256 * 2**20
+_PAGE = 500
 _DUPLICATE = 0x0111
 _OTHER = {0xC: "it cannot be understood"}  # by the first digit
 _BUSY = range(0xA700, 0xA800)  # out of resources (PS3.4, B.2.3)
@@ -31,39 +38,17 @@ _FAILURES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DicomWeb:
-    """An archive by its DICOMweb address (`predicting.items.Destination`); values, which go to any process.
-
-    Credentials are none of its values: each process takes them from its environment (`credentials`).
+class DicomWeb(Archive):
+    """An archive by its DICOMweb address, below which ``studies`` lies.
 
     Attributes:
-        url: The address below which ``studies`` lies.
-        ca_file: Certificates that are trusted in place of the system's.
-        timeout_s: How long the archive may say nothing.
         longest_s: How long one answer may take as a whole.
-        tries: How often a request is made before it fails.
-        failures: After so many failed tries in a row it is not asked any more.
-        rest_s: For so long.
     """
 
-    url: str
-    ca_file: Path | None = None
-    timeout_s: float = 60.0
     longest_s: float = 1800.0
-    tries: int = 3
-    failures: int = 6
-    rest_s: float = 30.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", checked_url(self.url))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @property
-    def name(self) -> str:
-        """What it is called in the ledger: its address."""
-        return self.url
 
     def check(self) -> None:
         """Ask for one study, so that a wrong address or password shows before any work.
@@ -91,18 +76,74 @@ class DicomWeb:
         answer = self.ask_once("storing an object", lambda client: _store(client, dataset))
         _refuse_failures(answer)
         kept = self.ask_once("reading an object back", lambda client: _retrieve(client, dataset))
-        ours, theirs = digest_of(dataset), digest_of(kept)
-        if ours != theirs:
-            changed = differences(dataset, kept)
-            raise InputError(
-                f"the archive took an object and shows another under its UID; different are: {', '.join(changed[:8])}"
-            )
-        return str(dataset.SOPInstanceUID), ours
+        return str(dataset.SOPInstanceUID), same_or_refused(dataset, kept)
 
-    @cached_property
-    def breaker(self) -> Breaker:
-        """The archive's breaker, of this process."""
-        return Breaker(tries=self.tries, failures=self.failures, rest_s=self.rest_s)
+    def list_series(
+        self, keywords: Sequence[str] = (), *, study: str = "", series: str = "", page: int = _PAGE
+    ) -> Iterator[ArchivedSeries]:
+        """Yield each series once, ``page`` at a time (QIDO-RS); see `Archive`."""
+        asked = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+        matching = {keyword: uid for keyword, uid in asked.items() if uid}
+
+        def ask(offset: int) -> Callable[[Any], Any]:
+            return lambda client: client.search_for_series(
+                limit=page, offset=offset, fields=list(keywords), search_filters=matching
+            )
+
+        for said in self._paged("listing series", ask):
+            uids = [checked_uid(said, keyword) for keyword in asked]
+            yield ArchivedSeries(study=uids[0], uid=uids[1], attributes=said)
+
+    def list_instances(self, series: ArchivedSeries, page: int = 10 * _PAGE) -> tuple[str, ...]:
+        """Return the SOPInstanceUIDs of a series, sorted."""
+
+        def ask(offset: int) -> Callable[[Any], Any]:
+            return lambda client: client.search_for_instances(
+                study_instance_uid=series.study, series_instance_uid=series.uid, limit=page, offset=offset
+            )
+
+        uids: set[str] = set()
+        for said in self._paged("listing a series", ask):
+            uids.add(checked_uid(said, "SOPInstanceUID"))
+            if len(uids) > MOST_INSTANCES:
+                raise InputError(f"a series of the archive has more than {MOST_INSTANCES} objects")
+        return tuple(sorted(uids))
+
+    def read_attributes(self, series: ArchivedSeries, instance: str) -> dict[str, Any]:
+        """Return what one object of a series says of itself (WADO-RS metadata), as `ArchivedSeries.attributes`."""
+        said = self.ask(
+            "reading metadata",
+            lambda client: client.retrieve_instance_metadata(series.study, series.uid, instance),
+        )
+        return plain_values(said)
+
+    def receive(self, study: str, series: str, keep: Keep) -> None:
+        """Have a series' objects sent (WADO-RS); see `Archive`."""
+        objects = self.ask_once(
+            "fetching a series",
+            lambda client: client.iter_series(study, series, media_types=(("application/dicom", "*"),)),
+        )
+        while (dataset := self.ask_once("fetching a series", lambda _: _next(objects))) is not None:
+            keep(str(dataset.SOPInstanceUID), partial(dataset.save_as, enforce_file_format=True))
+
+    def _paged(self, what: str, ask: Callable[[int], Callable[[Any], Any]]) -> Iterator[dict[str, Any]]:
+        """Yield what pages list, each entry once, until one holds nothing new: some archives ignore the offset."""
+        seen: set[str] = set()
+        offset = 0
+        while True:
+            page = self.ask(what, ask(offset))
+            if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
+                raise UnavailableError(f"{what}: the archive's answer is not a list: is the address its own?")
+            before = len(seen)
+            for entry in page:
+                said = plain_values(entry)
+                name = str(said.get("SOPInstanceUID") or said.get("SeriesInstanceUID"))
+                if name not in seen:
+                    seen.add(name)
+                    yield said
+            if len(seen) == before:
+                return
+            offset += len(page)
 
     @cached_property
     def _client(self) -> Any:
@@ -133,6 +174,18 @@ class DicomWeb:
         """Return what a request returns, at the first try: for a part of what is tried as a whole."""
         with talking_to(what):
             return request(self._client)
+
+
+def _next(objects: Iterator[Any]) -> Any:
+    """Return the next object; None after the last."""
+    import requests
+
+    try:
+        return next(objects, None)
+    except (ClearMarginError, requests.exceptions.RequestException):
+        raise
+    except Exception:  # noqa: BLE001 - whatever half an answer provokes
+        raise UnavailableError("fetching a series: what the archive sent is damaged") from None
 
 
 @dicom_boundary()

@@ -1,70 +1,67 @@
-"""An archive by DIMSE as a place for results: stored by C-STORE; confirmed by C-GET, or by storage commitment."""
+"""An archive by DIMSE: listed by C-FIND, fetched by C-GET or C-MOVE, sent to by C-STORE; what is sent is confirmed."""
 
 from __future__ import annotations
 
-import logging
-import ssl
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from clearmargin.errors import ConfigError, InputError, UnavailableError
 from clearmargin.formats.dicom.boundary import dicom_boundary
-from clearmargin.pacs.breaker import Breaker
-from clearmargin.pacs.sameness import differences, digest_of
+from clearmargin.pacs.archive import Archive, ArchivedSeries, Keep, same_or_refused
+from clearmargin.pacs.association import (
+    SUCCESS,
+    Address,
+    NoneAcceptedError,
+    address_of,
+    associated,
+    code_of,
+    is_busy,
+)
+from clearmargin.pacs.retrieving import (
+    find_instances,
+    find_series,
+    get_objects,
+    move_objects,
+    port_is_free,
+    read_object,
+)
+from clearmargin.pacs.sameness import digest_of
 
 __all__ = ["Dimse"]
 
-_EXPECTED = "expected an archive's address such as dimse://CALLED@pacs.example.org:104?calling=OURS"
-_SUCCESS = 0x0000
 _DUPLICATE = 0x0111
 _NOT_AUTHORISED = 0x0124
 _WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, with elements rewritten or left out: what is kept will show
-_BUSY = range(0xA700, 0xA800)
 _PUSH_MODEL = "1.2.840.10008.1.20.1"
 _PUSH_INSTANCE = "1.2.840.10008.1.20.1.1"
 _GET = "1.2.840.10008.5.1.4.1.2.2.3"
 
 
-class _NoneAcceptedError(InputError):
-    """Of what was proposed for an association nothing was accepted."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Dimse:
-    """An archive by its application entity (`predicting.items.Destination`); values, which go to any process.
+class Dimse(Archive):
+    """An archive by its application entity: ``dimse://CALLED@HOST:PORT?calling=OURS``, or ``dimse+tls://...``.
 
-    Attributes:
-        url: ``dimse://CALLED@HOST:PORT?calling=OURS``, or ``dimse+tls://...``.
-        ca_file: For TLS: certificates that are trusted in place of the system's.
-        timeout_s: How long the archive may say nothing.
-        tries: How often the files of an item are sent before it fails.
-        failures: After so many failed tries in a row the archive is not asked any more.
-        rest_s: For so long.
+    With ``&move=PORT`` series are fetched by C-MOVE to that port of ours, else by C-GET. ``&StudyDate=20260101-`` and
+    the like choose studies.
     """
 
-    url: str
-    ca_file: Path | None = None
-    timeout_s: float = 60.0
-    tries: int = 3
-    failures: int = 6
-    rest_s: float = 30.0
-
     def __post_init__(self) -> None:
-        _ = self._address  # refused now, not by a worker
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        _ = self.address  # refused now, not by a worker
 
     @property
     def name(self) -> str:
-        """What it is called in the ledger: its address."""
-        return self.url
+        """What it is called in the ledger: its address, without how we ask."""
+        return self.url.partition("?")[0].rstrip("/")
+
+    @cached_property
+    def address(self) -> Address:
+        """Whom with, and how."""
+        return address_of(self.url)
 
     def check(self) -> None:
         """Ask for an answer (C-ECHO), so that a wrong address shows before any work.
@@ -72,7 +69,30 @@ class Dimse:
         Raises:
             ConfigError: It does not know us, or its certificate is not trusted. UnavailableError: It does not answer.
         """
+        if self.address.move is not None:
+            port_is_free(self.address)
         self.breaker.call(self._echo)
+
+    def list_series(
+        self, keywords: Sequence[str] = (), *, study: str = "", series: str = ""
+    ) -> Iterator[ArchivedSeries]:
+        """Yield each series once (C-FIND by studies); see `Archive`."""
+        yield from find_series(self, keywords, study, series)
+
+    def list_instances(self, series: ArchivedSeries) -> tuple[str, ...]:
+        """Return the SOPInstanceUIDs of a series, sorted."""
+        return tuple(sorted(self.breaker.call(partial(find_instances, self, series.study, series.uid))))
+
+    def read_attributes(self, series: ArchivedSeries, instance: str) -> dict[str, Any]:
+        """Return what one object of a series says of itself; it is fetched, as DIMSE has no query for it."""
+        return self.breaker.call(partial(read_object, self, series.study, series.uid, instance))
+
+    def receive(self, study: str, series: str, keep: Keep, instance: str = "") -> None:
+        """Have a series' objects sent, or one of them; see `Archive`."""
+        if self.address.move is None:
+            get_objects(self, study, series, keep, instance)
+        else:
+            move_objects(self, study, series, keep, instance)
 
     def send(self, files: Sequence[Path]) -> list[tuple[str, str]]:
         """Store DICOM files, and have each confirmed; see `predicting.items.Destination`.
@@ -92,12 +112,12 @@ class Dimse:
 
     def _send(self, datasets: Sequence[Any]) -> list[tuple[str, str]]:
         contexts = [(d.SOPClassUID, [d.file_meta.TransferSyntaxUID]) for d in datasets]
-        with self._associated(contexts) as association:
+        with self.associated(contexts) as association:
             for dataset in datasets:
                 _store(association, dataset)
         try:
             confirmed = self._read_back(datasets)
-        except _NoneAcceptedError:
+        except NoneAcceptedError:
             confirmed = False
         if not confirmed:
             self._commit(datasets)
@@ -114,11 +134,11 @@ class Dimse:
         def keep(event: Any) -> int:
             dataset = event.dataset
             kept[str(dataset.SOPInstanceUID)] = dataset
-            return _SUCCESS
+            return SUCCESS
 
         classes = {str(d.SOPClassUID): str(d.file_meta.TransferSyntaxUID) for d in datasets}
         contexts = [(uid, [syntax]) for uid, syntax in classes.items()]
-        with self._associated(
+        with self.associated(
             [(_GET, None), *contexts],
             roles=[build_role(uid, scp_role=True) for uid in classes],
             handlers=[(evt.EVT_C_STORE, keep)],
@@ -131,21 +151,16 @@ class Dimse:
                 for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
                     setattr(query, keyword, dataset[keyword].value)
                 for status, _ in association.send_c_get(query, _GET):
-                    code = _code(
+                    code = code_of(
                         status, "reading an object back by C-GET, which our AE title needs leave for"
                     )
-                    if code_to_category(code) == "Failure" and code not in _BUSY:
+                    if code_to_category(code) == "Failure" and not is_busy(code):
                         return False  # it is not allowed, or not for such objects
         for dataset in datasets:
             mine = kept.get(str(dataset.SOPInstanceUID))
             if mine is None:
                 raise UnavailableError("reading an object back: the archive does not show it yet")
-            if digest_of(mine) != digest_of(dataset):
-                changed = differences(dataset, mine)
-                raise InputError(
-                    "the archive took an object and shows another under its UID; different are: "
-                    f"{', '.join(changed[:8])}"
-                )
+            same_or_refused(dataset, mine)
         return True
 
     def _commit(self, datasets: Sequence[Any]) -> None:
@@ -171,19 +186,19 @@ class Dimse:
                     str(i.get("ReferencedSOPInstanceUID")) for i in said.get("ReferencedSOPSequence") or ()
                 )
                 answered.set()
-            return _SUCCESS, None
+            return SUCCESS, None
 
         proposed = [(_PUSH_MODEL, None)]
         try:
-            with self._associated(proposed, handlers=[(evt.EVT_N_EVENT_REPORT, report)]) as association:
+            with self.associated(proposed, handlers=[(evt.EVT_N_EVENT_REPORT, report)]) as association:
                 status, _ = association.send_n_action(request, 1, _PUSH_MODEL, _PUSH_INSTANCE)
-                if _code(status, "asking for storage commitment") != _SUCCESS:
+                if code_of(status, "asking for storage commitment") != SUCCESS:
                     raise UnavailableError(
                         "asking for storage commitment: the archive refuses for the moment"
                     )
                 if not answered.wait(self.timeout_s):
                     raise UnavailableError("the archive did not report on storage commitment in time")
-        except _NoneAcceptedError:
+        except NoneAcceptedError:
             raise ConfigError(
                 "the archive can confirm nothing: it lets us read nothing back (C-GET), and offers no storage "
                 "commitment; allow one of them for our AE title"
@@ -192,103 +207,22 @@ class Dimse:
             raise UnavailableError("the archive does not commit itself to all objects")
 
     def _echo(self) -> None:
-        with self._associated([("1.2.840.10008.1.1", None)]) as association:
-            if _code(association.send_c_echo(), "asking for an answer") != _SUCCESS:
+        with self.associated([("1.2.840.10008.1.1", None)]) as association:
+            if code_of(association.send_c_echo(), "asking for an answer") != SUCCESS:
                 raise UnavailableError("the archive answers, but not to C-ECHO")
 
-    @cached_property
-    def breaker(self) -> Breaker:
-        """The archive's breaker, of this process."""
-        return Breaker(tries=self.tries, failures=self.failures, rest_s=self.rest_s)
-
-    @cached_property
-    def _address(self) -> tuple[str, str, int, str, bool]:
-        """Called AE title, host, port, our AE title, and whether it speaks TLS."""
-        try:
-            parts = urlsplit(self.url)
-            port = parts.port
-            options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-        except ValueError:
-            raise ConfigError(_EXPECTED) from None
-        called, ours = parts.username or "", options.pop("calling", "CLEARMARGIN")
-        if (
-            parts.scheme not in ("dimse", "dimse+tls")
-            or not parts.hostname
-            or not port
-            or parts.password is not None
-            or parts.path not in ("", "/")
-            or options
-            or not _is_title(called)
-            or not _is_title(ours)
-        ):
-            raise ConfigError(_EXPECTED)
-        return called, parts.hostname, port, ours, parts.scheme.endswith("tls")
-
-    @contextmanager
-    def _associated(
+    def associated(
         self, contexts: Sequence[tuple[Any, Any]], *, roles: Sequence[Any] = (), handlers: Sequence[Any] = ()
-    ) -> Iterator[Any]:
-        """Yield an association; what goes wrong in it has a type and no identity."""
-        try:
-            from pynetdicom import AE
-        except ImportError:
-            raise ConfigError("DIMSE needs pynetdicom: pip install 'clearmargin[batch]'") from None
-        # It logs UIDs and what the archive says, also from threads of its own.
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
-        called, host, port, ours, tls = self._address
-        entity = AE(ae_title=ours)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.timeout_s
-        entity.connection_timeout = self.timeout_s
-        for uid, syntaxes in dict.fromkeys((str(uid), tuple(s or ())) for uid, s in contexts):
-            entity.add_requested_context(uid, list(syntaxes) or None)
-        association = entity.associate(
-            host,
-            port,
-            ae_title=called,
-            ext_neg=list(roles),
-            evt_handlers=list(handlers),
-            tls_args=(self._tls(), host) if tls else None,
+    ) -> AbstractContextManager[Any]:
+        """Yield an association with the archive; see `association.associated`."""
+        return associated(
+            self.address,
+            contexts,
+            ca_file=self.ca_file,
+            timeout_s=self.timeout_s,
+            roles=roles,
+            handlers=handlers,
         )
-        try:
-            _refuse_unassociated(association, tls)
-            yield association
-        except RuntimeError:
-            raise UnavailableError("the archive dropped the association") from None
-        finally:
-            if association.is_established:
-                association.release()
-
-    def _tls(self) -> ssl.SSLContext:
-        if self.ca_file is not None and not self.ca_file.is_file():
-            raise ConfigError(f"no file '{self.ca_file}' with the certificates of the archive's authority")
-        return ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
-
-
-def _is_title(text: str) -> bool:
-    """Return whether a text is an AE title (PS3.5, 6.2)."""
-    return (
-        len(text.strip()) > 0
-        and len(text) <= 16
-        and text.isascii()
-        and text.isprintable()
-        and "\\" not in text
-    )
-
-
-def _refuse_unassociated(association: Any, tls: bool) -> None:
-    if association.is_established:
-        return
-    if association.is_rejected:
-        primitive = association.acceptor.primitive
-        if primitive is not None and primitive.result == 1:
-            raise ConfigError(
-                "the archive rejects us for good: check its AE title, ours (?calling=), and whether it knows ours"
-            )
-        raise UnavailableError("the archive rejects us for the moment")
-    if association.acceptor.primitive is not None and not association.accepted_contexts:
-        raise _NoneAcceptedError("the archive takes none of these kinds of objects")
-    certificate = ", or its certificate is not trusted (--pacs-ca names its authority's)" if tls else ""
-    raise UnavailableError(f"the archive cannot be reached, or dropped the association{certificate}")
 
 
 def _store(association: Any, dataset: Any) -> None:
@@ -298,27 +232,16 @@ def _store(association: Any, dataset: Any) -> None:
         raise InputError(
             "storing an object: the archive does not take such objects, or not so encoded"
         ) from None
-    code = _code(status, "storing an object")
-    if code in (_SUCCESS, _DUPLICATE, *_WARNINGS):
+    code = code_of(status, "storing an object")
+    if code in (SUCCESS, _DUPLICATE, *_WARNINGS):
         return
-    if code in _BUSY:
+    if is_busy(code):
         raise UnavailableError(f"storing an object: the archive is out of room or busy (0x{code:04X})")
     if code == _NOT_AUTHORISED:
         raise ConfigError(
             "storing an object: the archive does not let us (0x0124): it has to allow our AE title"
         )
     raise InputError(f"storing an object: the archive refuses it (0x{code:04X})")
-
-
-def _code(status: Any, what: str) -> int:
-    """Return a status.
-
-    Raises:
-        UnavailableError: There is none: the association was dropped, or the time ran out.
-    """
-    if "Status" not in status:
-        raise UnavailableError(f"{what}: the archive did not answer in time, or dropped the association")
-    return int(status.Status)
 
 
 @dicom_boundary()

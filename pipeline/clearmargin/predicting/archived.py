@@ -11,16 +11,8 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats.dicom.output import MANUFACTURER
 from clearmargin.formats.opening import Opened
 from clearmargin.jobs.ledger import Ledger
-from clearmargin.pacs.dicomweb import DicomWeb
+from clearmargin.pacs.archive import Archive, ArchivedSeries, digest_of_uids
 from clearmargin.pacs.fetched import Fetched
-from clearmargin.pacs.series import (
-    ArchivedSeries,
-    digest_of_uids,
-    fetch_series,
-    list_instances,
-    list_series,
-    read_attributes,
-)
 from clearmargin.predicting.discovery import Found, Left, open_files
 from clearmargin.predicting.selection import Selection
 from clearmargin.privacy import case_id, record_cases
@@ -38,14 +30,16 @@ _KEYWORDS = ("Manufacturer", "SeriesDescription", "Modality", "NumberOfSeriesRel
 
 
 def find_archived(
-    archive: DicomWeb,
+    archive: Archive,
     *,
     ledger: Ledger,
     selection: Selection,
     left: Left,
     seen: Callable[[int], object] = lambda _: None,
+    study: str = "",
+    series: str = "",
 ) -> Iterator[Found]:
-    """Yield every series of pictures in an archive; as `find_inputs` does for folders.
+    """Yield every series of pictures in an archive, or the one that is named; as `find_inputs` does for folders.
 
     An input's content is which objects the series has: an object's UID stands for what is in it.
 
@@ -59,27 +53,40 @@ def find_archived(
             "--select asks for 'kind', which is not known of a series in an archive: ask for SOPClassUID"
         )
     asked = sorted({*_KEYWORDS, *names} - {"slices", "files"})
-    for series in list_series(archive, asked):
-        said = series.attributes
-        if said.get("Modality") in _NO_PICTURE:
-            left.no_picture += 1
-            continue
-        if str(said.get("SeriesDescription", "")).startswith(f"{MANUFACTURER} "):
-            left.no_picture += 1  # a map, as some batch wrote it
-            continue
-        instances = list_instances(archive, series)
-        seen(len(instances))
-        if not instances or ledger.is_own(instances[0]):
-            left.no_picture += 1
-            continue
-        if not selection.takes(_attributes(archive, series, instances, names)):
-            left.not_selected += 1
-            continue
-        yield _found(archive, series, instances)
+    for listed in archive.list_series(asked, study=study, series=series):
+        found = _input_of(archive, listed, ledger, selection, left, seen)
+        if found is not None:
+            yield found
+
+
+def _input_of(
+    archive: Archive,
+    series: ArchivedSeries,
+    ledger: Ledger,
+    selection: Selection,
+    left: Left,
+    seen: Callable[[int], object],
+) -> Found | None:
+    """Return a series as an input; None if it shows no picture, was written by a batch, or is not selected."""
+    said, names = series.attributes, selection.names()
+    # A map is of a picture's modality: its description says who wrote it.
+    is_map = str(said.get("SeriesDescription", "")).startswith(f"{MANUFACTURER} ")
+    if said.get("Modality") in _NO_PICTURE or is_map:
+        left.no_picture += 1
+        return None
+    instances = archive.list_instances(series)
+    seen(len(instances))
+    if not instances or ledger.is_own(instances[0]):
+        left.no_picture += 1
+        return None
+    if not selection.takes(_attributes(archive, series, instances, names)):
+        left.not_selected += 1
+        return None
+    return _found(archive, series, instances)
 
 
 def open_archived(
-    archive: DicomWeb, source: Mapping[str, Any]
+    archive: Archive, source: Mapping[str, Any]
 ) -> tuple[Opened, dict[str, str | None], Fetched]:
     """Fetch a series; return it as `open_input` does, and what holds its files.
 
@@ -87,8 +94,7 @@ def open_archived(
         UnavailableError: The archive is away, or not all came. InputError: The series is another one by now.
     """
     fetched = Fetched()
-    files = fetch_series(
-        archive,
+    files = archive.fetch_series(
         source["study"],
         source["uid"],
         fetched.path,
@@ -100,31 +106,31 @@ def open_archived(
 
 
 def _attributes(
-    archive: DicomWeb, series: ArchivedSeries, instances: tuple[str, ...], names: frozenset[str]
+    archive: Archive, series: ArchivedSeries, instances: tuple[str, ...], names: frozenset[str]
 ) -> dict[str, Any]:
     """Return what a selection asks for; what the archive does not list is read of one object."""
     counted = {"files": len(instances), "slices": len(instances)}
     missing = names - series.attributes.keys() - {"files"}
     if not missing:
         return series.attributes | counted
-    said = read_attributes(archive, series, instances[0])
+    said = archive.read_attributes(series, instances[0])
     frames = said.get("NumberOfFrames")
     if isinstance(frames, str | int) and str(frames).isdigit():
         counted["slices"] = len(instances) * int(frames)
     return said | series.attributes | counted
 
 
-def _found(archive: DicomWeb, series: ArchivedSeries, instances: tuple[str, ...]) -> Found:
+def _found(archive: Archive, series: ArchivedSeries, instances: tuple[str, ...]) -> Found:
     case = case_id(series.uid)  # as the same series in a folder has it
     digest = digest_of_uids(instances)
-    record_cases({case: f"{archive.url}/studies/{series.study}/series/{series.uid}"})
+    record_cases({case: f"{archive.name}/studies/{series.study}/series/{series.uid}"})
     content = hashlib.sha256(json.dumps([series.uid, len(instances), digest]).encode()).hexdigest()
     return Found(
         case=case,
         content=content,
         source={
-            "kind": "dicomweb",
-            "archive": archive.url,
+            "kind": "archive",
+            "archive": archive.name,
             "study": series.study,
             "uid": series.uid,
             "count": len(instances),
@@ -135,13 +141,13 @@ def _found(archive: DicomWeb, series: ArchivedSeries, instances: tuple[str, ...]
     )
 
 
-def archive_of(archives: tuple[DicomWeb, ...], source: Mapping[str, Any]) -> DicomWeb:
+def archive_of(archives: tuple[Archive, ...], source: Mapping[str, Any]) -> Archive:
     """Return the archive that an input lies in.
 
     Raises:
         InputError: This batch was not given it.
     """
     for archive in archives:
-        if archive.url == source["archive"]:
+        if archive.name == source["archive"]:
             return archive
     raise InputError("its archive is not among the sources of this run: name it again, or withdraw the item")

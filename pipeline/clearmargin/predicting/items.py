@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clearmargin.core import Image, Provenance
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ClearMarginError, ConfigError, UnavailableError
 from clearmargin.formats.dicom.media import forget_unpacked
 from clearmargin.formats.video import Clip
 from clearmargin.jobs.items import Item, NewItem, Outcome
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.folder import MANIFEST, check_case, write_case
 from clearmargin.outputs.writers import chosen_outputs
-from clearmargin.pacs.dicomweb import DicomWeb
+from clearmargin.pacs.archive import Archive
+from clearmargin.pacs.audit import Audit
 from clearmargin.pacs.fetched import Fetched
 from clearmargin.predicting.archived import archive_of, open_archived
 from clearmargin.predicting.cases import Reading, predict_clip
@@ -46,6 +47,14 @@ class Destination(Protocol):
     @property
     def name(self) -> str:
         """What it is called in the ledger."""
+        ...
+
+    def check(self) -> None:
+        """Ask for an answer.
+
+        Raises:
+            UnavailableError: There is none.
+        """
         ...
 
     def send(self, files: Sequence[Path]) -> list[tuple[str, str]]:
@@ -120,6 +129,7 @@ class PredictItem:
         out: The output folder.
         destinations: Where DICOM results are sent.
         archives: Where series are fetched from.
+        audit: Where what was fetched and sent is noted; None for nowhere.
         made_by: What the model was when the batch began: a process that finds another one ends.
     """
 
@@ -128,7 +138,8 @@ class PredictItem:
     outputs: tuple[str, ...] | None
     out: Path
     destinations: tuple[Destination, ...] = ()
-    archives: tuple[DicomWeb, ...] = ()
+    archives: tuple[Archive, ...] = ()
+    audit: Audit | None = None
     made_by: Provenance | None = None
 
     def prepare(self, index: int) -> None:
@@ -150,8 +161,10 @@ class PredictItem:
     def read(self, item: Item) -> _Read:
         """Return the image, or the clip, whose frames are read as they are predicted."""
         zipped, fetched = None, None
-        if item.source["kind"] == "dicomweb":
-            opened, which, fetched = open_archived(archive_of(self.archives, item.source), item.source)
+        if item.source["kind"] == "archive":
+            source = item.source
+            opened, which, fetched = open_archived(archive_of(self.archives, source), source)
+            self._note("fetched", item, peer=source["archive"], series=source["uid"], objects=source["count"])
         else:
             opened, which = open_input(item.source)
             name = item.source["names"][0]
@@ -195,7 +208,7 @@ class PredictItem:
                 image,
                 computed.outputs,
                 calibration=self.predictor.calibration_record(),
-                predecessor=item.predecessor and f"item {item.predecessor}",
+                predecessor=item.predecessor_folder or None,
             )
             left_out = dict(written.left_out)
             instances = len(computed.assessed.prediction.instances)
@@ -205,12 +218,11 @@ class PredictItem:
         files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         files[MANIFEST] = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         objects = [folder / name for name in files if name.endswith(".dcm")]
-        sent = [
-            (uid, digest, destination.name)
-            for destination in self.destinations
-            if objects
-            for uid, digest in destination.send(objects)
-        ]
+        sent = []
+        for destination in self.destinations if objects else ():
+            for uid, digest in destination.send(objects):
+                sent.append((uid, digest, destination.name))
+                self._note("sent", item, peer=destination.name, uid=uid, sha256=digest)
         if computed.read.zip is not None:
             forget_unpacked(computed.read.zip)
         if computed.read.fetched is not None:
@@ -225,6 +237,21 @@ class PredictItem:
             warned=warned,
             sent=tuple(sent),
         )
+
+    def _note(self, event: str, item: Item, **fields: str | int) -> None:
+        if self.audit is not None:
+            self.audit.note(event, case=item.case_id, **fields)
+
+    def away(self) -> str:
+        """Return which archive does not answer; "" if all do, or refuse, which is an answer."""
+        for archive in (*self.archives, *self.destinations):
+            try:
+                archive.check()
+            except UnavailableError as error:
+                return f"paused: {archive.name}: {error}; it goes on once the archive answers"
+            except ClearMarginError:
+                pass
+        return ""
 
     def settle(self, item: Item, current: str) -> None:
         """Let ``OUT/CASE/current`` point to the case's current results."""

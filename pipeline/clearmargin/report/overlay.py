@@ -108,6 +108,7 @@ def heat_overlay(
     limit: float | None = None,
     name: str = "",
     unit: str = "",
+    opaque: bool = False,
 ) -> Picture:
     """Return the image with a map such as the predictive entropy glowing over it, and a colour bar.
 
@@ -122,23 +123,27 @@ def heat_overlay(
         limit: The value at the bar's top, by default the map's largest; 1 for a map of zeros.
         name: What the map is called beside the bar.
         unit: Its unit, in brackets behind the name.
+        opaque: Whether every value, 0 too, hides the image below it, as of a map that is NaN elsewhere.
 
     Raises:
         ValueError: If the map is not of the image's shape.
     """
     if values.shape != image.grid.shape:
         raise ValueError(f"a map of shape {values.shape} over an image of {image.grid.shape}")
+    known = np.isfinite(values)
     finite = np.nan_to_num(np.asarray(values, np.float32))
     top = float(finite.max()) if limit is None else float(limit)
     top = top if top > 0 else 1.0
     if image.grid.ndim == 3:
         z = int(finite.sum(axis=(1, 2)).argmax()) if z is None else z
-        finite = finite[z]
+        finite, known = finite[z], known[z]
     turn = upright(image.grid)
     plain = turn.array(display(image, z, window))
     factor = enlargement((plain.shape[0], plain.shape[1]), turn.aspect(image.grid))
     level = np.clip(enlarge(turn.array(finite), factor).astype(np.float32) / top, 0, 1)
     opacity = (0.85 * np.sqrt(level))[..., None]
+    if opaque:
+        opacity = np.asarray(enlarge(turn.array(known), factor), np.float32)[..., None]
     glowing = enlarge(plain, factor) * (1 - opacity) + _heat(level) * opacity
     title = f"{name} ({unit})" if name and unit else name
     return _with_bar(np.round(glowing).astype(np.uint8), top, title)

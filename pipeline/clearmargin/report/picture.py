@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Image
 
-__all__ = ["SOFT_TISSUE", "Picture", "display", "enlarge", "enlargement"]
+__all__ = ["SOFT_TISSUE", "Picture", "display", "display_window", "enlarge", "enlargement"]
 
 Picture = NDArray[np.uint8]
 """``(Y, X, 3)`` RGB."""
@@ -44,6 +44,11 @@ def display(image: Image, z: int | None = None, window: tuple[float, float] | No
     grey = np.clip((planes.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
     rgb = np.moveaxis(np.broadcast_to(np.round(grey), (3, *grey.shape[1:])), 0, -1)
     return np.ascontiguousarray(np.nan_to_num(rgb)).astype(np.uint8)
+
+
+def display_window(image: Image) -> tuple[float, float]:
+    """Return the values that `display` shows as black and white if none are named, for all of an image."""
+    return _default_window(image, image.pixels if image.pixels.shape[0] == 3 else image.pixels[:1])
 
 
 def enlargement(shape: tuple[int, int], aspect: float = 1.0) -> tuple[int, int]:

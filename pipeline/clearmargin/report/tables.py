@@ -18,9 +18,9 @@ from clearmargin.files import csv_rows, dict_rows, whole, write_text
 from clearmargin.metrics.diameters import slice_axes
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
-__all__ = ["instance_rows", "number_table", "write_rows_csv", "write_rows_json"]
+__all__ = ["instance_rows", "write_rows_csv", "write_rows_json"]
 
 FIRST_COLUMNS = ("case", "instance", "label", "name", "code", "score")
 
@@ -77,24 +77,6 @@ def write_rows_csv(
 def write_rows_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as a JSON list of objects; a reader never sees half of the file."""
     write_text(path, json.dumps(list(rows), indent=1, allow_nan=False) + "\n")
-
-
-def number_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return rows as a table for the console: texts to the left, numbers to the right with three decimals.
-
-    Columns come in the order in which they first appear; what a row lacks, and NaN, shows as a dash.
-    """
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title) or None, title_justify="left", header_style="bold")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    for name in columns:
-        numbers = all(isinstance(row.get(name, 0.0), int | float | None) for row in rows)
-        table.add_column(escape(name), justify="right" if numbers else "left")
-    for row in rows:
-        table.add_row(*(escape(_shown(row.get(name))) for name in columns))
-    return table
 
 
 def _size(mask: Mask, grid: Grid) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from clearmargin.tracking.surroundings import software
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["ARTIFACT", "log_model", "logged_model_id", "model_signature", "register"]
+__all__ = ["ARTIFACT", "log_model", "logged_model_id", "model_signature", "register", "tag_version"]
 
 ARTIFACT = "model_folder"
 
@@ -163,3 +164,11 @@ def _forget_paths(mlmodel: Path) -> None:
     for artifact in flavour["artifacts"].values():
         artifact["uri"] = artifact["path"]
     write_text(mlmodel, yaml.safe_dump(described, sort_keys=False))
+
+
+def tag_version(version: str, tags: Mapping[str, str], *, uri: str | None = None) -> None:
+    """Write tags onto a registered version, ``models:/NAME/VERSION``."""
+    name, number = version.removeprefix("models:/").rsplit("/", 1)
+    client = open_client(uri)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, value)

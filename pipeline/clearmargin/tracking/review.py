@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from clearmargin.errors import ConfigError
@@ -102,6 +103,8 @@ def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]
 
 def _start_server(store: str, port: int) -> subprocess.Popen[bytes]:
     set_quiet()
+    if find_spec("mlflow") is None:  # the server is a process of its own, which would end with a traceback
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", store]
     folder = artifact_folder(store)

@@ -5,6 +5,7 @@ Nothing touches MLflow's global active run or tracking URI. A run has no user na
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -25,7 +26,7 @@ from clearmargin.tracking.liveness import EndStatus, RunLock
 from clearmargin.tracking.opening import create_run, lock_run, reopen_run
 from clearmargin.tracking.parameters import flatten, safe_key, without_path
 from clearmargin.tracking.store import EXPERIMENT, open_client
-from clearmargin.tracking.surroundings import environment_text
+from clearmargin.tracking.surroundings import changed_code, environment_text, hardware
 from clearmargin.tracking.trainings import WEIGHTS_TAG, training_of, weights_of
 
 if TYPE_CHECKING:
@@ -188,6 +189,20 @@ class TrackedRun:
         """Set a tag; a path becomes ``<path>``."""
         self._send("tags", lambda c: c.set_tag(self.run_id, safe_key(key), str(without_path(value))))
 
+    def describe(self, text: Callable[[str], str]) -> None:
+        """Set the run's description, Markdown that its page shows.
+
+        Args:
+            text: Returns it, given the address of the run's files in the tracking pages.
+        """
+
+        def send(client: MlflowClient) -> None:
+            experiment = client.get_run(self.run_id).info.experiment_id
+            page = f"#/experiments/{experiment}/runs/{self.run_id}/artifacts"
+            client.set_tag(self.run_id, "mlflow.note.content", text(page))
+
+        self._send("descriptions", send)
+
     def log_model_used(self, weights_sha256: str, name: str) -> None:
         """Join this run to the training that made a model: as its child, with the logged model as its input.
 
@@ -247,6 +262,10 @@ class TrackedRun:
             self.run_id = made or ""
             self._lock = lock_run(self.run_id) if self.run_id else None
         self.log_text(environment_text(), "environment.txt")
+        self.log_text(json.dumps(hardware(), indent=1) + "\n", "hardware.json")
+        diff = changed_code()
+        if diff:
+            self.log_text(diff, "code.diff")
         for action in self._first:
             action()
 

@@ -34,8 +34,7 @@ VIEW_KEY = "clearmargin"
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 _COLUMNS = [
     *(f"params.`{name}`" for name in ("model.network", "card", "split")),
-    *(f"metrics.`{name}`" for name in ("validation/ap50", "validation/semantic_dice")),
-    *(f"metrics.`{name}`" for name in ("ap50", "ap", "pq", "semantic_dice", "miss_rate")),
+    *(f"metrics.`headline/{name}`" for name in ("ap50", "pq", "semantic_dice", "nsd", "miss_rate")),
 ]
 # MLflow shows evaluations folded into their training when the list is sorted by start; by end it shows every run.
 _VIEW = json.dumps({"selectedColumns": _COLUMNS, "orderByKey": "attributes.end_time", "orderByAsc": False})

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 from pathlib import Path
 
-__all__ = ["environment_text", "git_tags", "software"]
+__all__ = ["changed_code", "environment_text", "git_tags", "hardware", "packages", "software"]
+
+_MOST_DIFF = 200_000  # characters
+_SECRET = re.compile(
+    r"-----BEGIN|AKIA[0-9A-Z]{16}|(?i:(password|passwd|secret|token|api[_-]?key)\s*[=:]\s*[\"'][^\"'\s]{6,})"
+    r"|://[^/\s:@]+:[^/\s:@]+@|/home/|/Users/|[\w.+-]+@[\w-]+\.\w{2,}|[A-Za-z]+\^[A-Za-z]+"
+)
 
 
 def software() -> str:
@@ -32,16 +39,51 @@ def git_tags() -> dict[str, str]:
     return {"mlflow.source.git.commit": commit.strip(), "git.dirty": str(bool(changes.strip())).lower()}
 
 
+def packages() -> dict[str, str]:
+    """Return every installed package with its version."""
+    found = {(d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()}
+    return {name: found[name] for name in sorted(found) if name}
+
+
+def hardware() -> dict[str, str]:
+    """Return what computes: processor kind and capability, threads, and the graphics card; no host's name."""
+    import torch
+
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return {
+        "machine": platform.machine(),
+        "cpu": str(torch.backends.cpu.get_cpu_capability()),
+        "threads": str(torch.get_num_threads()),
+        "gpu": card,
+        "python": platform.python_version(),
+    }
+
+
+def changed_code() -> str:
+    """Return how the package's checkout differs from its commit, as a diff; empty for a clean one, or none.
+
+    A diff over 200,000 characters is cut off. One that holds what looks like a secret, an address, a home folder
+    or a patient's name (``Doe^Jane``) in an added or removed line is left out as a whole; both are said.
+    """
+    here = Path(__file__).resolve().parents[1]
+    if not git_tags():
+        return ""
+    diff = _git(here, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", str(here)) or ""
+    changed = [line for line in diff.splitlines() if line.startswith(("+", "-"))]
+    if any(_SECRET.search(line) for line in changed):
+        return (
+            f"# left out: {len(changed)} changed lines, one of which looks like a secret or names somebody\n"
+        )
+    return diff if len(diff) <= _MOST_DIFF else diff[:_MOST_DIFF] + "\n# cut off here\n"
+
+
 def environment_text() -> str:
     """Return the interpreter, the platform and every installed package with its version, one a line."""
-    packages = sorted(
-        {(d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()}.items()
-    )
     lines = [
         f"# {software()}",
         f"# Python {platform.python_version()} ({platform.python_implementation()})",
         f"# {platform.system()} {platform.machine()}",
-        *(f"{name}=={version}" for name, version in packages if name),
+        *(f"{name}=={version}" for name, version in packages().items()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -122,6 +122,7 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
 
         shape = network.patch if isinstance(network, VolumeView) else experiment.image.crop
         check_transforms(experiment.augment.transforms, shape)
+    _refuse_unread(experiment, config.name)
     return experiment.model_copy(update={"model": network.model_dump(mode="json")})
 
 

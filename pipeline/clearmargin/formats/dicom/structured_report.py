@@ -24,7 +24,7 @@ from clearmargin.formats.dicom.output import (
     write_dates,
 )
 
-__all__ = ["Quantity", "own_quantities", "write_structured_report"]
+__all__ = ["Quantity", "observer_of", "own_quantities", "write_structured_report"]
 
 _IMAGING = Code(value="363679005", scheme="SCT", meaning="Imaging")
 _ONE = Code(value="1", scheme="UCUM", meaning="no units")
@@ -109,7 +109,7 @@ def write_structured_report(
         )
     columns = own_quantities(prediction) if quantities is None else list(quantities)
     report = highdicom.sr.MeasurementReport(
-        observation_context=_observer(prediction),
+        observation_context=observer_of(prediction),
         procedure_reported=coded(_IMAGING),
         imaging_measurements=[
             _group(prediction, i, segmentation, k + 1, columns) for k, i in enumerate(kept)
@@ -143,7 +143,8 @@ def write_structured_report(
     return str(dataset.SOPInstanceUID)
 
 
-def _observer(prediction: Prediction) -> Any:
+def observer_of(prediction: Prediction) -> Any:
+    """Return who measured: the model, as a device (highdicom)."""
     import highdicom
     from pydicom.sr.codedict import codes
 

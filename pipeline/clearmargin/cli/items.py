@@ -1,0 +1,176 @@
+"""What a person sees while items of a ledger are done, and where results go: shared by batch and listen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clearmargin.cli.app import emit, tell
+
+if TYPE_CHECKING:
+    from clearmargin.batch import Snapshot
+    from clearmargin.jobs.worker import Event
+    from clearmargin.pacs.archive import Archive
+
+__all__ = [
+    "LeastFree",
+    "LedgerPlace",
+    "PacsCa",
+    "Processes",
+    "Select",
+    "Shown",
+    "To",
+    "destinations_of",
+    "duration",
+    "shown_progress",
+]
+
+_TELL_EVERY_S = 60.0
+
+LedgerPlace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Ledger: a file on a local disk, or postgresql://USER:PASSWORD@HOST/DATABASE for several machines (or in "
+        "CLEARMARGIN_LEDGER); default: OUT/ledger.sqlite.",
+        envvar="CLEARMARGIN_LEDGER",
+        show_envvar=False,
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        min=0,
+        help="Worker processes; default: one per GPU, or one per two CPU cores; 0: none but this one.",
+    ),
+]
+Select = Annotated[
+    Path | None, typer.Option(help="YAML with rules for the series that are taken (docs/batch.md).")
+]
+To = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--to",
+        metavar="URL",
+        help="Archive that DICOM results are sent to, repeatable: https://... (DICOMweb) or "
+        "dimse://CALLED@HOST:PORT?calling=OURS. An item is done once the archive has confirmed them. "
+        "Credentials: CLEARMARGIN_PACS_TOKEN, or CLEARMARGIN_PACS_USER and _PASSWORD.",
+    ),
+]
+PacsCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--pacs-ca",
+        metavar="FILE",
+        help="Certificates that are trusted of archives, in place of the system's.",
+        envvar="CLEARMARGIN_PACS_CA",
+        show_envvar=False,
+    ),
+]
+LeastFree = Annotated[
+    float, typer.Option("--free", min=0, help="Pause while the output disk has less room, in GiB.")
+]
+
+
+def destinations_of(urls: list[str] | None, ca_file: Path | None) -> list[Archive]:
+    """Return the archives that results are sent to, each of which has answered."""
+    from clearmargin.pacs.addresses import archive_at
+
+    destinations = [archive_at(url, ca_file) for url in dict.fromkeys(urls or [])]
+    for destination in destinations:
+        destination.check()
+    return destinations
+
+
+class Shown:
+    """What a person sees while a batch runs: a bar on a terminal, one plain line per minute elsewhere."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
+        self._task: Any = None
+        self._listed = 0
+        self._told = time.monotonic()
+        self._reason = ""
+
+    def found(self, files: int) -> None:
+        """Say how many files were listed."""
+        self._listed += files
+        if self._due():
+            tell(f"listing: {self._listed} files")
+
+    def event(self, event: Event) -> None:
+        """Print an item that ended, or once why workers wait."""
+        if not event.case_id:
+            if event.reason != self._reason:
+                tell(event.reason)
+            self._reason = event.reason
+            return
+        self._reason = ""
+        tail = f": {event.kind}: {event.reason}" if event.reason else f" -> {event.folder}"
+        emit(
+            f"{event.case_id}: {event.state}, {event.instances} instances, {event.seconds:.1f} s{tail}",
+            case=event.case_id,
+            state=event.state,
+            kind=event.kind,
+            reason=event.reason,
+            seconds=event.seconds,
+            instances=event.instances,
+            folder=event.folder,
+        )
+
+    def tick(self, snapshot: Snapshot) -> None:
+        """Say where the batch stands."""
+        bad = ", ".join(f"{n} {kind}" for kind, n in snapshot.failures.items())
+        left = "" if snapshot.left_s is None else f", {duration(snapshot.left_s)} left"
+        text = f"{3600 * snapshot.rate:.0f} an hour{left}{f'; failed: {bad}' if bad else ''}"
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("batch", total=snapshot.total, values="")
+            self._bar.update(self._task, completed=snapshot.ended, total=snapshot.total, values=text)
+        elif self._due():
+            tell(f"{snapshot.ended} of {snapshot.total} items, {text}")
+
+    def _due(self) -> bool:
+        if self._bar is not None or time.monotonic() - self._told < _TELL_EVERY_S:
+            return False
+        self._told = time.monotonic()
+        return True
+
+
+@contextmanager
+def shown_progress() -> Iterator[Shown]:
+    """Show what happens as long as the block runs."""
+    if not sys.stderr.isatty():
+        yield Shown()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[values]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Shown(bar)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    >>> duration(42), duration(600), duration(9000), duration(200000)
+    ('42 s', '10 min', '2.5 h', '2.3 days')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
