@@ -156,7 +156,32 @@ def test_no_verb_gives_a_patient_away(place, monkeypatch, caplog):
             ("data", "show", "data/card.yaml", "--out", "sheet.png"),
             ("train", "config.yaml"),
             ("evaluate", "runs/canaries/model", "--card", "data/card.yaml", "--out", "tables"),
-            ("predict", "in", "out", "--model", "runs/canaries/model", "--uncertainty", "tta"),
+            (
+                "predict",
+                "in",
+                "out",
+                "--model",
+                "runs/canaries/model",
+                "--uncertainty",
+                "tta",
+                "--write",
+                "default,viewer",
+            ),
+            ("report", "canaries", "--out", "page/report.html"),
+            ("replay", "evaluate-canaries-canaries-test", "--card", "data/card.yaml"),
+            (
+                "compare",
+                "tables",
+                "canaries",
+                "--name",
+                "a",
+                "--name",
+                "b",
+                "--out",
+                "compared",
+                "--card",
+                "data/card.yaml",
+            ),
         ):
             code, text = command("-v", *arguments)
             assert code == 0, text

@@ -84,6 +84,16 @@ def test_without_leave_of_the_card_there_is_no_picture(place, tmp_path):
     assert "numbers alone" in page and "data:image" not in page
 
 
+def test_nothing_is_tracked_that_shall_not_be(place):
+    before = len(open_client().search_runs(["1"], max_results=100))
+    code, said = command(
+        "train", "toy.yaml", "--no-track", "--set", "name=quiet", "--set", "training.epochs=1",
+        "--set", "training.steps_per_epoch=1",
+    )  # fmt: skip
+    assert code == 0 and "run:" not in said, said
+    assert len(open_client().search_runs(["1"], max_results=100)) == before
+
+
 def test_the_gallery_ranks_by_each_number(evaluation):
     marks = case_marks(evaluation.rows, {})
     lists = worst_cases(marks, 2)
@@ -189,6 +199,22 @@ def test_a_gate_decides_and_the_registry_remembers(place, evaluation):
     assert code == 0, said
 
 
+def test_the_notebook_of_runs_runs(place, evaluation, monkeypatch):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.setenv("CLEARMARGIN_RUN", evaluation.run_id)
+    pipeline = str(Path(__file__).parents[1] / "pipeline")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([pipeline, os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(Path(__file__).parents[1] / "docs" / "runs.ipynb", as_version=4)
+    done = nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(place)}}
+    ).execute()
+    shown = [output for cell in done.cells for output in cell.get("outputs", ()) if "data" in output]
+    assert "not distinguishable" in shown[-1]["data"]["text/html"]
+    assert any("image/png" in output["data"] for output in shown)
+
+
+@pytest.mark.slow
 def test_a_reviewer_is_two_clicks_from_the_worst_case(place, evaluation):
     with serving(0) as url, browsing(size=(1400, 900), own=(url,)) as watched:
         with urllib.request.urlopen(f"{url}/health") as answer:

@@ -75,6 +75,7 @@ def calibrate(
     seed: int = 0,
     device: str | None = None,
     out: Path | None = None,
+    track: bool = True,
 ) -> Calibrated:
     """Calibrate a model and save the calibration with it; log it as a run of its own.
 
@@ -101,6 +102,7 @@ def calibrate(
         seed: Random seed for splitting the groups, for random splits and for resamples.
         device: As of ``load_segmenter``.
         out: A folder for tables, figures and the report; None writes none.
+        track: Whether to log a run.
 
     Raises:
         ConfigError: An option, the card, or the model's classes do not fit; the split is empty.
@@ -125,11 +127,7 @@ def calibrate(
         raise ConfigError(f"fit_share: expected a share between 0 and 1, got {fit_share:g}")
     segmenter = open_segmenter(model, uncertainty, device=device)
     dataset = open_dataset(card)
-    if segmenter.label_map.names != dataset.card.label_map.names:
-        raise ConfigError(
-            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
-            f"{', '.join(dataset.card.label_map.names)}: calibrate on a card with the model's classes"
-        )
+    dataset.card.check_classes(segmenter.label_map.names, model="the model", task="calibrate")
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
     _divided(cases, asked, fit_share, seed, dataset.card.group)
@@ -145,7 +143,7 @@ def calibrate(
         log.warning("leakage: %s", checked)
     data = _where_from(dataset, cases)
     name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
-    run = TrackedRun(name=name.format(segmenter.provenance.model))
+    run = TrackedRun(name=name.format(segmenter.provenance.model), enabled=track)
     run.on_start(
         params={
             "card": dataset.card.name,

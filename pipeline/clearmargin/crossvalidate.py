@@ -84,6 +84,7 @@ def crossvalidate(
     overrides: Sequence[str] = (),
     resume: Path | None = None,
     runs: Path = Path("runs"),
+    track: bool = True,
 ) -> CrossValidation:
     """Train and measure a configuration on each fold of its card's train and validation groups.
 
@@ -94,13 +95,14 @@ def crossvalidate(
         overrides: ``a.b=value`` items over the configuration.
         resume: The folder of a cross-validation that was stopped: members that are done stay, the others go on.
         runs: Where a new one's folder is made, ``NAME-folds``, or ``NAME-seeds`` for one fold.
+        track: Whether to log a run, with one below it per member.
 
     Raises:
         ConfigError: The configuration or the number of folds does not fit.
     """
     experiment, folder, members = _open(config, folds, seeds, overrides, resume, runs)
     dataset = open_dataset(Path(experiment.card))
-    run = TrackedRun(name=folder.name)
+    run = TrackedRun(name=folder.name, enabled=track)
     run.on_start(
         params={"folds": len({m.fold.number for m in members if m.fold}) or 1, "seeds": seeds},
         texts={_CONFIG: public_yaml(experiment, dataset.card.name)},
@@ -113,7 +115,7 @@ def crossvalidate(
         try:
             for count, member in enumerate(members, 1):
                 log.info("%s (%d of %d)", member.name, count, len(members))
-                _train_member(experiment, member, folder, run)
+                _train_member(experiment, member, folder, run, track=track)
                 found = _measure_member(experiment, member, dataset, folder)
                 numbers[member.name] = found.flat()
                 rows += found.rows
@@ -173,17 +175,19 @@ def _members(experiment: Experiment, folds: int, seeds: int) -> Iterator[Member]
             yield Member(name=name, fold=fold, seed=seed)
 
 
-def _train_member(experiment: Experiment, member: Member, folder: Path, run: TrackedRun) -> None:
+def _train_member(
+    experiment: Experiment, member: Member, folder: Path, run: TrackedRun, *, track: bool
+) -> None:
     """Train a member, go on with its training, or leave it if it is done."""
     own = folder / member.name
     if (own / _NUMBERS).is_file():
         return
     if (own / CHECKPOINT).is_file():
-        train(resume=own, parent=run)
+        train(resume=own, parent=run, track=track)
         return
     shutil.rmtree(own, ignore_errors=True)  # it ended before its first epoch did
     changed = {"name": member.name, "fold": member.fold, "seed": member.seed}
-    train(experiment.model_copy(update=changed), runs=folder, parent=run)
+    train(experiment.model_copy(update=changed), runs=folder, parent=run, track=track)
 
 
 def _measure_member(experiment: Experiment, member: Member, dataset: Dataset, folder: Path) -> Evaluation:

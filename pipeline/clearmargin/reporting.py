@@ -10,7 +10,7 @@ from clearmargin.config import read_yaml
 from clearmargin.errors import InputError
 from clearmargin.files import made_folder, write_text
 from clearmargin.report.figures import training_curves
-from clearmargin.report.model_card import model_card_html
+from clearmargin.report.model_card import model_card_html, model_card_markdown
 from clearmargin.report.run_page import report_page
 from clearmargin.report.web import figure_image
 from clearmargin.runs import Run, load
@@ -24,7 +24,8 @@ _CALIBRATION = ("coverage", "reliability", "risk")
 def report(run: str, out: Path) -> Path:
     """Write the report of an evaluation, or of a training's newest one; return the page.
 
-    The gallery and the viewers of the run's cases are copied beside the page, if the run has them.
+    The model card is written beside it as ``model_card.md``; the gallery and the viewers of the run's cases are copied
+    there, if the run has them.
 
     Args:
         run: Its id or name.
@@ -33,11 +34,11 @@ def report(run: str, out: Path) -> Path:
     Raises:
         InputError: No such run, or it has no evaluation.
     """
-    known = load(run)
-    evaluation = known if known.verb == "evaluate" else next(iter(known.children("evaluate")), None)
+    named = load(run)
+    evaluation = named if named.verb == "evaluate" else next(iter(named.children("evaluate")), None)
     if evaluation is None:
         raise InputError(
-            f"run '{known.name}' is not an evaluation and has none: `clearmargin evaluate` makes one"
+            f"run '{named.name}' is not an evaluation and has none: `clearmargin evaluate` makes one"
         )
     training = load(evaluation.tags["training"]) if evaluation.tags.get("training") else None
     calibration = next(iter(training.children("calibrate")), None) if training is not None else None
@@ -47,7 +48,9 @@ def report(run: str, out: Path) -> Path:
         curves = {name: _points(training, name) for name in _CURVES if name in training.numbers}
         if curves:
             sections.append(("Learning curves", figure_image(training_curves(curves), "learning curves")))
-    sections.append(("Model card", model_card_html(_known(evaluation, training, calibration))))
+    known = _known(evaluation, training, calibration)
+    sections.append(("Model card", model_card_html(known)))
+    write_text(out.with_name("model_card.md"), model_card_markdown(known))
     figures = _calibration_figures(calibration) if calibration is not None else {}
     write_text(out, report_page(evaluation.folder, title=evaluation.name, sections=sections, figures=figures))
     for name in ("gallery.html", "viewers"):

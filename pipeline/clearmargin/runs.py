@@ -192,7 +192,7 @@ def load(run: str, *, uri: str | None = None) -> Run:
         ids = ", ".join(str(one.info.run_id) for one in found[:5])
         raise InputError(f"{len(found)} runs are named '{run}': name one by its id ({ids})")
     if not found:
-        names = [str(one.info.run_name) for one in client.search_runs(experiments, max_results=200)]
+        names = {str(one.info.run_name) for one in client.search_runs(experiments, max_results=200)}
         hint = nearest(run, names) if names else "the store has no run yet"
         raise InputError(f"no file, folder or run '{run}': {hint}")
     return _run(client, found[0])

@@ -62,7 +62,7 @@ class Candidate:
         p50: Median milliseconds of an image, start to end.
         p95: 95th percentile.
         peak_mb: Largest memory of its process.
-        values: The metric by case, misses and false positives counted.
+        values: The metric by case, false negatives and false positives counted.
         groups: Group of independence of each case.
         interval: Mean of the metric over groups.
     """
@@ -111,6 +111,7 @@ def select(
     device: str = "cpu",
     cases: int = 20,
     out: Path | None = None,
+    track: bool = True,
 ) -> Selection:
     """Time models end to end on this machine, measure them on the card's validation split, and choose one.
 
@@ -127,6 +128,7 @@ def select(
         device: ``cpu`` or ``cuda``.
         cases: Most images that are timed; all validation cases are measured.
         out: A folder for the table, the figure and the reasons; None writes none.
+        track: Whether to log a run.
 
     Raises:
         InputError: No candidate is fast enough, the table is written all the same; or none could be measured, or
@@ -137,7 +139,7 @@ def select(
     dataset = open_dataset(card)
     tasks = _tasks(models, device, dataset)
     _check_data(dataset, wanted)
-    run = TrackedRun(name=f"select-{card.stem}")
+    run = TrackedRun(name=f"select-{card.stem}", enabled=track)
     run.on_start(params={"budget_ms": budget_ms, "metric": wanted, "device": device}, tags={"verb": "select"})
     with run:
         run.log_data(dataset.card.name, dataset.digest(), context="validation")
@@ -180,11 +182,7 @@ def _tasks(models: Sequence[Path], device: str, dataset: Dataset) -> dict[str, t
                 f"'{label}' is not a model folder: it lacks {CONFIG_FILE} (an ensemble is not selected)"
             )
         classes = load_settings(model / CONFIG_FILE, ModelCard).label_map.names
-        if classes != dataset.card.label_map.names:
-            raise ConfigError(
-                f"model '{label}' knows the classes {', '.join(classes)}, card '{dataset.card.name}' has "
-                f"{', '.join(dataset.card.label_map.names)}: select on a card with the models' classes"
-            )
+        dataset.card.check_classes(classes, model=f"model '{label}'", task="select")
         count = sum(_label(other) == label for other in seen)
         name = label if count == 1 else f"{label}-{count}"  # two folders may go by one name
         for runtime in _runtimes(model, device):

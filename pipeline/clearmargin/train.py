@@ -29,7 +29,7 @@ from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.contents import contents_of
 from clearmargin.datasets.folds import in_fold
 from clearmargin.errors import ConfigError
-from clearmargin.evaluate import compare
+from clearmargin.evaluate import prediction_pictures
 from clearmargin.files import write_text
 from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import load_segmenter
@@ -90,6 +90,7 @@ def train(
     runs: Path = Path("runs"),
     profile: bool = False,
     parent: TrackedRun | None = None,
+    track: bool = True,
 ) -> TrainingResult:
     """Train a network as a configuration says.
 
@@ -100,6 +101,7 @@ def train(
         runs: Where a new run's folder is made, ``NAME`` or, where that exists, ``NAME-2``, ...
         profile: Say after each epoch where its time went, and profile some steps by operator into ``profile/``.
         parent: The run that this one is shown under.
+        track: Whether to log a run.
 
     Returns:
         The run's folder, which holds ``config.yaml``, ``checkpoint.pt`` and ``model/``.
@@ -113,7 +115,13 @@ def train(
         try:
             with torch_threads(None):  # they are the process's, and others work in it after us
                 return _train(
-                    experiment, folder, group, resumes=resume is not None, profile=profile, parent=parent
+                    experiment,
+                    folder,
+                    group,
+                    resumes=resume is not None,
+                    profile=profile,
+                    parent=parent,
+                    track=track,
                 )
         except BaseException:  # an error, Ctrl-C, a signal: all the same to what is kept
             if group.rank == 0 and parent is None:  # else its verb says so
@@ -158,6 +166,7 @@ def _train(
     resumes: bool,
     profile: bool,
     parent: TrackedRun | None,
+    track: bool,
 ) -> TrainingResult:
     settings = experiment.training
     # Threads that have to share a core with a worker wait for each other: measured, ten times slower.
@@ -205,7 +214,7 @@ def _train(
         trained_key=key_fingerprint(),
         trained_card=dataset.card.name,
     )
-    with _open_run(experiment, dataset, folder, group, parent) as run:
+    with _open_run(experiment, dataset, folder, parent, enabled=track and group.rank == 0) as run:
         if run.run_id:
             write_text(folder / RUN, yaml.safe_dump({"run_id": run.run_id}))
         run.log_data(dataset.card.name, dataset.digest())
@@ -312,7 +321,9 @@ def _finish_epoch(
             f"headline/{name}": found[name] for name in ("ap50", "pq", "semantic_dice") if name in found
         }
         if data.dataset.card.show_in_tracking:
-            for number, picture in enumerate(compare(candidate, data.dataset, data.validation[:2])):
+            for number, picture in enumerate(
+                prediction_pictures(candidate, data.dataset, data.validation[:2])
+            ):
                 output.run.log_image(f"validation {number + 1}", picture, state.epoch)
         if not found["detections"]:
             log.warning(
@@ -468,12 +479,12 @@ def _has_amp(device: torch.device) -> bool:
 
 
 def _open_run(
-    experiment: Experiment, dataset: Dataset, folder: Path, group: ProcessGroup, parent: TrackedRun | None
+    experiment: Experiment, dataset: Dataset, folder: Path, parent: TrackedRun | None, *, enabled: bool
 ) -> TrackedRun:
     """Return the run in the tracking store: the one the folder knows, or a new one."""
     known = folder / RUN
     before = read_yaml(known).get("run_id") if known.is_file() else None
-    run = TrackedRun(name=folder.name, run_id=before, enabled=group.rank == 0, parent=parent)
+    run = TrackedRun(name=folder.name, run_id=before, enabled=enabled, parent=parent)
     run.on_start(
         params=experiment.model_dump(mode="json") | {"card": dataset.card.name},
         texts={

@@ -89,3 +89,9 @@ def test_a_median_of_ranks_by_hand():
     found = median_interval(np.arange(1.0, 11.0))  # of ten, the second and the ninth: 97.9 %
     assert (found.estimate, found.low, found.high) == (5.5, 2.0, 9.0)
     assert median_interval(np.arange(5.0)).low is None
+
+
+def test_rounding_is_not_a_difference():
+    values = rng(3).uniform(1, 300, 12)
+    found = compare({"x": values * (1 + 1e-15)}, {"x": values}, [str(i) for i in range(12)], rng=rng())["x"]
+    assert (found.difference.estimate, found.p_value, found.p_false) == (0.0, 1.0, 0.5)

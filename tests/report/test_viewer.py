@@ -23,9 +23,10 @@ from clearmargin.core import (
 )
 from clearmargin.core.colours import class_colour
 from clearmargin.margins.assessment import assess
-from clearmargin.metrics import Protocol, evaluate_instances
+from clearmargin.metrics import MeasurementProtocol, evaluate_instances
 from clearmargin.outputs.writers import WRITERS
 from clearmargin.report.viewer.case import case_view
+from clearmargin.report.viewer.clip import clip_view
 from clearmargin.report.viewer.layers import Canvas, error_layer, image_file, mask_layer
 from clearmargin.report.viewer.page import CaseView, viewer_page
 from clearmargin.report.viewer.rows import list_rows
@@ -61,7 +62,7 @@ def scene():
         uncertainty={"margin_outer_mm": np.array([3.0, 3.0, 3.0]), "refer": np.array([0.0, 0.0, 1.0])},
     )  # fmt: skip
     measured = evaluate_instances(
-        predicted, reference, protocol=Protocol(metrics=("dice", "hd95"), tolerances=(1.0,))
+        predicted, reference, protocol=MeasurementProtocol(metrics=("dice", "hd95"), tolerances=(1.0,))
     )
     return CaseView(
         title=image.source.case, image=image, predicted=predicted, reference=reference,
@@ -200,7 +201,7 @@ def test_a_browser_draws_labels_1_7_and_4000_in_their_colours(scene, tmp_path):
         assert page.evaluate("window.viewer.here()") == [start[0], start[1], start[2] + 1]
         page.keyboard.press("ArrowRight")
         assert page.evaluate("window.viewer.here()") == [52, 36, 2]
-        assert "missed" in page.inner_text("#facts") and "slice 2 of 0-8" in page.inner_text("#where")
+        assert "false negative" in page.inner_text("#facts") and "slice 2 of 0-8" in page.inner_text("#where")
         page.click("#rows tr:nth-child(2)")  # the false positive
         assert page.evaluate("window.viewer.here()") == [12, 36, 4]
         assert "score near the threshold" in page.inner_text("#facts")
@@ -233,6 +234,32 @@ def test_predict_writes_a_viewer(scene, tmp_path):
     assert row["cells"] == ["1", "predicted", "liver", "0.40", "yes"]
     assert ["refer because", "score near the threshold: 0.40, under 0.60"] in row["facts"]
     assert "unlike the training images" in page
+
+
+def test_frames_of_a_clip_are_slices(tmp_path):
+    plane = Grid.from_spacing((24, 32))
+    frames = {
+        k: Image(
+            pixels=np.full((3, 24, 32), k, np.uint8),
+            grid=plane,
+            source=Source(case="case-clip", kind="video", frame=k),
+        )
+        for k in range(200)
+    }
+    square = np.zeros((24, 32), bool)
+    square[4:9, 20:26] = True
+    label_map = LabelMap((LabelClass(id=1, name="grasper"),))
+    made = Provenance(model="m", weights_sha256="", config_sha256="", software="s")
+    first = Prediction(
+        instances=InstanceSet.from_dense(plane, [square]), label_map=label_map, provenance=made
+    )
+    view = clip_view(frames.__getitem__, range(200), {0: first, 1: first}, label_map)
+    assert view.image.grid.shape == (60, 24, 32) and view.image.pixels[0, -1, 0, 0] == 199
+    (row,) = view.rows  # of frame 0; frame 1 is not among the 60
+    assert row.cells["frame"] == "0" and view.predicted.masks[0].box == ((0, 4, 20), (1, 9, 26))
+    assert "60 of 200 frames" in view.notes[0]
+    drawn = json.loads(re.search(r'id="page">(.*?)</script>', viewer_page(view))[1])
+    assert drawn["sliceName"] == "frame" and drawn["rows"][0]["at"][2] == 0
 
 
 def test_a_picture_in_colour_stands_upright(tmp_path):

@@ -17,7 +17,7 @@ from clearmargin.cli.checks import (
     check_overrides,
     is_card,
 )
-from clearmargin.cli.options import AnyModel, Overrides, Runs, Split
+from clearmargin.cli.options import AnyModel, NoTrack, Overrides, Runs, Split
 from clearmargin.errors import BatchError, ConfigError
 from clearmargin.files import write_text
 
@@ -87,6 +87,7 @@ def train(
             help="Show the time of each step's parts per epoch; write operators into RUN/profile/.",
         ),
     ] = False,
+    no_track: NoTrack = False,
 ) -> None:
     """Train a network; Ctrl-C keeps the last whole epoch, and --resume goes on from there."""
     changes = [*(overrides or []), *([] if minutes is None else [f"training.max_minutes={minutes}"])]
@@ -99,7 +100,9 @@ def train(
     check_folder(runs)
     from clearmargin.train import train as call
 
-    result = call(experiment, overrides=changes, resume=resume, runs=runs, profile=profile)
+    result = call(
+        experiment, overrides=changes, resume=resume, runs=runs, profile=profile, track=not no_track
+    )
     best = ", ".join(f"{name} {value:.4g}" for name, value in result.best.items())
     emit(
         f"{result.epochs} epochs; best on validation: {best or 'not validated'}\nmodel: {result.model}",
@@ -147,13 +150,22 @@ def crossvalidate(
         typer.Option("--resume", metavar="FOLDER", help="Folder of a stopped cross-validation to continue."),
     ] = None,
     runs: Runs = Path("runs"),
+    no_track: NoTrack = False,
 ) -> None:
     """Train on folds by group, with several seeds; every case is measured by a model that never saw it."""
     if config is not None:
         check_experiment(config, overrides or [])
     from clearmargin.crossvalidate import crossvalidate as call
 
-    done = call(config, folds=folds, seeds=seeds, overrides=overrides or [], resume=resume, runs=runs)
+    done = call(
+        config,
+        folds=folds,
+        seeds=seeds,
+        overrides=overrides or [],
+        resume=resume,
+        runs=runs,
+        track=not no_track,
+    )
     spread = done.spread()
     lines = [f"  {name:<24} {mean:.4f} +- {sd:.4f}" for name, (mean, sd) in spread.items()]
     lines.append(f"{len(done.numbers)} members, mean and standard deviation; as one model: {done.folder}")
@@ -184,6 +196,7 @@ def select(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the table, the figure and the reasons.")
     ] = None,
+    no_track: NoTrack = False,
 ) -> None:
     """Time models end to end here and choose the smallest that is fast enough and not significantly worse."""
     from clearmargin.tracking.resolve import model_folder
@@ -195,7 +208,16 @@ def select(
     from clearmargin.selecting import render_selection
     from clearmargin.selecting import select as call
 
-    done = call(folders, card, budget_ms=budget_ms, metric=metric, device=device, cases=cases, out=out)
+    done = call(
+        folders,
+        card,
+        budget_ms=budget_ms,
+        metric=metric,
+        device=device,
+        cases=cases,
+        out=out,
+        track=not no_track,
+    )
     emit(
         render_selection(done),
         chosen=done.chosen,

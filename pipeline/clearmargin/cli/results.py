@@ -170,7 +170,7 @@ def evaluate(
     ] = 20,
     no_track: NoTrack = False,
 ) -> None:
-    """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
+    """Measure a model on a split: AP, PQ, Dice, and boundary distances with false negatives counted."""
     from clearmargin.tracking.resolve import model_folder
 
     check_card(card)
@@ -275,6 +275,7 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for tables, figures and the report.")
     ] = None,
+    no_track: NoTrack = False,
 ) -> None:
     """Fit scaled scores and margins of safety on groups that the model has not seen; they stay with the model."""
     from clearmargin.tracking.resolve import model_folder
@@ -306,6 +307,7 @@ def calibrate(
         seed=seed,
         device=device,
         out=out,
+        track=not no_track,
     )
     emit(render_calibration(done), calibration=done.calibration.to_data(), file=done.file, run_id=done.run_id)
     say(f"calibration: {done.file}; `clearmargin predict --uncertainty {uncertainty.value}` applies it")
@@ -399,7 +401,7 @@ def measure(
     ] = None,
     track: Annotated[bool, typer.Option("--track", help="Log numbers and tables as an MLflow run.")] = False,
 ) -> None:
-    """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
+    """Measure masks of any tool against references: surface distances, NSD, AP, all with intervals."""
     from clearmargin.measure import DEFAULT_METRICS, cores, render
     from clearmargin.measure import measure as call
     from clearmargin.measure import preview as show

@@ -95,16 +95,7 @@ def compare(
     if set(first) != set(second):
         odd = ", ".join(sorted(set(first) ^ set(second)))
         raise InputError(f"two models are compared on the same metrics; only one of them has: {odd}")
-    found = {
-        name: _paired(
-            np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64),
-            groups,
-            rng,
-            level,
-            trials,
-        )
-        for name in first
-    }
+    found = {name: _paired(_gaps(first[name], second[name]), groups, rng, level, trials) for name in first}
     adjusted = holm({name: one.p_value for name, one in found.items()})
     return {name: adjust(one, adjusted[name]) for name, one in found.items()}
 
@@ -112,6 +103,13 @@ def compare(
 def adjust(comparison: Comparison, p_adjusted: float) -> Comparison:
     """Return a comparison with another adjusted p-value, as when more is compared together."""
     return Comparison(**{**vars(comparison), "p_adjusted": p_adjusted})
+
+
+def _gaps(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
+    """Return first minus second, 0 where they differ by rounding alone."""
+    ours, theirs = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    gaps = ours - theirs
+    return np.where(np.abs(gaps) <= 1e-9 * np.maximum(np.abs(ours), np.abs(theirs)), 0.0, gaps)
 
 
 def _paired(

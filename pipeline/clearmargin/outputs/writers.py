@@ -42,6 +42,7 @@ class Footage:
         rows: The instances' rows of all frames.
         numbers: Numbers of all frames that were predicted.
         predictions: By frame number, those with an instance; without maps, edges and margins.
+        frame: Returns a frame of the clip by its number.
     """
 
     image: Image
@@ -49,6 +50,7 @@ class Footage:
     rows: Sequence[Mapping[str, Any]]
     numbers: Sequence[int]
     predictions: Mapping[int, Prediction]
+    frame: Callable[[int], Image]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,6 +411,15 @@ def _viewer(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     return ["viewer.html"]
 
 
+def _clip_viewer(folder: Path, footage: Footage) -> list[str]:
+    from clearmargin.report.viewer.clip import clip_view
+    from clearmargin.report.viewer.page import viewer_page
+
+    view = clip_view(footage.frame, footage.numbers, footage.predictions, footage.label_map)
+    write_text(folder / "viewer.html", viewer_page(view))
+    return ["viewer.html"]
+
+
 def _clip_overlay(folder: Path, footage: Footage) -> list[str]:
     """Return the pictures and the video, which are written while frames are predicted (`outputs.clip`)."""
     return ["overlay.mp4", *sorted(f"overlay/{p.name}" for p in (folder / "overlay").iterdir())]
@@ -525,6 +536,7 @@ WRITERS: dict[str, Output] = {
     "viewer": Output(
         holds="viewer.html: image, masks, margins, maps and the list of instances, to leaf through in a browser",
         write=_viewer,
+        write_clip=_clip_viewer,
     ),
 }
 """Every output; a new one is a function and an entry here."""

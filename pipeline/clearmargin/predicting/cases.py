@@ -207,7 +207,12 @@ def _frames(
     if clip.corrupt:
         warned.add(f"{len(clip.corrupt)} of {clip.frame_count} frames are damaged and were left out")
     footage = Footage(
-        image=shown, label_map=predictor.label_map, rows=rows, numbers=numbers, predictions=predictions
+        image=shown,
+        label_map=predictor.label_map,
+        rows=rows,
+        numbers=numbers,
+        predictions=predictions,
+        frame=clip.frame,
     )
     return footage, chosen, sorted(refer_case), sorted(warned)
 

@@ -169,8 +169,8 @@ def confusion_figure(confusion: Confusion) -> Figure | None:
             axes.text(
                 c, r, f"{count:.0f}", ha="center", va="center", fontsize=8, color="#fff" if dark else "#000"
             )
-    axes.set_xticks(range(len(columns)), [*names, "missed"], rotation=40, ha="right")
-    axes.set_yticks(range(len(rows)), [*names, "no reference"])
+    axes.set_xticks(range(len(columns)), [*names, "nothing"], rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), [*names, "nothing"])
     finish(axes, title="IoU above 0.5, any class", x="predicted", y="reference", legend=False)
     axes.grid(visible=False)
     return figure

@@ -34,10 +34,10 @@ class CaseMarks:
 
     Attributes:
         case: Case id.
-        score: Mean over its objects, with misses and false positives at their written values; higher is better.
+        score: Mean over its objects, false negatives and false positives at their written values; higher is better.
         metric: What ``score`` is: surface Dice, or Dice if there is none.
         false_negatives: Missed references.
-        false_positives: Spurious predictions.
+        false_positives: Predictions that match no reference.
         uncertainty: 0 for certain, up to 1 (`doubt_of`).
     """
 
@@ -127,7 +127,7 @@ def worst_cases(marks: Sequence[CaseMarks], most: int) -> dict[str, list[tuple[C
     return {
         f"lowest {title}": ranked(lambda m: -m.score, lambda m: f"{m.score:.3f}"),
         "most false negatives": [
-            pair for pair in ranked(lambda m: m.false_negatives, lambda m: f"{m.false_negatives} missed")
+            pair for pair in ranked(lambda m: m.false_negatives, lambda m: f"{m.false_negatives} false negatives")
             if pair[0].false_negatives
         ],
         "most false positives": [
@@ -224,7 +224,7 @@ def _page(
         cards = []
         for k, (m, words) in enumerate(of, start=1):
             numbers = (
-                f"{metric_title(m.metric)} {m.score:.3f}, {m.false_negatives} missed, "
+                f"{metric_title(m.metric)} {m.score:.3f}, {m.false_negatives} false negatives, "
                 f"{m.false_positives} false positives, uncertainty {m.uncertainty:.2f}"
             )
             opened = link(viewers[m.case], "open the viewer") if m.case in viewers else ""
@@ -255,8 +255,14 @@ def _pictures(case: ReviewedCase) -> tuple[NDArray[np.uint8], NDArray[np.uint8] 
     errors = edge_errors(instances, case.reference, pairs)
     if errors is None:
         return drawn, None
+    top = max(float(np.percentile(errors[errors >= 0], 95)), min(case.image.grid.spacing))
     heat = heat_overlay(
-        case.image, np.where(errors < 0, np.nan, errors), z, name="boundary error", unit=case.image.grid.unit,
+        case.image,
+        np.where(errors < 0, np.nan, errors),
+        z,
+        limit=top,
+        name="boundary error, 95 % of the edge",
+        unit=case.image.grid.unit,
         opaque=True,
-    )  # fmt: skip
+    )
     return drawn, heat

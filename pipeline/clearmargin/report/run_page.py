@@ -52,7 +52,7 @@ def report_page(
     summary = _rows(folder / "summary.csv")
     overall = [row for row in summary if row["stratum"] == "all"]
     parts += [
-        "<h2>Per instance, misses and false positives counted</h2>",
+        "<h2>Per instance, with false negatives and false positives</h2>",
         table([{k: row[k] for k in _COLUMNS if k in row} for row in overall]),
     ]
     parts += [f"<h2>{text(name)}</h2>{html}" for name, html in sections]

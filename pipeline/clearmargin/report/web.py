@@ -37,7 +37,7 @@ th { text-align: left; color: var(--faint); font-weight: 600; }
 th, td { padding: 2px 12px 2px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number { text-align: right; white-space: nowrap; }
 img { max-width: 100%; height: auto; background: #fff; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 14px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 14px; }
 .card { border: 1px solid var(--line); border-radius: 6px; padding: 8px; break-inside: avoid; }
 .card img { display: block; width: 100%; background: #000; }
 figure.card { margin: 0; } figure.card img { background: #fff; }

@@ -85,7 +85,7 @@ def viewer_page(view: CaseView, *, most_bytes: int = MOST_BYTES) -> str:
         ValueError: It does not fit even so.
     """
     size = int(np.prod(view.image.grid.shape))
-    flat = view.image.grid.ndim == 2
+    flat = view.image.grid.ndim == 2 or view.slice_name == "frame"  # frames are not averaged
     for slices, rows, columns in _STEPS:
         step = (1 if flat else slices, rows, columns)
         if size / np.prod(step) > _MOST_ELEMENTS:
@@ -209,7 +209,7 @@ def _best_view(grid: Grid) -> str:
 def _legend(view: CaseView) -> str:
     parts = ["prediction: filled, a colour per instance"]
     if view.reference is not None:
-        parts.append("reference: white line, missed: magenta")
+        parts.append("reference: white line, false negative: magenta")
     if view.outer or view.inner:
         parts.append("margins: dotted lines")
     return "; ".join(parts) + "."

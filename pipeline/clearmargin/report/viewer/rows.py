@@ -18,7 +18,7 @@ Kind = Literal["tp", "fp", "fn", "predicted"]
 _WORDS: dict[str, str] = {
     "tp": "true positive",
     "fp": "false positive",
-    "fn": "missed",
+    "fn": "false negative",
     "predicted": "predicted",
 }
 
@@ -29,7 +29,7 @@ class ListRow:
 
     Attributes:
         kind: Whether it is right; ``predicted`` without a reference to tell by.
-        predicted: Position of its prediction; None of a missed reference.
+        predicted: Position of its prediction; None of a false negative.
         reference: Position of its reference; None without one.
         cells: What the list shows, by column; the same columns in every row.
         facts: What is shown once the row is chosen.
