@@ -263,7 +263,7 @@ _LONG_CPU = 60.0  # minutes from which on a CPU, too, sees enough windows to tir
 def _choose_transforms(choices: _Choices, card: Card, device: str, minutes: float | None) -> None:
     """Choose MONAI's transforms by modality, for trainings that are long enough to need them.
 
-    In minutes on a CPU they made models worse, not better (docs/lab/planning.md).
+    In minutes on a CPU models were not better with them (docs/lab/planning.md).
     """
     transforms, reason = planned_transforms(card.modality)
     if transforms and device == "cpu" and (minutes is None or minutes < _LONG_CPU):
