@@ -85,6 +85,7 @@ def plan(
         choices.set(*choice)
     choices.drop(own.unread)
     _choose_augmentation(choices, found, dataset.card)
+    _choose_transforms(choices, dataset.card, where, minutes)
     _choose_training(choices, found, dataset, where, minutes)
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
     raw["model"] = network_config(raw["model"]).model_dump(mode="json")
@@ -247,7 +248,6 @@ def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> N
     up = f"{card.modality} pictures have" + (" no" if free else " an") + " upper side"
     choices.set("augment.flip_y", free, up)
     choices.set("augment.rotate90", free, up)
-    choices.set("augment.transforms", *planned_transforms(card.modality))
     counts = np.array([n for n in found.classes.values() if n])
     if len(counts) > 1 and counts.max() > 10 * counts.min():
         choices.set(
@@ -255,6 +255,22 @@ def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> N
             0.1,
             f"the most frequent class has {counts.max() / counts.min():.0f} times the objects of the rarest",
         )
+
+
+_LONG_CPU = 60.0  # minutes from which on a CPU, too, sees enough windows to tire of them
+
+
+def _choose_transforms(choices: _Choices, card: Card, device: str, minutes: float | None) -> None:
+    """Choose MONAI's transforms by modality, for trainings that are long enough to need them.
+
+    In minutes on a CPU models were not better with them (docs/lab/planning.md).
+    """
+    transforms, reason = planned_transforms(card.modality)
+    if transforms and device == "cpu" and (minutes is None or minutes < _LONG_CPU):
+        names = ", ".join(name for step in transforms for name in step)
+        reason = f"in minutes on a CPU more variation did not help; a longer training gets {names}: {reason}"
+        transforms = ()
+    choices.set("augment.transforms", list(transforms), reason)
 
 
 def _choose_training(
