@@ -61,10 +61,10 @@ CASES ?= 100000
 fuzz: .venv/installed
 	PYTHONPATH=tests $(BIN)/python benchmarks/fuzz.py --cases $(CASES) $(if $(RUN),--run $(RUN))
 
-# Batches under kill -9 of workers, of the coordinator, and between any two steps; ROUNDS=n, MODEL=folder (default: the demo's).
+# Batches under kill -9 of workers, of the coordinator, and between any two steps; ROUNDS=n, MODEL=folder (default: the demo's), ORTHANC=1.
 ROUNDS ?= 50
 soak: .venv/installed
-	$(BIN)/python benchmarks/soak.py --rounds $(ROUNDS) $(if $(MODEL),--model $(MODEL))
+	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --rounds $(ROUNDS) $(if $(ORTHANC),--orthanc) $(if $(MODEL),--model $(MODEL))
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -2,6 +2,7 @@
 
 python benchmarks/bench_batch.py --rows 1000000
 python benchmarks/bench_batch.py --rows 0 --model runs/x/model --series 12
+python benchmarks/bench_batch.py --rows 0 --model runs/x/model --memory 2000
 """
 
 from __future__ import annotations
@@ -111,14 +112,18 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
         predictor = Predictor(model=model)
         images = [read_image(folder) for folder in folders]
         predictor.predict_case(images[0])
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for image in images:
             predictor.predict_case(image)
-        bare = time.perf_counter() - start
-        print(f"bare network: {bare / len(images):.2f} s an item")
+        bare, bare_cpu = time.perf_counter() - start, time.process_time() - cpu
+        print(
+            f"bare network: {bare / len(images):.2f} s an item, {bare_cpu / len(images):.2f} s of CPU; "
+            f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            flush=True,
+        )
         for count in processes:
             latencies: list[float] = []
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             batch(
                 folders,
                 root / f"out-{count}",
@@ -133,11 +138,60 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
             steady = (latencies[-1] - first) / max(1, len(latencies) - 1)
             print(
                 f"{count} process(es): {steady:.2f} s an item once running, {steady / (bare / len(images)):.2f} times "
-                f"the bare network; {first - start:.1f} s to the first"
+                f"the bare network; {first - start:.1f} s to the first; load {os.getloadavg()[0]:.1f}",
+                flush=True,
             )
+            if count == 0:  # in this process: its CPU seconds do not depend on what else the machine does
+                used = (time.process_time() - cpu) / len(images)
+                print(
+                    f"  {used:.2f} s of CPU an item, {used / (bare_cpu / len(images)):.3f} times the bare network's"
+                )
     print(
         f"largest memory of a process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB"
     )
+
+
+def memory(model: Path, number: int) -> None:
+    """Run a batch of many small series in this process, and print its memory as it goes."""
+    from clearmargin.batch import batch
+    from clearmargin.core import Grid, Image, Source
+    from clearmargin.datasets.phantom_study import write_ct_series
+    from clearmargin.predicting.predictor import Predictor
+
+    shape = (3, 64, 64)
+    grid, rng = Grid.from_spacing(shape, (5.0, 0.8, 0.7)), np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        os.environ["CLEARMARGIN_HOME"] = str(root / "home")
+        for k in range(number):
+            pixels = rng.normal(40, 10, (1, *shape)).astype(np.int16)
+            y, x = rng.integers(8, 30, 2)
+            pixels[0, :, y : y + 20, x : x + 24] = 300
+            image = Image(pixels=pixels, grid=grid, source=Source(modality="CT"))
+            write_ct_series(root / "in" / f"{k:05d}", image, k + 1, 1)
+        seen: list[float] = []
+        start = time.perf_counter()
+
+        def note(_: object) -> None:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            seen.append(pages * resource.getpagesize() / 2**20)
+            if len(seen) in (1, 10, 100) or len(seen) % 250 == 0:
+                took = (time.perf_counter() - start) / len(seen)
+                print(f"{len(seen)} series: {seen[-1]:.0f} MiB, {took:.2f} s an item", flush=True)
+
+        batch(
+            [root / "in"],
+            root / "out",
+            Predictor(model=model, force=True),
+            processes=0,
+            track=False,
+            least_free_gib=0,
+            write=["tables", "prediction", "seg", "sr"],
+            on_event=note,
+        )
+    half = len(seen) // 2
+    second, last = np.mean(seen[half // 2 : half]), np.mean(seen[-half // 2 :])
+    print(f"mean of the second quarter {second:.0f} MiB, of the last {last:.0f}")
 
 
 def main() -> None:
@@ -147,12 +201,15 @@ def main() -> None:
     parser.add_argument("--ledger", help="postgresql://...; default: SQLite in a temporary folder.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--series", type=int, default=12)
+    parser.add_argument("--memory", type=int, default=0, help="So many small series, for the memory alone.")
     parser.add_argument("--processes", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_args()
     if args.rows:
         with tempfile.TemporaryDirectory() as folder:
             ledger_at(args.rows, args.ledger or str(Path(folder) / "ledger.sqlite"))
-    if args.model:
+    if args.model and args.memory:
+        memory(args.model, args.memory)
+    elif args.model:
         overhead(args.model, args.series, tuple(args.processes))
 
 

@@ -3,14 +3,17 @@
 Sixty inputs: small CT series of drawn shapes, some of them broken, beside pictures and a zip. One undisturbed run gives
 the expected bytes. Then, round after round into one output folder per round, a batch is started and killed at random
 until it says that nothing is left. After each round: no item lost, none twice, one current result per case, no
-half-written file, and every result byte for byte that of the undisturbed run.
+half-written file, and every result byte for byte that of the undisturbed run. With ``--orthanc`` results are sent to a
+server of its own, and a QIDO query lists exactly one SEG and one SR for each series that the ledger calls done.
 
     python benchmarks/soak.py --rounds 50 [--model runs/x/model]
+    PYTHONPATH=tests python benchmarks/soak.py --rounds 5 --orthanc [--model runs/x/model]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -19,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +36,7 @@ from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.formats.raster import write_raster
 from clearmargin.jobs.ledger import Ledger
+from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.predicting import items as items_module
 from clearmargin.predicting.items import PredictItem
 from clearmargin.predicting.predictor import Predictor
@@ -74,6 +80,10 @@ class Faulty(PredictItem):
             return super().write(item, computed)
         finally:
             items_module._sync = original
+
+    def _note(self, event: str, item: Any, **fields: Any) -> None:
+        self._fault()  # confirmed by the archive, and not yet in the ledger
+        super()._note(event, item, **fields)
 
     def settle(self, item: Any, current: str) -> None:
         self._fault()  # in the ledger, and the link not yet set
@@ -139,13 +149,48 @@ def check(out: Path, expected: dict[str, bytes], items: int) -> None:
         sys.exit("\n".join(problems))
 
 
-def once(root: Path, out: Path, model: Path, *, faulty: bool, processes: int) -> None:
+def check_archive(out: Path, address: str) -> int:
+    """Exit with a message unless the archive holds one SEG and one SR for each done series; return for how many."""
+    ledger = Ledger(default_ledger(out))
+    done = [item for item in ledger.items("done") if item.source["kind"] == "dicom"]
+    expected = {uid for item in done for _, uid, _ in ledger.sent(item)}
+    ledger.close()
+    with urllib.request.urlopen(f"{address}/dicom-web/series?limit=100000") as answer:
+        listed = json.load(answer)
+    kinds = Counter((row["0020000D"]["Value"][0], row["00080060"]["Value"][0]) for row in listed)
+    with urllib.request.urlopen(f"{address}/dicom-web/instances?limit=100000") as answer:
+        objects = [row["00080018"]["Value"][0] for row in json.load(answer)]
+    with_both = [item for item in done if {"seg.dcm", "report.dcm"} <= item.files.keys()]
+    if set(kinds.values()) - {1} or sorted(objects) != sorted(expected):
+        sys.exit(
+            f"the archive holds {len(objects)} objects, expected {len(expected)}; {kinds.most_common(3)}"
+        )
+    studies = {study for study, _ in kinds}
+    if len(studies) != len(with_both) or any(kinds[s, k] != 1 for s in studies for k in ("SEG", "SR")):
+        sys.exit(
+            f"{len(with_both)} series have a SEG and an SR, and the archive lists {len(studies)} studies"
+        )
+    return len(with_both)
+
+
+def once(
+    root: Path, out: Path, model: Path, *, faulty: bool, processes: int, archive: str | None = None
+) -> None:
     """Run one batch in this process; with faults where processes are workers."""
     if faulty:
         import clearmargin.predicting.prepared as module
 
         module.PredictItem = Faulty  # type: ignore[misc]
-    batch([root], out, Predictor(model=model, force=True), processes=processes, track=False, least_free_gib=0)
+    batch(
+        [root],
+        out,
+        Predictor(model=model, force=True, score_threshold=0.0),
+        processes=processes,
+        track=False,
+        least_free_gib=0,
+        write=["tables", "prediction", "seg", "sr"],
+        destinations=[] if archive is None else [DicomWeb(url=f"{archive}/dicom-web")],
+    )
 
 
 def main() -> None:
@@ -157,11 +202,28 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="Folder to work in; it stays.")
+    parser.add_argument("--orthanc", action="store_true", help="Send results to an Orthanc of its own.")
+    parser.add_argument("--archive", help=argparse.SUPPRESS)
     parser.add_argument("--once", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.once:
-        once(args.once[0], args.once[1], args.model, faulty=True, processes=args.processes)
+        once(*args.once, args.model, faulty=True, processes=args.processes, archive=args.archive)
         return
+    if not args.orthanc:
+        rounds(args, None)
+        return
+    from pacs import find_orthanc, running_orthanc
+
+    programs = find_orthanc()
+    if programs is None:
+        sys.exit("no Orthanc with its DICOMweb plug-in here")
+    with tempfile.TemporaryDirectory() as folder, running_orthanc(Path(folder), *programs) as server:
+        rounds(args, server)
+
+
+def rounds(args: argparse.Namespace, server: Any) -> None:
+    """Run all rounds, with a server as destination or None."""
+    archive = None if server is None else server.address
     rng = random.Random(args.seed)
     folder = args.keep or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,10 +242,13 @@ def main() -> None:
     for k in range(args.rounds):
         out = folder / f"round-{k}"
         runs = 0
+        if server is not None:
+            server.empty()
         while True:
             runs += 1
             command = [sys.executable, __file__, "--once", root, out, "--model", args.model]
-            process = subprocess.Popen([*command, "--processes", str(args.processes)], start_new_session=True)
+            command += ["--processes", str(args.processes)] + (["--archive", archive] if archive else [])
+            process = subprocess.Popen(command, start_new_session=True)
             try:
                 code = process.wait(timeout=rng.uniform(5, 40) if runs < 6 else 600)
             except subprocess.TimeoutExpired:
@@ -202,11 +267,12 @@ def main() -> None:
         retried = ledger.counts()["pending"]
         ledger.close()
         if retried:
-            once(root, out, args.model, faulty=False, processes=1)
+            once(root, out, args.model, faulty=False, processes=1, archive=archive)
         time.sleep(1)
         check(out, expected, number)
+        proved = "" if archive is None else f"; one SEG and one SR of {check_archive(out, archive)} series"
         shutil.rmtree(out)
-        print(f"round {k + 1}: as undisturbed after {runs} starts", flush=True)
+        print(f"round {k + 1}: as undisturbed after {runs} starts{proved}", flush=True)
     print(f"{args.rounds} rounds, {killed} coordinators killed: nothing lost, nothing twice, the same bytes")
     if not args.keep:
         shutil.rmtree(folder)

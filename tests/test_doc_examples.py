@@ -76,6 +76,9 @@ def test_a_command_ends_as_the_page_says(place, monkeypatch, code, line, message
     names = set(re.findall(r"--[a-z][a-z-]+|'[^']+'|`[^`]+`", message))
     missing = {name for name in names if name not in " ".join(said.split())}
     assert not missing, f"the message does not name {missing}:\n{said}"
+    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"'[^']+'|case-\w+|/\S+", "", message))
+    strange = [word for word in words if word not in said]
+    assert len(strange) <= 0.05 * len(words), f"the page says {strange}, the program says:\n{said}"
 
 
 def test_the_readmes_python_runs(place, monkeypatch, capsys):

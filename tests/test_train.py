@@ -83,7 +83,9 @@ def test_the_logged_model_loads_as_pyfunc(place):
 def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place, monkeypatch):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=4)
-    whole = train(config, runs=place / "whole")
+    elastic = "Rand2DElasticd: {spacing: [16, 16], magnitude_range: [0, 2], prob: 0.5}"
+    varied = f"augment.transforms=[{elastic}, RandBiasFieldd]"
+    whole = train(config, overrides=[varied], runs=place / "whole")
     # The same schedule, ended after two epochs by an error in the third.
     calls = []
 
@@ -96,7 +98,7 @@ def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place, monkey
     with monkeypatch.context() as patched:
         patched.setattr(TrainingState, "move_average", lambda *a: (stop(), original(*a)))
         with pytest.raises(KeyboardInterrupt):
-            train(config, runs=place / "parts")
+            train(config, overrides=[varied], runs=place / "parts")
     saved = torch.load(place / "parts" / "toy" / "checkpoint.pt", weights_only=True)
     assert saved["epoch"] == 2
     resumed = train(resume=place / "parts" / "toy")
@@ -112,7 +114,12 @@ def test_a_resumed_run_gives_the_weights_of_one_that_never_stopped(place, monkey
 def test_workers_do_not_change_the_weights(place):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=1)
-    drawn = ["augment.copy_paste=0.5", "augment.repeat_threshold=1", "augment.aim=class"]
+    drawn = [
+        "augment.copy_paste=0.5",
+        "augment.repeat_threshold=1",
+        "augment.aim=class",
+        "augment.transforms=[RandZoomd: {min_zoom: 0.7, prob: 0.9}]",
+    ]
     alone = train(config, runs=place / "a", overrides=drawn)
     helped = train(config, runs=place / "b", overrides=[*drawn, "training.workers=1", "training.cache_mb=0"])
     for name, value in weights(alone).items():

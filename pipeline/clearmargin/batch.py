@@ -28,7 +28,14 @@ from clearmargin.predicting.items import (
     new_item,
 )
 from clearmargin.predicting.predictor import Predictor
-from clearmargin.predicting.prepared import default_ledger, mend, prepare, processes_of, run_prepared
+from clearmargin.predicting.prepared import (
+    default_ledger,
+    mend,
+    prepare,
+    processes_of,
+    run_on_cluster,
+    run_prepared,
+)
 from clearmargin.predicting.results import send_earlier
 from clearmargin.privacy import naming
 
@@ -109,6 +116,7 @@ def batch(
     ledger: Path | str | None = None,
     processes: int | None = None,
     shard: tuple[int, int] | None = None,
+    ray: str | None = None,
     select: Path | None = None,
     destinations: Sequence[Destination] = (),
     ca_file: Path | None = None,
@@ -135,6 +143,7 @@ def batch(
         processes: Worker processes; None for one per CUDA device, or on a CPU one per two cores. 0 works in this
             process, as a debugger or a notebook wants it.
         shard: ``(i, n)``: take the i-th of n parts of all cases, for array jobs.
+        ray: A Ray cluster whose actors are the workers, ``processes`` many: ``auto``, ``HOST:PORT`` or ``local``.
         select: YAML with the series that are taken (docs/batch.md); None for all.
         destinations: Archives that DICOM results are sent to; an item is done once they confirmed it.
         ca_file: Certificates that are trusted of archives among the sources, in place of the system's.
@@ -206,7 +215,9 @@ def batch(
     promises = predictor.promises()
     watch = _Watch(book, digest, on_event, on_tick)
     ended = Ended(interrupted=False, why="", restarted=0)
-    if watch.waiting:
+    if watch.waiting and ray is not None:
+        ended = run_on_cluster(prepared, ray, processes=processes or None, tell=watch.event, tick=watch.tick)
+    elif watch.waiting:
         count = 0 if processes == 0 else min(processes_of(processes, predictor.device), watch.waiting)
         ended = run_prepared(prepared, processes=count, tell=watch.event, tick=watch.tick)
     mend(book, out)

@@ -127,11 +127,7 @@ def calibrate(
         raise ConfigError(f"fit_share: expected a share between 0 and 1, got {fit_share:g}")
     segmenter = open_segmenter(model, uncertainty, device=device)
     dataset = open_dataset(card)
-    if segmenter.label_map.names != dataset.card.label_map.names:
-        raise ConfigError(
-            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
-            f"{', '.join(dataset.card.label_map.names)}: calibrate on a card with the model's classes"
-        )
+    dataset.card.check_classes(segmenter.label_map.names, model="the model", task="calibrate")
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
     _divided(cases, asked, fit_share, seed, dataset.card.group)

@@ -19,7 +19,7 @@ from clearmargin.config import dump_yaml
 from clearmargin.core import Grid, InstanceSet, LabelMap, Prediction, Segmenter, Thresholds, at_least
 from clearmargin.datasets.card import Split, public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
-from clearmargin.errors import ConfigError, InputError
+from clearmargin.errors import InputError
 from clearmargin.failures import reason_of
 from clearmargin.files import write_text
 from clearmargin.metrics import Protocol, evaluate_instances, semantic_dice, split_and_merge
@@ -164,11 +164,7 @@ def evaluate(
     """
     segmenter = open_segmenter(model, uncertainty)
     dataset = open_dataset(card)
-    if segmenter.label_map.names != dataset.card.label_map.names:
-        raise ConfigError(
-            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
-            f"{', '.join(dataset.card.label_map.names)}: evaluate on a card with the model's classes"
-        )
+    dataset.card.check_classes(segmenter.label_map.names, model="the model", task="evaluate")
     thresholds = segmenter.thresholds if score_threshold is None else Thresholds(score_threshold)
     cases = dataset.split(split)
     name = f"evaluate-{{}}-{dataset.card.name}-{split}"

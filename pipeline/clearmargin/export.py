@@ -74,11 +74,7 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
         runtime(format)  # refused before the work
     segmenter = load_segmenter(model, device="cpu")
     dataset = open_dataset(card)
-    if segmenter.label_map.names != dataset.card.label_map.names:
-        raise ConfigError(
-            f"the model knows the classes {', '.join(segmenter.label_map.names)}, card '{dataset.card.name}' has "
-            f"{', '.join(dataset.card.label_map.names)}: compare on a card with the model's classes"
-        )
+    dataset.card.check_classes(segmenter.label_map.names, model="the model", task="compare")
     chosen = dataset.split(split)
     pairs = [dataset.read(case) for case in chosen[:: -(-len(chosen) // cases)]]
     draft = model / f".{format}"

@@ -182,11 +182,7 @@ def _tasks(models: Sequence[Path], device: str, dataset: Dataset) -> dict[str, t
                 f"'{label}' is not a model folder: it lacks {CONFIG_FILE} (an ensemble is not selected)"
             )
         classes = load_settings(model / CONFIG_FILE, ModelCard).label_map.names
-        if classes != dataset.card.label_map.names:
-            raise ConfigError(
-                f"model '{label}' knows the classes {', '.join(classes)}, card '{dataset.card.name}' has "
-                f"{', '.join(dataset.card.label_map.names)}: select on a card with the models' classes"
-            )
+        dataset.card.check_classes(classes, model=f"model '{label}'", task="select")
         count = sum(_label(other) == label for other in seen)
         name = label if count == 1 else f"{label}-{count}"  # two folders may go by one name
         for runtime in _runtimes(model, device):

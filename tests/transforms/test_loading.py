@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bright import bright_segmenter
 from monai.data import CacheDataset, DataLoader, MetaTensor, PersistentDataset, ThreadDataLoader
 from monai.transforms import (
     Compose,
@@ -160,7 +161,7 @@ def test_pictures_frames_and_series_are_named_by_their_paths(tmp_path, data_root
 
 def test_a_refused_series_is_our_error_inside_monais(data_root, capsys):
     folder = data_root / "dicom_ct_gantry_tilt"
-    with pytest.raises(RuntimeError, match="applying transform") as caught:
+    with pytest.raises(RuntimeError, match=r"applying transform LoadPathd\('image'\)") as caught:
         Compose([LoadPathd("image")])({"image": str(folder)})
     assert isinstance(caught.value.__cause__, GeometryError) and "gantry tilt" in str(caught.value.__cause__)
     assert Compose([LoadPathd("image", allow_tilt=True)])({"image": str(folder)})["image"].shape[1] == 10
@@ -280,5 +281,9 @@ def test_mistakes_are_said(card, tmp_path):
         LoadPathd("image")({"image": 3})
     with pytest.raises(ConfigError, match="another reader loaded"):
         instances_of({"layers": MetaTensor(torch.zeros(1, 4, 4))})
-    with pytest.raises(AttributeError, match="LoadCase'"):
+    with pytest.raises(InputError, match="not list: the slices of a series lie in one folder"):
+        LoadPathd("image")({"image": ["a.dcm", "b.dcm"]})
+    with pytest.raises(TypeError, match=r"not MetaTensor: clearmargin\.transforms\.image_of\(tensor\)"):
+        bright_segmenter()(MetaTensor(torch.zeros(1, 4, 4)))
+    with pytest.raises(AttributeError, match="did you mean 'LoadCased'"):
         _ = clearmargin.transforms.LoadCase

@@ -19,6 +19,7 @@ from clearmargin.cli.items import (
     Processes,
     Select,
     To,
+    check_archive,
     destinations_of,
     duration,
     shown_progress,
@@ -91,6 +92,13 @@ def batch_run(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Part I of N of all cases, for array jobs.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster whose actors are the workers: auto, HOST:PORT, or local; --processes is how many.",
+        ),
+    ] = None,
     select: Select = None,
     to: To = None,
     pacs_ca: PacsCa = None,
@@ -143,6 +151,7 @@ def batch_run(
             ledger=ledger,
             processes=processes,
             shard=part,
+            ray=ray,
             select=select,
             destinations=destinations,
             ca_file=pacs_ca,
@@ -303,7 +312,7 @@ def _source(text: str, ca_file: Path | None) -> Path | str:
             raise ConfigError(
                 "expected a folder, a file, a zip, or an archive's address (https://... or dimse://...) as SOURCE"
             )
-        archive_at(text, ca_file).check()
+        check_archive(archive_at(text, ca_file))
         return text
     if not Path(text).exists():
         raise InputError(f"no file or folder '{text}' (looked for at {Path(text).absolute()})")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearmargin.cli.app import emit, tell
+from clearmargin.errors import ClearMarginError
 
 if TYPE_CHECKING:
     from clearmargin.batch import Snapshot
@@ -26,6 +27,7 @@ __all__ = [
     "Select",
     "Shown",
     "To",
+    "check_archive",
     "destinations_of",
     "duration",
     "shown_progress",
@@ -85,8 +87,20 @@ def destinations_of(urls: list[str] | None, ca_file: Path | None) -> list[Archiv
 
     destinations = [archive_at(url, ca_file) for url in dict.fromkeys(urls or [])]
     for destination in destinations:
-        destination.check()
+        check_archive(destination)
     return destinations
+
+
+def check_archive(archive: Archive) -> None:
+    """Ask an archive for an answer; an error names it, as there may be several.
+
+    Raises:
+        ClearMarginError: It does not answer, or does not let us in.
+    """
+    try:
+        archive.check()
+    except ClearMarginError as error:
+        raise type(error)(f"{archive.name}: {error}") from None
 
 
 class Shown:

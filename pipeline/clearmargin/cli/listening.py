@@ -16,6 +16,7 @@ from clearmargin.cli.items import (
     Processes,
     Select,
     To,
+    check_archive,
     destinations_of,
     shown_progress,
 )
@@ -134,6 +135,8 @@ def listen(
             "a worklist needs the archive of its series (--archive), and one for results (--to)"
         )
     series = None if archive is None else archive_at(archive, pacs_ca)
+    if series is not None:
+        check_archive(series)
     place = None
     if callers:
         place = Port(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -294,6 +295,23 @@ class Card(Settings):
                 for c in self.classes
             )
         )
+
+    def check_classes(self, names: Sequence[str], *, model: str, task: str) -> None:
+        """Refuse a model that knows other classes, or knows them in another order.
+
+        Args:
+            names: Names of the model's classes, in the order of their labels.
+            model: What the message calls it, such as ``the model``.
+            task: What shall be done on a card that fits, such as ``evaluate``.
+
+        Raises:
+            ConfigError: With both lists.
+        """
+        if tuple(names) != tuple(self.label_map.names):
+            raise ConfigError(
+                f"{model} knows the classes {', '.join(names)}, card '{self.name}' has "
+                f"{', '.join(self.label_map.names)}: {task} on a card with the model's classes"
+            )
 
 
 def public(card: Card) -> Card:

@@ -65,6 +65,9 @@ class LoadCased(Transform):  # type: ignore[misc]
         self._dataset: Dataset | None = None
         self._cases: dict[str, Case] = {}
 
+    def __repr__(self) -> str:
+        return f"LoadCased({self.card!r})"  # what MONAI's error says of it
+
     def __getstate__(self) -> dict[str, Any]:
         return {"card": self.card, "_dataset": None, "_cases": {}}
 

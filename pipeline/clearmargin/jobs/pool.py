@@ -18,7 +18,7 @@ from clearmargin.errors import ClearMarginError, ConfigError
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.jobs.worker import Event, Limits, Work, work_off
 
-__all__ = ["Ended", "run_pool"]
+__all__ = ["Ended", "interrupts_noted", "run_pool"]
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def run_pool(
         theirs.close()
         return _Running(process=process, pipe=ours)
 
-    with _signals(interrupts):
+    with interrupts_noted(interrupts):
         running |= {index: start(index) for index in range(processes)}
         try:
             while running:
@@ -212,7 +212,7 @@ def _threads_of(threads: int) -> Any:
 
 
 @contextmanager
-def _signals(interrupts: list[int]) -> Any:
+def interrupts_noted(interrupts: list[int]) -> Any:
     """Let Ctrl-C and SIGTERM stop after the items at hand; a second one ends the workers at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

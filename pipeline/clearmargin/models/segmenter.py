@@ -177,7 +177,13 @@ class NetworkSegmenter(ABC):
 
         Raises:
             InputError: Channels or spacing are not what the model needs.
+            TypeError: It is not an image.
         """
+        if not isinstance(image, Image):
+            raise TypeError(
+                f"a segmenter takes an Image, not {type(image).__name__}: clearmargin.transforms.image_of(tensor) "
+                "makes one of a MetaTensor, clearmargin.read_image(path) one of a file"
+            )
         parts = []
         for look in self.looks(self.prepared(image), View()):
             with self.stage("masks"):

@@ -26,7 +26,16 @@ from clearmargin.predicting.items import (
 )
 from clearmargin.predicting.predictor import Predictor
 
-__all__ = ["Prepared", "default_ledger", "mend", "prepare", "processes_of", "run_prepared", "threads_of"]
+__all__ = [
+    "Prepared",
+    "default_ledger",
+    "mend",
+    "prepare",
+    "processes_of",
+    "run_on_cluster",
+    "run_prepared",
+    "threads_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +138,39 @@ def run_prepared(
     except KeyboardInterrupt:
         interrupted = True
     return Ended(interrupted=interrupted, why=why, restarted=0)
+
+
+def run_on_cluster(
+    prepared: Prepared,
+    address: str,
+    *,
+    processes: int | None,
+    tell: Callable[[Event], object],
+    tick: Callable[[], object],
+) -> Ended:
+    """Work off a ledger with actors of a Ray cluster.
+
+    Args:
+        prepared: By `prepare`.
+        address: ``auto``, ``HOST:PORT`` or ``local``.
+        processes: How many actors; None for as many as there is room for.
+        tell: Called with each event.
+        tick: Called about twice a second.
+    """
+    from clearmargin.jobs.rays import run_on_ray
+
+    device = prepared.work.predictor.device or ""
+    return run_on_ray(
+        prepared.ledger.place,
+        prepared.work,
+        address=address,
+        actors=processes,
+        threads=threads_of(prepared.ledger, prepared.recipe, max(1, (os.cpu_count() or 2) // 2)),
+        gpu=device.startswith("cuda"),
+        limits=prepared.limits,
+        tell=tell,
+        tick=tick,
+    )
 
 
 def threads_of(ledger: Ledger, recipe: str, processes: int) -> int:

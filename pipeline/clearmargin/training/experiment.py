@@ -116,6 +116,7 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
     """
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
     network = network_config(experiment.model)
+    _refuse_unread(experiment, config.name)
     if experiment.augment.transforms:
         from clearmargin.transforms.trial import check_transforms
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from clearmargin.errors import nearest
+
 _PUBLIC = {
     "DicomReader": "transforms.readers",
     "FrameReader": "transforms.readers",
@@ -27,7 +29,7 @@ __all__ = [  # noqa: PLE0604 - the names of the table above
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'clearmargin.transforms' has no attribute '{name}'")
+        raise AttributeError(f"module 'clearmargin.transforms' has no '{name}': {nearest(name, _PUBLIC)}")
     return getattr(import_module(f"clearmargin.{_PUBLIC[name]}"), name)
 
 

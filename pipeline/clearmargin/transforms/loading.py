@@ -97,9 +97,15 @@ class LoadPathd(MapTransform):  # type: ignore[misc]
             item[key] = self._load(item, item[key])
         return item
 
+    def __repr__(self) -> str:
+        return f"LoadPathd({', '.join(map(repr, self.keys))})"  # what MONAI's error says of it
+
     def _load(self, item: Mapping[Hashable, Any], given: Any) -> MetaTensor:
         if not isinstance(given, str | PathLike):
-            raise InputError(f"LoadPathd takes the path of a file or folder, not {type(given).__name__}")
+            raise InputError(
+                f"LoadPathd takes the path of a file or folder, not {type(given).__name__}: the slices of a series lie "
+                "in one folder, or LoadImaged(reader=DicomReader()) takes a list of them"
+            )
         path, frame = clip_frame(str(given)) or (Path(given), None)
         if self.frame_key is not None and self.frame_key in item:
             frame = int(item[self.frame_key])
