@@ -229,13 +229,15 @@ def images(rounds: int) -> None:
     import surface_distance as tool
 
     from clearmargin.core import Grid, Mask
-    from clearmargin.metrics import MaskPair, Protocol, measure_mask_pair
+    from clearmargin.metrics import MaskPair, MeasurementProtocol, measure_mask_pair
 
     grid = Grid.from_spacing((1024, 1024), (0.3, 0.3))
     dense = list(discs(30, (1024, 1024), 1, 25, 70))
     crops = [(Mask.from_dense(p), Mask.from_dense(r)) for p, r in dense]
-    plain = Protocol(metrics=("hausdorff", "hd95", "assd", "masd", "surface_bias"), tolerances=(0.6, 1.5))
-    banded = Protocol(metrics=plain.metrics, tolerances=plain.tolerances, bands=(2.0,))
+    plain = MeasurementProtocol(
+        metrics=("hausdorff", "hd95", "assd", "masd", "surface_bias"), tolerances=(0.6, 1.5)
+    )
+    banded = MeasurementProtocol(metrics=plain.metrics, tolerances=plain.tolerances, bands=(2.0,))
 
     def ours(protocol):
         return [measure_mask_pair(MaskPair.from_masks(p, r, grid), protocol) for p, r in crops]
@@ -274,13 +276,13 @@ def tiny(rounds: int) -> None:
     import surface_distance as tool
 
     from clearmargin.core import Grid, Mask
-    from clearmargin.metrics import MaskPair, Protocol, measure_mask_pair, measure_pair
+    from clearmargin.metrics import MaskPair, MeasurementProtocol, measure_mask_pair, measure_pair
 
     print(
         "\n### One small disc, one pixel off\n\n| picture | radius | from arrays, ms | from crops, ms | ratio | ratio |"
     )
     print("|---:|---:|---:|---:|---:|---:|")
-    protocol = Protocol(metrics=("hd95", "assd"), tolerances=(1.0,))
+    protocol = MeasurementProtocol(metrics=("hd95", "assd"), tolerances=(1.0,))
     for side, radius in ((16, 2), (16, 4), (32, 5), (64, 8), (64, 20), (128, 30), (256, 60), (512, 10)):
         y, x = np.mgrid[:side, :side] - side // 2
         predicted, reference = (y**2 + (x - k) ** 2 <= radius**2 for k in (0, 1))
@@ -327,9 +329,9 @@ def growth() -> None:
     import numpy as np
 
     from clearmargin.core import Grid, Mask
-    from clearmargin.metrics import MaskPair, Protocol, measure_mask_pair
+    from clearmargin.metrics import MaskPair, MeasurementProtocol, measure_mask_pair
 
-    protocol = Protocol(metrics=("hd95", "assd"), tolerances=(2.0,))
+    protocol = MeasurementProtocol(metrics=("hd95", "assd"), tolerances=(2.0,))
     axes = np.meshgrid(*[np.arange(160)] * 3, indexing="ij", sparse=True)
     print("\n### Growth\n\n| radius | surface elements | image | milliseconds | microseconds an element |")
     print("|---:|---:|---|---:|---:|")
@@ -356,7 +358,7 @@ def peak_memory() -> float:
     import numpy as np
 
     from clearmargin.core import Grid, InstanceSet, Mask
-    from clearmargin.metrics import Protocol, evaluate_instances
+    from clearmargin.metrics import MeasurementProtocol, evaluate_instances
 
     rng = np.random.default_rng(0)
     shape = (600, 512, 512)
@@ -371,7 +373,7 @@ def peak_memory() -> float:
     grid = Grid.from_spacing(shape, (1.0, 0.8, 0.8))
     labels, scores = np.ones(60, np.int64), np.linspace(0.5, 1, 60).astype(np.float32)
     sets = [InstanceSet(grid=grid, masks=tuple(side), labels=labels, scores=scores) for side in sides]
-    rows = evaluate_instances(sets[0], sets[1], protocol=Protocol(bands=(2.0,)))
+    rows = evaluate_instances(sets[0], sets[1], protocol=MeasurementProtocol(bands=(2.0,)))
     if sum(row.status == "tp" for row in rows) != 60:
         raise RuntimeError("the memory case did not match its instances")
     # not getrusage: its peak is inherited from the process that started this one

@@ -31,7 +31,7 @@ _STEPS, _EPOCH = 480, 60
 
 
 def demo(out: Path, *, steps: int | None = None) -> str:
-    """Run the whole path below ``out`` and return what was found, in lines.
+    """Run the whole path below ``out`` and return the results, in lines.
 
     Args:
         out: A folder; an earlier demonstration in it is replaced, anything else is refused.
@@ -66,7 +66,8 @@ def demo(out: Path, *, steps: int | None = None) -> str:
             f"  tumour masks in slices: AP50 {numbers['slices/ap50/tumour']:.3f}, AP {numbers['slices/ap/tumour']:.3f}",
             f"  matched instances: HD95 {numbers.get('matched/hd95', float('nan')):.1f} mm, "
             f"NSD at 2 mm {numbers.get('matched/nsd_2mm', 0):.3f}; "
-            f"found {found.counts['tp']}, false negatives {found.counts['fn']}, false positives {found.counts['fp']}",
+            f"true positives {found.counts['tp']}, false negatives {found.counts['fn']}, "
+            f"false positives {found.counts['fp']}",
             f"study: {_count(volume.by_class)} -> {volume.folder} (SEG, SR, map, table, overlays)",
             f"clip: {_count(clip.by_class)} over all frames -> {clip.folder} (overlay.mp4, instances.csv)",
             f"{(time.monotonic() - started) / 60:.1f} minutes; research software, not for diagnosis or treatment",

@@ -22,7 +22,7 @@ from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import InputError
 from clearmargin.failures import reason_of
 from clearmargin.files import write_text
-from clearmargin.metrics import Protocol, evaluate_instances, semantic_dice, split_and_merge
+from clearmargin.metrics import MeasurementProtocol, evaluate_instances, semantic_dice, split_and_merge
 from clearmargin.metrics.confusion import confusion
 from clearmargin.metrics.detection import DetectionCounts, PrecisionTally, detection_limit, match_masks
 from clearmargin.metrics.instances import InstanceRow
@@ -52,10 +52,10 @@ from clearmargin.tracking.run import TrackedRun
 
 __all__ = [
     "Evaluation",
-    "compare",
     "evaluate",
     "evaluate_cases",
     "metric_names",
+    "prediction_pictures",
     "render",
     "write_review",
     "write_tables",
@@ -64,7 +64,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PICTURES = 8  # in the tracking store
-_PROTOCOL = Protocol(metrics=("dice", "iou", "hd95", "assd", "volume_error"), tolerances=(1.0, 2.0, 3.0))
+_PROTOCOL = MeasurementProtocol(
+    metrics=("dice", "iou", "hd95", "assd", "volume_error"), tolerances=(1.0, 2.0, 3.0)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +76,10 @@ class Evaluation:
     Attributes:
         numbers: Numbers of the whole split by name: average precision, panoptic quality, Dice (docs/metrics.md).
         matched: Means over the pairs that match, by metric, with intervals; empty if nothing matched.
-        every: The same with misses and false positives at their written values, all together and by stratum.
+        every: The same with false negatives and false positives at their written values, all together and by stratum.
         counts: Of cases, references, rows by status (tp, fn, fp, tn), and of splits and merges.
         thresholds: Least score of what is counted, by class name.
-        detections: By class name, and of ``all``: true and false positives and misses at IoU 0.5 to 0.9.
+        detections: By class name, and of ``all``: true and false positives, and false negatives, at IoU 0.5 to 0.9.
         curves: By class name, and of ``all``: the same at every score threshold, at an IoU above 0.5.
         rows: What the means are of, an instance each.
         length_unit: ``mm`` or ``px``, of the distances.
@@ -195,7 +197,7 @@ def evaluate(
         run.log_metrics(found.headline(), step=0)
         if dataset.card.show_in_tracking:
             shown = [case for case in cases if case.case not in found.failed]
-            for step, picture in enumerate(compare(segmenter, dataset, shown[:_PICTURES])):
+            for step, picture in enumerate(prediction_pictures(segmenter, dataset, shown[:_PICTURES])):
                 run.log_image("prediction over truth", picture, step)
         folder = Path(scratch) / "evaluation"
         data = {"card": dataset.card.name, "split": split, "digest": digest}
@@ -297,7 +299,9 @@ def write_tables(found: Evaluation, folder: Path, *, data: dict[str, str] | None
     write_paper(paper_table(found.rows, rng=np.random.default_rng(0), surface=_PROTOCOL.surface), folder)
 
 
-def compare(segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]) -> Iterator[NDArray[np.uint8]]:
+def prediction_pictures(
+    segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]
+) -> Iterator[NDArray[np.uint8]]:
     """Yield a picture of the prediction over the truth for each case: of a volume, the slice with most instances."""
     for case in cases:
         image, reference = dataset.read(case)

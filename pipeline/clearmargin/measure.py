@@ -30,8 +30,8 @@ from clearmargin.formats.label_files import Objects
 from clearmargin.metrics import (
     AveragePrecision,
     Matches,
+    MeasurementProtocol,
     PanopticQuality,
-    Protocol,
     evaluate_instances,
 )
 from clearmargin.metrics.detection import (
@@ -168,7 +168,7 @@ def measure(
         GeometryError: The only case lies on two grids that do not share their elements.
         ConfigError: An option that cannot be, or label files of which ``objects`` must be said.
     """
-    protocol = Protocol(
+    protocol = MeasurementProtocol(
         metrics=tuple(metrics),
         tolerances=tuple(tolerances),
         bands=tuple(bands),
@@ -329,7 +329,7 @@ class _Task:
     """What is done with every pair; it goes to other processes."""
 
     listing: Listing
-    protocol: Protocol
+    protocol: MeasurementProtocol
     objects: Objects | None
     iou_threshold: float
     resample: bool
@@ -609,7 +609,7 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
 def _put_together(
     outcomes: Sequence[_Outcome],
     listing: Listing,
-    protocol: Protocol,
+    protocol: MeasurementProtocol,
     table: _Notes,
     by: Sequence[str],
     seed: int,

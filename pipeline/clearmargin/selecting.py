@@ -62,7 +62,7 @@ class Candidate:
         p50: Median milliseconds of an image, start to end.
         p95: 95th percentile.
         peak_mb: Largest memory of its process.
-        values: The metric by case, misses and false positives counted.
+        values: The metric by case, false negatives and false positives counted.
         groups: Group of independence of each case.
         interval: Mean of the metric over groups.
     """

@@ -29,7 +29,7 @@ from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.contents import contents_of
 from clearmargin.datasets.folds import in_fold
 from clearmargin.errors import ConfigError
-from clearmargin.evaluate import compare
+from clearmargin.evaluate import prediction_pictures
 from clearmargin.files import write_text
 from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import load_segmenter
@@ -321,7 +321,9 @@ def _finish_epoch(
             f"headline/{name}": found[name] for name in ("ap50", "pq", "semantic_dice") if name in found
         }
         if data.dataset.card.show_in_tracking:
-            for number, picture in enumerate(compare(candidate, data.dataset, data.validation[:2])):
+            for number, picture in enumerate(
+                prediction_pictures(candidate, data.dataset, data.validation[:2])
+            ):
                 output.run.log_image(f"validation {number + 1}", picture, state.epoch)
         if not found["detections"]:
             log.warning(

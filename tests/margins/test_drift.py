@@ -7,12 +7,12 @@ import pytest
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.margins.drift import (
-    Fingerprint,
+    KnownCases,
     case_features,
     check_drift,
     false_alarms,
-    fingerprint,
     foreign_p_value,
+    known_cases,
 )
 
 
@@ -31,7 +31,7 @@ def groups(n):
     return [f"p{k}" for k in range(n)]
 
 
-KNOWN = fingerprint(cases(80, 0), groups(80))
+KNOWN = known_cases(cases(80, 0), groups(80))
 
 
 def two_stains(rng, n, rare=0.2):
@@ -48,7 +48,7 @@ def test_one_in_twenty_cases_of_the_same_kind_is_warned_of_and_the_rare_kind_not
     for _ in range(60):
         known, _ = two_stains(rng, 60)
         fresh, strata = two_stains(rng, 30)
-        warned += false_alarms(fingerprint(known, groups(60)), fresh)
+        warned += false_alarms(known_cases(known, groups(60)), fresh)
         rare += [s["stain"] == "rare" for s in strata]
     warned, rare = np.array(warned), np.array(rare)
     assert 0.02 < warned.mean() < 0.06  # 1,800 cases: a standard deviation of 0.005, and 3 of 61 is 0.049
@@ -60,7 +60,7 @@ def test_p_values_of_cases_of_the_same_kind_are_uniform():
     values = []
     for _ in range(300):
         points = [{"intensity p50": float(v)} for v in rng.gamma(2, 20, 40)]
-        values.append(foreign_p_value(fingerprint(points[:39], groups(39)), points[39]))
+        values.append(foreign_p_value(known_cases(points[:39], groups(39)), points[39]))
     for level in (0.05, 0.1, 0.25, 0.5, 0.75):
         assert np.mean(np.array(values) <= level) == pytest.approx(level, abs=0.08)
 
@@ -69,7 +69,7 @@ def test_a_stain_that_was_not_calibrated_on_is_warned_of():
     rng = np.random.default_rng(2)
     known, _ = two_stains(rng, 60, rare=0.0)
     fresh, _ = two_stains(rng, 30, rare=1.0)
-    assert all(false_alarms(fingerprint(known, groups(60)), fresh))
+    assert all(false_alarms(known_cases(known, groups(60)), fresh))
 
 
 def test_a_single_strange_case_is_named_and_promised_nothing():
@@ -95,13 +95,13 @@ def test_a_shift_of_a_batch_is_named():
 
 def test_by_hand():
     """Cases at 0, 1, 3, 6 and one at 20: its neighbour is 14 away, which is 3 from its own."""
-    known = fingerprint([{"intensity p50": float(v)} for v in (0, 1, 3, 6)], groups(4))
+    known = known_cases([{"intensity p50": float(v)} for v in (0, 1, 3, 6)], groups(4))
     assert foreign_p_value(known, {"intensity p50": 20.0}) == pytest.approx(1 / 5)
     assert foreign_p_value(known, {"intensity p50": 0.4}) > 0.5
     assert not known.reaches and not any(
         false_alarms(known, [{"intensity p50": 20.0}])
     )  # 19 groups are needed
-    assert fingerprint([{"intensity p50": float(v)} for v in range(19)], groups(19)).reaches
+    assert known_cases([{"intensity p50": float(v)} for v in range(19)], groups(19)).reaches
     assert foreign_p_value(known, {"mean score": 0.2}) == 1.0
 
 
@@ -114,7 +114,7 @@ def test_cases_of_one_group_are_no_neighbours_and_share_its_weight():
         for centre in centres[:30]
         for a, b in centre + rng.normal(0, 1e-3, (5, 2))
     ]
-    known = fingerprint(features, [f"p{k // 5}" for k in range(150)])
+    known = known_cases(features, [f"p{k // 5}" for k in range(150)])
     new = {"intensity p05": float(centres[30, 0]), "intensity p50": float(centres[30, 1])}
     assert foreign_p_value(known, new) > 0.05 and len(set(known.groups)) == 30
 
@@ -122,7 +122,7 @@ def test_cases_of_one_group_are_no_neighbours_and_share_its_weight():
 def test_alarms_of_the_calibration_cases_are_counted_by_stratum():
     rng = np.random.default_rng(4)
     features, strata = two_stains(rng, 80)
-    counts = fingerprint(features, groups(80), strata).by_stratum
+    counts = known_cases(features, groups(80), strata).by_stratum
     assert set(counts) == {"stain common", "stain rare"} and sum(n for _, n in counts.values()) == 80
     assert sum(warned for warned, _ in counts.values()) <= 0.05 * 81
 
@@ -137,29 +137,29 @@ def test_degenerate_cases():
     large = np.broadcast_to(np.arange(512, dtype=np.int16), (20, 512, 512))
     assert case_features(large, [])["intensity p50"] == pytest.approx(255.5, abs=1)
     with pytest.raises(InputError, match="no calibration case"):
-        fingerprint([], [])
+        known_cases([], [])
     nothing = check_drift(KNOWN, [])
     assert (nothing.cases, nothing.warnings, dict(nothing.p_values)) == (0, (), {})
-    one = fingerprint(cases(1, 3), groups(1))
+    one = known_cases(cases(1, 3), groups(1))
     assert not check_drift(one, cases(30, 4)).warnings  # one case proves nothing
-    alike = fingerprint([{"intensity p50": 3.0}] * 30, groups(30))
+    alike = known_cases([{"intensity p50": 3.0}] * 30, groups(30))
     assert not check_drift(alike, [{"intensity p50": 3.0}]).warnings
 
 
 def test_it_stays_small_names_no_case_and_survives_json():
-    many = fingerprint([{"instances": float(k)} for k in range(5000)], groups(5000))
+    many = known_cases([{"instances": float(k)} for k in range(5000)], groups(5000))
     assert len(many.values["instances"]) == many.cases == 500
     assert list(many.values["instances"]) != sorted(many.values["instances"])
-    assert Fingerprint.from_data(json.loads(json.dumps(KNOWN.to_data()))) == KNOWN
+    assert KnownCases.from_data(json.loads(json.dumps(KNOWN.to_data()))) == KNOWN
     with pytest.raises(ConfigError, match="calibrate again"):
-        Fingerprint.from_data({"cases": 3})
+        KnownCases.from_data({"cases": 3})
 
 
 def test_one_odd_calibration_case_does_not_hide_a_foreign_domain():
     """Forty-five cases in one place and an odd one far out: what lies farther still is foreign all the same."""
     rng = np.random.default_rng(1)
     cases = [{"intensity p50": float(v)} for v in rng.normal(10, 1, 45)] + [{"intensity p50": 60.0}]
-    known = fingerprint(cases, [str(k) for k in range(46)])
+    known = known_cases(cases, [str(k) for k in range(46)])
     foreign = [{"intensity p50": float(v)} for v in (170.0, 180.0, 190.0)]
     assert false_alarms(known, foreign) == [True] * 3  # by one neighbour alone: none
     alike = [{"intensity p50": float(v)} for v in rng.normal(10, 1, 200)]

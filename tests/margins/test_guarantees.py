@@ -72,7 +72,7 @@ def test_shares_that_are_none_are_refused():
     losses = GroupLosses(one_each(np.ones(30)), "group")
     with pytest.raises(ConfigError, match="between 0 and 1"):
         least_factor(losses, 90)
-    with pytest.raises(ConfigError, match=r"0\.9 is 90 %"):
+    with pytest.raises(ConfigError, match=r"such as 0\.9, got 90"):
         least_factor(losses, 0.1, confidence=90)
 
 

@@ -9,7 +9,14 @@ import pytest
 
 from clearmargin import metrics
 from clearmargin.errors import ConfigError
-from clearmargin.metrics import METRICS, SET_METRICS, Protocol, measure_pair, metric_of, metric_title
+from clearmargin.metrics import (
+    METRICS,
+    SET_METRICS,
+    MeasurementProtocol,
+    measure_pair,
+    metric_of,
+    metric_title,
+)
 
 from .shapes import ball
 
@@ -80,14 +87,14 @@ def test_every_number_that_a_verb_writes_is_in_a_table():
 
 def test_a_metric_with_a_length_says_which_option_lists_the_lengths():
     with pytest.raises(ConfigError, match="NSD is measured at lengths, which tolerances lists"):
-        Protocol(metrics=("dice", "nsd_2mm"))
+        MeasurementProtocol(metrics=("dice", "nsd_2mm"))
     with pytest.raises(ConfigError, match="did you mean 'hd95'"):
-        Protocol(metrics=("hd96",))
+        MeasurementProtocol(metrics=("hd96",))
 
 
 def test_an_unknown_surface_model_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'subvoxel'"):
-        Protocol(surface="subvoxels")
+        MeasurementProtocol(surface="subvoxels")
 
 
 def test_models_differ_on_curved_shapes_and_both_are_finite():

@@ -6,7 +6,7 @@ import torch
 from monai.metrics import HausdorffDistanceMetric
 
 from clearmargin.core import Grid, InstanceSet
-from clearmargin.metrics import Protocol, evaluate_instances
+from clearmargin.metrics import MeasurementProtocol, evaluate_instances
 
 from .shapes import ball
 
@@ -30,7 +30,7 @@ def monai_mean(predicted, reference):
 
 def our_mean(predicted, reference):
     grid = Grid.from_spacing(SHAPE, SPACING)
-    protocol = Protocol(metrics=("hd95",), tolerances=(2.0,))
+    protocol = MeasurementProtocol(metrics=("hd95",), tolerances=(2.0,))
     rows = [
         row
         for p, r in zip(predicted, reference, strict=True)

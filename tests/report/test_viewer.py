@@ -23,7 +23,7 @@ from clearmargin.core import (
 )
 from clearmargin.core.colours import class_colour
 from clearmargin.margins.assessment import assess
-from clearmargin.metrics import Protocol, evaluate_instances
+from clearmargin.metrics import MeasurementProtocol, evaluate_instances
 from clearmargin.outputs.writers import WRITERS
 from clearmargin.report.viewer.case import case_view
 from clearmargin.report.viewer.clip import clip_view
@@ -62,7 +62,7 @@ def scene():
         uncertainty={"margin_outer_mm": np.array([3.0, 3.0, 3.0]), "refer": np.array([0.0, 0.0, 1.0])},
     )  # fmt: skip
     measured = evaluate_instances(
-        predicted, reference, protocol=Protocol(metrics=("dice", "hd95"), tolerances=(1.0,))
+        predicted, reference, protocol=MeasurementProtocol(metrics=("dice", "hd95"), tolerances=(1.0,))
     )
     return CaseView(
         title=image.source.case, image=image, predicted=predicted, reference=reference,

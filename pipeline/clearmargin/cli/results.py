@@ -170,7 +170,7 @@ def evaluate(
     ] = 20,
     no_track: NoTrack = False,
 ) -> None:
-    """Measure a model on a split: AP, PQ, Dice, and boundary distances with misses counted."""
+    """Measure a model on a split: AP, PQ, Dice, and boundary distances with false negatives counted."""
     from clearmargin.tracking.resolve import model_folder
 
     check_card(card)
@@ -401,7 +401,7 @@ def measure(
     ] = None,
     track: Annotated[bool, typer.Option("--track", help="Log numbers and tables as an MLflow run.")] = False,
 ) -> None:
-    """Measure masks of any tool against references: surface distances, NSD, AP, with intervals and misses counted."""
+    """Measure masks of any tool against references: surface distances, NSD, AP, all with intervals."""
     from clearmargin.measure import DEFAULT_METRICS, cores, render
     from clearmargin.measure import measure as call
     from clearmargin.measure import preview as show

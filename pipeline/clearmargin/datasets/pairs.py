@@ -85,7 +85,7 @@ class Pair:
     """One image's prediction and reference, on one grid.
 
     Attributes:
-        predicted: Instances, none where a missing file counts as empty.
+        predicted: Instances, none if a missing file counts as empty.
         reference: Instances.
         predicted_ids: What each predicted instance is called in its file: a value (``value.part`` for a connected
             part), a segment number, an annotation's id.

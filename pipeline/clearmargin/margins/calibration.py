@@ -19,7 +19,7 @@ from clearmargin.core import EdgeSpread, Image, Mask, Prediction, Thresholds, at
 from clearmargin.core.grid import Unit
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
-from clearmargin.margins.drift import Drift, Features, Fingerprint, case_features, check_drift
+from clearmargin.margins.drift import Drift, Features, KnownCases, case_features, check_drift
 from clearmargin.margins.guarantees import Guarantee
 from clearmargin.margins.margins import CalibrationData, Margin, Sides
 from clearmargin.margins.misses import MissThreshold
@@ -76,7 +76,7 @@ class Calibration:
         margins: All that could be had; those of the first alpha are applied.
         refused: What could not.
         referral: When a person should look.
-        fingerprint: What calibration cases look like.
+        known_cases: What calibration cases look like.
     """
 
     mode: Mode
@@ -98,7 +98,7 @@ class Calibration:
     margins: tuple[Margin, ...]
     refused: tuple[Refusal, ...]
     referral: ReferralRules
-    fingerprint: Fingerprint = field(repr=False)
+    known_cases: KnownCases = field(repr=False)
 
     def apply(self, prediction: Prediction, *, margins: bool = True) -> Prediction:
         """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
@@ -215,7 +215,7 @@ class Calibration:
 
     def drift(self, features: Iterable[Features]) -> Drift:
         """Return what differs between incoming cases (their `features`) and the calibration cases."""
-        return check_drift(self.fingerprint, list(features))
+        return check_drift(self.known_cases, list(features))
 
     def to_data(self) -> dict[str, Any]:
         """Return the record as plain data, for YAML and JSON."""
@@ -239,7 +239,7 @@ class Calibration:
             "margins": [m.to_data() for m in self.margins],
             "refused": [asdict(r) for r in self.refused],
             "referral": self.referral.to_data(),
-            "fingerprint": self.fingerprint.to_data(),
+            "known_cases": self.known_cases.to_data(),
         }
 
     @staticmethod
@@ -260,7 +260,7 @@ class Calibration:
                 "margins": tuple(Margin.from_data(m) for m in content["margins"]),
                 "refused": tuple(Refusal(**r) for r in content["refused"]),
                 "referral": ReferralRules.from_data(content["referral"]),
-                "fingerprint": Fingerprint.from_data(content["fingerprint"]),
+                "known_cases": KnownCases.from_data(content["known_cases"]),
             }
             return Calibration(**(dict(content) | read))
         except (KeyError, TypeError, AttributeError, IndexError) as error:

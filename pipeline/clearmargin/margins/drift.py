@@ -28,13 +28,13 @@ __all__ = [
     "FALSE_ALARMS",
     "Drift",
     "Features",
-    "Fingerprint",
+    "KnownCases",
     "case_features",
     "check_drift",
     "false_alarms",
-    "fingerprint",
     "foreign_p_value",
     "image_features",
+    "known_cases",
     "score_features",
 ]
 
@@ -53,7 +53,7 @@ Table = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fingerprint:
+class KnownCases:
     """What calibration cases look like: a row of features for each, in random order. Nothing in it names a case.
 
     Attributes:
@@ -88,14 +88,14 @@ class Fingerprint:
         }
 
     @staticmethod
-    def from_data(content: Mapping[str, Any]) -> Fingerprint:
-        """Return the fingerprint that `to_data` gave.
+    def from_data(content: Mapping[str, Any]) -> KnownCases:
+        """Return the known cases that `to_data` gave.
 
         Raises:
             ConfigError: A field is missing.
         """
         try:
-            return Fingerprint(
+            return KnownCases(
                 groups=tuple(int(number) for number in content["groups"]),
                 values={str(k): tuple(float(x) for x in v) for k, v in content["values"].items()},
                 false_alarms=float(content["false_alarms"]),
@@ -171,14 +171,14 @@ def score_features(scores: ArrayLike) -> dict[str, float]:
     return features | ({"mean score": float(values.mean())} if values.size else {})
 
 
-def fingerprint(
+def known_cases(
     cases: Sequence[Features],
     groups: Sequence[str],
     strata: Sequence[Mapping[str, str]] = (),
     *,
     false_alarms: float = FALSE_ALARMS,
     seed: int = 0,
-) -> Fingerprint:
+) -> KnownCases:
     """Return what calibration cases look like.
 
     Args:
@@ -201,7 +201,7 @@ def fingerprint(
     numbers = {
         group: int(k) for group, k in zip(sorted(set(groups)), rng.permutation(len(set(groups))), strict=True)
     }
-    known = Fingerprint(
+    known = KnownCases(
         groups=tuple(numbers[groups[k]] for k in order),
         values={name: tuple(float(cases[k].get(name, np.nan)) for k in order) for name in names},
         false_alarms=false_alarms,
@@ -216,7 +216,7 @@ def fingerprint(
         for column, value in strata[k].items():
             before = counts.get(f"{column} {value}", (0, 0))
             counts[f"{column} {value}"] = (before[0] + int(warned[row]), before[1] + 1)
-    return Fingerprint(
+    return KnownCases(
         groups=known.groups,
         values=known.values,
         false_alarms=false_alarms,
@@ -224,7 +224,7 @@ def fingerprint(
     )
 
 
-def foreign_p_value(known: Fingerprint, case: Features) -> float:
+def foreign_p_value(known: KnownCases, case: Features) -> float:
     """Return the share of groups whose cases lie as far from the others as this one does, itself among them.
 
     Of cases exchangeable with the calibration cases at most a share p has a value of p or less. Without a feature that
@@ -239,16 +239,16 @@ def foreign_p_value(known: Fingerprint, case: Features) -> float:
     return _p_value(_relations(_standard(rows), groups), groups, len(rows) - 1)
 
 
-def false_alarms(known: Fingerprint, cases: Sequence[Features]) -> list[bool]:
+def false_alarms(known: KnownCases, cases: Sequence[Features]) -> list[bool]:
     """Return of each case whether it is warned of."""
     return [known.reaches and foreign_p_value(known, case) <= known.false_alarms + 1e-12 for case in cases]
 
 
-def check_drift(known: Fingerprint, incoming: Sequence[Features], *, alpha: float = 0.01) -> Drift:
+def check_drift(known: KnownCases, incoming: Sequence[Features], *, alpha: float = 0.01) -> Drift:
     """Compare incoming cases with those of the calibration.
 
     Args:
-        known: Fingerprint of the calibration cases.
+        known: What is known of the calibration cases.
         incoming: One or more cases; for none there is nothing to say.
         alpha: A batch of cases like the known ones is warned of with at most this probability, ties aside.
     """
@@ -273,7 +273,7 @@ def _named(k: int, incoming: Sequence[Features]) -> str:
     return "the case" if len(incoming) == 1 else f"incoming case {k + 1}"
 
 
-def _compared(known: Fingerprint, incoming: Sequence[Features]) -> tuple[dict[str, float], dict[str, str]]:
+def _compared(known: KnownCases, incoming: Sequence[Features]) -> tuple[dict[str, float], dict[str, str]]:
     """Return each feature's p-value over the batch, adjusted, and what is said of it."""
     from scipy.stats import ks_2samp
 
@@ -291,7 +291,7 @@ def _compared(known: Fingerprint, incoming: Sequence[Features]) -> tuple[dict[st
     return dict(holm(raw)), notes
 
 
-def _looks(known: Fingerprint) -> list[str]:
+def _looks(known: KnownCases) -> list[str]:
     """Return the features of the image that all kept cases have."""
     return [
         name
@@ -300,7 +300,7 @@ def _looks(known: Fingerprint) -> list[str]:
     ]
 
 
-def _table(known: Fingerprint) -> Table:
+def _table(known: KnownCases) -> Table:
     names = _looks(known)
     if not names:
         return np.zeros((known.cases, 0))

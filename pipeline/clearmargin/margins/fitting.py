@@ -12,7 +12,7 @@ from clearmargin.core.grid import Unit
 from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 from clearmargin.margins.calibration import Applied, Calibration, Refusal
-from clearmargin.margins.drift import fingerprint, score_features
+from clearmargin.margins.drift import known_cases, score_features
 from clearmargin.margins.guarantees import GUARANTEES, Guarantee
 from clearmargin.margins.margins import BOTH, CalibrationData, Margin, Sides, fit_margin
 from clearmargin.margins.misses import MissThreshold, fit_threshold
@@ -191,7 +191,7 @@ def fit_calibration(
         margins=tuple(margins),
         refused=(*limits.refused, *refused),
         referral=limits.referral,
-        fingerprint=fingerprint(
+        known_cases=known_cases(
             [_features(case, limits.thresholds) for case in every],
             [case.group for case in every],
             [case.strata for case in every],

@@ -48,7 +48,7 @@ class EdgeScale:
     def __post_init__(self) -> None:
         points, sigma = np.asarray(self.points, np.float64), np.asarray(self.sigma, np.float64)
         if points.ndim != 2 or sigma.shape != (len(points),):
-            raise ValueError(f"points {points.shape} and sigma {sigma.shape}: one value a point is needed")
+            raise ValueError(f"points {points.shape} and sigma {sigma.shape}: one value per point is needed")
         if not (np.isfinite(sigma).all() and (sigma >= 0).all() and np.isfinite(points).all()):
             raise ValueError("an edge's standard deviation is finite and at least 0")
         if not 0 < self.floor < math.inf:

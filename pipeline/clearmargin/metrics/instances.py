@@ -11,7 +11,7 @@ from clearmargin.core import InstanceSet, Mask
 from clearmargin.core.grid import Unit
 from clearmargin.errors import GeometryError
 from clearmargin.metrics.matching import Matches, match_instances
-from clearmargin.metrics.measurement import Protocol, measure_mask_pair
+from clearmargin.metrics.measurement import MeasurementProtocol, measure_mask_pair
 from clearmargin.metrics.pair import MaskPair, Status
 
 __all__ = ["InstanceRow", "evaluate_instances"]
@@ -113,7 +113,7 @@ def evaluate_instances(
     predicted: InstanceSet,
     reference: InstanceSet,
     *,
-    protocol: Protocol | None = None,
+    protocol: MeasurementProtocol | None = None,
     iou_threshold: float = 0.5,
     score_threshold: float = 0.0,
     matches: Matches | None = None,
@@ -155,7 +155,7 @@ def evaluate_instances(
         np.flatnonzero(predicted.scores >= score_threshold) if matches is None else np.arange(len(predicted))
     )
     pairing = matches or match_instances(predicted.select(kept), reference, iou_threshold=iou_threshold)
-    measured_by = protocol or Protocol()
+    measured_by = protocol or MeasurementProtocol()
     nothing = Mask(
         shape=reference.grid.shape,
         origin=(0,) * reference.grid.ndim,

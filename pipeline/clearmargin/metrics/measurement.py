@@ -22,8 +22,8 @@ __all__ = [
     "OF_ONE_SIZE",
     "SET_METRICS",
     "Measurement",
+    "MeasurementProtocol",
     "Metric",
-    "Protocol",
     "measure_mask_pair",
     "measure_pair",
     "metric_of",
@@ -49,7 +49,7 @@ class Metric:
         better: ``higher``, ``lower``, or ``zero`` for signed errors.
         unit: ``""`` for a ratio or a count, ``grid`` for the grid's unit, ``grid^n`` for its square or cube.
         width: The length that it is measured at: ``tolerance`` (0 or more) or ``band`` (more than 0), and the option of
-            a `Protocol` that lists such lengths; empty if it has none. Its name carries the length, as ``nsd_2mm``.
+            a `MeasurementProtocol` that lists such lengths; empty if it has none. Names carry the length: ``nsd_2mm``.
         function: From a pair, and the length if it has one, to a number that is always finite. None for a number of a
             whole set of cases.
     """
@@ -150,7 +150,7 @@ def metric_title(name: str, unit: str = "") -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class MeasurementProtocol:
     """What to measure, fixed once for a whole table.
 
     Attributes:
@@ -227,9 +227,9 @@ def _way_to(name: str) -> str:
     return nearest(name, OF_ONE_SIZE)
 
 
-def measure_mask_pair(pair: MaskPair, protocol: Protocol | None = None) -> Measurement:
+def measure_mask_pair(pair: MaskPair, protocol: MeasurementProtocol | None = None) -> Measurement:
     """Measure one pair by ``protocol`` (None for the default one); distances are computed once for all metrics."""
-    protocol = protocol or Protocol()
+    protocol = protocol or MeasurementProtocol()
     pair = SURFACES[protocol.surface](pair)
     values = {name: _number(METRICS[name], pair) for name in protocol.metrics}
     for option, name in _AT_LENGTHS.items():
@@ -283,7 +283,7 @@ def measure_pair(
         >>> measured["dice"], measured["hausdorff"], measured["nsd_0.5mm"], measured["centroid_error"]
         (0.9, 0.5, 1.0, 0.5)
     """
-    protocol = Protocol(
+    protocol = MeasurementProtocol(
         metrics=tuple(metrics),
         tolerances=tuple(tolerances),
         bands=tuple(bands),

@@ -81,7 +81,7 @@ def volume_error(pair: MaskPair) -> float:
 def relative_volume_error(pair: MaskPair) -> float:
     """Return the volume error as a fraction of the reference's volume.
 
-    Both empty: 0. Miss: -1. Spurious: +1, by convention, as the quotient has no value there.
+    Both empty: 0. False negative: -1. False positive: +1, by convention, as the quotient has no value there.
 
     Source: Heimann et al., IEEE TMI 2009 (signed, as a fraction instead of per cent).
     """

@@ -71,7 +71,7 @@ def surface_bias(pair: MaskPair) -> float:
 
     Mean over both surfaces' area of the distance, counted positive where the prediction is the outer one: 2
     for a sphere drawn 2 mm too large all around. 0 may hide errors that cancel: read it beside ASSD. Both
-    empty: 0. Spurious: plus the distance cap. Miss: minus the distance cap.
+    empty: 0. False positive: plus the distance cap. False negative: minus the distance cap.
 
     Source: the signed distance of Heimann et al., IEEE TMI 2009, taken from both surfaces.
     """

@@ -100,7 +100,7 @@ def summarise(
 ) -> list[SummaryRow]:
     """Summarise cases, all together and for each value of each column in ``by``.
 
-    Misses and false positives are in every mean with their written values; the counts and the miss rate
+    False negatives and false positives are in every mean with their written values; the counts and the miss rate
     stand beside it. Intervals are of means over groups (`bootstrap_means`).
 
     Raises:

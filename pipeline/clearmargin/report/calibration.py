@@ -158,7 +158,7 @@ def _width_lines(calibration: Calibration) -> list[str]:
 
 
 def _drift_lines(calibration: Calibration, judged: Judgement | None) -> list[str]:
-    known = calibration.fingerprint
+    known = calibration.known_cases
     if not known.reaches:
         return [
             f"- {len(set(known.groups))} groups are too few to warn of a single case at a false alarm rate of "

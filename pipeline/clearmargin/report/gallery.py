@@ -34,10 +34,10 @@ class CaseMarks:
 
     Attributes:
         case: Case id.
-        score: Mean over its objects, with misses and false positives at their written values; higher is better.
+        score: Mean over its objects, false negatives and false positives at their written values; higher is better.
         metric: What ``score`` is: surface Dice, or Dice if there is none.
         false_negatives: Missed references.
-        false_positives: Spurious predictions.
+        false_positives: Predictions that match no reference.
         uncertainty: 0 for certain, up to 1 (`doubt_of`).
     """
 

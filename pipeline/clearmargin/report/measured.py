@@ -66,7 +66,7 @@ def write_figures(
 
 
 def spread(rows: Sequence[CaseRow], metric: str, surface: str) -> Figure:
-    """Return boxes and strips of one metric per class, an object a point; misses and false positives are marked.
+    """Return boxes and strips of one metric per class, one point per object; false negatives and positives are marked.
 
     Boxes are of all objects: quartiles, the median, and whiskers to the farthest within 1.5 IQR.
 

@@ -63,7 +63,7 @@ def claim_items(known: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         },
         "evaluation": {
             "metrics": "docs/metrics.md defines each number",
-            "statistics": "means over independent groups with 95 % intervals; misses and false positives counted",
+            "statistics": "means over independent groups with 95 % intervals; false negatives and positives counted",
             "robustness": "by stratum" if counts else "",
             "explainability": "",
             "internal data": f"card {data['card']}, {counts.get('cases', 0)} cases" if data else "",

@@ -33,7 +33,7 @@ class PaperCell:
         q1: First quartile over objects; None for the foreground.
         q3: Third quartile.
         groups: Number of groups.
-        objects: Number of objects, misses and false positives included.
+        objects: Number of objects, false negatives and false positives included.
     """
 
     mean: float
@@ -70,7 +70,7 @@ def paper_table(
 ) -> PaperTable:
     """Return the table of rows that have the stratum ``class``; rows of class ``none`` are in no class.
 
-    Misses and false positives are in every mean, with their written values.
+    False negatives and false positives are in every mean, with their written values.
 
     Args:
         rows: Measured by one protocol.
@@ -208,7 +208,7 @@ def _latex(table: PaperTable) -> str:
 
 
 def _footnote(table: PaperTable) -> str:
-    words = f"Misses and false positives are in all numbers; surface model: {table.surface}."
+    words = f"False negatives and false positives are in all numbers; surface model: {table.surface}."
     if FOREGROUND in table.cells:
         words += " The foreground mean is over classes."
     return words

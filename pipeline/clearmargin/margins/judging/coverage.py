@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clearmargin.core.slack import with_slack
 from clearmargin.errors import InputError
 from clearmargin.margins.calibration import Calibration
-from clearmargin.margins.drift import Features, Fingerprint, false_alarms, fingerprint, score_features
+from clearmargin.margins.drift import Features, KnownCases, false_alarms, known_cases, score_features
 from clearmargin.margins.guarantees import GroupLosses, least_factor
 from clearmargin.margins.judging.case import JudgedCase
 from clearmargin.margins.margins import Margin, MatchedObject, demands_of, losses_of, typical_length
@@ -283,11 +283,11 @@ def _held(
     return held
 
 
-def _fingerprint(calibration: Calibration, cases: Sequence[ObservedCase]) -> Fingerprint:
-    return fingerprint(
+def _fingerprint(calibration: Calibration, cases: Sequence[ObservedCase]) -> KnownCases:
+    return known_cases(
         [_features(calibration, case) for case in cases],
         [case.group for case in cases],
-        false_alarms=calibration.fingerprint.false_alarms,
+        false_alarms=calibration.known_cases.false_alarms,
     )
 
 
@@ -298,7 +298,7 @@ def _features(calibration: Calibration, case: ObservedCase) -> Features:
 
 def alarms_of(calibration: Calibration, cases: Sequence[ObservedCase]) -> list[FalseAlarms]:
     """Return how many judged cases are warned of, in all and by the card's strata."""
-    alarms = false_alarms(calibration.fingerprint, [_features(calibration, case) for case in cases])
+    alarms = false_alarms(calibration.known_cases, [_features(calibration, case) for case in cases])
     counts: dict[str, list[bool]] = {"all": alarms}
     for case, alarm in zip(cases, alarms, strict=True):
         for column, value in case.strata.items():
