@@ -17,6 +17,7 @@ from clearmargin.core import InstanceSet
 from clearmargin.errors import InputError
 from clearmargin.margins.calibration import Calibration, load_calibration
 from clearmargin.margins.observations import observe
+from clearmargin.metrics.intervals import Interval
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE
 from clearmargin.report.calibration import figures_of, report_text, write_calibration
 from clearmargin.train import train
@@ -302,3 +303,20 @@ def test_an_ensemble_has_a_calibration_of_its_own_and_twins_are_certain(trained,
     assert done.file == tmp_path / "calibration" / "ensemble.yaml" and done.judged is None
     # so short a training may match too few objects for a margin, and then says so
     assert done.calibration.margins or all("calibration groups" in r.why for r in done.calibration.refused)
+
+
+def test_a_judged_split_that_contradicts_a_promise_is_called_out(found):
+    """The interval of what came true lies below the range that is stated for one calibration."""
+    _, calibration, judgement = found
+    assert judgement.doubts(calibration) == ()
+    (first, *_) = calibration.applied()
+    least = first.covered[1]
+    bad = Interval(estimate=least - 0.2, low=least - 0.3, high=least - 0.05, level=0.95, groups=36, cases=36)
+    rows = tuple(replace(r, covered=bad) if r.margin == first else r for r in judgement.coverage)
+    (doubt,) = replace(judgement, coverage=rows).doubts(calibration)
+    assert (
+        f"the {first.sides} margin covers {100 * (least - 0.2):.0f} %" in doubt
+        and "do not bear this out" in doubt
+    )
+    told = replace(calibration, doubts=(doubt,))
+    assert doubt[1:] in report_text(told, judgement)

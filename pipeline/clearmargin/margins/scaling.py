@@ -159,7 +159,8 @@ def fit_isotonic(
 ) -> Isotonic | Identity:
     """Return the rising function with the least squared error; arguments and refusals as `fit_temperature`.
 
-    It needs more events than a temperature (hundreds), makes some scores equal, and can give 0 and 1.
+    It needs more events than a temperature (hundreds), makes some scores equal, and
+    gives neither 0 nor 1: their place is taken by 1 / (n + 2) and its complement.
 
     Source: Zadrozny and Elkan, KDD 2002; pool adjacent violators by ``scipy.optimize.isotonic_regression``.
     """
@@ -176,7 +177,8 @@ def fit_isotonic(
     ends = np.union1d(fitted.blocks[:-1], fitted.blocks[1:] - 1)
     return Isotonic(
         points=tuple(float(v) for v in points[ends]),
-        values=tuple(float(v) for v in np.clip(fitted.x[ends], 0, 1)),
+        # No event among n does not make the next one impossible (Laplace's rule of succession).
+        values=tuple(float(v) for v in np.clip(fitted.x[ends], 1 / (n + 2), 1 - 1 / (n + 2))),
         n=n,
     )
 

@@ -27,6 +27,9 @@ __all__ = ["ChosenScaling", "Kind", "fit_scaling", "scaled_counts"]
 Kind = Literal["none", "temperature", "isotonic"]
 
 EVENTS_NEEDED = 50
+ISOTONIC_NEEDED = (
+    200  # a rising function of fewer is mostly their noise: on 57 it put every score under 0.5 to 0
+)
 EACH_NEEDED = (
     10  # that came true, and that did not: ten per parameter (Peduzzi et al., J Clin Epidemiol 1996)
 )
@@ -100,7 +103,8 @@ def fit_scaling(
     Each is fitted on every other group and judged by the Brier score on those between, and the other way round, beside
     the probabilities as they are. The one with the lowest score is chosen, the simpler one of equals. A temperature at
     the end of its range is never chosen. Nothing is scaled if there are fewer than `EVENTS_NEEDED` events or
-    `EACH_NEEDED` of either outcome, or if only one group has an event. A scaling is not chosen, either, if it made the
+    `EACH_NEEDED` of either outcome, or if only one group has an event; a rising function is not tried with fewer than
+    `ISOTONIC_NEEDED`. A scaling is not chosen, either, if it made the
     Brier score or the ECE of any further counts worse, such as of the pixels near an edge.
 
     Args:
@@ -124,8 +128,11 @@ def fit_scaling(
         "temperature": fit_temperature,
         "isotonic": fit_isotonic if judged is None else _fit_between_ends,
     }
+    if every.total < ISOTONIC_NEEDED:
+        del fits["isotonic"]
     halves = [Reliability.together(events[k::2]) for k in range(2)]
     fitted = {name: fit(*every.cells()) for name, fit in fits.items()}
+    unfitted = Identity(reason=f"fewer than {ISOTONIC_NEEDED} events", n=round(every.total))
     of_halves = {name: [fit(*half.cells()) for half in halves] for name, fit in fits.items()}
     errors = {
         name: sum(scaled_counts(halves[1 - k], one).squares for k, one in enumerate(of_halves[name]))
@@ -146,7 +153,7 @@ def fit_scaling(
     if "temperature" not in errors:
         why += "; the temperature lies at the end of its range and is not used"
     return ChosenScaling(
-        chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted["isotonic"]
+        chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted.get("isotonic", unfitted)
     )
 
 

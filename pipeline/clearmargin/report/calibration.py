@@ -51,6 +51,7 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         *(f"- {_first_upper(str(margin))}." for margin in applied),
         *([] if applied else ["- No margin; see what was refused."]),
         *_judged_promises(calibration, judged),
+        *(f"- **{_first_upper(doubt)}.**" for doubt in calibration.doubts),
         *([] if calibration.misses is None else [f"- {_first_upper(str(calibration.misses))}"]),
         "- All of it holds for data like the calibration data, for predictions from a score of "
         f"{_scores(calibration)} that match an object at an IoU of {calibration.match_iou:g} or "
@@ -233,9 +234,9 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
             best=risk_coverage(risks, risks),
         )
     shown = {
-        margin_name(row.margin): (row.over_splits, row.margin.covered[0])
+        margin_name(row.margin): (row.over_splits, row.margin.covered[0], row.covered.estimate)
         for row in judged.coverage
-        if row.over_splits and row.margin.alpha == judged.coverage[0].margin.alpha
+        if row.over_splits and row.covered is not None and row.margin.alpha == judged.coverage[0].margin.alpha
     }
     if shown:
         figures["coverage_over_splits"] = coverage_splits(
