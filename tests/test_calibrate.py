@@ -214,7 +214,8 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
     runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
     run = next(r for r in runs if r.data.tags.get("verb") == "calibrate")
     assert run.info.run_id in said and run.info.status == "FINISHED" and run.data.params["judge"] == "test"
-    assert any(name.startswith("coverage/both") for name in run.data.metrics)
+    assert all(name.startswith("headline/") for name in run.data.metrics)
+    assert {"headline/threshold", "headline/margin_outer", "headline/coverage_both"} <= set(run.data.metrics)
     assert not any("case-" in str(v) for v in (run.data.params, run.data.metrics, run.data.tags, said))
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"calibration", "figures"}
 

@@ -364,7 +364,7 @@ def test_the_report_states_the_thresholds_of_the_classes(fitted):
     assert (
         "from a score of 0.61 as predicted" in text and "by class" in text and "0.5 as predicted" not in text
     )
-    assert metrics_of(calibration, None)["threshold"] == 0.61
+    assert metrics_of(calibration, None)["headline/threshold"] == 0.61
 
 
 @pytest.mark.parametrize(

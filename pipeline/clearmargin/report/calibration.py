@@ -197,27 +197,17 @@ def write_calibration(
 
 
 def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, float]:
-    """Return the numbers under flat names, as the tracking store takes them."""
-    numbers = {
-        f"margin/{side}/{margin_name(m)}": m.typical[side]
-        for m in calibration.margins
-        for side in sides_of(m.sides)
-    }
-    numbers["threshold"] = calibration.thresholds.stated[0]
-    if judged is None:
-        return numbers
-    if judged.missed is not None:
-        numbers["missed"] = judged.missed.estimate
-    for row in judged.coverage:
-        if row.covered is not None:
-            numbers[f"coverage/{margin_name(row.margin)}"] = row.covered.estimate
-        if row.over_splits:
-            numbers[f"coverage_over_splits/{margin_name(row.margin)}"] = row.splits[0]
-    for one in judged.scaled:
-        numbers[f"before/{one.what}/{one.number}"] = one.before.estimate
-        numbers[f"after/{one.what}/{one.number}"] = one.after.estimate
-    for failure in judged.failures:
-        numbers[f"aurc/{failure.over}/{failure.risk}/{failure.uncertainty}"] = failure.aurc.estimate
+    """Return the few numbers that a run shows, of the margins that are applied; all others are in the tables."""
+    applied = calibration.applied()
+    numbers = {"headline/threshold": calibration.thresholds.stated[0]}
+    numbers |= {f"headline/margin_{side}": m.typical[side] for m in applied for side in sides_of(m.sides)}
+    if judged is not None:
+        numbers |= {
+            f"headline/coverage_{row.margin.sides}": row.covered.estimate
+            for row in judged.coverage
+            if row.margin in applied and row.covered is not None
+        }
+        numbers |= {} if judged.missed is None else {"headline/missed": judged.missed.estimate}
     return numbers
 
 
