@@ -214,8 +214,12 @@ def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:
     A network that starts from pretrained weights finds objects within minutes, where one that starts from nothing may
     find none: the rules were held against runs of equal minutes (docs/plan.md).
     """
-    apart = objection("semantic_cc_3d", found, scale) is None
-    if found.ndim == 3 and apart and found.elongation <= _ANISOTROPIC:
+    # Asked of volumes alone: the network of volumes loads MONAI.
+    if (
+        found.ndim == 3
+        and found.elongation <= _ANISOTROPIC
+        and objection("semantic_cc_3d", found, scale) is None
+    ):
         return "semantic_cc_3d", (
             f"volumes whose slices lie at most {_ANISOTROPIC:g} pixels apart are seen in space, and "
             f"{100 * found.touching:.0f} % of the objects touch another of their class"
