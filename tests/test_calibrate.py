@@ -15,8 +15,9 @@ from toy import write_toy_experiment, write_toy_set
 from clearmargin.calibrate import calibrate
 from clearmargin.core import InstanceSet
 from clearmargin.errors import InputError
-from clearmargin.margins.calibration import Calibration, load_calibration
+from clearmargin.margins.calibration import load_calibration
 from clearmargin.margins.observations import observe
+from clearmargin.metrics.intervals import Interval
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE
 from clearmargin.report.calibration import figures_of, report_text, write_calibration
 from clearmargin.train import train
@@ -202,7 +203,8 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
         and "images have no spacing" in said
     )
     assert "Leakage: no group was trained on, by name and by the content of its images." in said
-    kept = Calibration.from_data(yaml.safe_load((model / "calibration" / "checkpoints.yaml").read_text()))
+    stored = yaml.safe_load((model / "calibration" / "checkpoints.yaml").read_text())
+    kept = load_calibration(model, "checkpoints", stored["weights_sha256"])
     assert load_calibration(model, "checkpoints", kept.weights_sha256) == kept
     assert kept.length_unit == "px" and kept.groups == {"fit": 4, "margin": 9}
     assert kept.pixels is not None and kept.promise == "group" and kept.sides == "both"
@@ -212,7 +214,8 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
     runs = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id])]
     run = next(r for r in runs if r.data.tags.get("verb") == "calibrate")
     assert run.info.run_id in said and run.info.status == "FINISHED" and run.data.params["judge"] == "test"
-    assert any(name.startswith("coverage/both") for name in run.data.metrics)
+    assert all(name.startswith("headline/") for name in run.data.metrics)
+    assert {"headline/threshold", "headline/margin_outer", "headline/coverage_both"} <= set(run.data.metrics)
     assert not any("case-" in str(v) for v in (run.data.params, run.data.metrics, run.data.tags, said))
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"calibration", "figures"}
 
@@ -220,12 +223,12 @@ def test_a_trained_model_from_the_command_line(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--split", "train", "--alpha", "0.4"], 4, "were also trained on"),
+        (["--split", "train", "--alpha", "0.4"], 4, "trained or chosen on"),
         (["--judge", "calibration"], 2, "cannot both calibrate and judge"),
         (["--alpha", "ten"], 2, "--alpha takes numbers"),
-        (["--alpha", "10"], 2, "alpha is the share that may fail"),
-        (["--miss-alpha", "10"], 2, "alpha is the share that may fail"),
-        (["--confidence", "90"], 2, "0.9 is 90 %"),
+        (["--alpha", "10"], 2, "alpha: expected the share"),
+        (["--miss-alpha", "10"], 2, "alpha: expected the share"),
+        (["--confidence", "90"], 2, "such as 0.9"),
         (["--match-iou", "0.3"], 2, "from 0.5 to 1"),
         (["--promise", "image"], 2, "'object', 'group', 'risk'"),
         (["--confidence", "0.9", "--alpha", "0.1"], 4, "alpha 0.1 needs 22 images"),
@@ -270,10 +273,10 @@ def test_training_images_are_known_again_with_the_card_renamed_and_in_another_ho
     model, card, _ = trained
     other = renamed(card, "other")
     code, said = command("calibrate", model, "--card", other, "--alpha", 0.2)
-    assert code == 4 and "6 of 19 calibration groups were also trained on" in said, said
+    assert code == 4 and "trained or chosen on 6 of 19 calibration groups" in said, said
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     code, said = command("calibrate", model, "--card", other, "--alpha", 0.2)
-    assert code == 4 and "6 of 19 calibration groups were also trained on" in said, said
+    assert code == 4 and "trained or chosen on 6 of 19 calibration groups" in said, said
     # what can be checked by content alone is said to be no more than that
     code, said = command("calibrate", model, "--card", card, "--alpha", 0.2)
     assert code == 0 and "groups could not be compared by name" in said and "another user's key" in said, said
@@ -301,3 +304,20 @@ def test_an_ensemble_has_a_calibration_of_its_own_and_twins_are_certain(trained,
     assert done.file == tmp_path / "calibration" / "ensemble.yaml" and done.judged is None
     # so short a training may match too few objects for a margin, and then says so
     assert done.calibration.margins or all("calibration groups" in r.why for r in done.calibration.refused)
+
+
+def test_a_judged_split_that_contradicts_a_promise_is_called_out(found):
+    """The interval of what came true lies below the range that is stated for one calibration."""
+    _, calibration, judgement = found
+    assert judgement.doubts(calibration) == ()
+    (first, *_) = calibration.applied()
+    least = first.covered[1]
+    bad = Interval(estimate=least - 0.2, low=least - 0.3, high=least - 0.05, level=0.95, groups=36, cases=36)
+    rows = tuple(replace(r, covered=bad) if r.margin == first else r for r in judgement.coverage)
+    (doubt,) = replace(judgement, coverage=rows).doubts(calibration)
+    assert (
+        f"the {first.sides} margin covers {100 * (least - 0.2):.0f} %" in doubt
+        and "do not bear this out" in doubt
+    )
+    told = replace(calibration, doubts=(doubt,))
+    assert doubt[1:] in report_text(told, judgement)

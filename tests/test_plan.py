@@ -15,6 +15,8 @@ from clearmargin.formats.volume import write_volume
 from clearmargin.networks import NETWORKS, config_class, network_config
 from clearmargin.plan import objection, plan, render_plan
 from clearmargin.training.experiment import Experiment, read_experiment
+from clearmargin.transforms.planned import planned_transforms
+from clearmargin.transforms.trial import check_transforms
 
 GRID = Grid.from_spacing((64, 64))
 
@@ -220,3 +222,34 @@ def test_what_a_network_says_it_does_not_read_exists(name, tmp_path):
     for path in config_class(name).unread:
         section, field = path.split(".")
         assert field in experiment[section].annotation.model_fields, path
+
+
+@pytest.mark.parametrize(
+    ("device", "minutes", "planned"),
+    [("cpu", None, False), ("cpu", 5.0, False), ("cpu", 90.0, True), ("cuda", 5.0, True)],
+)
+def test_more_variation_is_for_trainings_that_are_long_enough(tmp_path, device, minutes, planned):
+    card = write_toy_set(tmp_path / "data")
+    content = yaml.safe_load(card.read_text()) | {"modality": "US"}
+    card.write_text(yaml.safe_dump(content))
+    done = plan(card, device=device, minutes=minutes)
+    names = [name for step in done.experiment.augment.transforms for name in step]
+    assert names == (
+        ["RandBiasFieldd", "RandSimulateLowResolutiond", "RandGaussianSmoothd"] if planned else []
+    )
+    assert "gain differs with depth" in done.reasons["augment.transforms"]
+    assert ("did not help" in done.reasons["augment.transforms"]) != planned
+    (tmp_path / "plan.yaml").write_text(render_plan(done))
+    assert (
+        read_experiment(tmp_path / "plan.yaml", []).augment == done.experiment.augment
+    )  # the trial is passed
+
+
+def test_what_is_planned_for_each_modality_passes_the_trial():
+    modalities = ("MR", "CT", "PT", "NM", "US", "IVUS", "SM", "GM", "ES", "XC", "DX", "CR", "MG", "RF")
+    for modality in modalities:
+        transforms, reason = planned_transforms(modality)
+        assert transforms and reason
+        for shape in ((64, 96), (16, 32, 48)):
+            check_transforms(transforms, shape)
+    assert planned_transforms("OT").transforms == () and "'OT'" in planned_transforms("OT").reason

@@ -333,7 +333,7 @@ def test_a_calibrated_model_gives_margins_in_every_form(bright, calibration, mon
     )
     summary = json.loads((done.folder / "summary.json").read_text())
     assert summary["referred"] == done.referred == row["refer"] and summary["refer_case"] == []
-    assert summary["calibration"]["promises"] == list(report.promises)
+    assert done.promised and summary["calibration"]["promises"] == list(report.promises)
     tool = Path(sysconfig.get_path("scripts")) / "tid1500reader"
     command = [tool, "--inputDICOM", done.folder / "report.dcm", "--outputMetadata", tmp_path / "sr.json"]
     subprocess.run(command, check=True, capture_output=True)
@@ -352,6 +352,8 @@ def test_a_calibration_in_other_units_is_said_not_to_apply(bright, calibration, 
     write_raster(tmp_path / "a.png", np.full((64, 64), 60, np.uint8))
     (done,) = predict(tmp_path / "a.png", tmp_path / "out", model=Path("any")).done
     assert "calibrated on images in mm and this one is in px" in done.warnings[0]
+    assert not done.promised
+    assert json.loads((done.folder / "summary.json").read_text())["calibration"]["promises"] == []
     assert not (done.folder / "margin_outer.dcm").exists()
 
 
@@ -371,6 +373,7 @@ def test_a_case_unlike_the_calibration_is_referred_as_a_case_and_has_no_margins(
     assert "looks like no calibration case" in why and "not promised for it" in why
     (row,) = json.loads((done.folder / "instances.json").read_text())
     assert "margin_outer_px" not in row and "calibration" not in row["refer_because"]
+    assert not done.promised and summary["calibration"]["promises"] == []
     # the threshold against misses is what is used, and its sentence is written; with a higher one it is not
     assert summary["calibration"]["score_thresholds"] == {"tumour": of_pixels.misses.threshold}
     assert any("missed, merged or cut" in promise for promise in report.promises)

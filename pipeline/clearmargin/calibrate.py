@@ -18,6 +18,7 @@ from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.datasets.contents import contents_of
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import made_folder
 from clearmargin.margins.calibration import Applied, Calibration, save_calibration
 from clearmargin.margins.fitting import Asked, fit_calibration, fit_limits, trial_floors
 from clearmargin.margins.groups import check_unseen, split_groups
@@ -126,6 +127,10 @@ def calibrate(
         raise ConfigError(f"split '{split}' cannot both calibrate and judge: name another one to judge on")
     if not 0 < fit_share < 1:
         raise ConfigError(f"fit_share: expected a share between 0 and 1, got {fit_share:g}")
+    if band is not None and not (math.isfinite(band) and band > 0):
+        raise ConfigError(f"band: expected a length of more than 0, got {band:g}")
+    if out is not None:
+        made_folder(out)  # refused before hours of work
     segmenter = open_segmenter(model, uncertainty, device=device)
     if isinstance(segmenter, NetworkSegmenter):
         segmenter.refuse("margins are of masks", "use its covariances, which are not calibrated")
@@ -134,16 +139,9 @@ def calibrate(
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
     _divided(cases, asked, fit_share, seed, dataset.card.group)
-    every = (*cases, *others)
-    checked = check_unseen(
-        [case.group for case in every],
-        contents_of(dataset, every),
-        seen_by(model),
-        key=key_fingerprint(),
-        card=dataset.card.name,
-    )
-    if "could not" in checked:
-        log.warning("leakage: %s", checked)
+    checked = _check_unseen(model, dataset, cases, "calibration")
+    if others:
+        _check_unseen(model, dataset, others, "judged")
     data = _where_from(dataset, cases)
     name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
     run = TrackedRun(name=name.format(segmenter.provenance.model), enabled=track)
@@ -184,12 +182,37 @@ def calibrate(
             checked=checked,
         )
         file = save_calibration(model, found)
+        for refusal in found.refused if miss_alpha is not None and found.misses is None else ():
+            log.warning("no promise: %s: %s", refusal.what, refusal.why)
         judged = None
         if others:
             judged = judge_cases(ranked, dataset, others, found, margin_cases, asked, seed=seed, band=band)
+            found = replace(found, doubts=judged.doubts(found))
+            for doubt in found.doubts:
+                log.warning("%s", doubt)
+            file = save_calibration(model, found)
         done = Calibrated(calibration=found, file=file, judged=judged, run_id=run.run_id)
         _report(done, run, out)
     return done
+
+
+def _check_unseen(model: Path, dataset: Dataset, cases: Sequence[Case], what: str) -> str:
+    """Return in a sentence how it was checked that the model saw none of the cases.
+
+    Raises:
+        InputError: It saw some, or it cannot be checked.
+    """
+    checked = check_unseen(
+        [case.group for case in cases],
+        contents_of(dataset, cases),
+        seen_by(model),
+        key=key_fingerprint(),
+        card=dataset.card.name,
+        what=what,
+    )
+    if "could not" in checked:
+        log.warning("leakage: %s", checked)
+    return checked
 
 
 def calibrate_cases(
@@ -311,8 +334,13 @@ def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, group: str
         raise InputError(
             f"too little to calibrate on: alpha {max(asked.alphas):g} needs {least} {PLURALS[group]} for margins, "
             f"and of the {margin + fit} in the split {margin} are for margins: add about {missing}, or ask for "
-            f"--alpha {math.ceil(100 / (margin + 1)) / 100:g}"
+            f"--alpha {_least_alpha(margin, asked.confidence):g}"
         )
+
+
+def _least_alpha(groups: int, confidence: float | None) -> float:
+    """Return the least alpha, in hundredths, that so many groups reach."""
+    return next(k / 100 for k in range(1, 100) if groups_needed(k / 100, confidence) <= groups)
 
 
 def _say_unreached(parts: Mapping[str, Sequence[str]], asked: Asked, group: str) -> None:

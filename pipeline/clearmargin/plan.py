@@ -87,6 +87,7 @@ def plan(
     for choice in own.choices(found, Shown(scale=scale, crop=(crop[0], crop[1]), device=where)):
         choices.set(*choice)
     _choose_augmentation(choices, found, dataset.card)
+    _choose_transforms(choices, dataset.card, where, minutes)
     _choose_training(choices, found, dataset, where, minutes)
     choices.drop(own.unread)
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
@@ -225,8 +226,12 @@ def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:
     A network that starts from pretrained weights finds objects within minutes, where one that starts from nothing may
     find none: the rules were held against runs of equal minutes (docs/plan.md).
     """
-    apart = objection("semantic_cc_3d", found, scale) is None
-    if found.ndim == 3 and apart and found.elongation <= _ANISOTROPIC:
+    # Asked of volumes alone: the network of volumes loads MONAI.
+    if (
+        found.ndim == 3
+        and found.elongation <= _ANISOTROPIC
+        and objection("semantic_cc_3d", found, scale) is None
+    ):
         return "semantic_cc_3d", (
             f"volumes whose slices lie at most {_ANISOTROPIC:g} pixels apart are seen in space, and "
             f"{100 * found.touching:.0f} % of the objects touch another of their class"
@@ -260,7 +265,6 @@ def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> N
     up = f"{card.modality} pictures have" + (" no" if free else " an") + " upper side"
     choices.set("augment.flip_y", free, up)
     choices.set("augment.rotate90", free, up)
-    choices.set("augment.transforms", *planned_transforms(card.modality))
     counts = np.array([n for n in found.classes.values() if n])
     if len(counts) > 1 and counts.max() > 10 * counts.min():
         choices.set(
@@ -268,6 +272,22 @@ def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> N
             0.1,
             f"the most frequent class has {counts.max() / counts.min():.0f} times the objects of the rarest",
         )
+
+
+_LONG_CPU = 60.0  # minutes from which on a CPU, too, sees enough windows to tire of them
+
+
+def _choose_transforms(choices: _Choices, card: Card, device: str, minutes: float | None) -> None:
+    """Choose MONAI's transforms by modality, for trainings that are long enough to need them.
+
+    In minutes on a CPU models were not better with them (docs/lab/planning.md).
+    """
+    transforms, reason = planned_transforms(card.modality)
+    if transforms and device == "cpu" and (minutes is None or minutes < _LONG_CPU):
+        names = ", ".join(name for step in transforms for name in step)
+        reason = f"in minutes on a CPU more variation did not help; a longer training gets {names}: {reason}"
+        transforms = ()
+    choices.set("augment.transforms", list(transforms), reason)
 
 
 def _choose_training(

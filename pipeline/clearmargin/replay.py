@@ -22,6 +22,7 @@ __all__ = ["TOLERANCE", "Replayed", "render", "replay"]
 TOLERANCE = 0.005
 """How far each headline number may lie from the run's where packages or processors differ."""
 
+_ROUNDING = 1e-9  # of a headline number: a mean of the same values
 _COMPUTING = (
     "clearmargin", "torch", "torchvision", "numpy", "scipy", "monai", "timm", "onnxruntime", "openvino", "scikit-image",
     "simpleitk", "pydicom", "highdicom", "nibabel", "pillow", "tifffile", "av", "python-gdcm", "pylibjpeg-openjpeg",
@@ -99,7 +100,7 @@ def replay(run: str, card: Path, *, model: Path | str | None = None) -> Replayed
     differences += [
         f"{name} was {old:.4f} and is {new:.4f}"
         for name, (old, new) in numbers.items()
-        if abs(old - new) > (TOLERANCE if around else 0.0)
+        if abs(old - new) > (TOLERANCE if around else _ROUNDING)
     ]
     return Replayed(
         run_id=known.run_id, changed=(*changed, *around), same_machine=not around, cases=len(cases), equal=equal,
@@ -125,7 +126,7 @@ def _no_model(run: Run) -> str:
 
 
 def _cases(dataset: Dataset, capsule: Mapping[str, Any], run: Run) -> list[Case]:
-    there = {case.case: case for case in dataset.cases}
+    there = {case.case for case in dataset.cases}
     missing = [case for case in capsule["cases"] if case not in there]
     if missing:
         raise ConfigError(
@@ -134,7 +135,7 @@ def _cases(dataset: Dataset, capsule: Mapping[str, Any], run: Run) -> list[Case]
             f"'{capsule['card']['name']}', version {capsule['card']['version']}, with its files where they were "
             "(`clearmargin cases --moved` tells of moved ones)"
         )
-    return [there[case] for case in capsule["cases"]]
+    return [case for case in dataset.cases if case.case in capsule["cases"]]
 
 
 def _changed_files(capsule: Mapping[str, Any], dataset: Dataset, cases: list[Case]) -> list[str]:

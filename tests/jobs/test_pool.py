@@ -253,3 +253,26 @@ def test_two_coordinators_share_one_ledger_in_postgres(postgres, tmp_path):
     tries = (tmp_path / "log").read_text().splitlines()
     assert len({t.split()[2] for t in tries}) == 4  # both coordinators' workers took part
     ledger.close()
+
+
+def test_an_item_that_takes_an_archive_down_each_time_fails_in_the_end(set_up, monkeypatch):
+    from clearmargin.jobs import worker
+
+    ledger, work, folder = set_up
+    ledger.add([*items(2), *items(1, do="away", until=10**6)])
+    monkeypatch.setattr(worker, "_LOOK_AGAIN_S", 0.01)
+    down = [0]
+
+    class Taken(Written):
+        def away(self):
+            down[0] += 1
+            return "" if down[0] % 2 == 0 else "paused: the archive does not answer"  # and it comes back
+
+    limits = Limits(recipe="r", lease_s=30, backoff_s=0.01, most_tries=2)
+    work_off(
+        ledger, Taken(out=work.out, log=work.log), limits=limits, tell=lambda _: None, stopped=lambda: False
+    )
+    counts = ledger.counts()
+    assert (counts["done"], counts["failed"]) == (2, 1)
+    tries = [t for t in (folder / "log").read_text().splitlines() if t.startswith("case-0away ")]
+    assert len(tries) == worker._MOST_SPARED + limits.most_tries

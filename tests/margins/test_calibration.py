@@ -19,6 +19,7 @@ from clearmargin.margins.observations import matched_objects, object_features
 from clearmargin.margins.referral import ReferralRules
 from clearmargin.margins.scaling import Temperature
 from clearmargin.margins.scaling_choice import ChosenScaling, fit_scaling
+from clearmargin.metrics.calibration import Reliability
 from clearmargin.report.calibration import metrics_of, report_text
 
 
@@ -363,4 +364,38 @@ def test_the_report_states_the_thresholds_of_the_classes(fitted):
     assert (
         "from a score of 0.61 as predicted" in text and "by class" in text and "0.5 as predicted" not in text
     )
-    assert metrics_of(calibration, None)["threshold"] == 0.61
+    assert metrics_of(calibration, None)["headline/threshold"] == 0.61
+
+
+@pytest.mark.parametrize(
+    ("edit", "into"),
+    [("alpha: 0.1", "alpha: 0.01"), ("every: ", "every: 0.9  # "), ("match_iou: ", "match_iou: 0.51  # ")],
+)
+def test_an_edited_calibration_is_refused(fitted, tmp_path, edit, into):
+    """Its sentences would promise what was not calibrated; a comment or another layout changes nothing."""
+    calibration, _ = fitted
+    path = save_calibration(tmp_path, calibration)
+    text = path.read_text()
+    path.write_text(f"# looked at\n{text}")
+    assert load_calibration(tmp_path, "checkpoints", MADE_BY.weights_sha256) == calibration
+    assert edit in text
+    path.write_text(text.replace(edit, into, 1))
+    with pytest.raises(ConfigError, match="has changed since"):
+        load_calibration(tmp_path, "checkpoints", MADE_BY.weights_sha256)
+
+
+def test_a_rising_function_of_few_events_is_not_tried_and_never_gives_0_or_1():
+    rng = np.random.default_rng(0)
+
+    def events(n):
+        scores = rng.uniform(0, 1, n)
+        groups = []
+        for part in np.array_split(np.arange(n), 10):
+            counts = Reliability.zeros()
+            counts.add(scores[part], rng.uniform(0, 1, len(part)) < scores[part] ** 3)
+            groups.append(counts)
+        return groups
+
+    few, many = fit_scaling(events(120)), fit_scaling(events(4000))
+    assert "isotonic" not in few.why and few.chosen != "isotonic"
+    assert many.chosen == "isotonic" and min(many.isotonic.values) > 0 and max(many.isotonic.values) < 1

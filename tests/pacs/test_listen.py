@@ -330,3 +330,23 @@ def test_json_lines_of_the_audit_log_hold_no_names(studies, tmp_path):
         text = json.dumps(service.audit(out)) + get(service.health, "/metrics")[1]
     assert "Canary" not in text and "CANARY" not in text
     shutil.rmtree(out)
+
+
+def test_a_series_of_which_nothing_could_be_kept_troubles_nobody(studies, tmp_path, monkeypatch):
+    """The disk refuses one object: it is not answered with success, and comes again."""
+    failing = [True]
+    original = Path.mkdir
+
+    def refused(path, *arguments, **options):
+        if failing[0] and path.parent.name == "inbox":
+            raise OSError(28, "No space left on device")
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with listening(tmp_path / "out", port=HERE) as service:
+        assert send(service.port, studies[0]) == [0xA700] * SHAPE[0]
+        until(lambda: service.figures()["clearmargin_series_not_stable"] == 0)
+        assert get(service.health, "/healthz")[0] == 200
+        failing[0] = False
+        assert send(service.port, studies[0]) == [0] * SHAPE[0]
+        service.done(1)

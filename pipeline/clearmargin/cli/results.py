@@ -129,7 +129,14 @@ def predict(
         tolerance_mm=tolerance_mm,
         write=outputs,
     )
-    for sentence in report.promises:
+    promised = sum(d.promised for d in report.done)
+    if report.promises and promised < len(report.done):
+        say(
+            f"{len(report.done) - promised} of {len(report.done)} cases do not fit the calibration, and are promised "
+            "nothing"
+            + ("; of the others:" if promised else ": margins would hold for cases like the calibration's")
+        )
+    for sentence in report.promises if promised else ():
         say(sentence)
     for warning in report.drift:
         say(f"warning: {warning}")
@@ -233,7 +240,8 @@ def calibrate(
     miss_alpha: Annotated[
         float | None,
         typer.Option(
-            help="Largest share of a group's objects missed, merged or cut: sets the score threshold."
+            help="Share of a group's objects that may be missed, merged or cut; the score threshold rises as far as "
+            "it allows."
         ),
     ] = None,
     match_iou: Annotated[

@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ IN_MEMORY = 3
 
 _ALONE_FROM = 3  # tries
 _LOOK_AGAIN_S = 10.0
+_MOST_SPARED = 10
 
 
 class Work(Protocol):
@@ -153,6 +155,7 @@ class _Worker:
         self._halted = threading.Event()
         self._why = ""
         self._away = ""
+        self._spared: Counter[int] = Counter()
         self._room = threading.BoundedSemaphore(IN_MEMORY)
         self._read: queue.Queue[tuple[Item, Any, float] | None] = queue.Queue(maxsize=1)
         self._computed: queue.Queue[tuple[Item, Any, float] | None] = queue.Queue(maxsize=1)
@@ -295,7 +298,9 @@ class _Worker:
             outcome = outcome_of(error, item.tries, self.limits)
             if isinstance(error, UnavailableError):
                 self._away = self.work.away() or self._away
-                if self._away:  # not this item's trouble
+                # Not this item's trouble, unless what it needs is away each time that it is tried.
+                if self._away and self._spared[item.id] < _MOST_SPARED:
+                    self._spared[item.id] += 1
                     outcome = replace(outcome, again_in_s=self.limits.backoff_s, counted=False)
         except Exception as machine:  # noqa: BLE001 - the disk is full: no other item could be done either
             self._halt(_said(machine))

@@ -26,6 +26,7 @@ class Assessment:
             training images. It refers no instance by itself.
         warnings: Warnings of the case: those, or why the calibration does not apply.
         features: Features of the case, for a check of many together; none if there is no calibration that fits.
+        promised: Whether the calibration's promises hold for the case: it fits, and the case looks like its own.
     """
 
     prediction: Prediction
@@ -33,6 +34,7 @@ class Assessment:
     refer_case: tuple[str, ...]
     warnings: tuple[str, ...]
     features: Features
+    promised: bool
 
 
 def assess(
@@ -63,6 +65,7 @@ def assess(
     applied = at_least(prediction, thresholds)
     rules = ReferralRules()
     refer_case = unlike
+    promised = False
     if calibration is not None and calibration.length_unit != image.grid.unit:
         way_out = (
             "give the image a spacing" if image.grid.unit == "px" else "calibrate on images with a spacing"
@@ -75,8 +78,9 @@ def assess(
         features = calibration.features(image, prediction)
         warnings = calibration.drift([features]).warnings
         refer_case = (*unlike, *warnings)
+        promised = not warnings
         kept = applied if shown is None else calibration.at_least(prediction, shown)
-        applied = calibration.apply(kept, margins=not warnings)
+        applied = calibration.apply(kept, margins=promised)
         rules = calibration.referral
     warnings = (*unlike, *warnings)
     every = tuple(tuple(reasons(applied, i, rules)) for i in range(len(applied.instances)))
@@ -88,4 +92,5 @@ def assess(
         refer_case=refer_case,
         warnings=warnings,
         features=features,
+        promised=promised,
     )

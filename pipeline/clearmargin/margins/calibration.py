@@ -5,6 +5,8 @@ It lies with the model, ``MODEL/calibration/<mode>.yaml``, as plain data that na
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,6 +37,7 @@ __all__ = ["Applied", "Calibration", "Refusal", "load_calibration", "save_calibr
 
 Applied = Literal["each", "both"]
 
+_DIGEST = "sha256"  # of all else in the file
 _FOLDER = "calibration"
 
 
@@ -77,6 +80,7 @@ class Calibration:
         refused: What could not.
         referral: When a person should look.
         known_cases: What calibration cases look like.
+        doubts: How a judged split contradicts a promise that is applied, a sentence each.
     """
 
     mode: Mode
@@ -99,6 +103,7 @@ class Calibration:
     refused: tuple[Refusal, ...]
     referral: ReferralRules
     known_cases: KnownCases = field(repr=False)
+    doubts: tuple[str, ...] = ()
 
     def apply(self, prediction: Prediction, *, margins: bool = True) -> Prediction:
         """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
@@ -240,6 +245,7 @@ class Calibration:
             "refused": [asdict(r) for r in self.refused],
             "referral": self.referral.to_data(),
             "known_cases": self.known_cases.to_data(),
+            "doubts": list(self.doubts),
         }
 
     @staticmethod
@@ -261,6 +267,7 @@ class Calibration:
                 "refused": tuple(Refusal(**r) for r in content["refused"]),
                 "referral": ReferralRules.from_data(content["referral"]),
                 "known_cases": KnownCases.from_data(content["known_cases"]),
+                "doubts": tuple(content["doubts"]),
             }
             return Calibration(**(dict(content) | read))
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -277,10 +284,19 @@ class Calibration:
             )
 
 
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record, whichever way YAML wrote its numbers and lists."""
+    plain = yaml.safe_load(yaml.safe_dump(dict(content)))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def save_calibration(model: Path, calibration: Calibration) -> Path:
     """Write a calibration into the model's folder, in place of an earlier one of the mode; return the file."""
     path = _path(model, calibration.mode)
-    text = yaml.safe_dump(calibration.to_data(), sort_keys=False, allow_unicode=True, width=120)
+    content = calibration.to_data()
+    text = yaml.safe_dump(
+        content | {_DIGEST: _digest(content)}, sort_keys=False, allow_unicode=True, width=120
+    )
     write_text(path, text)
     return path
 
@@ -295,12 +311,19 @@ def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibratio
 
     Raises:
         InputError: The file is of other weights.
-        ConfigError: It is not a calibration.
+        ConfigError: It is not a calibration, or not as `save_calibration` wrote it.
     """
     path = _path(model, mode)
     if not path.is_file():
         return None
-    calibration = Calibration.from_data(read_yaml(path))
+    content = dict(read_yaml(path))
+    digest = content.pop(_DIGEST, None)
+    calibration = Calibration.from_data(content)
+    if digest != _digest(content):
+        raise ConfigError(
+            f"{_FOLDER}/{path.name} of '{model.name}' has changed since `clearmargin calibrate` wrote it: its promises "
+            "hold for what was written; run `clearmargin calibrate` again"
+        )
     if calibration.weights_sha256 != weights_sha256:
         raise InputError(
             f"the calibration of '{model.name}' for uncertainty '{mode}' is of other weights "

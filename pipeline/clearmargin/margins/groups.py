@@ -46,7 +46,15 @@ def split_groups(groups: Iterable[str], shares: Mapping[str, float], seed: int) 
     }
 
 
-def check_unseen(groups: Sequence[str], contents: Sequence[str], seen: Seen, *, key: str, card: str) -> str:
+def check_unseen(
+    groups: Sequence[str],
+    contents: Sequence[str],
+    seen: Seen,
+    *,
+    key: str,
+    card: str,
+    what: str = "calibration",
+) -> str:
     """Return in a sentence how it was checked that a model saw none of the cases.
 
     Args:
@@ -55,6 +63,7 @@ def check_unseen(groups: Sequence[str], contents: Sequence[str], seen: Seen, *, 
         seen: By the model.
         key: Fingerprint of the key of ``groups``.
         card: Name of the card of ``groups``.
+        what: What the message calls the groups: ``calibration`` or ``judged``.
 
     Raises:
         InputError: Some group or image was trained on (their number is said, their names are not), or neither can be
@@ -68,8 +77,8 @@ def check_unseen(groups: Sequence[str], contents: Sequence[str], seen: Seen, *, 
     }
     if shared:
         raise InputError(
-            f"{len(shared)} of {len(held_out)} calibration groups were also trained on: a margin fitted on them "
-            "would be too narrow; give a calibration split of other patients (docs/data-cards.md)"
+            f"the model was trained or chosen on {len(shared)} of {len(held_out)} {what} groups, and has learnt what "
+            "is true of them: give a split of other patients (docs/data-cards.md)"
         )
     why = None
     if seen.keys != {key}:

@@ -193,7 +193,8 @@ class Margin:
         return {
             "object": f"at least {kept} of a new {group}'s matched objects lie {place}, a mean over {PLURALS[group]}",
             "group": f"with a chance of at least {kept} every matched object of a new {group} lies {place}",
-            "risk": f"at least {kept} of the edge of a new {group}'s matched objects lies {place}, a mean over objects",
+            "risk": f"at least {kept} of the edge of a new {group}'s matched objects lies {place}, a mean over "
+            f"{PLURALS[group]}",
         }[self.guarantee]
 
     def __str__(self) -> str:

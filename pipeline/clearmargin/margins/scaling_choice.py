@@ -27,6 +27,9 @@ __all__ = ["ChosenScaling", "Kind", "fit_scaling", "scaled_counts"]
 Kind = Literal["none", "temperature", "isotonic"]
 
 EVENTS_NEEDED = 50
+ISOTONIC_NEEDED = (
+    200  # a rising function of fewer is mostly their noise: on 57 it put every score under 0.5 to 0
+)
 EACH_NEEDED = (
     10  # that came true, and that did not: ten per parameter (Peduzzi et al., J Clin Epidemiol 1996)
 )
@@ -100,7 +103,8 @@ def fit_scaling(
     Each is fitted on every other group and judged by the Brier score on those between, and the other way round, beside
     the probabilities as they are. The one with the lowest score is chosen, the simpler one of equals. A temperature at
     the end of its range is never chosen. Nothing is scaled if there are fewer than `EVENTS_NEEDED` events or
-    `EACH_NEEDED` of either outcome, or if only one group has an event. A scaling is not chosen, either, if it made the
+    `EACH_NEEDED` of either outcome, or if only one group has an event; a rising function is not tried with fewer than
+    `ISOTONIC_NEEDED`. A scaling is not chosen, either, if it made the
     Brier score or the ECE of any further counts worse, such as of the pixels near an edge.
 
     Args:
@@ -122,10 +126,13 @@ def fit_scaling(
     fits: dict[Kind, Callable[..., Scaling]] = {
         "none": lambda *_cells: Identity(reason="as predicted", n=0),
         "temperature": fit_temperature,
-        "isotonic": fit_isotonic if judged is None else _fit_between_ends,
+        "isotonic": _fit_never_certain if judged is None else _fit_between_ends,
     }
+    if every.total < ISOTONIC_NEEDED:
+        del fits["isotonic"]
     halves = [Reliability.together(events[k::2]) for k in range(2)]
     fitted = {name: fit(*every.cells()) for name, fit in fits.items()}
+    unfitted = Identity(reason=f"fewer than {ISOTONIC_NEEDED} events", n=round(every.total))
     of_halves = {name: [fit(*half.cells()) for half in halves] for name, fit in fits.items()}
     errors = {
         name: sum(scaled_counts(halves[1 - k], one).squares for k, one in enumerate(of_halves[name]))
@@ -146,8 +153,20 @@ def fit_scaling(
     if "temperature" not in errors:
         why += "; the temperature lies at the end of its range and is not used"
     return ChosenScaling(
-        chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted["isotonic"]
+        chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted.get("isotonic", unfitted)
     )
+
+
+def _fit_never_certain(*cells: NDArray[np.float64]) -> Scaling:
+    """Return the rising function with 1 / (n + 2) in place of 0, and its complement in place of 1.
+
+    That no event among n came true does not make the next one impossible (Laplace's rule of succession).
+    """
+    fitted = fit_isotonic(*cells)
+    if not isinstance(fitted, Isotonic):
+        return fitted
+    least = 1 / (fitted.n + 2)
+    return replace(fitted, values=tuple(min(max(v, least), 1 - least) for v in fitted.values))
 
 
 def _fit_between_ends(*cells: NDArray[np.float64]) -> Scaling:

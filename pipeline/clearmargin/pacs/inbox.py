@@ -73,7 +73,8 @@ class Inbox:
             names = [name for name, at in self._arrived.items() if now - at >= self._stable_s]
             for name in names:
                 del self._arrived[name]
-        return [self.folder / name for name in sorted(names)]
+        # Without a folder nothing of it could be kept, or its owner removed it.
+        return [folder for name in sorted(names) if (folder := self.folder / name).is_dir()]
 
     def again(self, folder: Path) -> None:
         """Let a series become stable once more, as it could not be listed now."""

@@ -35,7 +35,7 @@ class Arrived:
         series: Its SeriesInstanceUID.
         study: Its StudyInstanceUID.
         description: Its SeriesDescription.
-        save: Writes it to a path, as it came.
+        save: Writes it to a draft, as it came.
     """
 
     title: str
@@ -70,7 +70,7 @@ def object_of(event: Any) -> Arrived | int:
         series=said[1],
         study=said[2],
         description=description,
-        save=lambda path: path.write_bytes(event.encoded_dataset()),
+        save=lambda draft: draft.write_bytes(event.encoded_dataset()),
     )
 
 

@@ -66,6 +66,7 @@ class Predicted:
         warnings: How the case differs from the calibration cases, or why the calibration does not apply.
         left_out: Why an output that was to be written was not, by its name.
         features: Features of the case, for a check of many together; none if the model has no calibration that fits.
+        promised: Whether the promises of the model's calibration hold for it.
     """
 
     case: str
@@ -76,6 +77,7 @@ class Predicted:
     warnings: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     features: Features = field(default_factory=dict, repr=False)
+    promised: bool = False
 
 
 def predict_source(
@@ -134,7 +136,9 @@ def _refuse_another(out: Path, case: str, path: Path) -> None:
 def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
     chosen = chosen_outputs(outputs, image, predictor.label_map)  # before the time is spent
     assessed = predictor.predict_case(image)
-    written = write_case(folder, assessed, image, chosen, calibration=predictor.calibration_record())
+    written = write_case(
+        folder, assessed, image, chosen, calibration=predictor.calibration_record(promised=assessed.promised)
+    )
     return Predicted(
         case=image.source.case,
         folder=folder,
@@ -144,13 +148,14 @@ def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[s
         warnings=_warnings(assessed.warnings, written),
         left_out=written.left_out,
         features=assessed.features,
+        promised=assessed.promised,
     )
 
 
 def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
     """Segment every frame on its own; pictures are written as frames come, the rest at the end."""
     with one_run(folder) as draft:
-        footage, chosen, refer_case, warned = _frames(clip, draft, predictor, outputs)
+        footage, chosen, refer_case, warned, promised = _frames(clip, draft, predictor, outputs)
         written = write_footage(
             draft,
             footage,
@@ -158,7 +163,7 @@ def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequen
             chosen,
             refer_case=refer_case,
             warnings=warned,
-            calibration=predictor.calibration_record(),
+            calibration=predictor.calibration_record(promised=promised),
         )
     return Predicted(
         case=clip.case,
@@ -168,13 +173,18 @@ def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequen
         referred=sum(bool(row["refer_because"]) for row in footage.rows),
         warnings=_warnings(warned, written),
         left_out=written.left_out,
+        promised=promised,
     )
 
 
 def _frames(
     clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None
-) -> tuple[Footage, tuple[str, ...], list[str], list[str]]:
-    """Predict every frame and draw it; return what is kept of all, the outputs, why to look at the clip, and warnings.
+) -> tuple[Footage, tuple[str, ...], list[str], list[str], bool]:
+    """Predict every frame and draw it.
+
+    Returns:
+        What is kept of all frames, the outputs, why to look at the clip, warnings, and whether any frame is promised
+        something.
 
     Raises:
         InputError: No frame can be decoded.
@@ -184,6 +194,7 @@ def _frames(
     predictions: dict[int, Prediction] = {}
     refer_case: set[str] = set()
     warned: set[str] = set()
+    promised = False
     chosen: tuple[str, ...] = ()
     shown: Image | None = None
     with ExitStack() as open_files, progress("predict", clip.frame_count) as bar:
@@ -196,6 +207,7 @@ def _frames(
             rows += case_rows(assessed, image)
             refer_case.update(assessed.refer_case)
             warned.update(assessed.warnings)
+            promised = promised or assessed.promised
             numbers.append(number)
             landmarks = prediction.instances.landmarks
             if len(prediction.instances) or (landmarks is not None and landmarks.count):
@@ -213,7 +225,7 @@ def _frames(
         predictions=predictions,
         frame=clip.frame,
     )
-    return footage, chosen, sorted(refer_case), sorted(warned)
+    return footage, chosen, sorted(refer_case), sorted(warned), promised
 
 
 @contextmanager

@@ -207,7 +207,7 @@ class PredictItem:
                 computed.assessed,
                 image,
                 computed.outputs,
-                calibration=self.predictor.calibration_record(),
+                calibration=self.predictor.calibration_record(promised=computed.assessed.promised),
                 predecessor=item.predecessor_folder or None,
             )
             left_out = dict(written.left_out)

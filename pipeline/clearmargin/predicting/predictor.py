@@ -143,10 +143,15 @@ class Predictor:
             return ()
         misses = self.calibration.misses
         kept = misses is not None and self.thresholds.stated[1] <= misses.threshold
-        return (*(str(margin) for margin in self.calibration.applied()), *([str(misses)] if kept else []))
+        margins = (str(margin) for margin in self.calibration.applied())
+        return (*margins, *([str(misses)] if kept else []), *self.calibration.doubts)
 
-    def calibration_record(self) -> dict[str, Any] | None:
-        """Return what ``summary.json`` says of the calibration; None if there is none."""
+    def calibration_record(self, *, promised: bool) -> dict[str, Any] | None:
+        """Return what ``summary.json`` says of the calibration; None if there is none.
+
+        Args:
+            promised: Whether its promises hold for the case (`Assessment.promised`); they are left out otherwise.
+        """
         if self.calibration is None:
             return None
         data = self.calibration.data
@@ -158,7 +163,7 @@ class Predictor:
             "data_sha256": data.digest,
             "score_thresholds": self.thresholds.named(self.label_map),
             "match_iou": self.calibration.match_iou,
-            "promises": list(self.promises()),
+            "promises": list(self.promises()) if promised else [],
         }
 
     @cached_property

@@ -51,6 +51,7 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
         *(f"- {_first_upper(str(margin))}." for margin in applied),
         *([] if applied else ["- No margin; see what was refused."]),
         *_judged_promises(calibration, judged),
+        *(f"- **{_first_upper(doubt)}.**" for doubt in calibration.doubts),
         *([] if calibration.misses is None else [f"- {_first_upper(str(calibration.misses))}"]),
         "- All of it holds for data like the calibration data, for predictions from a score of "
         f"{_scores(calibration)} that match an object at an IoU of {calibration.match_iou:g} or "
@@ -196,27 +197,17 @@ def write_calibration(
 
 
 def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, float]:
-    """Return the numbers under flat names, as the tracking store takes them."""
-    numbers = {
-        f"margin/{side}/{margin_name(m)}": m.typical[side]
-        for m in calibration.margins
-        for side in sides_of(m.sides)
-    }
-    numbers["threshold"] = calibration.thresholds.stated[0]
-    if judged is None:
-        return numbers
-    if judged.missed is not None:
-        numbers["missed"] = judged.missed.estimate
-    for row in judged.coverage:
-        if row.covered is not None:
-            numbers[f"coverage/{margin_name(row.margin)}"] = row.covered.estimate
-        if row.over_splits:
-            numbers[f"coverage_over_splits/{margin_name(row.margin)}"] = row.splits[0]
-    for one in judged.scaled:
-        numbers[f"before/{one.what}/{one.number}"] = one.before.estimate
-        numbers[f"after/{one.what}/{one.number}"] = one.after.estimate
-    for failure in judged.failures:
-        numbers[f"aurc/{failure.over}/{failure.risk}/{failure.uncertainty}"] = failure.aurc.estimate
+    """Return the few numbers that a run shows, of the margins that are applied; all others are in the tables."""
+    applied = calibration.applied()
+    numbers = {"headline/threshold": calibration.thresholds.stated[0]}
+    numbers |= {f"headline/margin_{side}": m.typical[side] for m in applied for side in sides_of(m.sides)}
+    if judged is not None:
+        numbers |= {
+            f"headline/coverage_{row.margin.sides}": row.covered.estimate
+            for row in judged.coverage
+            if row.margin in applied and row.covered is not None
+        }
+        numbers |= {} if judged.missed is None else {"headline/missed": judged.missed.estimate}
     return numbers
 
 
@@ -243,9 +234,9 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
             best=risk_coverage(risks, risks),
         )
     shown = {
-        margin_name(row.margin): (row.over_splits, row.margin.covered[0])
+        margin_name(row.margin): (row.over_splits, row.margin.covered[0], row.covered.estimate)
         for row in judged.coverage
-        if row.over_splits and row.margin.alpha == judged.coverage[0].margin.alpha
+        if row.over_splits and row.covered is not None and row.margin.alpha == judged.coverage[0].margin.alpha
     }
     if shown:
         figures["coverage_over_splits"] = coverage_splits(

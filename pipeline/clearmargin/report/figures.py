@@ -201,27 +201,34 @@ def score_thresholds(curve: ScoreCurve, used: Sequence[float]) -> Figure:
     return figure
 
 
-def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float]], title: str) -> Figure:
+def coverage_splits(panels: Mapping[str, tuple[ArrayLike, float, float]], title: str) -> Figure:
     """Return a histogram of the coverages of random splits for each margin, with what is expected.
 
     Args:
-        panels: ``(S,)`` shares of covered groups and the expected share, by name.
+        panels: By name: ``(S,)`` covered shares, the expected share, and what the judged split alone gives.
         title: What was split.
     """
     columns = min(2, max(1, len(panels)))
     rows = max(1, -(-len(panels) // columns))
     figure = new_figure(4.2 * columns, 2.4 * rows)
     figure.suptitle(title, fontsize=10)
-    lowest = min([0.7, *(float(np.min(np.asarray(values))) for values, _ in panels.values())])
+    lowest = min(
+        [
+            0.7,
+            *(float(np.min(np.asarray(values))) for values, *_ in panels.values()),
+            *(judged for *_, judged in panels.values()),
+        ]
+    )
     shared: Axes | None = None
-    for k, (name, (values, expected)) in enumerate(panels.items()):
+    for k, (name, (values, expected, judged)) in enumerate(panels.items()):
         axes = shared = figure.add_subplot(rows, columns, k + 1, sharex=shared)
         shares = np.asarray(values, np.float64)
         axes.hist(100 * shares, bins=list(np.linspace(100 * lowest, 100, 25)), color=COLOURS[5])
         axes.axvline(100 * expected, color=COLOURS[1], linestyle="--", label=f"expected {100 * expected:.1f}")
         axes.axvline(100 * shares.mean(), color=COLOURS[0], label=f"mean {100 * shares.mean():.1f}")
+        axes.axvline(100 * judged, color="#000000", linestyle=":", label=f"judged {100 * judged:.1f}")
         last = k >= len(panels) - columns
-        finish(axes, title=name, x="groups covered, %" if last else "", y="splits", legend=True)
+        finish(axes, title=name, x="covered, %" if last else "", y="splits", legend=True)
         axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clearmargin.core.groups import PLURALS
 from clearmargin.margins.calibration import Calibration
 from clearmargin.margins.judging.case import JudgedCase
 from clearmargin.margins.judging.coverage import (
@@ -58,6 +59,25 @@ class Judgement:
     scaled: tuple[Scaled, ...]
     diagrams: tuple[Reliabilities, ...]
     failures: tuple[Failure, ...]
+
+    def doubts(self, calibration: Calibration) -> tuple[str, ...]:
+        """Return how these cases contradict the promises that are applied, a sentence each; mostly none.
+
+        A promise is contradicted if the interval of the coverage here lies below the range that is stated for one
+        calibration. Chance does that in a few per cent of calibrations; judged cases of another kind, in most.
+        """
+        sentences = []
+        for row in self.coverage:
+            _, least, most = row.margin.covered
+            high = None if row.covered is None else row.covered.high
+            if row.margin in calibration.applied() and row.covered and high is not None and high < least:
+                sentences.append(
+                    f"the judged cases do not bear this out: on {row.groups} {PLURALS[calibration.data.group]} the "
+                    f"{row.margin.sides} margin covers {100 * row.covered.estimate:.0f} % "
+                    f"({100 * (row.covered.low or 0):.0f} to {100 * high:.0f}), and {100 * least:.0f} to "
+                    f"{100 * most:.0f} % are stated: find out how they differ, or calibrate on more"
+                )
+        return tuple(sentences)
 
 
 def judge(
