@@ -106,7 +106,8 @@ def _indices(points: Sequence[NamedPoint], grid: Grid, coordinates: str) -> list
 def _to_index(grid: Grid, world: NDArray[np.float64]) -> NDArray[np.float64]:
     if grid.unit != "mm":
         raise InputError(
-            "the points are in mm of the patient, and the image has no spacing: expected source file or constant under spacing"
+            "the points are in mm of the patient, and the image has no spacing: expected source file or constant "
+            "under spacing"
         )
     return grid.to_index(world)
 
