@@ -120,8 +120,8 @@ Writes = Annotated[
         "--write",
         "-w",
         metavar="NAME,...",
-        help="Outputs, repeatable: tables, landmarks, prediction, seg, sr, axes, label_map_seg, rtstruct, masks, nifti, "
-        "coco, panoptic, dicom_maps, maps, overlay, viewer; 'default' stands for what is written without this option.",
+        help="Outputs, repeatable: tables, landmarks, prediction, seg, sr, axes, label_map_seg, rtstruct, masks, "
+        "nifti, coco, panoptic, dicom_maps, maps, overlay, viewer; 'default' stands for what is written without this option.",
     ),
 ]
 
