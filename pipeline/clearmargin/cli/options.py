@@ -121,7 +121,8 @@ Writes = Annotated[
         "-w",
         metavar="NAME,...",
         help="Outputs, repeatable: tables, landmarks, prediction, seg, sr, axes, label_map_seg, rtstruct, masks, "
-        "nifti, coco, panoptic, dicom_maps, maps, overlay, viewer; 'default' stands for what is written without this option.",
+        "nifti, coco, panoptic, dicom_maps, maps, overlay, viewer; 'default' stands for what is written without "
+        "this option.",
     ),
 ]
 
