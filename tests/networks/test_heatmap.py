@@ -112,6 +112,7 @@ def two():
     return data, network, losses
 
 
+@pytest.mark.slow
 def test_two_pictures_are_learnt_by_heart(two):
     data, network, losses = two
     assert losses[-1] < 0.2 * losses[0]
@@ -124,6 +125,7 @@ def test_two_pictures_are_learnt_by_heart(two):
             assert np.linalg.norm(found.points[row, kind] - at) < 2
 
 
+@pytest.mark.slow
 def test_a_mirrored_view_swaps_left_and_right_back(two):
     data, network, _ = two
     segmenter = segmenter_of(network)
@@ -136,8 +138,8 @@ def test_a_mirrored_view_swaps_left_and_right_back(two):
     assert found.points[row, 1] == pytest.approx([centres[0][0], SHAPE[1] - 1 - centres[0][1]], abs=2)
 
 
-def test_what_landmarks_cannot_go_through_is_refused(two):
-    _, network, _ = two
+def test_what_landmarks_cannot_go_through_is_refused():
+    network = build_network(network_config(MODEL), classes=3, channels=3, pretrained=False)
     with pytest.raises(ConfigError, match="uncertainty none"):
         augmented(segmenter_of(network))
     picture_of = Image(pixels=np.zeros((3, *SHAPE), np.uint8), grid=Grid.from_spacing(SHAPE))
