@@ -21,6 +21,10 @@ _CURVES = ("train/loss", "validation/ap50", "validation/pq", "validation/semanti
 _CALIBRATION = ("coverage", "reliability", "risk")
 
 
+_GALLERY = ("gallery.html", "viewers")
+_BESIDE = (*_GALLERY, "model_card.md")
+
+
 def report(run: str, out: Path) -> Path:
     """Write the report of an evaluation, or of a training's newest one; return the page.
 
@@ -32,8 +36,14 @@ def report(run: str, out: Path) -> Path:
         out: The page, ``.html``.
 
     Raises:
-        InputError: No such run, or it has no evaluation.
+        InputError: No such run, or it has no evaluation; or another report lies in the folder.
     """
+    beside = [name for name in _BESIDE if (out.parent / name).exists()]
+    if beside and not out.exists():
+        raise InputError(
+            f"'{out.parent}' holds the {', '.join(beside)} of another report, which would be replaced: name a folder "
+            f"of its own, such as --out {out.stem}/{out.name}"
+        )
     named = load(run)
     evaluation = named if named.verb == "evaluate" else next(iter(named.children("evaluate")), None)
     if evaluation is None:
@@ -53,7 +63,8 @@ def report(run: str, out: Path) -> Path:
     write_text(out.with_name("model_card.md"), model_card_markdown(known))
     figures = _calibration_figures(calibration) if calibration is not None else {}
     write_text(out, report_page(evaluation.folder, title=evaluation.name, sections=sections, figures=figures))
-    for name in ("gallery.html", "viewers"):
+    shutil.rmtree(out.parent / "viewers", ignore_errors=True)  # of an earlier report under this name
+    for name in _GALLERY:
         source = evaluation.folder / name
         if source.is_dir():
             shutil.copytree(source, out.parent / name, dirs_exist_ok=True)

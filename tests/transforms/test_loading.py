@@ -287,3 +287,24 @@ def test_mistakes_are_said(card, tmp_path):
         bright_segmenter()(MetaTensor(torch.zeros(1, 4, 4)))
     with pytest.raises(AttributeError, match="did you mean 'LoadCased'"):
         _ = clearmargin.transforms.LoadCase
+
+
+def test_layers_that_were_interpolated_are_refused(tmp_path):
+    """MONAI's default mode is linear: masks would grow without a word."""
+    card = write_toy_set(tmp_path)
+    case = LoadCased(card)(card_items(card, "train")[0])
+    moved = Spacingd(("image", "layers", "ignore"), pixdim=(1.7, 1.7))(dict(case))
+    with pytest.raises(InputError, match="mode='nearest'"):
+        instances_of(moved)
+    right = Spacingd(
+        ("image", "layers", "ignore"), pixdim=(1.7, 1.7), mode=("bilinear", "nearest", "nearest")
+    )(dict(case))
+    assert len(instances_of(right)) == len(instances_of(case))
+
+
+def test_an_array_of_another_shape_does_not_become_a_tensor(tmp_path):
+    write_raster(tmp_path / "a.png", np.zeros((20, 30), np.uint8))
+    tensor = LoadPathd("image")({"image": tmp_path / "a.png"})["image"]
+    assert tensor_like(np.zeros((2, 20, 30), np.float32), tensor).shape == (2, 20, 30)
+    with pytest.raises(InputError, match=r"expected an array of \(K, 20, 30\), got \(1, 5, 5\)"):
+        tensor_like(np.zeros((1, 5, 5), np.float32), tensor)

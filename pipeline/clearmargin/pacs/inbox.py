@@ -14,7 +14,6 @@ from clearmargin.formats.dicom.boundary import dicom_boundary
 from clearmargin.pacs.archive import MOST_INSTANCES
 from clearmargin.pacs.association import SUCCESS
 from clearmargin.pacs.receiving import OUT_OF_ROOM, Arrived
-from clearmargin.pacs.sameness import digest_of
 
 __all__ = ["Inbox"]
 
@@ -110,7 +109,7 @@ def _is_same(file: Path, arrived: Arrived) -> bool:
     again = file.with_name(f".{file.name}.{threading.get_ident()}")
     try:
         arrived.save(again)
-        return again.read_bytes() == file.read_bytes() or _digest(again) == _digest(file)
+        return again.read_bytes() == file.read_bytes() or _equal(again, file)
     except ClearMarginError:
         return False
     finally:
@@ -118,10 +117,11 @@ def _is_same(file: Path, arrived: Arrived) -> bool:
 
 
 @dicom_boundary()
-def _digest(file: Path) -> str:
+def _equal(one: Path, other: Path) -> bool:
+    """Return whether two files hold the same elements, the patient's too: a correction must not look received."""
     import pydicom
 
-    return digest_of(pydicom.dcmread(file))
+    return bool(pydicom.dcmread(one) == pydicom.dcmread(other))
 
 
 def _name(uid: str) -> str:

@@ -194,7 +194,7 @@ def readme(card: ModelCard, weights_sha256: str, *, calibrated: bool) -> str:
             *rows,
             "",
             f"- Trained by {card.software} on data card '{card.trained_card or _NOT_STATED}'.",
-            f"- Training images: {seen}. Images of another kind are refused.",
+            f"- Training images: {seen}. An image of another kind is segmented with a warning in its JSON: look at it.",
             f"- Weights: SHA-256 {weights_sha256}. Their licence, authors and copyright are {_NOT_STATED}.",
             f"- Least score of an instance: {thresholds}.",
             f"- Calibration: {promises}.",

@@ -117,9 +117,9 @@ def _cautions(done: ComparedSets) -> list[str]:
     for row in done.metrics:
         found = row.comparison
         what = f"{row.name}, {row.metric}" + ("" if row.stratum == "all" else f", {row.stratum}")
-        if found.coverage is None:
+        if found.coverage is None and found.difference.groups < FEW:
             few.append(what)
-        elif not found.covers and found.difference.estimate:
+        elif found.coverage is not None and not found.covers and found.difference.estimate:
             off.append(f"{what} ({100 * found.coverage:.0f} %)")
     lines = []
     if few:

@@ -38,7 +38,9 @@ def claim_items(known: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             "inclusion and exclusion": "",
             "preprocessing": _settings(model.get("image", {})),
             "selection of subsets": f"split {data['split']} of card {data['card']}" if data else "",
-            "de-identification": "case ids are keyed hashes; names, dates and paths are not logged (docs/privacy.md)",
+            "de-identification": "the card names cases by plain ids; author must answer"
+            if card.get("names") == "plain"
+            else "case ids are keyed hashes; names, dates and paths are not logged (docs/privacy.md)",
             "missing data": f"{counts['failed']} cases failed and are in no number" if "failed" in counts else "",
             "image acquisition": f"modality {card['modality']}" if card.get("modality") else "",
         },

@@ -111,7 +111,7 @@ class LoadPathd(MapTransform):  # type: ignore[misc]
             frame = int(item[self.frame_key])
         options = dict(self.options)
         if self.series_key is not None and item.get(self.series_key) is not None:
-            options["series"] = item[self.series_key]
+            options["series"] = str(item[self.series_key])
         return loaded_tensor(_read(path.expanduser(), frame, options), name=str(given))
 
 
@@ -228,8 +228,15 @@ def image_of(tensor: MetaTensor) -> Image:
 
 
 def tensor_like(pixels: NDArray[Any], tensor: MetaTensor) -> MetaTensor:
-    """Return ``(K, *spatial)`` on the grid of ``image_of(tensor)`` as a tensor that lies as ``tensor`` does."""
+    """Return ``(K, *spatial)`` on the grid of ``image_of(tensor)`` as a tensor that lies as ``tensor`` does.
+
+    Raises:
+        InputError: The array is not of that grid's shape.
+    """
     layout = _layout(tensor)
+    expected = tuple(tensor.shape[1 + k] for k in layout.order)
+    if pixels.shape[1:] != expected:
+        raise InputError(f"expected an array of (K, {', '.join(map(str, expected))}), got {pixels.shape}")
     turned = np.flip(pixels, layout.flips)
     back = np.argsort(layout.order)
     turned = np.ascontiguousarray(turned.transpose(0, *(1 + int(k) for k in back)))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Landmarks, Mask
 from clearmargin.core.layers import pack_layers, unpack_layers
+from clearmargin.errors import InputError
 from clearmargin.transforms.tensors import grid_of, to_tensor
 
 __all__ = ["KEYS", "MODES", "Sample", "anchor_of", "make_sample", "read_instances"]
@@ -65,10 +66,19 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     Returns:
         One instance for each of the source's; those that left the field of view have an empty mask. Landmarks that
         left it are absent.
+
+    Raises:
+        InputError: The layers were interpolated.
     """
     layers: MetaTensor = sample["layers"]
     grid, matrix = grid_of(layers, source)
-    whole = layers.as_tensor().round().to(torch.int32).numpy()
+    values = layers.as_tensor()
+    if not torch.equal(values, values.round()):
+        raise InputError(
+            "'layers' holds fractions, which are no instance's: move it with mode='nearest', as in "
+            "Spacingd(('image', 'layers', 'ignore'), pixdim=..., mode=('bilinear', 'nearest', 'nearest'))"
+        )
+    whole = values.to(torch.int32).numpy()
     labels, anchors = np.asarray(sample["labels"], np.int64), np.asarray(sample["anchors"], np.float64)
     found = unpack_layers(whole, grid, labels, np.ones(len(labels), np.float32))
     masks = list(found.masks)
