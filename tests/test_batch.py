@@ -121,7 +121,7 @@ def test_again_nothing_is_touched_and_changed_options_make_new_items(tree, tmp_p
     named = json.loads(summary.read_text())["predecessor"]
     assert (
         named.startswith(summary.parent.parent.name + "/")
-        and (summary.parents[2] / named / "seg.dcm").is_file()
+        and (summary.parents[2] / named / "summary.json").is_file()
     )
     assert not (summary.parents[2] / named).samefile(summary.parent)
     ledger.close()

@@ -260,7 +260,7 @@ def test_a_runtime_that_finds_something_else_writes_nothing(trained, monkeypatch
 
 def test_what_cannot_be_exported_or_loaded_is_said(trained, tmp_path):
     model, card = trained
-    with pytest.raises(ConfigError, match="no runtime 'tensorrt'"):
+    with pytest.raises(ConfigError, match="no format 'tensorrt'"):
         export(model, card, format="tensorrt")
     copied = tmp_path / "model"
     other = card.with_name("other.yaml")

@@ -195,7 +195,7 @@ def test_a_frame_of_summary_rows_has_its_interval_in_columns():
 
     rows = [
         CaseRow(
-            patient=str(k),
+            group=str(k),
             case=str(k),
             status="tp",
             unit="px",

@@ -27,22 +27,23 @@ from clearmargin.tracking.store import open_client
 def place(tmp_path_factory):
     """A toy model, trained and evaluated; the working folder while the tests of this file run."""
     folder = tmp_path_factory.mktemp("reviewed")
-    before, known = Path.cwd(), os.environ.get("CLEARMARGIN_HOME")
-    os.chdir(folder)
     (folder / "home").mkdir()
-    os.environ["CLEARMARGIN_HOME"] = str(folder / "home")
-    card = write_toy_set(folder / "data", cases=10)
-    config = write_toy_experiment(folder, card, epochs=2, steps_per_epoch=20, learning_rate=0.003)
-    for arguments in (
-        ("train", config, "--set", "prediction.score_threshold=0.3"),
-        ("evaluate", "runs/toy", "--card", card, "--split", "train", "--out", "tables", "--gallery", "3"),
-    ):
-        code, said = command(*arguments)
-        assert code == 0, said
-    yield folder
-    os.chdir(before)
-    if known is not None:
-        os.environ["CLEARMARGIN_HOME"] = known
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setenv("CLEARMARGIN_HOME", str(folder / "home"))
+        patched.setenv(
+            "MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
+        )  # of no other test
+        (folder / "mlflow").mkdir()
+        card = write_toy_set(folder / "data", cases=10)
+        config = write_toy_experiment(folder, card, epochs=2, steps_per_epoch=20, learning_rate=0.003)
+        for arguments in (
+            ("train", config, "--set", "prediction.score_threshold=0.3"),
+            ("evaluate", "runs/toy", "--card", card, "--split", "train", "--out", "tables", "--gallery", "3"),
+        ):
+            code, said = command(*arguments)
+            assert code == 0, said
+        yield folder
 
 
 @pytest.fixture
@@ -135,6 +136,9 @@ def test_the_report_of_a_training_adds_curves_and_the_model_card(place):
     ):
         assert words in page
     assert list((place / "page" / "viewers").glob("*.html"))
+    code, said = command("report", "toy", "--out", "page/other.html")
+    assert code == 4 and "of another report" in said and not Path("page/other.html").exists(), said
+    assert command("report", "toy", "--out", "page/report.html")[0] == 0  # its own is written anew
 
 
 def test_a_model_is_not_told_from_itself_and_data_must_agree(place, evaluation, tmp_path):

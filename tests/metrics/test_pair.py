@@ -72,7 +72,7 @@ def test_missing_spacing_is_px_everywhere():
     ("predicted", "message"),
     [
         (np.zeros(SHAPE), "threshold it first"),
-        (np.full(SHAPE, 3), "a mask holds 0 and 1"),
+        (np.full(SHAPE, 3), "expected a mask of 0 and 1"),
         (np.zeros((6, 8)), "shape|threshold"),
         (np.zeros((6, 8), bool), "resample"),
         (np.zeros((1, *SHAPE), bool), "drop or split"),

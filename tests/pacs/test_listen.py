@@ -131,12 +131,17 @@ def test_objects_that_are_not_as_they_should_be_are_refused(studies, tmp_path):
         dataset.InstanceNumber = 4711
         return dataset
 
+    def another_patient(dataset):
+        dataset.PatientID = "somebody else"
+        return dataset
+
     with listening(tmp_path / "out", port=HERE) as service:
         assert send(service.port, studies[0][:1], change=with_path) == [0xA900]
         send(service.port, studies[0])
         assert send(service.port, studies[0][:1], change=another_under_its_uid) == [0x0111]
+        assert send(service.port, studies[0][:1], change=another_patient) == [0x0111]
         service.done(1)
-        assert service.figures()['clearmargin_arrivals_total{what="refused"}'] == 2
+        assert service.figures()['clearmargin_arrivals_total{what="refused"}'] == 3
     assert not list(tmp_path.rglob("*evil*"))
     assert [i.state for i in items(tmp_path / "out")] == ["done"]
 
