@@ -23,6 +23,7 @@ from monai.transforms import (
 from scipy import ndimage
 
 from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.errors import InputError
 from clearmargin.transforms.samples import KEYS, MODES, make_sample, read_instances
 from clearmargin.transforms.spatial import augmentation_matrix, fitting_view, resample
 from clearmargin.transforms.tensors import grid_of, to_tensor
@@ -144,10 +145,14 @@ def test_random_compositions_keep_what_stays_in_view():
 def test_lazy_transforms_give_the_same_geometry():
     image = Image(pixels=np.zeros((1, *PLANE.shape), np.float32), grid=PLANE)
     steps = [Flipd(KEYS, spatial_axis=1), Zoomd(KEYS, zoom=0.7, mode=MODES, keep_size=False)]
-    lazy = Compose(steps, lazy=True)(make_sample(image, scene(PLANE, 0)))
+    # A flip names no mode, so that MONAI's one lazy step would interpolate the layers.
+    nearest = {"layers": {"mode": "nearest"}}
+    lazy = Compose(steps, lazy=True, overrides=nearest)(make_sample(image, scene(PLANE, 0)))
     eager = Compose(steps)(make_sample(image, scene(PLANE, 0)))
     assert grid_of(lazy["layers"], PLANE)[0].same_as(grid_of(eager["layers"], PLANE)[0], tolerance=1e-4)
     assert all(m.area > 0 for m in read_instances(lazy, PLANE).masks)
+    with pytest.raises(InputError, match="mode='nearest'"):
+        read_instances(Compose(steps, lazy=True)(make_sample(image, scene(PLANE, 0))), PLANE)
 
 
 def test_what_leaves_the_view_is_empty_not_moved():

@@ -75,7 +75,7 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     values = layers.as_tensor()
     if not torch.equal(values, values.round()):
         raise InputError(
-            "'layers' holds fractions, which are no instance's: move it with mode='nearest', as in "
+            "'layers' was interpolated, and its fractions name nothing: move it with mode='nearest', as in "
             "Spacingd(('image', 'layers', 'ignore'), pixdim=..., mode=('bilinear', 'nearest', 'nearest'))"
         )
     whole = values.to(torch.int32).numpy()
