@@ -221,4 +221,5 @@ def test_a_process_that_is_killed_is_an_error_that_says_so(models, tmp_path, mon
     killer.start()
     with pytest.raises(InputError, match="its process was ended from outside, most often as memory ran out"):
         select(folders[:1], card, budget_ms=10, metric="dice")
-    killer.join()
+    killer.join(60)
+    assert not killer.is_alive()

@@ -237,8 +237,8 @@ def calibrate_cases(
     Args:
         segmenter: Returns every instance, down to score 0.
         dataset: Where the cases are read from.
-        cases: Of groups that the model has not seen.
-        asked: What shall be had.
+        cases: Cases of groups that the model was not trained or chosen on.
+        asked: Promises and limits to fit.
         data: Where they come from.
         mode: How the segmenter samples.
         weights_sha256: Of its weights.

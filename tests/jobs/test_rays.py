@@ -80,7 +80,8 @@ def test_a_node_that_is_killed_loses_no_item(cluster, postgres, tmp_path):
     killer = threading.Thread(target=kill)
     killer.start()
     ended, events = run(postgres, work, cluster)
-    killer.join()
+    killer.join(130)
+    assert not killer.is_alive()
     counts = ledger.counts()
     ledger.close()
     assert ended.why == "" and counts["done"] == ITEMS and counts["leased"] == counts["failed"] == 0

@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 import pytest
 from bright import bright_segmenter
+from children import read_line
 from command import command
 from faulty import make_certificate
 from listening import get, listening, send, until
@@ -278,7 +279,7 @@ def start(out, stable_s):
         stdout=subprocess.PIPE,
         text=True,
     )
-    return process, int(process.stdout.readline())
+    return process, int(read_line(process.stdout))
 
 
 def test_killed_while_it_receives_it_keeps_what_it_answered_and_does_it_after_a_restart(studies, tmp_path):
@@ -290,9 +291,9 @@ def test_killed_while_it_receives_it_keeps_what_it_answered_and_does_it_after_a_
     process.stdout.close()
     process, port = start(out, 1.0)
     assert send(port, studies[1][3:]) == [0] * 2
-    assert [process.stdout.readline().strip() for _ in range(2)] == ["done", "done"]
+    assert [read_line(process.stdout).strip() for _ in range(2)] == ["done", "done"]
     process.send_signal(signal.SIGINT)
-    assert process.stdout.readline().strip() == "ended True"
+    assert read_line(process.stdout).strip() == "ended True"
     assert process.wait(60) == 0
     process.stdout.close()
     listed = items(out)

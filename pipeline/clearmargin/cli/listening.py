@@ -148,7 +148,7 @@ def listen(
             key=key,
         )
     if follow is not None:
-        Changes(url=follow)  # refuses what is no address
+        Changes(url=follow)  # refuses text that is not an address
     destinations = destinations_of(to, pacs_ca)
     check_folder(out)
     check_device(device)

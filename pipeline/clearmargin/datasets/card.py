@@ -332,7 +332,7 @@ class Card(Settings):
         Args:
             names: Names of the model's classes, in the order of their labels.
             model: What the message calls it, such as ``the model``.
-            task: What shall be done on a card that fits, such as ``evaluate``.
+            task: Verb for the way out, such as ``evaluate``.
 
         Raises:
             ConfigError: With both lists.

@@ -105,7 +105,9 @@ class LabelPoints(_Source):
     """Points of the reference's masks: the masks of a class together are one region."""
 
     kind: Literal["label_points"]
-    points: dict[str, LabelPoint] = Field(min_length=1, description="point of the card -> where it is")
+    points: dict[str, LabelPoint] = Field(
+        min_length=1, description="point name -> its label value and place in the label map"
+    )
 
 
 LandmarkSource = Annotated[

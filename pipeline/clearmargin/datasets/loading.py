@@ -27,7 +27,7 @@ def card_items(card: str | PathLike[str], split: Split | None = None) -> list[di
 
     Args:
         card: A data card.
-        split: Of the card; None for all.
+        split: Split of the card; None for all of them.
 
     Returns:
         Of each case ``case`` (its id), ``group`` (a keyed hash), ``split``, and the card's strata under their names.

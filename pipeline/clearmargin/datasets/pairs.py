@@ -97,7 +97,7 @@ class Pair:
         scored: Whether predictions carry scores.
         boxes_only: Whether predictions are boxes without masks.
         whole: Whether each label has at most one instance on either side, which are then a class's region.
-        asks: Why what one object is must be asked for; empty if it is plain.
+        asks: Question about what one object is; empty if the file makes it clear.
     """
 
     predicted: InstanceSet

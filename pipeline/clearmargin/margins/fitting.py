@@ -97,7 +97,7 @@ def fit_limits(
     Args:
         cases: Cases of the fit groups, observed with `trial_floors`.
         pixels: Pixels of the fit groups; empty where predictions have no foreground map.
-        asked: What shall be had.
+        asked: Promises and limits to fit.
         own_thresholds: The model's score thresholds, for classes for which none is chosen here.
         group: ``patient``, ``surgery`` or ``image``.
 

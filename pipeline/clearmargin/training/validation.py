@@ -51,7 +51,7 @@ def validate(
         segmenter: The model.
         dataset: Where the cases are read from.
         cases: At least one.
-        measure: What the score thresholds shall be best for; None keeps the segmenter's own. Classes of stuff keep
+        measure: Measure that the score thresholds are chosen by; None keeps the segmenter's own. Classes of stuff keep
             theirs in any case: their instances are one region.
     """
     seen = _Seen(dataset.card.label_map)
