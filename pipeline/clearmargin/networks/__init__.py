@@ -50,14 +50,14 @@ def config_class(network: str) -> type[NetworkSettings]:
     return schema
 
 
-def network_config(section: dict[str, Any], *, name: str = "model") -> Settings:
+def network_config(section: dict[str, Any], *, name: str = "model") -> NetworkSettings:
     """Return the ``model`` section of a configuration as its network's own config class.
 
     Raises:
         ConfigError: ``network`` is missing or unknown, the rest does not fit its class, or a number is beyond any
             network.
     """
-    schema: type[Settings] = _load(section.get("network"), "config")
+    schema: type[NetworkSettings] = _load(section.get("network"), "config")
     config = validate(section, schema, name=name)
     _refuse_absurd(config, name)
     return config

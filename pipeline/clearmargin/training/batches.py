@@ -91,21 +91,13 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) -> Windows:
-    view = network_config(experiment.model)
-    cache = experiment.training.cache_mb * 2**20
-    if isinstance(view, VolumeView):
-        return VolumeWindows(
-            dataset,
-            cases,
-            experiment.image,
-            experiment.augment,
-            view=view,
-            seed=experiment.seed,
-            cache_bytes=cache,
-        )
-    return Windows(
-        dataset, cases, experiment.image, experiment.augment, seed=experiment.seed, cache_bytes=cache
-    )
+    network = network_config(experiment.model)
+    seed, cache = experiment.seed, experiment.training.cache_mb * 2**20
+    encode = network.encode(len(dataset.card.classes))
+    shown = (dataset, cases, experiment.image, experiment.augment)
+    if isinstance(network, VolumeView):
+        return VolumeWindows(*shown, view=network, seed=seed, cache_bytes=cache, encode=encode)
+    return Windows(*shown, seed=seed, cache_bytes=cache, encode=encode)
 
 
 def _repeats(windows: Windows, threshold: float) -> NDArray[np.float64]:
