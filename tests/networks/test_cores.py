@@ -60,10 +60,8 @@ def test_depths_of_a_box_in_thick_slices_by_hand():
     np.testing.assert_allclose(thin, distance)  # its deepest is its core
     assert distance[4, 7, 7] == 1 and distance[2, 7, 7] == pytest.approx(2.5 / 4.5)
     assert not border[~mask].any() and not distance[~mask].any()
-    twice = cores_of([mask], "border", (6.0, 2.0, 2.0), border=2.0)[
-        0
-    ]  # the width counts finest pixels, in whatever unit
-    np.testing.assert_allclose(twice, border)
+    twice = cores_of([mask], "border", (6.0, 2.0, 2.0), border=2.0)[0]
+    np.testing.assert_allclose(twice, border)  # the width counts finest pixels, in whatever unit
 
 
 def test_what_the_windows_edge_cuts_has_no_border_there():

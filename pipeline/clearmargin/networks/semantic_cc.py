@@ -178,8 +178,9 @@ class SemanticCC(PlaneNetwork):
 def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes: int) -> nn.Module:
     """Return MONAI's DynUNet or SegResNet with ``classes`` logits for each pixel or voxel.
 
-    Extents of what it is shown are multiples of ``2 ** (levels - 1)``, or of the product of its strides. GroupNorm throughout: it does not depend on
-    the batch or the mode, and stands a deepest level of one pixel, which nnU-Net's InstanceNorm does not.
+    Extents of what it is shown are multiples of ``2 ** (levels - 1)``, or of the product of its strides. GroupNorm
+    throughout: it does not depend on the batch or the mode, and stands a deepest level of one pixel, which nnU-Net's
+    InstanceNorm does not.
 
     Source: Isensee et al., "nnU-Net", Nature Methods 2021; Myronenko, BrainLes 2018, without the autoencoder.
     """

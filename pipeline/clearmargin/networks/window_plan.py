@@ -75,8 +75,8 @@ def _window(
 def window_choices(facts: Facts, shown: Shown) -> Iterator[Choice]:
     """Yield voxel size, filters, window, levels and strides of a U-shaped network of volumes.
 
-    As nnU-Net plans: the median spacing; the median volume, or as much of it as the memory takes; axes halved while they keep four
-    elements. Where time is short, the window is smaller and the network narrower.
+    As nnU-Net plans: the median spacing; the median volume, or as much of it as the memory takes; axes halved while
+    they keep four elements. Where time is short, the window is smaller and the network narrower.
     """
     every = np.column_stack([facts.distances, facts.spacings])
     median = np.median(every, axis=0)
