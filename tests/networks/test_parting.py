@@ -1,11 +1,16 @@
 """Semantic networks that learn cores: two images and two volumes by heart, and what a segmenter makes of them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from toy import write_toy_volumes
 
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.errors import ConfigError
+from clearmargin.export import export
+from clearmargin.formats.volume import write_volume
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.parity import compare
@@ -16,7 +21,7 @@ from clearmargin.sampling.samples import open_segmenter
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
-LABELS = LabelMap((LabelClass(id=1, name="tumour", type=CODE, category=CODE),))
+LABELS = LabelMap((LabelClass(id=1, name="disc", type=CODE, category=CODE),))
 KINDS = ("border", "distance")
 SPACING = (2.0, 1.0, 1.0)
 
@@ -71,11 +76,11 @@ def ious_of(instances, masks):
     ]
 
 
-def folder_of(path, network, model):
+def folder_of(path, network, model, brightest=1):
     card = ModelCard(
         software="clearmargin test",
         model=network_config(model).model_dump(mode="json"),
-        image=ImageSettings(intensity=Window(low=0, high=1), channels=1),
+        image=ImageSettings(intensity=Window(low=0, high=brightest), channels=1),
         augment=AugmentSettings(),
         classes=label_map_entries(LABELS),
         show_in_tracking=True,
@@ -111,12 +116,12 @@ def parting(request, tmp_path_factory):
         steps=60,
         spacing=SPACING,
     )
-    return folder_of(tmp_path_factory.mktemp("m") / "model", network, model)
+    return folder_of(tmp_path_factory.mktemp("m") / "model", network, model, brightest=100)
 
 
 def volume(number):
     pixels, masks = VOLUMES[number]
-    return Image(pixels=pixels, grid=Grid.from_spacing(masks.shape[1:], SPACING)), masks
+    return Image(pixels=100 * pixels, grid=Grid.from_spacing(masks.shape[1:], SPACING)), masks
 
 
 def test_two_volumes_of_balls_that_touch_are_learnt_by_heart(parting):
@@ -153,6 +158,25 @@ def test_a_runtime_parts_what_torch_parts(parting, monkeypatch):
     )
     joined = next(iter(segmenter.looks(ready, View())))
     assert compare(usual, joined, empty, floor=0.0).problems  # a runtime whose cores are wrong does not pass
+
+
+@pytest.mark.parametrize("parting", ["border"], indirect=True)
+def test_an_export_passes_its_gate_and_parts_the_same(parting, tmp_path):
+    card = write_toy_volumes(
+        tmp_path / "data", SPACING, (16, 32, 48), [(4, 4, 4, 4, 4, 4), (8, 8, 8, 4, 4, 4)]
+    )
+    for k in range(6):
+        image, masks = volume(k % 2)
+        write_volume(card.parent / f"t{k}.nii.gz", np.rint(image.pixels[0]).astype(np.int16), image.grid)
+        write_volume(
+            card.parent / f"t{k}_labels.nii.gz", (masks[0] + 2 * masks[1]).astype(np.int16), image.grid
+        )
+    model = shutil.copytree(parting, tmp_path / "model")
+    done = export(model, card, format="openvino", split="train", cases=1)
+    assert done.parity.instances >= 2 and done.parity.problems == ()
+    image, masks = volume(0)
+    found = load_segmenter(model, runtime="openvino")(image).instances
+    assert len(found) == 2 and min(ious_of(found, masks)) > 0.8
 
 
 def test_what_does_not_fit_is_said():

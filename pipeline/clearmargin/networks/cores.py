@@ -124,4 +124,4 @@ def _depth(
         return np.ones(mask[place].shape)
     depth = ndimage.distance_transform_edt(inside, sampling=steps)
     crop = depth[tuple(slice(low, n - high) for (low, high), n in zip(known, depth.shape, strict=True))]
-    return np.where(crop > 0, crop - 0.5, 0)  # type: ignore[no-any-return]
+    return np.where(crop > 0, crop - 0.5, 0)
