@@ -74,15 +74,20 @@ def write_toy_set(folder, *, cases=8, empty_train=False, shape=(96, 128), seed=0
 
 
 def write_toy_volumes(
-    folder, spacing=(1.0, 1.0, 1.0), shape=(36, 50, 35), boxes=((10, 10, 8, 10, 12, 12),), others=None
+    folder,
+    spacing=(1.0, 1.0, 1.0),
+    shape=(36, 50, 35),
+    boxes=((10, 10, 8, 10, 12, 12),),
+    others=None,
+    cases=6,
 ):
-    """A data set of six volumes with boxes ``(z, y, x, depth, height, width)``; half of them in other voxels."""
+    """A data set of volumes with boxes ``(z, y, x, depth, height, width)``; half of them in other voxels."""
     rng = np.random.default_rng(0)
-    card = yaml.safe_load(write_toy_set(folder, cases=6).read_text())
+    card = yaml.safe_load(write_toy_set(folder, cases=cases).read_text())
     labels = np.zeros(shape, np.uint8)
     for value, (z, y, x, depth, height, width) in enumerate(boxes, start=1):
         labels[z : z + depth, y : y + height, x : x + width] = value
-    for k in range(6):
+    for k in range(cases):
         grid = Grid.from_spacing(shape, others if others and k % 2 else spacing)
         pixels = (rng.normal(50, 5, shape) + 50 * (labels > 0)).astype(np.int16)
         write_volume(folder / f"t{k}.nii.gz", pixels, grid)

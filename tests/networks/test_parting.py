@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import write_toy_volumes
 
+from clearmargin.calibrate import calibrate
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap
 from clearmargin.errors import ConfigError
 from clearmargin.export import export
@@ -84,6 +85,8 @@ def folder_of(path, network, model, brightest=1):
         augment=AugmentSettings(),
         classes=label_map_entries(LABELS),
         show_in_tracking=True,
+        trained_on=("somebody",),
+        trained_content=("0" * 64,),
     )
     save_model(path, card, network.state_dict())
     return path
@@ -160,23 +163,46 @@ def test_a_runtime_parts_what_torch_parts(parting, monkeypatch):
     assert compare(usual, joined, empty, floor=0.0).problems  # a runtime whose cores are wrong does not pass
 
 
-@pytest.mark.parametrize("parting", ["border"], indirect=True)
-def test_an_export_passes_its_gate_and_parts_the_same(parting, tmp_path):
-    card = write_toy_volumes(
-        tmp_path / "data", SPACING, (16, 32, 48), [(4, 4, 4, 4, 4, 4), (8, 8, 8, 4, 4, 4)]
-    )
-    for k in range(6):
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    """Volumes like those that were learnt, 4 to train and 14 to calibrate on, and their card."""
+    boxes = [(4, 4, 4, 4, 4, 4), (8, 8, 8, 4, 4, 4)]
+    path = write_toy_volumes(tmp_path_factory.mktemp("data"), SPACING, (16, 32, 48), boxes, cases=18)
+    for k in range(18):
         image, masks = volume(k % 2)
-        write_volume(card.parent / f"t{k}.nii.gz", np.rint(image.pixels[0]).astype(np.int16), image.grid)
-        write_volume(
-            card.parent / f"t{k}_labels.nii.gz", (masks[0] + 2 * masks[1]).astype(np.int16), image.grid
-        )
+        noisy = image.pixels[0] + np.random.default_rng(k).normal(0, 6, masks.shape[1:])
+        write_volume(path.parent / f"t{k}.nii.gz", np.rint(noisy).astype(np.int16), image.grid)
+        labels = (masks[0] + 2 * masks[1]).astype(np.int16)
+        write_volume(path.parent / f"t{k}_labels.nii.gz", labels, image.grid)
+    index = path.parent / "index.csv"
+    rows = [row.split(",")[0] for row in index.read_text().splitlines()]
+    splits = ["split"] + ["train"] * 4 + ["calibration"] * 14
+    index.write_text("".join(f"{row},{split}\n" for row, split in zip(rows, splits, strict=True)))
+    return path
+
+
+@pytest.mark.parametrize("parting", ["border"], indirect=True)
+def test_an_export_passes_its_gate_and_parts_the_same(parting, card, tmp_path):
     model = shutil.copytree(parting, tmp_path / "model")
     done = export(model, card, format="openvino", split="train", cases=1)
     assert done.parity.instances >= 2 and done.parity.problems == ()
     image, masks = volume(0)
     found = load_segmenter(model, runtime="openvino")(image).instances
     assert len(found) == 2 and min(ious_of(found, masks)) > 0.8
+
+
+@pytest.mark.parametrize("parting", ["border"], indirect=True)
+def test_objects_that_were_parted_get_margins_in_millimetres(parting, card, tmp_path):
+    model = shutil.copytree(parting, tmp_path / "model")
+    done = calibrate(model, card, alphas=(0.2,), track=False)
+    assert done.calibration.length_unit == "mm"
+    image, masks = volume(1)
+    found = done.calibration.apply(load_segmenter(model)(image)).instances
+    columns = found.uncertainty
+    assert len(found) == 2
+    assert (columns["outer_volume_mm3"] > columns["inner_volume_mm3"]).all()
+    truth = sorted(2 * masks.reshape(2, -1).sum(axis=1))  # a voxel has 2 cubic mm
+    assert (np.sort(columns["outer_volume_mm3"]) >= truth).all()
 
 
 def test_what_does_not_fit_is_said():
