@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types docs bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load soak fuzz clean
+.PHONY: demo test test-slow lint types docs bench bench-metrics bench-formats bench-step bench-gpu bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -44,6 +44,10 @@ bench-metrics: .venv/installed
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/bench_step.py
+
+# On one NVIDIA GPU, under ten minutes; without one it runs on the CPU, for long.
+bench-gpu: .venv/installed
+	$(BIN)/python benchmarks/bench_gpu.py
 
 bench-large: .venv/installed
 	$(BIN)/python benchmarks/bench_large.py

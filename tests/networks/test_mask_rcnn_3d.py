@@ -115,3 +115,124 @@ def test_what_touches_and_what_nests_is_told_apart(learned, folder, seed):
     found = segmenter(Image(pixels=pixels, grid=Grid.from_spacing(PATCH, (2.0, 1.0, 1.0)))).instances
     ious = matched(found, labels, masks)
     assert ious.min() > 0.5 and ious.mean() > 0.75
+
+
+def test_objects_over_the_seams_of_windows_are_whole_once(folder):
+    """A volume of 2 x 2 x 2 windows' worth: what a window cuts is joined, and nothing is found twice."""
+    shape = (24, 48, 52)
+    pixels, labels, masks = phantom(0, shape, at=(5, 9, 11))
+    segmenter = load_segmenter(folder, device="cpu")
+    image = Image(pixels=pixels, grid=Grid.from_spacing(shape))
+    ready = segmenter.prepared(image)
+    (look,) = segmenter.looks(ready, View(), maps=True)
+    found = look.instances(segmenter.suppression)
+    found = found.select(found.scores >= 0.5)
+    assert matched(found, labels, masks).mean() > 0.7
+    maps = np.stack(list(look.foreground()), axis=1)
+    assert maps.shape == (2, *shape) and 0 <= maps.min() <= maps.max() <= 1
+    truth = [masks[labels == label].any(axis=0) for label in (1, 2)]
+    for one, there in zip(maps, truth, strict=True):
+        assert one[there].mean() > 0.6 > 0.2 > one[~there].mean()
+
+
+def test_mirrored_views_and_a_checkpoint_ensemble_agree(folder, learned):
+    from clearmargin.sampling.samples import open_segmenter
+
+    save_snapshot(folder, 1, learned.state_dict(), keep=2)
+    save_snapshot(folder, 2, learned.state_dict(), keep=2)
+    pixels, labels, masks = phantom(0)
+    image = Image(pixels=pixels, grid=Grid.from_spacing(PATCH))
+    for mode in ("tta", "checkpoints"):
+        prediction = open_segmenter(folder, mode, device="cpu")(image)
+        found = prediction.instances.select(prediction.instances.scores >= 0.4)
+        assert matched(found, labels, masks).mean() > 0.6, mode
+
+
+def test_what_it_cannot_do_is_said(folder):
+    with pytest.raises(InputError, match="takes volumes"):
+        load_segmenter(folder, device="cpu")(
+            Image(pixels=np.zeros((1, 32, 32), np.float32), grid=Grid.from_spacing((32, 32)))
+        )
+    for options, reason in (
+        ({"patch": [16, 30, 32]}, "multiples of 4"),
+        ({"strides": [[1, 2, 2]]}, "2 rows"),
+        ({"anchors": [[0, 4, 4]]}, "above 0"),
+        ({"mask_loss": {"edge": 2}}, "networks of planes"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            network_config(MODEL | options)
+
+
+def test_windows_without_an_object_teach_the_background():
+    network = build()
+    empty = VolumeTargets(
+        labels=torch.zeros(0, dtype=torch.int64), masks=torch.zeros((0, *PATCH), dtype=torch.uint8)
+    )
+    losses = network.losses(torch.rand((2, 1, *PATCH)), [empty, empty])
+    assert losses["masks"] == losses["boxes"] == losses["proposals"] == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
+    pixels, labels, masks = phantom(0)
+    full = VolumeTargets(labels=torch.from_numpy(labels), masks=torch.from_numpy(masks.astype(np.uint8)))
+    both = network.losses(torch.from_numpy(np.stack([pixels, pixels])), [empty, full])
+    assert both["masks"] > 0
+
+
+def test_anisotropic_levels_keep_thin_axes():
+    network = build(strides=[[1, 2, 2], [2, 2, 2]], patch=[6, 32, 32], anchors=[[2, 6, 6], [6, 16, 16]])
+    maps = network.maps(torch.rand(1, 1, 6, 32, 32))
+    assert [tuple(m.shape[2:]) for m in maps] == [(6, 32, 32), (6, 16, 16), (3, 8, 8)]
+    assert network.anchored == {1: [(2.0, 6.0, 6.0)], 2: [(6.0, 16.0, 16.0)]}
+
+
+def test_boxes_in_space():
+    boxes = torch.tensor([[0.0, 0, 0, 4, 4, 4], [2, 0, 0, 6, 4, 4], [10, 10, 10, 12, 14, 11]])
+    ious = box_iou(boxes, boxes)
+    assert (
+        ious[0, 1] == pytest.approx(32 / 96) and ious[0, 2] == 0 and torch.equal(ious.diag(), torch.ones(3))
+    )
+    torch.testing.assert_close(decode(encode(boxes, boxes[[1, 0, 0]]), boxes[[1, 0, 0]]), boxes)
+    kept = suppress(boxes, torch.tensor([0.3, 0.9, 0.5]), iou=0.3, most=5)
+    assert kept.tolist() == [1, 2]
+    masks = torch.zeros((2, 5, 6, 7), dtype=torch.uint8)
+    masks[0, 1:3, 2:6, 4:5] = 1
+    assert boxes_of(masks).tolist() == [[4, 2, 1, 5, 6, 3], [0, 0, 0, 0, 0, 0]]
+
+
+def test_a_ramp_is_read_where_a_box_lies():
+    """Each axis in turn: the centres of a box's bins, in the window's voxels, at another resolution of the map."""
+    extent = (8, 16, 24)
+    for axis in range(3):
+        ramp = (torch.arange(extent[axis] // 2) * 2 + 0.5).float()  # of a map of half the resolution
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        maps = ramp.view(1, 1, *shape).expand(1, 1, *(n // 2 for n in extent))
+        box = torch.tensor([[4.0, 3.0, 2.0, 20.0, 13.0, 6.0]])
+        read = pool_regions(maps, [box], (4, 5, 8), extent)[0, 0]
+        low, high, bins = ((2, 6, 4), (3, 13, 5), (4, 20, 8))[axis]
+        wanted = low + (torch.arange(bins) + 0.5) / bins * (high - low) - 0.5
+        others = tuple(k for k in range(3) if k != axis)
+        torch.testing.assert_close(read.mean(others), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["onnx"])
+def test_an_export_finds_the_same_objects(name, folder, tmp_path):
+    from clearmargin.core import InstanceSet
+    from clearmargin.export import _compare, _write_parts
+
+    shape = (16, 40, 40)
+    pixels, labels, masks = phantom(0, shape)
+    image = Image(pixels=pixels, grid=Grid.from_spacing(shape))
+    truth = InstanceSet(
+        grid=image.grid,
+        masks=tuple(Mask.from_dense(m) for m in masks),
+        labels=labels,
+        scores=np.ones(4, np.float32),
+    )
+    usual = load_segmenter(folder, device="cpu")
+    out = tmp_path / name
+    out.mkdir()
+    _write_parts(usual, [(image, truth)], out, name)
+    exported = load_segmenter(folder, device="cpu", runtime=name, runtime_folder=out)
+    parity, _ = _compare(usual, exported, [(image, truth)])
+    assert parity.instances >= 4 and parity.problems == ()

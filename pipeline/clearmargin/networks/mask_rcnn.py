@@ -37,6 +37,7 @@ from clearmargin.networks.point_rend import (
 from clearmargin.networks.pooling import RegionPool, Regions, TabledMaps
 from clearmargin.networks.proposals import ProposalNetwork
 from clearmargin.networks.pyramid import Pyramid, PyramidSettings, separable
+from clearmargin.networks.rows import by_rows
 from clearmargin.networks.suppression import soft_nms
 from clearmargin.networks.threads import torch_threads
 
@@ -276,8 +277,7 @@ class MaskRCNN(PlaneNetwork):
 
     def _coarse(self, regions: Regions, boxes: list[Tensor]) -> Tensor:
         """Return coarse mask logits of the boxes, ``(R, K + 1, 28, 28)``."""
-        logits: Tensor = self.mask_branch(regions(boxes, 14))
-        return logits
+        return by_rows(self.mask_branch, regions(boxes, 14))
 
     def _follow(
         self, regions: Regions, boxes: Tensor, labels: Tensor, place: _Place
