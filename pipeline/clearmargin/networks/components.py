@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from clearmargin.networks.cores import CORE
 __all__ = ["Component", "class_components", "connected_components"]
 
 _LESS = np.float32(1e-6)  # by which the later of two parts that touch has less of what lies between them
+log = logging.getLogger(__name__)
+
 _RIM = 8  # elements of background carried around a component: its edge, and the doubt beyond it
 
 
@@ -55,6 +58,8 @@ def class_components(
         components, dropped = connected_components(maps[index], smallest, cores)
         found += [(index + 1, component) for component in components]
         specks += dropped
+    if len(found) > most:
+        log.warning("%d instances, of which model.detections keeps the best %d", len(found), most)
     return sorted(found, key=lambda pair: -pair[1].score)[:most], specks
 
 
