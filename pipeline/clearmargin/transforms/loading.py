@@ -320,8 +320,8 @@ def _as_stored(pixels: NDArray[Any], dtype: str) -> NDArray[Any]:
         and not np.array_equal(pixels, np.rint(pixels))
     ):
         log.warning(
-            "expected values as %s stores them, got fractions from %.3g to %.3g: a model applies the intensities of its "
-            "training itself, so leave out ScaleIntensityd and the like before it",
+            "expected values as %s stores them, got fractions from %.3g to %.3g: a model applies the intensities of "
+            "its training itself, so leave out ScaleIntensityd and the like before it",
             dtype, pixels.min(), pixels.max(),
         )  # fmt: skip
     info = np.iinfo(kind)

@@ -73,8 +73,8 @@ def distrust(step: Step, shape: tuple[int, ...]) -> str | None:
                     return reason
     if step.listing.kind == "spatial" and shown < _LEAST_SHOWN:
         return (
-            f"with these arguments at most {100 * shown:.0f} % of the window still shows the image; lengths are in pixels "
-            "of the window"
+            f"with these arguments at most {100 * shown:.0f} % of the window still shows the image; lengths are in "
+            "pixels of the window"
         )
     return None if changed else "with these arguments it changes nothing"
 
