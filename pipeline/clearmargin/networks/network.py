@@ -45,15 +45,19 @@ class Targets:
         masks: ``(N, H, W)`` uint8, 0 or 1.
         points: ``(P, 3)`` float32: type (0..K-1), row and column of each landmark; the centre of the first pixel is
             (0, 0).
+        cores: ``(K, H, W)`` float32, what the network's ``encode`` makes of the masks; empty without one.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor
     points: Tensor = field(default_factory=lambda: torch.zeros((0, 3), dtype=torch.float32))
+    cores: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @staticmethod
-    def from_masks(masks: Tensor, labels: Tensor, points: Tensor | None = None) -> Targets:
+    def from_masks(
+        masks: Tensor, labels: Tensor, points: Tensor | None = None, cores: Tensor | None = None
+    ) -> Targets:
         """Return targets with the boxes of ``masks`` (``(N, H, W)`` uint8, none of them empty)."""
         boxes = torch.zeros((len(masks), 4), dtype=torch.float32)
         if len(masks):
@@ -63,7 +67,8 @@ class Targets:
                 boxes[:, edge] = line.float().argmax(dim=1).float()
                 boxes[:, edge + 2] = size - line.flip(1).float().argmax(dim=1).float()
         points = torch.zeros((0, 3), dtype=torch.float32) if points is None else points
-        return Targets(boxes=boxes, labels=labels, masks=masks, points=points)
+        cores = torch.zeros(0) if cores is None else cores
+        return Targets(boxes=boxes, labels=labels, masks=masks, points=points, cores=cores)
 
     def to(self, device: torch.device) -> Targets:
         """Return the targets on ``device``."""
@@ -72,6 +77,7 @@ class Targets:
             labels=self.labels.to(device),
             masks=self.masks.to(device),
             points=self.points.to(device),
+            cores=self.cores.to(device),
         )
 
 
@@ -82,14 +88,18 @@ class VolumeTargets:
     Attributes:
         labels: ``(N,)`` int64, 1..K.
         masks: ``(N, D, H, W)`` uint8, 0 or 1.
+        cores: As of ``Targets``, ``(K, D, H, W)``.
     """
 
     labels: Tensor
     masks: Tensor
+    cores: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def to(self, device: torch.device) -> VolumeTargets:
         """Return the targets on ``device``."""
-        return VolumeTargets(labels=self.labels.to(device), masks=self.masks.to(device))
+        return VolumeTargets(
+            labels=self.labels.to(device), masks=self.masks.to(device), cores=self.cores.to(device)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,22 +206,26 @@ class PlaneNetwork(Network):
 
 
 class VolumeNetwork(Network):
-    """A network that sees volumes, window by window; its instances are connected parts of its probabilities.
+    """A network that sees volumes, window by window; its instances are parts of its probabilities.
 
     Attributes:
+        classes: Number of classes K.
         view: Window and voxel size that it is shown.
         smallest: Parts of fewer network voxels are dropped.
         detections: Largest number of instances per volume.
     """
 
     dimensions = 3
+    classes: int
     view: VolumeView
     smallest: int
     detections: int
 
     @abstractmethod
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
-        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.
+        """Return each class's probability of one volume of any extent: ``(K, D, H, W)``.
+
+        A network that parts objects of a class adds the maps of their cores: ``(2 K, D, H, W)``.
 
         Args:
             slab: Returns the slices from its first up to its second argument, ``(C, d, H, W)`` in [0, 1].

@@ -79,7 +79,7 @@ class BundleNetwork(nn.Module):
             ConfigError: The network was trained without a head that can tell.
         """
         if isinstance(self.network, SemanticCC3D):
-            volume: Tensor = self.network.unet(images).float().sigmoid()
+            volume: Tensor = self.network.unet(images)[:, : self.network.classes].float().sigmoid()
             return volume
         if not knows_foreground(self.network):
             raise ConfigError(
