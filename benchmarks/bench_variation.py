@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from clearmargin.config import load_settings
 from clearmargin.datasets.card import read_card
 from clearmargin.training.experiment import Experiment
 from clearmargin.transforms.planned import planned_transforms
@@ -41,44 +41,37 @@ def variants(modality: str) -> dict[str, dict[str, object]]:
     }
 
 
-def run(
-    config: Path, variant: str, settings: dict[str, object], options: argparse.Namespace
-) -> dict[str, object]:
-    """Train and judge one variant in a process of its own; return its row."""
-    name = f"{config.stem}_{variant.replace(', ', '_').replace(' ', '_')}"
-    overrides = {
-        "name": name, "training.epochs": 1000, "training.max_minutes": options.minutes, "training.workers": 0,
+def measure(config: Path, variant: str, options: argparse.Namespace) -> dict[str, object]:
+    """Train and judge one variant in this process; return its row."""
+    from clearmargin import train as training
+    from clearmargin.evaluate import evaluate
+
+    path = Path(load_settings(config, Experiment).card)
+    card, _ = read_card(path)
+    settings = {
+        "name": f"{config.stem}_{variant.replace(', ', '_').replace(' ', '_')}",
+        "training.epochs": 1000, "training.max_minutes": options.minutes, "training.workers": 0,
         "training.threads": options.threads, "training.early_stopping": "null", "training.validate_every": 1000,
-    } | {f"augment.{key}": value for key, value in settings.items()}  # fmt: skip
-    command = [sys.executable, "-m", "clearmargin.cli"]
+    } | {f"augment.{key}": value for key, value in variants(card.modality)[variant].items()}  # fmt: skip
+    overrides = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
+    done = training.train(config, overrides=overrides, runs=options.out / "runs", track=False)
+    flat = evaluate(done.model, path, track=False, gallery=0).flat()
+    keys = [k for k in flat if k in ("ap", "ap50", "pq", "semantic_dice") or k.startswith("all/nsd_2")]
+    return {"set": config.stem, "variant": variant, "epochs": done.epochs} | {
+        k: round(flat[k], 4) for k in keys
+    }
+
+
+def run(config: Path, variant: str, options: argparse.Namespace) -> dict[str, object]:
+    """Measure one variant in a process of its own."""
+    command = [sys.executable, __file__, str(config), "--variant", variant, "--minutes", str(options.minutes),
+               "--threads", str(options.threads), "--out", str(options.out)]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    out = options.out / name
-    sets: list[str] = []
-    for key, value in overrides.items():
-        sets += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        part
-        for k, v in overrides.items()
-        for part in ("--set", f"{k}={v if isinstance(v, str) else json.dumps(v)}")
-    ]
-    training = [*command, "train", str(config), "--runs", str(options.out / "runs"), *sets]
-    done = subprocess.run(training, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         return {"set": config.stem, "variant": variant, "error": done.stderr.strip()[-300:]}
-    (folder,) = (options.out / "runs").glob(f"{name}*")
-    judged = subprocess.run(
-        [*command, "evaluate", str(folder), "--card", str(options.card[config]), "--split", "test", "--gallery", "0",
-         "--no-track", "--out", str(out)],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
-    if judged.returncode:
-        return {"set": config.stem, "variant": variant, "error": judged.stderr.strip()[-300:]}
-    numbers = json.loads((out / "numbers.json").read_text())["numbers"]
-    epochs = len(re.findall(r"^epoch \d+:", done.stderr + done.stdout, re.M))
-    keys = [k for k in ("ap", "ap50", "pq", "semantic_dice") if k in numbers]
-    keys += [k for k in numbers if k.startswith("all/nsd_2")]
-    return {"set": config.stem, "variant": variant, "epochs": epochs} | {
-        k: round(numbers[k], 4) for k in keys
-    }
+    row: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def main() -> None:
@@ -87,26 +80,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=[], metavar="VARIANT")
+    parser.add_argument("--variant", help="measure this one here and print its row")
     parser.add_argument("--out", type=Path, default=Path("variation"))
     options = parser.parse_args()
-    from clearmargin.config import load_settings
-
-    options.card, todo = {}, []
-    for config in options.configs:
-        options.card[config] = Path(load_settings(config, Experiment).card)
-        card, _ = read_card(options.card[config])
-        todo += [
-            (config, v, s)
-            for v, s in variants(card.modality).items()
-            if not options.only or v in options.only
-        ]
+    if options.variant:
+        print(json.dumps(measure(options.configs[0], options.variant, options)))
+        return
+    todo = [(config, variant) for config in options.configs for variant in variants("")]
     options.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.at_once) as pool:
-        rows = list(pool.map(lambda one: run(*one, options), todo))
-    for row in rows:
-        print(json.dumps(row), flush=True)
-    (options.out / "rows.json").write_text(json.dumps(rows, indent=1) + "\n")
+        for row in pool.map(lambda one: run(*one, options), todo):
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
