@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ __all__ = [
     "VolumeTargets",
     "learning",
 ]
+
+T = TypeVar("T", bound="Targets | VolumeTargets")
 
 LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 """Memory layouts by the dimensions of what a network sees."""
@@ -72,13 +74,11 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """Return the targets on ``device``."""
-        return Targets(
-            boxes=self.boxes.to(device),
-            labels=self.labels.to(device),
-            masks=self.masks.to(device),
-            points=self.points.to(device),
-            cores=self.cores.to(device),
-        )
+        return _each(self, lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Targets:
+        """Return the targets in page-locked memory, as a loader asks for that feeds a GPU."""
+        return _each(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,17 @@ class VolumeTargets:
 
     def to(self, device: torch.device) -> VolumeTargets:
         """Return the targets on ``device``."""
-        return VolumeTargets(
-            labels=self.labels.to(device), masks=self.masks.to(device), cores=self.cores.to(device)
-        )
+        return _each(self, lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> VolumeTargets:
+        """Return the targets in page-locked memory, as a loader asks for that feeds a GPU."""
+        return _each(self, Tensor.pin_memory)
+
+
+def _each(targets: T, change: Callable[[Tensor], Tensor]) -> T:
+    """Return targets with each tensor changed."""
+    names = [f.name for f in fields(targets)]
+    return replace(targets, **{name: change(getattr(targets, name)) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
