@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clearmargin.errors import InputError, nearest
 from clearmargin.metrics.tables import CaseRow, read_rows_csv
 from clearmargin.privacy import home
-from clearmargin.tracking.store import open_client
+from clearmargin.tracking.store import find_run, open_client
 
 if TYPE_CHECKING:
     import pandas
@@ -174,17 +174,13 @@ def load(run: str, *, uri: str | None = None) -> Run:
     >>> import clearmargin.runs
     >>> clearmargin.runs.load("evaluate-nuclei-test").instances.groupby("class").dice.mean()  # doctest: +SKIP
     """
-    from mlflow.exceptions import MlflowException
-
     client = open_client(uri)
     known = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", run)
     if known:
-        try:
-            return _run(client, client.get_run(known[1]))
-        except MlflowException:
-            raise InputError(
-                f"no run '{run}' in the tracking store: `clearmargin review` lists them"
-            ) from None
+        one = find_run(client, known[1])
+        if one is None:
+            raise InputError(f"no run '{run}' in the tracking store: `clearmargin review` lists them")
+        return _run(client, one)
     experiments = [e.experiment_id for e in client.search_experiments()]
     quoted = run.replace("'", "")
     found = client.search_runs(experiments, f"attributes.run_name = '{quoted}'") if experiments else []

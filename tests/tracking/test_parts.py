@@ -1,16 +1,13 @@
-"""Parameters without paths, delivery to a store that fails, the store's address, locks."""
+"""Parameters without paths, the store's address, records."""
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from clearmargin.errors import InputError
-from clearmargin.tracking.delivery import Delivery
-from clearmargin.tracking.liveness import RunLock, last_words
 from clearmargin.tracking.parameters import flatten, safe_key, without_path
 from clearmargin.tracking.records import records
 from clearmargin.tracking.store import artifact_folder, experiment_id, open_client, set_quiet, tracking_uri
@@ -69,48 +66,6 @@ def test_a_name_is_one_that_mlflow_takes() -> None:
     assert safe_key("") == "_"
 
 
-def test_delivery_leaves_a_store_that_failed_alone_and_counts(caplog: pytest.LogCaptureFixture) -> None:
-    delivery = Delivery(pause_s=1000.0)
-    calls: list[int] = []
-
-    def fail() -> int:
-        calls.append(1)
-        raise OSError("secret-host:/home/someone")
-
-    with caplog.at_level(logging.WARNING):
-        assert delivery.attempt("metrics", fail, count=3) is None
-        assert delivery.attempt("images", fail) is None
-        assert delivery.attempt("images", lambda: 5) is None, "it is being left alone"
-        assert delivery.attempt("end status", lambda: 5, urgent=True) == 5
-    assert len(calls) == 2, "the first that waits goes before what is urgent"
-    assert delivery.summary() == "", "they wait"
-    delivery.close()
-    assert delivery.summary() == "3 metrics, 1 images", "what the store took at the end is not lost"
-    assert len(caplog.records) == 1 and "secret" not in caplog.text and "OSError" in caplog.text
-
-
-def test_a_value_that_the_store_refuses_does_not_pause_it() -> None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-
-    delivery = Delivery(pause_s=1000.0)
-
-    def refuse() -> None:
-        raise MlflowException("no", error_code=INVALID_PARAMETER_VALUE)
-
-    delivery.attempt("tags", refuse)
-    assert delivery.attempt("metrics", lambda: 1) == 1
-    assert delivery.lost == {"tags": 1}
-
-
-def test_our_own_bugs_are_not_swallowed() -> None:
-    def bug() -> None:
-        raise TypeError
-
-    with pytest.raises(TypeError):
-        Delivery().attempt("metrics", bug)
-
-
 def test_the_store_is_the_one_named_or_sqlite_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
@@ -135,21 +90,6 @@ def test_an_experiment_is_made_once_and_a_deleted_one_is_named(store: str) -> No
     client.delete_experiment(key)
     with pytest.raises(InputError, match="'livers' was deleted: restore it"):
         experiment_id(client, "livers")
-
-
-def test_a_lock_that_is_held_has_no_last_words() -> None:
-    lock = RunLock("a" * 32)
-    assert last_words("a" * 32) is None
-    with pytest.raises(BlockingIOError):
-        RunLock("a" * 32)
-    lock.release()
-    assert last_words("a" * 32) is None, "it ended as it should"
-
-
-def test_an_end_that_could_not_be_told_is_kept() -> None:
-    RunLock("b" * 32).release(unsaid="KILLED")
-    assert last_words("b" * 32) == "KILLED"
-    assert last_words("b" * 32) is None, "once"
 
 
 def test_records_of_nothing_are_empty() -> None:

@@ -92,7 +92,7 @@ def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("clearmargin")]
     assert len(messages) == 2, "one at the first failure, one at the end"
     assert "the work goes on" in messages[0]
-    assert "not logged: 1 end status" in messages[1]
+    assert "1 entries wait" in messages[1]
     assert direct.get_run(run.run_id).info.status == "RUNNING"
     with TrackedRun(name="next", experiment="outage", uri=server):
         status = direct.get_run(run.run_id).info.status

@@ -13,18 +13,34 @@ import yaml
 from clearmargin.config import read_yaml
 from clearmargin.errors import InputError
 from clearmargin.files import write_text
-from clearmargin.tracking.store import open_client
+from clearmargin.tracking.store import SPOOL_TAG, find_run, open_client
 from clearmargin.tracking.surroundings import software
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["ARTIFACT", "log_model", "logged_model_id", "model_signature", "register", "tag_version"]
+__all__ = [
+    "ARTIFACT",
+    "check_model_folder",
+    "log_model",
+    "logged_model_id",
+    "model_signature",
+    "register",
+    "tag_version",
+]
 
 ARTIFACT = "model_folder"
 
 
-def log_model(client: MlflowClient, run_id: str, folder: Path, *, name: str = "model") -> str:
+def log_model(
+    client: MlflowClient,
+    run_id: str,
+    folder: Path,
+    *,
+    name: str = "model",
+    mark: str = "",
+    again: bool = False,
+) -> str:
     """Log a model folder as a pyfunc for ``mlflow.pyfunc.load_model``; return ``models:/ID``.
 
     The code is logged as a file (models from code) and the weights as safetensors: no pickle, and loading
@@ -35,30 +51,49 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, *, name: str = "m
         run_id: The run that made the model.
         folder: With ``model.yaml`` and ``weights.safetensors``.
         name: As the UI shows it among the run's models.
+        mark: A tag by which an attempt that got no answer is known.
+        again: Look for one with this mark before a model is made.
 
     Raises:
         InputError: If ``folder`` is not a model folder.
     """
-    if not (folder / "model.yaml").is_file():
-        raise InputError(f"'{folder.name}' is not a model folder: it has no model.yaml")
+    check_model_folder(folder)
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
-    logged = client.create_logged_model(
-        run.info.experiment_id, name=name, source_run_id=run_id, model_type="segmenter"
+    experiment = run.info.experiment_id
+    known = (
+        client.search_logged_models([experiment], filter_string=f"tags.`{SPOOL_TAG}` = '{mark}'")
+        if again
+        else []
     )
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "model"
-            _save(target, folder, run_id=run_id, model_id=logged.model_id, artifact_path=name)
-            _forget_paths(target / "MLmodel")
-            client.log_model_artifacts(logged.model_id, str(target))
-        client.finalize_logged_model(logged.model_id, "READY")
-    except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+    if known:
+        logged = known[0]
+    else:
+        tags = {SPOOL_TAG: mark} if mark else {}
+        logged = client.create_logged_model(
+            experiment, name=name, source_run_id=run_id, model_type="segmenter", tags=tags
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "model"
+        _save(target, folder, run_id=run_id, model_id=logged.model_id, artifact_path=name)
+        _forget_paths(target / "MLmodel")
+        client.log_model_artifacts(logged.model_id, str(target))
+    client.finalize_logged_model(logged.model_id, "READY")
+    outputs = run.outputs.model_outputs if run.outputs is not None else []
+    if logged.model_id not in [one.model_id for one in outputs]:
+        client.log_outputs(run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
     return f"models:/{logged.model_id}"
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder without a model.
+
+    Raises:
+        InputError: It has none.
+    """
+    if not (folder / "model.yaml").is_file():
+        raise InputError(f"'{folder.name}' is not a model folder: it has no model.yaml")
 
 
 def register(run_id: str, name: str, alias: str | None = None, *, uri: str | None = None) -> str:
@@ -95,15 +130,12 @@ def logged_model_id(client: MlflowClient, run_id: str) -> str:
     Raises:
         InputError: If there is no such run, or it logged no model.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
+    run = find_run(client, run_id)
+    if run is None:
         raise InputError(
-            f"no run '{run_id}' in the tracking store ({error.error_code}): `clearmargin review` lists them; "
-            "MLFLOW_TRACKING_URI names another store"
-        ) from None
+            f"no run '{run_id}' in the tracking store: `clearmargin review` lists them; MLFLOW_TRACKING_URI names "
+            "another store"
+        )
     outputs = run.outputs.model_outputs if run.outputs is not None else []
     if not outputs:
         raise InputError(
