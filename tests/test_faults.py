@@ -585,7 +585,7 @@ def test_a_store_that_was_locked_gets_what_it_missed(tmp_path, monkeypatch, toy)
     import sqlite3
 
     from clearmargin.tracking import run as run_module
-from clearmargin.tracking.spool import spools
+    from clearmargin.tracking.spool import spools
 
     _, _, model = toy
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -36,7 +36,7 @@ def waiting() -> None:
 
 @runs_app.command("send")
 def send() -> None:
-    """Send what waits to its tracking store; runs that are still written send for themselves. Exit code 3: some wait on."""
+    """Send what waits to its tracking store; a run that is being written sends its own. Exit code 3: some wait on."""
     from clearmargin.tracking.sending import send_waiting
 
     done = send_waiting()
