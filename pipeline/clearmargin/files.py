@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import unicodedata
@@ -21,6 +22,7 @@ __all__ = [
     "draft_of",
     "made_folder",
     "printable",
+    "sha256_of",
     "uncell",
     "whole",
     "write_text",
@@ -83,6 +85,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, whole or not at all; a text of the same name stays until then."""
     with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def below(folder: Path, name: str) -> Path | None:

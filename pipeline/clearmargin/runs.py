@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clearmargin.errors import InputError, nearest
 from clearmargin.metrics.tables import CaseRow, read_rows_csv
 from clearmargin.privacy import home
+from clearmargin.tracking.capsule import CAPSULE, read_capsule
 from clearmargin.tracking.store import find_run, open_client
 
 if TYPE_CHECKING:
@@ -138,6 +139,19 @@ class Run:
         path = self.folder / "numbers.json"
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found
+
+    def capsule(self) -> dict[str, Any]:
+        """Return ``capsule.json``: what it takes to repeat the run; empty if it holds none."""
+        try:
+            return read_capsule(self.file(CAPSULE), self.name)
+        except InputError:
+            return {}
+
+    def calibrated(self) -> bool:
+        """Return whether the model of an evaluation was calibrated: its capsule knows, or this store does."""
+        training = self.tags.get("training")
+        known = bool(self.capsule().get("calibration"))
+        return known or (bool(training) and bool(load(str(training)).children("calibrate")))
 
     def children(self, verb: str) -> list[Run]:
         """Return the runs of a verb (``evaluate``, ``calibrate``) that used this training's model, newest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from clearmargin.config import read_yaml
-from clearmargin.errors import InputError
+from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
 from clearmargin.tracking.store import SPOOL_TAG, find_run, open_client
 from clearmargin.tracking.surroundings import software
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARTIFACT",
+    "aliases_of",
     "check_model_folder",
+    "check_name",
     "log_model",
     "logged_model_id",
     "model_signature",
@@ -97,7 +100,9 @@ def check_model_folder(folder: Path) -> None:
 
 
 def register(run_id: str, name: str, alias: str | None = None, *, uri: str | None = None) -> str:
-    """Register a run's last model as the next version of ``name``; return ``models:/name/VERSION``.
+    """Register a run's last model as a version of ``name``; return ``models:/name/VERSION``.
+
+    It is the next version, unless the model has one already, which it keeps.
 
     Args:
         run_id: The run that logged the model.
@@ -118,7 +123,10 @@ def register(run_id: str, name: str, alias: str | None = None, *, uri: str | Non
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = client.get_logged_model(model_id).artifact_location
-    version = client.create_model_version(name, source=source, run_id=run_id, model_id=model_id)
+    known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    version = next((one for one in known if model_id in str(one.source)), None)
+    if version is None:
+        version = client.create_model_version(name, source=source, run_id=run_id, model_id=model_id)
     if alias is not None:
         client.set_registered_model_alias(name, alias, version.version)
     return f"models:/{name}/{version.version}"
@@ -196,6 +204,28 @@ def _forget_paths(mlmodel: Path) -> None:
     for artifact in flavour["artifacts"].values():
         artifact["uri"] = artifact["path"]
     write_text(mlmodel, yaml.safe_dump(described, sort_keys=False))
+
+
+def check_name(name: str, alias: str | None = None) -> None:
+    """Refuse a name or an alias that the registry does not take, before anything is registered.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not name.strip() or re.search(r"[/:'\"]", name):
+        raise ConfigError(f"no name for a registered model: '{name}': leave out / and : and quotes")
+    if alias is not None and (
+        not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"(?i)v\d+|latest", alias)
+    ):
+        raise ConfigError(
+            f"no alias: '{alias}': expected letters, digits, - and _, as in champion, and neither latest nor v1"
+        )
+
+
+def aliases_of(version: str, *, uri: str | None = None) -> list[str]:
+    """Return the aliases of a registered version, ``models:/NAME/VERSION``."""
+    name, number = version.removeprefix("models:/").rsplit("/", 1)
+    return list(open_client(uri).get_model_version(name, number).aliases)
 
 
 def tag_version(version: str, tags: Mapping[str, str], *, uri: str | None = None) -> None:
