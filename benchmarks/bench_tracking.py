@@ -4,10 +4,9 @@
     python benchmarks/bench_tracking.py step
     python benchmarks/bench_tracking.py runs [--browser]
 
-`cost` predicts an image some times in one process. `step` takes training steps of a Mask R-CNN (lite0, 256 x 256, batch
-2), logs an epoch as `train` does into a new SQLite store, and says what share of the steps' time that is. `runs` fills a
-store with trainings and their evaluations, and times what reads it; with `--browser`, MLflow's list in Chromium, too
-(the environment that the tests' browser needs).
+`cost` predicts an image some times in one process. `step` takes training steps of a Mask R-CNN (256 x 256, batch 2),
+logs an epoch as `train` does into a new SQLite store, and says what share of the steps' time that is. `runs` fills a
+store with trainings and evaluations, and times what reads it; with `--browser`, MLflow's list in Chromium, too.
 """
 
 import os
@@ -15,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,9 @@ def cost(model, image, folder):
     print(f"predict: {without:.3f} s without a run, {with_run:.3f} s with one that waits")
     start = time.perf_counter()
     sent = send_waiting()
-    print(f"sending {len(sent.runs)} runs, MLflow's start and a new store: {time.perf_counter() - start:.1f} s")
+    print(
+        f"sending {len(sent.runs)} runs, MLflow's start and a new store: {time.perf_counter() - start:.1f} s"
+    )
 
 
 def step(folder):
@@ -83,8 +85,9 @@ def step(folder):
 
         numbers, picture = timed(log), timed(draw)
     epoch = STEPS_PER_EPOCH * seconds
-    print(f"a step takes {seconds:.3f} s; an epoch's 20 numbers {1000 * numbers:.0f} ms, a picture {1000 * picture:.0f} ms")
-    print(f"20 numbers and 2 pictures for {STEPS_PER_EPOCH} steps: {100 * (numbers + 2 * picture) / epoch:.2f} % of the steps")
+    print(f"a step: {seconds:.3f} s; 20 numbers: {1000 * numbers:.0f} ms; a picture: {1000 * picture:.0f} ms")
+    share = 100 * (numbers + 2 * picture) / epoch
+    print(f"20 numbers and 2 pictures for {STEPS_PER_EPOCH} steps: {share:.2f} % of the steps")
 
 
 def fill(client, experiment, runs):
@@ -99,10 +102,15 @@ def fill(client, experiment, runs):
         run_id = client.create_run(experiment, run_name=f"{verb}-{k}", tags=tags).info.run_id
         training = training if verb == "evaluate" else run_id
         now = int(time.time() * 1000)
-        metrics = [Metric(f"headline/{n}", (k % 10) / 10, now, 0) for n in ("ap50", "pq", "semantic_dice", "nsd", "miss_rate")]
+        metrics = [
+            Metric(f"headline/{n}", (k % 10) / 10, now, 0)
+            for n in ("ap50", "pq", "semantic_dice", "nsd", "miss_rate")
+        ]
         if verb == "train":
             metrics += [Metric(f"train/loss{n}", 1 / (s + 1), now, s) for n in range(8) for s in range(20)]
-        client.log_batch(run_id, metrics=metrics, params=[Param(f"model.option{n}", str(n)) for n in range(70)])
+        client.log_batch(
+            run_id, metrics=metrics, params=[Param(f"model.option{n}", str(n)) for n in range(70)]
+        )
         client.log_batch(run_id, tags=[RunTag("mlflow.note.content", "worst cases " * 50)])
         client.set_terminated(run_id)
     return run_id
@@ -127,14 +135,21 @@ def many(folder, browser):
                 pass
 
         figures = {
-            "load by id": timed(lambda: runs.load(last)),
-            "load by name": timed(lambda: runs.load(name)),
-            "load by spool": timed(lambda: runs.load(f"{number - 1:032x}")),
+            "load by id": timed(partial(runs.load, last)),
+            "load by name": timed(partial(runs.load, name)),
+            "load by spool": timed(partial(runs.load, f"{number - 1:032x}")),
             "children of a training": timed(lambda: runs.load("train-2").children("evaluate")),
-            "names of 4 runs": timed(lambda: runs.names_of([runs.load(f"{'evaluate' if k % 2 else 'train'}-{k}") for k in range(4)])),
+            "names of 4 runs": timed(
+                lambda: runs.names_of(
+                    [runs.load(f"{'evaluate' if k % 2 else 'train'}-{k}") for k in range(4)]
+                )
+            ),
             "begin and end a run": timed(begin_and_end),
         }
-        print(f"{number} runs: " + ", ".join(f"{what} {1000 * seconds:.0f} ms" for what, seconds in figures.items()))
+        print(
+            f"{number} runs: "
+            + ", ".join(f"{what} {1000 * seconds:.0f} ms" for what, seconds in figures.items())
+        )
         if browser:
             sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
             from browsing import browsing
@@ -143,9 +158,12 @@ def many(folder, browser):
                 seconds = []
                 for _ in range(4):
                     start = time.perf_counter()
-                    watched.open("about:blank").open(runs_page(url)).page.wait_for_selector("text=one more", timeout=120_000)
+                    watched.open("about:blank").open(runs_page(url)).page.wait_for_selector(
+                        "text=one more", timeout=120_000
+                    )
                     seconds.append(time.perf_counter() - start)
-                print(f"{number} runs in MLflow's list: first {seconds[0]:.1f} s, then {statistics.median(seconds[1:]):.1f} s")
+                later = statistics.median(seconds[1:])
+                print(f"{number} runs in MLflow's list: first {seconds[0]:.1f} s, then {later:.1f} s")
                 watched.page.wait_for_timeout(2000)
                 watched.page.screenshot(path=str(folder.parent / f"list-{number}.png"))
 

@@ -14,6 +14,7 @@ import yaml
 from clearmargin.config import read_yaml
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
+from clearmargin.tracking.served import COLUMNS
 from clearmargin.tracking.store import SPOOL_TAG, find_run, open_client
 from clearmargin.tracking.surroundings import software
 
@@ -153,20 +154,18 @@ def logged_model_id(client: MlflowClient, run_id: str) -> str:
 
 
 def model_signature() -> Any:
-    """Return what goes in and comes out, as MLflow's signature.
+    """Return the columns that come out and the parameters, as MLflow's signature (`clearmargin.tracking.served`).
 
-    In: float32 ``(N, Y, X, C)``, values as read (Hounsfield units, grey levels), never normalised; uint8 and
-    int16 pixels go in as ``astype("float32")``, which holds them exactly. With ``volume`` the N pictures are
-    the slices of one volume. ``spacing_mm`` is one number per axis of the image, slices first; empty is
-    unknown, and the grid's unit is then px. Out: a list of records, see ``clearmargin.tracking.records``.
+    It says nothing of what goes in, an array or paths, as MLflow knows no signature for either; the model checks it.
     """
-    import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
-    from mlflow.types.schema import DataType
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, DataType
 
+    kinds = {"image": DataType.long, "label": DataType.long, "score": DataType.double}
+    kinds |= {"box": AnyType(), "mask": AnyType()}
     return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, -1))]),
+        outputs=Schema([ColSpec(kinds.get(name, DataType.string), name) for name in COLUMNS]),
         params=ParamSchema(
             [
                 ParamSpec("volume", DataType.boolean, False),
@@ -178,12 +177,12 @@ def model_signature() -> Any:
 
 def _save(target: Path, folder: Path, **described: str) -> None:
     """Write the pyfunc; ``described`` goes into its description."""
+    channels = read_yaml(folder / "model.yaml").get("image", {}).get("channels", 1)
     with warnings.catch_warnings():
-        # MLflow's own type hints, on import, and an example input, which nobody has at hand here
-        warnings.filterwarnings(
-            "ignore", "(?s).*(Any type hint is inferred|An input example was not provided)"
-        )
+        # MLflow's own type hints, on import
+        warnings.filterwarnings("ignore", "(?s).*Any type hint is inferred")
         import mlflow.pyfunc
+        import numpy as np
         from mlflow.models import Model
 
         mlflow.pyfunc.save_model(
@@ -191,6 +190,7 @@ def _save(target: Path, folder: Path, **described: str) -> None:
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={ARTIFACT: str(folder)},
             signature=model_signature(),
+            input_example=np.zeros((1, 8, 8, channels), np.float32),
             mlflow_model=Model(**described),
             pip_requirements=[software().replace(" ", "==")],
         )
