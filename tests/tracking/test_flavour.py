@@ -73,7 +73,7 @@ def test_each_instance_gives_a_row(logged: tuple[str, str, Path]) -> None:
     (row,) = _load(logged[2]).predict(_pictures()).to_dict("records")
     # column-major: columns 0 and 1 and the top of column 2 are 9 zeros, then one pixel, 3 zeros, one pixel
     assert row == {
-        "image": 0, "case": "", "label": 1, "name": "tumour", "score": 1.0, "box": [1, 2, 2, 4],
+        "image": 0, "case": "case-array", "label": 1, "name": "tumour", "score": 1.0, "box": [1, 2, 2, 4],
         "mask": [{"z": 0, "size": [4, 5], "counts": [9, 1, 3, 1, 6]}], "unit": "px",
     }  # fmt: skip
 
@@ -244,6 +244,7 @@ def test_mlflow_models_serve_answers_requests(store: str, tmp_path: Path) -> Non
             with pytest.raises(urllib.error.HTTPError) as refused:
                 ask({"inputs": [[1, 2], [3, 4]]})
             assert refused.value.code in (400, 500)
+            refused.value.close()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)

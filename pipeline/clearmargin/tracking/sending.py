@@ -7,6 +7,7 @@ a tag, and are looked for by it if an earlier attempt got no answer.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
 import urllib.error
@@ -113,6 +114,8 @@ class Sender:
         if not self._warned:
             self._warned = True
             why = str(error) if isinstance(error, ClearMarginError) else type(error).__name__
+            if re.search(r"error code 40[13]\b", str(error)):
+                why = "it refused the login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             _log.warning(
                 "the tracking store failed (%s, at %s): the work goes on, and what it logs is kept to be sent later",
                 why,
@@ -183,6 +186,7 @@ def _answers(store: str) -> bool:
         with urllib.request.urlopen(f"{without_login(store).rstrip('/')}/health", timeout=_PROBE_S):
             return True
     except urllib.error.HTTPError as error:
+        error.close()
         return error.code < 500  # a proxy may not pass this address on
     except urllib.error.URLError as error:
         return not isinstance(error.reason, ConnectionError | TimeoutError | socket.gaierror)
