@@ -13,7 +13,7 @@ from clearmargin.config import load_settings, read_yaml
 from clearmargin.core import LabelMap, Provenance
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset
-from clearmargin.files import csv_rows, sha256_of
+from clearmargin.files import csv_rows, file_digest
 from clearmargin.margins.calibration import calibration_files
 from clearmargin.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelCard
 from clearmargin.predicting.predictor import Predictor
@@ -77,7 +77,7 @@ def log_capsule(
         for file, digest in model_digests(folder, snapshots=snapshots).items()
     }
     calibrations = {
-        (f"{name}/{file.name}" if name else file.name): sha256_of(file)
+        (f"{name}/{file.name}" if name else file.name): file_digest(file)
         for name, folder in models.items()
         for file in calibration_files(folder)
     }

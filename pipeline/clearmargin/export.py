@@ -16,7 +16,7 @@ from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, ParityError, nearest
-from clearmargin.files import sha256_of, write_text
+from clearmargin.files import file_digest, write_text
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
 from clearmargin.models.parity import Parity, compare, compare_maps, worst
@@ -82,7 +82,7 @@ def export(
     segmenter = load_segmenter(model, device="cpu")
     segmenter.refuse("the gate compares masks", "use it with torch")
     dataset = open_dataset(card)
-    dataset.card.check_classes(segmenter.label_map.names, model="the model", task="compare")
+    dataset.card.check_model(segmenter.label_map, model="the model", task="compare")
     chosen = dataset.split(split)
     compared = chosen[:: -(-len(chosen) // cases)]
     pairs = [dataset.read(case) for case in compared]
@@ -104,7 +104,7 @@ def export(
         log_capsule(
             run, verb="export", settings=params, dataset=dataset, cases=compared, models={"": model},
             data={
-                file.relative_to(model).as_posix(): sha256_of(file)
+                file.relative_to(model).as_posix(): file_digest(file)
                 for file in sorted((model / format).rglob("*")) if file.is_file()
             },
         )  # fmt: skip

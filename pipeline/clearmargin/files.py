@@ -20,9 +20,9 @@ __all__ = [
     "csv_rows",
     "dict_rows",
     "draft_of",
+    "file_digest",
     "made_folder",
     "printable",
-    "sha256_of",
     "uncell",
     "whole",
     "write_text",
@@ -85,12 +85,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, whole or not at all; a text of the same name stays until then."""
     with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file's content, as hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def below(folder: Path, name: str) -> Path | None:
@@ -168,3 +162,9 @@ def dict_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Iter
     yield list(names)
     for row in rows:
         yield [row.get(name, "") for name in names]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal, read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

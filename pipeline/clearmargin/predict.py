@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clearmargin.capsules import cases_csv, hidden, log_predictor, model_name
-from clearmargin.files import made_folder, sha256_of
+from clearmargin.files import file_digest, made_folder
 from clearmargin.formats import open_source
 from clearmargin.outputs.folder import MANIFEST
 from clearmargin.outputs.writers import named_outputs
@@ -181,7 +181,7 @@ def _rows(report: PredictionReport) -> Iterator[dict[str, Any]]:
             "case": hidden(one.case),
             "state": "done",
             "input_sha256": _digest_of(Path(paths[0]), known) if paths else "",
-            "results_sha256": sha256_of(manifest) if manifest.is_file() else "",
+            "results_sha256": file_digest(manifest) if manifest.is_file() else "",
             "instances": one.instances,
             "referred": one.referred,
             "warnings": len(one.warnings),
@@ -195,7 +195,7 @@ def _digest_of(path: Path, known: dict[Path, str]) -> str:
     """Return the SHA-256 of a file, or of all files of a folder in the order of their digests; each is read once."""
     if path not in known:
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        digests = [sha256_of(file) for file in files]
+        digests = [file_digest(file) for file in files]
         known[path] = (
             digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
         )

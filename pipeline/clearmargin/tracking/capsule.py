@@ -12,7 +12,7 @@ import numpy as np
 
 from clearmargin.core import Prediction
 from clearmargin.errors import InputError
-from clearmargin.files import sha256_of
+from clearmargin.files import file_digest
 from clearmargin.tracking.surroundings import git_tags, hardware, packages, software
 
 __all__ = ["CAPSULE", "capsule", "model_digests", "prediction_digest", "read_capsule"]
@@ -95,7 +95,7 @@ def model_digests(folder: Path, *, snapshots: bool = True) -> dict[str, str]:
         inside = path.relative_to(folder)
         if path.name not in _PREDICTS or (not snapshots and "snapshots" in inside.parts):
             continue
-        out[inside.as_posix()] = sha256_of(path)
+        out[inside.as_posix()] = file_digest(path)
     return out
 
 

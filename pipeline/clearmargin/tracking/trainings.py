@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearmargin.files import sha256_of
+from clearmargin.files import file_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +34,7 @@ class Training:
 def weights_of(folder: Path) -> str:
     """Return the SHA-256 of a model folder's weights; empty if it has none."""
     path = folder / "weights.safetensors"
-    return sha256_of(path) if path.is_file() else ""
+    return file_digest(path) if path.is_file() else ""
 
 
 def training_of(client: MlflowClient, weights_sha256: str) -> Training | None:
