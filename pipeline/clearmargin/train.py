@@ -227,7 +227,7 @@ def _train(
         if run.run_id:
             write_text(folder / RUN, yaml.safe_dump({"run_id": run.run_id}))
         run.log_data(dataset.card.name, dataset.digest())
-        told = {
+        told: dict[str, Any] = {
             "verb": "train", "settings": experiment.model_dump(mode="json"), "dataset": dataset,
             "cases": (*cases, *validation), "seeds": {"training": experiment.seed},
         }  # fmt: skip

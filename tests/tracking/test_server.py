@@ -23,7 +23,7 @@ from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
 from clearmargin.tracking.review import review, runs_page, serving
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.tracking.store import open_client
+from clearmargin.tracking.store import find_run, open_client
 
 
 def test_a_run_over_http_and_its_model_fetched_back(
@@ -138,7 +138,10 @@ def test_a_store_without_a_driver_is_the_users_fault() -> None:
 def test_the_review_of_a_server_starts_none(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
+    with TrackedRun(name="waits", uri=server, lazily=True) as run:
+        pass
     review(uri=server)
     assert opened == [runs_page(server)]
+    assert find_run(open_client(server), run.run_id) is not None, "what waited is there when the page opens"
     review(uri=server, browser=False)
     assert opened == [runs_page(server)]

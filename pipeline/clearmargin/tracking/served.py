@@ -57,10 +57,10 @@ def instances_table(predictions: Iterable[tuple[Image, Prediction]]) -> pandas.D
     """Return a row per instance; an image in which nothing was detected has none.
 
     Returns:
-        ``image``, its number in the request; ``case``, its case id, ``case-array`` for an array; ``label``, ``name``, ``score``;
-        ``box``, first and one-past-last index of each axis in array order (``[y0, x0, y1, x1]``, z in front for a
-        volume); ``mask``, a list of planes ``{"z", "size", "counts"}`` with COCO's uncompressed run lengths, column by
-        column, zeros first (one plane, z 0, for a picture); ``unit`` of the grid; and ``uncertainty.NAME``.
+        ``image``, its number in the request; ``case``, its id, ``case-array`` for an array; ``label``, ``name``,
+        ``score``; ``box``, first and one-past-last index of each axis in array order (``[y0, x0, y1, x1]``, z in front
+        for a volume); ``mask``, a list of planes ``{"z", "size", "counts"}`` with COCO's uncompressed run lengths,
+        column by column, zeros first (one plane, z 0, for a picture); ``unit`` of the grid; and ``uncertainty.NAME``.
     """
     import pandas
 
