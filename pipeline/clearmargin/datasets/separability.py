@@ -77,11 +77,11 @@ def _given_back(masks: NDArray[np.uint8], kind: TargetKind, spacing: tuple[float
         place = tuple(
             slice(o, o + n) for o, n in zip(component.origin, component.probabilities.shape, strict=True)
         )
-        found = component.probabilities >= 0.5
+        foreground = component.probabilities >= 0.5
         for k in free:
             truth = masks[k] > 0
-            common = int((truth[place] & found).sum())
-            if common >= _GIVEN_BACK * (int(truth.sum()) + int(found.sum()) - common):
+            common = int((truth[place] & foreground).sum())
+            if common >= _GIVEN_BACK * (int(truth.sum()) + int(foreground.sum()) - common):
                 free.remove(k)
                 break
     return len(masks) - len(free)

@@ -51,16 +51,16 @@ def class_components(
     Returns:
         Label, from 1 on, and component of each.
     """
-    found: list[tuple[int, Component]] = []
+    instances: list[tuple[int, Component]] = []
     specks = 0
     for index in range(classes):
         cores = maps[classes + index] if len(maps) > classes else None
         components, dropped = connected_components(maps[index], smallest, cores)
-        found += [(index + 1, component) for component in components]
+        instances += [(index + 1, component) for component in components]
         specks += dropped
-    if len(found) > most:
-        log.warning("%d instances, of which model.detections keeps the best %d", len(found), most)
-    return sorted(found, key=lambda pair: -pair[1].score)[:most], specks
+    if len(instances) > most:
+        log.warning("%d instances, of which model.detections keeps the best %d", len(instances), most)
+    return sorted(instances, key=lambda pair: -pair[1].score)[:most], specks
 
 
 def connected_components(
