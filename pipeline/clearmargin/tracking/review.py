@@ -92,12 +92,12 @@ def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]
     store = uri or tracking_uri()
     if port is None:
         port = _USUAL_PORT if _is_free(_USUAL_PORT) else 0
-    chosen = port or _free_port()
-    if not _is_free(chosen):
-        raise ConfigError(f"port {chosen} is taken: name another, or 0 for a free one")
-    url = f"http://127.0.0.1:{chosen}"
+    port = port or _free_port()
+    if not _is_free(port):
+        raise ConfigError(f"port {port} is taken: name another, or 0 for a free one")
+    url = f"http://127.0.0.1:{port}"
     before = turn_sigterm_into_exception()  # else the server would outlive a `kill` of this process
-    process = _start_server(store, chosen)
+    process = _start_server(store, port)
     try:
         _wait_until_it_answers(process, url)
         yield url
