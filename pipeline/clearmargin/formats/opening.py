@@ -12,6 +12,7 @@ from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from clearmargin.formats.dicom.headers import Header
     from clearmargin.formats.dicom.index import SeriesEntry
     from clearmargin.formats.video import Clip
 
@@ -70,7 +71,7 @@ class Opened:
 
     path: Path
     kind: OpenedKind
-    series: tuple[tuple[SeriesEntry, list[Any]], ...] = field(default=(), repr=False)
+    series: tuple[tuple[SeriesEntry, list[Header]], ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)
     others: int = 0
 
@@ -149,7 +150,7 @@ class Opened:
                 pass
         return case_of_file(self.path)
 
-    def _chosen(self, series: str | None) -> tuple[SeriesEntry, list[Any]]:
+    def _chosen(self, series: str | None) -> tuple[SeriesEntry, list[Header]]:
         from clearmargin.formats.dicom.images import chosen_series
 
         return chosen_series(self.series, series)
