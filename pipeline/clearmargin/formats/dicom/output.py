@@ -114,12 +114,15 @@ def stand_ins(image: Image) -> list[Dataset]:
 
     It knows only some, and treats them differently; :func:`refer_to_sources` puts the true ones in place.
     """
+    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
     headers = []
+    storage_class = _CT_IMAGE if is_placed(image.grid) else _SECONDARY_CAPTURE
     for header in source_headers(image):
-        stand_in = Dataset(header)
-        stand_in.SOPClassUID = _CT_IMAGE if is_placed(image.grid) else _SECONDARY_CAPTURE
+        stand_in = Dataset()
+        stand_in.update(header)  # the elements are shared, so that this one is replaced and not set
+        stand_in["SOPClassUID"] = DataElement("SOPClassUID", "UI", storage_class)
         headers.append(stand_in)
     return headers
 
