@@ -46,7 +46,8 @@ def inspect_command(
     """Say what is in a path, what would be read, with which geometry, and why the rest is not."""
     from clearmargin.inspection import inspect_path, write_overview
 
-    for found in inspect_path(path, read=not header_only, tolerance_mm=tolerance_mm):
+    findings = inspect_path(path, read=not header_only, tolerance_mm=tolerance_mm)
+    for found in findings:
         stated = "" if found.number is None else f", SeriesNumber {found.number}"
         lines = [f"{found.what}{stated}: {found.size}{'' if found.readable else ' (not read)'}"]
         if found.description:  # for who asks, on the terminal: neither logged nor tracked
@@ -59,9 +60,16 @@ def inspect_command(
         if found.selector and found.readable:
             lines.append(f"  choose it with {found.selector}")
         emit("\n".join(lines), **asdict(found))
+    refused = [found for found in findings if found.refused]
     if out is not None:
         write_overview(path, out, series=series, volume=volume, tolerance_mm=tolerance_mm)
         say(f"picture: {out}")
+    if refused and len(refused) == len(findings):
+        raise InputError(f"'{path}' is refused: {refused[0].problem}")
+    if refused:
+        raise BatchError(
+            f"{len(refused)} of {len(findings)} things in '{path}' cannot be read; the others can"
+        )
 
 
 @data_app.command("new")

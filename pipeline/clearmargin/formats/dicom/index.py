@@ -83,6 +83,7 @@ _NOT_IMAGES = {
     "ECG": "a waveform, which holds no picture",
     "SM": "a tiled whole-slide image, which is not read",
 }
+_NOT_READ = {"RTDOSE", "SM"}  # of these, what holds pictures all the same
 _LISTED = 20  # in a message
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 
@@ -104,6 +105,8 @@ class SeriesEntry:
             unknown.
         readable: Whether :func:`clearmargin.formats.dicom.images.read_dicom` reads it as it is.
         reason: Why not, and the way out; ``""`` where readable.
+        refused: Whether it should hold pictures, and they cannot be read. So not for a SEG or a report, a clip,
+            separate images, or several volumes to choose from.
         volumes: What a series of kind ``volume`` holds: one, or several to choose from.
     """
 
@@ -117,6 +120,7 @@ class SeriesEntry:
     shape: tuple[int, ...]
     readable: bool
     reason: str
+    refused: bool = False
     volumes: tuple[VolumeEntry, ...] = ()
 
     @property
@@ -164,8 +168,15 @@ def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
 
 
 @dicom_boundary()
-def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Header]]]:
-    """Return what :func:`index_dicom` does, each series with its files' headers in the files' order."""
+def scan_dicom(
+    path: Path | Iterable[Path], damaged: list[Path] | None = None
+) -> list[tuple[SeriesEntry, list[Header]]]:
+    """Return what :func:`index_dicom` does, each series with its files' headers in the files' order.
+
+    Args:
+        path: As for :func:`index_dicom`.
+        damaged: Is extended by the files that begin as DICOM does and cannot be read.
+    """
     groups: dict[str, list[Header]] = {}
     damage: list[str] = []
     files = _files(path)
@@ -177,6 +188,8 @@ def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Head
             uid = _series_uid(header)
         except InputError as error:
             damage.append(str(error))
+            if damaged is not None:
+                damaged.append(file)
             continue
         groups.setdefault(uid, []).append(header)
     if not groups:
@@ -314,6 +327,7 @@ def _entry(number: int, uid: str, members: list[Header], clash: int) -> SeriesEn
     kind: SeriesKind = "object"
     shape: tuple[int, ...] = ()
     volumes: tuple[VolumeEntry, ...] = ()
+    refused = True
     try:
         if clash:
             raise InputError(
@@ -321,6 +335,8 @@ def _entry(number: int, uid: str, members: list[Header], clash: int) -> SeriesEn
                 "anonymiser, say): results could not say which they are of; give the files new UIDs"
             )
         kind, shape, reason, volumes = _describe(members, modality, name)
+        refused = kind == "object" and (modality in _NOT_READ or not _without_picture(first, modality))
+        refused = refused or (volumes != () and all(volume.reason for volume in volumes))
     except GeometryError as error:
         kind, shape, reason = "volume", _claimed_shape(first, len(members)), _named(error, name)
     except InputError as error:
@@ -336,6 +352,7 @@ def _entry(number: int, uid: str, members: list[Header], clash: int) -> SeriesEn
         shape=shape,
         readable=not reason,
         reason=reason,
+        refused=refused,
         volumes=volumes,
     )
 
@@ -363,7 +380,7 @@ def _describe(
     """Return the kind, the shape, the reason if it is not readable as it is, and the volumes."""
     first = headers[0].elements
     size, frames = object_size(first), frame_count(first)
-    reason = _without_picture(first, modality, size, frames)
+    reason = _without_picture(first, modality) or _unusable(size, frames)
     if size is None or reason:
         return "object", (), f"{name} {reason}", ()
     if any(_in_colour(header.elements) for header in headers):
@@ -395,11 +412,16 @@ def _in_colour(header: Elements) -> bool:
     )
 
 
-def _without_picture(header: Elements, modality: str, size: tuple[int, int] | None, frames: int) -> str:
+def _without_picture(header: Elements, modality: str) -> str:
+    """Return what an object is that holds something else than pictures; nothing if it should hold pictures."""
     if modality in _NOT_IMAGES:
         return f"is {_NOT_IMAGES[modality]}"
     if str(header.get("SOPClassUID") or "") == _PARAMETRIC_MAP:
         return "is a parametric map: read_parametric_map reads it"
+    return ""
+
+
+def _unusable(size: tuple[int, int] | None, frames: int) -> str:
     if size is None:
         return "holds no picture: it has no Rows and Columns"
     if size[0] * size[1] * frames > max_bytes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from clearmargin.formats.dicom.boundary import converting, dicom_boundary, items
 from clearmargin.formats.dicom.geometry import Plane
 from clearmargin.formats.dicom.pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom.planes import frame_planes, group_of
+from clearmargin.formats.limits import max_bytes, raise_it
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -195,6 +197,8 @@ def _content(
     fractional = dataset.get("SegmentationType") == "FRACTIONAL"
     with converting("MaximumFractionalValue"):
         top = float(dataset.get("MaximumFractionalValue") or 1) if fractional else 1.0
+    if fractional and 4 * math.prod(grid.shape) > max_bytes():
+        raise InputError(f"the SEG states fractions on {grid}: {raise_it()}")
     masks = tuple(_placed(pieces[s.number], grid, top / 2 if fractional else 0.5) for s in segments)
     fractions = tuple(_fraction(pieces[s.number], grid, top) for s in segments) if fractional else ()
     label_map, labels = _classes(segments)
@@ -218,11 +222,12 @@ def _places(dataset: Dataset) -> tuple[list[Plane | None], list[tuple[int, int] 
             raise GeometryError("the SEG is of a slide with several focal planes, which have no common grid")
         total = _total_matrix(dataset)
         if dataset.get("DimensionOrganizationType") == "TILED_FULL":
-            across = range(0, total[1], layout.columns)
-            tiles = [(y, x) for y in range(0, total[0], layout.rows) for x in across]
-            if frames % len(tiles):
-                raise GeometryError(f"the SEG holds {frames} tiles, which are not whole sets of {len(tiles)}")
-            return [None] * frames, list(tiles * (frames // len(tiles)))
+            down, across = range(0, total[0], layout.rows), range(0, total[1], layout.columns)
+            one_set = len(down) * len(across)
+            if frames % one_set:
+                raise GeometryError(f"the SEG holds {frames} tiles, which are not whole sets of {one_set}")
+            tiles = [(y, x) for y in down for x in across]
+            return [None] * frames, list(tiles * (frames // one_set))
         if len(each) != frames:
             raise GeometryError(f"the SEG has {frames} tiles and places {len(each)} of them")
         stated = [
