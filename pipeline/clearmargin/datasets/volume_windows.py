@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
-from clearmargin.datasets.samples import Windows, window_centre
+from clearmargin.datasets.samples import Windows, seen_masks, window_centre
 from clearmargin.errors import InputError
+from clearmargin.networks.cores import Encode
 from clearmargin.networks.network import VolumeTargets
 from clearmargin.transforms.samples import read_instances
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
@@ -37,10 +37,11 @@ class VolumeWindows(Windows):
         view: VolumeView,
         seed: int,
         cache_bytes: int,
+        encode: Encode | None = None,
     ) -> None:
         # Neighbouring slices are not channels where the network sees the volume.
         image = image.model_copy(update={"neighbours": 0})
-        super().__init__(dataset, cases, image, augment, seed=seed, cache_bytes=cache_bytes)
+        super().__init__(dataset, cases, image, augment, seed=seed, cache_bytes=cache_bytes, encode=encode)
         self.view = view
 
     def __getitem__(self, position: int) -> tuple[Tensor, VolumeTargets]:  # type: ignore[override]
@@ -62,7 +63,8 @@ class VolumeWindows(Windows):
         pixels, seen = self.variation(pixels, read_instances(window, image.grid), (self.seed, position))
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1, 1)
-        return pixels.contiguous(), _targets(seen)
+        masks, labels, cores = seen_masks(seen, self.encode)
+        return pixels.contiguous(), VolumeTargets(labels=labels, masks=masks, cores=cores)
 
     def _seen_whole(self, image: Image) -> bool:
         return image.grid.ndim == 3
@@ -97,14 +99,3 @@ class VolumeWindows(Windows):
             degrees=degrees,
             flip=(bool(flips[0]) and augment.flip_y, bool(flips[1]) and augment.flip_x),
         )
-
-
-def _targets(instances: InstanceSet) -> VolumeTargets:
-    """Return what is still in view as targets."""
-    seen = [i for i, mask in enumerate(instances.masks) if mask.area]
-    dense: NDArray[np.uint8] = np.zeros((len(seen), *instances.grid.shape), np.uint8)
-    for row, i in enumerate(seen):
-        dense[row][instances.masks[i].slices] = instances.masks[i].crop
-    return VolumeTargets(
-        labels=torch.from_numpy(instances.labels[seen].copy()), masks=torch.from_numpy(dense)
-    )

@@ -5,7 +5,6 @@ Networks of planes see a volume slice by slice, and their cuts are linked. This 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -20,16 +19,13 @@ from torch import Tensor
 from clearmargin.errors import ConfigError
 from clearmargin.memory import trim_heap
 from clearmargin.networks.dropout import dropping
-from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
-from clearmargin.networks.planning import Choice, Facts, Shown
-from clearmargin.networks.semantic_cc import UNetSettings, build_unet, semantic_losses, start_unet
+from clearmargin.networks.planning import Choice, Facts, Sees, Shown
+from clearmargin.networks.semantic_cc import UNetSettings, build_unet, start_unet, unet_losses
+from clearmargin.networks.window_plan import window_choices
 from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig"]
-
-
-_VOXELS = {"cpu": 300_000, "cuda": 2_000_000}  # of a training window
 
 
 class SemanticCC3DConfig(UNetSettings, VolumeView):
@@ -41,6 +37,8 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
         "prediction.link_gap", "prediction.tile", "prediction.tile_overlap",
     )  # fmt: skip
 
+    sees: ClassVar[Sees] = "volumes"
+
     network: Literal["semantic_cc_3d"] = "semantic_cc_3d"
     overlap: float = Field(
         0.5, ge=0, lt=1, description="overlap of neighbouring windows at inference, as a share"
@@ -49,43 +47,46 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
         1, ge=1, description="windows per forward pass at inference; more are quicker on a GPU"
     )
 
+    strides: tuple[tuple[int, int, int], ...] | None = Field(
+        None,
+        description="factor (Z, Y, X) between each level and the next, 1 or 2; null halves every axis each time",
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> SemanticCC3DConfig:
-        step = 2 ** (self.levels - 1)
-        if any(n < step or n % step for n in self.patch):
+        if self.strides is not None:
+            if len(self.strides) != self.levels - 1 or {s for one in self.strides for s in one} - {1, 2}:
+                raise ValueError(
+                    f"strides are {self.levels - 1} rows (levels less one) of 1 or 2 for each axis, not {self.strides}"
+                )
+            if self.architecture == "segresnet" and any(1 in one for one in self.strides):
+                raise ValueError("segresnet halves every axis: take dynunet, or leave strides out")
+        steps = [int(step) for step in np.prod(self.halved(3), axis=0)]
+        if any(n < step or n % step for n, step in zip(self.patch, steps, strict=True)):
             raise ValueError(
-                f"with {self.levels} levels the extents of patch are multiples of {step}, not {self.patch}"
+                f"with {self.levels} levels the extents of patch are multiples of {', '.join(map(str, steps))}, not "
+                f"{', '.join(map(str, self.patch))}"
             )
         if self.mask_loss.edge:
             raise ValueError("mask_loss.edge is for networks of planes")
         return self
 
+    def halved(self, dimensions: int) -> list[tuple[int, ...]]:
+        """Return the factor between each level and the next, of each axis."""
+        return super().halved(dimensions) if self.strides is None else list(self.strides)
+
     @classmethod
     def objection(cls, facts: Facts, scale: float) -> str | None:
         """Return why the network cannot work on such data; None if it can."""
-        reasons = [
-            "it takes volumes, and these are pictures" if facts.ndim == 2 else None,
-            super().objection(facts, scale),
-        ]
-        return "; ".join(reason for reason in reasons if reason) or None
+        if facts.ndim == 2:
+            return "it takes volumes, and these are pictures"
+        return super().objection(facts, scale)
 
     @classmethod
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
         """Yield the settings that fit the data."""
-        yield cls._patch_choice(facts, shown.device)
+        yield from window_choices(facts, shown)
         yield from super().choices(facts, shown)
-
-    @classmethod
-    def _patch_choice(cls, facts: Facts, device: str) -> Choice:
-        """Return a window of a volume: all of it, or as much as the memory takes."""
-        step = 2 ** (cls().levels - 1)
-        extents = [float(np.median(facts.depths)), *np.median(facts.shapes, axis=0).astype(float)]
-        patch = [step * math.ceil(extent / step) for extent in extents]
-        while math.prod(patch) > _VOXELS[device] and max(patch) > step:
-            patch[patch.index(max(patch))] -= step
-        seen = " x ".join(f"{extent:.0f}" for extent in extents)
-        reason = f"volumes are {seen} voxels in the median; {device} takes {_VOXELS[device]} at a time"
-        return Choice("model.patch", patch, reason)
 
 
 class SemanticCC3D(VolumeNetwork):
@@ -104,18 +105,17 @@ class SemanticCC3D(VolumeNetwork):
         self.config = self.view = config
         self.smallest, self.detections = config.smallest, config.detections
         self.classes = classes
-        self.unet = build_unet(config, dimensions=3, channels=channels, classes=classes)
+        self.unet = build_unet(config, dimensions=3, channels=channels, classes=config.outputs(classes))
         start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
-        """Return ``cross_entropy`` and ``dice`` of ``images``, ``(B, C, D, H, W)`` in [0, 1]."""
-        unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
+        """Return the losses of ``SemanticCC`` of ``images``, ``(B, C, D, H, W)`` in [0, 1]."""
         with dropping(self):
-            return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
+            return unet_losses(self.unet(images), targets, self.classes, self.config)
 
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
-        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.
+        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent; its cores too, if learnt.
 
         Windows of ``config.patch`` overlap, and their probabilities are averaged, the middle of a window counting
         most (MONAI's sliding window with Gaussian weights). A smaller volume is filled up with 0. One row of windows
@@ -145,7 +145,7 @@ class SemanticCC3D(VolumeNetwork):
         return every.div_(weights[:, None, None]).clamp_(0, 1).numpy()
 
     def _row(self, volume: Tensor) -> Tensor:
-        """Return each class's probability, ``(K, d, H, W)``, of a window's slices, ``(C, d, H, W)``."""
+        """Return the maps, ``(K, d, H, W)``, of a window's slices, ``(C, d, H, W)``."""
         probabilities: Tensor = sliding_window_inference(
             volume[None],
             roi_size=self.config.patch,
