@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearmargin.cli.app import app, emit, say
-from clearmargin.cli.options import Names, Series, Tolerance, Volume
+from clearmargin.cli.options import CardFile, Names, Series, Tolerance, Volume
 from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _shares(text: str) -> dict[Split, float]:
 
 @data_app.command("show")
 def data_show(
-    card: Annotated[Path, typer.Argument(help="A data card (YAML).")],
+    card: CardFile,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Contact sheet to write; default: ./NAME.png.")
     ] = None,
