@@ -235,8 +235,7 @@ def relations(plane: InstanceSet) -> Relations:
                 nested.add(i)
             if kept.labels[i] == kept.labels[j] and (common or touch(a, b)):
                 touching.add(i)
-    lost = lost_instances(kept) if touching else {}
-    return Relations(kept, len(nested), len(overlapping), len(touching), lost)
+    return Relations(kept, len(nested), len(overlapping), len(touching), lost_instances(kept))
 
 
 def thickness_of(mask: Mask) -> float:

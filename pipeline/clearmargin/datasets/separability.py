@@ -1,4 +1,4 @@
-"""What of reference instances that touch each kind of a semantic network's targets gives back."""
+"""What of the reference instances each kind of a semantic network's targets gives back."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["KINDS", "lost_instances", "near", "touch"]
 
 log = logging.getLogger(__name__)
 
-KINDS: tuple[TargetKind, ...] = ("classes", "border", "distance")
-"""Kinds of targets, the simplest first."""
+KINDS: tuple[TargetKind, ...] = ("classes", "distance", "border")
+"""Kinds of targets in the order in which they are preferred, if they give back as much (docs/lab/nuclei.md)."""
 
 _GIVEN_BACK = 0.5  # IoU of an instance with what the targets make of it
 _MOST = 500_000_000  # elements of the masks of a group that is looked at
@@ -29,8 +29,8 @@ _MOST = 500_000_000  # elements of the masks of a group that is looked at
 def lost_instances(instances: InstanceSet) -> Mapping[TargetKind, int]:
     """Return how many instances are not given back by a network that knew its targets exactly.
 
-    Only those that touch another one of their class can be lost; one in pieces is not looked at. A group of so many
-    that its masks would fill the memory counts as lost for ``classes`` alone, and is logged.
+    Those that touch another one of their class may be joined; one with a waist, or in pieces, may be several. A group
+    of so many that its masks would fill the memory counts as lost for ``classes`` alone, and is logged.
     """
     lost: Counter[TargetKind] = Counter(dict.fromkeys(KINDS, 0))
     for group in _groups(instances):
@@ -41,7 +41,7 @@ def lost_instances(instances: InstanceSet) -> Mapping[TargetKind, int]:
         )
         if len(group) * np.prod(high - low) > _MOST:
             log.info("a group of %d objects that touch is too large to try targets on", len(group))
-            lost["classes"] += len(group)
+            lost["classes"] += len(group) if len(group) > 1 else 0
             continue
         masks = np.stack([m.within(window) for m in group]).astype(np.uint8)
         for kind in KINDS:
@@ -50,7 +50,7 @@ def lost_instances(instances: InstanceSet) -> Mapping[TargetKind, int]:
 
 
 def _groups(instances: InstanceSet) -> Iterable[list[Mask]]:
-    """Yield the instances of one class that touch, directly or by way of others."""
+    """Yield the instances of one class that touch, directly or by way of others; one that touches none is alone."""
     for label in np.unique(instances.labels):
         masks = [
             m for m, own in zip(instances.masks, instances.labels, strict=True) if own == label and m.area
@@ -63,8 +63,7 @@ def _groups(instances: InstanceSet) -> Iterable[list[Mask]]:
                 met = {k for k in left if near(masks[one], masks[k]) and touch(masks[one], masks[k])}
                 left -= met
                 edge += met
-            if len(group) > 1:
-                yield [masks[k] for k in group]
+            yield [masks[k] for k in group]
 
 
 def _given_back(masks: NDArray[np.uint8], kind: TargetKind, spacing: tuple[float, ...]) -> int:
@@ -78,11 +77,11 @@ def _given_back(masks: NDArray[np.uint8], kind: TargetKind, spacing: tuple[float
         place = tuple(
             slice(o, o + n) for o, n in zip(component.origin, component.probabilities.shape, strict=True)
         )
-        found = component.probabilities >= 0.5
+        foreground = component.probabilities >= 0.5
         for k in free:
             truth = masks[k] > 0
-            common = int((truth[place] & found).sum())
-            if common >= _GIVEN_BACK * (int(truth.sum()) + int(found.sum()) - common):
+            common = int((truth[place] & foreground).sum())
+            if common >= _GIVEN_BACK * (int(truth.sum()) + int(foreground.sum()) - common):
                 free.remove(k)
                 break
     return len(masks) - len(free)

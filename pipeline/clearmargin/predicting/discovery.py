@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
+from clearmargin.files import file_digest
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.selection import Selection
 from clearmargin.privacy import case_of_file, naming, record_cases
+
+if TYPE_CHECKING:
+    from clearmargin.formats.dicom.headers import Header
+    from clearmargin.formats.dicom.index import SeriesEntry
 
 __all__ = ["Found", "Left", "find_inputs", "load_selection", "open_files", "open_input"]
 
@@ -221,8 +226,8 @@ def _listed(
 
 
 def _dicom_entry(
-    entry: Any,
-    headers: Sequence[Any],
+    entry: SeriesEntry,
+    headers: Sequence[Header],
     folder: Path,
     files: Sequence[Path],
     stats: Mapping[str, tuple[int, int]],
@@ -236,7 +241,7 @@ def _dicom_entry(
         "content": _digest(files),
         "source": _source("dicom", folder, files, stats),
         "what": entry.kind,
-        "attributes": _attributes(entry, headers),
+        "attributes": _attributes(entry),
         "volumes": [
             {"number": str(v.number), "case": series_case(entry, headers[0], v.label)} for v in entry.volumes
         ]
@@ -245,7 +250,7 @@ def _dicom_entry(
     }
 
 
-def _attributes(entry: Any, headers: Sequence[Any]) -> dict[str, Any]:
+def _attributes(entry: SeriesEntry) -> dict[str, Any]:
     """Return what a selection can ask for, of the series' first file."""
     from clearmargin.predicting.selection import attributes_of
 
@@ -302,15 +307,10 @@ def _digest(files: Sequence[Path]) -> str:
     """Return a digest of files' contents, whatever their names and order; they are read side by side."""
     try:
         with ThreadPoolExecutor(max_workers=min(8, len(files))) as pool:
-            digests = sorted(pool.map(_file_digest, files))
+            digests = sorted(pool.map(file_digest, files))
     except OSError as error:
         raise InputError(f"a file cannot be read: {os.strerror(error.errno or 0)}") from None
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _suffix(path: Path) -> str:

@@ -19,6 +19,7 @@ from clearmargin.transforms.variation import Step, displaced, make_step
 __all__ = ["check_transforms", "distrust"]
 
 _SEEDS = 3
+_LEAST_SHOWN = 0.1  # of a window, by the mildest of these seeds
 
 
 def check_transforms(transforms: Sequence[dict[str, dict[str, Any]]], shape: tuple[int, ...]) -> None:
@@ -54,7 +55,7 @@ def distrust(step: Step, shape: tuple[int, ...]) -> str | None:
     """
     image, layers = _scene(shape)
     item = {KEYS[0]: image, KEYS[1]: layers} if step.listing.kind == "spatial" else {KEYS[0]: image}
-    changed = False
+    changed, shown = False, 0.0
     with torch.random.fork_rng(devices=[]):
         for seed in range(_SEEDS):
             varied = step(item, (seed,))
@@ -65,9 +66,16 @@ def distrust(step: Step, shape: tuple[int, ...]) -> str | None:
                 return "it does not follow from its seed alone, so that a resumed training would see other windows"
             changed |= not torch.equal(varied[KEYS[0]], image)
             if step.listing.kind == "spatial":
-                reason = _misplaced(varied[KEYS[1]], layers, displaced(step, layers, (seed,)))
+                places = displaced(step, layers, (seed,))
+                shown = max(shown, float((places[-1] > 0.5).mean()))
+                reason = _misplaced(varied[KEYS[1]], layers, places)
                 if reason:
                     return reason
+    if step.listing.kind == "spatial" and shown < _LEAST_SHOWN:
+        return (
+            f"with these arguments at most {100 * shown:.0f} % of the window still shows the image; lengths are in "
+            "pixels of the window"
+        )
     return None if changed else "with these arguments it changes nothing"
 
 
@@ -86,18 +94,18 @@ def _scene(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _misplaced(varied: Tensor, layers: Tensor, places: NDArray[np.float32]) -> str | None:
-    found, before = varied.numpy(), layers.numpy()
-    strange = np.setdiff1d(np.unique(found), np.unique(before))
+    after, before = varied.numpy(), layers.numpy()
+    strange = np.setdiff1d(np.unique(after), np.unique(before))
     if len(strange):
         return f"it makes labels of nothing ({strange[0]:g} between whole ones)"
     indices, inside = places[:-1], places[-1]
-    if (found[:, inside < 1e-3] != 0).any():
+    if (after[:, inside < 1e-3] != 0).any():
         return "it draws instances where the image shows nothing"
     sure = inside > 1 - 1e-3
     sources = np.rint(indices[:, sure]).astype(int)
     sources = np.clip(sources, 0, np.array(before.shape[1:])[:, None] - 1)
     wrong = total = 0
-    for layer, moved in zip(before, found, strict=True):
+    for layer, moved in zip(before, after, strict=True):
         # Within a pixel of an edge either side is right.
         plain = ndimage.maximum_filter(layer, 3) == ndimage.minimum_filter(layer, 3)
         there = plain[tuple(sources)]
