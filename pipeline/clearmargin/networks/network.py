@@ -136,7 +136,8 @@ class Detections:
         boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2``; in space ``(N, 6)``, ``x1 y1 z1 x2 y2 z2``, and ``regions`` too.
         labels: ``(N,)`` int64, 1..K.
         scores: ``(N,)`` float32 in [0, 1].
-        masks: N float32 probability masks ``(h, w)``, in space ``(d, h, w)``, at any resolution: one tensor where all have one, else N.
+        masks: N float32 probability masks ``(h, w)``, in space ``(d, h, w)``, at any resolution: one tensor where all
+            have one, else N.
         regions: ``(N, 4)`` float32: the part of the image that each of ``masks`` spans, edge to edge. The box
             for a two-stage network, the instance's crop (``crop_masks``) for one that predicts whole masks.
         foreground: ``(K, h, w)`` float32 (``(K, d, h, w)``), the probability that a pixel belongs to each class, at any
