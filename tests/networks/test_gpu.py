@@ -1,4 +1,4 @@
-"""What a GPU changes: 16 bits in training, where tensors lie, and memory. Without one, the parts that a CPU can show."""
+"""What a GPU changes: 16 bits in training, where tensors lie, memory. Without one, what a CPU can show of it."""
 
 import numpy as np
 import pytest

@@ -141,7 +141,8 @@ class Detections:
         regions: ``(N, 4)`` float32: the part of the image that each of ``masks`` spans, edge to edge. The box
             for a two-stage network, the instance's crop (``crop_masks``) for one that predicts whole masks.
         foreground: ``(K, h, w)`` float32 (``(K, d, h, w)``), the probability that a pixel belongs to each class, at any
-            resolution; it spans the image edge to edge, and has no edge where a box or a crop has one. None if not asked for.
+            resolution; it spans the image edge to edge, and has no edge where a box or a crop has one. None if not
+            asked for.
         landmarks: None for a network that does not look for them.
     """
 
