@@ -289,7 +289,7 @@ class MaskRCNN3D(WindowNetwork):
         levels = (sides[:, None] - steps[None]).abs().argmin(1)
         parts, places = [], []
         for level, one in enumerate(maps[1:]):
-            picked = [b[own == level] for b, own in zip(boxes, levels.split(counts), strict=True)]
+            picked = [b[own == level] for b, own in zip(boxes, torch.split(levels, counts), strict=True)]
             if sum(map(len, picked)):
                 parts.append(pool_regions(one, picked, (bins,) * 3, extent))
                 places.append(torch.where(levels == level)[0])
@@ -304,7 +304,9 @@ class MaskRCNN3D(WindowNetwork):
         if not sum(counts):
             return [maps[0].new_zeros((0, self.classes, 1, 1, 1)) for _ in boxes]
         fine = pool_regions(maps[0], boxes, (2 * coarse,) * 3, extent)
-        return list(by_rows(self.mask_branch, self._pooled(maps, boxes, coarse, extent), fine).split(counts))
+        return list(
+            torch.split(by_rows(self.mask_branch, self._pooled(maps, boxes, coarse, extent), fine), counts)
+        )
 
     def _mask_loss(self, maps: Sequence[Tensor], samples: _Samples, targets: list[VolumeTargets]) -> Tensor:
         rows = [torch.where(label > 0)[0][: self.config.mask_samples] for label in samples.labels]
@@ -319,7 +321,9 @@ class MaskRCNN3D(WindowNetwork):
         logits = torch.cat(self._masks(maps, boxes, extent))
         own = logits[torch.arange(len(labels), device=labels.device), labels - 1].float()
         truth = torch.cat([t.masks for t in targets])[matches, None].float()
-        wanted = pool_regions(truth, list(torch.cat(boxes)[:, None]), tuple(own.shape[1:]), extent)[:, 0]
+        wanted = pool_regions(
+            truth, list(torch.cat(boxes)[:, None]), (own.shape[1], own.shape[2], own.shape[3]), extent
+        )[:, 0]
         return mask_loss(own.flatten(1, 2), wanted.flatten(1, 2), self.config.mask_loss)
 
     def _detected(

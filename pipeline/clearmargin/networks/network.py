@@ -108,7 +108,8 @@ class VolumeTargets:
 def _each(targets: T, change: Callable[[Tensor], Tensor]) -> T:
     """Return targets with each tensor changed."""
     names = [f.name for f in fields(targets)]
-    return replace(targets, **{name: change(getattr(targets, name)) for name in names})
+    changed: dict[str, Any] = {name: change(getattr(targets, name)) for name in names}
+    return replace(targets, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)
