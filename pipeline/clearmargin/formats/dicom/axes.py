@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Code, Grid, Image, Prediction
 from clearmargin.formats.dicom.boundary import quiet_pydicom
 from clearmargin.formats.dicom.output import coded, derived_uid, provenance_parts, source_headers
-from clearmargin.formats.dicom.structured_report import as_themselves, write_report
+from clearmargin.formats.dicom.structured_report import write_report
 
 __all__ = ["DrawnAxes", "write_axes"]
 
@@ -51,7 +51,7 @@ def write_axes(path: Path, prediction: Prediction, image: Image, axes: Sequence[
     """
     if not axes:
         return None
-    headers = as_themselves(source_headers(image))
+    headers = source_headers(image)
     values = [(a.instance, a.z, a.ends.round(4).tolist()) for a in axes]
     sources = [str(h.SOPInstanceUID) for h in headers]
     identity = (*sources, *provenance_parts(prediction.provenance), repr(values))

@@ -17,10 +17,15 @@ from clearmargin.core import Code, Grid, Image, Landmarks, Provenance
 from clearmargin.core.landmarks import SEEN, VISIBILITIES
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom.boundary import dicom_boundary, items_of, quiet_pydicom, read_header
-from clearmargin.formats.dicom.output import coded, derived_uid, provenance_parts, source_headers
+from clearmargin.formats.dicom.output import (
+    coded,
+    derived_uid,
+    provenance_parts,
+    source_headers,
+    source_planes,
+)
 from clearmargin.formats.dicom.structured_report import (
     SCHEME,
-    as_themselves,
     model_of,
     quantity_code,
     unit_code,
@@ -81,7 +86,7 @@ def write_landmark_report(
     """
     if not rows:
         return None
-    headers = as_themselves(source_headers(image))
+    headers = source_headers(image)
     sets = [(None, frames)] if isinstance(frames, Landmarks) else list(frames.items())
     identity = (
         *(str(h.SOPInstanceUID) for h in headers),
@@ -326,22 +331,17 @@ def points_on(
 Planes = Mapping[int | None, Any]
 
 
-def _planes(image: Image) -> dict[str, Planes]:
+def _planes(image: Image) -> Mapping[str, Planes]:
     """Return by SOP instance UID, and by frame from 1, the planes of a volume; of a picture its own frame alone."""
     if image.source.kind != "dicom":
         raise InputError(
             "the report's points refer to DICOM images by their UIDs, and the case's image is not DICOM"
         )
-    planes: dict[str, Planes] = {}
-    for header in source_headers(image):
-        if image.grid.ndim == 2:
-            number = image.source.frame
-            planes[str(header.SOPInstanceUID)] = {None if number is None else number + 1: None}
-        else:
-            planes[str(header.SOPInstanceUID)] = {
-                picture.frame + 1 if header.many else None: picture.plane for picture in header.pictures
-            }
-    return planes
+    planes = source_planes(image)
+    if image.grid.ndim == 3:
+        return planes
+    number = None if image.source.frame is None else image.source.frame + 1
+    return {uid: {number: None} for uid in planes}
 
 
 def _on_frames(point: ReportedPoint, planes: Planes, grid: Grid) -> Iterator[NDArray[np.float64]]:

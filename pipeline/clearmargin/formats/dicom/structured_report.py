@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from clearmargin.formats.dicom.output import (
 __all__ = [
     "SCHEME",
     "Quantity",
-    "as_themselves",
     "model_of",
     "own_quantities",
     "quantity_code",
@@ -128,7 +126,7 @@ def write_structured_report(
         raise GeometryError(
             f"{image.source.case} is not a volume in millimetres: a report of volumes needs one"
         )
-    headers = as_themselves(source_headers(image))
+    headers = source_headers(image)
     segmentation = highdicom.seg.Segmentation.from_dataset(read_header(Path(seg), pixels=True), copy=False)
     kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
     if len(segmentation.SegmentSequence) != len(kept):
@@ -142,15 +140,6 @@ def write_structured_report(
     identity = (segmentation.SOPInstanceUID, *provenance_parts(prediction.provenance), repr(values))
     evidence = [segmentation, *headers]
     return write_report(Path(path), "sr", 903, evidence, headers, groups, prediction.provenance, identity)
-
-
-def as_themselves(headers: Sequence[Any]) -> list[Any]:
-    """Return cleaned headers (`source_headers`) under their true storage classes, for reports to refer to."""
-    own = []
-    for header in headers:
-        own.append(copy.copy(header))
-        own[-1].SOPClassUID = header.true_class
-    return own
 
 
 _KINDS = {"sr": "measurements", "axes": "axes", "landmarks": "landmarks"}
@@ -173,7 +162,7 @@ def write_report(
         kind: ``sr``, ``axes`` or ``landmarks``: part of the UIDs, and of the series' description.
         series_number: Of the new series.
         evidence: What the groups refer to.
-        headers: Of the source (`as_themselves`), which gives the dates.
+        headers: Of the source (`source_headers`), which gives the dates.
         groups: highdicom's measurement groups.
         provenance: Of what measured.
         identity: What the UIDs are a function of.
