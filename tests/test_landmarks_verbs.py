@@ -2,17 +2,22 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 from landmarks import write_points_set
 
-from clearmargin.calibrate import calibrate
+from clearmargin.calibrate import calibrate, render_calibration
 from clearmargin.crossvalidate import crossvalidate
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import evaluate, render
 from clearmargin.export import export
+from clearmargin.formats import read_image
+from clearmargin.formats.video import video_writer
+from clearmargin.margins.calibration import load_calibration
+from clearmargin.outputs.folder import read_case, read_clip
 from clearmargin.plan import plan
 from clearmargin.predict import predict
 from clearmargin.train import train
@@ -58,6 +63,11 @@ def test_evaluate_counts_every_point(trained, tmp_path):
     assert {s["stratum"] for s in strata} >= {"all", "point = left", "point = right"}
     assert json.loads((tmp_path / "out" / "numbers.json").read_text())["numbers"]["landmarks/tp"] >= 0
     assert (tmp_path / "out" / "report.html").is_file()
+    gallery = list(csv.DictReader((tmp_path / "out" / "gallery.csv").read_text().splitlines()))
+    (first,) = (r for r in gallery if r["list"].startswith("largest radial error"))
+    errors = [float(r["error"]) for r in rows if r["error"]]
+    assert float(first["value"]) == pytest.approx(np.mean(errors), abs=1e-3)
+    assert list((tmp_path / "out" / "viewers").iterdir())
 
 
 def test_predict_writes_points_of_the_picture(trained, tmp_path):
@@ -75,14 +85,91 @@ def test_predict_writes_points_of_the_picture(trained, tmp_path):
     assert np.isfinite([float(row["sd_major_px"]) for row in rows]).all()
 
 
+@pytest.fixture(scope="module")
+def calibrated(trained, tmp_path_factory):
+    """The model with regions at alpha 0.2, fitted on nine further pictures and judged on four."""
+    _, model = trained
+    folder = tmp_path_factory.mktemp("calibrated")
+    shutil.copytree(model, folder / "model")
+    splits = ("train",) * 6 + ("validation",) + ("calibration",) * 9 + ("test",) * 4
+    more = write_points_set(folder / "more", splits)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        done = calibrate(
+            folder / "model", more, alphas=[0.2], judge_on="test", region_limit=3.0, out=folder / "out"
+        )
+    return more, folder / "model", done, folder / "out"
+
+
+def test_calibrate_fits_regions_and_tracks_them(calibrated):
+    from mlflow import MlflowClient
+
+    _, model, done, out = calibrated
+    region = done.calibration.applied_points()
+    assert region.alpha == 0.2 and region.n == 6 and region.length_unit == "px"
+    assert load_calibration(model, "none", done.calibration.weights_sha256) == done.calibration
+    assert "detected landmarks lie in their regions" in render_calibration(done)
+    assert done.judged.points[0].groups == 4 and (out / "landmark_strata.csv").is_file()
+    run = MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}").get_run(done.run_id)
+    assert {"headline/landmark_radius", "headline/coverage_landmarks"} <= set(run.data.metrics)
+    assert run.data.params["region_limit"] == "3.0" and run.data.params["alphas"] == "[0.2]"
+
+
+def test_predict_applies_regions_to_a_picture(calibrated, tmp_path):
+    card, model, done, _ = calibrated
+    region = done.calibration.applied_points()
+    (one,) = predict(card.parent / "p10.png", tmp_path / "out", model=model).done
+    rows = list(csv.DictReader((one.folder / "landmarks.csv").read_text().splitlines()))
+    prediction = read_case(one.folder)
+    landmarks = prediction.instances.landmarks
+    assert len(rows) == landmarks.count and landmarks.regions is not None
+    for row, (i, k) in zip(rows, np.argwhere(landmarks.visible > 0), strict=True):
+        axes = np.sqrt(np.linalg.eigvalsh(landmarks.regions[i, k]))
+        assert float(row["region_minor_px"]) == pytest.approx(axes[0], abs=1e-3)
+        assert float(row["region_major_px"]) == pytest.approx(axes[1], abs=1e-3)
+        assert float(row["region_area_px"]) == pytest.approx(np.pi * axes.prod(), rel=1e-3)
+        assert bool(row["refer_because"]) == (axes[1] > 3.0)
+    summary = json.loads((one.folder / "summary.json").read_text())
+    assert summary["landmarks"] == len(rows)
+    assert summary["landmarks_referred"] == sum(bool(r["refer_because"]) for r in rows) == one.referred
+    assert summary["calibration"]["promises"] == [str(region)]
+
+
+def test_predict_applies_regions_to_each_frame_of_a_clip(calibrated, tmp_path):
+    card, model, _, _ = calibrated
+    with video_writer(tmp_path / "clip.mp4", 2.0) as add:
+        for number in (8, 9, 10, 11):
+            add(read_image(card.parent / f"p{number}.png").pixels.astype(np.uint8))
+    (one,) = predict(tmp_path / "clip.mp4", tmp_path / "out", model=model, force=True).done
+    rows = list(csv.DictReader((one.folder / "landmarks.csv").read_text().splitlines()))
+    frames = read_clip(one.folder)
+    assert {int(r["frame"]) for r in rows} == set(frames) and len(frames) == 4
+    assert {"region_major_px", "region_minor_px", "refer_because"} <= set(rows[0])
+    for number, prediction in frames.items():
+        own = [
+            float(r["region_major_px"]) for r in rows if int(r["frame"]) == number and r["region_major_px"]
+        ]
+        regions = prediction.instances.landmarks.regions
+        assert len(own) == (0 if regions is None else prediction.instances.landmarks.count)
+    summary = json.loads((one.folder / "summary.json").read_text())
+    assert summary["landmarks"] == len(rows)
+    assert summary["landmarks_referred"] == sum(bool(r["refer_because"]) for r in rows) == one.referred
+    assert (one.folder / "overlay.mp4").is_file() and list((one.folder / "overlay").glob("frame-*.png"))
+
+
 def test_what_is_not_for_landmarks_is_refused(trained):
     card, model = trained
     with pytest.raises(ConfigError, match="uncertainty none"):
         evaluate(model, card, uncertainty="tta", track=False)
     with pytest.raises(ConfigError, match="the gate compares masks"):
         export(model, card, format="onnx")
-    with pytest.raises(ConfigError, match="margins are of masks"):
-        calibrate(model, card, track=False)
+    for options, named in (
+        ({"promise": "risk"}, "--promise risk"),
+        ({"miss_alpha": 0.2, "sides": "both"}, "--sides both, --miss-alpha"),
+        ({"match_iou": 0.7}, "--match-iou"),
+    ):
+        with pytest.raises(ConfigError, match=f"{named} is about masks"):
+            calibrate(model, card, track=False, **options)
     with pytest.raises(ConfigError, match="heatmap learns landmarks"):
         crossvalidate(card.parents[1] / "points.yaml", track=False)
     text = card.read_text().replace("- name: tip", "- name: apex")

@@ -15,7 +15,15 @@ from clearmargin.core.slack import with_slack
 from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.metrics.pair import Status
 
-__all__ = ["RADII", "PointRow", "PointSummary", "point_rows", "summarise_points", "visibility_f1"]
+__all__ = [
+    "RADII",
+    "PointRow",
+    "PointSummary",
+    "pair_points",
+    "point_rows",
+    "summarise_points",
+    "visibility_f1",
+]
 
 RADII: Mapping[Unit, tuple[float, ...]] = {"px": (5.0, 10.0, 20.0), "mm": (2.0, 2.5, 3.0, 4.0)}
 """Radii of success rates by unit."""
@@ -73,6 +81,38 @@ class PointSummary:
     visibility_f1: float
 
 
+def pair_points(
+    predicted: Landmarks, reference: Landmarks, grid: Grid
+) -> dict[tuple[int, int], tuple[int, float]]:
+    """Return the pairs of points of a type for which the sum of their distances is least.
+
+    Args:
+        predicted: Points on ``grid``.
+        reference: Points on ``grid``, of the same types.
+        grid: Its spacing measures distances, in mm where it is known.
+
+    Returns:
+        By object and type of a reference point, the predicted object and their distance; one without a partner is not
+        in it.
+
+    Raises:
+        ValueError: The types differ.
+
+    Source: Kuhn, "The Hungarian method for the assignment problem", 1955 (`scipy.optimize.linear_sum_assignment`).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if predicted.types != reference.types:
+        raise ValueError("predicted and reference landmarks are of different types")
+    pairs = {}
+    for k in range(len(reference.types)):
+        ours, theirs = (np.flatnonzero(s.visible[:, k] > 0) for s in (predicted, reference))
+        apart = _distances(predicted.points[ours, k], reference.points[theirs, k], grid)
+        for p, r in zip(*linear_sum_assignment(apart), strict=True):
+            pairs[int(theirs[r]), k] = int(ours[p]), float(apart[p, r])
+    return pairs
+
+
 def point_rows(
     predicted: Landmarks, reference: Landmarks, *, grid: Grid, case: str = "", group: str = ""
 ) -> list[PointRow]:
@@ -90,21 +130,12 @@ def point_rows(
 
     Raises:
         ValueError: The types differ.
-
-    Source: Kuhn, "The Hungarian method for the assignment problem", 1955 (`scipy.optimize.linear_sum_assignment`).
     """
-    from scipy.optimize import linear_sum_assignment
-
-    if predicted.types != reference.types:
-        raise ValueError("predicted and reference landmarks are of different types")
+    pairs = pair_points(predicted, reference, grid)
     rows = []
     for k, kind in enumerate(reference.types):
-        ours, theirs = (np.flatnonzero(s.visible[:, k] > 0) for s in (predicted, reference))
-        apart = _distances(predicted.points[ours, k], reference.points[theirs, k], grid)
-        pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(apart)), strict=True))
-        partners = {theirs_at: ours_at for ours_at, theirs_at in pairs.items()}
-        for r, i in enumerate(theirs):
-            p = partners.get(r)
+        for i in np.flatnonzero(reference.visible[:, k] > 0).tolist():
+            p, error = pairs.get((i, k), (None, None))
             rows.append(
                 PointRow(
                     group=group,
@@ -112,12 +143,13 @@ def point_rows(
                     point=kind.name,
                     visibility=VISIBILITIES[reference.visible[i, k]],
                     status="fn" if p is None else "tp",
-                    error=None if p is None else float(apart[p, r]),
-                    score=None if p is None else float(predicted.scores[ours[p], k]),
-                    predicted_seen=p is not None and predicted.visible[ours[p], k] == SEEN,
+                    error=error,
+                    score=None if p is None else float(predicted.scores[p, k]),
+                    predicted_seen=p is not None and bool(predicted.visible[p, k] == SEEN),
                     unit=grid.unit,
                 )
             )
+        taken = {p for (_, of_type), (p, _) in pairs.items() if of_type == k}
         rows += [
             PointRow(
                 group=group,
@@ -127,11 +159,11 @@ def point_rows(
                 status="fp",
                 error=None,
                 score=float(predicted.scores[i, k]),
-                predicted_seen=predicted.visible[i, k] == SEEN,
+                predicted_seen=bool(predicted.visible[i, k] == SEEN),
                 unit=grid.unit,
             )
-            for p, i in enumerate(ours)
-            if p not in pairs
+            for i in np.flatnonzero(predicted.visible[:, k] > 0).tolist()
+            if i not in taken
         ]
     return rows
 
