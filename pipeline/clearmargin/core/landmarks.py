@@ -28,6 +28,8 @@ class Landmarks:
         scores: ``(N, K)`` float32 in [0, 1]; 1 for reference annotations, 0 where absent.
         covariance: ``(N, K, ndim, ndim)`` float64, in squared indices; NaN where absent. None if it is not known.
         areas: ``(N,)`` float64, pixels (voxels) that each object takes, which COCO scales errors by; NaN if unknown.
+        owners: ``(N,)`` int64, position of the instance that each object belongs to, -1 for none of them; None if
+            nobody asked.
     """
 
     types: tuple[PointType, ...]
@@ -36,6 +38,7 @@ class Landmarks:
     scores: NDArray[np.float32]
     covariance: NDArray[np.float64] | None = None
     areas: NDArray[np.float64]
+    owners: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         points = np.array(self.points, np.float64)
@@ -75,6 +78,10 @@ class Landmarks:
                 )
             covariance[~labelled] = np.nan
             columns["covariance"] = covariance
+        if self.owners is not None:
+            columns["owners"] = np.array(self.owners, np.int64)
+            if columns["owners"].shape != (n,):
+                raise ValueError(f"owners has shape {columns['owners'].shape}; the points need {(n,)}")
         for name, column in columns.items():
             column.flags.writeable = False
             object.__setattr__(self, name, column)
@@ -132,6 +139,7 @@ class Landmarks:
             scores=self.scores[picks],
             covariance=None if self.covariance is None else self.covariance[picks],
             areas=self.areas[picks],
+            owners=None if self.owners is None else self.owners[picks],
         )
 
     def only(self, keep: NDArray[np.bool_]) -> Landmarks:
@@ -179,6 +187,17 @@ class Landmarks:
             covariance=None if here.covariance is None else here.covariance[..., 1:, 1:],
             areas=np.full(len(here), np.nan),
         )
+
+    def owned_by(self, positions: NDArray[np.int64]) -> Landmarks:
+        """Return the landmarks with owners after a choice of instances.
+
+        Args:
+            positions: Former position of each instance that is left; objects of others belong to none.
+        """
+        if self.owners is None:
+            return self
+        after = {int(before): k for k, before in enumerate(positions)}
+        return replace(self, owners=np.array([after.get(int(o), -1) for o in self.owners], np.int64))
 
     def singles(self) -> Landmarks:
         """Return each point as an object of its own, in order: what knows no objects is compared so."""

@@ -23,7 +23,7 @@ from clearmargin.transforms.spatial import augmentation_matrix, resample
 from clearmargin.transforms.variation import Variation
 from clearmargin.transforms.view import augment_intensity, planes, prepare
 
-__all__ = ["Read", "Windows", "collate", "window_centre"]
+__all__ = ["Read", "Windows", "collate", "point_targets", "window_centre"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,15 +256,16 @@ def _targets(instances: InstanceSet) -> Targets:
     for row, i in enumerate(seen):
         dense[row][instances.masks[i].slices] = instances.masks[i].crop
     return Targets.from_masks(
-        torch.from_numpy(dense), torch.from_numpy(instances.labels[seen].copy()), _point_targets(instances)
+        torch.from_numpy(dense), torch.from_numpy(instances.labels[seen].copy()), point_targets(instances)
     )
 
 
-def _point_targets(instances: InstanceSet) -> Tensor:
-    """Return the landmarks in view, seen and hidden, as rows of type, row and column."""
+def point_targets(instances: InstanceSet) -> Tensor:
+    """Return the landmarks in view, seen and hidden, as rows of type, indices and visibility."""
     landmarks = instances.landmarks
     if landmarks is None:
-        return torch.zeros((0, 3), dtype=torch.float32)
+        return torch.zeros((0, 2 + instances.grid.ndim), dtype=torch.float32)
     labelled = landmarks.visible > 0
     types = np.nonzero(labelled)[1].astype(np.float64)
-    return torch.from_numpy(np.column_stack([types, landmarks.points[labelled]]).astype(np.float32))
+    rows = np.column_stack([types, landmarks.points[labelled], landmarks.visible[labelled]])
+    return torch.from_numpy(rows.astype(np.float32))

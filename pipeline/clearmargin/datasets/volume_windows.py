@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
-from clearmargin.datasets.samples import Windows, window_centre
+from clearmargin.datasets.samples import Windows, point_targets, window_centre
 from clearmargin.errors import InputError
 from clearmargin.networks.network import VolumeTargets
 from clearmargin.transforms.samples import read_instances
@@ -35,13 +35,14 @@ class VolumeWindows(Windows):
         augment: AugmentSettings,
         *,
         view: VolumeView,
+        at_points: bool = False,
         seed: int,
         cache_bytes: int,
     ) -> None:
         # Neighbouring slices are not channels where the network sees the volume.
         image = image.model_copy(update={"neighbours": 0})
         super().__init__(dataset, cases, image, augment, seed=seed, cache_bytes=cache_bytes)
-        self.view = view
+        self.view, self.at_points = view, at_points
 
     def __getitem__(self, position: int) -> tuple[Tensor, VolumeTargets]:  # type: ignore[override]
         """Return window ``position``, ``(C, D, H, W)`` in [0, 1], and its targets.
@@ -62,7 +63,9 @@ class VolumeWindows(Windows):
         pixels, seen = self.variation(pixels, read_instances(window, image.grid), (self.seed, position))
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1, 1)
-        return pixels.contiguous(), _targets(seen)
+        known = image.grid.unit == "mm"
+        voxel = [size / scale for size, scale in zip(image.grid.spacing, (z, y, x), strict=True)]
+        return pixels.contiguous(), _targets(seen, voxel if known else None)
 
     def _seen_whole(self, image: Image) -> bool:
         return image.grid.ndim == 3
@@ -80,7 +83,12 @@ class VolumeWindows(Windows):
             degrees += 90.0 * int(generator.integers(4))
         flips = generator.random(2) < 0.5
         aim = None
-        if len(instances) and generator.random() < augment.foreground:
+        landmarks = instances.landmarks
+        if self.at_points and landmarks is not None and landmarks.count:
+            if generator.random() < augment.foreground:
+                points = landmarks.points[landmarks.visible > 0]
+                aim = points[generator.integers(len(points))]
+        elif len(instances) and generator.random() < augment.foreground:
             mask = instances.masks[int(generator.integers(len(instances)))]
             if mask.area:
                 # Any voxel of it: the middle of a large organ would show its edge in no window.
@@ -99,12 +107,15 @@ class VolumeWindows(Windows):
         )
 
 
-def _targets(instances: InstanceSet) -> VolumeTargets:
-    """Return what is still in view as targets."""
+def _targets(instances: InstanceSet, voxel: Sequence[float] | None) -> VolumeTargets:
+    """Return what is still in view as targets; ``voxel`` is the size of a network voxel in mm, if known."""
     seen = [i for i, mask in enumerate(instances.masks) if mask.area]
     dense: NDArray[np.uint8] = np.zeros((len(seen), *instances.grid.shape), np.uint8)
     for row, i in enumerate(seen):
         dense[row][instances.masks[i].slices] = instances.masks[i].crop
     return VolumeTargets(
-        labels=torch.from_numpy(instances.labels[seen].copy()), masks=torch.from_numpy(dense)
+        labels=torch.from_numpy(instances.labels[seen].copy()),
+        masks=torch.from_numpy(dense),
+        points=point_targets(instances),
+        voxel=torch.full((1, 3), torch.nan) if voxel is None else torch.tensor([voxel], dtype=torch.float32),
     )

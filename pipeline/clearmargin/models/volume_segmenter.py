@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.core import Grid, Image, InstanceSet, Landmarks, PointType
 from clearmargin.errors import InputError
 from clearmargin.models.placing import Crop, place_slice, place_volume, threshold
 from clearmargin.models.repeats import Suppression
-from clearmargin.models.segmenter import Look, NetworkSegmenter, View
+from clearmargin.models.segmenter import Look, NetworkSegmenter, View, placed_points
 from clearmargin.networks.components import Component, connected_components
-from clearmargin.networks.network import VolumeNetwork
+from clearmargin.networks.network import PointDetections, VolumeNetwork
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import resample, volume_view
 from clearmargin.transforms.tensors import to_tensor
@@ -40,12 +40,16 @@ class VolumeDetections:
         matrix: ``(4, 4)``, from network indices to the volume's.
         grid: The volume's.
         found: Label and component of each instance, best score first.
+        points: Landmarks, in network voxels; None if they were not looked for.
+        types: Of the landmarks.
     """
 
     maps: NDArray[np.float32]
     matrix: NDArray[np.float64]
     grid: Grid
     found: tuple[tuple[int, Component], ...]
+    points: PointDetections | None = None
+    types: tuple[PointType, ...] = ()
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -66,7 +70,12 @@ class VolumeDetections:
         """Return the components as instances on the volume's grid; those of one class never overlap."""
         masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found))]
         every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
-        return every.select(np.array([m.area > 0 for m in masks], bool))
+        kept = every.select(np.array([m.area > 0 for m in masks], bool))
+        return replace(kept, landmarks=self.landmarks())
+
+    def landmarks(self) -> Landmarks | None:
+        """Return the points on the volume's grid, each an object of its own; None if they were not looked for."""
+        return None if self.points is None else placed_points(self.points, self.types, self.matrix, self.grid)
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each slice's probability of each class, ``(K, Y, X)`` on the volume's grid."""
@@ -114,7 +123,17 @@ class VolumeSegmenter(NetworkSegmenter):
 
         with self.clock("network"), torch.inference_mode():
             maps = self.network.probabilities(slab, depth)
-        return self._components(maps, matrix, ready)
+        if not self.network.finds_landmarks:
+            return self._components(maps, matrix, ready)
+        voxel = None
+        if ready.grid.unit == "mm":
+            sizes = zip(ready.grid.spacing, (z, y, x), strict=True)
+            vz, vy, vx = (size / scale for size, scale in sizes)
+            voxel = (vz, vy, vx)
+        points = self.network.points(maps, voxel)
+        return VolumeDetections(
+            maps=maps, matrix=matrix, grid=ready.grid, found=(), points=points, types=self.label_map.points
+        )
 
     def _components(
         self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: PreparedImage

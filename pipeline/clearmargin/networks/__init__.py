@@ -37,6 +37,7 @@ NETWORKS: dict[str, NetworkEntry] = {
     "mask2former": NetworkEntry("clearmargin.networks.mask2former", "Mask2FormerConfig", "Mask2Former"),
     "eomt": NetworkEntry("clearmargin.networks.eomt", "EoMTConfig", "EoMT"),
     "heatmap": NetworkEntry("clearmargin.networks.heatmap", "HeatmapConfig", "Heatmap"),
+    "heatmap_3d": NetworkEntry("clearmargin.networks.heatmap_3d", "Heatmap3DConfig", "Heatmap3D"),
 }
 
 
@@ -83,7 +84,9 @@ def learnt_names(config: Settings, label_map: LabelMap) -> tuple[str, ...]:
     return label_map.names
 
 
-def build_network(config: Settings, *, classes: int, pretrained: bool, channels: int = 3) -> Network:
+def build_network(
+    config: Settings, *, classes: int, pretrained: bool, channels: int = 3, points: int = 0
+) -> Network:
     """Return the network of a config for ``classes`` classes (background not counted).
 
     Args:
@@ -91,9 +94,11 @@ def build_network(config: Settings, *, classes: int, pretrained: bool, channels:
         classes: Number of what it tells apart (`learnt_names`).
         pretrained: Whether the backbone starts from its pretrained weights; a checkpoint needs none.
         channels: Channels of the images.
+        points: Types of landmarks, which a network finds beside instances if its configuration says so.
     """
+    beside = {"points": points} if getattr(config, "landmarks", None) is not None else {}
     network: Network = _load(config.model_dump()["network"], "network")(
-        config, classes=classes, channels=channels, pretrained=pretrained
+        config, classes=classes, channels=channels, pretrained=pretrained, **beside
     )
     return network
 

@@ -82,6 +82,21 @@ class Facts(Protocol):
         """Largest number of landmarks of one type in an image; 0 without landmarks."""
         ...
 
+    @property
+    def both_visibilities(self) -> bool:
+        """Whether there are seen and hidden landmarks."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """``mm`` or ``px``."""
+        ...
+
+    @property
+    def spacings(self) -> NDArray[np.float64]:
+        """``(cases, 2)`` spacing in the planes, in ``unit``."""
+        ...
+
 
 class Shown(NamedTuple):
     """How the network is shown the data: network pixels per image pixel, training window, and ``cpu`` or ``cuda``."""

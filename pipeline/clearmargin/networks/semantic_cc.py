@@ -21,13 +21,13 @@ from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
 from clearmargin.networks.network import Detections, PlaneNetwork, Targets
 from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, mask_loss_choice
 
-__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "semantic_losses", "start_unet"]
+__all__ = ["SemanticCC", "SemanticCCConfig", "SemanticSettings", "UNetSettings", "build_unet", "semantic_losses", "start_unet"]
 
 log = logging.getLogger(__name__)
 
 
 class UNetSettings(NetworkSettings):
-    """Options of a semantic network and its components, in the plane and in space."""
+    """Options of a U-shaped network, in the plane and in space."""
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
     weights: str | None = Field(
@@ -40,11 +40,26 @@ class UNetSettings(NetworkSettings):
         description="filters of the finest level; each further level has twice as many",
     )
     levels: int = Field(5, ge=3, le=6, description="resolutions, each half of the one before")
-    smallest: int = Field(
-        16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
-    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout rate in training and for predict --uncertainty dropout"
+    )
+
+    def check_extents(self, patch: tuple[int, ...]) -> None:
+        """Refuse a window that cannot be halved as often as the levels ask for.
+
+        Raises:
+            ValueError: With the step that its extents have to be multiples of.
+        """
+        step = 2 ** (self.levels - 1)
+        if any(n < step or n % step for n in patch):
+            raise ValueError(f"with {self.levels} levels the extents of patch are multiples of {step}, not {patch}")
+
+
+class SemanticSettings(UNetSettings):
+    """Options of a semantic network and its components, in the plane and in space."""
+
+    smallest: int = Field(
+        16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
     )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
@@ -63,7 +78,7 @@ class UNetSettings(NetworkSettings):
         yield from mask_loss_choice(facts, shown, cls().mask_loss)
 
 
-class SemanticCCConfig(UNetSettings):
+class SemanticCCConfig(SemanticSettings):
     """Options of the semantic baseline; the defaults train on two CPU cores."""
 
     network: Literal["semantic_cc"] = "semantic_cc"

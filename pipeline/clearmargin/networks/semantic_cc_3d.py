@@ -5,34 +5,27 @@ Networks of planes see a volume slice by slice, and their cuts are linked. This 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from clearmargin.errors import ConfigError
-from clearmargin.memory import trim_heap
 from clearmargin.networks.dropout import dropping
 from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
 from clearmargin.networks.planning import Choice, Facts, Shown
-from clearmargin.networks.semantic_cc import UNetSettings, build_unet, semantic_losses, start_unet
-from clearmargin.transforms.settings import VolumeView
+from clearmargin.networks.semantic_cc import SemanticSettings, build_unet, semantic_losses, start_unet
+from clearmargin.networks.windows import WindowSettings, patch_choice, windowed_probabilities
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig"]
 
 
-_VOXELS = {"cpu": 300_000, "cuda": 2_000_000}  # of a training window
-
-
-class SemanticCC3DConfig(UNetSettings, VolumeView):
+class SemanticCC3DConfig(SemanticSettings, WindowSettings):
     """Options of the semantic baseline in space."""
 
     unread: ClassVar[tuple[str, ...]] = (
@@ -42,20 +35,10 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
     )  # fmt: skip
 
     network: Literal["semantic_cc_3d"] = "semantic_cc_3d"
-    overlap: float = Field(
-        0.5, ge=0, lt=1, description="overlap of neighbouring windows at inference, as a share"
-    )
-    windows: int = Field(
-        1, ge=1, description="windows per forward pass at inference; more are quicker on a GPU"
-    )
 
     @model_validator(mode="after")
     def _fits(self) -> SemanticCC3DConfig:
-        step = 2 ** (self.levels - 1)
-        if any(n < step or n % step for n in self.patch):
-            raise ValueError(
-                f"with {self.levels} levels the extents of patch are multiples of {step}, not {self.patch}"
-            )
+        self.check_extents(self.patch)
         if self.mask_loss.edge:
             raise ValueError("mask_loss.edge is for networks of planes")
         return self
@@ -72,20 +55,8 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
     @classmethod
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
         """Yield the settings that fit the data."""
-        yield cls._patch_choice(facts, shown.device)
+        yield patch_choice(facts, shown.device, 2 ** (cls().levels - 1))
         yield from super().choices(facts, shown)
-
-    @classmethod
-    def _patch_choice(cls, facts: Facts, device: str) -> Choice:
-        """Return a window of a volume: all of it, or as much as the memory takes."""
-        step = 2 ** (cls().levels - 1)
-        extents = [float(np.median(facts.depths)), *np.median(facts.shapes, axis=0).astype(float)]
-        patch = [step * math.ceil(extent / step) for extent in extents]
-        while math.prod(patch) > _VOXELS[device] and max(patch) > step:
-            patch[patch.index(max(patch))] -= step
-        seen = " x ".join(f"{extent:.0f}" for extent in extents)
-        reason = f"volumes are {seen} voxels in the median; {device} takes {_VOXELS[device]} at a time"
-        return Choice("model.patch", patch, reason)
 
 
 class SemanticCC3D(VolumeNetwork):
@@ -115,43 +86,5 @@ class SemanticCC3D(VolumeNetwork):
             return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
 
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
-        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.
-
-        Windows of ``config.patch`` overlap, and their probabilities are averaged, the middle of a window counting
-        most (MONAI's sliding window with Gaussian weights). A smaller volume is filled up with 0. One row of windows
-        after the other: beside the result, no more than a window's slices are held.
-
-        Args:
-            slab: Returns the slices from its first up to its second argument, ``(C, d, H, W)``.
-            depth: Number of slices D.
-        """
-        extent = min(self.config.patch[0], depth)
-        step = max(1, int(extent * (1 - self.config.overlap)))
-        weight = compute_importance_map((extent,), mode="gaussian")
-        weights = torch.zeros(depth)
-        every: Tensor | None = None
-        for (z,) in dense_patch_slices((depth,), (extent,), (step,)):
-            row = self._row(slab(z.start, z.stop)).cpu()
-            if every is None:
-                every = torch.zeros(row.shape[0], depth, *row.shape[2:])
-            # The weights of a window are one Gaussian an axis, so that what is averaged within slices can be
-            # averaged over slices afterwards.
-            every[:, z] += row.mul_(weight[:, None, None])
-            weights[z] += weight
-            del row
-            trim_heap()
-        if every is None:
-            raise ValueError(f"a volume has at least one slice, not {depth}")
-        return every.div_(weights[:, None, None]).clamp_(0, 1).numpy()
-
-    def _row(self, volume: Tensor) -> Tensor:
-        """Return each class's probability, ``(K, d, H, W)``, of a window's slices, ``(C, d, H, W)``."""
-        probabilities: Tensor = sliding_window_inference(
-            volume[None],
-            roi_size=self.config.patch,
-            sw_batch_size=self.config.windows,
-            predictor=lambda window: self.unet(window).float().sigmoid(),
-            overlap=self.config.overlap,
-            mode="gaussian",
-        )
-        return probabilities[0]
+        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent (`windowed_probabilities`)."""
+        return windowed_probabilities(self.unet, slab, depth, self.config)

@@ -18,7 +18,7 @@ from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.datasets.volume_windows import VolumeWindows
 from clearmargin.errors import ClearMarginError
-from clearmargin.networks import network_config
+from clearmargin.networks import config_class, network_config
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
 from clearmargin.training.processes import ProcessGroup
@@ -100,6 +100,7 @@ def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) ->
             experiment.image,
             experiment.augment,
             view=view,
+            at_points=config_class(experiment.model["network"]).learns == "landmarks",
             seed=experiment.seed,
             cache_bytes=cache,
         )
