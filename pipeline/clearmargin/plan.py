@@ -217,9 +217,7 @@ def _choose_network(choices: _Choices, found: Fingerprint, scale: float, wanted:
 def _landmark_network(found: Fingerprint) -> tuple[str, str]:
     """Return the network of a card with landmarks, and why."""
     if not found.has_masks:
-        return (
-            "heatmap_3d" if found.ndim == 3 else "heatmap"
-        ), "the card has landmarks and no masks"
+        return ("heatmap_3d" if found.ndim == 3 else "heatmap"), "the card has landmarks and no masks"
     if found.ndim == 3:
         return "heatmap_3d", (
             "the card has landmarks, and no network of volumes learns them beside masks: the masks take a training of "

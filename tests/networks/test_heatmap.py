@@ -10,9 +10,8 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.models.segmenter import PlaneSegmenter, View
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.networks import build_network, network_config
-from clearmargin.networks.peaks import decode_peaks, gaussian_maps
 from clearmargin.networks.network import Targets
-from clearmargin.sampling.samples import augmented
+from clearmargin.networks.peaks import decode_peaks, gaussian_maps
 from clearmargin.transforms.settings import ImageSettings, Window
 
 MODEL = {"network": "heatmap", "fpn_channels": 16, "separable": True, "sigma": 3.0}
@@ -140,9 +139,6 @@ def test_a_mirrored_view_swaps_left_and_right_back(two):
 
 def test_what_landmarks_cannot_go_through_is_refused():
     network = build_network(network_config(MODEL), classes=3, channels=3, pretrained=False)
-    with pytest.raises(ConfigError, match="uncertainty none"):
-        augmented(segmenter_of(network))
-    picture_of = Image(pixels=np.zeros((3, *SHAPE), np.uint8), grid=Grid.from_spacing(SHAPE))
     volume = Image(pixels=np.zeros((1, 4, *SHAPE), np.uint8), grid=Grid.from_spacing((4, *SHAPE)))
     with pytest.raises(InputError, match="the input is a volume"):
         segmenter_of(network)(volume)

@@ -35,9 +35,13 @@ def with_owners(landmarks: Landmarks, instances: InstanceSet) -> Landmarks:
     singles = landmarks.singles()
     n, types = len(instances), (singles.visible > ABSENT).argmax(axis=1)
     rows = np.arange(len(singles))
-    nearness = np.stack(
-        [_nearness(mask, singles.points[rows, types], instances.grid) for mask in instances.masks], axis=1
-    ) if n and len(singles) else np.zeros((len(singles), n))
+    nearness = (
+        np.stack(
+            [_nearness(mask, singles.points[rows, types], instances.grid) for mask in instances.masks], axis=1
+        )
+        if n and len(singles)
+        else np.zeros((len(singles), n))
+    )
     worth = nearness * singles.scores[rows, types][:, None] * instances.scores[None]
     owner = np.full(len(singles), -1, np.int64)
     for k in range(len(singles.types)):

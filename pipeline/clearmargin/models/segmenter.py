@@ -42,7 +42,7 @@ from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import PreparedImage
 
-__all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "View", "finished", "placed_points"]
+__all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "View", "placed_points", "with_points"]
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +294,8 @@ class NetworkSegmenter(ABC):
         else:
             choice = self.choice
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
-        return finished(whole, self.thresholds, grouped=self.finds_masks)
+        reached = whole.select(self.thresholds.reached(whole))
+        return with_points(reached, self.thresholds.every, grouped=self.finds_masks)
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the image with the intensities that the network is shown; the same for every view of it.
@@ -319,14 +320,12 @@ class NetworkSegmenter(ABC):
         """
 
 
-def finished(whole: InstanceSet, thresholds: Thresholds, *, grouped: bool) -> InstanceSet:
-    """Return the instances and landmarks that reach their least scores; ``grouped`` says which instance owns which."""
-    reached = whole.select(thresholds.reached(whole))
-    points = reached.landmarks
-    if points is None:
-        return reached
-    points = points.at_least(thresholds.every)
-    return replace(reached, landmarks=with_owners(points, reached) if grouped else points)
+def with_points(instances: InstanceSet, least: float, *, grouped: bool) -> InstanceSet:
+    """Return instances with their landmarks of at least a score; ``grouped``: as objects that belong to instances."""
+    if instances.landmarks is None:
+        return instances
+    points = instances.landmarks.at_least(least)
+    return replace(instances, landmarks=with_owners(points, instances) if grouped else points)
 
 
 @dataclass(frozen=True, kw_only=True)

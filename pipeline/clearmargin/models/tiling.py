@@ -58,8 +58,8 @@ def find_in_tiles(
     that the sum of their IoU is largest (Hungarian method). A joined mask is the mean of the tiles' probabilities, each
     weighted by the distance to its tile's cut edges; its score is the mean of the parts' scores, weighted by area, as
     for slices linked to a volume. A part that its tile cut, and that another tile sees whole and does not find, is left
-    out. The foreground is the mean of the tiles', weighted by the same distance, where they give it. Landmarks are joined
-    by `join_points`.
+    out. The foreground is the mean of the tiles', weighted by the same distance, where they give it. Landmarks are
+    joined by `join_points`.
 
     Args:
         look: From the first pixel ``(y, x)`` and the size of a tile to its detections, in the tile's pixels.

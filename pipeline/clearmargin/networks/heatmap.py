@@ -15,7 +15,14 @@ from clearmargin.networks.peaks import HeatSettings, decode_peaks, heat_channels
 from clearmargin.networks.planning import Choice, Facts, Learns, Shown
 from clearmargin.networks.pyramid import Pyramid, PyramidSettings
 
-__all__ = ["Heatmap", "HeatmapConfig", "PlaneHeatSettings", "landmark_choices", "plane_losses", "plane_points"]
+__all__ = [
+    "Heatmap",
+    "HeatmapConfig",
+    "PlaneHeatSettings",
+    "landmark_choices",
+    "plane_losses",
+    "plane_points",
+]
 
 _STRIDE = 2  # network pixels per pixel of a heat map
 

@@ -39,7 +39,9 @@ class Heatmap3DConfig(UNetSettings, WindowSettings, HeatSettings):
 
     network: Literal["heatmap_3d"] = "heatmap_3d"
     sigma: float = Field(
-        2.0, ge=1, description="standard deviation of the Gaussian that a point is in training, in network voxels"
+        2.0,
+        ge=1,
+        description="standard deviation of the Gaussian that a point is in training, in network voxels",
     )
     sigma_mm: float | None = Field(
         None,
@@ -64,7 +66,9 @@ class Heatmap3DConfig(UNetSettings, WindowSettings, HeatSettings):
         yield from landmark_choices(facts, "model")
         if facts.unit == "mm":
             widest = 2 * float(np.median(facts.spacings))
-            yield Choice("model.sigma_mm", round(widest, 2), "two pixels of a slice, and as wide across slices")
+            yield Choice(
+                "model.sigma_mm", round(widest, 2), "two pixels of a slice, and as wide across slices"
+            )
 
     def widths(self, voxel: Sequence[float] | None) -> tuple[float, float, float]:
         """Return the Gaussian's standard deviation along each axis, in network voxels.

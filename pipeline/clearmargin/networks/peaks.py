@@ -173,9 +173,9 @@ def _vertex(heat: NDArray[np.float32], place: Sequence[int], widths: Sequence[fl
     ndim = len(place)
     pairs = [(i, j) for i in range(ndim) for j in range(i, ndim)]
     design = np.column_stack([np.ones(len(away)), away, *(away[:, i] * away[:, j] for i, j in pairs)])
-    fit = np.linalg.lstsq(
-        design * weights[:, None], np.log(np.maximum(values, 1e-12)) * weights, rcond=None
-    )[0]
+    fit = np.linalg.lstsq(design * weights[:, None], np.log(np.maximum(values, 1e-12)) * weights, rcond=None)[
+        0
+    ]
     slope, curvature = fit[1 : 1 + ndim], np.zeros((ndim, ndim))
     for (i, j), value in zip(pairs, fit[1 + ndim :], strict=True):
         curvature[i, j] += value

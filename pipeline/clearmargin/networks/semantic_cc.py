@@ -21,7 +21,15 @@ from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
 from clearmargin.networks.network import Detections, PlaneNetwork, Targets
 from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, mask_loss_choice
 
-__all__ = ["SemanticCC", "SemanticCCConfig", "SemanticSettings", "UNetSettings", "build_unet", "semantic_losses", "start_unet"]
+__all__ = [
+    "SemanticCC",
+    "SemanticCCConfig",
+    "SemanticSettings",
+    "UNetSettings",
+    "build_unet",
+    "semantic_losses",
+    "start_unet",
+]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +60,9 @@ class UNetSettings(NetworkSettings):
         """
         step = 2 ** (self.levels - 1)
         if any(n < step or n % step for n in patch):
-            raise ValueError(f"with {self.levels} levels the extents of patch are multiples of {step}, not {patch}")
+            raise ValueError(
+                f"with {self.levels} levels the extents of patch are multiples of {step}, not {patch}"
+            )
 
 
 class SemanticSettings(UNetSettings):
