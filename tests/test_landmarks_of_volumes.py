@@ -97,7 +97,7 @@ def test_an_export_finds_the_same_points(trained):
 def test_a_width_in_mm_needs_a_spacing_and_a_volume_is_needed(trained):
     segmenter = load_segmenter(trained[1])
     volume = Image(pixels=np.zeros((1, 16, 32, 32), np.uint8), grid=Grid.from_spacing((16, 32, 32)))
-    with pytest.raises(InputError, match="give it one, or train with model.sigma"):
+    with pytest.raises(InputError, match="give it one, or train with"):
         segmenter(volume)
     with pytest.raises(InputError, match="is a picture"):
         segmenter(Image(pixels=np.zeros((1, 32, 32), np.uint8), grid=Grid.from_spacing((32, 32))))
@@ -105,9 +105,13 @@ def test_a_width_in_mm_needs_a_spacing_and_a_volume_is_needed(trained):
 
 @pytest.mark.slow
 def test_centres_are_learnt_to_a_fraction_of_a_voxel(tmp_path):
-    card = write_volume_points_set(tmp_path / "data", splits=("train",) * 24 + ("validation",) * 4 + ("test",) * 12)
+    card = write_volume_points_set(
+        tmp_path / "data", splits=("train",) * 24 + ("validation",) * 4 + ("test",) * 12
+    )
     config = experiment(tmp_path, card, epochs=8, steps_per_epoch=25, learning_rate=3e-3)
-    model = train(config, overrides=["prediction.score_threshold=0.5"], runs=tmp_path / "runs", track=False).model
+    model = train(
+        config, overrides=["prediction.score_threshold=0.5"], runs=tmp_path / "runs", track=False
+    ).model
     segmenter, dataset = load_segmenter(model), open_dataset(card)
     errors = []
     for case in dataset.split("test"):
