@@ -35,7 +35,7 @@ def row(patient, k, dice, status="tp", surface="surface", size=10.0):
 
 def tables(folder, rows):
     folder.mkdir()
-    (folder / "objects.csv").write_text(rows_csv(rows))
+    (folder / "instances.csv").write_text(rows_csv(rows))
     return folder
 
 
@@ -90,11 +90,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
             compare([good, tables(tmp_path / name, rows)])
     with pytest.raises(InputError, match="one alone"):
         compare([good])
-    with pytest.raises(InputError, match=r"no objects\.csv"):
+    with pytest.raises(InputError, match=r"no instances\.csv"):
         compare([good, tmp_path])
     with pytest.raises(ConfigError, match="a name of its own"):
         compare([good, good])
-    (tmp_path / "objects.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "instances.csv").write_text("a,b\n1,2\n")
     assert command("compare", good, tmp_path)[0] == 4
     partly = tables(tmp_path / "f", [row("p", 1, 0.5)])
     assert compare([good, partly]).sets.left_out == {"a": (1, ("case-q",)), "f": (0, ())}

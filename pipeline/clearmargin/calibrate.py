@@ -135,7 +135,7 @@ def calibrate(
     if isinstance(segmenter, NetworkSegmenter):
         segmenter.refuse("margins are of masks", "use its covariances, which are not calibrated")
     dataset = open_dataset(card)
-    dataset.card.check_classes(segmenter.label_map.names, model="the model", task="calibrate")
+    dataset.card.check_model(segmenter.label_map, model="the model", task="calibrate")
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
     _divided(cases, asked, fit_share, seed, dataset.card.group)

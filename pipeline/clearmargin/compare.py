@@ -71,7 +71,7 @@ def compare(
     """Compare two or more tools or runs; the first is what the others are compared with.
 
     Args:
-        tables: Folders that `measure --out` or `evaluate --out` wrote, their ``objects.csv`` or ``instances.csv``, or
+        tables: Folders that `measure --out` or `evaluate --out` wrote, their ``instances.csv``, or
             runs: an id or a name.
         names: A name for each; none for the folders' or the runs' own. Those with one name are seeds or folds of one
             configuration, and are compared as one, as runs of one configuration are without being named.

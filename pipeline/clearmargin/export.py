@@ -76,7 +76,7 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     if format == BUNDLE:
         segmenter.refuse("a bundle gives masks", "export it to onnx or openvino, or use it with torch")
     dataset = open_dataset(card)
-    dataset.card.check_classes(segmenter.label_map.names, model="the model", task="compare")
+    dataset.card.check_model(segmenter.label_map, model="the model", task="compare")
     chosen = dataset.split(split)
     pairs = [dataset.read(case) for case in chosen[:: -(-len(chosen) // cases)]]
     draft = model / f".{format}"

@@ -6,8 +6,6 @@ pair leaves are rows and counts.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,51 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from clearmargin.core import Grid, InstanceSet, Mask
-from clearmargin.core.grid import Unit
-from clearmargin.datasets.pairs import Entry, Listing, Pair, list_pairs, read_pair
-from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
-from clearmargin.files import csv_rows, write_text
+from clearmargin.datasets.case_table import CaseTable, read_case_table
+from clearmargin.datasets.pairs import Entry, Listing, list_pairs, read_pair
+from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats.label_files import Objects
-from clearmargin.metrics import (
-    AveragePrecision,
-    Matches,
-    MeasurementProtocol,
-    PanopticQuality,
-    evaluate_instances,
-)
-from clearmargin.metrics.detection import (
-    ImageMatches,
-    PrecisionTally,
-    detection_limit,
-    match_boxes,
-    match_masks,
-)
-from clearmargin.metrics.instances import InstanceRow
-from clearmargin.metrics.intervals import size_strata
-from clearmargin.metrics.matching import mask_iou
-from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
-from clearmargin.metrics.strata import STRATA, instance_strata
-from clearmargin.metrics.tables import (
-    CaseRow,
-    SummaryRow,
-    flat_numbers,
-    rows_csv,
-    summarise,
-    summary_csv,
-    summary_json,
-    summary_markdown,
-)
-from clearmargin.privacy import keyed_id
-from clearmargin.report.paper import PaperTable, paper_table, write_paper
+from clearmargin.metrics import MeasurementProtocol
+from clearmargin.metrics.case_result import CaseResult, Choices, measure_case
+from clearmargin.metrics.measurement import DEFAULT_METRICS, DEFAULT_TOLERANCES, SurfaceModel
+from clearmargin.metrics.results import Results, collect
+from clearmargin.metrics.tables import summary_markdown
 from clearmargin.report.progress import progress
+from clearmargin.report.results import set_lines, write_results
 
-__all__ = ["DEFAULT_METRICS", "Measured", "cores", "measure", "preview", "render", "write_tables"]
-
-DEFAULT_METRICS = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error")
+__all__ = ["Measured", "cores", "measure", "preview", "render", "write_tables"]
 
 _WORTH_A_WORKER = 8  # cases; starting a process takes seconds
 
@@ -70,38 +36,15 @@ Names = Literal["keyed", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Results):
     """What was measured.
 
     Attributes:
-        rows: One for each object, found or missed.
-        summary: Means over groups with their intervals, all together and by stratum.
-        paper: Class by metric, as a paper prints it.
-        panoptic: Panoptic quality over all images.
-        precision: COCO mask AP where predictions carry scores, else None. Of a class count as many predictions in an
-            image as ``precision.max_detections``: 100, or as many as an image has references.
-        box_precision: The same by boxes, of images.
-        unit: Unit of the lengths: ``mm`` or ``px``.
-        surface: The surface model.
-        cases: Number of pairs that were measured.
         without_reference: Predictions that have no reference beside them and were left out.
-        failures: Why a case was not measured, by case id.
-        notes: What a reader of the numbers should know.
         plain: Names by case id, for tables of a user's own (`write_tables`).
     """
 
-    rows: tuple[CaseRow, ...]
-    summary: tuple[SummaryRow, ...]
-    paper: PaperTable
-    panoptic: PanopticQuality
-    precision: AveragePrecision | None
-    box_precision: AveragePrecision | None
-    unit: str
-    surface: str
-    cases: int
-    without_reference: int
-    failures: Mapping[str, str]
-    notes: tuple[str, ...]
+    without_reference: int = 0
     plain: Mapping[str, str] = field(repr=False, default_factory=dict)
 
 
@@ -110,10 +53,10 @@ def measure(
     reference: Path,
     *,
     objects: Objects | None = None,
-    tolerances: Sequence[float] = (1.0, 2.0, 3.0),
+    tolerances: Sequence[float] = DEFAULT_TOLERANCES,
     bands: Sequence[float] = (),
     metrics: Sequence[str] = DEFAULT_METRICS,
-    surface: Literal["surface", "subvoxel"] = "surface",
+    surface: SurfaceModel = "surface",
     iou_threshold: float = 0.5,
     distance_cap: float | None = None,
     resample_predictions: bool = False,
@@ -133,7 +76,7 @@ def measure(
     """Compare two folders of NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM SEG, or two files of any of them or COCO.
 
     Files of two folders belong together by case (`clearmargin.datasets.pairs.list_pairs`). A case that cannot be
-    measured is in ``failures``, and the others are done.
+    measured is in ``failed``, and the others are done.
 
     Args:
         predicted: Folder or file; a list of COCO results, too.
@@ -187,17 +130,16 @@ def measure(
     )  # fmt: skip
     if objects == "instances":  # each value is an object, whatever its name
         listing = replace(listing, names_from="")
-    table = _read_cases(cases, listing, by)
+    table = read_case_table(None if cases is None else Path(cases), listing, by)
     task = _Task(
         listing=replace(listing, entries=()),
-        protocol=protocol,
+        choices=Choices(protocol=protocol, iou_threshold=iou_threshold, strata=tuple(by)),
         objects=objects,
-        iou_threshold=iou_threshold,
         resample=resample_predictions,
-        by=tuple(by),
+        table=table,
     )
     outcomes = list(_outcomes(task, listing.entries, workers))
-    done = _put_together(outcomes, listing, protocol, table, by, seed)
+    done = _put_together(outcomes, listing, task, by, seed)
     if out is not None:
         write_tables(done, Path(out), names=names)
         if figures:
@@ -257,68 +199,31 @@ def cores() -> int:
 
 
 def render(found: Measured) -> str:
-    """Return what a console shows: counts, then the summary as a Markdown table."""
-    counts = found.summary[0].counts
-    lines = [
-        f"{found.cases} cases, {len(found.rows)} objects: {counts['tp']} matched, {counts['fn']} false negatives, "
-        f"{counts['fp']} false positives; true negatives (empty cases): {counts['tn']}; lengths in {found.unit}, "
-        f"surface model "
-        f"{found.surface}",
-        f"panoptic quality {found.panoptic.pq:.4f}",
-    ]
-    for name, precision in (("mask", found.precision), ("box", found.box_precision)):
-        if precision is not None:
-            lines.append(
-                f"{name} AP {precision.ap:.4f}, AP50 {precision.ap50:.4f} (at most {precision.max_detections} "
-                "predictions "
-                "of a class an image)"
-            )
-    lines += found.notes
+    """Return what a console shows: counts and numbers, then the summary as a Markdown table."""
+    lines = set_lines(found)
     if found.without_reference:
         lines.append(f"{found.without_reference} predictions without a reference were left out")
-    if found.failures:
-        lines.append(f"{len(found.failures)} cases were refused and are in no number")
+    if found.failed:
+        lines.append(f"{len(found.failed)} cases were refused and are in no number")
     return "\n".join(lines) + "\n\n" + summary_markdown(found.summary)
 
 
 def write_tables(found: Measured, folder: Path, *, names: Names = "keyed") -> None:
-    """Write ``summary`` (csv, json, md), ``paper`` (csv, md, tex), ``objects.csv`` and ``failures.csv``.
+    """Write the tables of `write_results`.
 
-    ``failures.csv`` is there if a case was refused. With ``names`` ``plain``, ``objects.csv`` and ``failures.csv`` name
-    cases and groups as the user's files do.
+    With ``names`` ``plain``, ``instances.csv`` and ``failures.csv`` name cases and groups as the user's files do.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, failures = found.rows, found.failures
-    if names == "plain":
-        rows = tuple(
-            replace(row, case=found.plain[row.case], group=found.plain.get(row.group, row.group))
-            for row in rows
-        )
-        failures = {found.plain[case]: why for case, why in failures.items()}
-    for name, text in (
-        ("summary.csv", summary_csv(found.summary)),
-        ("summary.json", summary_json(found.summary)),
-        ("summary.md", render(found)),
-        ("objects.csv", rows_csv(rows)),
-    ):
-        write_text(folder / name, text)
-    write_paper(found.paper, folder)
-    stale = folder / "failures.csv"
-    stale.unlink(missing_ok=True)
-    if failures:
-        out = io.StringIO()
-        csv_rows(out, [("case", "why"), *failures.items()])
-        write_text(stale, out.getvalue())
+    write_results(found, folder, plain=found.plain if names == "plain" else None)
 
 
 def _log(found: Measured) -> None:
     from clearmargin.tracking.run import TrackedRun
 
     run = TrackedRun(name="measure")
-    params = {"cases": found.cases, "unit": found.unit, "surface": found.surface}
+    params = {"cases": found.counts["cases"], "unit": found.unit, "surface": found.surface}
     run.on_start(params=params, tags={"verb": "measure"})
     with run:
-        run.log_metrics(flat_numbers(found.summary) | {"panoptic/pq": found.panoptic.pq}, step=0)
+        run.log_metrics(found.flat(), step=0)
         with TemporaryDirectory() as folder:
             write_tables(found, Path(folder))
             run.log_artifact(Path(folder), "measurement")
@@ -329,20 +234,10 @@ class _Task:
     """What is done with every pair; it goes to other processes."""
 
     listing: Listing
-    protocol: MeasurementProtocol
+    choices: Choices
     objects: Objects | None
-    iou_threshold: float
     resample: bool
-    by: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Object:
-    """One row, but for what only the whole table knows."""
-
-    row: InstanceRow
-    strata: Mapping[str, str]
-    about: Mapping[str, str | float | None]
+    table: CaseTable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -351,19 +246,18 @@ class _Outcome:
 
     Attributes:
         error: Why it was refused; nothing else is then filled.
+        result: What was measured.
+        classes: Names of the classes in their files' order.
+        boxes_only: Whether the prediction is of boxes without masks.
+        moved: How far resampling may have moved its edges.
     """
 
     entry: Entry
     error: ClearMarginError | None = None
-    objects: tuple[_Object, ...] = ()
-    masks: ImageMatches = field(default_factory=dict)
-    boxes: ImageMatches | None = None
-    counts: PanopticCounts = field(default_factory=dict)
-    scored: bool = False
+    result: CaseResult | None = None
+    classes: tuple[str, ...] = ()
     boxes_only: bool = False
     moved: float = 0.0
-    unit: Unit = "mm"
-    ndim: int = 3
 
 
 class _UnclearObjectsError(ConfigError):
@@ -428,7 +322,18 @@ def _measure_pair(task: _Task, entry: Entry) -> _Outcome:
                 "--objects instances "
                 "(each value), components (each connected part) or classes (each value, the same in all files)"
             )
-        return _measured(task, entry, pair)
+        return _Outcome(
+            entry=entry,
+            result=measure_case(
+                pair.predicted, pair.reference, case=entry.case,
+                group=task.table.groups.get(entry.case, entry.case), classes=pair.classes, choices=task.choices,
+                columns=task.table.columns.get(entry.case), ids=(pair.predicted_ids, pair.reference_ids), own=pair.own,
+                scored=pair.scored, whole=pair.whole,
+            ),
+            classes=tuple(name for _, name in sorted(pair.classes.items())),
+            boxes_only=pair.boxes_only,
+            moved=pair.moved,
+        )  # fmt: skip
     except _UnclearObjectsError:
         raise
     except MemoryError:
@@ -437,259 +342,54 @@ def _measure_pair(task: _Task, entry: Entry) -> _Outcome:
         return _Outcome(entry=entry, error=error)
 
 
-def _measured(task: _Task, entry: Entry, pair: Pair) -> _Outcome:
-    predicted, reference = pair.predicted, pair.reference
-    rows = evaluate_instances(
-        predicted,
-        reference,
-        protocol=task.protocol,
-        iou_threshold=task.iou_threshold,
-        matches=_match_classes(predicted, reference) if pair.whole else None,
-    )
-    wanted = [name for name in task.by if name in STRATA and name != "size"]
-    strata = instance_strata([(reference, rows)], wanted=wanted)
-    objects = tuple(
-        _Object(
-            row=row,
-            strata={"class": pair.classes.get(row.label, str(row.label)) if row.label else "none", **known},
-            about={
-                **_about(row, pair),
-                "surface": task.protocol.surface,
-                "iou_threshold": task.iou_threshold,
-                "distance_cap": task.protocol.distance_cap,
-            },
-        )
-        for row, known in zip(rows, strata, strict=True)
-    )
-    return _Outcome(
-        entry=entry,
-        objects=objects,
-        masks=match_masks(predicted, reference),
-        boxes=match_boxes(predicted, reference) if reference.grid.ndim == 2 else None,
-        counts=panoptic_counts(predicted, reference),
-        scored=pair.scored,
-        boxes_only=pair.boxes_only,
-        moved=pair.moved,
-        unit=reference.grid.unit,
-        ndim=reference.grid.ndim,
-    )
-
-
-def _about(row: InstanceRow, pair: Pair) -> dict[str, str | float | None]:
-    """Return by what an object is found again: what files call it, score, sizes, and where its middle is."""
-    name = pair.reference.grid.size_name
-    ours = None if row.predicted is None else pair.predicted.masks[row.predicted]
-    theirs = None if row.reference is None else pair.reference.masks[row.reference]
-    ignore = pair.reference.ignore  # what lies there counts for nothing, in sizes too
-    ours, theirs = _outside(ours, ignore), _outside(theirs, ignore)
-    shown = theirs if theirs is not None else ours
-    about: dict[str, str | float | None] = {
-        "reference_id": None if row.reference is None else pair.reference_ids[row.reference],
-        "predicted_id": None if row.predicted is None else pair.predicted_ids[row.predicted],
-        "score": row.score,
-        "matched_iou": row.iou if row.status == "tp" else None,
-        f"reference_{name}": None if theirs is None else theirs.area * pair.reference.grid.voxel_size,
-        f"predicted_{name}": None if ours is None else ours.area * pair.reference.grid.voxel_size,
-    }
-    return about | _position(shown, pair.reference.grid, pair.own)
-
-
-def _outside(mask: Mask | None, ignore: Mask | None) -> Mask | None:
-    """Return what of a mask lies outside the ignored region."""
-    if mask is None or ignore is None or not mask.crop.size:
-        return mask
-    return Mask.from_crop(mask.crop & ~ignore.within(mask.slices), mask.origin, mask.shape)
-
-
-def _position(mask: Mask | None, grid: Grid, own: Grid) -> dict[str, str | float | None]:
-    """Return the mean place of a mask as indices on the reference's own grid, and in mm in DICOM's LPS."""
-    axes = "xyz"[: own.ndim]
-    index: dict[str, str | float | None] = {f"{axis}_index": None for axis in axes}
-    world: dict[str, str | float | None] = {f"{axis}_mm": None for axis in "xyz"} if own.unit == "mm" else {}
-    if mask is None or not mask.area:
-        return index | world
-    middle = grid.to_world(np.argwhere(mask.crop).mean(axis=0) + mask.origin)
-    there: NDArray[np.float64] = own.to_index(middle)
-    index = {f"{axis}_index": round(float(v), 2) for axis, v in zip(axes, there[::-1], strict=True)}
-    return index | {name: round(float(v), 3) for name, v in zip(world, middle, strict=False)}
-
-
-def _match_classes(predicted: InstanceSet, reference: InstanceSet) -> Matches:
-    """Pair the regions of each class, however little they overlap."""
-    predicted, reference = (
-        replace(side, masks=tuple(_outside(mask, reference.ignore) or mask for mask in side.masks))
-        for side in (predicted, reference)
-    )
-    _, ours, theirs = np.intersect1d(predicted.labels, reference.labels, return_indices=True)
-    pairs = np.stack([ours, theirs], axis=1).astype(np.int64).reshape(len(ours), 2)
-    return Matches(
-        pairs=pairs,
-        ious=np.array([mask_iou(predicted.masks[i], reference.masks[j]) for i, j in pairs], np.float64),
-        false_positives=np.setdiff1d(np.arange(len(predicted)), ours),
-        false_negatives=np.setdiff1d(np.arange(len(reference)), theirs),
-        ignored=np.zeros(0, np.int64),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Notes:
-    """The table of cases: groups and the columns that were asked for, by case id; all keyed.
-
-    Attributes:
-        plain: What keyed groups are called in the table.
-    """
-
-    groups: Mapping[str, str]
-    columns: Mapping[str, Mapping[str, str]]
-    plain: Mapping[str, str]
-
-
-def _read_cases(table: Path | None, listing: Listing, by: Sequence[str]) -> _Notes:
-    """Return groups and the columns in ``by``, and no other; refuse columns that nothing has before work is done."""
-    built_in = ("class", *STRATA)
-    if table is None:
-        known: Sequence[str] = built_in
-        rows: list[dict[str, str]] = []
-    else:
-        rows = _csv_rows(Path(table))
-        columns = set(rows[0]) if rows else set()
-        kind = next((name for name in ("group", "patient") if name in columns), "")
-        if not kind or "case" not in columns:
-            raise InputError(
-                f"'{Path(table).name}': expected at least one row with the columns 'case' and 'group' (or 'patient'), "
-                f"got {', '.join(sorted(columns)) or 'no row'}"
-            )
-        known = (*built_in, *(name for name in rows[0] if name not in ("case", kind)))
-    for column in by:
-        if column not in known:
-            raise InputError(f"no column '{column}' to split by: {nearest(column, known)}")
-    if table is None:
-        return _Notes(groups={}, columns={}, plain={})
-    asked = [name for name in by if name not in built_in]
-    of_name = {row["case"]: row for row in rows}
-    if len(of_name) < len(rows):
-        raise InputError(
-            f"'{Path(table).name}' lists {len(rows) - len(of_name)} case(s) more than once: give each one row"
-        )
-    blank = sum(not (row[kind] or "").strip() for row in rows)
-    if blank:
-        raise InputError(
-            f"'{Path(table).name}' names no {kind} for {blank} of {len(rows)} cases: name one for each, if need be the "
-            "case itself"
-        )
-    unlisted = [entry.case for entry in listing.entries if entry.name not in of_name]
-    if unlisted:
-        raise InputError(
-            f"'{Path(table).name}' does not list {len(unlisted)} cases, such as {unlisted[0]}: add them"
-        )
-    listed = {entry.case: of_name[entry.name] for entry in listing.entries}
-    keyed = {row[kind]: keyed_id("patient", row[kind]) for row in listed.values()}
-    return _Notes(
-        groups={case: keyed[row[kind]] for case, row in listed.items()},
-        columns={case: {name: row[name] or "" for name in asked} for case, row in listed.items()},
-        plain={key: name for name, key in keyed.items()},
-    )
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV whose fields are divided by comma, semicolon or tab."""
-    if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")  # what spreadsheets write in Europe
-    lines = text.splitlines()
-    head = lines[0] if lines else ""
-    divider = max(",;\t", key=head.count)
-    return list(csv.DictReader(lines, delimiter=divider))
-
-
 def _put_together(
-    outcomes: Sequence[_Outcome],
-    listing: Listing,
-    protocol: MeasurementProtocol,
-    table: _Notes,
-    by: Sequence[str],
-    seed: int,
+    outcomes: Sequence[_Outcome], listing: Listing, task: _Task, by: Sequence[str], seed: int
 ) -> Measured:
     outcomes = _of_one_kind(outcomes)
-    good = [outcome for outcome in outcomes if outcome.error is None]
-    failures = {o.entry.case: _why(o) for o in outcomes if o.error is not None}
-    if not good:
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    if not results:
         _refuse_all(outcomes)
-    unit, ndim = good[0].unit, good[0].ndim
-    sizes = [obj.row.size for outcome in good for obj in outcome.objects]
-    there = [obj.row.status != "tn" for outcome in good for obj in outcome.objects]
-    strata = iter(size_strata(sizes, f"{unit}^{ndim}", objects=there))
-    rows = tuple(
-        CaseRow(
-            group=table.groups.get(outcome.entry.case, outcome.entry.case),
-            case=outcome.entry.case,
-            status=obj.row.status,
-            unit=unit,
-            ndim=ndim,
-            values=obj.row.values,
-            strata={**obj.strata, "size": next(strata), **table.columns.get(outcome.entry.case, {})},
-            about=obj.about,
-        )
-        for outcome in good
-        for obj in outcome.objects
-    )
-    masks, boxes = PrecisionTally(), PrecisionTally()
-    counts: PanopticCounts = {}
-    for outcome in good:
-        masks.add(outcome.masks)
-        boxes.add(outcome.boxes or {})
-        add_counts(counts, outcome.counts)
-    scored = any(outcome.scored for outcome in good)
-    limit = detection_limit(masks.most_references)
     notes = []
     if listing.names_from:
         notes.append(f"classes as '{listing.names_from}' names them: {', '.join(listing.classes)}")
-    if any(outcome.boxes_only for outcome in good):
+    if any(outcome.boxes_only for outcome in outcomes):
         notes.append(
             "some predictions are boxes without masks: their masks are the whole boxes; look at box AP"
         )
-    moved = [outcome.moved for outcome in good if outcome.moved]
+    moved = [outcome.moved for outcome in outcomes if outcome.moved]
     if moved:
         notes.append(
             f"{len(moved)} prediction(s) were put on their reference's grid by nearest neighbour, which moves edges by "
-            f"up to {max(moved):.3g} {unit}: distances and tolerances below that say little"
+            f"up to {max(moved):.3g} {results[0].unit}: distances and tolerances below that say little"
         )
-    if len({row.group for row in rows}) < 50:
-        notes.append(
-            "intervals of fewer than 50 groups are a little short: 95 % ones held the truth in 91 % of trials of 25"
-        )
-    rng = np.random.default_rng(seed)
+    present = {name for result in results for name in result.classes.values()}
+    classes = dict.fromkeys(name for outcome in outcomes for name in outcome.classes if name in present)
+    together = collect(
+        results,
+        choices=task.choices,
+        classes=tuple(classes),
+        by=by,
+        seed=seed,
+        failed={o.entry.case: _why(o) for o in outcomes if o.error is not None},
+        notes=notes,
+    )
     return Measured(
-        rows=rows,
-        summary=tuple(summarise(rows, rng=rng, by=by, surface=protocol.surface)),
-        paper=paper_table(rows, rng=np.random.default_rng(seed), surface=protocol.surface),
-        panoptic=quality_of(counts),
-        precision=masks.result(limit) if scored else None,
-        box_precision=boxes.result(limit) if scored and ndim == 2 else None,
-        unit=unit,
-        surface=protocol.surface,
-        cases=len(good),
+        **vars(together),
         without_reference=listing.without_reference,
-        failures=failures,
-        notes=tuple(notes),
-        plain={entry.case: entry.name for entry in listing.entries} | dict(table.plain),
+        plain={entry.case: entry.name for entry in listing.entries} | dict(task.table.plain),
     )
 
 
 def _of_one_kind(outcomes: Sequence[_Outcome]) -> list[_Outcome]:
     """Return the outcomes, those refused that cannot share a table with most others."""
-    kinds = [(outcome.unit, outcome.ndim) for outcome in outcomes if outcome.error is None]
+    kinds = [(o.result.unit, o.result.ndim) for o in outcomes if o.result is not None]
     if len(set(kinds)) < 2:
         return list(outcomes)
     unit, ndim = max(set(kinds), key=kinds.count)
     what = f"{'volumes' if ndim == 3 else 'images'} in {unit}"
     return [
         outcome
-        if outcome.error is not None or (outcome.unit, outcome.ndim) == (unit, ndim)
+        if outcome.result is None or (outcome.result.unit, outcome.result.ndim) == (unit, ndim)
         else _Outcome(
             entry=outcome.entry,
             error=InputError(

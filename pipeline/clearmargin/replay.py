@@ -11,6 +11,7 @@ from clearmargin.core import Prediction, Thresholds
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.evaluate import evaluate_cases
+from clearmargin.metrics import MeasurementProtocol
 from clearmargin.runs import Run, load
 from clearmargin.sampling.samples import open_segmenter
 from clearmargin.tracking.capsule import CAPSULE, model_digests, prediction_digest, read_capsule
@@ -86,7 +87,10 @@ def replay(run: str, card: Path, *, model: Path | str | None = None) -> Replayed
     def keep(case: Case, prediction: Prediction, measured: object) -> None:
         digests[case.case] = prediction_digest(prediction)
 
-    found = evaluate_cases(segmenter.with_threshold(0.0), dataset, cases, thresholds=thresholds, keep=keep)
+    protocol = MeasurementProtocol(**settings["protocol"])
+    found = evaluate_cases(
+        segmenter.with_threshold(0.0), dataset, cases, thresholds=thresholds, protocol=protocol, keep=keep
+    )
     before = {k: float(known.numbers[k]) for k in found.headline() if k in known.numbers}
     numbers = {name: (value, found.headline()[name]) for name, value in before.items()}
     equal = sum(digests.get(case) == digest for case, digest in capsule["predictions"].items())

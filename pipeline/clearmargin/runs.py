@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import pandas
     from mlflow import MlflowClient
 
-__all__ = ["TABLES", "Run", "configuration_of", "load", "names_of", "rows_of_tables"]
+__all__ = ["TABLE", "Run", "configuration_of", "load", "names_of", "rows_of_tables"]
 
-TABLES = ("objects.csv", "instances.csv")
-"""Of `measure` and of `evaluate`: a row for each object."""
+TABLE = "instances.csv"
+"""Of `measure` and of `evaluate`: a row for each instance."""
 
 _FOLDERS = ("evaluation", "measurement")
 
@@ -79,7 +79,7 @@ class Run:
     @cached_property
     def instances(self) -> pandas.DataFrame:
         """A row for each measured object, as a data frame: what it is, its strata, and every metric."""
-        return self.table(next(name for name in TABLES if (self.folder / name).is_file()))
+        return self.table(TABLE)
 
     @cached_property
     def summary(self) -> pandas.DataFrame:
@@ -205,12 +205,11 @@ def rows_of_tables(path: Path) -> list[CaseRow]:
         InputError: No such table, or not one of ours.
     """
     if path.is_dir():
-        found = [path / name for name in TABLES if (path / name).is_file()]
-        if not found:
+        if not (path / TABLE).is_file():
             raise InputError(
-                f"no {' or '.join(TABLES)} in '{path.name}': give a folder that `measure --out` wrote"
+                f"no {TABLE} in '{path.name}': give a folder that `measure --out` or `evaluate --out` wrote"
             )
-        path = found[0]
+        path = path / TABLE
     if not path.is_file():
         raise InputError(f"no file or folder '{path.name}'")
     try:

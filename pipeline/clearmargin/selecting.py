@@ -184,8 +184,8 @@ def _tasks(models: Sequence[Path], device: str, dataset: Dataset) -> dict[str, t
             raise InputError(
                 f"'{label}' is not a model folder: it lacks {CONFIG_FILE} (an ensemble is not selected)"
             )
-        classes = load_settings(model / CONFIG_FILE, ModelCard).label_map.names
-        dataset.card.check_classes(classes, model=f"model '{label}'", task="select")
+        label_map = load_settings(model / CONFIG_FILE, ModelCard).label_map
+        dataset.card.check_model(label_map, model=f"model '{label}'", task="select")
         count = sum(_label(other) == label for other in seen)
         name = label if count == 1 else f"{label}-{count}"  # two folders may go by one name
         for runtime in _runtimes(model, device):

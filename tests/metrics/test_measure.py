@@ -80,13 +80,13 @@ def test_tables_are_written_and_hold_no_file_names(tmp_path):
     found = measure(*paths, out=tmp_path / "out", by=["class"])
     text = "".join(
         (tmp_path / "out" / f).read_text()
-        for f in ("summary.csv", "summary.json", "summary.md", "objects.csv")
+        for f in ("summary.csv", "summary.json", "summary.md", "instances.csv")
     )
     assert "PATIENT-NAME" not in text
     assert found.rows[0].case in text
     assert json.loads((tmp_path / "out" / "summary.json").read_text())[0]["mean"] == 1
-    assert len(list(csv.DictReader((tmp_path / "out" / "objects.csv").read_text().splitlines()))) == 1
-    assert "1 cases, 1 objects: 1 matched" in render(found)
+    assert len(list(csv.DictReader((tmp_path / "out" / "instances.csv").read_text().splitlines()))) == 1
+    assert "1 references, 1 tp, 0 fn" in render(found)
     assert {row.metric: row.unit for row in found.summary if row.stratum == "all"} == {
         "dice": "", "iou": "", "hd95": "mm", "assd": "mm", "surface_bias": "mm", "volume_error": "mm^3",
         "nsd_1mm": "", "nsd_2mm": "", "nsd_3mm": "",

@@ -54,12 +54,12 @@ def many(tmp_path):
 
 def test_a_bad_pair_is_that_cases_failure(many):
     found = measure(many / "predicted", many / "reference", out=many / "tables")
-    assert (found.cases, len(found.failures)) == (8, 2)
-    assert all(re.fullmatch(r"case-[0-9a-f]{12}", case) for case in found.failures)
-    assert "5 x 9 x 9 at 3 x 1 x 1 mm" in " ".join(found.failures.values())
+    assert (found.counts["cases"], len(found.failed)) == (8, 2)
+    assert all(re.fullmatch(r"case-[0-9a-f]{12}", case) for case in found.failed)
+    assert "5 x 9 x 9 at 3 x 1 x 1 mm" in " ".join(found.failed.values())
     with (many / "tables" / "failures.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == 2
-    assert "2 cases were refused" in (many / "tables" / "summary.md").read_text()
+    assert "2 failed" in (many / "tables" / "summary.md").read_text()
 
 
 def test_the_command_ends_with_3_and_names_no_file(many):
@@ -67,14 +67,14 @@ def test_the_command_ends_with_3_and_names_no_file(many):
     assert code == 3
     assert "2 of 10 cases were refused; the others are done" in said
     assert "patient_0" not in said
-    assert (many / "t" / "objects.csv").exists()
+    assert (many / "t" / "instances.csv").exists()
 
 
 def test_workers_give_the_same_tables(many):
     one = measure(many / "predicted", many / "reference", out=many / "one")
     two = measure(many / "predicted", many / "reference", out=many / "two", workers=2)
-    assert one.failures == two.failures
-    for name in ("objects.csv", "summary.csv", "paper.csv", "failures.csv"):
+    assert one.failed == two.failed
+    for name in ("instances.csv", "summary.csv", "paper.csv", "failures.csv"):
         assert (many / "one" / name).read_bytes() == (many / "two" / name).read_bytes()
 
 
@@ -216,7 +216,7 @@ def test_only_asked_columns_are_read_and_patients_are_keyed(tmp_path):
     with pytest.raises(InputError, match="no column 'birthday'"):
         measure(*folders, cases=table, by=["birthday"])
     measure(*folders, cases=table, out=tmp_path / "plain", names="plain")
-    objects = (tmp_path / "plain" / "objects.csv").read_text()
+    objects = (tmp_path / "plain" / "instances.csv").read_text()
     assert "P-4711,MILLER_A," in objects
     assert "1950" not in objects
 
@@ -357,7 +357,7 @@ def test_what_is_tracked_has_keyed_ids_and_asked_columns_alone(tmp_path, monkeyp
         track=True,
     )
     held = [path for path in (tmp_path / "mlflow").rglob("*") if path.is_file()]
-    assert any(path.name == "objects.csv" for path in held)
+    assert any(path.name == "instances.csv" for path in held)
     for path in held:
         content = path.read_bytes()
         assert not any(secret in content for secret in (b"MILLER", b"P-4711", b"1950-01-02")), path.name

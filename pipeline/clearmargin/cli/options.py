@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,11 +14,13 @@ __all__ = [
     "AllowGaps",
     "AllowTilt",
     "AnyModel",
+    "Bands",
     "ComputedBy",
     "Device",
     "DisplayWindow",
     "Force",
     "LeastScore",
+    "Metrics",
     "Model",
     "Names",
     "NoTrack",
@@ -28,13 +30,16 @@ __all__ = [
     "Sampling",
     "Series",
     "Split",
+    "Subvoxel",
     "ThresholdMeasure",
     "Tile",
     "Tolerance",
+    "Tolerances",
     "Uncertainty",
     "Volume",
     "Writes",
     "asked_outputs",
+    "protocol_of",
 ]
 
 Overrides = Annotated[
@@ -189,3 +194,27 @@ Sampling = Annotated[
         "the network's dropout."
     ),
 ]
+
+Tolerances = Annotated[
+    list[float] | None,
+    typer.Option("--tolerance", help="Tolerance of NSD, in mm (px without spacing); repeatable."),
+]
+Bands = Annotated[
+    list[float] | None, typer.Option("--band", help="Band of boundary IoU, in the same unit; repeatable.")
+]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Metric to measure; repeatable.")]
+Subvoxel = Annotated[
+    bool,
+    typer.Option(
+        "--subvoxel", help="Measure on an interpolated surface, for curved shapes (docs/metrics.md)."
+    ),
+]
+
+
+def protocol_of(
+    tolerances: list[float] | None, bands: list[float] | None, metrics: list[str] | None, *, subvoxel: bool
+) -> dict[str, Any]:
+    """Return what these options say, as `evaluate` and `measure` take it; what is not given has their defaults."""
+    given = {"tolerances": tolerances, "bands": bands, "metrics": metrics}
+    surface = {"surface": "subvoxel"} if subvoxel else {}
+    return {name: value for name, value in given.items() if value} | surface

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -326,21 +325,26 @@ class Card(Settings):
             ),
         )
 
-    def check_classes(self, names: Sequence[str], *, model: str, task: str) -> None:
-        """Refuse a model that knows other classes, or knows them in another order.
+    def check_model(self, label_map: LabelMap, *, model: str, task: str) -> None:
+        """Refuse a model that knows other classes or landmarks, or knows them in another order.
 
         Args:
-            names: Names of the model's classes, in the order of their labels.
+            label_map: Of the model.
             model: What the message calls it, such as ``the model``.
             task: Verb for the way out, such as ``evaluate``.
 
         Raises:
-            ConfigError: With both lists.
+            ConfigError: With both lists. Landmarks are compared if both have some.
         """
-        if tuple(names) != tuple(self.label_map.names):
+        ours, theirs = label_map.names, self.label_map.names
+        what = "classes"
+        if ours == theirs and label_map.points and self.label_map.points:
+            ours, theirs = (tuple(p.name for p in one.points) for one in (label_map, self.label_map))
+            what = "points"
+        if ours != theirs:
             raise ConfigError(
-                f"{model} knows the classes {', '.join(names)}, card '{self.name}' has "
-                f"{', '.join(self.label_map.names)}: {task} on a card with the model's classes"
+                f"{model} knows the {what} {', '.join(ours)}, card '{self.name}' has {', '.join(theirs)}: "
+                f"{task} on a card with the model's {what}, in the model's order"
             )
 
 

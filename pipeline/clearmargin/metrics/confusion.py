@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clearmargin.core import InstanceSet, LabelMap
+from clearmargin.core import InstanceSet
 from clearmargin.metrics.matching import match_instances
 
 __all__ = ["NOTHING", "Confusion", "confusion"]
@@ -21,23 +21,22 @@ Confusion = Mapping[tuple[str, str], int]
 
 
 def confusion(
-    predicted: InstanceSet, reference: InstanceSet, label_map: LabelMap
+    predicted: InstanceSet, reference: InstanceSet, names: Mapping[int, str]
 ) -> Counter[tuple[str, str]]:
     """Return how many predictions of each class match a reference of each, whatever their classes are.
 
     Args:
         predicted: Above its score threshold; may be empty.
         reference: On the same grid. Predictions in its ignored region do not count.
-        label_map: Of both.
+        names: Class names by label, of both.
 
     Source: by definition; matching as `match_instances` at an IoU of 0.5 or more, with all labels alike.
     """
     one = [replace(s, labels=np.ones(len(s), np.int64), crowds=()) for s in (predicted, reference)]
-    found = match_instances(one[0], one[1], iou_threshold=0.5)
-    names = {c.id: c.name for c in label_map.classes}
+    pairs = match_instances(one[0], one[1], iou_threshold=0.5)
     counts = Counter(
-        (names[int(reference.labels[j])], names[int(predicted.labels[i])]) for i, j in found.pairs
+        (names[int(reference.labels[j])], names[int(predicted.labels[i])]) for i, j in pairs.pairs
     )
-    counts.update((names[int(reference.labels[j])], NOTHING) for j in found.false_negatives)
-    counts.update((NOTHING, names[int(predicted.labels[i])]) for i in found.false_positives)
+    counts.update((names[int(reference.labels[j])], NOTHING) for j in pairs.false_negatives)
+    counts.update((NOTHING, names[int(predicted.labels[i])]) for i in pairs.false_positives)
     return counts

@@ -18,6 +18,8 @@ from clearmargin.metrics.pair import MaskPair, Status
 from clearmargin.metrics.subvoxel import SubvoxelPair
 
 __all__ = [
+    "DEFAULT_METRICS",
+    "DEFAULT_TOLERANCES",
     "METRICS",
     "OF_ONE_SIZE",
     "SET_METRICS",
@@ -119,6 +121,12 @@ SET_METRICS: dict[str, Metric] = {
 OF_ONE_SIZE = tuple(name for name, metric in METRICS.items() if not metric.width)
 """Names of the metrics that are not measured at a length."""
 
+DEFAULT_METRICS = ("dice", "iou", "hd95", "assd", "surface_bias", "volume_error")
+"""What `evaluate` and `measure` give of each instance unless they are told otherwise, beside NSD."""
+
+DEFAULT_TOLERANCES = (1.0, 2.0, 3.0)
+"""Of NSD, in the grid's unit."""
+
 _LENGTH = re.compile(r"_(?P<length>\d+(\.\d+)?(e[+-]?\d+)?)(?P<unit>mm|px)$")
 
 
@@ -165,7 +173,7 @@ class MeasurementProtocol:
     """
 
     metrics: tuple[str, ...] = OF_ONE_SIZE
-    tolerances: tuple[float, ...] = (1.0, 2.0, 3.0)
+    tolerances: tuple[float, ...] = DEFAULT_TOLERANCES
     bands: tuple[float, ...] = ()
     trimaps: tuple[float, ...] = ()
     distance_cap: float | None = None

@@ -1,4 +1,4 @@
-"""Tables of results: what is summarised, with what counts, and as CSV, JSON, Markdown or a flat mapping for MLflow."""
+"""Tables of results: what is summarised, with what counts, and as CSV, JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from clearmargin.metrics.pair import Status
 __all__ = [
     "CaseRow",
     "SummaryRow",
-    "flat_numbers",
     "read_rows_csv",
     "rows_csv",
     "summarise",
@@ -161,24 +160,6 @@ def summary_markdown(summary: Sequence[SummaryRow]) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
-
-
-def flat_numbers(summary: Sequence[SummaryRow]) -> dict[str, float]:
-    """Return the summary as numbers by name, as MLflow's ``log_metrics`` takes them.
-
-    Names are ``stratum/metric``, with ``/low`` and ``/high`` for interval ends; characters that MLflow
-    refuses are replaced by ``_``. Counts and the miss rate are given once a stratum.
-    """
-    out: dict[str, float] = {}
-    for row in summary:
-        place = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in row.stratum.replace("/", "_"))
-        out[f"{place}/{row.metric}"] = row.interval.estimate
-        if row.interval.low is not None and row.interval.high is not None:
-            out[f"{place}/{row.metric}/low"] = row.interval.low
-            out[f"{place}/{row.metric}/high"] = row.interval.high
-        out |= {f"{place}/{status}": float(row.counts[status]) for status in _STATUSES}
-        out[f"{place}/miss_rate"] = row.miss_rate
-    return out
 
 
 def rows_csv(rows: Sequence[CaseRow]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from clearmargin.files import csv_rows, whole, write_text
 from clearmargin.metrics.detection import DetectionCounts
 from clearmargin.metrics.thresholds import ScoreCurve
-from clearmargin.report.figures import score_thresholds
 
 __all__ = ["write_detections"]
 
@@ -25,12 +24,12 @@ def write_detections(
     curves: Mapping[str, ScoreCurve],
     thresholds: Mapping[str, float],
 ) -> None:
-    """Write ``detections.csv``, ``score_thresholds.csv`` and ``score_thresholds.png`` into a folder.
+    """Write ``detections.csv``; with curves also ``score_thresholds.csv`` and ``score_thresholds.png``.
 
     Args:
         folder: It exists.
         detections: Counts at each IoU, by class name.
-        curves: Counts at each score threshold, by class name.
+        curves: Counts at each score threshold, by class name; empty if predictions carry no scores.
         thresholds: Those that are used, by class name.
     """
     out = io.StringIO()
@@ -40,6 +39,10 @@ def write_detections(
             ratios = [f"{getattr(c, ratio):.6g}" for ratio in _RATIOS]
             csv_rows(out, [[name, f"{c.iou:g}", c.tp, c.fp, c.fn, *ratios]])
     write_text(folder / "detections.csv", out.getvalue())
+    if not curves:
+        return
+    from clearmargin.report.figures import score_thresholds  # matplotlib
+
     out = io.StringIO()
     csv_rows(out, [["class", "score_threshold", "tp", "fp", "fn", *_RATIOS, "pq"]])
     for name, curve in curves.items():

@@ -53,7 +53,7 @@ def write_evaluation_figures(
     folder: Path,
     *,
     rows: Sequence[CaseRow],
-    every: Sequence[SummaryRow],
+    summary: Sequence[SummaryRow],
     curves: Mapping[str, ScoreCurve],
     cases: int,
     confusion: Confusion,
@@ -63,7 +63,7 @@ def write_evaluation_figures(
     Args:
         folder: Made if it does not exist.
         rows: An object each.
-        every: The summary, with its strata.
+        summary: Means, all together and by stratum.
         curves: Counts at each score threshold, at an IoU above 0.5, by class and of ``all``.
         cases: Number of cases.
         confusion: Of classes.
@@ -78,7 +78,7 @@ def write_evaluation_figures(
         "froc": froc_figure(some, cases) if some else None,
         "reliability": _reliability(rows),
         "risk_coverage": _risk_coverage(rows),
-        "forest": forest(every),
+        "forest": forest(summary),
         "confusion": confusion_figure(confusion),
         "count_errors": count_errors(rows),
     }
