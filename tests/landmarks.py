@@ -97,7 +97,7 @@ ROD_TYPES = [{"name": "tip"}, {"name": "end"}]
 
 
 def rods(rng, shape=(96, 128), *, count=2):
-    """Rods with a red tip and a blue end, hidden in a third: pixels, label image, and rows of points."""
+    """Rods with a red tip and a blue end, hidden in half of the pictures: pixels, label image, and rows of points."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     pixels, labels, rows = np.full((3, *shape), 60.0), np.zeros(shape, np.uint8), []
     for number in range(1, count + 1):
@@ -110,7 +110,7 @@ def rods(rng, shape=(96, 128), *, count=2):
         pixels[:, rod], labels[rod] = 150, number
         for sign, name, colour in ((1, "tip", COLOURS[0]), (-1, "end", COLOURS[2])):
             at = middle + sign * (half - 5) * along
-            hidden = name == "end" and rng.random() < 0.34
+            hidden = name == "end" and rng.random() < 0.5
             disc = 1 / (1 + np.exp(np.hypot(y - at[0], x - at[1]) - 4))
             pixels += disc * (np.array((30, 30, 30) if hidden else colour)[:, None, None] - pixels)
             rows.append([str(number), name, at[1], at[0], "hidden" if hidden else "seen"])

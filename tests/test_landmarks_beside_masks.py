@@ -126,8 +126,8 @@ def test_an_export_finds_both(trained):
 @pytest.mark.slow
 def test_tips_belong_to_their_rods(tmp_path):
     card = write_rods_set(tmp_path / "data", splits=("train",) * 30 + ("validation",) * 6 + ("test",) * 12)
-    config = experiment(tmp_path, card, epochs=8, steps_per_epoch=40)
-    overrides = ["prediction.score_threshold=0.5", "model.landmarks.weight=0.5"]
+    config = experiment(tmp_path, card, epochs=10, steps_per_epoch=40)
+    overrides = ["prediction.score_threshold=0.5", "model.landmarks.weight=1"]
     model = train(config, overrides=overrides, runs=tmp_path / "runs", track=False).model
     found = evaluate(model, card, track=False)
     assert found.numbers["ap50"] > 0.8

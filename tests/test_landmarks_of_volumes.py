@@ -63,7 +63,7 @@ def test_evaluate_measures_points_in_mm_and_no_masks(trained, tmp_path):
     card, model = trained
     found = evaluate(model, card, out=tmp_path / "out", track=False)
     assert found.numbers["landmarks/tp"] + found.numbers["landmarks/fn"] == 3
-    assert found.length_unit == "mm" and found.rows == () and "ap50" not in found.numbers
+    assert found.unit == "mm" and found.rows == () and "ap50" not in found.numbers
     assert "radial error, mean [95 %] (mm)" in render(found)
     sampled = evaluate(model, card, uncertainty="checkpoints", track=False)
     assert sampled.numbers["landmarks/tp"] + sampled.numbers["landmarks/fn"] == 3

@@ -319,7 +319,7 @@ def _by_case(found: Evaluation, metric: str, name: str) -> tuple[dict[str, float
     Raises:
         ConfigError: It is of landmarks, and the model finds none.
     """
-    radius = success_radius(metric, found.length_unit)
+    radius = success_radius(metric, found.unit)
     if radius is not None and not found.points:
         raise ConfigError(f"model '{name}' finds no landmarks, and {metric} is of landmarks: leave it out")
     rows: dict[str, list[float]] = {}

@@ -57,7 +57,7 @@ _FEW_TOUCH = 0.25  # share of objects that touch: a mask that is followed joins 
 class LandmarkSettings(PlaneHeatSettings):
     """Options of the landmarks' head."""
 
-    weight: float = Field(0.25, gt=0, description="weight of its losses beside those of instances")
+    weight: float = Field(0.5, gt=0, description="weight of its losses beside those of instances")
 
 
 class MaskRCNNConfig(PyramidSettings):
