@@ -150,6 +150,21 @@ def write_rods_set(folder: Path, splits=("train",) * 6 + ("validation", "calibra
 
 
 SPACING = (2.0, 1.0, 1.0)  # of the volumes, (z, y, x)
+LABELLED_BALLS = {
+    "name": "balls",
+    "modality": "MR",
+    "classes": [{"id": 1, "name": "dim"}, {"id": 2, "name": "bright"}],
+    "points": [{"name": "dim_centre"}, {"name": "bright_centre"}, {"name": "bright_top"}],
+    "landmarks": {
+        "kind": "label_points",
+        "points": {
+            "dim_centre": {"class": "dim"},
+            "bright_centre": {"class": "bright"},
+            "bright_top": {"class": "bright", "at": "last", "axis": "z"},
+        },
+    },
+    "encoding": {"kind": "label_volume", "values": {1: "dim", 2: "bright"}},
+}
 
 
 def balls(rng, shape=(16, 32, 32), *, radius=5.0):
@@ -168,37 +183,38 @@ def balls(rng, shape=(16, 32, 32), *, radius=5.0):
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8), labels, np.array(centres)
 
 
-def write_volume_points_set(folder: Path, splits=("train",) * 4 + ("validation", "test"), seed=0, **options):
-    """Write volumes of two balls with a label map whose centroids and ends are landmarks; return the card's path."""
+def write_volume_points_set(
+    folder: Path, splits=("train",) * 4 + ("validation", "test"), seed=0, *, exact=False, **options
+):
+    """Write volumes of two balls with a label map whose centroids and ends are landmarks; return the card's path.
+
+    ``exact``: the landmarks are the balls' centres, in a table, and there are no masks.
+    """
     from clearmargin.core import Grid
     from clearmargin.formats.volume import write_volume
 
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    index = [["id", "split"]]
+    index, points = [["id", "split"]], [["case", "point", "x", "y", "z"]]
     for number, split in enumerate(splits):
         index.append([f"v{number}", split])
-        pixels, labels, _ = balls(rng, **options)
+        pixels, labels, centres = balls(rng, **options)
+        for name, (z, y, x) in zip(("dim_centre", "bright_centre"), centres, strict=True):
+            points.append([f"v{number}", name, x, y, z])
         grid = Grid.from_spacing(pixels.shape, SPACING)
         write_volume(folder / f"v{number}.nii.gz", pixels, grid)
         write_volume(folder / f"v{number}_labels.nii.gz", labels, grid)
-    with (folder / "index.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows(index)
+    for name, rows in (("index.csv", index), ("points.csv", points)):
+        with (folder / name).open("w", newline="") as stream:
+            csv.writer(stream).writerows(rows)
+    table = {
+        "points": [{"name": "dim_centre"}, {"name": "bright_centre"}],
+        "landmarks": {"kind": "point_table", "case": "{id}", "file": "points.csv"},
+        "encoding": {"kind": "none"},
+    }
     return write_points_card(
         folder,
-        name="balls",
-        modality="MR",
-        classes=[{"id": 1, "name": "dim"}, {"id": 2, "name": "bright"}],
-        points=[{"name": "dim_centre"}, {"name": "bright_centre"}, {"name": "bright_top"}],
-        landmarks={
-            "kind": "label_points",
-            "points": {
-                "dim_centre": {"class": "dim"},
-                "bright_centre": {"class": "bright"},
-                "bright_top": {"class": "bright", "at": "last", "axis": "z"},
-            },
-        },
-        encoding={"kind": "label_volume", "values": {1: "dim", 2: "bright"}},
+        **LABELLED_BALLS | (table if exact else {}),
         spacing={"source": "file"},
         cases={
             "index": "index.csv",

@@ -133,7 +133,7 @@ class MaskRCNN(PlaneNetwork):
     torchvision's own model leaves it off, which shifts its masks by half a pixel.
     """
 
-    parts = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground", "heat")
+    parts = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground")
 
     def __init__(
         self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool, points: int = 0
@@ -202,6 +202,8 @@ class MaskRCNN(PlaneNetwork):
             if config.landmarks is None
             else ForegroundHead(channels, (width,) * len(_STRIDES), heat_channels(config.landmarks, points))
         )
+        if self.heat is not None:
+            self.parts = (*self.parts, "heat")
         self.pool = RegionPool(_STRIDES)
         self._threads: int | None = None
         self.eval()
