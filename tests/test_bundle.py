@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +191,7 @@ def test_what_lies_in_it(bundled):
         "configs/labels.json",
         "configs/metadata.json",
         "docs/README.md",
+        "models/digests.json",
         "models/model.pt",
         "models/model.yaml",
         "models/weights.safetensors",
@@ -231,14 +234,14 @@ def test_a_server_asks_it_for_one_image_at_a_time(bundled, tmp_path):
     assert probabilities.shape == (2, 1, 64, 128) and 0 <= probabilities.min() <= probabilities.max() <= 1
 
 
-def test_refused_images_are_counted_and_the_others_written(bundled, tmp_path):
+def test_refused_images_are_counted_and_the_others_written(bundled, tmp_path, caplog):
     _, bundle, card = bundled
     images = tmp_path / "images"
     images.mkdir()
     case = open_dataset(card).cases[0]
     (images / "a.png").write_bytes(b"not a picture")
     (images / "b.png").write_bytes(case.image.read_bytes())
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(SystemExit) as caught:
         run(
             config_file=str(bundle / "configs/inference.json"),
             bundle_root=str(bundle),
@@ -246,8 +249,25 @@ def test_refused_images_are_counted_and_the_others_written(bundled, tmp_path):
             output_dir=str(tmp_path / "out"),
             device="cpu",
         )
-    assert "1 of 2 images were refused; the first: " in str(caught.value.__cause__)
+    assert caught.value.code == 3
+    assert "1 of 2 images were refused; the others are done" in caplog.text
     assert (tmp_path / "out/b_instances.json").is_file() and not (tmp_path / "out/a_instances.json").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.yaml", "model.pt"])
+def test_a_bundle_whose_files_were_edited_is_refused(bundled, tmp_path, name):
+    edited = tmp_path / "bundle"
+    shutil.copytree(bundled[1], edited)
+    content = bytearray((edited / "models" / name).read_bytes())
+    content[-3] ^= 1
+    (edited / "models" / name).write_bytes(content)
+    with pytest.raises(
+        InputError, match=f"{re.escape(name)} of the bundle are not the files that were exported"
+    ):
+        BundleNetwork(edited / "models")
+    (edited / "models/digests.json").unlink()
+    with pytest.raises(InputError, match=r"'digests\.json' is missing"):
+        BundleNetwork(edited / "models")
 
 
 def test_items_are_pictures_volumes_and_folders_of_dicom(tmp_path):

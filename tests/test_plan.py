@@ -1,18 +1,20 @@
 """A plan says what the data are like, fits its network's options, and refuses what cannot work."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
 from command import command
-from toy import CLASSES, write_toy_set
+from toy import CLASSES, write_toy_set, write_toy_volumes
 
 from clearmargin.core import Grid, InstanceSet
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.fingerprint import relations, take_fingerprint, thickness_of
 from clearmargin.errors import ConfigError
 from clearmargin.formats.raster import write_raster
-from clearmargin.formats.volume import write_volume
 from clearmargin.networks import NETWORKS, config_class, network_config
+from clearmargin.networks.window_plan import halvings
 from clearmargin.plan import objection, plan, render_plan
 from clearmargin.training.experiment import Experiment, read_experiment
 from clearmargin.transforms.planned import planned_transforms
@@ -135,9 +137,12 @@ def test_what_cannot_work_is_refused_with_what_can(tmp_path):
         with pytest.raises(ConfigError, match=rf"{network} does not fit .*thinner.*mask_rcnn.* can"):
             plan(thin, network=network, device="cpu")
     touching = write_lines(tmp_path / "touching", boxes=[(10, 10, 20, 20), (30, 10, 20, 20)])
-    with pytest.raises(ConfigError, match=r"semantic_cc does not fit .*would join them"):
-        plan(touching, network="semantic_cc", device="cpu")
     assert plan(touching, device="cpu").experiment.model["network"] == "mask_rcnn"
+    parted = plan(touching, network="semantic_cc", device="cpu")
+    assert parted.experiment.model["targets"] == "border"
+    assert "classes 50 %, border 0 %" in parted.reasons["model.targets"]
+    within = replace(parted.fingerprint, lost={"planes": {"classes": 0.3, "border": 0.2, "distance": 0.2}})
+    assert "20 % of the objects lie over or in another" in objection("semantic_cc", within, 1.0)
     alone = write_lines(tmp_path / "alone", boxes=[(20, 20, 40, 40)])
     assert plan(alone, device="cpu").experiment.model["network"] == "mask_rcnn"
     line = write_lines(tmp_path / "line", boxes=[(40, 10, 1, 100)])
@@ -148,8 +153,6 @@ def test_what_cannot_work_is_refused_with_what_can(tmp_path):
 
 def test_nested_objects_are_not_for_solov2(tmp_path):
     found = take_fingerprint(open_dataset(write_toy_set(tmp_path)))
-    from dataclasses import replace
-
     nested = replace(found, nested=0.1)
     assert objection("solov2", found, 1.0) is None
     assert "lie in another one" in objection("solov2", nested, 1.0)
@@ -157,29 +160,83 @@ def test_nested_objects_are_not_for_solov2(tmp_path):
 
 
 def test_volumes_of_even_voxels_are_seen_in_space_in_windows_of_their_size(tmp_path):
-    """36 x 50 x 35 voxels of 1 mm: one window of 48 x 64 x 48; thick slices go one by one."""
-    rng = np.random.default_rng(0)
-    for spacing, expected in (((1.0, 1.0, 1.0), "semantic_cc_3d"), ((5.0, 0.8, 0.8), "mask_rcnn")):
-        folder = tmp_path / expected
-        card = yaml.safe_load(write_toy_set(folder, cases=6).read_text())
-        labels = np.zeros((36, 50, 35), np.uint8)
-        labels[10:20, 10:22, 8:20] = 1
-        for k in range(6):
-            grid = Grid.from_spacing(labels.shape, spacing)
-            write_volume(
-                folder / f"t{k}.nii.gz",
-                (rng.normal(50, 5, labels.shape) + 50 * labels).astype(np.int16),
-                grid,
-            )
-            write_volume(folder / f"t{k}_labels.nii.gz", labels, grid)
-        card["cases"] |= {"image": "{id}.nii.gz", "reference": "{id}_labels.nii.gz"}
-        card |= {"encoding": {"kind": "label_volume", "values": {1: "disc"}}, "spacing": {"source": "file"}}
-        (folder / "card.yaml").write_text(yaml.safe_dump(card))
-        planned = plan(folder / "card.yaml", device="cpu").experiment
-        assert planned.model["network"] == expected
-        if expected == "semantic_cc_3d":
-            assert planned.model["patch"] == [48, 64, 48]
-            assert planned.training.early_stopping.metric == "semantic_dice"
+    """36 x 50 x 35 voxels of 1 mm: nnU-Net's own window is 40 x 56 x 40, halved three times."""
+    card = write_toy_volumes(tmp_path / "even")
+    found = plan(card, device="cpu", minutes=40)
+    planned = found.experiment
+    assert planned.model["network"] == "semantic_cc_3d" and planned.model["targets"] == "classes"
+    assert (planned.model["patch"], planned.model["levels"], planned.model["strides"]) == (
+        [40, 56, 40],
+        4,
+        None,
+    )
+    assert planned.image.channels == 1 and planned.image.neighbours == 1  # not read: the default
+    assert planned.training.early_stopping.metric == "semantic_dice"
+    assert (
+        planned.training.early_stopping.patience == 1000
+        and "the time ends it" in found.reasons["training.early_stopping"]
+    )
+    assert planned.training.validate_every == 1
+    here, there = (plan(card, device=where, minutes=1).experiment for where in ("cpu", "cuda"))
+    assert (here.model["filters"], there.model["filters"]) == (16, 32)
+    assert (here.training.batch_size, there.training.batch_size) == (2, 11)  # 11 windows are a million voxels
+    large = plan(
+        write_toy_volumes(tmp_path / "large", shape=(120, 160, 160)), device="cpu", minutes=1
+    ).experiment
+    assert np.prod(large.model["patch"]) <= 40_000 and large.training.validate_every > 1
+
+
+def test_thick_slices_go_one_by_one_with_their_neighbours_if_objects_reach_through_them(tmp_path):
+    thick = plan(write_toy_volumes(tmp_path / "thick", (5.0, 0.8, 0.8)), device="cpu")
+    assert thick.experiment.model["network"] == "mask_rcnn"
+    assert "slices lie 6.2 pixels apart, over 3" in thick.reasons["model.network"]
+    assert thick.experiment.image.neighbours == 1 and thick.experiment.image.channels == 3
+    flat = plan(
+        write_toy_volumes(tmp_path / "flat", (5.0, 0.8, 0.8), boxes=((4, 10, 8, 1, 12, 12),)), device="cpu"
+    )
+    assert flat.experiment.image.neighbours == 0 and "tell nothing" in flat.reasons["image.neighbours"]
+    few = plan(
+        write_toy_volumes(tmp_path / "few", shape=(5, 64, 64), boxes=((1, 10, 8, 3, 20, 20),)), device="cpu"
+    )
+    assert few.experiment.model["network"] == "mask_rcnn"
+    assert "volumes have 5 slices" in few.reasons["model.network"]
+
+
+def test_voxels_that_differ_are_brought_to_one_size_and_halved_as_they_are(tmp_path):
+    done = plan(
+        write_toy_volumes(tmp_path, (2.5, 1.0, 1.0), (24, 64, 64), others=(2.5, 1.2, 1.2)), device="cpu"
+    )
+    model = done.experiment.model
+    assert model["network"] == "semantic_cc_3d" and model["spacing_mm"] == [2.5, 1.0, 1.0]
+    assert model["strides"][0] == [1, 2, 2] and model["strides"][1] == [2, 2, 2]
+    path = tmp_path / "planned.yaml"
+    path.write_text(render_plan(done))
+    assert read_experiment(path, ()) == done.experiment
+
+
+def test_objects_of_a_class_that_touch_in_space_get_targets_that_part_them(tmp_path):
+    boxes = [(4, 8, 4, 12, 14, 9), (4, 8, 13, 12, 14, 9), (18, 8, 4, 12, 14, 9)]
+    done = plan(write_toy_volumes(tmp_path, boxes=boxes), device="cpu", network="semantic_cc_3d")
+    assert done.experiment.model["targets"] == "border"
+    assert done.fingerprint.lost["volumes"] == pytest.approx({"classes": 1 / 3, "border": 0, "distance": 0})
+    assert done.experiment.training.early_stopping.metric == "ap"  # three of a class in a volume
+    many = [(z, y, x, 2, 3, 3) for z in range(2, 34, 4) for y in range(2, 46, 6) for x in (2, 12, 22)]
+    crowd = plan(write_toy_volumes(tmp_path / "crowd", boxes=many), device="cpu", network="semantic_cc_3d")
+    assert crowd.experiment.model["detections"] >= len(many) == 192  # a slice has 24
+
+
+@pytest.mark.parametrize(
+    ("extents", "spacing", "strides"),
+    [
+        ((36, 50, 35), (1, 1, 1), [(2, 2, 2)] * 3),
+        ((128, 128, 128), (1, 1, 1), [(2, 2, 2)] * 5),
+        ((20, 320, 256), (3.6, 0.62, 0.62), [(1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)]),
+        ((9, 64, 64), (1, 1, 1), [(2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2)]),
+        ((7, 7, 7), (1, 1, 1), []),
+    ],
+)
+def test_axes_are_halved_by_nnunets_rules_by_hand(extents, spacing, strides):
+    assert halvings(extents, spacing) == strides
 
 
 def test_no_instance_to_plan_for(tmp_path):

@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import torch
 import yaml
 from children import LIMIT_S, child, wait_until
 from safetensors.torch import load_file
-from toy import write_toy_experiment, write_toy_set
+from toy import write_toy_experiment, write_toy_set, write_toy_volumes
 
 from clearmargin.core import InstanceSet, LabelMap, Prediction, Provenance, Thresholds
 from clearmargin.datasets.cases import open_dataset
@@ -356,6 +357,22 @@ def test_a_model_that_detects_nothing_earns_nothing(place):
         validation = validate(Silent(), dataset, dataset.cases, measure=measure)
         assert validation.thresholds == {}
         assert validation.metrics == {"ap": 0, "ap50": 0, "pq": 0, "semantic_dice": 0, "detections": 0}
+
+
+@pytest.mark.parametrize(("moved", "expected"), [(0, 1.0), (20, 0.0)])
+def test_volumes_are_validated_whole(place, moved, expected):
+    """An object in 10 of 36 slices: a miss is 0, though 26 slices are right, and a hit is 1 with no slice counted."""
+    dataset = open_dataset(write_toy_volumes(place / "data"))
+
+    class Drawn(Silent):
+        def __call__(self, image):
+            mask = np.zeros(image.grid.shape, bool)
+            mask[10:20, 10 + moved : 22 + moved, 8:20] = True
+            drawn = InstanceSet.from_dense(image.grid, [mask], labels=[1])
+            return replace(super().__call__(image), instances=drawn)
+
+    metrics = validate(Drawn(), dataset, dataset.cases, measure=None).metrics
+    assert metrics["ap"] == metrics["pq"] == metrics["semantic_dice"] == expected
 
 
 def test_a_validation_that_detects_nothing_is_warned_of(place, caplog):

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from clearmargin.core import Grid
 from clearmargin.formats.raster import write_raster
+from clearmargin.formats.volume import write_volume
 from clearmargin.train import train
 
 CLASSES = [
@@ -69,6 +71,34 @@ def write_toy_set(folder, *, cases=8, empty_train=False, shape=(96, 128), seed=0
     path = folder / "card.yaml"
     path.write_text(yaml.safe_dump(card))
     return path
+
+
+def write_toy_volumes(
+    folder,
+    spacing=(1.0, 1.0, 1.0),
+    shape=(36, 50, 35),
+    boxes=((10, 10, 8, 10, 12, 12),),
+    others=None,
+    cases=6,
+):
+    """A data set of volumes with boxes ``(z, y, x, depth, height, width)``; half of them in other voxels."""
+    rng = np.random.default_rng(0)
+    card = yaml.safe_load(write_toy_set(folder, cases=cases).read_text())
+    labels = np.zeros(shape, np.uint8)
+    for value, (z, y, x, depth, height, width) in enumerate(boxes, start=1):
+        labels[z : z + depth, y : y + height, x : x + width] = value
+    for k in range(cases):
+        grid = Grid.from_spacing(shape, others if others and k % 2 else spacing)
+        pixels = (rng.normal(50, 5, shape) + 50 * (labels > 0)).astype(np.int16)
+        write_volume(folder / f"t{k}.nii.gz", pixels, grid)
+        write_volume(folder / f"t{k}_labels.nii.gz", labels, grid)
+    card["cases"] |= {"image": "{id}.nii.gz", "reference": "{id}_labels.nii.gz"}
+    card |= {
+        "encoding": {"kind": "label_volume", "values": dict.fromkeys(range(1, len(boxes) + 1), "disc")},
+        "spacing": {"source": "file"},
+    }
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    return folder / "card.yaml"
 
 
 def write_toy_experiment(folder, card, **training):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import unicodedata
@@ -19,6 +20,7 @@ __all__ = [
     "csv_rows",
     "dict_rows",
     "draft_of",
+    "file_digest",
     "made_folder",
     "printable",
     "uncell",
@@ -160,3 +162,9 @@ def dict_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> Iter
     yield list(names)
     for row in rows:
         yield [row.get(name, "") for name in names]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal, read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,13 +14,14 @@ import yaml
 
 from clearmargin.config import validate
 from clearmargin.datasets.card import Card
-from clearmargin.datasets.cases import Dataset, open_dataset
+from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.fingerprint import Fingerprint, take_fingerprint
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.networks import NETWORKS, config_class, network_config
-from clearmargin.networks.planning import Shown
+from clearmargin.networks.planning import Sees, Shown
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
+from clearmargin.training.schedule import mostly_single, step_memory_mb, training_choices, workers
 from clearmargin.transforms.planned import planned_transforms
 
 __all__ = ["Plan", "objection", "plan", "render_plan"]
@@ -28,10 +29,11 @@ __all__ = ["Plan", "objection", "plan", "render_plan"]
 _NEED = 16.0  # network pixels across the smallest twentieth of the objects: four cells of the finest stride
 _LIMIT = {"cpu": 512, "cuda": 1024}  # longest side of a view that is shown at once
 _CROP = {"cpu": 256, "cuda": 768}
-_MOSTLY = 0.95  # share of planes from which a rule holds
 _ANISOTROPIC = (
-    3.0  # slice distance over pixel size above which a volume is seen slice by slice, as nnU-Net does
+    3.0  # slice distance over pixel size above which a volume is seen slice by slice: nnU-Net's limit
 )
+_DEEP = 8  # slices that a volume must have to be seen in space: two halvings
+_THROUGH = 2  # slices that objects must reach through for the neighbours of a slice to tell anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +81,27 @@ def plan(
         )
     where = device or _device()
     choices = _Choices()
-    _choose_view(choices, found, dataset.card, where)
     scale = _scale(found, where)
     chosen = _choose_network(choices, found, scale, network)
     own = config_class(chosen)
+    _choose_view(choices, found, dataset.card, where, own.sees)
     crop: list[int] = choices.tree["image"]["crop"]
-    for choice in own.choices(found, Shown(scale=scale, crop=(crop[0], crop[1]), device=where)):
+    cores = len(os.sched_getaffinity(0))
+    shown = Shown(
+        scale=scale,
+        crop=(crop[0], crop[1]),
+        device=where,
+        minutes=minutes,
+        cores=max(1, cores - workers(cores)),
+        memory_mb=step_memory_mb(where),
+    )
+    for choice in own.choices(found, shown):
         choices.set(*choice)
     _choose_augmentation(choices, found, dataset.card)
     _choose_transforms(choices, dataset.card, where, minutes)
-    _choose_training(choices, found, dataset, where, minutes)
+    model = choices.tree["model"]
+    for choice in training_choices(found, dataset, where, minutes, own.sees, model):
+        choices.set(*choice)
     choices.drop(own.unread)
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
     raw["model"] = network_config(raw["model"]).model_dump(mode="json")
@@ -136,7 +149,7 @@ def _scale(found: Fingerprint, device: str) -> float:
     return max(0.25, round(scale * 20) / 20)
 
 
-def _choose_view(choices: _Choices, found: Fingerprint, card: Card, device: str) -> None:
+def _choose_view(choices: _Choices, found: Fingerprint, card: Card, device: str, sees: Sees) -> None:
     scale = _scale(found, device)
     small, large = np.quantile(found.sides, (0.05, 0.95))
     size = f"5 % of the objects are under {small:.0f} px across, images up to {found.shapes.max()} px"
@@ -161,15 +174,28 @@ def _choose_view(choices: _Choices, found: Fingerprint, card: Card, device: str)
         f"1.5 times the largest objects ({large * scale:.0f} network px), within the image and {device}'s memory",
     )
     channels = 3 if found.channels in (1, 3) else found.channels
-    if found.ndim == 3:
-        channels = 3 * found.channels
-        choices.set("image.neighbours", 1, "slices are seen with the ones beside them")
-    choices.set("image.channels", channels, f"the images have {found.channels}")
+    why = f"the images have {found.channels}"
+    if found.ndim == 3 and sees == "volumes":
+        channels = found.channels
+    elif found.ndim == 3:
+        neighbours, reason = _neighbours(found)
+        choices.set("image.neighbours", neighbours, reason)
+        if neighbours:
+            channels, why = 3 * found.channels, f"{why}, and three slices are seen"
+    choices.set("image.channels", channels, why)
     choices.set("image.intensity", *_intensity(found, card))
     view = found.shapes.max() * scale
     if view > 1.5 * _LIMIT[device]:
         tile = 32 * (_LIMIT[device] // 32)
         choices.set("prediction.tile", [tile, tile], f"a whole image would be {view:.0f} network px")
+
+
+def _neighbours(found: Fingerprint) -> tuple[int, str]:
+    """Return how many slices on each side a slice of a volume is seen with, and why."""
+    span = float(np.median(found.spans)) if len(found.spans) else 0.0
+    if span < _THROUGH:
+        return 0, f"objects reach through {span:.0f} slices in the median: the ones beside them tell nothing"
+    return 1, f"objects reach through {span:.0f} slices in the median: each is seen with the ones beside it"
 
 
 def _intensity(found: Fingerprint, card: Card) -> tuple[dict[str, Any], str]:
@@ -233,16 +259,17 @@ def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:
     find none: the rules were held against runs of equal minutes (docs/plan.md).
     """
     # Asked of volumes alone: the network of volumes loads MONAI.
-    if (
-        found.ndim == 3
-        and found.elongation <= _ANISOTROPIC
-        and objection("semantic_cc_3d", found, scale) is None
-    ):
+    flat = _flatness(found) if found.ndim == 3 else None
+    if found.ndim == 3 and flat is None and objection("semantic_cc_3d", found, scale) is None:
         return "semantic_cc_3d", (
             f"volumes whose slices lie at most {_ANISOTROPIC:g} pixels apart are seen in space, and "
             f"{100 * found.touching:.0f} % of the objects touch another of their class"
         )
-    if _single(found) >= _MOSTLY and found.touching == 0 and float(np.median(found.thickness)) * scale < 4:
+    if (
+        mostly_single(found, "planes")
+        and found.touching == 0
+        and float(np.median(found.thickness)) * scale < 4
+    ):
         return (
             "semantic_cc",
             "one thin object of a class per image, which the coarse masks of a box would lose",
@@ -250,8 +277,20 @@ def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:
     several = f"{100 * (1 - _single(found)):.0f} % of the images have several objects of a class"
     return "mask_rcnn", (
         f"its backbone is pretrained, so that it detects objects within minutes; {several}, "
-        f"{100 * found.touching:.0f} % of the objects touch"
+        f"{100 * found.touching:.0f} % of the objects touch" + (f"; {flat}" if flat else "")
     )
+
+
+def _flatness(found: Fingerprint) -> str | None:
+    """Return why volumes are seen slice by slice; None if they are seen in space."""
+    if found.elongation > _ANISOTROPIC:
+        return (
+            f"slices lie {found.elongation:.1f} pixels apart, over {_ANISOTROPIC:g}: they are seen one by one"
+        )
+    depth = float(np.median(found.depths))
+    if depth < _DEEP:
+        return f"volumes have {depth:.0f} slices in the median, under {_DEEP}: they are seen one by one"
+    return None
 
 
 def _single(found: Fingerprint) -> float:
@@ -294,46 +333,6 @@ def _choose_transforms(choices: _Choices, card: Card, device: str, minutes: floa
         reason = f"in minutes on a CPU more variation did not help; a longer training gets {names}: {reason}"
         transforms = ()
     choices.set("augment.transforms", list(transforms), reason)
-
-
-def _choose_training(
-    choices: _Choices, found: Fingerprint, dataset: Dataset, device: str, minutes: float | None
-) -> None:
-    cores = len(os.sched_getaffinity(0))
-    batch = 2 if device == "cpu" else 8
-    steps = int(np.clip(25 * math.ceil(found.of / batch / 25), 25, 200))
-    choices.set("training.batch_size", batch, f"on {device}")
-    choices.set("training.steps_per_epoch", steps, f"about once through {found.of} cases, at most 200")
-    if minutes is None:
-        choices.set("training.epochs", max(20, math.ceil(2000 / steps)), "about 2000 steps or 20 epochs")
-    else:
-        choices.set("training.epochs", 1000, "training.max_minutes ends it")
-        choices.set("training.max_minutes", float(minutes), "asked for; the learning rate falls with it")
-    choices.set("training.workers", max(1, min(8, cores // 2)), f"of {cores} cores")
-    pixels = float((found.shapes.prod(axis=1) * found.depths).mean())
-    each = 4 * (found.channels + 1) + 1  # bytes: channels and a layer of float32, masks of bool
-    wanted = math.ceil(found.of * pixels * each / 2**20 * 1.1)
-    limit = max(256, _memory_mb() // (4 * max(1, cores // 2)))
-    choices.set(
-        "training.cache_mb",
-        min(wanted, limit),
-        f"all training cases decoded are {wanted} MB" + (f", of which {limit} fit" if wanted > limit else ""),
-    )
-    validated = any(case.split == "validation" for case in dataset.cases)
-    metric = "ap" if _single(found) < _MOSTLY else "semantic_dice"
-    choices.set(
-        "training.early_stopping",
-        {"metric": metric, "patience": 8} if validated else None,
-        "several objects per image: by average precision"
-        if validated and metric == "ap"
-        else "mostly one object of a class: by semantic Dice"
-        if validated
-        else "the card has no validation split",
-    )
-
-
-def _memory_mb() -> int:
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20)
 
 
 def render_plan(done: Plan) -> str:

@@ -154,7 +154,7 @@ def test_what_it_cannot_do_is_said(folder):
         segmenter(Image(pixels=image.pixels, grid=Grid.from_spacing(image.grid.shape)))
     with pytest.raises(ConfigError, match="at least one class"):
         build(classes=0)
-    with pytest.raises(ConfigError, match="multiples of 4"):
+    with pytest.raises(ConfigError, match="multiples of 4, 4, 4"):
         network_config(MODEL | {"patch": [16, 30, 32]})
     with pytest.raises(ConfigError, match="networks of planes"):
         network_config(MODEL | {"mask_loss": {"edge": 2}})

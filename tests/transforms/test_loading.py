@@ -28,6 +28,8 @@ import clearmargin.transforms
 from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.datasets.loading import case_sample
+from clearmargin.datasets.phantom import make_phantom
+from clearmargin.datasets.phantom_study import write_phantom_study
 from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.formats import open_video, read_image
 from clearmargin.formats.raster import write_raster
@@ -42,6 +44,7 @@ from clearmargin.transforms import (
     instances_of,
     tensor_like,
 )
+from clearmargin.transforms.loading import loaded_tensor
 
 CASE_KEYS = ("image", "layers", "ignore")
 
@@ -308,3 +311,21 @@ def test_an_array_of_another_shape_does_not_become_a_tensor(tmp_path):
     assert tensor_like(np.zeros((2, 20, 30), np.float32), tensor).shape == (2, 20, 30)
     with pytest.raises(InputError, match=r"expected an array of \(K, 20, 30\), got \(1, 5, 5\)"):
         tensor_like(np.zeros((1, 5, 5), np.float32), tensor)
+
+
+def test_refusals_name_the_arguments_of_python(tmp_path):
+    study = write_phantom_study(tmp_path / "study", make_phantom(seed=1), 1)
+    sorted(study.ct.iterdir())[5].unlink()
+    with pytest.raises(GeometryError) as caught:
+        LoadPathd("image")({"image": str(study.ct)})
+    assert "allow_gaps=" in str(caught.value) and "--" not in str(caught.value)
+
+
+def test_values_that_were_scaled_are_warned_of(caplog):
+    grid = Grid.from_spacing((4, 8, 8), (1, 1, 1))
+    image = Image(pixels=np.arange(256, dtype=np.int16).reshape(1, 4, 8, 8), grid=grid)
+    tensor = loaded_tensor(image, name="x")
+    image_of(tensor)
+    assert not caplog.text
+    image_of(tensor / 255)
+    assert "expected values as int16 stores them, got fractions from 0 to 1" in caplog.text

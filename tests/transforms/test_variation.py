@@ -236,6 +236,8 @@ REFUSED = [
     ("RandAffined", {"prob": 1.0, "padding_mode": "reflection"}, "leave out 'padding_mode'"),
     ("RandAffined", {"prob": 1.0, "mode": "nearest"}, "leave out 'mode'"),
     ("RandAffined", {"prob": 1.0}, "changes nothing"),
+    ("RandAffined", {"prob": 1.5, "rotate_range": 0.3}, r"prob is a share in \(0, 1\], not 1.5"),
+    ("RandAffined", {"prob": 1.0, "translate_range": [[90, 100], [90, 100]]}, "of the window still shows"),
     (
         "RandAffined",
         {"prob": 1.0, "spatial_size": [32, 32], "rotate_range": 0.3},

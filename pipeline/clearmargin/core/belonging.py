@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,9 +79,7 @@ def _grouped(
     order = np.concatenate([np.flatnonzero(owner >= 0), alone])
     count = len(owning) + len(alone)
 
-    def gathered(column: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
-        if column is None:
-            return None
+    def gathered(column: NDArray[Any]) -> NDArray[Any]:
         fill = np.nan if column.dtype == np.float64 else 0
         rows = np.full((count, *column.shape[1:]), fill, column.dtype)
         rows[row, types[order]] = column[order, types[order]]
@@ -90,7 +90,7 @@ def _grouped(
         points=gathered(singles.points),
         visible=gathered(singles.visible),
         scores=gathered(singles.scores),
-        covariance=gathered(singles.covariance),
+        covariance=None if singles.covariance is None else gathered(singles.covariance),
         areas=np.array(
             [*(float(instances.masks[j].area) for j in owning), *np.full(len(alone), np.nan)], np.float64
         ),

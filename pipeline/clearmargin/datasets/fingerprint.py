@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.core.landmarks import HIDDEN, SEEN
 from clearmargin.core.reprs import short_repr
 from clearmargin.datasets.cases import Case, Dataset
+from clearmargin.datasets.separability import KINDS, lost_instances, near, touch
+from clearmargin.networks.cores import TargetKind
+from clearmargin.networks.planning import Sees
 
 __all__ = ["Fingerprint", "Relations", "relations", "take_fingerprint", "thickness_of"]
 
@@ -44,6 +47,11 @@ class Fingerprint:
         nested: Share of instances that lie in another one.
         overlapping: Share of instances that share a pixel with another one.
         touching: Share of instances that touch or overlap another one of their class.
+        lost: Share of the instances that each kind of targets of a semantic network cannot give back, though it knew
+            them exactly: in planes and, of volumes, in space.
+        distances: ``(cases,)`` from slice to slice in ``unit``; the pixel size for images.
+        totals: ``(cases,)`` instances of each case.
+        spans: ``(M,)`` slices that each instance of a volume reaches through; none for images.
         classes: Instances of each class, by name.
         values: 0.5, 5, 50, 95 and 99.5 % quantiles of the values inside instances.
         has_masks: Whether instances are masks; else they are the boxes around each object's landmarks.
@@ -68,6 +76,10 @@ class Fingerprint:
     nested: float
     overlapping: float
     touching: float
+    lost: dict[Sees, dict[TargetKind, float]]
+    distances: NDArray[np.float64]
+    totals: NDArray[np.int64]
+    spans: NDArray[np.int64]
     classes: dict[str, int]
     values: tuple[float, ...]
     has_masks: bool = True
@@ -83,12 +95,13 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Relations:
-    """The instances of one plane, and how they lie to each other."""
+    """The instances of one plane, how they lie to each other, and how many each kind of targets loses."""
 
     instances: InstanceSet
     nested: int
     overlapping: int
     touching: int
+    lost: Mapping[TargetKind, int]
 
 
 def take_fingerprint(
@@ -135,6 +148,13 @@ def take_fingerprint(
         nested=sum(plane.nested for plane in found) / count,
         overlapping=sum(plane.overlapping for plane in found) / count,
         touching=sum(plane.touching for plane in found) / count,
+        lost={
+            "planes": _shares([plane.lost for plane in found], len(masks)),
+            "volumes": _shares([one["lost"] for one in images], sum(len(one["spans"]) for one in images)),
+        },
+        distances=np.array([one["distance"] for one in images]),
+        totals=np.array([one["total"] for one in images], np.int64),
+        spans=np.array([n for one in images for n in one["spans"]], np.int64),
         classes={c.name: int((labels == c.id).sum()) for c in dataset.card.classes},
         values=tuple(np.quantile(values, (0.005, 0.05, 0.5, 0.95, 0.995))) if len(values) else (),
         has_masks=any(one["masks"] for one in images),
@@ -155,6 +175,10 @@ def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]
         "depth": grid.shape[0] if grid.ndim == 3 else 1,
         "spacing": grid.spacing[-2:],
         "unit": grid.unit,
+        "distance": grid.spacing[0],
+        "total": len(instances),
+        "spans": [m.box[1][0] - m.box[0][0] for m in instances.masks if m.area] if grid.ndim == 3 else [],
+        "lost": lost_instances(instances) if grid.ndim == 3 else {},
         "elongation": grid.spacing[0] / float(np.sqrt(np.prod(grid.spacing[1:]))) if grid.ndim == 3 else 1.0,
         "values": _inside(image, instances),
         "masks": len(reference) > 0,
@@ -162,6 +186,10 @@ def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]
         "points": 0 if landmarks is None else int((landmarks.visible > 0).sum(axis=0).max(initial=0)),
     }
     return facts, [relations(plane) for plane in _planes(grid, instances) if len(plane)]
+
+
+def _shares(lost: Sequence[Mapping[TargetKind, int]], of: int) -> dict[TargetKind, float]:
+    return {kind: sum(one.get(kind, 0) for one in lost) / max(1, of) for kind in KINDS}
 
 
 def _boxes(reference: InstanceSet) -> InstanceSet:
@@ -203,32 +231,16 @@ def relations(plane: InstanceSet) -> Relations:
     nested, overlapping, touching = set(), set(), set()
     for i, a in enumerate(kept.masks):
         for j, b in enumerate(kept.masks):
-            if i == j or not _near(a, b):
+            if i == j or not near(a, b):
                 continue
             common = a.intersection(b) if a.overlaps(b) else 0
             if common:
                 overlapping.add(i)
             if common >= _WITHIN * a.area:
                 nested.add(i)
-            if kept.labels[i] == kept.labels[j] and (common or _touch(a, b)):
+            if kept.labels[i] == kept.labels[j] and (common or touch(a, b)):
                 touching.add(i)
-    return Relations(kept, len(nested), len(overlapping), len(touching))
-
-
-def _near(a: Mask, b: Mask) -> bool:
-    """Return whether the masks' boxes overlap or touch."""
-    return all(
-        low <= other_high and other_low <= high
-        for low, high, other_low, other_high in zip(*a.box, *b.box, strict=True)
-    )
-
-
-def _touch(a: Mask, b: Mask) -> bool:
-    """Return whether an edge of a pixel of one is an edge of a pixel of the other."""
-    low = [min(x, y) - 1 for x, y in zip(a.box[0], b.box[0], strict=True)]
-    high = [max(x, y) + 1 for x, y in zip(a.box[1], b.box[1], strict=True)]
-    window = tuple(slice(max(0, x), min(n, y)) for x, y, n in zip(low, high, a.shape, strict=True))
-    return bool((ndimage.binary_dilation(a.within(window)) & b.within(window)).any())
+    return Relations(kept, len(nested), len(overlapping), len(touching), lost_instances(kept))
 
 
 def thickness_of(mask: Mask) -> float:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.balance import Walks
 from clearmargin.datasets.cases import Case, Dataset
+from clearmargin.networks.cores import Encode
 from clearmargin.networks.network import Targets
 from clearmargin.transforms.copy_paste import paste
 from clearmargin.transforms.samples import Sample, make_sample, read_instances
@@ -23,7 +24,7 @@ from clearmargin.transforms.spatial import augmentation_matrix, resample
 from clearmargin.transforms.variation import Variation
 from clearmargin.transforms.view import augment_intensity, planes, prepare
 
-__all__ = ["Read", "Windows", "collate", "point_targets", "window_centre"]
+__all__ = ["Read", "Windows", "collate", "point_targets", "seen_masks", "window_centre"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,9 @@ class Windows(TorchDataset[Any]):
         *,
         seed: int,
         cache_bytes: int,
+        encode: Encode | None = None,
     ) -> None:
+        self.encode = encode
         self.dataset, self.cases, self.image, self.augment = dataset, tuple(cases), image, augment
         self.seed = seed
         self.variation = Variation(augment.transforms, ndim=self._dimensions)
@@ -93,7 +96,7 @@ class Windows(TorchDataset[Any]):
         pixels, found = self.variation(pixels, found, (self.seed, position))
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1)
-        return pixels.contiguous(), _targets(found)
+        return pixels.contiguous(), _targets(found, self.encode)
 
     def _draw(
         self, index: int, augment: AugmentSettings, generator: np.random.Generator
@@ -249,15 +252,21 @@ def _plane_sample(
     return make_sample(plane, instances.plane(z)[0]), plane.grid
 
 
-def _targets(instances: InstanceSet) -> Targets:
+def _targets(instances: InstanceSet, encode: Encode | None) -> Targets:
     """Return what is still in view as targets."""
+    masks, labels, cores = seen_masks(instances, encode)
+    return Targets.from_masks(masks, labels, point_targets(instances), cores)
+
+
+def seen_masks(instances: InstanceSet, encode: Encode | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the masks in view, ``(N, *shape)`` uint8, their labels, and what is encoded of them."""
     seen = [i for i, mask in enumerate(instances.masks) if mask.area]
     dense: NDArray[np.uint8] = np.zeros((len(seen), *instances.grid.shape), np.uint8)
     for row, i in enumerate(seen):
         dense[row][instances.masks[i].slices] = instances.masks[i].crop
-    return Targets.from_masks(
-        torch.from_numpy(dense), torch.from_numpy(instances.labels[seen].copy()), point_targets(instances)
-    )
+    labels = instances.labels[seen].copy()
+    cores = np.zeros(0, np.float32) if encode is None else encode(dense, labels, instances.grid.spacing)
+    return torch.from_numpy(dense), torch.from_numpy(labels), torch.from_numpy(cores)
 
 
 def point_targets(instances: InstanceSet) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
-from clearmargin.datasets.samples import Windows, point_targets, window_centre
+from clearmargin.datasets.samples import Windows, point_targets, seen_masks, window_centre
 from clearmargin.errors import InputError
+from clearmargin.networks.cores import Encode
 from clearmargin.networks.network import VolumeTargets
 from clearmargin.transforms.samples import read_instances
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
@@ -38,10 +39,11 @@ class VolumeWindows(Windows):
         at_points: bool = False,
         seed: int,
         cache_bytes: int,
+        encode: Encode | None = None,
     ) -> None:
         # Neighbouring slices are not channels where the network sees the volume.
         image = image.model_copy(update={"neighbours": 0})
-        super().__init__(dataset, cases, image, augment, seed=seed, cache_bytes=cache_bytes)
+        super().__init__(dataset, cases, image, augment, seed=seed, cache_bytes=cache_bytes, encode=encode)
         self.view, self.at_points = view, at_points
 
     def __getitem__(self, position: int) -> tuple[Tensor, VolumeTargets]:  # type: ignore[override]
@@ -63,9 +65,14 @@ class VolumeWindows(Windows):
         pixels, seen = self.variation(pixels, read_instances(window, image.grid), (self.seed, position))
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1, 1)
-        known = image.grid.unit == "mm"
-        voxel = [size / scale for size, scale in zip(image.grid.spacing, (z, y, x), strict=True)]
-        return pixels.contiguous(), _targets(seen, voxel if known else None)
+        masks, labels, cores = seen_masks(seen, self.encode)
+        voxel = torch.full((1, 3), torch.nan)
+        if image.grid.unit == "mm":
+            sizes = zip(image.grid.spacing, (z, y, x), strict=True)
+            voxel = torch.tensor([[size / scale for size, scale in sizes]], dtype=torch.float32)
+        return pixels.contiguous(), VolumeTargets(
+            labels=labels, masks=masks, cores=cores, points=point_targets(seen), voxel=voxel
+        )
 
     def _seen_whole(self, image: Image) -> bool:
         return image.grid.ndim == 3
@@ -105,17 +112,3 @@ class VolumeWindows(Windows):
             degrees=degrees,
             flip=(bool(flips[0]) and augment.flip_y, bool(flips[1]) and augment.flip_x),
         )
-
-
-def _targets(instances: InstanceSet, voxel: Sequence[float] | None) -> VolumeTargets:
-    """Return what is still in view as targets; ``voxel`` is the size of a network voxel in mm, if known."""
-    seen = [i for i, mask in enumerate(instances.masks) if mask.area]
-    dense: NDArray[np.uint8] = np.zeros((len(seen), *instances.grid.shape), np.uint8)
-    for row, i in enumerate(seen):
-        dense[row][instances.masks[i].slices] = instances.masks[i].crop
-    return VolumeTargets(
-        labels=torch.from_numpy(instances.labels[seen].copy()),
-        masks=torch.from_numpy(dense),
-        points=point_targets(instances),
-        voxel=torch.full((1, 3), torch.nan) if voxel is None else torch.tensor([voxel], dtype=torch.float32),
-    )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from clearmargin.config import Settings, digest, load_settings
 from clearmargin.core import Code, LabelClass, LabelMap, PointType, Provenance
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.files import whole, write_text
+from clearmargin.files import file_digest, whole, write_text
 from clearmargin.models.domain import Domain
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter
@@ -248,8 +247,7 @@ def load_segmenter(
         raise ConfigError(f"runtime '{runtime}' runs on the CPU: leave the device out")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for, but no CUDA device is there: leave the option out")
-    with weights_path.open("rb") as stream:
-        weights = hashlib.file_digest(stream, "sha256").hexdigest()
+    weights = file_digest(weights_path)
     if runtime != "torch":
         _use_runtime(network, runtime, runtime_folder or folder / runtime, weights)
     elif network.dimensions == 2:

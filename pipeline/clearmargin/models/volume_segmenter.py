@@ -17,7 +17,7 @@ from clearmargin.errors import InputError
 from clearmargin.models.placing import Crop, place_slice, place_volume, threshold
 from clearmargin.models.repeats import Suppression
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View, placed_points
-from clearmargin.networks.components import Component, connected_components
+from clearmargin.networks.components import Component, class_components
 from clearmargin.networks.network import PointDetections, VolumeNetwork
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.spatial import resample, volume_view
@@ -138,21 +138,20 @@ class VolumeSegmenter(NetworkSegmenter):
     def _components(
         self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: PreparedImage
     ) -> VolumeDetections:
-        found: list[tuple[int, Component]] = []
-        specks = 0
-        for label, one in enumerate(maps, start=1):
-            components, dropped = connected_components(one, self.network.smallest)
-            found += [(label, c) for c in components]
-            specks += dropped
+        network = self.network
+        found, specks = class_components(
+            maps, network.classes, smallest=network.smallest, most=network.detections
+        )
         if specks:
             log.debug(
                 "%s: %d component(s) of fewer than %d voxels dropped",
                 ready.source.case,
                 specks,
-                self.network.smallest,
+                network.smallest,
             )
-        best = sorted(found, key=lambda pair: -pair[1].score)[: self.network.detections]
-        return VolumeDetections(maps=maps, matrix=matrix, grid=ready.grid, found=tuple(best))
+        return VolumeDetections(
+            maps=maps[: network.classes], matrix=matrix, grid=ready.grid, found=tuple(found)
+        )
 
 
 def _slices(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from clearmargin.config import Settings, validate
 from clearmargin.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from clearmargin.core import LabelMap
+    from clearmargin.networks.cores import Encode
     from clearmargin.networks.network import Network
     from clearmargin.networks.planning import NetworkSettings
 
-__all__ = ["NETWORKS", "NetworkEntry", "build_network", "config_class", "learnt_names", "network_config"]
+__all__ = [
+    "NETWORKS",
+    "NetworkEntry",
+    "build_network",
+    "config_class",
+    "encoder",
+    "learnt_names",
+    "network_config",
+]
 
 
 _MOST_LAYERS, _MOST_OF_A_SIZE = 1_000, 1_000_000
@@ -82,6 +91,11 @@ def learnt_names(config: Settings, label_map: LabelMap) -> tuple[str, ...]:
     if config_class(config.model_dump()["network"]).learns == "landmarks":
         return tuple(point.name for point in label_map.points)
     return label_map.names
+
+
+def encoder(config: Settings, classes: int) -> Encode | None:
+    """Return what draws the further targets of a network of a config; None if it has none."""
+    return cast("NetworkSettings", config).encode(classes)
 
 
 def build_network(

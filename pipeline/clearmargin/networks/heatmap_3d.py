@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError, InputError
@@ -17,9 +17,10 @@ from clearmargin.networks.dropout import dropping
 from clearmargin.networks.heatmap import landmark_choices
 from clearmargin.networks.network import PointDetections, Slab, VolumeNetwork, VolumeTargets
 from clearmargin.networks.peaks import HeatSettings, decode_peaks, heat_channels, heat_losses
-from clearmargin.networks.planning import Choice, Facts, Learns, Shown
-from clearmargin.networks.semantic_cc import UNetSettings, build_unet, start_unet
-from clearmargin.networks.windows import WindowSettings, patch_choice, windowed_probabilities
+from clearmargin.networks.planning import Choice, Facts, Learns, Sees, Shown
+from clearmargin.networks.semantic_cc import build_unet, start_unet
+from clearmargin.networks.window_plan import window_choices
+from clearmargin.networks.windows import UNet3DSettings, windowed_probabilities
 
 __all__ = ["Heatmap3D", "Heatmap3DConfig"]
 
@@ -27,7 +28,7 @@ _PRIOR = 0.001  # of a voxel's heat, before anything is learnt
 _NARROWEST = 0.6  # network voxels: a narrower Gaussian may fall between two slices
 
 
-class Heatmap3DConfig(UNetSettings, WindowSettings, HeatSettings):
+class Heatmap3DConfig(UNet3DSettings, HeatSettings):
     """Options of the network of landmarks in space."""
 
     unread: ClassVar[tuple[str, ...]] = (
@@ -36,6 +37,7 @@ class Heatmap3DConfig(UNetSettings, WindowSettings, HeatSettings):
         "prediction.link_gap", "prediction.tile", "prediction.tile_overlap", "training.early_stopping",
     )  # fmt: skip
     learns: ClassVar[Learns] = "landmarks"
+    sees: ClassVar[Sees] = "volumes"
 
     network: Literal["heatmap_3d"] = "heatmap_3d"
     sigma: float = Field(
@@ -49,11 +51,6 @@ class Heatmap3DConfig(UNetSettings, WindowSettings, HeatSettings):
         description="the same in mm, along each axis by its spacing, and no less than 0.6 voxels; replaces sigma",
     )
 
-    @model_validator(mode="after")
-    def _fits(self) -> Heatmap3DConfig:
-        self.check_extents(self.patch)
-        return self
-
     @classmethod
     def objection(cls, facts: Facts, scale: float) -> str | None:
         """Return why the network cannot work on such data; None if it can."""
@@ -62,7 +59,7 @@ class Heatmap3DConfig(UNetSettings, WindowSettings, HeatSettings):
     @classmethod
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
         """Yield the settings that fit the data."""
-        yield patch_choice(facts, shown.device, 2 ** (cls().levels - 1))
+        yield from window_choices(facts, shown)
         yield from landmark_choices(facts, "model")
         if facts.unit == "mm":
             widest = 2 * float(np.median(facts.spacings))

@@ -133,7 +133,7 @@ class MaskRCNN(PlaneNetwork):
     torchvision's own model leaves it off, which shifts its masks by half a pixel.
     """
 
-    parts = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground")
+    parts: tuple[str, ...] = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground")
 
     def __init__(
         self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool, points: int = 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ __all__ = [
     "learning",
 ]
 
+T = TypeVar("T", bound="Targets | VolumeTargets")
+
 LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 """Memory layouts by the dimensions of what a network sees."""
 
@@ -45,15 +47,19 @@ class Targets:
         masks: ``(N, H, W)`` uint8, 0 or 1.
         points: ``(P, 4)`` float32: type (0..K-1), row, column and visibility (``HIDDEN`` or ``SEEN``) of each landmark;
             the centre of the first pixel is (0, 0).
+        cores: ``(K, H, W)`` float32, what the network's ``encode`` makes of the masks; empty without one.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor
     points: Tensor = field(default_factory=lambda: torch.zeros((0, 4), dtype=torch.float32))
+    cores: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @staticmethod
-    def from_masks(masks: Tensor, labels: Tensor, points: Tensor | None = None) -> Targets:
+    def from_masks(
+        masks: Tensor, labels: Tensor, points: Tensor | None = None, cores: Tensor | None = None
+    ) -> Targets:
         """Return targets with the boxes of ``masks`` (``(N, H, W)`` uint8, none of them empty)."""
         boxes = torch.zeros((len(masks), 4), dtype=torch.float32)
         if len(masks):
@@ -63,16 +69,16 @@ class Targets:
                 boxes[:, edge] = line.float().argmax(dim=1).float()
                 boxes[:, edge + 2] = size - line.flip(1).float().argmax(dim=1).float()
         points = torch.zeros((0, 4), dtype=torch.float32) if points is None else points
-        return Targets(boxes=boxes, labels=labels, masks=masks, points=points)
+        cores = torch.zeros(0) if cores is None else cores
+        return Targets(boxes=boxes, labels=labels, masks=masks, points=points, cores=cores)
 
     def to(self, device: torch.device) -> Targets:
         """Return the targets on ``device``."""
-        return Targets(
-            boxes=self.boxes.to(device),
-            labels=self.labels.to(device),
-            masks=self.masks.to(device),
-            points=self.points.to(device),
-        )
+        return _each(self, lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Targets:
+        """Return the targets in page-locked memory, as a loader asks for that feeds a GPU."""
+        return _each(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +88,30 @@ class VolumeTargets:
     Attributes:
         labels: ``(N,)`` int64, 1..K.
         masks: ``(N, D, H, W)`` uint8, 0 or 1.
+        cores: As of ``Targets``, ``(K, D, H, W)``.
         points: ``(P, 5)`` float32: type, slice, row, column and visibility of each landmark, as of `Targets`.
         voxel: ``(1, 3)`` float32, size of a network voxel along each axis, in mm; NaN if the spacing is not known.
     """
 
     labels: Tensor
     masks: Tensor
+    cores: Tensor = field(default_factory=lambda: torch.zeros(0))
     points: Tensor = field(default_factory=lambda: torch.zeros((0, 5), dtype=torch.float32))
     voxel: Tensor = field(default_factory=lambda: torch.full((1, 3), torch.nan))
 
     def to(self, device: torch.device) -> VolumeTargets:
         """Return the targets on ``device``."""
-        return VolumeTargets(
-            labels=self.labels.to(device),
-            masks=self.masks.to(device),
-            points=self.points.to(device),
-            voxel=self.voxel.to(device),
-        )
+        return _each(self, lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> VolumeTargets:
+        """Return the targets in page-locked memory, as a loader asks for that feeds a GPU."""
+        return _each(self, Tensor.pin_memory)
+
+
+def _each(targets: T, change: Callable[[Tensor], Tensor]) -> T:
+    """Return targets with each tensor changed."""
+    names = [f.name for f in fields(targets)]
+    return replace(targets, **{name: change(getattr(targets, name)) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,22 +222,26 @@ class PlaneNetwork(Network):
 
 
 class VolumeNetwork(Network):
-    """A network that sees volumes, window by window; its instances are connected parts of its probabilities.
+    """A network that sees volumes, window by window; its instances are parts of its probabilities.
 
     Attributes:
+        classes: Number of classes K.
         view: Window and voxel size that it is shown.
         smallest: Parts of fewer network voxels are dropped.
         detections: Largest number of instances per volume.
     """
 
     dimensions = 3
+    classes: int
     view: VolumeView
     smallest: int
     detections: int
 
     @abstractmethod
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
-        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent.
+        """Return each class's probability of one volume of any extent: ``(K, D, H, W)``.
+
+        A network that parts objects of a class adds the maps of their cores: ``(2 K, D, H, W)``.
 
         Args:
             slab: Returns the slices from its first up to its second argument, ``(C, d, H, W)`` in [0, 1].

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.config import Settings
+from clearmargin.networks.cores import Encode, TargetKind
 from clearmargin.networks.losses import MaskLossSettings
 
 __all__ = [
+    "BORDER",
     "Choice",
     "Facts",
     "Learns",
     "NetworkSettings",
+    "Sees",
     "Shown",
     "anchor_choices",
     "mask_loss_choice",
@@ -25,12 +28,23 @@ __all__ = [
 ]
 
 
+BORDER = 3.0
+"""Default width of the border that parts objects, in network pixels."""
+
+Sees = Literal["planes", "volumes"]
+"""What a network is shown."""
+
 Learns = Literal["masks", "landmarks"]
 """What a network learns from, and a card may hold."""
 
 
 class Facts(Protocol):
     """What is known of the training cases (`clearmargin.datasets.fingerprint.Fingerprint`); lengths in pixels."""
+
+    @property
+    def of(self) -> int:
+        """Training cases of the split."""
+        ...
 
     @property
     def ndim(self) -> int:
@@ -48,8 +62,28 @@ class Facts(Protocol):
         ...
 
     @property
+    def spacings(self) -> NDArray[np.float64]:
+        """``(cases, 2)`` size of a pixel."""
+        ...
+
+    @property
+    def distances(self) -> NDArray[np.float64]:
+        """``(cases,)`` from slice to slice; the pixel size for pictures."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """``mm`` or ``px``, of spacings and distances."""
+        ...
+
+    @property
     def counts(self) -> NDArray[np.int64]:
         """Instances in each plane that has one."""
+        ...
+
+    @property
+    def totals(self) -> NDArray[np.int64]:
+        """``(cases,)`` instances of each case."""
         ...
 
     @property
@@ -78,6 +112,11 @@ class Facts(Protocol):
         ...
 
     @property
+    def lost(self) -> Mapping[Sees, Mapping[TargetKind, float]]:
+        """Share of the instances that each kind of targets cannot give back, in planes and in volumes."""
+        ...
+
+    @property
     def most_points(self) -> int:
         """Largest number of landmarks of one type in an image; 0 without landmarks."""
         ...
@@ -87,23 +126,25 @@ class Facts(Protocol):
         """Whether there are seen and hidden landmarks."""
         ...
 
-    @property
-    def unit(self) -> str:
-        """``mm`` or ``px``."""
-        ...
-
-    @property
-    def spacings(self) -> NDArray[np.float64]:
-        """``(cases, 2)`` spacing in the planes, in ``unit``."""
-        ...
-
 
 class Shown(NamedTuple):
-    """How the network is shown the data: network pixels per image pixel, training window, and ``cpu`` or ``cuda``."""
+    """How the network is shown the data, and what there is for it.
+
+    Attributes:
+        scale: Network pixels per image pixel.
+        crop: Training window of planes.
+        device: ``cpu`` or ``cuda``.
+        minutes: Of training; None if that is not limited.
+        cores: That compute a step, of a CPU.
+        memory_mb: For a training step.
+    """
 
     scale: float
     crop: tuple[int, int]
     device: str
+    minutes: float | None = None
+    cores: int = 1
+    memory_mb: int = 8_000
 
 
 class Choice(NamedTuple):
@@ -120,10 +161,16 @@ class NetworkSettings(Settings):
     Attributes:
         unread: Paths of settings of the experiment that the network does not read.
         learns: What the training cases must hold.
+        sees: What it is shown: planes, one by one, or windows of volumes.
     """
 
     unread: ClassVar[tuple[str, ...]] = ()
     learns: ClassVar[Learns] = "masks"
+    sees: ClassVar[Sees] = "planes"
+
+    def encode(self, classes: int) -> Encode | None:
+        """Return what draws the network's further targets of a window with so many classes; None if it has none."""
+        return None
 
     @classmethod
     def objection(cls, facts: Facts, scale: float) -> str | None:
@@ -133,9 +180,10 @@ class NetworkSettings(Settings):
     @classmethod
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
         """Yield the settings that fit the data."""
-        most = int(facts.counts.max())
+        most = int((facts.totals if cls.sees == "volumes" else facts.counts).max())
+        seen = "a volume" if cls.sees == "volumes" else "an image"
         yield Choice(
-            "model.detections", max(20, 10 * math.ceil(1.5 * most / 10)), f"an image has up to {most} objects"
+            "model.detections", max(20, 10 * math.ceil(1.5 * most / 10)), f"{seen} has up to {most} objects"
         )
 
 

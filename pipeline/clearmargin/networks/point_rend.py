@@ -45,12 +45,13 @@ def uncertain_points(logits: Tensor, count: int) -> Tensor:
         logits: ``(R, h, w)``, of the regions' own classes.
         count: Points of each region; three quarters are the least certain of three times as many random ones.
     """
-    many = torch.rand((len(logits), _OVERSAMPLING * count, 2), device=logits.device, dtype=logits.dtype)
+    exact = torch.promote_types(logits.dtype, torch.float32)  # 16 bits have 256 places along a region
+    many = torch.rand((len(logits), _OVERSAMPLING * count, 2), device=logits.device, dtype=exact)
     important = int(_IMPORTANT * count)
     doubt = -sample_at(logits[:, None], many)[:, 0].abs()
     doubtful = doubt.topk(important, dim=1).indices
     picked = many.gather(1, doubtful[..., None].expand(-1, -1, 2))
-    rest = torch.rand((len(logits), count - important, 2), device=logits.device, dtype=logits.dtype)
+    rest = torch.rand((len(logits), count - important, 2), device=logits.device, dtype=exact)
     return torch.cat([picked, rest], 1)
 
 

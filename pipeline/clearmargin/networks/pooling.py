@@ -80,7 +80,9 @@ class Regions:
         """
         rois = torch.cat(
             [torch.cat([b.new_full((len(b), 1), float(i)), b], dim=1) for i, b in enumerate(boxes)]
-        ).to(self.like.dtype)
+        )
+        # 16 bits, in which automatic precision has its maps, would round boxes to as much as 4 pixels
+        rois = rois.to(torch.promote_types(self.like.dtype, torch.float32))
         if not len(rois):
             return self.like.new_zeros((0, self.like.shape[1], size, size))
         return self.maps.pool(rois, self.levels(list(boxes)), size)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from monai.networks.nets import DynUNet, SegResNet
 from pydantic import Field
 from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError
-from clearmargin.networks.components import Component, connected_components
+from clearmargin.networks.components import Component, class_components
+from clearmargin.networks.cores import CoreMaps, Encode, TargetKind
 from clearmargin.networks.dropout import dropping, switch_dropout
 from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
-from clearmargin.networks.network import Detections, PlaneNetwork, Targets
-from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Shown, mask_loss_choice
+from clearmargin.networks.network import Detections, PlaneNetwork, Targets, VolumeTargets
+from clearmargin.networks.planning import BORDER, Choice, Facts, NetworkSettings, Shown, mask_loss_choice
 
 __all__ = [
     "SemanticCC",
@@ -27,8 +29,8 @@ __all__ = [
     "SemanticSettings",
     "UNetSettings",
     "build_unet",
-    "semantic_losses",
     "start_unet",
+    "unet_losses",
 ]
 
 log = logging.getLogger(__name__)
@@ -52,17 +54,9 @@ class UNetSettings(NetworkSettings):
         0.0, ge=0, lt=1, description="dropout rate in training and for predict --uncertainty dropout"
     )
 
-    def check_extents(self, patch: tuple[int, ...]) -> None:
-        """Refuse a window that cannot be halved as often as the levels ask for.
-
-        Raises:
-            ValueError: With the step that its extents have to be multiples of.
-        """
-        step = 2 ** (self.levels - 1)
-        if any(n < step or n % step for n in patch):
-            raise ValueError(
-                f"with {self.levels} levels the extents of patch are multiples of {step}, not {patch}"
-            )
+    def halved(self, dimensions: int) -> list[tuple[int, ...]]:
+        """Return the factor between each level and the next, of each axis."""
+        return [(2,) * dimensions] * (self.levels - 1)
 
 
 class SemanticSettings(UNetSettings):
@@ -71,20 +65,45 @@ class SemanticSettings(UNetSettings):
     smallest: int = Field(
         16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
     )
+    targets: TargetKind = Field(
+        "classes",
+        description="what parts objects of a class that touch: nothing (classes), cores within a border of one width "
+        "(border), or cores by the depth within each object (distance)",
+    )
+    border: float = Field(
+        BORDER,
+        gt=0,
+        description="width of the border that parts objects, in network pixels; for targets: border",
+    )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
+
+    def outputs(self, classes: int) -> int:
+        """Return how many maps the network has: each class's probability, and its cores if they are learnt."""
+        return classes if self.targets == "classes" else 2 * classes
+
+    def encode(self, classes: int) -> Encode | None:
+        """Return what draws the cores of a window's instances; None if they are not learnt."""
+        if self.targets == "classes":
+            return None
+        return CoreMaps(kind=self.targets, classes=classes, border=self.border)
 
     @classmethod
     def objection(cls, facts: Facts, scale: float) -> str | None:
         """Return why the network cannot work on such data; None if it can."""
-        if facts.touching < 0.1:
+        targets, lost = _best_targets(facts.lost[cls.sees])
+        if lost < 0.1:
             return None
-        return f"{100 * facts.touching:.0f} % of the objects touch another of their class, and it would join them"
+        return (
+            f"{100 * lost:.0f} % of the objects lie over or in another of their class, and it would join them or cut "
+            f"them up, with targets: {targets} as with the others"
+        )
 
     @classmethod
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
         """Yield the settings that fit the data."""
         yield from super().choices(facts, shown)
+        yield _targets_choice(facts.lost[cls.sees])
         yield from mask_loss_choice(facts, shown, cls().mask_loss)
 
 
@@ -94,10 +113,26 @@ class SemanticCCConfig(SemanticSettings):
     network: Literal["semantic_cc"] = "semantic_cc"
 
 
+_WORTH = 0.02  # of the objects, from which on a kind of targets is taken for what it gives back
+
+
+def _best_targets(lost: Mapping[TargetKind, float]) -> tuple[TargetKind, float]:
+    """Return the simplest kind of targets that is about as good as any, and the share that it loses."""
+    least = min(lost.values())
+    return next((kind, share) for kind, share in lost.items() if share <= least + _WORTH)
+
+
+def _targets_choice(lost: Mapping[TargetKind, float]) -> Choice:
+    chosen, _ = _best_targets(lost)
+    shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in lost.items())
+    return Choice("model.targets", chosen, f"of the training references these would be lost: {shares}")
+
+
 class SemanticCC(PlaneNetwork):
     """A U-shaped network with one foreground probability for each class; its connected parts are the instances.
 
-    Classes may overlap, so a tumour stays inside its organ. Two instances of one class that touch are one.
+    Classes may overlap, so a tumour stays inside its organ. Two instances of one class that touch are one, unless
+    ``targets`` lets it learn their cores, from which they are parted.
     """
 
     parts = ("unet",)
@@ -109,39 +144,38 @@ class SemanticCC(PlaneNetwork):
             raise ConfigError(f"semantic_cc needs at least one class, not {classes}")
         self.config = config
         self.classes = classes
-        self.unet = build_unet(config, dimensions=2, channels=channels, classes=classes)
+        self.unet = build_unet(config, dimensions=2, channels=channels, classes=config.outputs(classes))
         start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``cross_entropy`` and ``dice`` of each class of each image against the union of its instances.
 
-        A class without an instance teaches the background through the former alone; it has no Dice to improve.
+        A class without an instance teaches the background through the former alone; it has no Dice to improve. With
+        cores, ``core_cross_entropy`` and ``core_dice`` likewise.
         """
-        unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
         with dropping(self):
-            return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
+            return unet_losses(self.unet(images), targets, self.classes, self.config)
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return each class's components; their masks hold the class's probabilities, at full resolution."""
         every = self.unet(images).float().sigmoid()
         detections = [self._instances(p, images.device) for p in every]
         return (
-            [replace(one, foreground=p) for one, p in zip(detections, every, strict=True)]
+            [replace(one, foreground=p[: self.classes]) for one, p in zip(detections, every, strict=True)]
             if maps
             else detections
         )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
-        found: list[tuple[int, Component]] = []
-        specks = 0
-        for label, one in enumerate(probabilities.cpu().numpy(), start=1):
-            components, dropped = connected_components(one, self.config.smallest)
-            found += [(label, component) for component in components]
-            specks += dropped
+        found, specks = class_components(
+            probabilities.cpu().numpy(),
+            self.classes,
+            smallest=self.config.smallest,
+            most=self.config.detections,
+        )
         if specks:
             log.debug("%d component(s) of fewer than %d pixels dropped", specks, self.config.smallest)
-        found = sorted(found, key=lambda pair: -pair[1].score)[: self.config.detections]
         parts = [component for _, component in found]
         boxes = torch.tensor([[*c.low[::-1], *c.high[::-1]] for c in parts], dtype=torch.float32)
         regions = torch.tensor([_region(c) for c in parts], dtype=torch.float32)
@@ -157,12 +191,14 @@ class SemanticCC(PlaneNetwork):
 def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes: int) -> nn.Module:
     """Return MONAI's DynUNet or SegResNet with ``classes`` logits for each pixel or voxel.
 
-    Extents of what it is shown are multiples of ``2 ** (levels - 1)``. GroupNorm throughout: it does not depend on
-    the batch or the mode, and stands a deepest level of one pixel, which nnU-Net's InstanceNorm does not.
+    Extents of what it is shown are multiples of ``2 ** (levels - 1)``, or of the product of its strides. GroupNorm
+    throughout: it does not depend on the batch or the mode, and stands a deepest level of one pixel, which nnU-Net's
+    InstanceNorm does not.
 
     Source: Isensee et al., "nnU-Net", Nature Methods 2021; Myronenko, BrainLes 2018, without the autoencoder.
     """
     levels = config.levels
+    strides = config.halved(dimensions)
     norm = ("GROUP", {"num_groups": 8})
     dropout = config.dropout or None
     if config.architecture == "segresnet":
@@ -181,14 +217,24 @@ def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes:
         spatial_dims=dimensions,
         in_channels=channels,
         out_channels=classes,
-        kernel_size=[3] * levels,
-        strides=[1] + [2] * (levels - 1),
-        upsample_kernel_size=[2] * (levels - 1),
+        kernel_size=_kernels(strides),
+        strides=[(1,) * dimensions, *strides],
+        upsample_kernel_size=strides,
         filters=[min(config.filters * 2**level, 320) for level in range(levels)],
         norm_name=norm,
         dropout=dropout,
     )
     return switch_dropout(dynunet)
+
+
+def _kernels(strides: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return each level's kernel: 1 along an axis that is coarser than the others still, else 3.
+
+    An axis is coarser until it is halved for the first time, as in nnU-Net; the deepest level sees all axes.
+    """
+    halved = np.cumsum(np.array(strides) > 1, axis=0) > 0
+    kernels = [tuple(3 if here else 1 for here in level) for level in halved.tolist()]
+    return [*kernels, (3,) * halved.shape[1]]
 
 
 def start_unet(unet: nn.Module, config: UNetSettings, *, pretrained: bool) -> None:
@@ -225,12 +271,34 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
         return logits
 
 
+def unet_losses(
+    logits: Tensor, targets: Sequence[Targets | VolumeTargets], classes: int, config: SemanticSettings
+) -> dict[str, Tensor]:
+    """Return the losses of the classes' maps against their instances, and of the cores' maps if they are learnt.
+
+    Args:
+        logits: ``(B, K, *shape)``, or ``(B, 2 K, *shape)`` with cores.
+        targets: Of each image, with cores if the network has any.
+        classes: K.
+        config: The network's.
+    """
+    unions = torch.stack([class_unions(t.masks, t.labels, classes) for t in targets])
+    losses = semantic_losses(logits[:, :classes], unions, config.mask_loss)
+    if config.targets == "classes":
+        return losses
+    if any(len(t.cores) != classes for t in targets):
+        raise ValueError(f"targets: {config.targets} needs the cores of {classes} classes: see encode")
+    cores = torch.stack([t.cores for t in targets])
+    of_cores = semantic_losses(logits[:, classes:], cores, config.mask_loss)
+    return losses | {f"core_{name}": value for name, value in of_cores.items()}
+
+
 def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) -> dict[str, Tensor]:
     """Return the terms of ``mask_loss``, Dice apart and over the classes that are there; 0 if none is.
 
     Args:
         logits: ``(B, K, H, W)`` or ``(B, K, D, H, W)``; edge weights are for the former.
-        unions: The same shape, 0 or 1.
+        unions: The same shape, in [0, 1].
         settings: Which terms.
     """
     rows = logits.shape[-1]

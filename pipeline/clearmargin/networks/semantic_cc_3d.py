@@ -9,23 +9,22 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor
 
 from clearmargin.errors import ConfigError
 from clearmargin.networks.dropout import dropping
-from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
-from clearmargin.networks.planning import Choice, Facts, Shown
-from clearmargin.networks.semantic_cc import SemanticSettings, build_unet, semantic_losses, start_unet
-from clearmargin.networks.windows import WindowSettings, patch_choice, windowed_probabilities
+from clearmargin.networks.planning import Choice, Facts, Sees, Shown
+from clearmargin.networks.semantic_cc import SemanticSettings, build_unet, start_unet, unet_losses
+from clearmargin.networks.window_plan import window_choices
+from clearmargin.networks.windows import UNet3DSettings, windowed_probabilities
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig"]
 
 
-class SemanticCC3DConfig(SemanticSettings, WindowSettings):
+class SemanticCC3DConfig(SemanticSettings, UNet3DSettings):
     """Options of the semantic baseline in space."""
 
     unread: ClassVar[tuple[str, ...]] = (
@@ -34,11 +33,12 @@ class SemanticCC3DConfig(SemanticSettings, WindowSettings):
         "prediction.link_gap", "prediction.tile", "prediction.tile_overlap",
     )  # fmt: skip
 
+    sees: ClassVar[Sees] = "volumes"
+
     network: Literal["semantic_cc_3d"] = "semantic_cc_3d"
 
     @model_validator(mode="after")
-    def _fits(self) -> SemanticCC3DConfig:
-        self.check_extents(self.patch)
+    def _of_volumes(self) -> SemanticCC3DConfig:
         if self.mask_loss.edge:
             raise ValueError("mask_loss.edge is for networks of planes")
         return self
@@ -46,16 +46,14 @@ class SemanticCC3DConfig(SemanticSettings, WindowSettings):
     @classmethod
     def objection(cls, facts: Facts, scale: float) -> str | None:
         """Return why the network cannot work on such data; None if it can."""
-        reasons = [
-            "it takes volumes, and these are pictures" if facts.ndim == 2 else None,
-            super().objection(facts, scale),
-        ]
-        return "; ".join(reason for reason in reasons if reason) or None
+        if facts.ndim == 2:
+            return "it takes volumes, and these are pictures"
+        return super().objection(facts, scale)
 
     @classmethod
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
         """Yield the settings that fit the data."""
-        yield patch_choice(facts, shown.device, 2 ** (cls().levels - 1))
+        yield from window_choices(facts, shown)
         yield from super().choices(facts, shown)
 
 
@@ -75,16 +73,15 @@ class SemanticCC3D(VolumeNetwork):
         self.config = self.view = config
         self.smallest, self.detections = config.smallest, config.detections
         self.classes = classes
-        self.unet = build_unet(config, dimensions=3, channels=channels, classes=classes)
+        self.unet = build_unet(config, dimensions=3, channels=channels, classes=config.outputs(classes))
         start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
-        """Return ``cross_entropy`` and ``dice`` of ``images``, ``(B, C, D, H, W)`` in [0, 1]."""
-        unions = [class_unions(t.masks, t.labels, self.classes) for t in targets]
+        """Return the losses of ``SemanticCC`` of ``images``, ``(B, C, D, H, W)`` in [0, 1]."""
         with dropping(self):
-            return semantic_losses(self.unet(images), torch.stack(unions), self.config.mask_loss)
+            return unet_losses(self.unet(images), targets, self.classes, self.config)
 
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
-        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent (`windowed_probabilities`)."""
+        """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent; its cores too, if learnt."""
         return windowed_probabilities(self.unet, slab, depth, self.config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,21 +9,19 @@ import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from clearmargin.memory import trim_heap
 from clearmargin.networks.network import Slab
-from clearmargin.networks.planning import Choice, Facts
+from clearmargin.networks.semantic_cc import UNetSettings
 from clearmargin.transforms.settings import VolumeView
 
-__all__ = ["WindowSettings", "patch_choice", "windowed_probabilities"]
-
-_VOXELS = {"cpu": 300_000, "cuda": 2_000_000}  # of a training window
+__all__ = ["UNet3DSettings", "windowed_probabilities"]
 
 
-class WindowSettings(VolumeView):
-    """Options of windows."""
+class UNet3DSettings(UNetSettings, VolumeView):
+    """Options of a U-shaped network that sees a volume window by window."""
 
     overlap: float = Field(
         0.5, ge=0, lt=1, description="overlap of neighbouring windows at inference, as a share"
@@ -32,10 +29,35 @@ class WindowSettings(VolumeView):
     windows: int = Field(
         1, ge=1, description="windows per forward pass at inference; more are quicker on a GPU"
     )
+    strides: tuple[tuple[int, int, int], ...] | None = Field(
+        None,
+        description="factor (Z, Y, X) between each level and the next, 1 or 2; null halves every axis each time",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> UNet3DSettings:
+        if self.strides is not None:
+            if len(self.strides) != self.levels - 1 or {s for one in self.strides for s in one} - {1, 2}:
+                raise ValueError(
+                    f"strides are {self.levels - 1} rows (levels less one) of 1 or 2 for each axis, not {self.strides}"
+                )
+            if self.architecture == "segresnet" and any(1 in one for one in self.strides):
+                raise ValueError("segresnet halves every axis: take dynunet, or leave strides out")
+        steps = [int(step) for step in np.prod(self.halved(3), axis=0)]
+        if any(n < step or n % step for n, step in zip(self.patch, steps, strict=True)):
+            raise ValueError(
+                f"with {self.levels} levels the extents of patch are multiples of {', '.join(map(str, steps))}, not "
+                f"{', '.join(map(str, self.patch))}"
+            )
+        return self
+
+    def halved(self, dimensions: int) -> list[tuple[int, ...]]:
+        """Return the factor between each level and the next, of each axis."""
+        return super().halved(dimensions) if self.strides is None else list(self.strides)
 
 
 def windowed_probabilities(
-    network: Callable[[Tensor], Tensor], slab: Slab, depth: int, settings: WindowSettings
+    network: Callable[[Tensor], Tensor], slab: Slab, depth: int, settings: UNet3DSettings
 ) -> NDArray[np.float32]:
     """Return each channel's probability, ``(K, D, H, W)``, of one volume of any extent.
 
@@ -69,7 +91,7 @@ def windowed_probabilities(
     return every.div_(weights[:, None, None]).clamp_(0, 1).numpy()
 
 
-def _row(network: Callable[[Tensor], Tensor], volume: Tensor, settings: WindowSettings) -> Tensor:
+def _row(network: Callable[[Tensor], Tensor], volume: Tensor, settings: UNet3DSettings) -> Tensor:
     """Return each channel's probability, ``(K, d, H, W)``, of a window's slices, ``(C, d, H, W)``."""
     probabilities: Tensor = sliding_window_inference(
         volume[None],
@@ -80,14 +102,3 @@ def _row(network: Callable[[Tensor], Tensor], volume: Tensor, settings: WindowSe
         mode="gaussian",
     )
     return probabilities[0]
-
-
-def patch_choice(facts: Facts, device: str, step: int) -> Choice:
-    """Return a window of a volume: all of it, or as much as the memory takes; extents are multiples of ``step``."""
-    extents = [float(np.median(facts.depths)), *np.median(facts.shapes, axis=0).astype(float)]
-    patch = [step * math.ceil(extent / step) for extent in extents]
-    while math.prod(patch) > _VOXELS[device] and max(patch) > step:
-        patch[patch.index(max(patch))] -= step
-    seen = " x ".join(f"{extent:.0f}" for extent in extents)
-    reason = f"volumes are {seen} voxels in the median; {device} takes {_VOXELS[device]} at a time"
-    return Choice("model.patch", patch, reason)

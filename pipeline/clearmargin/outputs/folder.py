@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -16,7 +15,7 @@ import numpy as np
 
 from clearmargin.core import Image, LabelMap, Prediction, Provenance
 from clearmargin.errors import InputError
-from clearmargin.files import write_text
+from clearmargin.files import file_digest, write_text
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import read_packed
 from clearmargin.outputs.writers import WRITERS, Footage
@@ -206,7 +205,7 @@ def check_case(folder: Path | str) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise InputError(f"'{name}' is missing in '{folder.name}': predict again")
-        if _digest(file) != digest:
+        if file_digest(file) != digest:
             raise InputError(f"'{name}' in '{folder.name}' was changed after it was written: predict again")
     return manifest
 
@@ -274,7 +273,7 @@ def _finish(
         name: {
             "output": output,
             "bytes": (folder / name).stat().st_size,
-            "sha256": _digest(folder / name),
+            "sha256": file_digest(folder / name),
         }
         for output, name in [*entries, ("summary", "summary.json")]
     }
@@ -309,8 +308,3 @@ def _accepted(image: Image) -> dict[str, float]:
     source = image.source
     stated = {"deviation_mm": source.deviation_mm, "tolerance_mm": source.tolerance_mm}
     return {name: value for name, value in stated.items() if value is not None}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

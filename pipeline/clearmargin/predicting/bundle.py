@@ -7,6 +7,7 @@ The same `Predictor` answers as in ``clearmargin predict``.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -22,8 +23,8 @@ from monai.transforms import MapTransform
 from torch import Tensor, nn
 
 from clearmargin.core.layers import pack_layers
-from clearmargin.errors import ConfigError, InputError
-from clearmargin.files import write_text
+from clearmargin.errors import BatchError, ConfigError, InputError
+from clearmargin.files import file_digest, write_text
 from clearmargin.formats import READERS, open_source
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
@@ -33,7 +34,20 @@ from clearmargin.networks.semantic_cc_3d import SemanticCC3D
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.transforms.loading import image_of, tensor_like
 
-__all__ = ["BundleNetwork", "BundleRun", "InstanceInferer", "SaveInstancesd", "items_in"]
+__all__ = [
+    "DIGESTS",
+    "BundleNetwork",
+    "BundleRun",
+    "InstanceInferer",
+    "SaveInstancesd",
+    "digests_of",
+    "items_in",
+]
+
+log = logging.getLogger(__name__)
+
+DIGESTS = "digests.json"
+"""The file beside a bundle's model that holds the SHA-256 of the others."""
 
 
 class BundleNetwork(nn.Module):
@@ -50,9 +64,11 @@ class BundleNetwork(nn.Module):
             device: Where it runs; `to` moves it.
 
         Raises:
-            InputError: It is not a model folder. ConfigError: The device is not there.
+            InputError: It is not a model folder, or its files are not those that were exported. ConfigError: The device
+                is not there.
         """
         super().__init__()
+        _check_digests(Path(folder))
         self.predictor = Predictor(model=Path(folder), device=str(device))
         self.network = _module(self.predictor)
 
@@ -63,7 +79,7 @@ class BundleNetwork(nn.Module):
             ConfigError: The network was trained without a head that can tell.
         """
         if isinstance(self.network, SemanticCC3D):
-            volume: Tensor = self.network.unet(images).float().sigmoid()
+            volume: Tensor = self.network.unet(images)[:, : self.network.classes].float().sigmoid()
             return volume
         if not knows_foreground(self.network):
             raise ConfigError(
@@ -90,6 +106,30 @@ class BundleNetwork(nn.Module):
             self.predictor = replace(self.predictor, device=str(where))
             self.network = _module(self.predictor)
         return self.predictor.predict_case(image_of(tensor))
+
+
+def digests_of(models: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a bundle's model folder, by its path in it, but for `DIGESTS` itself."""
+    files = sorted(path for path in models.rglob("*") if path.is_file() and path.name != DIGESTS)
+    return {path.relative_to(models).as_posix(): file_digest(path) for path in files}
+
+
+def _check_digests(models: Path) -> None:
+    """Refuse files that were changed since the parity gate saw them.
+
+    Raises:
+        InputError: A file is missing, was changed or was added.
+    """
+    path = models / DIGESTS
+    if not path.is_file():
+        raise InputError(f"'{path.name}' is missing in the bundle's '{models.name}': export the bundle again")
+    expected, present = json.loads(path.read_text(encoding="utf-8")), digests_of(models)
+    changed = sorted(name for name in {*expected, *present} if expected.get(name) != present.get(name))
+    if changed:
+        raise InputError(
+            f"{', '.join(changed)} of the bundle are not the files that were exported and compared with the model: "
+            "change the model folder and export the bundle again"
+        )
 
 
 def _module(predictor: Predictor) -> nn.Module:
@@ -176,7 +216,7 @@ class SaveInstancesd(MapTransform):  # type: ignore[misc]
 
 @dataclass
 class BundleRun:
-    """The bundle's loop: every image is loaded, segmented and written; one that is refused is told at the end.
+    """The bundle's loop: every image is loaded, segmented and written; those that are refused are told at the end.
 
     Attributes:
         dataset: Items with ``image`` loaded.
@@ -194,7 +234,7 @@ class BundleRun:
         """Go through the data set.
 
         Raises:
-            InputError: Images were refused: how many, and why the first; the others are written.
+            SystemExit: Images were refused, and the others are written; its code is 3. The log says which, and why.
         """
         refused: list[str] = []
         for k in range(len(self.dataset)):
@@ -208,9 +248,14 @@ class BundleRun:
                     raise
                 refused.append(str(cause))
         if refused:
-            raise InputError(
-                f"{len(refused)} of {len(self.dataset)} images were refused; the first: {refused[0]}"
+            shown = "\n".join(f"  {why}" for why in refused)
+            log.error(
+                "%d of %d images were refused; the others are done:\n%s",
+                len(refused),
+                len(self.dataset),
+                shown,
             )
+            raise SystemExit(BatchError.exit_code)
 
 
 def items_in(folder: str | PathLike[str]) -> Sequence[dict[str, str]]:

@@ -19,7 +19,7 @@ from clearmargin.config import load_settings
 from clearmargin.files import whole, write_text
 from clearmargin.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelCard
 from clearmargin.networks import network_config
-from clearmargin.predicting.bundle import BundleNetwork
+from clearmargin.predicting.bundle import DIGESTS, BundleNetwork, digests_of
 from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["CONFIG", "METADATA", "MODELS", "write_bundle"]
@@ -81,9 +81,11 @@ def write_bundle(model: Path, folder: Path) -> None:
         shutil.copyfile(model / name, models / name)
     if (model / _CALIBRATION).is_dir():
         shutil.copytree(model / _CALIBRATION, models / _CALIBRATION)
+    _write_json(models / DIGESTS, digests_of(models))
     network = BundleNetwork(models)
     with whole(models / "model.pt") as draft:  # what the specification, and MONAI Label, ask for by this name
         torch.save(network.state_dict(), draft)
+    _write_json(models / DIGESTS, digests_of(models))
     _write_json(folder / METADATA, metadata(card))
     _write_json(folder / CONFIG, INFERENCE)
     _write_json(folder / "configs/labels.json", [entry.model_dump(mode="json") for entry in card.classes])

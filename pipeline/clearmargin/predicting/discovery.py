@@ -17,6 +17,7 @@ from typing import Any
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
+from clearmargin.files import file_digest
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.selection import Selection
@@ -302,15 +303,10 @@ def _digest(files: Sequence[Path]) -> str:
     """Return a digest of files' contents, whatever their names and order; they are read side by side."""
     try:
         with ThreadPoolExecutor(max_workers=min(8, len(files))) as pool:
-            digests = sorted(pool.map(_file_digest, files))
+            digests = sorted(pool.map(file_digest, files))
     except OSError as error:
         raise InputError(f"a file cannot be read: {os.strerror(error.errno or 0)}") from None
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _suffix(path: Path) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from clearmargin.errors import ClearMarginError, InputError
+from clearmargin.files import file_digest
 from clearmargin.jobs.items import Item
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.items import Destination, point_to_current
@@ -25,7 +25,7 @@ def verify(ledger: Ledger, out: Path, *, redo: bool = False) -> dict[str, str]:
             file = out / item.folder / name
             if not file.is_file():
                 wrong[item.folder] = f"{name} is missing"
-            elif _digest(file) != digest:
+            elif file_digest(file) != digest:
                 wrong[item.folder] = f"{name} was changed"
         if item.folder in wrong:
             ids.append(item.id)
@@ -70,7 +70,7 @@ def send_earlier(
                 continue
             folder = out / item.folder
             try:
-                if any(_digest(folder / name) != item.files[name] for name in objects):
+                if any(file_digest(folder / name) != item.files[name] for name in objects):
                     raise InputError("its files are not as they were written: `clearmargin batch verify`")
                 sent = destination.send([folder / name for name in objects])
             except FileNotFoundError:
@@ -80,8 +80,3 @@ def send_earlier(
             else:
                 ledger.note_sent(item, [(uid, digest, destination.name) for uid, digest in sent])
     return unsent
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -64,7 +64,7 @@ def agreed_points(samples: Sequence[Landmarks]) -> Landmarks:
         away = points[members] - mean
         total = np.einsum("n,nij->ij", weights, spreads[members] + away[:, :, None] * away[:, None, :])
         score = float(scores[members].sum(dtype=np.float64)) / len(samples)
-        merged.append((score, int(types[seed]), mean, total, weights @ seen[members] >= 0.5))
+        merged.append((score, int(types[seed]), mean, total, bool(weights @ seen[members] >= 0.5)))
     return _landmarks(sorted(merged, key=lambda one: -one[0]), samples[0])
 
 

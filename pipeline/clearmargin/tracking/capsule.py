@@ -12,6 +12,7 @@ import numpy as np
 
 from clearmargin.core import Prediction
 from clearmargin.errors import InputError
+from clearmargin.files import file_digest
 from clearmargin.tracking.surroundings import git_tags, hardware, packages, software
 
 __all__ = ["CAPSULE", "capsule", "model_digests", "prediction_digest", "read_capsule"]
@@ -88,8 +89,7 @@ def model_digests(folder: Path, *, snapshots: bool = True) -> dict[str, str]:
         inside = path.relative_to(folder)
         if path.name not in _PREDICTS or (not snapshots and "snapshots" in inside.parts):
             continue
-        with path.open("rb") as stream:
-            out[inside.as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+        out[inside.as_posix()] = file_digest(path)
     return out
 
 

@@ -146,6 +146,8 @@ class TrackedRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers at ``step``; what a store that is down does not take goes with a later batch."""
+        if not self._enabled:
+            return
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -178,6 +180,8 @@ class TrackedRun:
 
     def log_data(self, name: str, digest: str, context: str = "training") -> None:
         """Log which data was used: the card's name and a digest of the files, never where they lie."""
+        if not self._enabled:
+            return
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(name=name, digest=digest[:36], source_type="data card", source="{}")
@@ -213,9 +217,10 @@ class TrackedRun:
             weights_sha256: Of the model.
             name: This run's new name, with ``{}`` in the place of the training's.
         """
-        from mlflow.entities import LoggedModelInput
 
         def send(client: MlflowClient) -> None:
+            from mlflow.entities import LoggedModelInput
+
             training = training_of(client, weights_sha256)
             if training is None:
                 return

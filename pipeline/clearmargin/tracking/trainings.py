@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from clearmargin.files import file_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,10 +34,7 @@ class Training:
 def weights_of(folder: Path) -> str:
     """Return the SHA-256 of a model folder's weights; empty if it has none."""
     path = folder / "weights.safetensors"
-    if not path.is_file():
-        return ""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(path) if path.is_file() else ""
 
 
 def training_of(client: MlflowClient, weights_sha256: str) -> Training | None:

@@ -18,7 +18,7 @@ from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.datasets.volume_windows import VolumeWindows
 from clearmargin.errors import ClearMarginError
-from clearmargin.networks import config_class, network_config
+from clearmargin.networks import config_class, encoder, network_config
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
 from clearmargin.training.processes import ProcessGroup
@@ -91,22 +91,16 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) -> Windows:
-    view = network_config(experiment.model)
-    cache = experiment.training.cache_mb * 2**20
-    if isinstance(view, VolumeView):
+    network = network_config(experiment.model)
+    seed, cache = experiment.seed, experiment.training.cache_mb * 2**20
+    encode = encoder(network, len(dataset.card.classes))
+    shown = (dataset, cases, experiment.image, experiment.augment)
+    if isinstance(network, VolumeView):
+        at_points = config_class(experiment.model["network"]).learns == "landmarks"
         return VolumeWindows(
-            dataset,
-            cases,
-            experiment.image,
-            experiment.augment,
-            view=view,
-            at_points=config_class(experiment.model["network"]).learns == "landmarks",
-            seed=experiment.seed,
-            cache_bytes=cache,
+            *shown, view=network, at_points=at_points, seed=seed, cache_bytes=cache, encode=encode
         )
-    return Windows(
-        dataset, cases, experiment.image, experiment.augment, seed=experiment.seed, cache_bytes=cache
-    )
+    return Windows(*shown, seed=seed, cache_bytes=cache, encode=encode)
 
 
 def _repeats(windows: Windows, threshold: float) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from clearmargin.networks.network import Network
 
-__all__ = ["ProcessGroup", "loss_module", "process_group"]
+__all__ = ["ProcessGroup", "distributed_module", "loss_module", "process_group"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,11 @@ class _Losses(nn.Module):
 
 def loss_module(network: Network, device: torch.device, group: ProcessGroup) -> nn.Module:
     """Return a module whose call gives the network's losses; gradients are averaged over the group."""
-    if group.size == 1:
-        return _Losses(network)
+    return _Losses(network) if group.size == 1 else distributed_module(network, device)
+
+
+def distributed_module(network: Network, device: torch.device) -> nn.Module:
+    """Return such a module of one process among those that are joined."""
     return nn.parallel.DistributedDataParallel(
         _Losses(network),
         device_ids=[device.index] if device.type == "cuda" else None,

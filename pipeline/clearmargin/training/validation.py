@@ -44,8 +44,8 @@ def validate(
 ) -> Validation:
     """Judge a segmenter on ``cases``, without distances.
 
-    Of volumes, average precision is taken over slices, all else over whole volumes, as ``evaluate`` does. Panoptic
-    quality looks at each class by itself.
+    Volumes are judged whole, as ``evaluate`` judges them: slices without an object count in nothing. Panoptic quality
+    looks at each class by itself.
 
     Args:
         segmenter: The model.
@@ -100,11 +100,7 @@ class _Seen:
 
     def add(self, predicted: InstanceSet, reference: InstanceSet) -> None:
         """Look at one case."""
-        planes = [(predicted, reference)]
-        if reference.grid.ndim == 3:
-            planes = [(predicted.plane(z)[0], reference.plane(z)[0]) for z in range(reference.grid.shape[0])]
-        for ours, theirs in planes:
-            self._tally.add(match_masks(ours, theirs))
+        self._tally.add(match_masks(predicted, reference))
         self._scored.append((predicted.labels, predicted.scores))
         for label in self._labels:
             self._dices.setdefault(label, []).append(dice_by_score(predicted, reference, label))

@@ -7,6 +7,8 @@ MONAI's own readers give. Metadata are text, numbers and tensors alone, which ``
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Source
 from clearmargin.core.grid import Unit
-from clearmargin.errors import ConfigError, InputError
+from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats import open_source
 from clearmargin.transforms.readers import clip_frame
 from clearmargin.transforms.samples import read_instances
@@ -37,6 +39,8 @@ __all__ = [
     "source_grid",
     "tensor_like",
 ]
+
+log = logging.getLogger(__name__)
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -94,7 +98,10 @@ class LoadPathd(MapTransform):  # type: ignore[misc]
         """
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = self._load(item, item[key])
+            try:
+                item[key] = self._load(item, item[key])
+            except ClearMarginError as error:
+                raise type(error)(_as_arguments(str(error))) from error
         return item
 
     def __repr__(self) -> str:
@@ -113,6 +120,11 @@ class LoadPathd(MapTransform):  # type: ignore[misc]
         if self.series_key is not None and item.get(self.series_key) is not None:
             options["series"] = str(item[self.series_key])
         return loaded_tensor(_read(path.expanduser(), frame, options), name=str(given))
+
+
+def _as_arguments(message: str) -> str:
+    """Return a message that names options of the command line with the arguments of the same names."""
+    return re.sub(r"--([a-z][a-z-]*[a-z])", lambda option: option[1].replace("-", "_") + "=", message)
 
 
 def _read(path: Path, frame: int | None, options: Mapping[str, Any]) -> Image:
@@ -297,10 +309,21 @@ def _alignment(linear: NDArray[np.float64]) -> tuple[list[int], list[bool]]:
 
 
 def _as_stored(pixels: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return the values in the dtype that they were stored in, where they are still such values."""
+    """Return the values in the dtype that they were stored in, if they are still such values."""
     kind = np.dtype(dtype)
     if kind.kind not in "iu" or pixels.dtype == kind:
         return pixels
+    if (
+        pixels.size
+        and pixels.min() >= -1
+        and pixels.max() <= 1
+        and not np.array_equal(pixels, np.rint(pixels))
+    ):
+        log.warning(
+            "expected values as %s stores them, got fractions from %.3g to %.3g: a model applies the intensities of "
+            "its training itself, so leave out ScaleIntensityd and the like before it",
+            dtype, pixels.min(), pixels.max(),
+        )  # fmt: skip
     info = np.iinfo(kind)
     if pixels.size and not (pixels.min() >= info.min and pixels.max() <= info.max):
         return pixels

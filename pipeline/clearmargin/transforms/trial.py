@@ -19,6 +19,7 @@ from clearmargin.transforms.variation import Step, displaced, make_step
 __all__ = ["check_transforms", "distrust"]
 
 _SEEDS = 3
+_LEAST_SHOWN = 0.1  # of a window, by the mildest of these seeds
 
 
 def check_transforms(transforms: Sequence[dict[str, dict[str, Any]]], shape: tuple[int, ...]) -> None:
@@ -54,7 +55,7 @@ def distrust(step: Step, shape: tuple[int, ...]) -> str | None:
     """
     image, layers = _scene(shape)
     item = {KEYS[0]: image, KEYS[1]: layers} if step.listing.kind == "spatial" else {KEYS[0]: image}
-    changed = False
+    changed, shown = False, 0.0
     with torch.random.fork_rng(devices=[]):
         for seed in range(_SEEDS):
             varied = step(item, (seed,))
@@ -65,9 +66,16 @@ def distrust(step: Step, shape: tuple[int, ...]) -> str | None:
                 return "it does not follow from its seed alone, so that a resumed training would see other windows"
             changed |= not torch.equal(varied[KEYS[0]], image)
             if step.listing.kind == "spatial":
-                reason = _misplaced(varied[KEYS[1]], layers, displaced(step, layers, (seed,)))
+                places = displaced(step, layers, (seed,))
+                shown = max(shown, float((places[-1] > 0.5).mean()))
+                reason = _misplaced(varied[KEYS[1]], layers, places)
                 if reason:
                     return reason
+    if step.listing.kind == "spatial" and shown < _LEAST_SHOWN:
+        return (
+            f"with these arguments at most {100 * shown:.0f} % of the window still shows the image; lengths are in "
+            "pixels of the window"
+        )
     return None if changed else "with these arguments it changes nothing"
 
 

@@ -90,6 +90,11 @@ def make_step(name: str, arguments: Mapping[str, Any], *, ndim: int) -> Step:
         if argument in _OURS or (argument not in listing.parameters and argument != "prob"):
             raise ConfigError(unknown_argument(listing, argument))
     prob = 1.0
+    for argument, value in options.items():
+        if argument.split("_")[-1] == "prob" and not _is_share(value):
+            raise ConfigError(
+                f"augment.transforms: {name}: {argument} is a share in (0, 1], not {value}: 1 applies it to each window"
+            )
     if not listing.random:
         prob = _own_prob(name, options)
     keys = KEYS if listing.kind == "spatial" else KEYS[:1]
@@ -107,6 +112,10 @@ def make_step(name: str, arguments: Mapping[str, Any], *, ndim: int) -> Step:
             f"augment.transforms: {name} does not take these arguments: {type(error).__name__}: {error}"
         ) from error
     return Step(listing=listing, transform=transform, prob=prob)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _own_prob(name: str, given: dict[str, Any]) -> float:

@@ -1,0 +1,127 @@
+"""What a plan says of the training itself: batch, steps, validation, stopping, memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from clearmargin.datasets.cases import Dataset
+from clearmargin.datasets.fingerprint import Fingerprint
+from clearmargin.networks.planning import Choice, Sees
+
+__all__ = ["memory_mb", "mostly_single", "step_memory_mb", "training_choices", "workers"]
+
+_MOSTLY = 0.95  # share of planes from which a rule holds
+_BATCH_VOXELS = 1_000_000  # of a batch of windows on a GPU
+_VALIDATION = 0.1  # of the time
+_FORWARD = 0.3  # of a training step's cost
+_CPU_SHARE, _GPU_MB = 4, 8_000  # a step may take a quarter of the memory; a GPU that is not here has 8 GB
+
+
+def workers(cores: int) -> int:
+    """Return how many processes prepare windows."""
+    return max(1, min(8, cores // 2))
+
+
+def memory_mb() -> int:
+    """Return the machine's memory."""
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20)
+
+
+def step_memory_mb(device: str) -> int:
+    """Return the memory that a training step may take: a quarter of the machine's, or most of the card's."""
+    if device == "cpu":
+        return memory_mb() // _CPU_SHARE
+    import torch
+
+    if not torch.cuda.is_available():
+        return _GPU_MB
+    return int(0.8 * torch.cuda.get_device_properties(0).total_memory / 2**20)
+
+
+def mostly_single(found: Fingerprint, sees: Sees) -> bool:
+    """Return whether nearly every plane, or volume, holds at most one object per class."""
+    counts = found.totals if sees == "volumes" else found.counts
+    return float((counts <= len(found.classes)).mean()) >= _MOSTLY
+
+
+def training_choices(
+    found: Fingerprint,
+    dataset: Dataset,
+    device: str,
+    minutes: float | None,
+    sees: Sees,
+    model: dict[str, Any],
+) -> Iterator[Choice]:
+    """Yield the settings of the training.
+
+    Args:
+        found: Of the training cases.
+        dataset: The card's.
+        device: ``cpu`` or ``cuda``.
+        minutes: Time that training may take; None for a number of epochs.
+        sees: What the network is shown.
+        model: The settings of the network that are planned.
+    """
+    cores = len(os.sched_getaffinity(0))
+    window = math.prod(model["patch"]) if sees == "volumes" else 0
+    batch, why = _batch(device, window)
+    yield Choice("training.batch_size", batch, why)
+    steps = int(np.clip(25 * math.ceil(found.of / batch / 25), 25, 200))
+    yield Choice("training.steps_per_epoch", steps, f"about once through {found.of} cases, at most 200")
+    if minutes is None:
+        yield Choice("training.epochs", max(20, math.ceil(2000 / steps)), "about 2000 steps or 20 epochs")
+    else:
+        yield Choice("training.epochs", 1000, "training.max_minutes ends it")
+        yield Choice("training.max_minutes", float(minutes), "asked for; the learning rate falls with it")
+    yield Choice("training.workers", workers(cores), f"of {cores} cores")
+    pixels = float((found.shapes.prod(axis=1) * found.depths).mean())
+    each = 4 * (found.channels + 1) + 1  # bytes: channels and a layer of float32, masks of bool
+    needed = math.ceil(found.of * pixels * each / 2**20 * 1.1)
+    limit = max(256, memory_mb() // (4 * max(1, cores // 2)))
+    yield Choice(
+        "training.cache_mb",
+        min(needed, limit),
+        f"all training cases decoded are {needed} MB" + (f", of which {limit} fit" if needed > limit else ""),
+    )
+    cases = min(50, sum(case.split == "validation" for case in dataset.cases))
+    if cases and sees == "volumes":
+        shown = pixels if pixels <= window else 8 * pixels  # windows overlap by half along each axis
+        every = math.ceil(_FORWARD * cases * shown / (_VALIDATION * steps * batch * window))
+        yield Choice(
+            "training.validate_every",
+            every,
+            f"{cases} whole volumes take {100 * _VALIDATION:.0f} % of the time, or less",
+        )
+    yield _stopping(found, sees, minutes, validated=cases > 0)
+
+
+def _batch(device: str, window: int) -> tuple[int, str]:
+    if device == "cpu":
+        return 2, "on cpu"
+    if not window:
+        return 8, f"on {device}"
+    batch = int(np.clip(_BATCH_VOXELS // window, 2, 16))
+    return batch, f"windows of about {_BATCH_VOXELS} voxels together, 2 at least"
+
+
+def _stopping(found: Fingerprint, sees: Sees, minutes: float | None, *, validated: bool) -> Choice:
+    if not validated:
+        return Choice("training.early_stopping", None, "the card has no validation split")
+    single = mostly_single(found, sees)
+    metric = "semantic_dice" if single else "ap"
+    why = (
+        "mostly one object of a class: by semantic Dice"
+        if single
+        else "several objects per image: by average precision"
+    )
+    if found.ndim == 3:
+        why += ", of whole volumes"
+    if minutes is None:
+        return Choice("training.early_stopping", {"metric": metric, "patience": 8}, why)
+    why += "; the best is kept, and the time ends it: it gets better as the learning rate falls"
+    return Choice("training.early_stopping", {"metric": metric, "patience": 1000}, why)
