@@ -146,7 +146,7 @@ def train(model, experiment, dataset, minutes):
                 average[name].copy_(value)
         done = (time.process_time() - started) / 60 / minutes
         if step % 50 == 0:
-            print(f"step {step}, {done:.0%} of the time, loss {float(loss):.3f}", flush=True)
+            print(f"step {step}, {done:.0%} of the time, loss {loss.item():.3f}", flush=True)
     print(f"{step} steps in {(time.process_time() - started) / 60:.1f} minutes of CPU time", flush=True)
     return average
 
@@ -156,6 +156,7 @@ def main():
     parser.add_argument("config", type=Path, help="ours: its card, windows and schedule")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object")
+    parser.add_argument("--most", type=int, default=2, help="most objects of an image")
     parser.add_argument(
         "--weights", type=Path, required=True, help="written after training, read if it exists"
     )
@@ -169,6 +170,7 @@ def main():
         torch.save(train(model, experiment, dataset, arguments.minutes), arguments.weights)
     model.load_state_dict(torch.load(arguments.weights, weights_only=True))
     model.eval()
+    model.roi_heads.detections_per_img = arguments.most
     plain = Plain(model, experiment.image, dataset.card.label_map)
     thresholds = Thresholds(arguments.threshold)
     result = evaluate_cases(plain, dataset, dataset.split("test"), thresholds=thresholds)

@@ -7,7 +7,7 @@ from clearmargin.models.tiles import lay_tiles
 from clearmargin.networks.network import PointDetections
 
 VIEW = (64, 160)
-TILES = lay_tiles(VIEW, (64, 96), 32)
+TILES = lay_tiles(VIEW, (64, 96), (32, 32))
 
 
 def points(*rows):

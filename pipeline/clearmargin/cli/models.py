@@ -248,6 +248,7 @@ def export(
     card: Annotated[Path, typer.Option("--card", help="Data card with the images for the parity gate.")],
     split: Annotated[Split, typer.Option(help="Split of the card.")] = Split.validation,
     cases: Annotated[int, typer.Option(min=1, help="Largest number of images to compare on.")] = 8,
+    no_track: NoTrack = False,
 ) -> None:
     """Export a model to ONNX, OpenVINO or a MONAI bundle; nothing is written unless it finds what the model finds."""
     from clearmargin.tracking.resolve import model_folder
@@ -256,7 +257,7 @@ def export(
     folder = model_folder(model)
     from clearmargin.export import export as call
 
-    done = call(folder, card, format=format.value, split=split.value, cases=cases)
+    done = call(folder, card, format=format.value, split=split.value, cases=cases, track=not no_track)
     found = done.parity
     before, after = done.seconds
     emit(
@@ -275,4 +276,6 @@ def export(
         seconds=after,
         seconds_with_torch=before,
         folder=done.folder,
+        run_id=done.run_id,
     )
+    say_run(done.run_id)

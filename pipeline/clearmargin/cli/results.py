@@ -89,6 +89,7 @@ def predict(
     display_window: DisplayWindow = False,
     force: Force = False,
     write: Writes = None,
+    no_track: NoTrack = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
     from clearmargin.tracking.resolve import model_folder
@@ -118,6 +119,7 @@ def predict(
         volume=volume,
         tolerance_mm=tolerance_mm,
         write=outputs,
+        track=not no_track,
     )
     promised = sum(d.promised for d in report.done)
     if report.promises and promised < len(report.done):

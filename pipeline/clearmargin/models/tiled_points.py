@@ -14,7 +14,7 @@ __all__ = ["join_points"]
 _SAME = 3.0  # standard deviations of the heat map, within which two tiles' points are one
 
 
-def join_points(found: Sequence[tuple[Tile, PointDetections]], view: tuple[int, int]) -> PointDetections:
+def join_points(found: Sequence[tuple[Tile, PointDetections]], view: tuple[int, ...]) -> PointDetections:
     """Return the tiles' points in the view's pixels, best score first.
 
     Of points of one type that lie within three standard deviations of each other and come from different tiles, the
@@ -22,7 +22,7 @@ def join_points(found: Sequence[tuple[Tile, PointDetections]], view: tuple[int, 
 
     Args:
         found: At least one tile with its points, in the tile's pixels.
-        view: ``(Y, X)`` of the view.
+        view: Extents of the view.
     """
     tiles = np.concatenate([np.full(len(one.types), k) for k, (_, one) in enumerate(found)]).astype(int)
     types, scores, visible = (
@@ -49,6 +49,6 @@ def join_points(found: Sequence[tuple[Tile, PointDetections]], view: tuple[int, 
     )
 
 
-def _trust(tile: Tile, at: Sequence[float], view: tuple[int, int]) -> float:
+def _trust(tile: Tile, at: Sequence[float], view: tuple[int, ...]) -> float:
     pixel = [min(max(round(v), a), b - 1) for v, a, b in zip(at, tile.low, tile.high, strict=True)]
-    return float(tile.trust(tuple(slice(v, v + 1) for v in pixel), view)[0, 0])
+    return float(tile.trust(tuple(slice(v, v + 1) for v in pixel), view).item())

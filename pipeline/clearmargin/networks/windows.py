@@ -15,6 +15,7 @@ from torch import Tensor
 from clearmargin.memory import trim_heap
 from clearmargin.networks.network import Slab
 from clearmargin.networks.semantic_cc import UNetSettings
+from clearmargin.networks.window_plan import window_objection
 from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["UNet3DSettings", "windowed_probabilities"]
@@ -36,19 +37,12 @@ class UNet3DSettings(UNetSettings, VolumeView):
 
     @model_validator(mode="after")
     def _fits(self) -> UNet3DSettings:
-        if self.strides is not None:
-            if len(self.strides) != self.levels - 1 or {s for one in self.strides for s in one} - {1, 2}:
-                raise ValueError(
-                    f"strides are {self.levels - 1} rows (levels less one) of 1 or 2 for each axis, not {self.strides}"
-                )
-            if self.architecture == "segresnet" and any(1 in one for one in self.strides):
-                raise ValueError("segresnet halves every axis: take dynunet, or leave strides out")
-        steps = [int(step) for step in np.prod(self.halved(3), axis=0)]
-        if any(n < step or n % step for n, step in zip(self.patch, steps, strict=True)):
-            raise ValueError(
-                f"with {self.levels} levels the extents of patch are multiples of {', '.join(map(str, steps))}, not "
-                f"{', '.join(map(str, self.patch))}"
-            )
+        reason = window_objection(self.patch, self.halved(3), self.levels)
+        if reason:
+            raise ValueError(reason)
+        uneven = self.strides is not None and any(1 in one for one in self.strides)
+        if self.architecture == "segresnet" and uneven:
+            raise ValueError("segresnet halves every axis: take dynunet, or leave strides out")
         return self
 
     def halved(self, dimensions: int) -> list[tuple[int, ...]]:
