@@ -37,8 +37,9 @@ STILL_PARTICIPLES = {
     "datasets/drafting/dicom.py", "datasets/fingerprint.py", "datasets/samples.py", "evaluate.py", "export.py",
     "formats/dicom/images.py", "formats/dicom/index.py", "margins/fitting.py", "margins/width_choice.py",
     "metrics/comparison.py", "metrics/landmarks.py", "metrics/strata.py", "models/parity.py",
-    "models/segmenter.py", "models/tiling.py", "models/volume_segmenter.py", "networks/heatmap.py",
-    "networks/mask_rcnn.py", "networks/semantic_cc.py", "networks/window_plan.py", "outputs/writers.py",
+    "models/segmenter.py", "models/tiling.py", "models/volume_segmenter.py", "networks/boxes_3d.py",
+    "networks/heatmap.py", "networks/mask_rcnn.py", "networks/mask_rcnn_3d.py", "networks/semantic_cc.py",
+    "networks/window_plan.py", "outputs/writers.py",
     "plan.py", "predicting/cases.py", "promote.py", "report/figures.py", "report/viewer/rows.py", "runs.py",
     "sampling/samples.py", "selecting.py", "tracking/run.py", "train.py", "training/validation.py",
 }  # fmt: skip

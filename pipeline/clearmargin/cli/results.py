@@ -25,6 +25,7 @@ from clearmargin.cli.options import (
     Model,
     Names,
     NoTrack,
+    OfSplit,
     Runtime,
     Sampling,
     Series,
@@ -155,7 +156,7 @@ def _say_predicted(done: Predicted) -> None:
 def evaluate(
     model: AnyModel,
     card: Annotated[Path, typer.Option("--card", help="A data card.")],
-    split: Annotated[Split, typer.Option(help="Split of the card.")] = Split.test,
+    split: OfSplit = Split.test,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the tables; default: no files.")
     ] = None,

@@ -10,6 +10,7 @@ import typer
 
 from clearmargin.cli.app import app, emit, say
 from clearmargin.cli.checks import check_card
+from clearmargin.cli.options import Evaluation
 from clearmargin.errors import BatchError, DifferenceError
 
 __all__: list[str] = []
@@ -91,7 +92,7 @@ def report(
 
 @app.command(rich_help_panel="Runs")
 def replay(
-    run: Annotated[str, typer.Argument(help="An evaluation: run id or name.")],
+    run: Evaluation,
     card: Annotated[Path, typer.Option("--card", help="The data card; a run does not say where data lie.")],
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model folder; default: the one its training logged.")
@@ -110,7 +111,7 @@ def replay(
 
 @app.command(rich_help_panel="Runs")
 def promote(
-    run: Annotated[str, typer.Argument(help="An evaluation: run id or name.")],
+    run: Evaluation,
     gate: Annotated[Path, typer.Option("--gate", help="Conditions, as in configs/gates/.")],
     alias: Annotated[str, typer.Option("--as", help="Alias to give.")] = "champion",
     name: Annotated[str | None, typer.Option(help="Registered model; default: the gate's name.")] = None,

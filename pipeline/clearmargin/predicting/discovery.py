@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
@@ -22,6 +22,10 @@ from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.selection import Selection
 from clearmargin.privacy import case_of_file, naming, record_cases
+
+if TYPE_CHECKING:
+    from clearmargin.formats.dicom.headers import Header
+    from clearmargin.formats.dicom.index import SeriesEntry
 
 __all__ = ["Found", "Left", "find_inputs", "load_selection", "open_files", "open_input"]
 
@@ -222,8 +226,8 @@ def _listed(
 
 
 def _dicom_entry(
-    entry: Any,
-    headers: Sequence[Any],
+    entry: SeriesEntry,
+    headers: Sequence[Header],
     folder: Path,
     files: Sequence[Path],
     stats: Mapping[str, tuple[int, int]],
@@ -237,7 +241,7 @@ def _dicom_entry(
         "content": _digest(files),
         "source": _source("dicom", folder, files, stats),
         "what": entry.kind,
-        "attributes": _attributes(entry, headers),
+        "attributes": _attributes(entry),
         "volumes": [
             {"number": str(v.number), "case": series_case(entry, headers[0], v.label)} for v in entry.volumes
         ]
@@ -246,7 +250,7 @@ def _dicom_entry(
     }
 
 
-def _attributes(entry: Any, headers: Sequence[Any]) -> dict[str, Any]:
+def _attributes(entry: SeriesEntry) -> dict[str, Any]:
     """Return what a selection can ask for, of the series' first file."""
     from clearmargin.predicting.selection import attributes_of
 

@@ -36,8 +36,8 @@ _USUAL_PORT = 5000  # MLflow's own
 def review(port: int | None = None, *, uri: str | None = None, browser: bool = True) -> None:
     """Show the tracking UI until Ctrl-C; the URL is logged, and opened in a browser if there is one.
 
-    Runs that wait for the store are sent first. A store that is a server already (``http...``) has its own UI: its URL is
-    opened, and nothing is started.
+    Runs that wait for the store are sent first. A store that is a server already (``http...``) has its own UI: its URL
+    is opened, and nothing is started.
 
     Args:
         port: On 127.0.0.1; 0 for any free one; by default 5000, or any if that is taken.
