@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from landmarks import write_points_set
+from landmarks import TYPES, write_points_set
 
 from clearmargin.calibrate import calibrate, render_calibration
+from clearmargin.core import Landmarks
 from clearmargin.crossvalidate import crossvalidate
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import evaluate, render
@@ -17,9 +18,11 @@ from clearmargin.export import export
 from clearmargin.formats import read_image
 from clearmargin.formats.video import video_writer
 from clearmargin.margins.calibration import load_calibration
+from clearmargin.models.parity import compare_points
 from clearmargin.outputs.folder import read_case, read_clip
 from clearmargin.plan import plan
 from clearmargin.predict import predict
+from clearmargin.selecting import select
 from clearmargin.train import train
 
 
@@ -157,12 +160,61 @@ def test_predict_applies_regions_to_each_frame_of_a_clip(calibrated, tmp_path):
     assert (one.folder / "overlay.mp4").is_file() and list((one.folder / "overlay").glob("frame-*.png"))
 
 
+def test_samples_of_landmarks_are_measured(trained):
+    card, model = trained
+    alone = evaluate(model, card, track=False)
+    for mode in ("tta", "checkpoints"):
+        found = evaluate(model, card, uncertainty=mode, track=False)
+        references = [found.numbers[f"landmarks/{s}"] for s in ("tp", "fn")]
+        assert sum(references) == alone.numbers["landmarks/tp"] + alone.numbers["landmarks/fn"]
+    with pytest.raises(ConfigError, match="without dropout"):
+        evaluate(model, card, uncertainty="dropout", track=False)
+
+
+def test_an_export_finds_the_same_points(trained):
+    card, model = trained
+    done = export(model, card, format="onnx")
+    assert done.parity.points > 0 and done.parity.lost == 0 and done.parity.moved < 0.02
+    assert done.parity.instances == 0
+    with pytest.raises(ConfigError, match="a bundle gives masks"):
+        export(model, card, format="bundle")
+
+
+def test_an_export_that_moves_points_is_refused():
+    one, two = (Landmarks.of(TYPES, [[at, at, at]], [[2, 0, 1]]) for at in ((5.0, 6.0), (5.0, 6.5)))
+    moved = compare_points(one, two, floor=0.5)
+    assert moved.points == 2 and moved.moved == 0.5 and moved.problems == ("moved 0.5 (at most 0.02)",)
+    missing = compare_points(one, two.at_least(1.0).only(np.array([[True, False, False]])), floor=0.5)
+    assert missing.lost == 1 and missing.points == 1
+    assert compare_points(None, None, floor=0.5).problems == ()
+
+
+@pytest.mark.slow
+def test_select_compares_success_of_landmarks(trained, tmp_path):
+    card, model = trained
+    done = select(
+        [model], card, budget_ms=1e6, metric="success@40px", out=tmp_path / "out", cases=1, track=False
+    )
+    assert done.chosen and done.metric == "success_40px"
+    assert all(0 <= one.interval.estimate <= 1 for one in done.candidates)
+    with pytest.raises(ConfigError, match="no metric 'success_2mm'"):
+        select([model], card, budget_ms=1e6, metric="success@2mm", track=False)
+
+
+@pytest.mark.slow
+def test_crossvalidation_pools_the_points_of_all_folds(trained, tmp_path):
+    card = trained[0]
+    done = crossvalidate(card.parents[1] / "points.yaml", folds=2, runs=tmp_path, track=False)
+    strata = list(csv.DictReader((done.folder / "landmarks.csv").read_text().splitlines()))
+    held = sum(one["landmarks/tp"] + one["landmarks/fn"] for one in done.numbers.values())
+    assert int(strata[0]["tp"]) + int(strata[0]["fn"]) == held
+    assert not (done.folder / "pooled.csv").exists() and done.pooled == ()
+    found = evaluate(done.folder, card, uncertainty="ensemble", track=False)
+    assert found.points
+
+
 def test_what_is_not_for_landmarks_is_refused(trained):
     card, model = trained
-    with pytest.raises(ConfigError, match="uncertainty none"):
-        evaluate(model, card, uncertainty="tta", track=False)
-    with pytest.raises(ConfigError, match="the gate compares masks"):
-        export(model, card, format="onnx")
     for options, named in (
         ({"promise": "risk"}, "--promise risk"),
         ({"miss_alpha": 0.2, "sides": "both"}, "--sides both, --miss-alpha"),
@@ -170,8 +222,6 @@ def test_what_is_not_for_landmarks_is_refused(trained):
     ):
         with pytest.raises(ConfigError, match=f"{named} is about masks"):
             calibrate(model, card, track=False, **options)
-    with pytest.raises(ConfigError, match="heatmap learns landmarks"):
-        crossvalidate(card.parents[1] / "points.yaml", track=False)
     text = card.read_text().replace("- name: tip", "- name: apex")
     (card.parent / "other.yaml").write_text(text)
     with pytest.raises(ConfigError, match="the model knows the points left, right, tip"):

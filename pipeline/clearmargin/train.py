@@ -192,6 +192,7 @@ def _train(
         model_config,
         classes=len(learnt_names(model_config, dataset.card.label_map)),
         channels=experiment.image.channels,
+        points=len(dataset.card.points),
         pretrained=not resumes,
     )
     network = network.to(device).to(memory_format=network.layout)

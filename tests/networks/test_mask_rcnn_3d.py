@@ -5,14 +5,11 @@ import pytest
 import torch
 
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Mask
-from clearmargin.errors import ConfigError, InputError
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models import load_segmenter
-from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
-from clearmargin.models.segmenter import View
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model
 from clearmargin.models.volume_segmenter import WindowSegmenter
 from clearmargin.networks import build_network, network_config
-from clearmargin.networks.boxes_3d import box_iou, boxes_of, decode, encode, pool_regions, suppress
 from clearmargin.networks.network import VolumeTargets
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 

@@ -32,6 +32,8 @@ class Landmarks:
         regions: ``(N, K, ndim, ndim)`` float64, in squared indices; NaN where absent. The region of point ``p`` is
             ``(x - p)' inv(regions) (x - p) <= 1``, an ellipse or ellipsoid; None if it was not calibrated.
         areas: ``(N,)`` float64, pixels (voxels) that each object takes, which COCO scales errors by; NaN if unknown.
+        owners: ``(N,)`` int64, position of the instance that each object belongs to, -1 for none of them; None if
+            nobody asked.
     """
 
     types: tuple[PointType, ...]
@@ -41,6 +43,7 @@ class Landmarks:
     covariance: NDArray[np.float64] | None = None
     regions: NDArray[np.float64] | None = None
     areas: NDArray[np.float64]
+    owners: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         points = np.array(self.points, np.float64)
@@ -80,6 +83,10 @@ class Landmarks:
                 raise ValueError(f"{name} has shape {squares.shape}; the points need {(n, k, ndim, ndim)}")
             squares[~labelled] = np.nan
             columns[name] = squares
+        if self.owners is not None:
+            columns["owners"] = np.array(self.owners, np.int64)
+            if columns["owners"].shape != (n,):
+                raise ValueError(f"owners has shape {columns['owners'].shape}; the points need {(n,)}")
         for name, column in columns.items():
             column.flags.writeable = False
             object.__setattr__(self, name, column)
@@ -138,6 +145,7 @@ class Landmarks:
             covariance=None if self.covariance is None else self.covariance[picks],
             regions=None if self.regions is None else self.regions[picks],
             areas=self.areas[picks],
+            owners=None if self.owners is None else self.owners[picks],
         )
 
     def only(self, keep: NDArray[np.bool_]) -> Landmarks:
@@ -189,6 +197,17 @@ class Landmarks:
             regions=None if here.regions is None else here.regions[..., 1:, 1:],
             areas=np.full(len(here), np.nan),
         )
+
+    def owned_by(self, positions: NDArray[np.int64]) -> Landmarks:
+        """Return the landmarks with owners after a choice of instances.
+
+        Args:
+            positions: Former position of each instance that is left; objects of others belong to none.
+        """
+        if self.owners is None:
+            return self
+        after = {int(before): k for k, before in enumerate(positions)}
+        return replace(self, owners=np.array([after.get(int(o), -1) for o in self.owners], np.int64))
 
     def singles(self) -> Landmarks:
         """Return each point as an object of its own, in order: what knows no objects is compared so."""

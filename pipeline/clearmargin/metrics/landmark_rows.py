@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +23,15 @@ __all__ = [
     "PointSummary",
     "pair_points",
     "point_rows",
+    "success_radius",
     "summarise_points",
     "visibility_f1",
 ]
 
 RADII: Mapping[Unit, tuple[float, ...]] = {"px": (5.0, 10.0, 20.0), "mm": (2.0, 2.5, 3.0, 4.0)}
 """Radii of success rates by unit."""
+
+_VISIBILITY = {True: "seen", False: "hidden"}  # that is predicted, by whether it is seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,7 @@ class PointSummary:
         sd: Their standard deviation (n - 1); None with fewer than two.
         success: Share of the reference points that are detected within each radius; empty without a reference.
         visibility_f1: F1 of "seen"; 1 if nothing is seen or said to be.
+        hidden_f1: F1 of "hidden"; None if nothing is hidden or said to be.
     """
 
     stratum: str
@@ -79,6 +85,7 @@ class PointSummary:
     sd: float | None
     success: Mapping[float, float]
     visibility_f1: float
+    hidden_f1: float | None
 
 
 def pair_points(
@@ -196,12 +203,22 @@ def summarise_points(
     return [_summary(name, own, rng, within) for name, own in strata.items()]
 
 
-def visibility_f1(rows: Sequence[PointRow]) -> float:
-    """Return F1 of "seen": a point that is seen and said to be is right; 1 if none is either."""
-    right = sum(row.predicted_seen and row.visibility == "seen" for row in rows)
-    said = sum(row.predicted_seen for row in rows)
-    true = sum(row.visibility == "seen" for row in rows)
-    return 2 * right / (said + true) if said + true else 1.0
+def success_radius(metric: str, unit: str) -> float | None:
+    """Return the radius of a metric such as ``success_5px``, in ``unit``; None if it is another metric.
+
+    >>> success_radius("success_2.5mm", "mm"), success_radius("success_2.5mm", "px"), success_radius("dice", "px")
+    (2.5, None, None)
+    """
+    stated = re.fullmatch(rf"success_(\d+(?:\.\d+)?){unit}", metric)
+    return float(stated[1]) if stated and float(stated[1]) > 0 else None
+
+
+def visibility_f1(rows: Sequence[PointRow], visibility: Literal["seen", "hidden"] = "seen") -> float | None:
+    """Return F1 of a visibility: a point that has it and is said to have it is right; None if none is either."""
+    says = [_VISIBILITY[row.predicted_seen] if row.score is not None else "absent" for row in rows]
+    right = sum(said == visibility == row.visibility for said, row in zip(says, rows, strict=True))
+    either = says.count(visibility) + sum(row.visibility == visibility for row in rows)
+    return 2 * right / either if either else None
 
 
 def _summary(
@@ -210,7 +227,7 @@ def _summary(
     paired = [row for row in rows if row.error is not None]
     errors = np.array([row.error for row in paired], np.float64)
     references = sum(row.status != "fp" for row in rows)
-    interval = None
+    interval, seen = None, visibility_f1(rows)
     if paired:
         interval = bootstrap_means({"error": errors}, [row.group for row in paired], rng=rng)["error"]
     return PointSummary(
@@ -221,7 +238,8 @@ def _summary(
         median=float(np.median(errors)) if paired else None,
         sd=float(errors.std(ddof=1)) if len(paired) > 1 else None,
         success={r: float((errors <= with_slack(r)).sum() / references) for r in radii} if references else {},
-        visibility_f1=visibility_f1(rows),
+        visibility_f1=1.0 if seen is None else seen,
+        hidden_f1=visibility_f1(rows, "hidden"),
     )
 
 

@@ -17,7 +17,7 @@ from clearmargin.report.tables import write_rows_csv, write_rows_json
 
 __all__ = ["landmark_rows", "packed_landmarks", "unpacked_landmarks", "write_landmarks"]
 
-_COLUMNS = ("points", "visible", "scores", "areas", "covariance", "regions")
+_COLUMNS = ("points", "visible", "scores", "areas", "covariance", "regions", "owners")
 
 
 def landmark_rows(
@@ -29,6 +29,7 @@ def landmark_rows(
 ) -> list[dict[str, Any]]:
     """Return a row per point that is not absent: indices, LPS in mm if known, visibility, score, standard deviations.
 
+    ``instance`` is the number of the instance that the point belongs to, from 1 on, if that was asked.
     ``sd_major`` and ``sd_minor`` are of the longest and shortest axis of its covariance, in the grid's unit. If it was
     calibrated, ``region_major`` and ``region_minor`` are the longest and shortest semi-axis of its region, and
     ``region_area`` (``region_volume``) is its size; ``refer_because`` is empty if no rule refers it.
@@ -45,6 +46,8 @@ def landmark_rows(
         at = landmarks.points[i, k]
         row: dict[str, Any] = {} if frame is None else {"frame": frame}
         row |= {"object": int(i) + 1, "point": landmarks.types[k].name}
+        if landmarks.owners is not None:
+            row["instance"] = int(landmarks.owners[i]) + 1 if landmarks.owners[i] >= 0 else None
         row |= {axis: round(float(v), 4) for axis, v in zip(axes, at, strict=True)}
         if grid.unit == "mm":
             row |= {

@@ -444,7 +444,7 @@ def _maps(folder: Path, assessed: Assessment, image: Image) -> list[str]:
 
 
 def _overlay(folder: Path, assessed: Assessment, image: Image) -> list[str]:
-    """Write an overlay for a picture; for a volume one for each slice with an instance."""
+    """Write an overlay for a picture; for a volume one for each slice with an instance or a landmark."""
     prediction = assessed.prediction
     if image.grid.ndim == 2:
         write_picture(folder / "overlay.png", picture(prediction, image))
@@ -452,7 +452,8 @@ def _overlay(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     (folder / "overlay").mkdir(exist_ok=True)
     names = []
     for z in range(image.grid.shape[0]):
-        if len(prediction.instances.plane(z)[0]):
+        cut, _ = prediction.instances.plane(z)
+        if len(cut) or (cut.landmarks is not None and cut.landmarks.count):
             names.append(f"overlay/slice-{z:04d}.png")
             write_picture(folder / names[-1], picture(prediction, image, z))
     return names
