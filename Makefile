@@ -28,6 +28,7 @@ bench-formats: .venv/installed
 # Not timed: how often margins hold, on units made here.
 bench-coverage: .venv/installed
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_coverage.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_landmark_coverage.py
 
 # MODEL=runs/x/model CARD=data_cards/x.yaml adds what members cost beside single predictions.
 bench-uncertainty: .venv/installed
