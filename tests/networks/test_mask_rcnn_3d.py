@@ -5,26 +5,18 @@ import pytest
 import torch
 from scipy import ndimage
 
-<<<<<<< HEAD
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Mask, Provenance
 from clearmargin.errors import ConfigError, InputError
-=======
-from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Mask
->>>>>>> main
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models import load_segmenter
-from clearmargin.models.folder import ModelCard, label_map_entries, save_model
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
+from clearmargin.models.segmenter import View
 from clearmargin.models.volume_segmenter import WindowSegmenter
 from clearmargin.networks import build_network, network_config
-<<<<<<< HEAD
 from clearmargin.networks.boxes_3d import box_iou, boxes_of, decode, encode, pool_regions, suppress
 from clearmargin.networks.network import Detections, VolumeTargets, WindowNetwork
 from clearmargin.sampling.samples import augmented, open_segmenter, tta_views
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView, Window
-=======
-from clearmargin.networks.network import VolumeTargets
-from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
->>>>>>> main
 
 PATCH = (16, 32, 32)
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
