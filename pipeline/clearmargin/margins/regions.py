@@ -322,7 +322,7 @@ def _widths(
     needed = [(_needed(one, unit), weight) for one, weight in zip(points, weights, strict=True)]
 
     def width(of: Sequence[bool], otherwise: float) -> float:
-        own = [value for value, chosen in zip(needed, of, strict=True) if chosen]
+        own = [value for value, belongs in zip(needed, of, strict=True) if belongs]
         return max(weighted_quantile(own, 1 - alpha), least) if len(own) >= _EACH else otherwise
 
     every = max(weighted_quantile(needed, 1 - alpha), least)

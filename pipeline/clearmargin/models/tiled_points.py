@@ -14,23 +14,23 @@ __all__ = ["join_points"]
 _SAME = 3.0  # standard deviations of the heat map, within which two tiles' points are one
 
 
-def join_points(found: Sequence[tuple[Tile, PointDetections]], view: tuple[int, ...]) -> PointDetections:
+def join_points(tiled: Sequence[tuple[Tile, PointDetections]], view: tuple[int, ...]) -> PointDetections:
     """Return the tiles' points in the view's pixels, best score first.
 
     Of points of one type that lie within three standard deviations of each other and come from different tiles, the
     one farthest from the edges that cut its tile is kept: its tile has seen most of what surrounds it.
 
     Args:
-        found: At least one tile with its points, in the tile's pixels.
+        tiled: At least one tile with its points, in the tile's pixels.
         view: Extents of the view.
     """
-    tiles = np.concatenate([np.full(len(one.types), k) for k, (_, one) in enumerate(found)]).astype(int)
+    tiles = np.concatenate([np.full(len(one.types), k) for k, (_, one) in enumerate(tiled)]).astype(int)
     types, scores, visible = (
-        np.concatenate([getattr(one, name) for _, one in found]) for name in ("types", "scores", "visible")
+        np.concatenate([getattr(one, name) for _, one in tiled]) for name in ("types", "scores", "visible")
     )
-    points = np.concatenate([one.points + np.array(tile.low) for tile, one in found])
-    spreads = np.concatenate([one.covariance for _, one in found])
-    trust = np.array([_trust(found[k][0], at.tolist(), view) for k, at in zip(tiles, points, strict=True)])
+    points = np.concatenate([one.points + np.array(tile.low) for tile, one in tiled])
+    spreads = np.concatenate([one.covariance for _, one in tiled])
+    trust = np.array([_trust(tiled[k][0], at.tolist(), view) for k, at in zip(tiles, points, strict=True)])
     kept: list[int] = []
     for i in np.argsort(-trust, kind="stable").tolist():
         reach = _SAME * float(np.sqrt(np.linalg.eigvalsh(spreads[i]).max()))

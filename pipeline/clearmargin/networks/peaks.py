@@ -84,11 +84,13 @@ def heat_losses(
         stride: Network pixels per pixel of a heat map.
     """
     size = logits.shape[2:]
-    wanted = torch.stack(
+    targets = torch.stack(
         [gaussian_maps(p, types, size, sigma=s, stride=stride) for p, s in zip(points, sigmas, strict=True)]
     )
     # the entropy of the targets is the least that the loss can be: without it, 0 is perfect
-    terms = F.binary_cross_entropy_with_logits(logits[:, :types], wanted, reduction="none") - _entropy(wanted)
+    terms = F.binary_cross_entropy_with_logits(logits[:, :types], targets, reduction="none") - _entropy(
+        targets
+    )
     areas = torch.tensor([_volume(s, len(size)) for s in sigmas], device=logits.device)
     losses = {"heat": (terms.flatten(1).sum(1) / areas).mean() / types}
     if logits.shape[1] > types:

@@ -96,8 +96,8 @@ class SampledSegmenter:
                 )
             if _finds(member.segmenter) != _finds(first):
                 raise ConfigError(
-                    "the members of the ensemble find other landmarks, or masks, than each other: an ensemble's "
-                    "members are trained alike"
+                    f"one member of the ensemble finds {_finds(first)}, another {_finds(member.segmenter)}: an "
+                    "ensemble's members are trained alike"
                 )
 
     @property
@@ -386,10 +386,10 @@ def _sampled(segmenters: list[NetworkSegmenter], mode: Mode) -> SampledSegmenter
     return SampledSegmenter(members=members, mode=mode, choice=segmenters[0].choice)
 
 
-def _finds(segmenter: NetworkSegmenter) -> tuple[bool, bool, tuple[str, ...]]:
-    """Return whether it finds masks and landmarks, and the names of its types of landmarks."""
-    names = tuple(point.name for point in segmenter.label_map.points) if segmenter.finds_landmarks else ()
-    return segmenter.finds_masks, segmenter.finds_landmarks, names
+def _finds(segmenter: NetworkSegmenter) -> str:
+    """Return what it finds: masks, and its types of landmarks by name."""
+    names = [point.name for point in segmenter.label_map.points] if segmenter.finds_landmarks else []
+    return " and ".join(["masks"] * segmenter.finds_masks + [f"landmarks ({', '.join(names)})"] * bool(names))
 
 
 def _add(seen: list[Moments], look: Look, classes: int) -> None:

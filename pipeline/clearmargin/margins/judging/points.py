@@ -82,7 +82,7 @@ def clearance_coverage_of(
     rng: np.random.Generator,
 ) -> list[ClearanceCoverage]:
     """Return how often each promised distance holds; arguments as of `point_coverage_of`."""
-    found = []
+    coverages = []
     for one in calibration.clearances:
         fitted, fresh = (
             objects_apart(some, one.target, calibration.thresholds, calibration.match_iou)
@@ -90,7 +90,7 @@ def clearance_coverage_of(
         )
         losses = clearance_losses(fresh, calibration.thresholds, one.guarantee)
         every = clearance_losses([*fitted, *fresh], calibration.thresholds, one.guarantee)
-        found.append(
+        coverages.append(
             ClearanceCoverage(
                 clearance=one,
                 groups=losses.n,
@@ -98,7 +98,7 @@ def clearance_coverage_of(
                 over_splits=random_splits(every, one.n, one.alpha, one.confidence, rng) if losses.n else (),
             )
         )
-    return found
+    return coverages
 
 
 def _held(losses: GroupLosses, factor: float, rng: np.random.Generator) -> Interval | None:
