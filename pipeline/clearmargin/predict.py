@@ -10,6 +10,7 @@ from clearmargin.files import made_folder
 from clearmargin.formats import open_source
 from clearmargin.outputs.writers import named_outputs
 from clearmargin.predicting.cases import Predicted, Reading, predict_source
+from clearmargin.predicting.discovery import holds_one_study
 from clearmargin.predicting.folders import predict_folder
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.sampling.samples import Mode
@@ -89,7 +90,9 @@ def predict(
         ConfigError: The model cannot be asked like that, or there is no such output.
     """
     outputs = named_outputs(write)
-    opened = open_source(source)
+    opened = None
+    if series is not None or volume is not None or not source.is_dir() or holds_one_study(source):
+        opened = open_source(source)
     predictor = Predictor(
         model=model,
         uncertainty=uncertainty,
@@ -104,16 +107,14 @@ def predict(
     made_folder(out)
     done: list[Predicted] = []
     failed: dict[str, str] = {}
-    if opened.kind == "folder":
-        done, failed = predict_folder(opened, out, predictor, outputs=outputs, on_done=on_done)
-    else:
-        reading = Reading(
-            series=series,
-            volume=volume,
-            allow_gaps=allow_gaps,
-            allow_tilt=allow_tilt,
-            tolerance_mm=tolerance_mm,
+    reading = Reading(
+        series=series, volume=volume, allow_gaps=allow_gaps, allow_tilt=allow_tilt, tolerance_mm=tolerance_mm
+    )
+    if opened is None:
+        done, failed = predict_folder(
+            source, out, predictor, reading=reading, outputs=outputs, on_done=on_done
         )
+    else:
         for predicted in predict_source(opened, out, predictor, reading=reading, outputs=outputs):
             done.append(predicted)
             on_done(predicted)

@@ -333,10 +333,11 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
     lines = [", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no items"]
     if report.new or report.known:
         lines.append(f"listed: {report.new} new, {report.known} known")
-    if left.not_selected or left.no_picture or left.other_files or left.unreadable:
+    if left.not_selected or left.no_picture or left.other_files or left.unreadable or left.results:
         lines.append(
             f"left out: {left.not_selected} series by --select, {left.no_picture} without a picture, "
-            f"files of other kinds: {left.other_files}, {len(left.unreadable)} unreadable"
+            f"files of other kinds: {left.other_files}, {len(left.unreadable)} unreadable, "
+            f"folders of results: {left.results}"
         )
         lines += [f"  {case}: {why}" for case, why in list(left.unreadable.items())[:20]]
     lines += [f"  {case}: not sent: {why}" for case, why in list(report.unsent.items())[:20]]
