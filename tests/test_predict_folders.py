@@ -85,7 +85,12 @@ def test_every_input_of_nested_studies_is_a_case_where_it_lies(tmp_path, caplog)
     assert any("slice" in why for why in report.failed.values())
     assert set(privacy.recorded_cases()) >= {*report.failed, *(d.case for d in report.done)}
     # each is what it is alone: the same bytes, and masks where the bright pixels lie
-    for place in (root / "p1", root / "parted", root / "packed" / "CANARY^zip.zip", root / "p2" / "deep.nii.gz"):
+    for place in (
+        root / "p1",
+        root / "parted",
+        root / "packed" / "CANARY^zip.zip",
+        root / "p2" / "deep.nii.gz",
+    ):
         (alone,) = predict(place, tmp_path / "alone", **MODEL | {"write": None}).done
         (same,) = predict(place, tmp_path / "narrow", **MODEL).done
         for name in ("prediction.npz", "instances.csv", "manifest.json", "summary.json"):
@@ -170,7 +175,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
         return original(self, image)
 
     monkeypatch.setattr(Predictor, "predict_case", interrupted)
-    monkeypatch.setattr("clearmargin.tracking.resolve.model_folder", lambda model: Path(model))
+    monkeypatch.setattr("clearmargin.tracking.resolve.model_folder", Path)
     code, said = command("predict", root, tmp_path / "out", "--model", "any", "--write", "tables")
     assert code == 130 and "what was finished is kept" in said and len(asked) == 4
     folders = list((tmp_path / "out").iterdir())
