@@ -88,7 +88,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=why):
             compare([good, tables(tmp_path / name, rows)])
-    with pytest.raises(InputError, match="one alone"):
+    with pytest.raises(ConfigError, match="one alone"):
         compare([good])
     with pytest.raises(InputError, match=r"no instances\.csv"):
         compare([good, tmp_path])

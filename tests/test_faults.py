@@ -79,7 +79,6 @@ def test_no_other_place_writes_files():
         "files.py",
         "privacy.py",
         "measure.py",
-        "tracking/liveness.py",
         "tracking/review.py",
         "tracking/store.py",
     }
@@ -586,6 +585,7 @@ def test_a_store_that_was_locked_gets_what_it_missed(tmp_path, monkeypatch, toy)
     import sqlite3
 
     from clearmargin.tracking import run as run_module
+    from clearmargin.tracking.spool import spools
 
     _, _, model = toy
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -595,7 +595,8 @@ def test_a_store_that_was_locked_gets_what_it_missed(tmp_path, monkeypatch, toy)
         lock.execute("BEGIN EXCLUSIVE")
         released = threading.Timer(8.0, lambda: lock.execute("COMMIT"))
         released.start()
-        monkeypatch.setattr(run._client, "set_tag", _refuses_while(released, run._client.set_tag))
+        client = run._sender._client
+        monkeypatch.setattr(client, "set_tag", _refuses_while(released, client.set_tag))
         run.set_tag("first", "1")
         (tmp_path / "gone.txt").write_text("kept")
         run.log_artifact(tmp_path / "gone.txt")
@@ -605,10 +606,10 @@ def test_a_store_that_was_locked_gets_what_it_missed(tmp_path, monkeypatch, toy)
         released.join(30)
         assert not released.is_alive()
         time.sleep(0.1)
-    client, run_id = run._client, run.run_id
+    run_id = run.run_id
     stored = client.get_run(run_id)
     assert stored.info.status == "FINISHED" and stored.data.tags["first"] == "1"
-    assert stored.outputs.model_outputs and not run._delivery.lost.total()
+    assert stored.outputs.model_outputs and not spools()
     names = {item.path for item in client.list_artifacts(run_id)}
     assert {"gone.txt", "images"} <= names
 

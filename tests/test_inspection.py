@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import json
+import shutil
+import sys
 
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from clearmargin.cli import main
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
 from clearmargin.formats.raster import read_raster, write_raster
@@ -56,3 +63,50 @@ def test_planes_of_a_volume_name_the_sides_of_the_patient():
     letters = (marked == 235).all(axis=0)
     assert letters[:, :20].any() and not (plain == 235).all(axis=0).any()
     assert not letters[150:170, 100:200].any(), "the middle of a plane is free"
+
+
+def _exit_code(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["clearmargin", "--json", "inspect", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Files of one picture each: cut off within the header, within the pixels, and without Rows."""
+    whole = tmp_path / "whole" / "ct.dcm"
+    whole.parent.mkdir()
+    shutil.copy(get_testdata_file("CT_small.dcm"), whole)
+    dataset = pydicom.dcmread(whole)
+    dataset.SeriesInstanceUID = dataset.SOPInstanceUID = "1.2.3"
+    dataset.save_as(tmp_path / "other.dcm")
+    content = (tmp_path / "other.dcm").read_bytes()
+    for name, part in {"header": content[:700], "pixels": content[:-9000]}.items():
+        (tmp_path / f"{name}.dcm").write_bytes(part)
+    del dataset.Rows
+    dataset.save_as(tmp_path / "rows.dcm")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["header", "pixels", "rows"])
+def test_a_refused_file_ends_with_4_and_one_of_a_folder_with_3(name, broken, monkeypatch, capsys):
+    file = broken / f"{name}.dcm"
+    assert _exit_code(monkeypatch, file) == 4
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said[-1]["exit_code"] == 4 and "whole" not in said[-1]["error"]
+    assert _exit_code(monkeypatch, broken / "whole") == 0
+    shutil.copy(file, broken / "whole" / "other.dcm")
+    capsys.readouterr()
+    assert _exit_code(monkeypatch, broken / "whole") == 3
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(line["refused"] for line in said[:-1]) == [False, True]
+
+
+def test_masks_and_choices_are_not_refused(data_root, monkeypatch):
+    """A CT with its SEG, of which each is for a reader of its own; and a series that a flag is needed for."""
+    folder = data_root / "dicom_ct_seg_rtstruct_small" / "dcmqi_liver"
+    assert _exit_code(monkeypatch, folder, "--header-only") == 0
+    assert _exit_code(monkeypatch, data_root / "dicom_ct_gantry_tilt", "--header-only") == 4

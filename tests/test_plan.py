@@ -139,8 +139,8 @@ def test_what_cannot_work_is_refused_with_what_can(tmp_path):
     touching = write_lines(tmp_path / "touching", boxes=[(10, 10, 20, 20), (30, 10, 20, 20)])
     assert plan(touching, device="cpu").experiment.model["network"] == "mask_rcnn"
     parted = plan(touching, network="semantic_cc", device="cpu")
-    assert parted.experiment.model["targets"] == "border"
-    assert "classes 50 %, border 0 %" in parted.reasons["model.targets"]
+    assert parted.experiment.model["targets"] == "distance"
+    assert "classes 50 %, distance 0 %, border 0 %" in parted.reasons["model.targets"]
     within = replace(parted.fingerprint, lost={"planes": {"classes": 0.3, "border": 0.2, "distance": 0.2}})
     assert "20 % of the objects lie over or in another" in objection("semantic_cc", within, 1.0)
     alone = write_lines(tmp_path / "alone", boxes=[(20, 20, 40, 40)])
@@ -217,7 +217,7 @@ def test_voxels_that_differ_are_brought_to_one_size_and_halved_as_they_are(tmp_p
 def test_objects_of_a_class_that_touch_in_space_get_targets_that_part_them(tmp_path):
     boxes = [(4, 8, 4, 12, 14, 9), (4, 8, 13, 12, 14, 9), (18, 8, 4, 12, 14, 9)]
     done = plan(write_toy_volumes(tmp_path, boxes=boxes), device="cpu", network="semantic_cc_3d")
-    assert done.experiment.model["targets"] == "border"
+    assert done.experiment.model["targets"] == "distance"
     assert done.fingerprint.lost["volumes"] == pytest.approx({"classes": 1 / 3, "border": 0, "distance": 0})
     assert done.experiment.training.early_stopping.metric == "ap"  # three of a class in a volume
     many = [(z, y, x, 2, 3, 3) for z in range(2, 34, 4) for y in range(2, 46, 6) for x in (2, 12, 22)]

@@ -27,7 +27,7 @@ from clearmargin.predicting.predictor import Predictor
 
 SHAPE = (5, 48, 48)
 GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
-MODEL = {"model": Path("any"), "write": ["tables", "prediction"]}
+MODEL = {"model": Path("any"), "write": ["tables", "prediction"], "track": False}
 
 
 @pytest.fixture(autouse=True)
@@ -145,9 +145,9 @@ def test_inputs_of_one_plain_name_are_counted_one_by_one(tmp_path, monkeypatch):
 def test_results_and_links_are_not_inputs(tmp_path):
     root = pictures(tmp_path / "pictures", "a.png", "b.png")
     (root / "link.png").symlink_to(root / "a.png")
-    first = predict(root, root / "out", model=Path("any"))
+    first = predict(root, root / "out", model=Path("any"), track=False)
     assert len(first.done) == 2 and (first.done[0].folder / "overlay.png").exists()
-    again = predict(root, root / "out", model=Path("any"))
+    again = predict(root, root / "out", model=Path("any"), track=False)
     assert [d.case for d in again.done] == [d.case for d in first.done] and not again.failed
 
 
@@ -176,7 +176,9 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Predictor, "predict_case", interrupted)
     monkeypatch.setattr("clearmargin.tracking.resolve.model_folder", Path)
-    code, said = command("predict", root, tmp_path / "out", "--model", "any", "--write", "tables")
+    code, said = command(
+        "predict", root, tmp_path / "out", "--model", "any", "--write", "tables", "--no-track"
+    )
     assert code == 130 and "what was finished is kept" in said and len(asked) == 4
     folders = list((tmp_path / "out").iterdir())
     assert len(folders) == 3 and all((f / "manifest.json").exists() for f in folders)

@@ -189,16 +189,35 @@ def test_a_gate_decides_and_the_registry_remembers(place, evaluation):
     (place / "gate.yaml").write_text(yaml.safe_dump(gate))
     code, said = command("promote", evaluation.run_id, "--as", "champion", "--gate", "gate.yaml")
     assert code == 1 and "mean of dice at least 0.999" in said
+    client = open_client()
+    for wrong, message in (
+        ({"numbers": [{"number": "ap5", "at_least": 0.1}]}, "no number 'ap5': did you mean"),
+        ({"metrics": [{"metric": "dicee", "mean": 0.5}]}, "no metric 'dicee': did you mean"),
+        (
+            {"metrics": [{"metric": "dice", "mean": 0.5, "stratum": "class = disk"}]},
+            "no stratum 'class = disk'",
+        ),
+    ):
+        (place / "wrong.yaml").write_text(yaml.safe_dump(gate | {"name": "discs"} | wrong))
+        code, said = command("promote", evaluation.run_id, "--as", "champion", "--gate", "wrong.yaml")
+        assert code == 2 and message in said, said
+    code, said = command("promote", evaluation.run_id, "--as", "v1", "--gate", "gate.yaml")
+    assert code == 2 and "no alias: 'v1'" in said
+    assert len(client.search_model_versions("name = 'discs'")) == 1, "what was refused registers nothing"
     gate["metrics"], gate["replay"] = [], True
     (place / "gate.yaml").write_text(yaml.safe_dump(gate))
     code, said = command(
         "promote", evaluation.run_id, "--as", "champion", "--gate", "gate.yaml", "--card", "data/card.yaml"
     )
-    assert code == 0 and "models:/discs/2 is now 'champion'" in said, said
+    assert code == 0 and "models:/discs/1 is now 'champion'" in said, said
     version = open_client().get_model_version_by_alias("discs", "champion")
-    assert str(version.version) == "2"
+    assert str(version.version) == "1", "the model keeps its version"
     assert version.tags["verdict"] == "passed" and "replay gives the same" in version.tags["reason"]
-    assert open_client().get_model_version("discs", "1").tags["verdict"] == "not passed"
+    gate["metrics"], gate["replay"] = [{"metric": "dice", "mean": 0.999}], False
+    (place / "gate.yaml").write_text(yaml.safe_dump(gate))
+    code, said = command("promote", evaluation.run_id, "--as", "champion", "--gate", "gate.yaml")
+    assert code == 1 and "models:/discs/1 does not pass, and keeps 'champion'" in said
+    assert client.get_model_version("discs", "1").tags["verdict"] == "not passed"
     code, said = command("predict", "data/t9.png", "out", "--model", "models:/discs@champion")
     assert code == 0, said
 

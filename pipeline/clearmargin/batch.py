@@ -284,6 +284,7 @@ def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, lef
     """Log one run with counts, rates and failures by kind; no case, path or UID."""
     import numpy as np
 
+    from clearmargin.capsules import cases_csv, hidden, log_predictor, model_name
     from clearmargin.tracking.run import TrackedRun
 
     counts, totals = ledger.counts(recipe), ledger.totals(recipe)
@@ -301,11 +302,26 @@ def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, lef
         "batch/workers_restarted": float(ended.restarted),
     }
     lines = "".join(f"{i.key} {i.state}\n" for i in ledger.items(recipe=recipe))
-    with TrackedRun(name=f"batch {predictor.provenance.model}") as run:
+    run = TrackedRun(name=f"batch {model_name(predictor.provenance)}")
+    run.on_start(tags={"verb": "batch"})
+    with run:
         run.log_params({"uncertainty": predictor.uncertainty, "runtime": predictor.runtime, "recipe": recipe})
         run.log_metrics(metrics, step=0)
         run.set_tag("clearmargin.ledger_sha256", hashlib.sha256(lines.encode()).hexdigest())
-        run.log_model_used(predictor.provenance.weights_sha256, predictor.provenance.model)
+        run.log_model_used(predictor.provenance.weights_sha256, "batch {}")
+        table, left_out = cases_csv(
+            {
+                "case": hidden(i.case_id), "state": i.state, "kind": i.kind, "item": i.key, "tries": i.tries,
+                "seconds": f"{i.seconds:.2f}", "files": len(i.files),
+                "results_sha256": hashlib.sha256(repr(sorted(i.files.items())).encode()).hexdigest(),
+            }
+            for i in ledger.items(recipe=recipe)
+        )  # fmt: skip
+        run.log_text(table, "cases.csv")
+        log_predictor(
+            run, predictor, verb="batch", recipe=recipe,
+            data={"ledger_sha256": hashlib.sha256(lines.encode()).hexdigest(), "rows_left_out": str(left_out)},
+        )  # fmt: skip
         return run.run_id
 
 

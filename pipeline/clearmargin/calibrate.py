@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from clearmargin.capsules import log_capsule, log_model_card, model_name
 from clearmargin.core import Image, InstanceSet, Prediction, Segmenter, Thresholds
 from clearmargin.core.groups import PLURALS
 from clearmargin.datasets.card import Split
@@ -144,7 +145,7 @@ def calibrate(
         _check_unseen(model, dataset, others, "judged")
     data = _where_from(dataset, cases)
     name = f"calibrate-{{}}-{dataset.card.name}-{uncertainty}"
-    run = TrackedRun(name=name.format(segmenter.provenance.model), enabled=track)
+    run = TrackedRun(name=name.format(model_name(segmenter.provenance)), enabled=track)
     run.on_start(
         params={
             "card": dataset.card.name,
@@ -193,6 +194,14 @@ def calibrate(
             file = save_calibration(model, found)
         done = Calibrated(calibration=found, file=file, judged=judged, run_id=run.run_id)
         _report(done, run, out)
+        run.log_artifact(file, "calibration")
+        log_capsule(
+            run, verb="calibrate", dataset=dataset, cases=(*cases, *others), models={"": model},
+            settings=vars(asked)
+            | {"uncertainty": uncertainty, "split": split, "judge": judge_on, "fit_share": fit_share},
+            snapshots=uncertainty == "checkpoints", seeds={"split": seed}, data={"split": split},
+        )  # fmt: skip
+        log_model_card(run, model, {}, dataset)
     return done
 
 

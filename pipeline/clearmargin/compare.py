@@ -148,10 +148,10 @@ def _facts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(f"'numbers.json' in '{folder.name}' is no JSON: evaluate again") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _cost(sources: Sequence[_Source]) -> dict[str, float]:
@@ -208,17 +208,17 @@ def _pictures(sets: ComparedSets, folders: Mapping[str, Path], card: Path) -> di
 
         return of_case
 
-    found = regression_pictures(
+    pictures = regression_pictures(
         sets,
         lambda case: dataset.read(cases[case]) if case in cases else None,
         {name: kept(folder) for name, folder in folders.items()},
     )
-    if sets.regressions and not found:
+    if sets.regressions and not pictures:
         log.warning(
             "no object could be drawn: the card has none of the cases, or a table has no predictions/ beside it "
             "(`evaluate --out` writes them)"
         )
-    return found
+    return pictures
 
 
 def _log(sets: ComparedSets, costs: Mapping[str, Mapping[str, float]]) -> str:

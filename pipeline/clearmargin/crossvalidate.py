@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from clearmargin.capsules import log_capsule
 from clearmargin.config import dump_yaml
 from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.datasets.folds import FoldSettings, in_fold
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.evaluate import Evaluation, evaluate_cases, write_tables
 from clearmargin.files import csv_rows, write_text
-from clearmargin.metrics.tables import CaseRow, SummaryRow, summarise, summary_csv, summary_markdown
+from clearmargin.metrics.tables import CaseRow, SummaryRow, rows_csv, summarise, summary_csv, summary_markdown
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ENSEMBLE_FILE
 from clearmargin.networks import config_class
@@ -133,10 +134,18 @@ def crossvalidate(
             run_id=run.run_id,
         )
         _write(done)
+        write_text(folder / "instances.csv", rows_csv(rows))
         run.log_metrics({f"mean/{name}": mean for name, (mean, _) in done.spread().items()}, step=0)
         run.log_metrics({f"sd/{name}": sd for name, (_, sd) in done.spread().items()}, step=0)
-        for name in ("members.csv", "pooled.csv", "pooled.md"):
+        for name in ("members.csv", "pooled.csv", "pooled.md", "instances.csv"):
             run.log_artifact(folder / name, "crossvalidation")
+        log_capsule(
+            run, verb="crossvalidate",
+            settings=experiment.model_dump(mode="json") | {"folds": _groups(members, dataset)},
+            dataset=dataset, cases=[c for c in dataset.cases if c.split in ("train", "validation")],
+            models={one.name: folder / one.name / "model" for one in members},
+            seeds={one.name: one.seed for one in members},
+        )  # fmt: skip
     return done
 
 
@@ -179,6 +188,15 @@ def _members(experiment: Experiment, folds: int, seeds: int) -> Iterator[Member]
             fold = FoldSettings(number=number, of=folds) if folds > 1 else None
             name = f"fold-{number}-seed-{seed}" if fold else f"seed-{seed}"
             yield Member(name=name, fold=fold, seed=seed)
+
+
+def _groups(members: Sequence[Member], dataset: Dataset) -> dict[str, list[str]]:
+    """Return the cases that each fold holds out."""
+    folds = {member.fold.number: member.fold for member in members if member.fold is not None}
+    return {
+        f"fold-{number}": [case.case for case in in_fold(dataset, fold, validate=False).split("test")]
+        for number, fold in folds.items()
+    }
 
 
 def _train_member(

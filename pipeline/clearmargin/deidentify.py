@@ -19,6 +19,7 @@ from clearmargin.deidentification.key import Key, read_key, same_patient
 from clearmargin.deidentification.report import Report
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
 from clearmargin.formats.dicom.boundary import read_header
+from clearmargin.formats.dicom.headers import Elements
 from clearmargin.formats.dicom.index import looks_like_dicom
 from clearmargin.formats.dicom.media import is_zip, unpacked_files
 from clearmargin.formats.dicom.scan import quick_header
@@ -117,7 +118,7 @@ def _patients_of_studies(files: Iterable[Path]) -> dict[str, str]:
     without: set[str] = set()
     for path in files:
         try:
-            header = quick_header(path, _IDENTITY, frozenset())
+            header: Elements | None = quick_header(path, _IDENTITY, frozenset())
             if header is None and looks_like_dicom(path):
                 header = read_header(path, tags=list(_IDENTITY.values()))
             if header is None:

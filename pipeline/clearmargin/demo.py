@@ -48,7 +48,7 @@ def demo(out: Path, *, steps: int | None = None) -> str:
     write_text(config, yaml.safe_dump(_experiment(card, steps or _STEPS), sort_keys=False))
     log.info("training on %d phantoms", _SPLITS["train"])
     trained = train(config, runs=out / "runs")
-    found = evaluate(trained.model, card, split="test", out=out / "evaluation")
+    evaluation = evaluate(trained.model, card, split="test", out=out / "evaluation")
     study = sorted((out / "data").glob("phantom-*"))[-1] / "ct"
     volume = predict(study, out / "predictions", model=trained.model, uncertainty="tta").done[0]
     clip = predict(
@@ -58,16 +58,16 @@ def demo(out: Path, *, steps: int | None = None) -> str:
         uncertainty="tta",
         display_window=True,
     ).done[0]
-    numbers = found.flat()
+    numbers = evaluation.flat()
     return "\n".join(
         [
             "",
-            f"test: {found.counts['cases']} phantoms never seen in training or validation",
+            f"test: {evaluation.counts['cases']} phantoms never seen in training or validation",
             f"  tumour masks in slices: AP50 {numbers['slices/ap50/tumour']:.3f}, AP {numbers['slices/ap/tumour']:.3f}",
             f"  matched instances: HD95 {numbers.get('matched/hd95', float('nan')):.1f} mm, "
             f"NSD at 2 mm {numbers.get('matched/nsd_2mm', 0):.3f}; "
-            f"true positives {found.counts['tp']}, false negatives {found.counts['fn']}, "
-            f"false positives {found.counts['fp']}",
+            f"true positives {evaluation.counts['tp']}, false negatives {evaluation.counts['fn']}, "
+            f"false positives {evaluation.counts['fp']}",
             f"study: {_count(volume.by_class)} -> {volume.folder} (SEG, SR, map, table, overlays)",
             f"clip: {_count(clip.by_class)} over all frames -> {clip.folder} (overlay.mp4, instances.csv)",
             f"{(time.monotonic() - started) / 60:.1f} minutes; research software, not for diagnosis or treatment",
@@ -95,12 +95,12 @@ def make_demo_data(folder: Path) -> Path:
 
 def _make_study(folder: Path, number: int) -> None:
     phantom = make_phantom(seed=number)
-    wanted = [
+    indices = [
         i
         for i, label in enumerate(phantom.reference.labels)
         if PHANTOM_LABELS.by_id(int(label)).name in _CLASSES
     ]
-    reference: InstanceSet = phantom.reference.select(wanted)
+    reference: InstanceSet = phantom.reference.select(indices)
     write_phantom_study(folder, replace(phantom, reference=reference), number)
 
 

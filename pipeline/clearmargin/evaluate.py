@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from clearmargin.capsules import log_capsule, log_model_card, model_name, summary_rows
 from clearmargin.config import dump_yaml
 from clearmargin.core import Grid, InstanceSet, Prediction, Segmenter, Thresholds, at_least
 from clearmargin.datasets.card import Split, public
@@ -36,7 +37,6 @@ from clearmargin.report.results import instance_lines, set_lines, write_results
 from clearmargin.report.run_page import report_page
 from clearmargin.review_folder import KeptCases, described
 from clearmargin.sampling.samples import Mode, open_segmenter
-from clearmargin.tracking.capsule import CAPSULE, capsule, model_digests
 from clearmargin.tracking.run import TrackedRun
 
 __all__ = [
@@ -139,7 +139,7 @@ def evaluate(
     thresholds = segmenter.thresholds if score_threshold is None else Thresholds(score_threshold)
     cases = dataset.split(split)
     name = f"evaluate-{{}}-{dataset.card.name}-{split}"
-    run = TrackedRun(name=name.format(segmenter.provenance.model), enabled=track)
+    run = TrackedRun(name=name.format(model_name(segmenter.provenance)), enabled=track)
     run.on_start(
         params={
             "card": dataset.card.name,
@@ -172,25 +172,23 @@ def evaluate(
                 run.log_image("prediction over truth", picture, step)
         folder = Path(scratch) / "evaluation"
         data = {"card": dataset.card.name, "split": split, "digest": digest}
-        run.log_text(
-            capsule(
-                verb="evaluate",
-                settings={
-                    "split": split,
-                    "uncertainty": uncertainty,
-                    "thresholds": asdict(thresholds),
-                    "protocol": asdict(protocol),
-                },
-                card=data | {"version": dataset.card.version},
-                cases=dataset.file_digests([case for case in cases if case.case not in found.failed]),
-                model=model_digests(model, snapshots=uncertainty == "checkpoints"),
-                seeds={"intervals": 0},
-                predictions=kept.digests,
-            ),
-            CAPSULE,
-        )
+        measured = [case for case in cases if case.case not in found.failed]
+        log_capsule(
+            run, verb="evaluate", dataset=dataset, cases=measured, models={"": model},
+            settings={"split": split, "uncertainty": uncertainty, "thresholds": asdict(thresholds)}
+            | {"protocol": asdict(protocol)},
+            snapshots=uncertainty == "checkpoints", seeds={"intervals": 0}, predictions=kept.digests,
+            data={"split": split},
+        )  # fmt: skip
         write_tables(found, folder, data=data)
-        title = f"{segmenter.provenance.model} on {dataset.card.name}, {split}"
+        known = {
+            "data": data,
+            "counts": found.counts,
+            "numbers": found.flat(),
+            "summary": summary_rows(folder),
+        }
+        log_model_card(run, model, known, dataset)
+        title = f"{model_name(segmenter.provenance)} on {dataset.card.name}, {split}"
         listed = write_review(folder, found, kept, dataset, title=title, most=gallery)
         run.log_artifact(folder, "evaluation")
         run.describe(lambda page: described(found.headline(), listed, f"{page}/evaluation"))

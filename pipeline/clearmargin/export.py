@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from clearmargin.capsules import log_capsule, log_model_card, model_name
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.card import Split
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.errors import ConfigError, ParityError, nearest
-from clearmargin.files import write_text
+from clearmargin.files import file_digest, write_text
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import RuntimeCard, save_runtime
 from clearmargin.models.parity import Parity, compare, compare_maps, worst
@@ -24,6 +25,7 @@ from clearmargin.models.segmenter import Look, NetworkSegmenter, View
 from clearmargin.networks.foreground import has_foreground_head, knows_foreground
 from clearmargin.networks.parts import find_parts
 from clearmargin.report.progress import progress
+from clearmargin.tracking.run import TrackedRun
 
 __all__ = ["BUNDLE", "Export", "export"]
 
@@ -45,15 +47,19 @@ class Export:
         parity: The largest differences to torch.
         cases: On how many images.
         seconds: A case, start to end, with torch and with the runtime: medians.
+        run_id: In the tracking store; empty if it was not tracked.
     """
 
     folder: Path
     parity: Parity
     cases: int
     seconds: tuple[float, float]
+    run_id: str = ""
 
 
-def export(model: Path, card: Path, *, format: str, split: Split = "validation", cases: int = 8) -> Export:
+def export(
+    model: Path, card: Path, *, format: str, split: Split = "validation", cases: int = 8, track: bool = True
+) -> Export:
     """Write a model's parts for a runtime into the model's folder, if they pass the parity gate.
 
     Args:
@@ -62,6 +68,7 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
         format: ``onnx`` or ``openvino``; or ``bundle``, a MONAI bundle.
         split: Split of the card.
         cases: At most so many of them, evenly spread.
+        track: Whether to log a run.
 
     Raises:
         ParityError: The runtime finds something else than torch; nothing is written, an earlier export stays.
@@ -77,7 +84,38 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
     dataset = open_dataset(card)
     dataset.card.check_model(segmenter.label_map, model="the model", task="compare")
     chosen = dataset.split(split)
-    pairs = [dataset.read(case) for case in chosen[:: -(-len(chosen) // cases)]]
+    compared = chosen[:: -(-len(chosen) // cases)]
+    pairs = [dataset.read(case) for case in compared]
+    run = TrackedRun(name=f"export-{model_name(segmenter.provenance)}-{format}", enabled=track)
+    params = {"format": format, "card": dataset.card.name, "split": split, "cases": len(pairs)}
+    run.on_start(
+        params=params | {"weights_sha256": segmenter.provenance.weights_sha256}, tags={"verb": "export"}
+    )
+    with run:
+        parity, seconds = _write(model, segmenter, pairs, format, split)
+        run.log_model_used(segmenter.provenance.weights_sha256, f"export-{{}}-{format}")
+        run.log_data(dataset.card.name, dataset.digest(), context=split)
+        run.log_metrics(
+            {f"export/{name}": float(value) for name, value in asdict(parity).items()}
+            | {"export/seconds": seconds[1], "export/seconds_with_torch": seconds[0]},
+            step=0,
+        )
+        run.log_artifact(model / format / "parity.json", "export")
+        log_capsule(
+            run, verb="export", settings=params, dataset=dataset, cases=compared, models={"": model},
+            data={
+                file.relative_to(model).as_posix(): file_digest(file)
+                for file in sorted((model / format).rglob("*")) if file.is_file()
+            },
+        )  # fmt: skip
+        log_model_card(run, model, {}, dataset)
+    return Export(folder=model / format, parity=parity, cases=len(pairs), seconds=seconds, run_id=run.run_id)
+
+
+def _write(
+    model: Path, segmenter: NetworkSegmenter, pairs: Sequence[Pair], format: str, split: str
+) -> tuple[Parity, tuple[float, float]]:
+    """Write an export into the model's folder if it passes the gate; return how it compares, and the times."""
     draft = model / f".{format}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -102,7 +140,7 @@ def export(model: Path, card: Path, *, format: str, split: Split = "validation",
         draft.replace(model / format)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Export(folder=model / format, parity=parity, cases=len(pairs), seconds=seconds)
+    return parity, seconds
 
 
 def _bundled(model: Path, pairs: Sequence[Pair], draft: Path) -> tuple[Parity, tuple[float, float]]:

@@ -30,6 +30,8 @@ class Finding:
     Attributes:
         what: Its number and kind, such as ``1: CT volume``.
         readable: Whether it is read as it is.
+        refused: Whether it holds, or should hold, pictures and they cannot be read as they are. What is not readable
+            and not refused is for another reader (a SEG, a report), or is to be chosen from.
         size: Shape and files, such as ``108 x 512 x 512, 108 file(s)``.
         geometry: Grid, slice direction and how far the slices lie from the grid, ``""`` if unknown.
         values: Dtype and range if it was read, else ``""``.
@@ -48,6 +50,7 @@ class Finding:
     selector: str = ""
     number: int | None = None
     description: str = field(default="", repr=False)
+    refused: bool = False
 
 
 def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = None) -> list[Finding]:
@@ -97,6 +100,7 @@ def _series(opened: Opened, *, read: bool, tolerance_mm: float | None) -> list[F
             selector=selector,
             number=entry.series_number,
             description=entry.description,
+            refused=entry.refused,
         )
         if len(entry.volumes) == 1:
             finding = _placed(finding, entry.volumes[0], entry.name, tolerance_mm)
@@ -104,7 +108,20 @@ def _series(opened: Opened, *, read: bool, tolerance_mm: float | None) -> list[F
             finding = _read(finding, opened, f"list:{entry.number}", tolerance_mm)
         findings.append(finding)
         if len(entry.volumes) > 1:
-            findings += [_part(entry, volume, selector, tolerance_mm) for volume in entry.volumes]
+            parts = [_part(entry, volume, selector, tolerance_mm) for volume in entry.volumes]
+            findings[-1] = replace(finding, refused=all(part.refused for part in parts))
+            findings += parts
+    if opened.damaged:
+        findings.append(
+            Finding(
+                what=f"{len(opened.damaged)} damaged DICOM file(s)",
+                readable=False,
+                size=f"{len(opened.damaged)} file(s)",
+                problem="they begin as DICOM does and cannot be read: damaged, or cut off; inspect one alone for the "
+                "reason",
+                refused=True,
+            )
+        )
     return findings
 
 
@@ -127,18 +144,18 @@ def _placed(finding: Finding, volume: VolumeEntry, name: str, tolerance_mm: floa
     try:
         stack = stack_planes(placed(volume.pictures), name, tolerance_mm=tolerance_mm)
     except InputError as error:
-        return replace(finding, readable=False, problem=str(error))
+        return replace(finding, readable=False, refused=True, problem=str(error))
     geometry = _geometry(stack.grid)
     if stack.grid.ndim == 3 and stack.grid.shape[0] > 1:
         geometry += f", slices within {stack.deviation_mm:.4f} mm of it"
-    return replace(finding, readable=True, problem="", geometry=geometry)
+    return replace(finding, readable=True, refused=False, problem="", geometry=geometry)
 
 
 def _read(finding: Finding, opened: Opened, series: str, tolerance_mm: float | None) -> Finding:
     try:
         image = opened.image(series=series, tolerance_mm=tolerance_mm)
     except InputError as error:
-        return replace(finding, readable=False, problem=str(error), geometry="")
+        return replace(finding, readable=False, refused=True, problem=str(error), geometry="")
     return replace(finding, geometry=finding.geometry or _geometry(image.grid), values=_values(image))
 
 

@@ -198,34 +198,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def render(found: Measured) -> str:
+def render(measurement: Measured) -> str:
     """Return what a console shows: counts and numbers, then the summary as a Markdown table."""
-    lines = set_lines(found)
-    if found.without_reference:
-        lines.append(f"{found.without_reference} predictions without a reference were left out")
-    if found.failed:
-        lines.append(f"{len(found.failed)} cases were refused and are in no number")
-    return "\n".join(lines) + "\n\n" + summary_markdown(found.summary)
+    lines = set_lines(measurement)
+    if measurement.without_reference:
+        lines.append(f"{measurement.without_reference} predictions without a reference were left out")
+    if measurement.failed:
+        lines.append(f"{len(measurement.failed)} cases were refused and are in no number")
+    return "\n".join(lines) + "\n\n" + summary_markdown(measurement.summary)
 
 
-def write_tables(found: Measured, folder: Path, *, names: Names = "keyed") -> None:
+def write_tables(measurement: Measured, folder: Path, *, names: Names = "keyed") -> None:
     """Write the tables of `write_results`.
 
     With ``names`` ``plain``, ``instances.csv`` and ``failures.csv`` name cases and groups as the user's files do.
     """
-    write_results(found, folder, plain=found.plain if names == "plain" else None)
+    write_results(measurement, folder, plain=measurement.plain if names == "plain" else None)
 
 
-def _log(found: Measured) -> None:
+def _log(measurement: Measured) -> None:
     from clearmargin.tracking.run import TrackedRun
 
     run = TrackedRun(name="measure")
-    params = {"cases": found.counts["cases"], "unit": found.unit, "surface": found.surface}
+    params = {"cases": measurement.counts["cases"], "unit": measurement.unit, "surface": measurement.surface}
     run.on_start(params=params, tags={"verb": "measure"})
     with run:
-        run.log_metrics(found.flat(), step=0)
+        run.log_metrics(measurement.flat(), step=0)
         with TemporaryDirectory() as folder:
-            write_tables(found, Path(folder))
+            write_tables(measurement, Path(folder))
             run.log_artifact(Path(folder), "measurement")
 
 

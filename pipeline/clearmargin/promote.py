@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +10,12 @@ from typing import Any
 
 from pydantic import Field
 
+from clearmargin.capsules import summary_rows
 from clearmargin.config import Settings, load_settings
-from clearmargin.errors import InputError
+from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.replay import Replayed, replay
 from clearmargin.runs import Run, load
-from clearmargin.tracking.flavour import register, tag_version
+from clearmargin.tracking.flavour import aliases_of, check_name, register, tag_version
 
 __all__ = ["Condition", "Gate", "Promoted", "judge", "promote"]
 
@@ -68,18 +68,20 @@ class Promoted:
     Attributes:
         version: ``models:/NAME/VERSION``.
         alias: What was asked for.
-        passed: Whether the version now has it.
+        passed: Whether the version now has it by this gate.
+        kept: Whether it has it from an earlier verdict, and does not pass now.
         conditions: Of the gate.
     """
 
     version: str
     alias: str
     passed: bool
+    kept: bool
     conditions: tuple[Condition, ...]
 
     def text(self) -> str:
         """Return what a console shows."""
-        word = "is now" if self.passed else "is not"
+        word = "is now" if self.passed else "does not pass, and keeps" if self.kept else "is not"
         lines = [f"  {'yes' if c.passed else 'NO '}  {c.asked}: {c.found}" for c in self.conditions]
         return "\n".join([f"{self.version} {word} '{self.alias}'", *lines])
 
@@ -95,7 +97,8 @@ def promote(
 ) -> Promoted:
     """Judge an evaluation by a gate, register its model, and give it the alias if every condition holds.
 
-    A version that does not pass is registered, too, with the verdict and without the alias.
+    A version that does not pass is registered, too, with the verdict and without the alias. Judged again, a model keeps
+    its version, which gets the new verdict; an alias that it has stays with it.
 
     Args:
         run: An evaluation, by id or name.
@@ -107,7 +110,8 @@ def promote(
 
     Raises:
         InputError: No such run, it is no evaluation, or its training logged no model.
-        ConfigError: The gate does not fit its schema, or asks for a replay and no card is given.
+        ConfigError: The gate does not fit its schema, or asks for a metric, a stratum or a number that the evaluation
+            does not have; or the registry takes no such name or alias.
     """
     known = load(run)
     if known.verb != "evaluate":
@@ -118,14 +122,14 @@ def promote(
             f"the store does not know the training of run '{known.name}': only a model that it logged can be promoted"
         )
     asked = load_settings(gate, Gate)
-    repeated = None
-    if asked.replay:
-        if card is None:
-            raise InputError(f"gate '{asked.name}' asks for a replay: give the data card with --card")
-        repeated = replay(known.run_id, card, model=model)
-    conditions = judge(asked, known, repeated, calibrated=bool(load(training).children("calibrate")))
-    passed = all(c.passed for c in conditions)
+    _check_gate(asked, known)
     registered = name or asked.name
+    check_name(registered, alias)
+    if asked.replay and card is None:
+        raise InputError(f"gate '{asked.name}' asks for a replay: give the data card with --card")
+    repeated = replay(known.run_id, card, model=model) if asked.replay and card is not None else None
+    conditions = judge(asked, known, repeated, calibrated=known.calibrated())
+    passed = all(c.passed for c in conditions)
     version = register(training, registered, alias if passed else None)
     tag_version(
         version,
@@ -140,7 +144,35 @@ def promote(
             ],
         },
     )
-    return Promoted(version=version, alias=alias, passed=passed, conditions=tuple(conditions))
+    return Promoted(
+        version=version,
+        alias=alias,
+        passed=passed,
+        kept=not passed and alias in aliases_of(version),
+        conditions=tuple(conditions),
+    )
+
+
+def _check_gate(gate: Gate, run: Run) -> None:
+    """Refuse a gate whose conditions no run like this one could meet: most often a name is misspelt.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    rows = summary_rows(run.folder)
+    for bound in gate.metrics:
+        if bound.metric not in (known := {row["metric"] for row in rows}):
+            raise ConfigError(
+                f"gate '{gate.name}': no metric '{bound.metric}': {nearest(bound.metric, known)}"
+            )
+        if bound.stratum not in (known := {row["stratum"] for row in rows}):
+            raise ConfigError(
+                f"gate '{gate.name}': no stratum '{bound.stratum}': {nearest(bound.stratum, known)}"
+            )
+    numbers = run.facts().get("numbers", {})
+    for one in gate.numbers:
+        if one.number not in numbers:
+            raise ConfigError(f"gate '{gate.name}': no number '{one.number}': {nearest(one.number, numbers)}")
 
 
 def judge(gate: Gate, run: Run, repeated: Replayed | None, *, calibrated: bool) -> list[Condition]:
@@ -152,7 +184,7 @@ def judge(gate: Gate, run: Run, repeated: Replayed | None, *, calibrated: bool) 
         for key, wanted in (("card", gate.card), ("split", gate.split))
         if wanted is not None
     ]
-    summary = _summary(run.folder / "summary.csv")
+    summary = {(row["stratum"], row["metric"]): row for row in summary_rows(run.folder)}
     for bound in gate.metrics:
         row = summary.get((bound.stratum, bound.metric))
         where = "" if bound.stratum == "all" else f" ({bound.stratum})"
@@ -199,13 +231,6 @@ def _lower_is_better(metric: str) -> bool:
 
     known = metric_of(metric)
     return known is not None and known.better != "higher"
-
-
-def _summary(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        return {(row["stratum"], row["metric"]): row for row in csv.DictReader(lines)}
 
 
 def _shown(value: float | None) -> str:

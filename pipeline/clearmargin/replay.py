@@ -88,11 +88,11 @@ def replay(run: str, card: Path, *, model: Path | str | None = None) -> Replayed
         digests[case.case] = prediction_digest(prediction)
 
     protocol = MeasurementProtocol(**settings["protocol"])
-    found = evaluate_cases(
+    evaluation = evaluate_cases(
         segmenter.with_threshold(0.0), dataset, cases, thresholds=thresholds, protocol=protocol, keep=keep
     )
-    before = {k: float(known.numbers[k]) for k in found.headline() if k in known.numbers}
-    numbers = {name: (value, found.headline()[name]) for name, value in before.items()}
+    before = {k: float(known.numbers[k]) for k in evaluation.headline() if k in known.numbers}
+    numbers = {name: (value, evaluation.headline()[name]) for name, value in before.items()}
     equal = sum(digests.get(case) == digest for case, digest in capsule["predictions"].items())
     differences = list(changed)
     if not around and equal < len(capsule["predictions"]):

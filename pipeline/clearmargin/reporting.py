@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from clearmargin.capsules import summary_rows
 from clearmargin.config import read_yaml
 from clearmargin.errors import InputError
 from clearmargin.files import made_folder, write_text
@@ -95,7 +96,8 @@ def _known(evaluation: Run, training: Run | None, calibration: Run | None) -> di
     known: dict[str, Any] = {
         "data": facts.get("data", {}), "counts": facts.get("counts", {}), "numbers": facts.get("numbers", {}),
         "software": evaluation.tags.get("software", ""), "weights_sha256": evaluation.params.get("weights_sha256", ""),
-        "calibrated": calibration is not None, "training": training is not None,
+        "calibrated": evaluation.calibrated(),
+        "summary": summary_rows(evaluation.folder), "training": training is not None,
     }  # fmt: skip
     for key, file in (("card", "card.yaml"), ("model", "model.yaml")):
         for run in (evaluation, training):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from clearmargin.errors import InputError, nearest
 from clearmargin.metrics.tables import CaseRow, read_rows_csv
 from clearmargin.privacy import home
-from clearmargin.tracking.store import open_client
+from clearmargin.tracking.capsule import CAPSULE, read_capsule
+from clearmargin.tracking.store import find_run, open_client
 
 if TYPE_CHECKING:
     import pandas
@@ -139,6 +140,19 @@ class Run:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found
 
+    def capsule(self) -> dict[str, Any]:
+        """Return ``capsule.json``: what it takes to repeat the run; empty if it holds none."""
+        try:
+            return read_capsule(self.file(CAPSULE), self.name)
+        except InputError:
+            return {}
+
+    def calibrated(self) -> bool:
+        """Return whether the model of an evaluation was calibrated: its capsule knows, or this store does."""
+        training = self.tags.get("training")
+        known = bool(self.capsule().get("calibration"))
+        return known or (bool(training) and bool(load(str(training)).children("calibrate")))
+
     def children(self, verb: str) -> list[Run]:
         """Return the runs of a verb (``evaluate``, ``calibrate``) that used this training's model, newest first."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
@@ -174,17 +188,13 @@ def load(run: str, *, uri: str | None = None) -> Run:
     >>> import clearmargin.runs
     >>> clearmargin.runs.load("evaluate-nuclei-test").instances.groupby("class").dice.mean()  # doctest: +SKIP
     """
-    from mlflow.exceptions import MlflowException
-
     client = open_client(uri)
     known = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", run)
     if known:
-        try:
-            return _run(client, client.get_run(known[1]))
-        except MlflowException:
-            raise InputError(
-                f"no run '{run}' in the tracking store: `clearmargin review` lists them"
-            ) from None
+        one = find_run(client, known[1])
+        if one is None:
+            raise InputError(f"no run '{run}' in the tracking store: `clearmargin review` lists them")
+        return _run(client, one)
     experiments = [e.experiment_id for e in client.search_experiments()]
     quoted = run.replace("'", "")
     found = client.search_runs(experiments, f"attributes.run_name = '{quoted}'") if experiments else []

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from clearmargin.capsules import log_capsule
 from clearmargin.config import load_settings
 from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
@@ -161,6 +162,11 @@ def select(
         with TemporaryDirectory() as folder:
             _write(done, budget_ms, Path(folder))
             run.log_artifact(Path(folder), "selection")
+        log_capsule(
+            run, verb="select", dataset=dataset, cases=dataset.split("validation"),
+            settings={"budget_ms": budget_ms, "metric": wanted, "device": device, "cases": cases},
+            models={name: model for name, (model, runtime) in tasks.items() if runtime == "torch"},
+        )  # fmt: skip
         if not done.chosen:
             raise InputError(done.why)
     return done

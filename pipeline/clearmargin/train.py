@@ -23,6 +23,7 @@ import yaml
 from torch import nn
 
 from clearmargin import __version__
+from clearmargin.capsules import log_capsule, log_model_card
 from clearmargin.config import digest, dump_yaml, load_settings, read_yaml
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
@@ -226,6 +227,11 @@ def _train(
         if run.run_id:
             write_text(folder / RUN, yaml.safe_dump({"run_id": run.run_id}))
         run.log_data(dataset.card.name, dataset.digest())
+        told: dict[str, Any] = {
+            "verb": "train", "settings": experiment.model_dump(mode="json"), "dataset": dataset,
+            "cases": (*cases, *validation), "seeds": {"training": experiment.seed},
+        }  # fmt: skip
+        log_capsule(run, **told)  # of a training that is stopped, too
         with operator_profile(folder / PROFILE) if profile else nullcontext() as profiler:
             _loop(
                 state,
@@ -243,6 +249,8 @@ def _train(
         if (folder / PROFILE).is_dir():
             run.log_artifact(folder / PROFILE / OPERATORS, PROFILE)
         if group.rank == 0:
+            log_capsule(run, models={"": folder / MODEL}, **told)
+            log_model_card(run, folder / MODEL, {"numbers": state.best, "training": True}, dataset)
             run.log_model(folder / MODEL)
             run.log_artifact(folder / CHECKPOINT, "checkpoint")
     return TrainingResult(folder=folder, run_id=run.run_id, epochs=state.epoch, best=state.best)

@@ -54,7 +54,7 @@ def in_tiles(values, tile, overlap):
     def look(corner, size):
         return visible(values[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]])
 
-    return find_in_tiles(look, values.shape, tile, overlap, rule=Suppression(iou=0.5))
+    return find_in_tiles(look, values.shape, tile, (overlap,) * len(tile), rule=Suppression(iou=0.5))
 
 
 def shown(found, view):
@@ -117,7 +117,7 @@ def test_many_tiles_find_what_the_whole_view_shows(values, tile, share):
 )
 def test_tiles_cover_the_view_and_share_what_is_asked(view, tile, overlap):
     seen = np.zeros(view, np.int64)
-    tiles = lay_tiles(view, tile, overlap)
+    tiles = lay_tiles(view, tile, (overlap,) * 2)
     for t in tiles:
         assert t.size == tuple(min(a, b) for a, b in zip(tile, view, strict=True))
         seen[t.low[0] : t.high[0], t.low[1] : t.high[1]] += 1
@@ -135,7 +135,11 @@ def from_two_tiles(left, right):
     view, tile, overlap = TWO
     sides = {0: left, 64: right}
     return find_in_tiles(
-        lambda corner, _: detections(sides[corner[1]]), view, tile, overlap, rule=Suppression(iou=0.5)
+        lambda corner, _: detections(sides[corner[1]]),
+        view,
+        tile,
+        (overlap,) * len(tile),
+        rule=Suppression(iou=0.5),
     )
 
 
@@ -165,14 +169,16 @@ def test_a_foreground_goes_over_from_tile_to_tile_without_an_edge():
         said = 0.8 if corner[1] == 0 else 0.2
         return replace(detections([]), foreground=torch.full((1, size[0] // 4, size[1] // 4), said))
 
-    found = find_in_tiles(look, view, tile, overlap, rule=Suppression(iou=0.5))
+    found = find_in_tiles(look, view, tile, (overlap,) * len(tile), rule=Suppression(iou=0.5))
     (values,) = place_view(found.foreground, view, np.eye(3), view)
     np.testing.assert_allclose(values[:, :64], 0.8, atol=1e-6)
     np.testing.assert_allclose(values[:, 96:], 0.2, atol=1e-6)
     far = np.arange(32) + 0.5  # from the right tile's cut
     np.testing.assert_allclose(values[7, 64:96], 0.8 - 0.6 * far / 32, atol=1e-6)
     assert (
-        find_in_tiles(lambda *_: detections([]), view, tile, overlap, rule=Suppression(iou=0.5)).foreground
+        find_in_tiles(
+            lambda *_: detections([]), view, tile, (overlap,) * len(tile), rule=Suppression(iou=0.5)
+        ).foreground
         is None
     )
 
@@ -205,7 +211,11 @@ def test_what_two_tiles_cut_alike_is_left_out_where_those_that_see_it_whole_do_n
         sliver = [(1, 0.7, (90, 70), box(6, 8))]  # at the upper tiles' cut edge, in the strip between them
         seen = {(0, 0): sliver, (0, 64): [(1, 0.7, (90, 6), box(6, 8))], (64, 0): lower, (64, 64): []}
         return find_in_tiles(
-            lambda corner, _: detections(seen[corner]), (160, 160), (96, 96), 32, rule=Suppression(iou=0.5)
+            lambda corner, _: detections(seen[corner]),
+            (160, 160),
+            (96, 96),
+            (32, 32),
+            rule=Suppression(iou=0.5),
         )
 
     assert len(found([]).labels) == 0
@@ -223,7 +233,7 @@ def test_tiles_that_cannot_work_are_refused():
     with pytest.raises(ValidationError, match="half a tile"):
         PredictionSettings(tile=(128, 128), tile_overlap=96)
     with pytest.raises(ValueError, match="cannot share"):
-        find_in_tiles(lambda *_: detections([]), VIEW, (32, 32), 32, rule=Suppression(iou=0.5))
+        find_in_tiles(lambda *_: detections([]), VIEW, (32, 32), (32, 32), rule=Suppression(iou=0.5))
 
 
 class Values:

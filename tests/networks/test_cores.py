@@ -160,6 +160,8 @@ def test_a_basin_that_is_too_small_goes_to_its_neighbour_and_no_core_is_an_objec
     assert sorted(c.low[1] for c in found) == [5, 35] and specks == 0
     assert all(dense(c, probabilities.shape).sum() == 200 for c in found)
     assert len(connected_components(probabilities, 1, cores)[0]) == 3
+    cores[13, 23] = 0.55  # no core is so unsure everywhere
+    assert len(connected_components(probabilities, 1, cores)[0]) == 2
 
 
 @pytest.mark.parametrize("finer", [1, 2, 3])

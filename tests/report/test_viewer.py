@@ -111,13 +111,31 @@ def test_an_error_is_the_distance_between_edges(tmp_path):
     layer = error_layer(Canvas(grid=grid), ours, theirs, [(0, 0)])
     values = np.asarray(read_back(layer.file, tmp_path).dataobj).T[0]
     low, top, unit = layer.scale
-    errors = (values.astype(float) - 1) / 254 * top
+    errors = (values.astype(float) - 1) / 253 * top
     assert (low, unit) == (0.0, "mm")
     assert errors[8, 4] == pytest.approx(1.0, abs=0.01)  # the left side lies 1 mm outside
     assert errors[8, 11] == pytest.approx(1.0, abs=0.01)
     assert errors[4, 8] == pytest.approx(0.0, abs=0.01)  # the upper side lies on the other's
     assert not values[8, 8]
-    assert error_layer(Canvas(grid=grid), ours, theirs, []) is None
+
+
+def test_false_positives_and_false_negatives_have_a_colour_of_their_own_in_the_error(tmp_path):
+    grid = Grid.from_spacing((1, 20, 20), (2.0, 0.5, 0.5))
+    masks = np.zeros((4, 1, 20, 20), bool)
+    masks[0, 0, 1:7, 1:7] = masks[1, 0, 1:7, 1:7] = True  # found
+    masks[2, 0, 12:18, 1:7] = True  # a false positive
+    masks[3, 0, 12:18, 12:18] = True  # a false negative
+    ours, theirs = (InstanceSet.from_dense(grid, [masks[i], masks[i + 2]]) for i in (0, 1))
+    layer = error_layer(Canvas(grid=grid), ours, theirs, [(0, 0)])
+    values = np.asarray(read_back(layer.file, tmp_path).dataobj).T[0]
+    assert tuple(layer.colours[255]) == (255, 0, 200, 255)
+    for rows, columns in ((slice(12, 18), slice(1, 7)), (slice(12, 18), slice(12, 18))):
+        square = values[rows, columns]
+        assert (square == 255).sum() == 20 and not square[1:-1, 1:-1].any(), "its edge alone"
+    assert (values == 1).sum() == 20, "the edge of what was found lies on the reference's"
+    alone = error_layer(Canvas(grid=grid), ours, InstanceSet.empty(grid), [])
+    assert (np.asarray(read_back(alone.file, tmp_path).dataobj) == 255).sum() == 40
+    assert error_layer(Canvas(grid=grid), InstanceSet.empty(grid), InstanceSet.empty(grid), []) is None
 
 
 def test_more_instances_than_bytes_are_all_drawn(tmp_path):

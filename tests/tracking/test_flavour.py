@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
+from children import child, wait_until
 from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, InstanceSet, LabelClass, LabelMap, Prediction, Provenance
 from clearmargin.errors import InputError
+from clearmargin.formats.raster import write_raster
 from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
 from clearmargin.tracking.run import TrackedRun
+from clearmargin.tracking.served import instances_table
 from clearmargin.tracking.store import open_client
 
 TUMOUR = Code(value="108369006", scheme="SCT", meaning="Neoplasm")
@@ -56,26 +69,37 @@ def _pictures() -> NDArray[np.float32]:
     return pictures.astype("float32")
 
 
-def test_each_picture_gives_a_record(logged: tuple[str, str, Path]) -> None:
-    first, second = _load(logged[2]).predict(_pictures())
-    assert first["labels"] == [1] and first["names"] == ["tumour"] and first["scores"] == [1.0]
-    assert first["boxes"] == [[1, 2, 2, 4]] and first["unit"] == "px"
+def test_each_instance_gives_a_row(logged: tuple[str, str, Path]) -> None:
+    (row,) = _load(logged[2]).predict(_pictures()).to_dict("records")
     # column-major: columns 0 and 1 and the top of column 2 are 9 zeros, then one pixel, 3 zeros, one pixel
-    assert first["masks"] == [[{"z": 0, "size": [4, 5], "counts": [9, 1, 3, 1, 6]}]]
-    assert second["labels"] == second["boxes"] == second["masks"] == []
+    assert row == {
+        "image": 0, "case": "case-array", "label": 1, "name": "tumour", "score": 1.0, "box": [1, 2, 2, 4],
+        "mask": [{"z": 0, "size": [4, 5], "counts": [9, 1, 3, 1, 6]}], "unit": "px",
+    }  # fmt: skip
 
 
-def test_a_volume_gives_one_record_in_millimetres(logged: tuple[str, str, Path]) -> None:
+def test_a_volume_gives_rows_in_millimetres(logged: tuple[str, str, Path]) -> None:
     model = _load(logged[2])
-    (record,) = model.predict(_pictures(), params={"volume": True, "spacing_mm": [5.0, 0.8, 0.8]})
-    assert record["boxes"] == [[0, 1, 2, 1, 2, 4]] and record["unit"] == "mm"
-    assert [plane["z"] for plane in record["masks"][0]] == [0]
+    table = model.predict(_pictures(), params={"volume": True, "spacing_mm": [5.0, 0.8, 0.8]})
+    assert list(table["box"]) == [[0, 1, 2, 1, 2, 4]] and list(table["unit"]) == ["mm"]
+    assert [plane["z"] for plane in table["mask"][0]] == [0]
 
 
-def test_the_signature_refuses_other_shapes(logged: tuple[str, str, Path]) -> None:
-    from mlflow.exceptions import MlflowException
+def test_paths_are_read_as_predict_reads_them(logged: tuple[str, str, Path], tmp_path: Path) -> None:
+    for k, picture in enumerate(_pictures()[..., 0].astype(np.uint8)):
+        write_raster(tmp_path / "pictures" / f"{k}.png", picture)
+    model = _load(logged[2])
+    one = model.predict(str(tmp_path / "pictures" / "0.png"))
+    folder = model.predict(str(tmp_path / "pictures"))
+    asked = pandas.DataFrame({"path": [str(tmp_path / "pictures" / f"{k}.png") for k in (1, 0)]})
+    both = model.predict(asked)
+    assert list(one["box"]) == list(folder["box"]) == list(both["box"]) == [[1, 2, 2, 4]]
+    assert list(one["image"]) == list(folder["image"]) == [0] and list(both["image"]) == [1]
+    assert one["case"][0].startswith("case-") and one["case"][0] == both["case"][0]
 
-    with pytest.raises(MlflowException, match="shape"):
+
+def test_other_shapes_are_refused(logged: tuple[str, str, Path]) -> None:
+    with pytest.raises(InputError, match="shape"):
         _load(logged[2]).predict(np.zeros((4, 5), np.float32))
 
 
@@ -126,12 +150,11 @@ def test_logging_a_model_is_quiet(store: str, folder_of_model: Path) -> None:
     assert [str(w.message) for w in caught if w.category is UserWarning] == []
 
 
-def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> None:
-    from clearmargin.models import load_segmenter
+def _save_network(folder: Path) -> None:
+    """Save a small network that was not trained, and that detects all the same."""
     from clearmargin.models.folder import ModelCard, label_map_entries, save_model
     from clearmargin.models.settings import PredictionSettings
     from clearmargin.networks import build_network, network_config
-    from clearmargin.tracking.records import records
     from clearmargin.transforms.settings import AugmentSettings, ImageSettings, Window
 
     small = {"network": "mask_rcnn", "fpn_channels": 32, "box_features": 64, "mask_channels": 32}
@@ -146,11 +169,82 @@ def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> 
         show_in_tracking=True,
         prediction=PredictionSettings(score_threshold=0.0),
     )
-    save_model(tmp_path / "model", card, network.state_dict())
+    save_model(folder, card, network.state_dict())
+
+
+def test_a_real_network_is_logged_loaded_and_run(store: str, tmp_path: Path) -> None:
+    from clearmargin.models import load_segmenter
+
+    _save_network(tmp_path / "model")
     with TrackedRun(name="real", uri=store) as run:
         uri = run.log_model(tmp_path / "model")
     pictures = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 1)).astype("float32")
     served = _load(model_folder(str(uri), uri=store).parents[1]).predict(pictures)
     image = Image(pixels=pictures[..., 0], grid=Grid.from_spacing((64, 64)))
-    direct = records(load_segmenter(tmp_path / "model")(image))
-    assert served == [direct]
+    direct = load_segmenter(tmp_path / "model")(image)
+    assert len(served) == len(direct.instances)
+    assert served.to_dict("records") == instances_table([(image, direct)]).to_dict("records")
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_answers_requests(store: str, tmp_path: Path) -> None:
+    _save_network(tmp_path / "model")
+    with TrackedRun(name="served", uri=store) as run:
+        uri = run.log_model(tmp_path / "model")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 1)).astype(np.uint8)
+    write_raster(tmp_path / "0.png", pictures[:1, ..., 0])
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        uri,
+        "--port",
+        port,
+        "--env-manager",
+        "local",
+    ]
+    environment = {
+        **os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(Path(__file__).parents[2] / "pipeline"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # it starts uvicorn
+    }  # fmt: skip
+
+    def ask(body: dict[str, Any]) -> list[dict[str, Any]]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            predictions: list[dict[str, Any]] = json.load(answer)["predictions"]
+        return predictions
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+            return True
+        return False
+
+    with child(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as server:
+        try:
+            wait_until(answers, server)
+            rows = ask({"inputs": pictures.tolist()})
+            assert {row["image"] for row in rows} <= {0, 1} and {row["name"] for row in rows} == {"tumour"}
+            assert {"label", "score", "box", "mask", "unit"} <= set(rows[0])
+            of_path = ask({"dataframe_records": [{"path": str(tmp_path / "0.png")}]})
+            assert [r["box"] for r in of_path] == [r["box"] for r in rows if r["image"] == 0]
+            volume = ask(
+                {"inputs": pictures.tolist(), "params": {"volume": True, "spacing_mm": [5.0, 0.8, 0.8]}}
+            )
+            assert {row["unit"] for row in volume} == {"mm"} and {len(row["box"]) for row in volume} == {6}
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask({"inputs": [[1, 2], [3, 4]]})
+            assert refused.value.code in (400, 500)
+            refused.value.close()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)

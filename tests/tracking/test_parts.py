@@ -1,18 +1,17 @@
-"""Parameters without paths, delivery to a store that fails, the store's address, locks."""
+"""Parameters without paths, the store's address, records."""
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
 
 from clearmargin.errors import InputError
-from clearmargin.tracking.delivery import Delivery
-from clearmargin.tracking.liveness import RunLock, last_words
 from clearmargin.tracking.parameters import flatten, safe_key, without_path
-from clearmargin.tracking.records import records
+from clearmargin.tracking.served import COLUMNS, images_of, instances_table
 from clearmargin.tracking.store import artifact_folder, experiment_id, open_client, set_quiet, tracking_uri
 
 
@@ -69,48 +68,6 @@ def test_a_name_is_one_that_mlflow_takes() -> None:
     assert safe_key("") == "_"
 
 
-def test_delivery_leaves_a_store_that_failed_alone_and_counts(caplog: pytest.LogCaptureFixture) -> None:
-    delivery = Delivery(pause_s=1000.0)
-    calls: list[int] = []
-
-    def fail() -> int:
-        calls.append(1)
-        raise OSError("secret-host:/home/someone")
-
-    with caplog.at_level(logging.WARNING):
-        assert delivery.attempt("metrics", fail, count=3) is None
-        assert delivery.attempt("images", fail) is None
-        assert delivery.attempt("images", lambda: 5) is None, "it is being left alone"
-        assert delivery.attempt("end status", lambda: 5, urgent=True) == 5
-    assert len(calls) == 2, "the first that waits goes before what is urgent"
-    assert delivery.summary() == "", "they wait"
-    delivery.close()
-    assert delivery.summary() == "3 metrics, 1 images", "what the store took at the end is not lost"
-    assert len(caplog.records) == 1 and "secret" not in caplog.text and "OSError" in caplog.text
-
-
-def test_a_value_that_the_store_refuses_does_not_pause_it() -> None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-
-    delivery = Delivery(pause_s=1000.0)
-
-    def refuse() -> None:
-        raise MlflowException("no", error_code=INVALID_PARAMETER_VALUE)
-
-    delivery.attempt("tags", refuse)
-    assert delivery.attempt("metrics", lambda: 1) == 1
-    assert delivery.lost == {"tags": 1}
-
-
-def test_our_own_bugs_are_not_swallowed() -> None:
-    def bug() -> None:
-        raise TypeError
-
-    with pytest.raises(TypeError):
-        Delivery().attempt("metrics", bug)
-
-
 def test_the_store_is_the_one_named_or_sqlite_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
@@ -137,36 +94,20 @@ def test_an_experiment_is_made_once_and_a_deleted_one_is_named(store: str) -> No
         experiment_id(client, "livers")
 
 
-def test_a_lock_that_is_held_has_no_last_words() -> None:
-    lock = RunLock("a" * 32)
-    assert last_words("a" * 32) is None
-    with pytest.raises(BlockingIOError):
-        RunLock("a" * 32)
-    lock.release()
-    assert last_words("a" * 32) is None, "it ended as it should"
-
-
-def test_an_end_that_could_not_be_told_is_kept() -> None:
-    RunLock("b" * 32).release(unsaid="KILLED")
-    assert last_words("b" * 32) == "KILLED"
-    assert last_words("b" * 32) is None, "once"
-
-
-def test_records_of_nothing_are_empty() -> None:
-    from clearmargin.core import Grid, InstanceSet, LabelMap, Prediction, Provenance
+def test_a_table_of_nothing_has_its_columns() -> None:
+    from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance
 
     made_by = Provenance(model="", weights_sha256="", config_sha256="", software="")
-    nothing = InstanceSet.empty(Grid.from_spacing((3, 4)))
-    found = records(Prediction(instances=nothing, label_map=LabelMap(()), provenance=made_by))
-    assert found == {
-        "labels": [],
-        "names": [],
-        "scores": [],
-        "boxes": [],
-        "masks": [],
-        "unit": "px",
-        "uncertainty": {},
-    }
+    grid = Grid.from_spacing((3, 4))
+    nothing = Prediction(instances=InstanceSet.empty(grid), label_map=LabelMap(()), provenance=made_by)
+    found = instances_table([(Image(pixels=np.zeros((1, 3, 4)), grid=grid), nothing)])
+    assert list(found.columns) == list(COLUMNS) and not len(found)
+
+
+@pytest.mark.parametrize("given", [np.zeros((4, 5)), {"pixels": 1}, "no/such/file.png", [[1, 2], [3]]])
+def test_a_request_that_is_neither_array_nor_path_is_refused(given: object) -> None:
+    with pytest.raises(InputError, match=r"expected an array|no file or folder"):
+        list(images_of(given, volume=False, spacing=()))
 
 
 def test_the_folder_beside_the_store_holds_no_python_and_a_compose_file_that_parses() -> None:
@@ -174,6 +115,16 @@ def test_the_folder_beside_the_store_holds_no_python_and_a_compose_file_that_par
 
     home_of_store = Path(__file__).parents[2] / "mlflow"
     assert not list(home_of_store.glob("*.py")), "it would shadow the installed mlflow"
-    services = yaml.safe_load((home_of_store / "compose.yaml").read_text())["services"]
-    assert services["mlflow"]["ports"] == ["127.0.0.1:5000:5000"], "on this host only"
-    assert "ports" not in services["database"]
+    composed = yaml.safe_load((home_of_store / "compose.yaml").read_text())
+    services, text = composed["services"], (home_of_store / "compose.yaml").read_text()
+    assert [name for name, one in services.items() if "ports" in one] == ["proxy"], "TLS or nothing"
+    assert all(one["networks"] == ["inside"] for name, one in services.items() if name != "proxy")
+    assert composed["networks"]["inside"] == {"internal": True}
+    asked = set(re.findall(r"(?<!\$)\$\{(\w+)", text + (home_of_store / "Caddyfile").read_text()))
+    known = set(re.findall(r"(?m)^(\w+)=", (home_of_store / "env.example").read_text()))
+    assert asked == known
+    used = {volume.partition(":")[0] for one in services.values() for volume in one.get("volumes", ())}
+    assert {name for name in used if name.isalpha()} == set(composed["volumes"])
+    for service in services.values():
+        assert set(service.get("depends_on", ())) <= set(services)
+        assert {c["source"] for c in service.get("configs", ())} <= set(composed["configs"])

@@ -23,7 +23,7 @@ from clearmargin.tracking.flavour import register
 from clearmargin.tracking.resolve import model_folder
 from clearmargin.tracking.review import review, runs_page, serving
 from clearmargin.tracking.run import TrackedRun
-from clearmargin.tracking.store import open_client
+from clearmargin.tracking.store import find_run, open_client
 
 
 def test_a_run_over_http_and_its_model_fetched_back(
@@ -92,7 +92,7 @@ def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("clearmargin")]
     assert len(messages) == 2, "one at the first failure, one at the end"
     assert "the work goes on" in messages[0]
-    assert "not logged: 1 end status" in messages[1]
+    assert "1 entries wait" in messages[1]
     assert direct.get_run(run.run_id).info.status == "RUNNING"
     with TrackedRun(name="next", experiment="outage", uri=server):
         status = direct.get_run(run.run_id).info.status
@@ -138,7 +138,10 @@ def test_a_store_without_a_driver_is_the_users_fault() -> None:
 def test_the_review_of_a_server_starts_none(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
+    with TrackedRun(name="waits", uri=server, lazily=True) as run:
+        pass
     review(uri=server)
     assert opened == [runs_page(server)]
+    assert find_run(open_client(server), run.run_id) is not None, "what waited is there when the page opens"
     review(uri=server, browser=False)
     assert opened == [runs_page(server)]

@@ -39,8 +39,8 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(version: bool) -> None:
+    if version:
         from clearmargin import __version__
 
         if "--json" in sys.argv:

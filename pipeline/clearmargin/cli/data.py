@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearmargin.cli.app import app, emit, say
-from clearmargin.cli.options import Names, Series, Tolerance, Volume
+from clearmargin.cli.options import CardFile, Names, Series, Tolerance, Volume
 from clearmargin.errors import BatchError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -46,22 +46,30 @@ def inspect_command(
     """Say what is in a path, what would be read, with which geometry, and why the rest is not."""
     from clearmargin.inspection import inspect_path, write_overview
 
-    for found in inspect_path(path, read=not header_only, tolerance_mm=tolerance_mm):
-        stated = "" if found.number is None else f", SeriesNumber {found.number}"
-        lines = [f"{found.what}{stated}: {found.size}{'' if found.readable else ' (not read)'}"]
-        if found.description:  # for who asks, on the terminal: neither logged nor tracked
+    findings = inspect_path(path, read=not header_only, tolerance_mm=tolerance_mm)
+    for finding in findings:
+        stated = "" if finding.number is None else f", SeriesNumber {finding.number}"
+        lines = [f"{finding.what}{stated}: {finding.size}{'' if finding.readable else ' (not read)'}"]
+        if finding.description:  # for who asks, on the terminal: neither logged nor tracked
             lines.append(
-                f"  description: {''.join(c if c.isprintable() else ' ' for c in found.description)}"
+                f"  description: {''.join(c if c.isprintable() else ' ' for c in finding.description)}"
             )
         lines += [
-            f"  {n}: {getattr(found, n)}" for n in ("geometry", "values", "problem") if getattr(found, n)
+            f"  {n}: {getattr(finding, n)}" for n in ("geometry", "values", "problem") if getattr(finding, n)
         ]
-        if found.selector and found.readable:
-            lines.append(f"  choose it with {found.selector}")
-        emit("\n".join(lines), **asdict(found))
+        if finding.selector and finding.readable:
+            lines.append(f"  choose it with {finding.selector}")
+        emit("\n".join(lines), **asdict(finding))
+    refused = [finding for finding in findings if finding.refused]
     if out is not None:
         write_overview(path, out, series=series, volume=volume, tolerance_mm=tolerance_mm)
         say(f"picture: {out}")
+    if refused and len(refused) == len(findings):
+        raise InputError(f"'{path}' is refused: {refused[0].problem}")
+    if refused:
+        raise BatchError(
+            f"{len(refused)} of {len(findings)} things in '{path}' cannot be read; the others can"
+        )
 
 
 @data_app.command("new")
@@ -182,7 +190,7 @@ def _shares(text: str) -> dict[Split, float]:
 
 @data_app.command("show")
 def data_show(
-    card: Annotated[Path, typer.Argument(help="A data card (YAML).")],
+    card: CardFile,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Contact sheet to write; default: ./NAME.png.")
     ] = None,

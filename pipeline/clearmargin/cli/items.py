@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from clearmargin.cli.app import emit, tell
 from clearmargin.errors import ClearMarginError
@@ -20,13 +18,7 @@ if TYPE_CHECKING:
     from clearmargin.pacs.archive import Archive
 
 __all__ = [
-    "LeastFree",
-    "LedgerPlace",
-    "PacsCa",
-    "Processes",
-    "Select",
     "Shown",
-    "To",
     "check_archive",
     "destinations_of",
     "duration",
@@ -34,51 +26,6 @@ __all__ = [
 ]
 
 _TELL_EVERY_S = 60.0
-
-LedgerPlace = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PLACE",
-        help="Ledger: a file on a local disk, or postgresql://USER:PASSWORD@HOST/DATABASE for several machines (or in "
-        "CLEARMARGIN_LEDGER); default: OUT/ledger.sqlite.",
-        envvar="CLEARMARGIN_LEDGER",
-        show_envvar=False,
-    ),
-]
-Processes = Annotated[
-    int | None,
-    typer.Option(
-        "--processes",
-        min=0,
-        help="Worker processes; default: one per GPU, or one per two CPU cores; 0: none but this one.",
-    ),
-]
-Select = Annotated[
-    Path | None, typer.Option(help="YAML with rules for the series that are taken (docs/batch.md).")
-]
-To = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--to",
-        metavar="URL",
-        help="Archive that DICOM results are sent to, repeatable: https://... (DICOMweb) or "
-        "dimse://CALLED@HOST:PORT?calling=OURS. An item is done once the archive has confirmed them. "
-        "Credentials: CLEARMARGIN_PACS_TOKEN, or CLEARMARGIN_PACS_USER and _PASSWORD.",
-    ),
-]
-PacsCa = Annotated[
-    Path | None,
-    typer.Option(
-        "--pacs-ca",
-        metavar="FILE",
-        help="Certificates that are trusted of archives, in place of the system's.",
-        envvar="CLEARMARGIN_PACS_CA",
-        show_envvar=False,
-    ),
-]
-LeastFree = Annotated[
-    float, typer.Option("--free", min=0, help="Pause while the output disk has less room, in GiB.")
-]
 
 
 def destinations_of(urls: list[str] | None, ca_file: Path | None) -> list[Archive]:

@@ -10,12 +10,6 @@ import typer
 from clearmargin.cli.app import app, emit, tell
 from clearmargin.cli.checks import check_device, check_folder
 from clearmargin.cli.items import (
-    LeastFree,
-    LedgerPlace,
-    PacsCa,
-    Processes,
-    Select,
-    To,
     check_archive,
     destinations_of,
     shown_progress,
@@ -25,10 +19,17 @@ from clearmargin.cli.options import (
     AllowTilt,
     Device,
     Force,
+    ItemsOut,
+    LeastFree,
     LeastScore,
+    LedgerPlace,
     Model,
     Names,
+    PacsCa,
+    Processes,
     Sampling,
+    Select,
+    To,
     Tolerance,
     Uncertainty,
     Writes,
@@ -42,7 +43,7 @@ __all__: list[str] = []
 @app.command(rich_help_panel="Results")
 def listen(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results: OUT/CASE/KEY.")],
+    out: ItemsOut,
     callers: Annotated[
         list[str] | None,
         typer.Option(

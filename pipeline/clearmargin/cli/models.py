@@ -17,7 +17,7 @@ from clearmargin.cli.checks import (
     check_overrides,
     is_card,
 )
-from clearmargin.cli.options import AnyModel, NoTrack, Overrides, Runs, Split
+from clearmargin.cli.options import AnyModel, CardFile, Minutes, NoTrack, OfSplit, Overrides, Runs, Split
 from clearmargin.errors import BatchError, ConfigError
 from clearmargin.files import write_text
 
@@ -37,7 +37,7 @@ class Format(StrEnum):
 
 @app.command(rich_help_panel="Models")
 def plan(
-    card: Annotated[Path, typer.Argument(help="A data card (YAML).")],
+    card: CardFile,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The YAML to write; default: it is printed.")
     ] = None,
@@ -46,7 +46,7 @@ def plan(
         str | None,
         typer.Option(help="Device that it will be trained on, cpu or cuda; default: this machine's."),
     ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.1, help="Time that training may take.")] = None,
+    minutes: Minutes = None,
     cases: Annotated[int, typer.Option(min=1, help="Largest number of training cases that are read.")] = 100,
 ) -> None:
     """Look at a data set and write a configuration for it, with the reason beside each choice."""
@@ -72,9 +72,7 @@ def train(
         typer.Argument(help="An experiment (YAML; see configs/), or a data card, which is planned first."),
     ] = None,
     overrides: Overrides = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Time that training may take (training.max_minutes).")
-    ] = None,
+    minutes: Minutes = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="Run to continue: its folder, name or run id."),
@@ -246,8 +244,9 @@ def export(
         typer.Option("--format", help="onnx and openvino for `predict --runtime`, bundle for MONAI's tools."),
     ],
     card: Annotated[Path, typer.Option("--card", help="Data card with the images for the parity gate.")],
-    split: Annotated[Split, typer.Option(help="Split of the card.")] = Split.validation,
+    split: OfSplit = Split.validation,
     cases: Annotated[int, typer.Option(min=1, help="Largest number of images to compare on.")] = 8,
+    no_track: NoTrack = False,
 ) -> None:
     """Export a model to ONNX, OpenVINO or a MONAI bundle; nothing is written unless it finds what the model finds."""
     from clearmargin.tracking.resolve import model_folder
@@ -256,7 +255,7 @@ def export(
     folder = model_folder(model)
     from clearmargin.export import export as call
 
-    done = call(folder, card, format=format.value, split=split.value, cases=cases)
+    done = call(folder, card, format=format.value, split=split.value, cases=cases, track=not no_track)
     found = done.parity
     before, after = done.seconds
     emit(
@@ -274,4 +273,6 @@ def export(
         seconds=after,
         seconds_with_torch=before,
         folder=done.folder,
+        run_id=done.run_id,
     )
+    say_run(done.run_id)

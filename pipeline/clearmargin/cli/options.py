@@ -15,24 +15,35 @@ __all__ = [
     "AllowTilt",
     "AnyModel",
     "Bands",
+    "CardFile",
     "ComputedBy",
     "Device",
     "DisplayWindow",
+    "Evaluation",
     "Force",
+    "ItemsOut",
+    "LeastFree",
     "LeastScore",
+    "LedgerPlace",
     "Metrics",
+    "Minutes",
     "Model",
     "Names",
     "NoTrack",
+    "OfSplit",
     "Overrides",
+    "PacsCa",
+    "Processes",
     "Runs",
     "Runtime",
     "Sampling",
+    "Select",
     "Series",
     "Split",
     "Subvoxel",
     "ThresholdMeasure",
     "Tile",
+    "To",
     "Tolerance",
     "Tolerances",
     "Uncertainty",
@@ -218,3 +229,58 @@ def protocol_of(
     given = {"tolerances": tolerances, "bands": bands, "metrics": metrics}
     surface = {"surface": "subvoxel"} if subvoxel else {}
     return {name: value for name, value in given.items() if value} | surface
+
+
+ItemsOut = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results: OUT/CASE/KEY.")]
+LedgerPlace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Ledger: a file on a local disk, or postgresql://USER:PASSWORD@HOST/DATABASE for several machines (or in "
+        "CLEARMARGIN_LEDGER); default: OUT/ledger.sqlite.",
+        envvar="CLEARMARGIN_LEDGER",
+        show_envvar=False,
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        min=0,
+        help="Worker processes; default: one per GPU, or one per two CPU cores; 0: none but this one.",
+    ),
+]
+Select = Annotated[
+    Path | None, typer.Option(help="YAML with rules for the series that are taken (docs/batch.md).")
+]
+To = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--to",
+        metavar="URL",
+        help="Archive that DICOM results are sent to, repeatable: https://... (DICOMweb) or "
+        "dimse://CALLED@HOST:PORT?calling=OURS. An item is done once the archive has confirmed them. "
+        "Credentials: CLEARMARGIN_PACS_TOKEN, or CLEARMARGIN_PACS_USER and _PASSWORD.",
+    ),
+]
+PacsCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--pacs-ca",
+        metavar="FILE",
+        help="Certificates that are trusted of archives, in place of the system's.",
+        envvar="CLEARMARGIN_PACS_CA",
+        show_envvar=False,
+    ),
+]
+LeastFree = Annotated[
+    float, typer.Option("--free", min=0, help="Pause while the output disk has less room, in GiB.")
+]
+
+CardFile = Annotated[Path, typer.Argument(help="A data card (YAML).")]
+Evaluation = Annotated[str, typer.Argument(help="An evaluation: run id or name.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0.1, help="Minutes that training may take (training.max_minutes)."),
+]
+OfSplit = Annotated[Split, typer.Option(help="Split of the card.")]

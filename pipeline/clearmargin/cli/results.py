@@ -25,6 +25,7 @@ from clearmargin.cli.options import (
     Model,
     Names,
     NoTrack,
+    OfSplit,
     Runtime,
     Sampling,
     Series,
@@ -89,6 +90,7 @@ def predict(
     display_window: DisplayWindow = False,
     force: Force = False,
     write: Writes = None,
+    no_track: NoTrack = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
     from clearmargin.tracking.resolve import model_folder
@@ -118,6 +120,7 @@ def predict(
         volume=volume,
         tolerance_mm=tolerance_mm,
         write=outputs,
+        track=not no_track,
     )
     promised = sum(d.promised for d in report.done)
     if report.promises and promised < len(report.done):
@@ -153,7 +156,7 @@ def _say_predicted(done: Predicted) -> None:
 def evaluate(
     model: AnyModel,
     card: Annotated[Path, typer.Option("--card", help="A data card.")],
-    split: Annotated[Split, typer.Option(help="Split of the card.")] = Split.test,
+    split: OfSplit = Split.test,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the tables; default: no files.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,48 @@ import typer
 
 from clearmargin.cli.app import app, emit, say
 from clearmargin.cli.checks import check_card
-from clearmargin.errors import DifferenceError
+from clearmargin.cli.options import Evaluation
+from clearmargin.errors import BatchError, DifferenceError
 
 __all__: list[str] = []
+
+runs_app = typer.Typer(
+    help="Runs that wait for their tracking store, which did not answer.", no_args_is_help=True
+)
+app.add_typer(runs_app, name="runs", rich_help_panel="Runs")
+
+
+@runs_app.command("waiting")
+def waiting() -> None:
+    """List the runs that the tracking store does not have, or not whole."""
+    from clearmargin.tracking.spool import spools
+
+    for one in spools():
+        emit(
+            f"{one.folder.name}  {datetime.fromtimestamp(one.start_s):%Y-%m-%d %H:%M}  {one.name}",
+            run=one.folder.name,
+            name=one.name,
+            start=one.start_s,
+        )
+
+
+@runs_app.command("send")
+def send() -> None:
+    """Send what waits to its tracking store; a run that is being written sends its own. Exit code 3: some wait on."""
+    from clearmargin.tracking.sending import send_waiting
+
+    done = send_waiting()
+    emit(
+        f"{len(done.runs)} runs sent, {len(done.waiting)} wait on",
+        sent=done.runs,
+        waiting=[one.folder.name for one in done.waiting],
+    )
+    if done.waiting:
+        first = done.waiting[0]
+        raise BatchError(
+            f"the tracking store of run '{first.name}' does not answer or is gone: start it and send again, or remove "
+            f"spool/{first.folder.name} in CLEARMARGIN_HOME to give the run up"
+        )
 
 
 @app.command(rich_help_panel="Runs")
@@ -52,7 +92,7 @@ def report(
 
 @app.command(rich_help_panel="Runs")
 def replay(
-    run: Annotated[str, typer.Argument(help="An evaluation: run id or name.")],
+    run: Evaluation,
     card: Annotated[Path, typer.Option("--card", help="The data card; a run does not say where data lie.")],
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model folder; default: the one its training logged.")
@@ -71,7 +111,7 @@ def replay(
 
 @app.command(rich_help_panel="Runs")
 def promote(
-    run: Annotated[str, typer.Argument(help="An evaluation: run id or name.")],
+    run: Evaluation,
     gate: Annotated[Path, typer.Option("--gate", help="Conditions, as in configs/gates/.")],
     alias: Annotated[str, typer.Option("--as", help="Alias to give.")] = "champion",
     name: Annotated[str | None, typer.Option(help="Registered model; default: the gate's name.")] = None,

@@ -122,7 +122,7 @@ def measure(
             )
         )
         return
-    found = call(
+    measurement = call(
         predicted,
         reference,
         objects=None if objects is None else objects.value,
@@ -144,17 +144,18 @@ def measure(
         **protocol_of(tolerances, bands, metrics, subvoxel=subvoxel),
     )
     emit(
-        render(found),
-        numbers=found.flat(),
-        counts=dict(found.counts),
-        length_unit=found.unit,
+        render(measurement),
+        numbers=measurement.flat(),
+        counts=dict(measurement.counts),
+        length_unit=measurement.unit,
         tables=out,
-        failed=dict(found.failed),
+        failed=dict(measurement.failed),
     )
-    if found.failed:
+    if measurement.failed:
         raise BatchError(
-            f"{len(found.failed)} of {len(found.failed) + found.counts['cases']} cases were refused; the others are "
-            "done:\n" + "\n".join(f"  {case}: {why}" for case, why in found.failed.items())
+            f"{len(measurement.failed)} of {len(measurement.failed) + measurement.counts['cases']} cases were "
+            "refused; the others are done:\n"
+            + "\n".join(f"  {case}: {why}" for case, why in measurement.failed.items())
         )
 
 

@@ -10,6 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -614,5 +615,12 @@ def _files(path: Path | None) -> list[Path]:
 
 
 def _digest(file: Path) -> bytes:
+    stat = file.stat()
+    return _digest_of(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _digest_of(file: Path, _size: int, _modified: int) -> bytes:
+    """Read a file once for the digest of the data and for its own, as long as it does not change."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

@@ -115,17 +115,17 @@ def case_files(folder: Path, pattern: str | None) -> dict[str, list[CaseFile]]:
     return cases
 
 
-def suggest_pattern(names: Sequence[str], wanted: Sequence[str]) -> str:
-    """Return the pattern under which ``names`` become ``wanted``, if all of them do; else nothing.
+def suggest_pattern(names: Sequence[str], cases: Sequence[str]) -> str:
+    """Return the pattern under which ``names`` become ``cases``, if all of them do; else nothing.
 
     >>> suggest_pattern(["a_seg", "b_seg"], ["a", "b"])
     '{case}_seg'
     """
-    first = min(wanted, default="")
+    first = min(cases, default="")
     for name in names:
         if first and first in name and name != first:
             before, _, after = name.partition(first)
-            if {f"{before}{case}{after}" for case in wanted} <= set(names):
+            if {f"{before}{case}{after}" for case in cases} <= set(names):
                 return f"{before}{{case}}{after}"
     return ""
 

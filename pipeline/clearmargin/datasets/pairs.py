@@ -490,14 +490,14 @@ def _named_alike(ours: _Read, theirs: _Read) -> tuple[_Read, _Read]:
     if ours.codes or theirs.codes:
         return _seg_and_labels(ours, theirs)
     if ours.classes and theirs.classes and dict(ours.classes) != dict(theirs.classes):
-        wanted = {name: label for label, name in theirs.classes.items()}
-        unknown = sorted({ours.classes[int(v)] for v in ours.instances.labels} - set(wanted))
+        labels = {name: label for label, name in theirs.classes.items()}
+        unknown = sorted({ours.classes[int(v)] for v in ours.instances.labels} - set(labels))
         if unknown:
             raise InputError(
-                f"the prediction's category '{unknown[0]}' is not in the reference: {nearest(unknown[0], wanted)}"
+                f"the prediction's category '{unknown[0]}' is not in the reference: {nearest(unknown[0], labels)}"
             )
         return _relabelled(
-            ours, {k: wanted.get(n, 0) for k, n in ours.classes.items()}, theirs.classes
+            ours, {k: labels.get(n, 0) for k, n in ours.classes.items()}, theirs.classes
         ), theirs
     return ours, theirs
 

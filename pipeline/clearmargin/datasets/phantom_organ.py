@@ -104,9 +104,9 @@ def _place(
     gaps = np.full(len(points), np.inf)
     for centre, other in placed:
         gaps = np.minimum(gaps, np.linalg.norm(points - np.asarray(centre), axis=1) - other - radius)
-    wanted = 0.0 if placed and rng.random() < 0.35 else 6.0
-    free = np.flatnonzero(gaps > wanted)
-    if wanted == 0.0:
+    clearance = 0.0 if placed and rng.random() < 0.35 else 6.0
+    free = np.flatnonzero(gaps > clearance)
+    if clearance == 0.0:
         best = int(np.argmin(np.abs(gaps + 0.12 * radius)))
     elif free.size:
         best = int(free[0])

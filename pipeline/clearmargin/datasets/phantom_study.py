@@ -120,6 +120,7 @@ def _shared_header(image: Image, seed: int, number: int) -> Any:
 def _slice(shared: Any, image: Image, stored: Any, z: int, key: tuple[int, int]) -> Any:
     """Return slice ``z`` as a dataset that is ready to be saved."""
     from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID
 
     dataset = Dataset()
     dataset.update(shared)
@@ -130,9 +131,9 @@ def _slice(shared: Any, image: Image, stored: Any, z: int, key: tuple[int, int])
     dataset.SliceLocation = f"{position[2]:.6g}"
     dataset.add_new("PixelData", "OW", stored.tobytes())
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = _CT_IMAGE
+    dataset.file_meta.MediaStorageSOPClassUID = UID(_CT_IMAGE)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.file_meta.TransferSyntaxUID = _EXPLICIT_LITTLE_ENDIAN
+    dataset.file_meta.TransferSyntaxUID = UID(_EXPLICIT_LITTLE_ENDIAN)
     return dataset
 
 

@@ -19,8 +19,8 @@ __all__ = ["KINDS", "lost_instances", "near", "touch"]
 
 log = logging.getLogger(__name__)
 
-KINDS: tuple[TargetKind, ...] = ("classes", "border", "distance")
-"""Kinds of targets, the simplest first."""
+KINDS: tuple[TargetKind, ...] = ("classes", "distance", "border")
+"""Kinds of targets in the order in which they are preferred, if they give back as much (docs/lab/nuclei.md)."""
 
 _GIVEN_BACK = 0.5  # IoU of an instance with what the targets make of it
 _MOST = 500_000_000  # elements of the masks of a group that is looked at
@@ -77,11 +77,11 @@ def _given_back(masks: NDArray[np.uint8], kind: TargetKind, spacing: tuple[float
         place = tuple(
             slice(o, o + n) for o, n in zip(component.origin, component.probabilities.shape, strict=True)
         )
-        found = component.probabilities >= 0.5
+        foreground = component.probabilities >= 0.5
         for k in free:
             truth = masks[k] > 0
-            common = int((truth[place] & found).sum())
-            if common >= _GIVEN_BACK * (int(truth.sum()) + int(found.sum()) - common):
+            common = int((truth[place] & foreground).sum())
+            if common >= _GIVEN_BACK * (int(truth.sum()) + int(foreground.sum()) - common):
                 free.remove(k)
                 break
     return len(masks) - len(free)

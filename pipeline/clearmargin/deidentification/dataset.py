@@ -208,9 +208,11 @@ class _Pass:
         return ""
 
     def _uid(self, uid: str) -> str:
-        from pydicom.uid import UID_dictionary
+        from pydicom.config import IGNORE
+        from pydicom.uid import UID
 
-        return uid if uid in UID_dictionary or not uid else self._key.uid(uid)
+        known = not uid or UID(uid, validation_mode=IGNORE).type  # the standard's own name for something
+        return uid if known else self._key.uid(uid)
 
 
 def _about_subject(item: Any) -> bool:

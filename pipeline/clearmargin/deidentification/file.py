@@ -17,7 +17,7 @@ from clearmargin.deidentification.dataset import Tally, deidentify_dataset
 from clearmargin.deidentification.key import Key
 from clearmargin.errors import InputError
 from clearmargin.failures import reason_of
-from clearmargin.formats.dicom.boundary import dicom_boundary, read_header
+from clearmargin.formats.dicom.boundary import dicom_boundary, read_header, read_until_pixels
 from clearmargin.formats.dicom.index import looks_like_dicom
 
 __all__ = ["Outcome", "Rules", "Status", "deidentify_file"]
@@ -102,7 +102,7 @@ def deidentify_file(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
 
 @dicom_boundary()
 def _deidentify(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
-    header = read_header(path)
+    header, pixels_at = read_until_pixels(path)
     syntax = _syntax(header)
     if str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")) == _DICOMDIR:
         return Outcome(status="skipped", reason="a DICOMDIR lists names: make a new one of the results")
@@ -111,7 +111,7 @@ def _deidentify(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
         header = read_header(path, pixels=True)
         span = None
     else:
-        span = _pixel_span(header, path)
+        span = _pixel_span(header, path, pixels_at)
     reason = uncleanable(header)
     if reason is None and not rules.pixels_reviewed:
         reason = why_pixels_are_suspect(header)
@@ -158,14 +158,13 @@ def _check_identity(header: Any) -> None:
         raise InputError(f"the file has no {' and no '.join(missing)}: it is not a whole DICOM object")
 
 
-def _pixel_span(header: Any, path: Path) -> tuple[int, int] | None:
+def _pixel_span(header: Any, path: Path, start: int) -> tuple[int, int] | None:
     """Return where the pixel data element begins and ends, None if there is none.
 
     Raises:
         InputError: The file ends before it should.
     """
     size = path.stat().st_size
-    start = int(header.pixels_at)
     implicit, little = header.original_encoding
     order: Literal["little", "big"] = "little" if little else "big"
     with path.open("rb") as file:

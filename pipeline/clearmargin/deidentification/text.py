@@ -57,9 +57,9 @@ def _as_grey_levels(frame: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _shows_text(picture: NDArray[np.uint8]) -> bool:
-    found, _ = _detector()(picture, use_det=True, use_cls=False, use_rec=True)
+    lines, _ = _detector()(picture, use_det=True, use_cls=False, use_rec=True)
     return any(
-        float(score) >= _LEAST_SCORE and len(text.strip()) >= _LEAST_LETTERS for _, text, score in found or []
+        float(score) >= _LEAST_SCORE and len(text.strip()) >= _LEAST_LETTERS for _, text, score in lines or []
     )
 
 

@@ -12,6 +12,7 @@ from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from clearmargin.formats.dicom.headers import Header
     from clearmargin.formats.dicom.index import SeriesEntry
     from clearmargin.formats.video import Clip
 
@@ -64,14 +65,16 @@ class Opened:
             folder without DICOM.
         series: The series of DICOM, each with its files' headers; none otherwise.
         files: Volumes, pictures and videos, in name order.
+        damaged: DICOM files in a folder that cannot be read. Private, as all paths.
         others: Number of further files in a folder; beside DICOM in a folder, the number of volumes, pictures and
             videos of other formats lie beside it. Hidden ones are not counted.
     """
 
     path: Path
     kind: OpenedKind
-    series: tuple[tuple[SeriesEntry, list[Any]], ...] = field(default=(), repr=False)
+    series: tuple[tuple[SeriesEntry, list[Header]], ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)
+    damaged: tuple[Path, ...] = field(default=(), repr=False)
     others: int = 0
 
     def image(
@@ -149,7 +152,7 @@ class Opened:
                 pass
         return case_of_file(self.path)
 
-    def _chosen(self, series: str | None) -> tuple[SeriesEntry, list[Any]]:
+    def _chosen(self, series: str | None) -> tuple[SeriesEntry, list[Header]]:
         from clearmargin.formats.dicom.images import chosen_series
 
         return chosen_series(self.series, series)
@@ -170,11 +173,18 @@ def open_source(path: Path) -> Opened:
     ):
         from clearmargin.formats.dicom.index import scan_dicom
 
-        series = tuple(scan_dicom(path))
+        damaged: list[Path] = []
+        series = tuple(scan_dicom(path, damaged))
         first = series[0][0]
         is_clip = first.kind == "clip" and (path.is_file() or len(series) == len(first.files) == 1)
         beside = 0 if path.is_file() else sum(_is_other(file) for file in path.rglob("*"))
-        return Opened(path=path, kind="clip" if is_clip else "dicom", series=series, others=beside)
+        return Opened(
+            path=path,
+            kind="clip" if is_clip else "dicom",
+            series=series,
+            damaged=tuple(damaged),
+            others=beside,
+        )
     if path.is_dir():
         every = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         files = tuple(p for p in every if _suffix(p) in READERS or p.suffix.lower() in VIDEO_SUFFIXES)

@@ -116,9 +116,9 @@ class VideoClip:
         stamp = self._pts[number]
         for back in (0, 1, 4, 16, None):
             with self._open() as container:
-                found = self._seek(container, stamp, back)
-                if found is not None:
-                    return self._image(found, number)
+                video_frame = self._seek(container, stamp, back)
+                if video_frame is not None:
+                    return self._image(video_frame, number)
         if number not in self.corrupt:
             self.corrupt = sorted([*self.corrupt, number])
         raise InputError(f"frame {number} of '{self._name}' is damaged")
@@ -129,10 +129,10 @@ class VideoClip:
         number = int(np.searchsorted(times, time_s + 1e-9, side="right")) - 1
         return self.frame(min(max(number, 0), self.frame_count - 1))
 
-    def _seek(self, container: Any, wanted: int, back: int | None) -> Any:
-        """Return the frame at ``wanted``, starting ``back`` seconds earlier (None: at the start), or None."""
+    def _seek(self, container: Any, stamp: int, back: int | None) -> Any:
+        """Return the frame at ``stamp``, starting ``back`` seconds earlier (None: at the start), or None."""
         stream = container.streams.video[0]
-        target = min(self._zero, 0) if back is None else wanted - round(back / self._time_base)
+        target = min(self._zero, 0) if back is None else stamp - round(back / self._time_base)
         # An AVI may state its decoder's parameters in the first packet only: seeking in a fresh container
         # without having decoded it gives wrong pictures with no error.
         for packet in _demux(container):
@@ -146,9 +146,9 @@ class VideoClip:
         for decoded, whole in _decode(container):
             if decoded.pts is None:
                 continue
-            if decoded.pts == wanted:
+            if decoded.pts == stamp:
                 return decoded if whole else None
-            if self._clocked and decoded.pts > wanted:
+            if self._clocked and decoded.pts > stamp:
                 return None
         return None
 

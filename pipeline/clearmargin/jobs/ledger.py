@@ -273,7 +273,7 @@ class Ledger:
         where = [f"state IN ({', '.join(repr(_known(s)) for s in states)})"] if states else []
         where += [] if current is None else [f"current = {int(current)}"]
         where += [] if recipe is None else ["recipe = :recipe"]
-        chosen = {} if recipe is None else {"recipe": recipe}
+        parameters = {} if recipe is None else {"recipe": recipe}
         clause = f"WHERE {' AND '.join(where)} AND" if where else "WHERE"
         last = 0
         while True:
@@ -282,7 +282,7 @@ class Ledger:
                     do(
                         f"SELECT * FROM items {clause} id > :last ORDER BY id LIMIT {_BATCH}",
                         last=last,
-                        **chosen,
+                        **parameters,
                     ).mappings()
                 )
             if not rows:

@@ -33,7 +33,14 @@ from clearmargin.margins.scaling_choice import ChosenScaling
 from clearmargin.sampling.maps import entropy
 from clearmargin.sampling.samples import Mode
 
-__all__ = ["Applied", "Calibration", "Refusal", "load_calibration", "save_calibration"]
+__all__ = [
+    "Applied",
+    "Calibration",
+    "Refusal",
+    "calibration_files",
+    "load_calibration",
+    "save_calibration",
+]
 
 Applied = Literal["each", "both"]
 
@@ -331,6 +338,11 @@ def load_calibration(model: Path, mode: Mode, weights_sha256: str) -> Calibratio
             f"`clearmargin calibrate` again, or remove {_FOLDER}/{path.name}"
         )
     return calibration
+
+
+def calibration_files(model: Path) -> list[Path]:
+    """Return the files of a model's calibrations, one for each way of sampling it; none if it was not calibrated."""
+    return sorted((model / _FOLDER).glob("*.yaml"))
 
 
 def _path(model: Path, mode: Mode) -> Path:

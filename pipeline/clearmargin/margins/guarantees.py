@@ -251,5 +251,5 @@ def _left_out(losses: GroupLosses, risk: float) -> float:
     table = losses.at(candidates)
     total = table.sum(axis=1)
     others = (total[:, None] - table) / max(losses.n - 1, 1)
-    chosen = np.argmax(others <= risk + 1e-12, axis=0)  # none fails at the largest factor
-    return float(table[chosen, np.arange(losses.n)].mean())
+    indices = np.argmax(others <= risk + 1e-12, axis=0)  # none fails at the largest factor
+    return float(table[indices, np.arange(losses.n)].mean())

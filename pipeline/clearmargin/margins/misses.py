@@ -133,7 +133,7 @@ def find_references(
 
 
 def fit_threshold(
-    found: Sequence[Found],
+    references: Sequence[Found],
     groups: Iterable[str],
     alpha: float,
     *,
@@ -144,7 +144,7 @@ def fit_threshold(
     """Return the highest threshold whose risk is controlled at ``alpha``: ``(n risk + 1) / (n + 1) <= alpha``.
 
     Args:
-        found: All references of the calibration groups, `find_references`.
+        references: All references of the calibration groups, `find_references`.
         groups: All calibration groups, with and without a reference.
         alpha: What the mean loss of new groups may be.
         group: What a group is, such as ``patient``.
@@ -159,7 +159,7 @@ def fit_threshold(
     if not 0 < alpha < 1:
         raise ConfigError(f"miss_alpha: expected a share between 0 and 1, got {alpha:g}")
     of_group: dict[str, list[float]] = {}
-    for one in found:
+    for one in references:
         good = one.score is not None and one.iou >= match_iou
         of_group.setdefault(one.group, []).append(one.score if one.score is not None and good else -np.inf)
     scores = [np.array(v) for v in of_group.values()]

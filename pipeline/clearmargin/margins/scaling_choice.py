@@ -55,8 +55,8 @@ class ChosenScaling:
         """Return probabilities by the chosen scaling, of the same shape and precision."""
         if self.chosen == "none":
             return probabilities
-        chosen = self.temperature if self.chosen == "temperature" else self.isotonic
-        return chosen.apply(probabilities)
+        scaling = self.temperature if self.chosen == "temperature" else self.isotonic
+        return scaling.apply(probabilities)
 
     def least(self, scaled: float) -> float:
         """Return the least probability, in steps of 0.0001, that is at least ``scaled`` afterwards; 1 if none is."""
@@ -141,19 +141,19 @@ def fit_scaling(
         if not _at_limit(fitted[name])
     }
     worse = {name: _made_worse(of_halves[name], further) for name in errors if name != "none"}
-    chosen: Kind = "none"
+    kind: Kind = "none"
     for name in ("temperature", "isotonic"):
-        if name in errors and not worse[name] and errors[name] < errors[chosen] * (1 - 1e-9):
-            chosen = name
+        if name in errors and not worse[name] and errors[name] < errors[kind] * (1 - 1e-9):
+            kind = name
     said = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
-    why = f"{chosen}: Brier score on the half of the groups that each was not fitted on: {said}"
+    why = f"{kind}: Brier score on the half of the groups that each was not fitted on: {said}"
     refused = [f"{name} made {', '.join(what)} worse" for name, what in worse.items() if what]
     if refused:
         why += f"; not applied: {'; '.join(refused)}"
     if "temperature" not in errors:
         why += "; the temperature lies at the end of its range and is not used"
     return ChosenScaling(
-        chosen=chosen, why=why, temperature=fitted["temperature"], isotonic=fitted.get("isotonic", unfitted)
+        chosen=kind, why=why, temperature=fitted["temperature"], isotonic=fitted.get("isotonic", unfitted)
     )
 
 

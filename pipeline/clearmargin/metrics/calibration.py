@@ -110,13 +110,13 @@ class Reliability:
             return
         if not (p.min() >= 0 and p.max() <= 1):  # refuses NaN as well
             raise ValueError("a probability lies in [0, 1]")
-        flat, outcome, chosen = p.ravel(), came_true.ravel(), None if where is None else where.ravel()
+        flat, outcome, mask = p.ravel(), came_true.ravel(), None if where is None else where.ravel()
         for start in range(0, flat.size, _CHUNK):
             part = slice(start, start + _CHUNK)
-            if chosen is None:
+            if mask is None:
                 self._count(flat[part], outcome[part])
             else:
-                self._count(flat[part][chosen[part]], outcome[part][chosen[part]])
+                self._count(flat[part][mask[part]], outcome[part][mask[part]])
 
     def _count(self, probabilities: NDArray[np.floating], came_true: NDArray[np.bool_]) -> None:
         p = probabilities.astype(np.float64)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clearmargin.errors import InputError, nearest
+from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.metrics.intervals import group_means
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.paired import Comparison, adjust, compare, holm
@@ -131,13 +131,13 @@ def compare_rows(
         level: Coverage of the intervals.
 
     Raises:
-        InputError: Fewer than two sets, rows without ids, no common object, references of different size under one
-            id, or a metric or a column that a set lacks.
+        ConfigError: Fewer than two sets, or a metric or a column that a set lacks.
+        InputError: Rows without ids, no common object, or references of different size under one id.
 
     Source: paired differences of groups' means, `clearmargin.metrics.paired.compare`; Holm, 1979.
     """
     if len(sets) < 2:
-        raise InputError("give two sets of tables or more: one alone is compared with nothing")
+        raise ConfigError("give two sets of tables or more: one alone is compared with nothing")
     tables = {name: [_Table(name, rows) for rows in of_set] for name, of_set in sets.items()}
     known = {name: set().union(*(t.objects for t in of)) for name, of in tables.items()}
     seen = {name: {case for t in of for case in t.false_positives} for name, of in tables.items()}
@@ -286,7 +286,7 @@ def _strata(rows: Mapping[Key, CaseRow], by: Sequence[str]) -> dict[str, tuple[l
     out: dict[str, tuple[list[Key], list[str]]] = {}
     for column in by:
         if column not in known:
-            raise InputError(f"no column '{column}' to split by: {nearest(column, known)}")
+            raise ConfigError(f"no column '{column}' to split by: {nearest(column, known)}")
         for value in sorted({row.strata.get(column, "unknown") for row in rows.values()}):
             keys = [key for key, row in rows.items() if row.strata.get(column, "unknown") == value]
             out[f"{column} = {value}"] = (keys, [])
@@ -340,7 +340,7 @@ def _metrics(tables: Mapping[str, Sequence[_Table]], asked: Sequence[str]) -> li
     shared = [name for name in known[0] if all(name in names for names in known)]
     for name in asked:
         if name not in (*shared, *COUNTS):
-            raise InputError(f"not all sets have the metric '{name}': they share {', '.join(shared)}")
+            raise ConfigError(f"not all sets have the metric '{name}': they share {', '.join(shared)}")
     if not shared:
         raise InputError("the sets have no metric in common: measure them alike")
     return [name for name in (asked or shared) if name in shared] + ["detected"]

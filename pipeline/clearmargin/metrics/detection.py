@@ -307,7 +307,7 @@ class PrecisionTally:
             for a, name in enumerate(_RANGES)
             if sum(int(m.references[a]) for m in images)
         }
-        precision = {key: found[0] for key, found in curves.items()}
+        precision = {key: curve[0] for key, curve in curves.items()}
         classes = sorted({label for label, name in curves if name == "all"})
         if not classes:
             return _without_references(predictions, max_detections)

@@ -164,8 +164,8 @@ def bootstrap_class_means(
         of_kind = [i for i, name in enumerate(classes) if str(name) == kind]
         held = [str(groups[i]) for i in of_kind]
         table = np.column_stack([np.asarray(v, np.float64)[of_kind] for v in values.values()])
-        found, of_groups = group_means(table, held)
-        at = [names.index(name) for name in found]
+        group_names, of_groups = group_means(table, held)
+        at = [names.index(name) for name in group_names]
         means[:, k, at] = of_groups.T
         there[k, at] = 1
 
@@ -218,7 +218,7 @@ def bootstrap_statistic(
     Source: see `bootstrap_means`.
     """
     intervals = bootstrap_statistics(
-        lambda chosen: {"": statistic(chosen)}, cases, groups, rng=rng, level=level, resamples=resamples
+        lambda sample: {"": statistic(sample)}, cases, groups, rng=rng, level=level, resamples=resamples
     )
     return intervals[""]
 

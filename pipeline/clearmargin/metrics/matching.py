@@ -112,11 +112,11 @@ def match_greedily(ious: NDArray[np.float64], threshold: float) -> NDArray[np.in
 
 
 def iou_matrix(
-    predicted: Sequence[Mask], reference: Sequence[Mask], wanted: NDArray[np.bool_] | None = None
+    predicted: Sequence[Mask], reference: Sequence[Mask], pairs: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float64]:
     """Return the IoU of every predicted with every reference mask, ``(P, R)`` float64.
 
-    Two empty masks have 0, as has what ``wanted`` (``(P, R)`` bool) leaves out. Boxes are compared first, so
+    Two empty masks have 0, as has what ``pairs`` (``(P, R)`` bool) leaves out. Boxes are compared first, so
     that only masks that can meet are looked at.
     """
     ious = np.zeros((len(predicted), len(reference)))
@@ -124,7 +124,7 @@ def iou_matrix(
         return ious
     ours, theirs = (np.array([m.box for m in masks]) for masks in (predicted, reference))
     meet = np.all((ours[:, None, 0] < theirs[:, 1]) & (theirs[:, 0] < ours[:, None, 1]), axis=-1)
-    for i, j in zip(*np.nonzero(meet if wanted is None else meet & wanted), strict=True):
+    for i, j in zip(*np.nonzero(meet if pairs is None else meet & pairs), strict=True):
         ious[i, j] = mask_iou(predicted[i], reference[j])
     return ious
 
@@ -181,11 +181,11 @@ def _outside(masks: Sequence[Mask], ignore: Mask | None) -> Sequence[Mask]:
 
 def _matches(
     reference: InstanceSet,
-    chosen: list[tuple[int, int]],
+    matches: list[tuple[int, int]],
     ious: NDArray[np.float64],
     neutral: NDArray[np.bool_],
 ) -> Matches:
-    pairs = np.array(sorted(chosen), np.int64).reshape(-1, 2)
+    pairs = np.array(sorted(matches), np.int64).reshape(-1, 2)
     left = np.setdiff1d(np.arange(len(ious)), pairs[:, 0])
     skipped = neutral[left] if left.size else np.zeros(0, bool)
     unfound = np.setdiff1d(np.arange(len(reference)), pairs[:, 1])

@@ -166,9 +166,9 @@ def _moved(
             ez, ey, ex = z + int(along == 0), y + int(along == 1), x + int(along == 2)
             if ez >= ids.shape[0] or ey >= ids.shape[1] or ex >= ids.shape[2] or ids[ez, ey, ex] < 0:
                 continue
-            found = False
+            stair = False
             for across in range(1 if planar else 0, 3):
-                if across == along or found:
+                if across == along or stair:
                     continue
                 third = 3 - along - across
                 for back in range(1 if planar else 2):
@@ -176,9 +176,9 @@ def _moved(
                     gy = y + MARGIN - (back if third == 1 else 0)
                     gx = x + MARGIN - (back if third == 2 else 0)
                     if _is_step(grid, gz, gy, gx, along, across):
-                        found = True
+                        stair = True
                         break
-            if found:
+            if stair:
                 stairs[i] = True
                 stairs[ids[ez, ey, ex]] = True
     corners = places.astype(np.float64)

@@ -95,9 +95,11 @@ def compare(
     if set(first) != set(second):
         odd = ", ".join(sorted(set(first) ^ set(second)))
         raise InputError(f"two models are compared on the same metrics; only one of them has: {odd}")
-    found = {name: _paired(_gaps(first[name], second[name]), groups, rng, level, trials) for name in first}
-    adjusted = holm({name: one.p_value for name, one in found.items()})
-    return {name: adjust(one, adjusted[name]) for name, one in found.items()}
+    comparisons = {
+        name: _paired(_gaps(first[name], second[name]), groups, rng, level, trials) for name in first
+    }
+    adjusted = holm({name: one.p_value for name, one in comparisons.items()})
+    return {name: adjust(one, adjusted[name]) for name, one in comparisons.items()}
 
 
 def adjust(comparison: Comparison, p_adjusted: float) -> Comparison:

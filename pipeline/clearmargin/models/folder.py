@@ -339,9 +339,11 @@ def segmenter_of(network: Network, **options: Any) -> NetworkSegmenter:
         options: Further fields of `NetworkSegmenter`.
     """
     from clearmargin.models.segmenter import PlaneSegmenter
-    from clearmargin.models.volume_segmenter import VolumeSegmenter
-    from clearmargin.networks.network import PlaneNetwork, VolumeNetwork
+    from clearmargin.models.volume_segmenter import VolumeSegmenter, WindowSegmenter
+    from clearmargin.networks.network import PlaneNetwork, VolumeNetwork, WindowNetwork
 
+    if isinstance(network, WindowNetwork):
+        return WindowSegmenter(network=network, **options)
     if isinstance(network, VolumeNetwork):
         return VolumeSegmenter(network=network, **options)
     if isinstance(network, PlaneNetwork):

@@ -19,17 +19,16 @@ Crop = tuple[NDArray[np.float32], tuple[int, ...]]
 """Probabilities on a part of the source's grid, and the index of the first; 0 elsewhere."""
 
 
-def place(
-    mask: Tensor, region: Tensor, matrix: NDArray[np.float64], shape: tuple[int, int]
-) -> tuple[NDArray[np.float32], tuple[int, int]]:
+def place(mask: Tensor, region: Tensor, matrix: NDArray[np.float64], shape: tuple[int, ...]) -> Crop:
     """Return one probability mask on the source's grid.
 
     Args:
-        mask: ``(h, w)`` probabilities that span ``region`` edge to edge.
-        region: ``(4,)`` ``x1 y1 x2 y2`` in network pixels; pixel k covers [k, k + 1).
-        matrix: ``(3, 3)``, from network indices ``(y, x, 1)`` to source indices, pixel centres at whole numbers.
-            It scales, mirrors and moves; a view is never turned.
-        shape: ``(Y, X)`` of the source.
+        mask: ``(h, w)`` probabilities that span ``region`` edge to edge; in space ``(d, h, w)``.
+        region: ``(4,)`` ``x1 y1 x2 y2`` in network pixels; pixel k covers [k, k + 1). ``(6,)`` in space,
+            ``x1 y1 z1 x2 y2 z2``.
+        matrix: ``(3, 3)``, from network indices ``(y, x, 1)`` to source indices, pixel centres at whole numbers; in
+            space ``(4, 4)``. It scales, mirrors and moves; a view is never turned.
+        shape: ``(Y, X)`` or ``(Z, Y, X)`` of the source.
 
     Returns:
         A float32 crop of the source's grid and its origin; the crop is empty if nothing falls on the grid.
@@ -38,14 +37,26 @@ def place(
     Raises:
         ValueError: The matrix turns.
     """
-    if matrix[0, 1] or matrix[1, 0]:
+    axes = mask.ndim
+    turning = matrix[:axes, :axes]
+    if (turning != np.diag(np.diag(turning))).any():
         raise ValueError(f"a view scales and mirrors, it does not turn: {matrix.tolist()}")
-    x1, y1, x2, y2 = (float(v) for v in region)
-    rows = _taps(mask.shape[0], y1, y2, matrix[0, 0], matrix[0, 2], shape[0])
-    columns = _taps(mask.shape[1], x1, x2, matrix[1, 1], matrix[1, 2], shape[1])
-    if rows is None or columns is None:
-        return np.zeros((0, 0), np.float32), (0, 0)
-    return _interpolated(mask.detach().cpu().float().numpy(), (rows, columns)), (rows.low, columns.low)
+    corners = [float(v) for v in region]
+    taps = [
+        _taps(
+            mask.shape[axis],
+            corners[axes - 1 - axis],
+            corners[2 * axes - 1 - axis],
+            matrix[axis, axis],
+            matrix[axis, axes],
+            shape[axis],
+        )
+        for axis in range(axes)
+    ]
+    within = [one for one in taps if one is not None]
+    if len(within) < axes:
+        return np.zeros((0,) * axes, np.float32), (0,) * axes
+    return _interpolated(mask.detach().cpu().float().numpy(), within), tuple(one.low for one in within)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,30 +113,30 @@ def threshold(crop: NDArray[np.float32], origin: tuple[int, ...], shape: tuple[i
 
 
 def place_view(
-    probabilities: Tensor, extent: tuple[int, int], matrix: NDArray[np.float64], shape: tuple[int, int]
+    probabilities: Tensor, extent: tuple[int, ...], matrix: NDArray[np.float64], shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """Return what a network says of each of a view's pixels on the source's grid, ``(K, Y, X)``.
+    """Return what a network says of each of a view's pixels on the source's grid, ``(K, *shape)``.
 
     Args:
-        probabilities: ``(K, h, w)``; they span the view edge to edge.
-        extent: ``(Y, X)`` of the view, in network pixels.
+        probabilities: ``(K, h, w)``, in space ``(K, d, h, w)``; they span the view edge to edge.
+        extent: ``(Y, X)`` or ``(Z, Y, X)`` of the view, in network pixels.
         matrix: As of ``place``.
-        shape: ``(Y, X)`` of the source; the view shows all of it.
+        shape: Extents of the source; the view shows all of it.
 
     Returns:
         float32, bilinear; towards the view's edges values stay as they are at the outermost samples.
     """
     placed = np.zeros((len(probabilities), *shape), np.float32)
-    counts = (int(probabilities.shape[1]), int(probabilities.shape[2]))
+    axes = len(shape)
     taps = [
-        _taps(counts[axis], 0.0, extent[axis], matrix[axis, axis], matrix[axis, 2], shape[axis])
-        for axis in range(2)
+        _taps(int(count), 0.0, extent[axis], matrix[axis, axis], matrix[axis, axes], shape[axis])
+        for axis, count in enumerate(probabilities.shape[1:])
     ]
     within = [one for one in taps if one is not None]
     if len(within) == len(taps):
-        y, x = (slice(one.low, one.low + len(one.before)) for one in within)
+        here = tuple(slice(one.low, one.low + len(one.before)) for one in within)
         for values, one in zip(placed, probabilities.detach().cpu().float().numpy(), strict=True):
-            values[y, x] = _interpolated(one, within, beyond="edge")
+            values[here] = _interpolated(one, within, beyond="edge")
     return placed
 
 

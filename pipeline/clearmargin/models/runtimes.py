@@ -144,7 +144,7 @@ def _load_onnx(path: Path, threads: int) -> Callable[[Sequence[Tensor]], list[Te
     options.log_severity_level = 3  # warnings name the file's path
     session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     takes = [given.name for given in session.get_inputs()]
-    gives = [found.name for found in session.get_outputs()]
+    gives = [output.name for output in session.get_outputs()]
 
     def compute(tensors: Sequence[Tensor]) -> list[Tensor]:
         arrays = {name: _array(name, t) for name, t in zip(takes, tensors, strict=True)}
@@ -186,7 +186,7 @@ def _load_openvino(path: Path, threads: int) -> Callable[[Sequence[Tensor]], lis
     }
     compiled: Any = _openvino_core().compile_model(path, "CPU", settings)
     takes = [given.get_any_name() for given in compiled.inputs]
-    gives = [found.get_any_name() for found in compiled.outputs]
+    gives = [output.get_any_name() for output in compiled.outputs]
 
     def compute(tensors: Sequence[Tensor]) -> list[Tensor]:
         arrays = [_array(name, t) for name, t in zip(takes, tensors, strict=True)]

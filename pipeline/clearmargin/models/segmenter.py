@@ -329,7 +329,7 @@ class PlaneSegmenter(NetworkSegmenter):
         matrix, size = fitting_view((plane.grid.shape[0], plane.grid.shape[1]), scale, flip=view.flip)
         sample = {"image": to_tensor(plane.pixels, plane.grid)}
 
-        def look(corner: tuple[int, int], extent: tuple[int, int]) -> Detections:
+        def look(corner: tuple[int, ...], extent: tuple[int, ...]) -> Detections:
             window = matrix @ np.array([[1, 0, corner[0]], [0, 1, corner[1]], [0, 0, 1]], np.float64)
             with self.stage("transform"):
                 shown: Tensor = resample(sample, window, extent, keys=KEYS[:1])["image"].as_tensor()
@@ -341,7 +341,11 @@ class PlaneSegmenter(NetworkSegmenter):
             detections = look((0, 0), size)
         else:
             detections = find_in_tiles(
-                look, size, self.choice.tile, self.choice.tile_overlap, rule=self.suppression
+                look,
+                size,
+                self.choice.tile,
+                (self.choice.tile_overlap,) * 2,
+                rule=self.suppression,
             )
         return PlaneDetections(
             found=detections, matrix=matrix, extent=size, plane=plane, points=self.label_map.points

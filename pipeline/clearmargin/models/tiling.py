@@ -1,4 +1,4 @@
-"""Large images, looked at tile by tile; an object on a seam is one object.
+"""Large images and volumes, looked at tile by tile; an object on a seam is one object.
 
 Two parts belong to one object where the tiles that saw them agree: both tiles see the strip that they share, so an
 object that crosses it shows the same cut there in both. Nothing is decided by nearness, so objects that touch at a
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from clearmargin.core import Mask
 from clearmargin.metrics.matching import iou_matrix
-from clearmargin.models.placing import place, place_view, threshold
+from clearmargin.models.placing import Crop, place, place_view, threshold
 from clearmargin.models.repeats import Suppression, first_looks
-from clearmargin.models.tiles import Tile, lay_tiles
+from clearmargin.models.tiles import Tile, TileGrid, lay_tiles
 from clearmargin.networks.network import Detections
 
 __all__ = ["find_in_tiles"]
@@ -43,10 +43,10 @@ class _Part:
 
 
 def find_in_tiles(
-    look: Callable[[tuple[int, int], tuple[int, int]], Detections],
-    view: tuple[int, int],
-    tile: tuple[int, int],
-    overlap: int,
+    look: Callable[[tuple[int, ...], tuple[int, ...]], Detections],
+    view: tuple[int, ...],
+    tile: tuple[int, ...],
+    overlap: tuple[int, ...],
     *,
     rule: Suppression,
 ) -> Detections:
@@ -60,17 +60,18 @@ def find_in_tiles(
     out. The foreground is the mean of the tiles', weighted by the same distance, where they give it.
 
     Args:
-        look: From the first pixel ``(y, x)`` and the size of a tile to its detections, in the tile's pixels.
-        view: ``(Y, X)`` of the view.
-        tile: ``(Y, X)`` of a tile.
-        overlap: Least number of pixels that neighbours share; below the extents of a tile.
+        look: From the first pixel ``(y, x)`` and the size of a tile to its detections, in the tile's pixels; in space
+            ``(z, y, x)``, and tiles come slice by slice.
+        view: Extents of the view.
+        tile: Extents of a tile.
+        overlap: Least number of pixels that neighbours share on each axis; below the extents of a tile.
         rule: Which detections of a tile show what a better one shows.
     """
-    if not 0 < overlap < min(tile):
+    if not all(0 < shared < extent for shared, extent in zip(overlap, tile, strict=True)):
         raise ValueError(f"tiles of {tile} cannot share {overlap} pixels")
     tiles = lay_tiles(view, tile, overlap)
     if len(tiles) == 1:
-        return look((0, 0), view)
+        return look(tiles[0].low, view)
     parts: list[_Part] = []
     blend: _Blend | None = None
     for t in tiles:
@@ -80,12 +81,14 @@ def find_in_tiles(
             blend = blend or _Blend(len(detections.foreground), view)
             blend.add(detections.foreground, t)
     objects = [[parts[i] for i in group] for group in _groups(parts)]
+    grid = TileGrid(tiles)
     joined = _detections(
         [
             _join(members, view) if len(members) > 1 else members[0]
             for members in objects
-            if not _is_refuted(members, tiles, view)
-        ]
+            if not _is_refuted(members, grid, view)
+        ],
+        len(view),
     )
     return joined if blend is None else replace(joined, foreground=blend.mean())
 
@@ -93,33 +96,33 @@ def find_in_tiles(
 class _Blend:
     """The tiles' probabilities of each of a view's pixels as one, added up tile by tile."""
 
-    def __init__(self, classes: int, view: tuple[int, int]) -> None:
+    def __init__(self, classes: int, view: tuple[int, ...]) -> None:
         self._view = view
         self._total = np.zeros((classes, *view), np.float32)
         self._weight = np.zeros(view, np.float32)
 
     def add(self, foreground: Tensor, tile: Tile) -> None:
-        """Count a tile's, ``(K, h, w)``, most where it lies farthest from the edges that cut the view."""
+        """Count a tile's, ``(K, *shape)``, most where it lies farthest from the edges that cut the view."""
         here = tuple(slice(a, b) for a, b in zip(tile.low, tile.high, strict=True))
         trust = tile.trust(here, self._view)
         self._weight[here] += trust
         for total, one in zip(self._total, foreground, strict=True):  # a class at a time, for memory
-            total[here] += trust * place_view(one[None], tile.size, np.eye(3), tile.size)[0]
+            total[here] += trust * place_view(one[None], tile.size, np.eye(len(tile.size) + 1), tile.size)[0]
 
     def mean(self) -> Tensor:
-        """Return ``(K, Y, X)`` of the view's pixels."""
+        """Return ``(K, *view)``."""
         self._total /= self._weight
         return torch.from_numpy(self._total)
 
 
-def _parts(found: Detections, tile: Tile, view: tuple[int, int], rule: Suppression) -> list[_Part]:
+def _parts(found: Detections, tile: Tile, view: tuple[int, ...], rule: Suppression) -> list[_Part]:
     """Return a tile's detections on the view, without repeats."""
     shift = torch.tensor([*tile.low[::-1]] * 2, dtype=torch.float32)
     labels, scores = found.labels.cpu().numpy(), found.scores.float().cpu().numpy()
     masks = []
     for mask, region in zip(found.masks, found.regions, strict=True):
-        crop, (y, x) = place(mask, region, np.eye(3), tile.size)
-        masks.append(threshold(crop, (y + tile.low[0], x + tile.low[1]), view))
+        crop, corner = place(mask, region, np.eye(len(view) + 1), tile.size)
+        masks.append(threshold(crop, tuple(np.add(corner, tile.low).tolist()), view))
     # What no pixel is likely to hold still has its place in a map of probabilities.
     held = np.array([m.area > 0 for m in masks], bool)
     solid = np.flatnonzero(held)
@@ -152,8 +155,9 @@ def _groups(parts: list[_Part]) -> list[list[int]]:
     for i, part in enumerate(parts):
         by_tile.setdefault(part.tile, []).append(i)
     tiles = list(by_tile)
+    grid = TileGrid(tiles)
     for k, first in enumerate(tiles):
-        for second in tiles[k + 1 :]:
+        for second in (tiles[j] for j in grid.after(k)):
             strip = first.shared(second)
             if strip is None:
                 continue
@@ -190,50 +194,50 @@ def _pieces(mask: Mask, strip: tuple[slice, ...]) -> list[Mask]:
         return []
     numbered, count = ndimage.label(mask.within(tuple(slice(a, b) for a, b in zip(low, high, strict=True))))
     return [
-        Mask.from_crop(numbered[box] == k + 1, (low[0] + box[0].start, low[1] + box[1].start), mask.shape)
+        Mask.from_crop(
+            numbered[box] == k + 1, tuple(a + b.start for a, b in zip(low, box, strict=True)), mask.shape
+        )
         for k, box in zip(range(count), ndimage.find_objects(numbered), strict=True)
     ]
 
 
-def _is_refuted(members: list[_Part], tiles: tuple[Tile, ...], view: tuple[int, int]) -> bool:
+def _is_refuted(members: list[_Part], grid: TileGrid, view: tuple[int, ...]) -> bool:
     """Return whether each part of an object was cut by its tile while a tile without a part of it sees it whole."""
     own = {part.tile for part in members}
-    others = [t for t in tiles if t not in own]
 
     def refuted(part: _Part) -> bool:
         box = part.mask.box
         if part.mask.area == 0 or not part.tile.is_cut(box, view):
             return False
-        return any(t.holds(box) and not t.is_cut(box, view) for t in others)
+        return any(t not in own and not t.is_cut(box, view) for t in grid.holding(box))
 
     return all(refuted(part) for part in members)
 
 
-def _join(members: list[_Part], view: tuple[int, int]) -> _Part:
+def _join(members: list[_Part], view: tuple[int, ...]) -> _Part:
     """Return one part for the parts of one object."""
-    probabilities, (y, x) = _mean(members, view)
+    probabilities, corner = _mean(members, view)
+    axes = len(view)
     boxes = torch.stack([m.box for m in members])
     areas = np.array([m.mask.area for m in members], np.float64)
     return replace(
         members[0],
         score=float(np.average([m.score for m in members], weights=areas)),
         probabilities=torch.from_numpy(probabilities),
-        region=torch.tensor(
-            [x, y, x + probabilities.shape[1], y + probabilities.shape[0]], dtype=torch.float32
-        ),
-        box=torch.cat([boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)]),
+        region=torch.tensor([*corner[::-1], *np.add(corner, probabilities.shape)[::-1]], dtype=torch.float32),
+        box=torch.cat([boxes[:, :axes].amin(dim=0), boxes[:, axes:].amax(dim=0)]),
     )
 
 
-def _mean(members: list[_Part], view: tuple[int, int]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+def _mean(members: list[_Part], view: tuple[int, ...]) -> Crop:
     """Return the tiles' mean probability, weighted by their trust, as a crop of the view and its first pixel.
 
     A tile speaks for all of its pixels: where it saw the object but not here, it says 0.
     """
-    placed = [(m.tile, *place(m.probabilities, m.region, np.eye(3), view)) for m in members]
+    placed = [(m.tile, *place(m.probabilities, m.region, np.eye(len(view) + 1), view)) for m in members]
     low = np.min([corner for _, _, corner in placed], axis=0)
     high = np.max([np.add(corner, crop.shape) for _, crop, corner in placed], axis=0)
-    whole = Tile(low=(int(low[0]), int(low[1])), high=(int(high[0]), int(high[1])))
+    whole = Tile(low=tuple(low.tolist()), high=tuple(high.tolist()))
     total, weight = np.zeros(whole.size, np.float32), np.zeros(whole.size, np.float32)
     for tile in dict.fromkeys(m.tile for m in members):
         here = tile.shared(whole)
@@ -242,7 +246,7 @@ def _mean(members: list[_Part], view: tuple[int, int]) -> tuple[NDArray[np.float
         canvas = np.zeros([h.stop - h.start for h in here], np.float32)
         for other, crop, corner in placed:
             if other == tile:
-                _raise(canvas, crop, (corner[0] - here[0].start, corner[1] - here[1].start))
+                _raise(canvas, crop, tuple(a - h.start for a, h in zip(corner, here, strict=True)))
         trust = tile.trust(here, view)
         inside = tuple(slice(h.start - o, h.stop - o) for h, o in zip(here, whole.low, strict=True))
         total[inside] += trust * canvas
@@ -251,22 +255,22 @@ def _mean(members: list[_Part], view: tuple[int, int]) -> tuple[NDArray[np.float
     return total, whole.low
 
 
-def _raise(canvas: NDArray[np.float32], crop: NDArray[np.float32], corner: tuple[int, int]) -> None:
+def _raise(canvas: NDArray[np.float32], crop: NDArray[np.float32], corner: tuple[int, ...]) -> None:
     """Raise a canvas to a crop that may reach beyond it."""
     low = [max(c, 0) for c in corner]
     high = [min(c + n, size) for c, n, size in zip(corner, crop.shape, canvas.shape, strict=True)]
-    if low[0] < high[0] and low[1] < high[1]:
-        part = canvas[low[0] : high[0], low[1] : high[1]]
-        y, x = corner
-        np.maximum(part, crop[low[0] - y : high[0] - y, low[1] - x : high[1] - x], out=part)
+    if all(a < b for a, b in zip(low, high, strict=True)):
+        part = canvas[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        seen = tuple(slice(a - c, b - c) for a, b, c in zip(low, high, corner, strict=True))
+        np.maximum(part, crop[seen], out=part)
 
 
-def _detections(parts: list[_Part]) -> Detections:
+def _detections(parts: list[_Part], axes: int) -> Detections:
     ranked = sorted(parts, key=lambda part: -part.score)
     return Detections(
-        boxes=torch.stack([p.box for p in ranked]) if ranked else torch.zeros(0, 4),
+        boxes=torch.stack([p.box for p in ranked]) if ranked else torch.zeros(0, 2 * axes),
         labels=torch.tensor([p.label for p in ranked], dtype=torch.int64),
         scores=torch.tensor([p.score for p in ranked], dtype=torch.float32),
         masks=tuple(p.probabilities for p in ranked),
-        regions=torch.stack([p.region for p in ranked]) if ranked else torch.zeros(0, 4),
+        regions=torch.stack([p.region for p in ranked]) if ranked else torch.zeros(0, 2 * axes),
     )

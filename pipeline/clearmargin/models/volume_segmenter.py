@@ -1,4 +1,4 @@
-"""A network of volumes with what it needs to be shown one: its instances are 3-D components."""
+"""Networks of volumes with what they need to be shown one: their instances are 3-D components, or stitched windows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from torch import Tensor
 
 from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.errors import InputError
-from clearmargin.models.placing import Crop, place_slice, place_volume, threshold
-from clearmargin.models.repeats import Suppression
+from clearmargin.models.placing import Crop, place, place_slice, place_volume, threshold
+from clearmargin.models.repeats import Suppression, without_repeats
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
+from clearmargin.models.tiling import find_in_tiles
 from clearmargin.networks.components import Component, class_components
-from clearmargin.networks.network import VolumeNetwork
+from clearmargin.networks.network import Detections, Slab, VolumeNetwork, WindowNetwork
 from clearmargin.transforms.samples import KEYS
+from clearmargin.transforms.settings import VolumeView
 from clearmargin.transforms.spatial import resample, volume_view
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import PreparedImage
 
-__all__ = ["VolumeDetections", "VolumeSegmenter"]
+__all__ = ["VolumeDetections", "VolumeSegmenter", "WindowDetections", "WindowSegmenter"]
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +77,57 @@ class VolumeDetections:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeSegmenter(NetworkSegmenter):
-    """A network of volumes with what it needs to be shown one."""
+class WindowDetections:
+    """What the network found in a volume's windows, stitched, and the way back.
 
-    network: VolumeNetwork
+    Attributes:
+        found: In network voxels.
+        matrix: ``(4, 4)``, from network indices to the volume's.
+        extent: ``(Z, Y, X)`` of what the network was shown, in its voxels.
+        grid: The volume's.
+    """
+
+    found: Detections
+    matrix: NDArray[np.float64]
+    extent: tuple[int, ...]
+    grid: Grid
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """One per detection, ``(N,)``."""
+        return self.found.labels.cpu().numpy()
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """One per detection, ``(N,)``."""
+        return self.found.scores.cpu().numpy()
+
+    def placed(self, index: int) -> Crop:
+        """Return a detection's probabilities on the volume's grid."""
+        return place(self.found.masks[index], self.found.regions[index], self.matrix, self.grid.shape)
+
+    def instances(self, rule: Suppression) -> InstanceSet:
+        """Return the instances on the volume's grid, best score first, less those that ``rule`` leaves out."""
+        masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found.scores))]
+        every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
+        return without_repeats(every.select(np.array([m.area > 0 for m in masks], bool)), rule)
+
+    def foreground(self) -> Iterator[NDArray[np.float32]]:
+        """Yield each slice's probability of each class, ``(K, Y, X)`` on the volume's grid.
+
+        Raises:
+            ValueError: The look was made without ``maps``.
+        """
+        if self.found.foreground is None:
+            raise ValueError("a look without maps has no foreground")
+        maps = self.found.foreground.cpu().numpy()
+        for z in range(self.grid.shape[0]):
+            yield np.stack([place_slice(one, z, self.matrix, self.grid.shape) for one in maps])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SpaceSegmenter(NetworkSegmenter):
+    """What segmenters of volumes share: a volume's slices as its network sees them."""
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the volume with the intensities that the network is shown.
@@ -91,6 +140,64 @@ class VolumeSegmenter(NetworkSegmenter):
         with self.stage("transform"):
             return PreparedImage(image, self.image.model_copy(update={"neighbours": 0}))
 
+    def _shown(
+        self, ready: PreparedImage, view: View, seen: VolumeView
+    ) -> tuple[NDArray[np.float64], tuple[int, int, int], Slab]:
+        """Return the matrix from network indices to the volume's, the extents there, and what gives its slices."""
+        z, y, x = seen.scales_for(ready.grid)
+        matrix, size = volume_view(ready.grid.shape, (z, y * view.zoom, x * view.zoom), flip=view.flip)
+
+        def slab(start: int, stop: int) -> Tensor:
+            with self.stage("transform"):
+                pieces = [
+                    _slices(ready, matrix, (k, min(k + _PIECE, stop)), size[1:])
+                    for k in range(start, stop, _PIECE)
+                ]
+                return torch.cat(pieces, dim=1).to(self.device)
+
+        return matrix, size, slab
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSegmenter(_SpaceSegmenter):
+    """A network that detects objects in windows of volumes, with what it needs to be shown one."""
+
+    network: WindowNetwork
+
+    def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
+        """Yield one look at the whole volume, its windows stitched (``find_in_tiles``).
+
+        Raises:
+            InputError: The spacing is not what the model needs.
+        """
+        yield self._look(ready, view, maps=maps)
+
+    def _look(self, ready: PreparedImage, view: View, *, maps: bool) -> WindowDetections:
+        matrix, size, slab = self._shown(ready, view, self.network.view)
+        row: dict[tuple[int, int], Tensor] = {}  # the slices of the windows that lie side by side
+
+        def look(corner: tuple[int, ...], extent: tuple[int, ...]) -> Detections:
+            ends = (corner[0], corner[0] + extent[0])
+            if ends not in row:
+                row.clear()
+                row[ends] = slab(*ends)
+            y, x = (slice(a, a + n) for a, n in zip(corner[1:], extent[1:], strict=True))
+            with self.clock("network"), torch.inference_mode():
+                (detections,) = self.network.detect(row[ends][None, :, :, y, x], maps=maps)
+            return detections
+
+        patch = self.network.view.patch
+        shared = tuple(min(max(1, round(n * self.network.overlap)), n - 1) for n in patch)
+        found = find_in_tiles(look, size, patch, shared, rule=self.suppression)
+        return WindowDetections(found=found, matrix=matrix, extent=size, grid=ready.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSegmenter(_SpaceSegmenter):
+    """A network of volumes with what it needs to be shown one."""
+
+    network: VolumeNetwork
+
     def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
         """Yield one look at the whole volume: components on the network's grid. It has its maps, asked for or not.
 
@@ -100,18 +207,7 @@ class VolumeSegmenter(NetworkSegmenter):
         yield self._look(ready, view)  # kept in no name here: a suspended generator would hold it
 
     def _look(self, ready: PreparedImage, view: View) -> VolumeDetections:
-        z, y, x = self.network.view.scales_for(ready.grid)
-        scales = (z, y * view.zoom, x * view.zoom)
-        matrix, (depth, height, width) = volume_view(ready.grid.shape, scales, flip=view.flip)
-
-        def slab(start: int, stop: int) -> Tensor:
-            with self.stage("transform"):
-                pieces = [
-                    _slices(ready, matrix, (k, min(k + _PIECE, stop)), (height, width))
-                    for k in range(start, stop, _PIECE)
-                ]
-                return torch.cat(pieces, dim=1).to(self.device)
-
+        matrix, (depth, _, _), slab = self._shown(ready, view, self.network.view)
         with self.clock("network"), torch.inference_mode():
             maps = self.network.probabilities(slab, depth)
         return self._components(maps, matrix, ready)

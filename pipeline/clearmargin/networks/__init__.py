@@ -43,6 +43,7 @@ NETWORKS: dict[str, NetworkEntry] = {
     "semantic_cc_3d": NetworkEntry(
         "clearmargin.networks.semantic_cc_3d", "SemanticCC3DConfig", "SemanticCC3D"
     ),
+    "mask_rcnn_3d": NetworkEntry("clearmargin.networks.mask_rcnn_3d", "MaskRCNN3DConfig", "MaskRCNN3D"),
     "mask2former": NetworkEntry("clearmargin.networks.mask2former", "Mask2FormerConfig", "Mask2Former"),
     "eomt": NetworkEntry("clearmargin.networks.eomt", "EoMTConfig", "EoMT"),
     "heatmap": NetworkEntry("clearmargin.networks.heatmap", "HeatmapConfig", "Heatmap"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.networks.cores import CORE
+from clearmargin.networks.cores import CORE, SURE
 
 __all__ = ["Component", "class_components", "connected_components"]
 
@@ -51,16 +51,16 @@ def class_components(
     Returns:
         Label, from 1 on, and component of each.
     """
-    found: list[tuple[int, Component]] = []
+    instances: list[tuple[int, Component]] = []
     specks = 0
     for index in range(classes):
         cores = maps[classes + index] if len(maps) > classes else None
         components, dropped = connected_components(maps[index], smallest, cores)
-        found += [(index + 1, component) for component in components]
+        instances += [(index + 1, component) for component in components]
         specks += dropped
-    if len(found) > most:
-        log.warning("%d instances, of which model.detections keeps the best %d", len(found), most)
-    return sorted(found, key=lambda pair: -pair[1].score)[:most], specks
+    if len(instances) > most:
+        log.warning("%d instances, of which model.detections keeps the best %d", len(instances), most)
+    return sorted(instances, key=lambda pair: -pair[1].score)[:most], specks
 
 
 def connected_components(
@@ -79,8 +79,8 @@ def connected_components(
     Args:
         probabilities: Probabilities of one class, ``(Y, X)`` or ``(Z, Y, X)``, in [0, 1].
         smallest: Components of fewer elements are specks. A basin of fewer is flooded by its neighbours.
-        cores: Of the same shape: face-connected elements of at least one half are a core (`CoreMaps`). None
-            parts nothing.
+        cores: Of the same shape: face-connected elements of at least one half (`CORE`) are a core if one of them
+            reaches `SURE` (`CoreMaps`). None parts nothing.
 
     Returns:
         The components, none if nothing reaches one half, and the number of specks that were left out.
@@ -119,14 +119,25 @@ def _parted(
     divided = parts.astype(np.int32)
     for number, place in enumerate(ndimage.find_objects(parts), start=1):
         own = parts[place] == number
-        seeds, several = ndimage.label(own & (cores[place] >= CORE))
-        if several < 2:
+        seeds = _cores(cores[place], own)
+        if len(np.unique(seeds)) < 3:  # none of them, and one
             continue
         basins = _flooded(cores[place], seeds, own, smallest)
         for basin in np.unique(basins[own])[1:].tolist():  # the first keeps the number
             count += 1
             divided[place][own & (basins == basin)] = count
     return divided, count
+
+
+def _cores(cores: NDArray[np.float32], within: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the number of each core at its elements, 0 elsewhere; what is sure nowhere is no core."""
+    from scipy import ndimage
+
+    seeds, several = ndimage.label(within & (cores >= CORE))
+    if several:
+        sure = np.append(False, ndimage.maximum(cores, seeds, np.arange(1, several + 1)) >= SURE)
+        seeds = np.where(sure[seeds], seeds, 0)
+    return seeds  # type: ignore[no-any-return]
 
 
 def _flooded(
@@ -136,13 +147,12 @@ def _flooded(
     from skimage.segmentation import watershed
 
     basins = watershed(-cores, seeds, mask=within)
-    sizes = np.bincount(basins[within], minlength=seeds.max() + 1)[1:]
+    sizes = np.bincount(basins[within], minlength=seeds.max() + 1)
     enough = sizes >= smallest
-    if enough.all():
+    enough[sizes.argmax()] = True
+    if enough[np.unique(seeds)[1:]].all():
         return basins  # type: ignore[no-any-return]
-    if not enough.any():
-        enough[sizes.argmax()] = True
-    return watershed(-cores, np.where(np.append(False, enough)[seeds], seeds, 0), mask=within)  # type: ignore[no-any-return]
+    return watershed(-cores, np.where(enough[seeds], seeds, 0), mask=within)  # type: ignore[no-any-return]
 
 
 def _cut_out(

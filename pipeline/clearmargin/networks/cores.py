@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CORE", "CoreMaps", "Encode", "TargetKind"]
+__all__ = ["CORE", "SURE", "CoreMaps", "Encode", "TargetKind"]
 
 Encode = Callable[[NDArray[np.uint8], NDArray[np.int64], tuple[float, ...]], NDArray[np.float32]]
 """From masks ``(N, *shape)``, labels and spacing to what else a network learns of a window, ``(K, *shape)``."""
@@ -19,6 +19,9 @@ TargetKind = Literal["classes", "border", "distance"]
 
 CORE = 0.5
 """Value from which on an element is of a core."""
+
+SURE = 0.6
+"""Value that a core has to reach somewhere; else it is noise. True cores reach 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ class EoMT(PlaneNetwork):
 
     def _layers(self, images: Tensor) -> list[QueryLogits]:
         """Return the logits before each of the queries' layers, and behind the last."""
-        vit, found = self.vit, []
+        vit, logits = self.vit, []
         grid = (images.shape[-2] // self.config.patch, images.shape[-1] // self.config.patch)
         tokens = self._embed(images, grid)
         for index, layer in enumerate(vit.layers):
@@ -92,11 +92,11 @@ class EoMT(PlaneNetwork):
             if index == len(vit.layers) - self.config.query_layers:
                 tokens = torch.cat([vit.query.weight.expand(len(images), -1, -1), tokens], dim=1)
             if index >= len(vit.layers) - self.config.query_layers:
-                found.append(self._predict(tokens, grid))
+                logits.append(self._predict(tokens, grid))
                 if self.config.masked_attention:
-                    allowed = self._allowed(found[-1][1], grid, tokens.shape[1])
+                    allowed = self._allowed(logits[-1][1], grid, tokens.shape[1])
             tokens = layer(tokens, allowed)
-        return [*found, self._predict(tokens, grid)]
+        return [*logits, self._predict(tokens, grid)]
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return ``(B, 1 + registers + patches, width)``; ImageNet's mean and spread, averaged over its channels."""

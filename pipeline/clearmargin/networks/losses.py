@@ -54,9 +54,9 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Source: Milletari et al., "V-Net", 3DV 2016.
     """
-    found, wanted = logits.sigmoid().flatten(1), targets.flatten(1)
-    common = (found * wanted).sum(1)
-    return 1 - (2 * common + 1e-3) / ((found**2).sum(1) + (wanted**2).sum(1) + 1e-3)
+    probabilities, masks = logits.sigmoid().flatten(1), targets.flatten(1)
+    common = (probabilities * masks).sum(1)
+    return 1 - (2 * common + 1e-3) / ((probabilities**2).sum(1) + (masks**2).sum(1) + 1e-3)
 
 
 def edge_weights(targets: Tensor, width: int) -> Tensor:

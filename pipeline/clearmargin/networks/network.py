@@ -25,6 +25,7 @@ __all__ = [
     "Targets",
     "VolumeNetwork",
     "VolumeTargets",
+    "WindowNetwork",
     "learning",
 ]
 
@@ -129,17 +130,17 @@ class PointDetections:
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What a network found in one image, best score first, in network pixels.
+    """What a network found in one image, best score first, in network pixels; or in a volume, in its voxels.
 
     Attributes:
-        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2``.
+        boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2``; in space ``(N, 6)``, ``x1 y1 z1 x2 y2 z2``, and ``regions`` too.
         labels: ``(N,)`` int64, 1..K.
         scores: ``(N,)`` float32 in [0, 1].
-        masks: N float32 probability masks ``(h, w)``, at any resolution: one tensor where all have one, else N.
+        masks: N float32 probability masks ``(h, w)``, in space ``(d, h, w)``, at any resolution: one tensor where all have one, else N.
         regions: ``(N, 4)`` float32: the part of the image that each of ``masks`` spans, edge to edge. The box
             for a two-stage network, the instance's crop (``crop_masks``) for one that predicts whole masks.
-        foreground: ``(K, h, w)`` float32, the probability that a pixel belongs to each class, at any resolution; it
-            spans the image edge to edge, and has no edge where a box or a crop has one. None if not asked for.
+        foreground: ``(K, h, w)`` float32 (``(K, d, h, w)``), the probability that a pixel belongs to each class, at any
+            resolution; it spans the image edge to edge, and has no edge where a box or a crop has one. None if not asked for.
         landmarks: None for a network that does not look for them.
     """
 
@@ -238,6 +239,26 @@ class VolumeNetwork(Network):
         Args:
             slab: Returns the slices from its first up to its second argument, ``(C, d, H, W)`` in [0, 1].
             depth: Number of slices D.
+        """
+
+
+class WindowNetwork(Network):
+    """A network that sees volumes, and detects objects in each window, as a network of planes does in a plane.
+
+    Attributes:
+        view: Window and voxel size that it is shown.
+        overlap: Of neighbouring windows, as a share.
+    """
+
+    dimensions = 3
+    view: VolumeView
+    overlap: float
+
+    @abstractmethod
+    def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
+        """Return what is in each of ``images``, ``(B, C, D, H, W)`` in [0, 1]; with ``foreground`` if ``maps``.
+
+        A window may be smaller than ``view.patch`` where the volume is.
         """
 
 

@@ -39,7 +39,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         self, images: ImageList, objectness: Sequence[Tensor], deltas: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, list[int]]:
         """Return boxes ``(B, N, 4)`` of each level's most likely anchors, their logits ``(B, N)``, N of each level."""
-        logits, chosen, anchors = [], [], []
+        logits, offsets, anchors = [], [], []
         shapes = self.anchor_generator.cell_anchors
         for shape, level, changes in zip(shapes, objectness, deltas, strict=True):
             count, ratios, height, width = level.shape
@@ -51,11 +51,11 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
             x = cell - y * width
             image = torch.arange(count, device=level.device)[:, None]
             logits.append(best)
-            chosen.append(torch.unflatten(changes.detach(), 1, (ratios, 4))[image, ratio, :, y, x])
+            offsets.append(torch.unflatten(changes.detach(), 1, (ratios, 4))[image, ratio, :, y, x])
             strides = (images.tensors.shape[-2] // height, images.tensors.shape[-1] // width)
             corner = torch.stack([x * strides[1], y * strides[0]] * 2, dim=2)
             anchors.append(corner + shape.to(level.device)[ratio])
-        moves = torch.cat(chosen, 1).flatten(0, 1)
+        moves = torch.cat(offsets, 1).flatten(0, 1)
         # in 16 bits, as automatic precision computes them, boxes would be rounded to as much as 4 pixels
         moves = moves.to(torch.promote_types(moves.dtype, torch.float32))
         boxes = self.box_coder.decode_single(moves, torch.cat(anchors, 1).flatten(0, 1))

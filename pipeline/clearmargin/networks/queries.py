@@ -142,16 +142,16 @@ def _one(
     scores = class_logits.softmax(-1)[:, :-1] * confidence[:, None]
     ranked, order = scores.flatten().sort(descending=True, stable=True)
     order = order[ranked >= settings.score_threshold][: settings.detections]
-    chosen, labels = order // scores.shape[1], order % scores.shape[1] + 1
-    crops, regions = crop_masks(masks[chosen], stride)
+    queries, labels = order // scores.shape[1], order % scores.shape[1] + 1
+    crops, regions = crop_masks(masks[queries], stride)
     none = masks.new_zeros((scores.shape[1], *masks.shape[1:]))
     return Detections(
-        boxes=_boxes(masks[chosen], stride),
+        boxes=_boxes(masks[queries], stride),
         labels=labels,
         scores=scores.flatten()[order],
         masks=crops,
         regions=regions,
-        foreground=strongest(none, masks[chosen], scores.flatten()[order], labels) if maps else None,
+        foreground=strongest(none, masks[queries], scores.flatten()[order], labels) if maps else None,
     )
 
 

@@ -100,11 +100,11 @@ class SemanticCCConfig(UNetSettings):
     network: Literal["semantic_cc"] = "semantic_cc"
 
 
-_WORTH = 0.02  # of the objects, from which on a kind of targets is taken for what it gives back
+_WORTH = 0.01  # of the objects, from which on a kind of targets is taken for what it gives back
 
 
 def _best_targets(lost: Mapping[TargetKind, float]) -> tuple[TargetKind, float]:
-    """Return the simplest kind of targets that is about as good as any, and the share that it loses."""
+    """Return the first kind of targets that loses about as little as any, and the share that it loses."""
     least = min(lost.values())
     return next((kind, share) for kind, share in lost.items() if share <= least + _WORTH)
 

@@ -22,7 +22,7 @@ from clearmargin.networks.dropout import dropping
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
 from clearmargin.networks.planning import Choice, Facts, Sees, Shown
 from clearmargin.networks.semantic_cc import UNetSettings, build_unet, start_unet, unet_losses
-from clearmargin.networks.window_plan import window_choices
+from clearmargin.networks.window_plan import window_choices, window_objection
 from clearmargin.transforms.settings import VolumeView
 
 __all__ = ["SemanticCC3D", "SemanticCC3DConfig"]
@@ -54,19 +54,15 @@ class SemanticCC3DConfig(UNetSettings, VolumeView):
 
     @model_validator(mode="after")
     def _fits(self) -> SemanticCC3DConfig:
-        if self.strides is not None:
-            if len(self.strides) != self.levels - 1 or {s for one in self.strides for s in one} - {1, 2}:
-                raise ValueError(
-                    f"strides are {self.levels - 1} rows (levels less one) of 1 or 2 for each axis, not {self.strides}"
-                )
-            if self.architecture == "segresnet" and any(1 in one for one in self.strides):
-                raise ValueError("segresnet halves every axis: take dynunet, or leave strides out")
-        steps = [int(step) for step in np.prod(self.halved(3), axis=0)]
-        if any(n < step or n % step for n, step in zip(self.patch, steps, strict=True)):
-            raise ValueError(
-                f"with {self.levels} levels the extents of patch are multiples of {', '.join(map(str, steps))}, not "
-                f"{', '.join(map(str, self.patch))}"
-            )
+        if (
+            self.strides is not None
+            and self.architecture == "segresnet"
+            and any(1 in one for one in self.strides)
+        ):
+            raise ValueError("segresnet halves every axis: take dynunet, or leave strides out")
+        reason = window_objection(self.patch, self.halved(3), self.levels)
+        if reason:
+            raise ValueError(reason)
         if self.mask_loss.edge:
             raise ValueError("mask_loss.edge is for networks of planes")
         return self

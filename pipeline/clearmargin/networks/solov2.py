@@ -202,23 +202,23 @@ class SOLOv2(PlaneNetwork):
 
     def _detect(self, scores: Tensor, kernels: Tensor, features: Tensor, *, maps: bool = False) -> Detections:
         cells, labels = torch.where(scores > self.config.score_threshold)
-        found, best = scores[cells, labels].sort(descending=True, stable=True)
-        best, found = best[: self.config.candidates], found[: self.config.candidates]
+        confidences, best = scores[cells, labels].sort(descending=True, stable=True)
+        best, confidences = best[: self.config.candidates], confidences[: self.config.candidates]
         cells, labels = cells[best], labels[best] + 1
         inside, maskness = _inside(kernels[cells], features)
-        found = matrix_nms(inside, found * maskness, labels, sigma=self.config.nms_sigma)
-        kept = found.argsort(descending=True, stable=True)
-        kept = kept[(found > self.config.score_threshold)[kept] & inside.flatten(1).any(dim=1)[kept]]
+        confidences = matrix_nms(inside, confidences * maskness, labels, sigma=self.config.nms_sigma)
+        kept = confidences.argsort(descending=True, stable=True)
+        kept = kept[(confidences > self.config.score_threshold)[kept] & inside.flatten(1).any(dim=1)[kept]]
         kept = kept[: self.config.detections]
         picked = kernels[cells[kept]]
         masks, regions = _crops(picked, features)
         return Detections(
             boxes=_boxes(inside[kept]),
             labels=labels[kept],
-            scores=found[kept],
+            scores=confidences[kept],
             masks=masks,
             regions=regions,
-            foreground=self._foreground(picked, features, found[kept], labels[kept]) if maps else None,
+            foreground=self._foreground(picked, features, confidences[kept], labels[kept]) if maps else None,
         )
 
     def _foreground(self, kernels: Tensor, features: Tensor, scores: Tensor, labels: Tensor) -> Tensor:

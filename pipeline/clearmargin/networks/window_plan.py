@@ -9,7 +9,7 @@ import numpy as np
 
 from clearmargin.networks.planning import Choice, Facts, Shown
 
-__all__ = ["halvings", "seconds_per_voxel", "window_choices"]
+__all__ = ["halvings", "seconds_per_voxel", "window_choices", "window_objection"]
 
 _SMALLEST = 4  # elements of an axis on the deepest level, as in nnU-Net
 _LEVELS = 6
@@ -27,6 +27,19 @@ def seconds_per_voxel(filters: int, device: str) -> float:
     Measured: 0.19, 0.44 and 0.64 s for 40 x 56 x 40 voxels with 16, 24 and 32 filters. A GPU is taken for 200 cores.
     """
     return 2.1e-6 * float((filters / 16) ** 1.8) / (200 if device == "cuda" else 1)
+
+
+def window_objection(patch: Sequence[int], strides: Sequence[Sequence[int]], levels: int) -> str | None:
+    """Return why a window does not fit the levels of a U-shaped network; None if it does."""
+    if len(strides) != levels - 1 or {s for one in strides for s in one} - {1, 2}:
+        return f"strides are {levels - 1} rows (levels less one) of 1 or 2 for each axis, not {strides}"
+    steps = [int(step) for step in np.prod(strides, axis=0)]
+    if any(n < step or n % step for n, step in zip(patch, steps, strict=True)):
+        return (
+            f"with {levels} levels the extents of patch are multiples of {', '.join(map(str, steps))}, not "
+            f"{', '.join(map(str, patch))}"
+        )
+    return None
 
 
 def halvings(extents: Sequence[float], spacing: Sequence[float]) -> list[tuple[int, ...]]:

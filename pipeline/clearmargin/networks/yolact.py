@@ -176,21 +176,23 @@ class YOLACT(PlaneNetwork):
         )
         costs = costs.view(labels.shape)
         positive, negative = labels > 0, labels == 0
-        wanted = (self.config.negative_ratio * positive.sum(dim=1)).clamp(min=self.config.least_negatives)
+        negative_count = (self.config.negative_ratio * positive.sum(dim=1)).clamp(
+            min=self.config.least_negatives
+        )
         rank = costs.detach().masked_fill(~negative, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
-        chosen = positive | (negative & (rank < wanted[:, None]))
+        sample = positive | (negative & (rank < negative_count[:, None]))
         # The paper divides by the objects' anchors, of which there may be none: so many there are at 3 : 1.
-        share = chosen.sum().clamp(min=1) / (1 + self.config.negative_ratio)
-        return costs[chosen].sum() / share
+        share = sample.sum().clamp(min=1) / (1 + self.config.negative_ratio)
+        return costs[sample].sum() / share
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, matched: Tensor, targets: list[Targets]) -> Tensor:
-        found, wanted = [], []
+        predictions, references = [], []
         for delta, match, target in zip(deltas, matched, targets, strict=True):
             positive = match >= 0
-            found.append(delta[positive])
-            wanted.append(self.coder.encode_single(target.boxes[match[positive]], anchors[positive]))
-        every = torch.cat(found)
-        return F.smooth_l1_loss(every, torch.cat(wanted), reduction="sum") / max(len(every), 1)
+            predictions.append(delta[positive])
+            references.append(self.coder.encode_single(target.boxes[match[positive]], anchors[positive]))
+        every = torch.cat(predictions)
+        return F.smooth_l1_loss(every, torch.cat(references), reduction="sum") / max(len(every), 1)
 
     def _mask_loss(
         self, prototypes: Tensor, coefficients: Tensor, matched: Tensor, targets: list[Targets]
@@ -206,23 +208,23 @@ class YOLACT(PlaneNetwork):
             order = torch.randperm(len(positive))[: self.config.mask_samples].to(positive.device)
             positive = positive[order]
             for instance in sorted(set(match[positive].tolist())):
-                chosen = weights[positive[match[positive] == instance]]
+                instance_weights = weights[positive[match[positive] == instance]]
                 rows, columns = _window(target.boxes[instance], maps.shape[-2:], margin=1)
-                logits = torch.einsum("nk,kyx->nyx", chosen, maps[:, rows, columns])
-                wanted = _coverage(target.masks[instance : instance + 1], rows, columns).expand_as(logits)
-                total = total + len(chosen) * mask_loss(logits, wanted, self.config.mask_loss)
-                count += len(chosen)
+                logits = torch.einsum("nk,kyx->nyx", instance_weights, maps[:, rows, columns])
+                coverage = _coverage(target.masks[instance : instance + 1], rows, columns).expand_as(logits)
+                total = total + len(instance_weights) * mask_loss(logits, coverage, self.config.mask_loss)
+                count += len(instance_weights)
         return total / max(count, 1)
 
     def _semantic_loss(self, finest: Tensor, targets: list[Targets]) -> Tensor:
         """Return the cross-entropy of each class's presence in each pixel of the finest map."""
         logits = self.semantic(finest).float()
-        wanted = logits.new_zeros(logits.shape)
+        presence = logits.new_zeros(logits.shape)
         for image, target in enumerate(targets):
             for label in set(target.labels.tolist()):
                 union = target.masks[target.labels == label].amax(dim=0)
-                wanted[image, label - 1] = F.avg_pool2d(union[None].float(), _STRIDES[0])[0]
-        return F.binary_cross_entropy_with_logits(logits, wanted)
+                presence[image, label - 1] = F.avg_pool2d(union[None].float(), _STRIDES[0])[0]
+        return F.binary_cross_entropy_with_logits(logits, presence)
 
     def _detect(
         self,

@@ -132,9 +132,9 @@ def _masks(path: Path, prediction: Prediction, values: list[int]) -> tuple[Path,
     volumes = (".nii", ".nii.gz", ".nrrd", ".mha")
     fits = suffix in volumes if grid.ndim == 3 else suffix in (".png", ".tif", ".tiff")
     if not fits:
-        wanted = ", ".join(volumes) if grid.ndim == 3 else ".png or .tif"
+        suffixes = ", ".join(volumes) if grid.ndim == 3 else ".png or .tif"
         raise ConfigError(
-            f"'{path.name}': masks of {'a volume' if grid.ndim == 3 else 'a picture'} are written as {wanted}; "
+            f"'{path.name}': masks of {'a volume' if grid.ndim == 3 else 'a picture'} are written as {suffixes}; "
             "kind='overlay' writes a picture of them"
         )
     stem = path.with_name(path.name[: -len(suffix)])

@@ -54,9 +54,9 @@ def find_archived(
         )
     asked = sorted({*_KEYWORDS, *names} - {"slices", "files"})
     for listed in archive.list_series(asked, study=study, series=series):
-        found = _input_of(archive, listed, ledger, selection, left, seen)
-        if found is not None:
-            yield found
+        case = _input_of(archive, listed, ledger, selection, left, seen)
+        if case is not None:
+            yield case
 
 
 def _input_of(

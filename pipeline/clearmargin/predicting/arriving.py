@@ -65,10 +65,10 @@ class Arrivals:
                 self.last = time.time()
         self.audit.note(event, **fields)
 
-    def add(self, found: Iterable[Found]) -> int:
+    def add(self, inputs: Iterable[Found]) -> int:
         """Make items of inputs; return how many are new. What could not be read is told."""
         before = set(self.left.unreadable)
-        new, _ = self.ledger.add([new_item(f, self.recipe) for f in found])
+        new, _ = self.ledger.add([new_item(f, self.recipe) for f in inputs])
         for case in self.left.unreadable.keys() - before:
             log.warning("%s: cannot be used: %s", case, self.left.unreadable[case])
         with self._lock:
@@ -132,11 +132,11 @@ class Received:
         """Make items of series that have become stable."""
         arrivals, folders = self.arrivals, self.inbox.stable()
         while folders:
-            found = find_inputs(
+            inputs = find_inputs(
                 folders[-1], ledger=arrivals.ledger, selection=arrivals.selection, left=arrivals.left
             )
             try:
-                arrivals.add(found)
+                arrivals.add(inputs)
             except Exception:
                 for folder in folders:
                     self.inbox.again(folder)
@@ -187,7 +187,7 @@ class Feed:
         while not done:
             changed, cursor, done = self.changes.since(int(cursor))
             for one in changed:
-                found = find_archived(
+                inputs = find_archived(
                     self.changes.archive,
                     ledger=ledger,
                     selection=self.arrivals.selection,
@@ -195,7 +195,7 @@ class Feed:
                     study=one.study,
                     series=one.series,
                 )
-                if self.arrivals.add(found):
+                if self.arrivals.add(inputs):
                     self.arrivals.note(
                         "announced", arrived=True, peer=self.name, series=one.series, study=one.study
                     )

@@ -85,8 +85,8 @@ class BundleNetwork(nn.Module):
             raise ConfigError(
                 "expected a network with a probability for each pixel: InstanceInferer gives this one's instances"
             )
-        found = self.network.detect(images, maps=True)  # type: ignore[operator]
-        maps = [one.foreground.float()[None] for one in found]
+        detections = self.network.detect(images, maps=True)  # type: ignore[operator]
+        maps = [one.foreground.float()[None] for one in detections]
         size = images.shape[2:]
         return torch.cat(
             [

@@ -33,7 +33,7 @@ def compare_bundle(model: Path, bundle: Path, images: Sequence[Image]) -> tuple[
     network = parser.get_parsed_content("network_def")
     inferer = parser.get_parsed_content("inferer")
     predictor = Predictor(model=model, device="cpu")
-    found: list[Parity] = []
+    differences: list[Parity] = []
     seconds: list[tuple[float, float]] = []
     with progress("compare", len(images)) as bar:
         for image in images:
@@ -49,10 +49,10 @@ def compare_bundle(model: Path, bundle: Path, images: Sequence[Image]) -> tuple[
                 np.array([row["label"] for row in rows], np.int64),
                 np.array([row["score"] for row in rows], np.float32),
             )
-            found.append(_difference(expected, instances))
+            differences.append(_difference(expected, instances))
             bar.advance()
     middle = len(seconds) // 2
-    return worst(found), (sorted(s[0] for s in seconds)[middle], sorted(s[1] for s in seconds)[middle])
+    return worst(differences), (sorted(s[0] for s in seconds)[middle], sorted(s[1] for s in seconds)[middle])
 
 
 def _difference(expected: InstanceSet, given: InstanceSet) -> Parity:

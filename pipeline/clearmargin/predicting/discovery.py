@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
@@ -23,6 +23,10 @@ from clearmargin.jobs.ledger import Ledger
 from clearmargin.outputs.folder import MANIFEST
 from clearmargin.predicting.selection import Selection
 from clearmargin.privacy import case_of_file, naming, record_case, record_cases
+
+if TYPE_CHECKING:
+    from clearmargin.formats.dicom.headers import Header
+    from clearmargin.formats.dicom.index import SeriesEntry
 
 __all__ = [
     "Found",
@@ -317,8 +321,8 @@ def _listed(
 
 
 def _dicom_entry(
-    entry: Any,
-    headers: Sequence[Any],
+    entry: SeriesEntry,
+    headers: Sequence[Header],
     folder: Path,
     files: Sequence[Path],
     stats: Mapping[str, tuple[int, int]],
@@ -333,7 +337,7 @@ def _dicom_entry(
         "content": content,
         "source": _source("dicom", folder, files, stats),
         "what": entry.kind,
-        "attributes": _attributes(entry, headers),
+        "attributes": _attributes(entry),
         "volumes": [
             {"number": str(v.number), "case": series_case(entry, headers[0], v.label)} for v in entry.volumes
         ]
@@ -342,7 +346,7 @@ def _dicom_entry(
     }
 
 
-def _attributes(entry: Any, headers: Sequence[Any]) -> dict[str, Any]:
+def _attributes(entry: SeriesEntry) -> dict[str, Any]:
     """Return what a selection can ask for, of the series' first file."""
     from clearmargin.predicting.selection import attributes_of
 

@@ -86,12 +86,12 @@ def recipe_of(predictor: Predictor, reading: Reading, outputs: Sequence[str] | N
     }
 
 
-def new_item(found: Found, recipe: str) -> NewItem:
+def new_item(case: Found, recipe: str) -> NewItem:
     """Return the ledger's item of an input under a recipe, which is named by its digest."""
-    volume = found.source.get("volume")
-    text = json.dumps([found.content, found.case, volume, recipe])
+    volume = case.source.get("volume")
+    text = json.dumps([case.content, case.case, volume, recipe])
     key = hashlib.sha256(text.encode()).hexdigest()
-    return NewItem(key=key, recipe=recipe, case_id=found.case, source=found.source)
+    return NewItem(key=key, recipe=recipe, case_id=case.case, source=case.source)
 
 
 @dataclass(frozen=True)

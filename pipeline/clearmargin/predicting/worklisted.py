@@ -85,17 +85,17 @@ class FromWorklist:
             return
         self.arrivals.note("claimed", arrived=True, peer=self.name, uid=uid)
         try:
-            found = [f for one in self.worklist.inputs(uid) for f in self._found(one)]
+            inputs = [f for one in self.worklist.inputs(uid) for f in self._found(one)]
         except InputError as error:
             self._cancel(uid, claimed, str(error))
             return
-        self.arrivals.add(found)
-        entry["keys"] = [new_item(f, self.arrivals.recipe).key for f in found]
+        self.arrivals.add(inputs)
+        entry["keys"] = [new_item(f, self.arrivals.recipe).key for f in inputs]
         self._keep(claimed)
 
     def _found(self, one: WorkInput) -> list[Found]:
         left = Left()
-        found = list(
+        inputs = list(
             find_archived(
                 self.archive,
                 ledger=self.arrivals.ledger,
@@ -105,16 +105,16 @@ class FromWorklist:
                 series=one.series,
             )
         )
-        if not found:
+        if not inputs:
             why = (
                 "is left out by --select"
                 if left.not_selected
                 else "shows no picture, or is not in the archive"
             )
             raise InputError(f"a series of the work item {why}")
-        if one.instances and any(f.source["digest"] != digest_of_uids(one.instances) for f in found):
+        if one.instances and any(f.source["digest"] != digest_of_uids(one.instances) for f in inputs):
             raise InputError("the work item names other objects than its series has in the archive")
-        return found
+        return inputs
 
     def _end(self, uid: str, claimed: dict[str, Any]) -> None:
         """Complete or cancel a work item if all of its series have ended."""

@@ -197,9 +197,9 @@ def _with_scale(picture: Picture, grid: Grid, size: int) -> Picture:
     across = grid.spacing[-2] if turn.transpose else grid.spacing[-1]
     rows, columns = grid.shape[-2:]
     factor = picture.shape[1] / (rows if turn.transpose else columns)
-    wanted = 0.22 * picture.shape[1] / factor * across
-    power = 10.0 ** math.floor(math.log10(wanted))
-    length = max(step * power for step in (1, 2, 5) if step * power <= wanted * 1.0001)
+    longest = 0.22 * picture.shape[1] / factor * across
+    power = 10.0 ** math.floor(math.log10(longest))
+    length = max(step * power for step in (1, 2, 5) if step * power <= longest * 1.0001)
     if grid.unit == "px" and length < 1:
         return picture
     wide, thick, gap = round(length / across * factor), max(2, size // 5), size // 2

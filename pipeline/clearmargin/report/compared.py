@@ -115,12 +115,12 @@ def _cautions(done: ComparedSets) -> list[str]:
     """Return where an interval cannot be taken at its word."""
     few, off = [], []
     for row in done.metrics:
-        found = row.comparison
+        comparison = row.comparison
         what = f"{row.name}, {row.metric}" + ("" if row.stratum == "all" else f", {row.stratum}")
-        if found.coverage is None and found.difference.groups < FEW:
+        if comparison.coverage is None and comparison.difference.groups < FEW:
             few.append(what)
-        elif found.coverage is not None and not found.covers and found.difference.estimate:
-            off.append(f"{what} ({100 * found.coverage:.0f} %)")
+        elif comparison.coverage is not None and not comparison.covers and comparison.difference.estimate:
+            off.append(f"{what} ({100 * comparison.coverage:.0f} %)")
     lines = []
     if few:
         lines.append(f"fewer than {FEW} groups, the coverage of the interval is not known: {'; '.join(few)}")
@@ -168,12 +168,12 @@ def _csv(done: ComparedSets) -> str:
         "groups", "pairs",
     ]]  # fmt: skip
     for row in done.metrics:
-        found = row.comparison
-        gap, median = found.difference, found.median
+        comparison = row.comparison
+        gap, median = comparison.difference, comparison.median
         values = [
             row.name, done.first, row.metric, row.stratum, row.baseline, row.spreads[0], row.value, row.spreads[1],
-            gap.estimate, gap.low, gap.high, gap.level, found.coverage, median.estimate, median.low, median.high,
-            found.p_value, found.p_adjusted, found.p_false, row.verdict, gap.groups, gap.cases,
+            gap.estimate, gap.low, gap.high, gap.level, comparison.coverage, median.estimate, median.low, median.high,
+            comparison.p_value, comparison.p_adjusted, comparison.p_false, row.verdict, gap.groups, gap.cases,
         ]  # fmt: skip
         rows.append(["" if v is None else v for v in values])
     out = io.StringIO()

@@ -43,7 +43,7 @@ FIGURES = {
     "reliability": "Reliability of scores",
     "risk_coverage": "Risk and coverage",
     "forest": "By stratum",
-    "confusion": "Confusion of classes",
+    "confusion": "Confusion of classes (IoU above 0.5, any class; a shade is a share of the reference class)",
     "count_errors": "Count errors",
 }
 """Figures by file name, in the order of the page, with their titles."""
@@ -152,7 +152,10 @@ def forest(every: Sequence[SummaryRow], *, most: int = 40) -> Figure | None:
 
 
 def confusion_figure(confusion: Confusion) -> Figure | None:
-    """Return the counts of reference classes over predicted ones; None for nothing at all."""
+    """Return the counts of reference classes over predicted ones; None for nothing at all.
+
+    Matched at an IoU above 0.5, whatever the class. A cell's shade is its share of its row: of the reference class.
+    """
     names = sorted({name for pair in confusion for name in pair} - {NOTHING})
     if not names:
         return None
@@ -171,7 +174,9 @@ def confusion_figure(confusion: Confusion) -> Figure | None:
             )
     axes.set_xticks(range(len(columns)), [*names, "nothing"], rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), [*names, "nothing"])
-    finish(axes, title="IoU above 0.5, any class", x="predicted", y="reference", legend=False)
+    finish(
+        axes, title="counts, and shades of their share of the row", x="predicted", y="reference", legend=False
+    )
     axes.grid(visible=False)
     return figure
 

@@ -18,9 +18,9 @@ from clearmargin.metrics.tables import CaseRow
 from clearmargin.report.annotated import annotated_overlay
 from clearmargin.report.overlay import heat_overlay, shown_slice
 from clearmargin.report.viewer.case import case_view
-from clearmargin.report.viewer.layers import edge_errors
+from clearmargin.report.viewer.layers import ALONE, edge_errors
 from clearmargin.report.viewer.page import viewer_page
-from clearmargin.report.web import link, picture_image, text, web_page
+from clearmargin.report.web import counted, link, picture_image, text, web_page
 
 __all__ = ["CaseMarks", "Listed", "ReviewedCase", "case_marks", "doubt_of", "worst_cases", "write_gallery"]
 
@@ -127,11 +127,11 @@ def worst_cases(marks: Sequence[CaseMarks], most: int) -> dict[str, list[tuple[C
     return {
         f"lowest {title}": ranked(lambda m: -m.score, lambda m: f"{m.score:.3f}"),
         "most false negatives": [
-            pair for pair in ranked(lambda m: m.false_negatives, lambda m: f"{m.false_negatives} false negatives")
+            pair for pair in ranked(lambda m: m.false_negatives, lambda m: counted(m.false_negatives, "false negative"))
             if pair[0].false_negatives
         ],
         "most false positives": [
-            pair for pair in ranked(lambda m: m.false_positives, lambda m: f"{m.false_positives} false positives")
+            pair for pair in ranked(lambda m: m.false_positives, lambda m: counted(m.false_positives, "false positive"))
             if pair[0].false_positives
         ],
         "most uncertain": ranked(lambda m: m.uncertainty, lambda m: f"{m.uncertainty:.3f}"),
@@ -172,7 +172,9 @@ def write_gallery(
         drawn, errors = _pictures(reviewed)
         pictures[case] = picture_image(drawn, f"prediction and reference, {case}", side=480)
         if errors is not None:
-            pictures[case] += picture_image(errors, f"boundary error, {case}", side=480)
+            pictures[case] += picture_image(
+                errors, f"boundary error, {case}; false positives and false negatives magenta", side=480
+            )
         if spent >= most_bytes:
             continue
         view = case_view(
@@ -224,8 +226,8 @@ def _page(
         cards = []
         for k, (m, words) in enumerate(of, start=1):
             numbers = (
-                f"{metric_title(m.metric)} {m.score:.3f}, {m.false_negatives} false negatives, "
-                f"{m.false_positives} false positives, uncertainty {m.uncertainty:.2f}"
+                f"{metric_title(m.metric)} {m.score:.3f}, {counted(m.false_negatives, 'false negative')}, "
+                f"{counted(m.false_positives, 'false positive')}, uncertainty {m.uncertainty:.2f}"
             )
             opened = link(viewers[m.case], "open the viewer") if m.case in viewers else ""
             cards.append(
@@ -255,7 +257,8 @@ def _pictures(case: ReviewedCase) -> tuple[NDArray[np.uint8], NDArray[np.uint8] 
     errors = edge_errors(instances, case.reference, pairs)
     if errors is None:
         return drawn, None
-    top = max(float(np.percentile(errors[errors >= 0], 95)), min(case.image.grid.spacing))
+    measured = errors[np.isfinite(errors) & (errors >= 0)]
+    top = max(float(np.percentile(measured, 95)) if measured.size else 0.0, min(case.image.grid.spacing))
     heat = heat_overlay(
         case.image,
         np.where(errors < 0, np.nan, errors),
@@ -264,5 +267,6 @@ def _pictures(case: ReviewedCase) -> tuple[NDArray[np.uint8], NDArray[np.uint8] 
         name="boundary error, 95 % of the edge",
         unit=case.image.grid.unit,
         opaque=True,
+        beyond=ALONE,
     )
     return drawn, heat

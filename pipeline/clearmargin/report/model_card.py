@@ -17,7 +17,8 @@ def claim_items(known: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
     Args:
         known: ``card`` (the data card's fields), ``model`` (of model.yaml), ``data`` (card, split, digest), ``counts``,
-            ``numbers``, ``software``, ``calibrated``: whatever is there. An item whose facts are missing is open.
+            ``numbers``, ``software``, ``calibrated``, ``summary`` (rows of ``summary.csv``): whatever is there. An item
+            whose facts are missing is open.
 
     Source: Tejani et al., Radiology: Artificial Intelligence 2024.
     """
@@ -91,14 +92,18 @@ def claim_items(known: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def model_card_markdown(known: Mapping[str, Any]) -> str:
     """Return the card as Markdown."""
     facts = _facts(known)
-    lines = [
-        "# Model card",
-        "",
-        *(f"- **{name}**: {value}" for name, value in facts),
-        "",
-        "## CLAIM 2024",
-        "",
-    ]
+    lines = ["# Model card", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
+    rows: Sequence[Mapping[str, str]] = known.get("summary", ())
+    if rows:
+        lines += ["## Metrics by stratum", ""]
+        lines += [
+            "Means over independent groups with 95 % intervals; false negatives and positives count.",
+            "",
+        ]
+        lines += ["| stratum | metric | mean | interval | groups |", "|---|---|---|---|---|"]
+        lines += [_metric_row(row) for row in rows]
+        lines.append("")
+    lines += ["## CLAIM 2024", ""]
     lines += ["| section | item | answer |", "|---|---|---|"]
     lines += [f"| {section} | {item} | {answer} |" for section, item, answer in claim_items(known)]
     return "\n".join(lines) + "\n"
@@ -129,6 +134,11 @@ def _facts(known: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         ("known faults of the data", "; ".join(map(str, card.get("faults", ()))) or AUTHOR),
         ("software", str(known.get("software", "unknown"))),
     ]
+
+
+def _metric_row(row: Mapping[str, str]) -> str:
+    ends = f"{float(row['low']):.3f} to {float(row['high']):.3f}" if row["low"] and row["high"] else "-"
+    return f"| {row['stratum']} | {row['metric']} | {float(row['mean']):.3f} | {ends} | {row['groups']} |"
 
 
 def _settings(of: Mapping[str, Any]) -> str:

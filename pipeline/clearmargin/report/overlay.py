@@ -123,6 +123,7 @@ def heat_overlay(
     name: str = "",
     unit: str = "",
     opaque: bool = False,
+    beyond: tuple[int, int, int] | None = None,
 ) -> Picture:
     """Return the image with a map such as the predictive entropy glowing over it, and a colour bar.
 
@@ -138,6 +139,7 @@ def heat_overlay(
         name: What the map is called beside the bar.
         unit: Its unit, in brackets behind the name.
         opaque: Whether every value, 0 too, hides the image below it, as of a map that is NaN elsewhere.
+        beyond: Colour of infinite values; None shows them as 0.
 
     Raises:
         ValueError: If the map is not of the image's shape.
@@ -145,12 +147,13 @@ def heat_overlay(
     if values.shape != image.grid.shape:
         raise ValueError(f"a map of shape {values.shape} over an image of {image.grid.shape}")
     known = np.isfinite(values)
-    finite = np.nan_to_num(np.asarray(values, np.float32))
+    finite = np.where(known, np.asarray(values, np.float32), np.float32(0))
+    endless = np.isposinf(values)
     top = float(finite.max()) if limit is None else float(limit)
     top = top if top > 0 else 1.0
     if image.grid.ndim == 3:
         z = int(finite.sum(axis=(1, 2)).argmax()) if z is None else z
-        finite, known = finite[z], known[z]
+        finite, known, endless = finite[z], known[z], endless[z]
     turn = upright(image.grid)
     plain = turn.array(display(image, z, window))
     factor = enlargement((plain.shape[0], plain.shape[1]), turn.aspect(image.grid))
@@ -159,6 +162,8 @@ def heat_overlay(
     if opaque:
         opacity = np.asarray(enlarge(turn.array(known), factor), np.float32)[..., None]
     glowing = enlarge(plain, factor) * (1 - opacity) + _heat(level) * opacity
+    if beyond is not None:
+        glowing[enlarge(turn.array(endless), factor).astype(bool)] = beyond
     title = f"{name} ({unit})" if name and unit else name
     return _with_bar(np.round(glowing).astype(np.uint8), top, title)
 

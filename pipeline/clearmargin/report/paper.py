@@ -97,11 +97,11 @@ def paper_table(
         )
         cells[FOREGROUND] = {
             name: PaperCell(
-                mean=found.estimate, sd=_foreground_sd(held, name), low=found.low, high=found.high, median=None,
-                q1=None, q3=None,
-                groups=found.groups, objects=found.cases,
+                mean=interval.estimate, sd=_foreground_sd(held, name), low=interval.low, high=interval.high,
+                median=None, q1=None, q3=None,
+                groups=interval.groups, objects=interval.cases,
             )
-            for name, found in means.items()
+            for name, interval in means.items()
         }  # fmt: skip
     units = {row.metric: row.unit for row in summary}
     return PaperTable(cells=cells, units=units, surface=surface, level=level)

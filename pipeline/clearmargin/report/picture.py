@@ -33,10 +33,10 @@ def display(image: Image, z: int | None = None, window: tuple[float, float] | No
     planes = image.pixels
     if image.grid.ndim == 3:
         depth = image.grid.shape[0]
-        chosen = depth // 2 if z is None else z
-        if not 0 <= chosen < depth:
-            raise ValueError(f"slice {chosen} of a volume of {depth}")
-        planes = planes[:, chosen]
+        index = depth // 2 if z is None else z
+        if not 0 <= index < depth:
+            raise ValueError(f"slice {index} of a volume of {depth}")
+        planes = planes[:, index]
     planes = planes if planes.shape[0] == 3 else planes[:1]
     low, high = window or _default_window(image, planes)
     if not high > low:

@@ -29,14 +29,14 @@ def regression_pictures(
     """
     out: dict[int, str] = {}
     for k, one in enumerate(done.regressions[:_MOST]):
-        found = read(one.case)
+        sample = read(one.case)
         both = [(name, predictions[name](one.case)) for name in (done.first, one.name)]
-        if found is None:
+        if sample is None:
             continue
         drawn = []
         for name, prediction in both:
             if prediction is not None:
-                shown = picture_image(_drawn(one, *found, prediction), name, side=520)
+                shown = picture_image(_drawn(one, *sample, prediction), name, side=520)
                 drawn.append(f'<div class="card">{shown}<p>{text(name)}</p></div>')
         if len(drawn) == 2:
             out[k] = f'<div class="cards">{"".join(drawn)}</div>'

@@ -17,7 +17,7 @@ from clearmargin.files import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure_image", "link", "picture_image", "table", "text", "web_page"]
+__all__ = ["counted", "figure_image", "link", "picture_image", "table", "text", "web_page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1d21; --faint: #63686f; --line: #d9dce1; --good: #0b6e4f;
@@ -108,6 +108,15 @@ def _cell(value: Any, *, mark: bool) -> str:
         if isinstance(value, float)
         else f'<td class="number">{value}</td>'
     )
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things in words.
+
+    >>> counted(1, "false negative"), counted(0, "case"), counted(2, "case")
+    ('1 false negative', '0 cases', '2 cases')
+    """
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def figure_image(figure: Figure, title: str) -> str:

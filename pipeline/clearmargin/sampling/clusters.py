@@ -91,18 +91,18 @@ def agreed_mask(cluster: Cluster) -> Mask:
     Scores break the tie of an even number of samples, so that two of them give the surer one's mask and not
     their union. Where no element has the majority it is the surest sample's mask.
     """
-    found = cluster.found
-    if len(found) == 1:
-        return found[0]
+    masks = cluster.found
+    if len(masks) == 1:
+        return masks[0]
     weights = cluster.scores[[mask is not None for mask in cluster.masks]]
-    low = np.min([mask.origin for mask in found], axis=0)
-    high = np.max([mask.box[1] for mask in found], axis=0)
+    low = np.min([mask.origin for mask in masks], axis=0)
+    high = np.max([mask.box[1] for mask in masks], axis=0)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     votes = np.zeros([s.stop - s.start for s in box], np.float32)
-    for mask, weight in zip(found, weights, strict=True):
+    for mask, weight in zip(masks, weights, strict=True):
         part = tuple(
             slice(s.start - b.start, s.stop - b.start) for s, b in zip(mask.slices, box, strict=True)
         )
         votes[part] += mask.crop * np.float32(weight)
-    agreed = Mask.from_crop(votes > 0.5 * weights.sum(), tuple(s.start for s in box), found[0].shape)
-    return agreed if agreed.area else found[int(weights.argmax())]
+    agreed = Mask.from_crop(votes > 0.5 * weights.sum(), tuple(s.start for s in box), masks[0].shape)
+    return agreed if agreed.area else masks[int(weights.argmax())]

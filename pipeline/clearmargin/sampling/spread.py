@@ -60,16 +60,16 @@ def measure_spread(
         grid: That all masks lie on.
         thresholds: Each sample's own score threshold; None for 0.
     """
-    found = cluster.found
+    masks = cluster.found
     count = len(cluster.masks)
     points = _edge_elements(agreed)
     steps = np.asarray(grid.spacing)
     own = _signed(points, agreed, steps)
-    places = np.array([_signed(points, mask, steps) for mask in found]).reshape(len(found), len(points))
+    places = np.array([_signed(points, mask, steps) for mask in masks]).reshape(len(masks), len(points))
     places = places[np.isfinite(places).all(axis=1)]  # a mask that fills the image has no edge
     sigma = places.std(axis=0, ddof=1) if len(places) > 1 else np.zeros(len(points))
     near = np.abs(places - own) <= with_slack(TOLERANCE)
-    areas = [mask.area for mask in found]
+    areas = [mask.area for mask in masks]
     own_thresholds = np.zeros(count) if thresholds is None else np.asarray(thresholds)
     has = np.array([mask is not None for mask in cluster.masks])
     return Spread(
@@ -77,7 +77,7 @@ def measure_spread(
         pairwise_dice=pairwise_dice(cluster.masks),
         edge=EdgeSpread(points=points, sigma=sigma),
         edge_sd=float(sigma.mean()) if len(sigma) else 0.0,
-        predicted_nsd=float(near.mean(axis=1).sum() / count) if near.size else len(found) / count,
+        predicted_nsd=float(near.mean(axis=1).sum() / count) if near.size else len(masks) / count,
         size=(min(areas), max(areas)),
     )
 

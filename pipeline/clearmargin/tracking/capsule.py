@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ def capsule(
     model: Mapping[str, str],
     seeds: Mapping[str, int],
     predictions: Mapping[str, str],
+    calibration: Mapping[str, str],
+    label_map: Sequence[Mapping[str, Any]],
 ) -> str:
     """Return a run's capsule as JSON; nothing in it names a file, a host or a person.
 
@@ -42,6 +44,8 @@ def capsule(
         model: Digests of the model folder's files (`model_digests`).
         seeds: By what they were for.
         predictions: The digest of each case's prediction (`prediction_digest`).
+        calibration: Digests of the model's calibrations.
+        label_map: Id, name and codes of each class.
     """
     content = {
         "schema": _SCHEMA,
@@ -54,10 +58,12 @@ def capsule(
         "model": dict(model),
         "seeds": dict(seeds),
         "predictions": dict(predictions),
+        "calibration": dict(calibration),
+        "label_map": [dict(one) for one in label_map],
         "hardware": hardware(),
         "packages": packages(),
     }
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+    return json.dumps(content, indent=1, sort_keys=True, default=str) + "\n"
 
 
 def read_capsule(path: Path, run: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from clearmargin.tracking.liveness import EndStatus
+from clearmargin.tracking.spool import EndStatus
 
 __all__ = ["Terminated", "end_status", "restore_sigterm", "turn_sigterm_into_exception"]
 

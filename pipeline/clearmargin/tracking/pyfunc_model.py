@@ -1,7 +1,7 @@
 """The model as MLflow serves it: code that is logged beside the weights, so nothing is pickled.
 
 MLflow copies this file into the logged model and runs it when the model is loaded; it imports the installed
-``clearmargin``. See ``clearmargin.tracking.flavour`` for what goes in and what comes out.
+``clearmargin``. See ``clearmargin.tracking.served`` for what goes in and what comes out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import mlflow
 import numpy as np
 from mlflow.pyfunc import PythonModel
 
-from clearmargin.core import Grid, Image, Segmenter
-from clearmargin.tracking.records import records
+from clearmargin.core import Segmenter
+from clearmargin.tracking.served import images_of, instances_table
 
 
 class SegmenterModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
@@ -30,19 +30,14 @@ class SegmenterModel(PythonModel):  # type: ignore[misc]  # mlflow ships no type
     def predict(
         self,
         context: Any,
-        model_input: np.ndarray,  # MLflow reads the hint, and no other is quiet
+        model_input: np.ndarray,  # MLflow reads the hint, and no other is quiet; paths come, too
         params: dict[str, Any] | None = None,
     ) -> Any:
-        """Return one record per image, or one record for the volume (docs/tracking.md, "Serving")."""
+        """Return a table with a row per instance (docs/tracking.md, "Serving")."""
         options = params or {}
-        pixels = np.moveaxis(np.asarray(model_input), -1, 1)  # N, C, Y, X
-        spacing = [float(v) for v in np.ravel(options.get("spacing_mm", ()))] or None
-        if options.get("volume", False):
-            volume = np.ascontiguousarray(np.moveaxis(pixels, 1, 0))
-            grid = Grid.from_spacing(volume.shape[1:], spacing)
-            return [records(self.segmenter(Image(pixels=volume, grid=grid)))]
-        grid = Grid.from_spacing(pixels.shape[2:], spacing)
-        return [records(self.segmenter(Image(pixels=picture, grid=grid))) for picture in pixels]
+        spacing = [float(v) for v in np.ravel(options.get("spacing_mm", ()))]
+        images = images_of(model_input, volume=bool(options.get("volume", False)), spacing=spacing)
+        return instances_table((image, self.segmenter(image)) for image in images)
 
 
 mlflow.models.set_model(SegmenterModel())

@@ -64,8 +64,8 @@ def _registered(client: MlflowClient, name: str) -> str:
 
     if re.fullmatch(r"m-[0-9a-f]{32}", name):
         return name
-    base, mark, wanted = name.partition("@") if "@" in name else name.partition("/")
-    if not mark or not wanted:
+    base, mark, revision = name.partition("@") if "@" in name else name.partition("/")
+    if not mark or not revision:
         raise InputError(
             f"models:/{name} names no version: write models:/{name}@champion or models:/{name}/1"
         )
@@ -77,14 +77,14 @@ def _registered(client: MlflowClient, name: str) -> str:
         raise InputError(f"no registered model '{base}': {hint}") from None
     try:
         if mark == "@":
-            version = client.get_model_version_by_alias(base, wanted)
+            version = client.get_model_version_by_alias(base, revision)
         else:
-            version = client.get_model_version(base, wanted)
+            version = client.get_model_version(base, revision)
     except MlflowException:
         versions = client.search_model_versions(f"name = '{base}'")
         aliases = sorted({a for v in versions for a in client.get_model_version(base, v.version).aliases})
         raise InputError(
-            f"registered model '{base}' has no {'alias' if mark == '@' else 'version'} '{wanted}': it has"
+            f"registered model '{base}' has no {'alias' if mark == '@' else 'version'} '{revision}': it has"
             f" versions {', '.join(sorted((str(v.version) for v in versions), key=int)) or 'none'}"
             f" and aliases {', '.join(aliases) or 'none'}"
         ) from None

@@ -21,6 +21,8 @@ from pathlib import Path
 from clearmargin.errors import ConfigError
 from clearmargin.privacy import home
 from clearmargin.tracking.ending import restore_sigterm, turn_sigterm_into_exception
+from clearmargin.tracking.sending import send_waiting
+from clearmargin.tracking.spool import spools, without_login
 from clearmargin.tracking.store import EXPERIMENT, VIEW_KEY, artifact_folder, set_quiet, tracking_uri
 
 __all__ = ["review", "runs_page", "serving"]
@@ -34,7 +36,8 @@ _USUAL_PORT = 5000  # MLflow's own
 def review(port: int | None = None, *, uri: str | None = None, browser: bool = True) -> None:
     """Show the tracking UI until Ctrl-C; the URL is logged, and opened in a browser if there is one.
 
-    A store that is a server already (``http...``) has its own UI: its URL is opened, and nothing is started.
+    Runs that wait for the store are sent first. A store that is a server already (``http...``) has its own UI: its URL
+    is opened, and nothing is started.
 
     Args:
         port: On 127.0.0.1; 0 for any free one; by default 5000, or any if that is taken.
@@ -45,6 +48,8 @@ def review(port: int | None = None, *, uri: str | None = None, browser: bool = T
         ConfigError: If the port is taken or the server does not start.
     """
     store = uri or tracking_uri()
+    if any(one.store == without_login(store) for one in spools()):
+        send_waiting(store)
     if store.startswith(("http://", "https://")):
         _log.info("the tracking server shows its own pages")
         if browser:
@@ -87,12 +92,12 @@ def serving(port: int | None = None, *, uri: str | None = None) -> Iterator[str]
     store = uri or tracking_uri()
     if port is None:
         port = _USUAL_PORT if _is_free(_USUAL_PORT) else 0
-    chosen = port or _free_port()
-    if not _is_free(chosen):
-        raise ConfigError(f"port {chosen} is taken: name another, or 0 for a free one")
-    url = f"http://127.0.0.1:{chosen}"
+    port = port or _free_port()
+    if not _is_free(port):
+        raise ConfigError(f"port {port} is taken: name another, or 0 for a free one")
+    url = f"http://127.0.0.1:{port}"
     before = turn_sigterm_into_exception()  # else the server would outlive a `kill` of this process
-    process = _start_server(store, chosen)
+    process = _start_server(store, port)
     try:
         _wait_until_it_answers(process, url)
         yield url

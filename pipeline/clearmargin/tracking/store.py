@@ -13,12 +13,15 @@ from clearmargin.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 __all__ = [
     "EXPERIMENT",
+    "SPOOL_TAG",
     "VIEW_KEY",
     "artifact_folder",
     "experiment_id",
+    "find_run",
     "open_client",
     "set_quiet",
     "tracking_uri",
@@ -26,6 +29,9 @@ __all__ = [
 
 EXPERIMENT = "clearmargin"
 """The experiment that runs lie in unless another is named."""
+
+SPOOL_TAG = "clearmargin.spool"
+"""The tag with the name of the spool that a run or a model was sent from."""
 
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens in its GenAI mode
 VIEW_KEY = "clearmargin"
@@ -120,3 +126,26 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
     if experiment.tags.get(_VIEW_TAG) != _VIEW:  # made by an earlier version
         client.set_experiment_tag(experiment.experiment_id, _VIEW_TAG, _VIEW)
     return str(experiment.experiment_id)
+
+
+def find_run(client: MlflowClient, name: str) -> Run | None:
+    """Return a run by its id, or by the name of the spool that it was sent from; None if there is none.
+
+    Raises:
+        MlflowException: The store fails.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    quoted = name.replace("'", "")
+    runs = (
+        client.search_runs(experiments, f"tags.`{SPOOL_TAG}` = '{quoted}'", max_results=1)
+        if experiments
+        else []
+    )
+    return runs[0] if runs else None

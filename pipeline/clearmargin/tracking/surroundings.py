@@ -41,8 +41,8 @@ def git_tags() -> dict[str, str]:
 
 def packages() -> dict[str, str]:
     """Return every installed package with its version."""
-    found = {(d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()}
-    return {name: found[name] for name in sorted(found) if name}
+    versions = {(d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()}
+    return {name: versions[name] for name in sorted(versions) if name}
 
 
 def hardware() -> dict[str, str]:

@@ -43,14 +43,14 @@ def step_memory_mb(device: str) -> int:
     return int(0.8 * torch.cuda.get_device_properties(0).total_memory / 2**20)
 
 
-def mostly_single(found: Fingerprint, sees: Sees) -> bool:
+def mostly_single(fingerprint: Fingerprint, sees: Sees) -> bool:
     """Return whether nearly every plane, or volume, holds at most one object per class."""
-    counts = found.totals if sees == "volumes" else found.counts
-    return float((counts <= len(found.classes)).mean()) >= _MOSTLY
+    counts = fingerprint.totals if sees == "volumes" else fingerprint.counts
+    return float((counts <= len(fingerprint.classes)).mean()) >= _MOSTLY
 
 
 def training_choices(
-    found: Fingerprint,
+    fingerprint: Fingerprint,
     dataset: Dataset,
     device: str,
     minutes: float | None,
@@ -60,7 +60,7 @@ def training_choices(
     """Yield the settings of the training.
 
     Args:
-        found: Of the training cases.
+        fingerprint: Of the training cases.
         dataset: The card's.
         device: ``cpu`` or ``cuda``.
         minutes: Time that training may take; None for a number of epochs.
@@ -71,17 +71,17 @@ def training_choices(
     window = math.prod(model["patch"]) if sees == "volumes" else 0
     batch, why = _batch(device, window)
     yield Choice("training.batch_size", batch, why)
-    steps = int(np.clip(25 * math.ceil(found.of / batch / 25), 25, 200))
-    yield Choice("training.steps_per_epoch", steps, f"about once through {found.of} cases, at most 200")
+    steps = int(np.clip(25 * math.ceil(fingerprint.of / batch / 25), 25, 200))
+    yield Choice("training.steps_per_epoch", steps, f"about once through {fingerprint.of} cases, at most 200")
     if minutes is None:
         yield Choice("training.epochs", max(20, math.ceil(2000 / steps)), "about 2000 steps or 20 epochs")
     else:
         yield Choice("training.epochs", 1000, "training.max_minutes ends it")
         yield Choice("training.max_minutes", float(minutes), "asked for; the learning rate falls with it")
     yield Choice("training.workers", workers(cores), f"of {cores} cores")
-    pixels = float((found.shapes.prod(axis=1) * found.depths).mean())
-    each = 4 * (found.channels + 1) + 1  # bytes: channels and a layer of float32, masks of bool
-    needed = math.ceil(found.of * pixels * each / 2**20 * 1.1)
+    pixels = float((fingerprint.shapes.prod(axis=1) * fingerprint.depths).mean())
+    each = 4 * (fingerprint.channels + 1) + 1  # bytes: channels and a layer of float32, masks of bool
+    needed = math.ceil(fingerprint.of * pixels * each / 2**20 * 1.1)
     limit = max(256, memory_mb() // (4 * max(1, cores // 2)))
     yield Choice(
         "training.cache_mb",
@@ -97,7 +97,7 @@ def training_choices(
             every,
             f"{cases} whole volumes take {100 * _VALIDATION:.0f} % of the time, or less",
         )
-    yield _stopping(found, sees, minutes, validated=cases > 0)
+    yield _stopping(fingerprint, sees, minutes, validated=cases > 0)
 
 
 def _batch(device: str, window: int) -> tuple[int, str]:
@@ -109,17 +109,17 @@ def _batch(device: str, window: int) -> tuple[int, str]:
     return batch, f"windows of about {_BATCH_VOXELS} voxels together, 2 at least"
 
 
-def _stopping(found: Fingerprint, sees: Sees, minutes: float | None, *, validated: bool) -> Choice:
+def _stopping(fingerprint: Fingerprint, sees: Sees, minutes: float | None, *, validated: bool) -> Choice:
     if not validated:
         return Choice("training.early_stopping", None, "the card has no validation split")
-    single = mostly_single(found, sees)
+    single = mostly_single(fingerprint, sees)
     metric = "semantic_dice" if single else "ap"
     why = (
         "mostly one object of a class: by semantic Dice"
         if single
         else "several objects per image: by average precision"
     )
-    if found.ndim == 3:
+    if fingerprint.ndim == 3:
         why += ", of whole volumes"
     if minutes is None:
         return Choice("training.early_stopping", {"metric": metric, "patience": 8}, why)

@@ -94,12 +94,12 @@ def _percentiles(values: NDArray[Any], shares: tuple[float, float]) -> _Bounds:
     ):  # one at a time: 64 bits a value are much for a volume
         counts += np.bincount(plane.ravel().astype(np.intp) - least, minlength=len(counts))
     upto = counts.cumsum()
-    found = []
+    bounds = []
     for share in shares:
         place = share / 100 * (upto[-1] - 1)
         below, above = np.searchsorted(upto, (math.floor(place), math.ceil(place)), side="right")
-        found.append(float(least + below + (above - below) * (place % 1)))
-    return found[0], found[1]
+        bounds.append(float(least + below + (above - below) * (place % 1)))
+    return bounds[0], bounds[1]
 
 
 def _in_window(pixels: NDArray[Any], window: _Bounds | None) -> NDArray[np.float32]:

@@ -80,8 +80,8 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
         )
     whole = values.to(torch.int32).numpy()
     labels, anchors = np.asarray(sample["labels"], np.int64), np.asarray(sample["anchors"], np.float64)
-    found = unpack_layers(whole, grid, labels, np.ones(len(labels), np.float32))
-    masks = list(found.masks)
+    instances = unpack_layers(whole, grid, labels, np.ones(len(labels), np.float32))
+    masks = list(instances.masks)
     lost = [i for i, mask in enumerate(masks) if mask.area == 0]
     inverse = np.linalg.inv(matrix)
     for i in lost:
@@ -93,7 +93,7 @@ def read_instances(sample: Mapping[str, Any], source: Grid) -> InstanceSet:
     landmarks: Landmarks | None = sample.get("landmarks")
     if landmarks is not None:
         landmarks = landmarks.moved(np.asarray(inverse, np.float64)).inside(grid.shape)
-    return replace(found, masks=tuple(masks), landmarks=landmarks)
+    return replace(instances, masks=tuple(masks), landmarks=landmarks)
 
 
 def anchor_of(mask: Mask) -> NDArray[np.float64]:

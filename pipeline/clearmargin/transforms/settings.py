@@ -133,7 +133,7 @@ class VolumeView(Settings):
                 "the model works at a spacing in mm, and the volume has none: give it one, or train without "
                 "model.spacing_mm"
             )
-        z, y, x = (own / wanted for own, wanted in zip(grid.spacing, self.spacing_mm, strict=True))
+        z, y, x = (own / target for own, target in zip(grid.spacing, self.spacing_mm, strict=True))
         return z, y, x
 
 

@@ -94,18 +94,18 @@ def _scene(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _misplaced(varied: Tensor, layers: Tensor, places: NDArray[np.float32]) -> str | None:
-    found, before = varied.numpy(), layers.numpy()
-    strange = np.setdiff1d(np.unique(found), np.unique(before))
+    after, before = varied.numpy(), layers.numpy()
+    strange = np.setdiff1d(np.unique(after), np.unique(before))
     if len(strange):
         return f"it makes labels of nothing ({strange[0]:g} between whole ones)"
     indices, inside = places[:-1], places[-1]
-    if (found[:, inside < 1e-3] != 0).any():
+    if (after[:, inside < 1e-3] != 0).any():
         return "it draws instances where the image shows nothing"
     sure = inside > 1 - 1e-3
     sources = np.rint(indices[:, sure]).astype(int)
     sources = np.clip(sources, 0, np.array(before.shape[1:])[:, None] - 1)
     wrong = total = 0
-    for layer, moved in zip(before, found, strict=True):
+    for layer, moved in zip(before, after, strict=True):
         # Within a pixel of an edge either side is right.
         plain = ndimage.maximum_filter(layer, 3) == ndimage.minimum_filter(layer, 3)
         there = plain[tuple(sources)]

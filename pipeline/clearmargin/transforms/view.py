@@ -102,8 +102,8 @@ def planes(image: Image, settings: ImageSettings, z: int, scaled: Scaling | None
 def _check_channels(image: Image, settings: ImageSettings) -> None:
     slices = 1 + 2 * settings.neighbours if image.grid.ndim == 3 else 1
     windows = channels_made(settings.intensity)
-    found = image.pixels.shape[0] * windows * slices
-    if found not in (1, settings.channels):
+    channels = image.pixels.shape[0] * windows * slices
+    if channels not in (1, settings.channels):
         each = (f" in each of {windows} windows" if windows > 1 else "") + (
             f" in each of {slices} slices" if slices > 1 else ""
         )

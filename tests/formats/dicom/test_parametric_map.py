@@ -96,3 +96,19 @@ def test_refusals(axial, write_series, predict, tmp_path):
     (tmp_path / "short.dcm").write_bytes(short[:-400])
     with pytest.raises(InputError):
         read_parametric_map(tmp_path / "short.dcm")
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "Columns"])
+def test_a_map_without_extent_is_refused(keyword, axial, write_series, predict, tmp_path):
+    write_series(tmp_path / "series", axial)
+    image = read_dicom(tmp_path / "series")
+    write_parametric_map(tmp_path / "map.dcm", predict(image), "entropy", image)
+    dataset = pydicom.dcmread(tmp_path / "map.dcm")
+    for item in (*dataset.SharedFunctionalGroupsSequence, *dataset.PerFrameFunctionalGroupsSequence):
+        for group in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"):
+            if group in item:
+                del item[group]
+    setattr(dataset, keyword, 0)
+    dataset.save_as(tmp_path / "map.dcm")
+    with pytest.raises(InputError, match="it is damaged"):
+        read_parametric_map(tmp_path / "map.dcm")

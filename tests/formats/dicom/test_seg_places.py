@@ -286,6 +286,24 @@ def test_a_slide_has_one_matrix(name, data_root):
         read_dicom_seg(path, grid=Grid.from_spacing((dataset.Rows, dataset.Columns)))
 
 
+@pytest.mark.parametrize("name", ["sm_dots", "sm_dots_tiled_full"])
+def test_a_slide_without_extent_is_refused(name, data_root, tmp_path):
+    dataset = pydicom.dcmread(data_root / "dicom_awkward" / "highdicom" / f"seg_image_{name}.dcm")
+    dataset.TotalPixelMatrixRows = 0
+    dataset.save_as(tmp_path / "seg.dcm")
+    with pytest.raises(InputError, match="total pixel matrix"):
+        read_seg_content(tmp_path / "seg.dcm")
+
+
+def test_a_slide_that_claims_more_than_its_tiles_is_refused_at_once(data_root, tmp_path):
+    """A list of the tiles that four thousand million rows need would fill the memory."""
+    dataset = pydicom.dcmread(data_root / "dicom_awkward" / "highdicom" / "seg_image_sm_dots_tiled_full.dcm")
+    dataset.TotalPixelMatrixRows = dataset.TotalPixelMatrixColumns = 2**32 - 1
+    dataset.save_as(tmp_path / "seg.dcm")
+    with pytest.raises(GeometryError, match="not whole sets"):
+        read_seg_content(tmp_path / "seg.dcm")
+
+
 def test_a_hand_made_clip_seg(tmp_path):
     """Another tool's: two frames of one segment, of frames 1 and 3 of a cine."""
     dataset = Dataset()

@@ -10,6 +10,7 @@ import pytest
 from clearmargin.core import Code
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom.images import read_dicom
+from clearmargin.formats.dicom.parametric_map import write_parametric_map
 from clearmargin.formats.dicom.seg import write_dicom_seg
 from clearmargin.formats.dicom.structured_report import Quantity, write_structured_report
 from clearmargin.metrics.diameters import slice_axes
@@ -58,6 +59,36 @@ def test_the_same_report_is_the_same_file(written, tmp_path):
     for name in ("a.dcm", "b.dcm"):
         write_structured_report(tmp_path / name, prediction, image, tmp_path / "seg.dcm")
     assert (tmp_path / "a.dcm").read_bytes() == (tmp_path / "b.dcm").read_bytes()
+
+
+def test_other_objects_do_not_depend_on_whether_a_report_was_written(axial, write_series, predict, tmp_path):
+    """They share the source's headers; the source is an MR, which highdicom is not shown as one."""
+    write_series(tmp_path / "series", axial, change=_as_mr)
+    written = []
+    for folder, with_report in (("a", False), ("b", True)):
+        (tmp_path / folder).mkdir()
+        image = read_dicom(tmp_path / "series")
+        prediction = predict(image)
+        write_dicom_seg(tmp_path / folder / "seg.dcm", prediction, image)
+        if with_report:
+            write_structured_report(tmp_path / "sr.dcm", prediction, image, tmp_path / folder / "seg.dcm")
+        write_parametric_map(tmp_path / folder / "map.dcm", prediction, "entropy", image)
+        written.append((tmp_path / folder / "map.dcm").read_bytes())
+    assert written[0] == written[1]
+    report = pydicom.dcmread(tmp_path / "sr.dcm")
+    evidence = {
+        str(item.ReferencedSOPClassUID)
+        for series in report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    assert _MR in evidence and len(evidence) == 2  # and the SEG's
+
+
+_MR = "1.2.840.10008.5.1.4.1.1.4"
+
+
+def _as_mr(dataset, _):
+    dataset.Modality, dataset.SOPClassUID = "MR", _MR
 
 
 def test_a_seg_of_another_prediction_is_refused(written, predict, tmp_path):

@@ -36,7 +36,10 @@ def draft_dicom(folder: Path, options: DraftOptions) -> Layout:
     scanned = scan_dicom(folder)
     series = {e.uid: e for e, _ in scanned if e.kind != "object"}
     owners = {
-        str(h.get("SOPInstanceUID")): e.uid for e, headers in scanned if e.kind != "object" for h in headers
+        str(h.elements.get("SOPInstanceUID")): e.uid
+        for e, headers in scanned
+        if e.kind != "object"
+        for h in headers
     }
     files = [(p, e.modality) for e, _ in scanned if e.kind == "object" for p in e.files]
     kinds = Counter(m for _, m in files if m in ("SEG", "RTSTRUCT"))

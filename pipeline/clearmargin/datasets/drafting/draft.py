@@ -242,15 +242,15 @@ def _splits(layout: Layout, shares: dict[Split, float], seed: int) -> dict[str, 
         given = {row["split"] for row in layout.rows}
         content |= {"column": "split", "values": {s: s for s in sorted(given)}}
         groups = {row["group"] for row in layout.rows if row["split"] == "train"}
-    wanted: list[Split] = [
+    splits: list[Split] = [
         s for s in ("validation", "test", "calibration") if shares.get(s) and s not in given
     ]
     # As many splits as leave a group for training, the most needed first.
-    kept = list(wanted[: max(0, len(groups) - 1)])
+    kept = list(splits[: max(0, len(groups) - 1)])
     while kept and sum(max(1, math.floor(shares[s] * len(groups) + 0.5)) for s in kept) >= len(groups):
         kept.pop()
     carve = {s: shares[s] for s in SPLITS if s in kept}
-    dropped = [s for s in wanted if s not in kept]
+    dropped = [s for s in splits if s not in kept]
     if dropped:
         layout.guesses["splits left empty"] = f"{', '.join(dropped)}: too few groups ({len(groups)})"
     return content | {"carve": carve, "seed": seed}

@@ -47,11 +47,11 @@ def guess_groups(names: Sequence[str], rule: str | None) -> tuple[list[str] | No
         return [str(PurePosixPath(n).parent) for n in names], "a folder is a group (you said so)"
     if rule is not None:
         return _by_rule(names, rule), f"what fits {rule!r} in a name is its group"
-    for found, how in (_by_person(names), _by_folder(names), _by_prefix(names)):
-        if found is not None and 1 < len(set(found)) < len(names):
-            example = next(g for g in found if found.count(g) > 1)
+    for groups, how in (_by_person(names), _by_folder(names), _by_prefix(names)):
+        if groups is not None and 1 < len(set(groups)) < len(names):
+            example = next(g for g in groups if groups.count(g) > 1)
             return (
-                found,
+                groups,
                 f"{how}, such as '{example}' (--group says otherwise: folder, none, or an expression)",
             )
     return None, (

@@ -53,14 +53,14 @@ def draft_nnunet(folder: Path, options: DraftOptions) -> Layout:
     numbered = any(f"{n}_0000" in images for n in references)
     layout = Layout(rows=[], encoding={}, classes=list(names or regions))
     for name, label in references.items():
-        wanted = [f"{name}_{k:04d}" for k in range(len(channels))] if numbered else [name]
-        if not all(w in images for w in wanted):
+        stems = [f"{name}_{k:04d}" for k in range(len(channels))] if numbered else [name]
+        if not all(stem in images for stem in stems):
             layout.leave_out("labels without all their channels", f"labelsTr/{label}")
             continue
         row = {"id": name, "reference": f"labelsTr/{label}"}
-        layout.rows.append(row | {_column(k): f"imagesTr/{images[w]}" for k, w in enumerate(wanted)})
-        for w in wanted:
-            images.pop(w)
+        layout.rows.append(row | {_column(k): f"imagesTr/{images[s]}" for k, s in enumerate(stems)})
+        for stem in stems:
+            images.pop(stem)
     layout.leave_out("images without labels", *(f"imagesTr/{p}" for p in images.values()))
     testing = [p.name for p in sorted((folder / "imagesTs").glob("*")) if not p.name.startswith(".")]
     layout.leave_out("images for testing, which have no labels here", *(f"imagesTs/{n}" for n in testing))

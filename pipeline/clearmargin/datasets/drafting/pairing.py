@@ -157,14 +157,14 @@ def _chosen(paths: Sequence[str], rule: str | None, option: str) -> list[_File]:
     """Return the files that a folder or a pattern picks; what the stars of a pattern hold is the key."""
     if rule is None:
         return []
-    wanted = rule.strip("/")
-    if "*" not in wanted:
-        inside = [p for p in paths if p.startswith(f"{wanted}/")]
-        files = [_as_mask(p[len(wanted) + 1 :]) for p in inside]
+    pattern = rule.strip("/")
+    if "*" not in pattern:
+        inside = [p for p in paths if p.startswith(f"{pattern}/")]
+        files = [_as_mask(p[len(pattern) + 1 :]) for p in inside]
         files = [_File(p, f.folder, f.key, f.tag, "") for p, f in zip(inside, files, strict=True)]
     else:
-        expression = re.compile("(.*?)".join(re.escape(part) for part in wanted.split("*")) + "$")
-        matches = [(p, expression.match(p)) for p in paths if fnmatch.fnmatchcase(p, wanted)]
+        expression = re.compile("(.*?)".join(re.escape(part) for part in pattern.split("*")) + "$")
+        matches = [(p, expression.match(p)) for p in paths if fnmatch.fnmatchcase(p, pattern)]
         texts = [(p, "_".join(m.groups()).rpartition("/")) for p, m in matches if m]
         files = [_File(p, head, key, "", "") for p, (head, _, key) in texts]
     if not files:

@@ -12,20 +12,28 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from clearmargin.errors import ClearMarginError, InputError
+from clearmargin.formats.dicom.headers import Elements, Header
 from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
 
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+    from pydicom.uid import UID
+
 __all__ = [
     "check_frames",
+    "check_syntax",
     "converting",
     "dicom_boundary",
     "items_of",
-    "load_pixels",
+    "modality_of",
+    "parsed_header",
     "quiet_pydicom",
     "read_header",
+    "read_until_pixels",
 ]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -121,24 +129,24 @@ def _raised_by_us(error: Exception) -> bool:
     return frame is None or Path(frame.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE)
 
 
-def items_of(holder: Any, keyword: str) -> Sequence[Any]:
-    """Return the items of a sequence of a dataset or an item; none if it is absent or empty.
+def items_of(holder: Elements | None, keyword: str) -> Sequence[Dataset]:
+    """Return the items of a sequence of a dataset or an item; none if either is absent or empty.
 
     Raises:
         InputError: The element is not a sequence, which only a damaged file has.
     """
     import pydicom
 
-    value = holder.get(keyword)
+    value = None if holder is None else holder.get(keyword)
     if not value:
         return ()
     if not isinstance(value, pydicom.Sequence):
         raise InputError(f"the DICOM data are malformed: {keyword} is not a sequence")
-    items: Sequence[Any] = value
+    items: Sequence[Dataset] = value
     return items
 
 
-def modality_of(header: Any) -> str:
+def modality_of(header: Elements) -> str:
     """Return the Modality, a code string that messages may show; empty where the value is absent or no such code.
 
     A damaged value can hold anything that stands in the file behind it, names included.
@@ -148,12 +156,37 @@ def modality_of(header: Any) -> str:
 
 
 @dicom_boundary()
-def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[str] | None = None) -> Any:
-    """Return the ``pydicom.Dataset`` of a file, without its pixels unless asked.
+def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[str] | None = None) -> Dataset:
+    """Return a file's elements, without its pixels unless asked.
 
     Raises:
         InputError: The file is not DICOM, or is cut off or malformed; the message holds none of its values.
     """
+    return _parsed(file, pixels=pixels, tags=tags)[0]
+
+
+@dicom_boundary()
+def read_until_pixels(file: Path) -> tuple[Dataset, int]:
+    """Return a file's elements without its pixels, and at which byte those begin.
+
+    Raises:
+        InputError: As :func:`read_header`.
+    """
+    return _parsed(file, pixels=False, tags=None)
+
+
+@dicom_boundary()
+def parsed_header(file: Path, *, tags: Sequence[str] | None = None) -> Header:
+    """Return a file's header, parsed whole, or the elements ``tags`` of it.
+
+    Raises:
+        InputError: As :func:`read_header`.
+    """
+    elements, pixels_at = _parsed(file, pixels=False, tags=tags)
+    return Header(file=file, elements=elements, pixels_at=pixels_at)
+
+
+def _parsed(file: Path | BinaryIO, *, pixels: bool, tags: Sequence[str] | None) -> tuple[Dataset, int]:
     import pydicom
     from pydicom.uid import UID
 
@@ -171,15 +204,11 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
             raise InputError("the transfer syntax is malformed: the object is damaged")
         check_frames(dataset, size, syntax)
         if pixels:
-            _check_syntax(syntax)
-        if not pixels:
-            dataset.pixels_at = (
-                opened.tell()
-            )  # where load_pixels finds them, without reading the header again
-    return dataset
+            check_syntax(syntax)
+        return dataset, opened.tell()
 
 
-def check_frames(header: Any, size: int, syntax: Any) -> None:
+def check_frames(header: Elements, size: int, syntax: UID | None) -> None:
     """Refuse a header that claims more frames than its file can hold: work for each is planned from it.
 
     Args:
@@ -198,7 +227,7 @@ def check_frames(header: Any, size: int, syntax: Any) -> None:
         return
     if str(syntax) == _DEFLATED:
         size *= MOST_DEFLATED
-    packed = getattr(syntax, "is_transfer_syntax", True) and getattr(syntax, "is_compressed", False)
+    packed = syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed
     if str(header.get("PhotometricInterpretation") or "").endswith(("422", "420")):
         samples = 1  # and a bit more: colours of neighbours are shared
     needed = frames if packed else frames * rows * columns * samples * bits // 8
@@ -209,7 +238,7 @@ def check_frames(header: Any, size: int, syntax: Any) -> None:
         )
 
 
-def _count(header: Any, name: str) -> int:
+def _count(header: Elements, name: str) -> int:
     """Return a positive whole number of a header; 1 if there is none."""
     try:
         return max(1, int(str(header.get(name) or 1)))
@@ -274,27 +303,9 @@ def _after_meta(content: bytes, position: int) -> int:
     return position
 
 
-def _check_syntax(syntax: Any) -> None:
+def check_syntax(syntax: UID | None) -> None:
+    """Refuse a transfer syntax that is not one of the standard's."""
     if syntax is not None and not syntax.is_transfer_syntax:
         raise InputError(
             "the transfer syntax is one that is not known here: convert the object to another one"
         )
-
-
-@dicom_boundary()
-def load_pixels(header: Any, file: Path) -> Any:
-    """Return the dataset of a header read before, with its pixels."""
-    from pydicom.dataelem import DataElement
-
-    syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
-    _check_syntax(syntax)
-    if syntax is not None and not syntax.is_compressed and syntax.is_little_endian:
-        with file.open("rb") as opened:
-            opened.seek(header.pixels_at)
-            head = opened.read(8 if syntax.is_implicit_VR else 12)
-            if head[:4] == b"\xe0\x7f\x10\x00":
-                length = int.from_bytes(head[-4:], "little")
-                if length != 0xFFFFFFFF:
-                    header["PixelData"] = DataElement(0x7FE00010, "OW", opened.read(length))
-                    return header
-    return read_header(file, pixels=True)

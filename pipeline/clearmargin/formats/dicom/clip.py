@@ -6,15 +6,19 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clearmargin.core import Image, Source
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom.boundary import dicom_boundary, modality_of, read_header
+from clearmargin.formats.dicom.headers import syntax_of
 from clearmargin.formats.dicom.images import frame_time, object_case, read_picture
 from clearmargin.formats.dicom.index import SeriesEntry
 from clearmargin.formats.dicom.pixels import pixel_layout
 from clearmargin.formats.video import Clip, VideoClip
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 __all__ = ["DicomClip", "dicom_clip"]
 
@@ -33,7 +37,7 @@ def dicom_clip(entry: SeriesEntry, *, threads: bool = True) -> Clip:
     """
     path = entry.files[0]
     dataset = read_header(path, pixels=True)
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID") or "")
+    syntax = str(syntax_of(dataset) or "")
     if any(syntax == known or syntax.startswith(known + ".") for known in _VIDEO_SYNTAXES):
         return _EncapsulatedVideo(dataset, path, threads=threads)
     if entry.kind != "clip":
@@ -47,7 +51,7 @@ class DicomClip:
     Frames are ``(C, Y, X)`` in their own dtype: RGB for colour and palettes, one channel for grey.
     """
 
-    def __init__(self, dataset: Any, path: Path) -> None:
+    def __init__(self, dataset: Dataset, path: Path) -> None:
         """Take an object that was read with its pixels; frames are decoded when asked for."""
         self._dataset = dataset
         self._path = path
@@ -88,7 +92,7 @@ class DicomClip:
 class _EncapsulatedVideo(VideoClip):
     """A video stream inside a DICOM object: the fragments joined are the stream."""
 
-    def __init__(self, dataset: Any, path: Path, *, threads: bool) -> None:
+    def __init__(self, dataset: Dataset, path: Path, *, threads: bool) -> None:
         from pydicom.encaps import generate_fragments
 
         if "PixelData" not in dataset:

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
 from clearmargin.core import Code, Grid
 from clearmargin.formats.dicom.output import Origin, derived_uid, is_placed
 
-__all__ = ["frame_item", "frame_parts", "head_geometry", "set_frames"]
+if TYPE_CHECKING:
+    from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
+    from pydicom.dataset import Dataset
+
+__all__ = ["FrameParts", "HeadGeometry", "frame_item", "frame_parts", "head_geometry", "set_frames"]
 
 _FOR_PROCESSING = Code(value="121322", scheme="DCM", meaning="Source image for image processing operation")
 
 
-def head_geometry(grid: Grid) -> dict[str, Any]:
+class HeadGeometry(TypedDict, total=False):
+    """highdicom's geometry arguments."""
+
+    plane_positions: list[PlanePositionSequence]
+    plane_orientation: PlaneOrientationSequence
+    pixel_measures: PixelMeasuresSequence
+
+
+class FrameParts(NamedTuple):
+    """What all frames of a slice share.
+
+    Attributes:
+        position: Where the slice lies; None without a place in the patient.
+        derivation: The source frame; an empty list if there is none.
+    """
+
+    position: PlanePositionSequence | None
+    derivation: list[Dataset]
+
+
+def head_geometry(grid: Grid) -> HeadGeometry:
     """Return highdicom's geometry arguments for one plane; none for a picture without a place.
 
     highdicom keeps the stand-in headers' values instead of ours if they come close to them, so they only bring its
@@ -30,7 +54,7 @@ def head_geometry(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _plane_orientation(grid: Grid) -> Any:
+def _plane_orientation(grid: Grid) -> PlaneOrientationSequence:
     import highdicom
 
     right = grid.affine[:3, 2] / np.linalg.norm(grid.affine[:3, 2])
@@ -39,13 +63,13 @@ def _plane_orientation(grid: Grid) -> Any:
     return highdicom.PlaneOrientationSequence("PATIENT", cosines)
 
 
-def _plane_position(grid: Grid, z: int) -> Any:
+def _plane_position(grid: Grid, z: int) -> PlanePositionSequence:
     import highdicom
 
     return highdicom.PlanePositionSequence("PATIENT", [float(v) for v in grid.affine[:3] @ (z, 0, 0, 1)])
 
 
-def _pixel_measures(grid: Grid) -> Any:
+def _pixel_measures(grid: Grid) -> PixelMeasuresSequence:
     """Return the spacing, and the slices' distance as their thickness; a lone picture's thickness is not known."""
     import highdicom
 
@@ -62,8 +86,8 @@ def _pixel_measures(grid: Grid) -> Any:
     )
 
 
-def frame_parts(grid: Grid, z: int, origin: Origin | None, derivation: Code) -> tuple[Any, Any]:
-    """Return slice ``z``'s plane position (None without a place) and derivation, which frames may share.
+def frame_parts(grid: Grid, z: int, origin: Origin | None, derivation: Code) -> FrameParts:
+    """Return what the frames of slice ``z`` share.
 
     Args:
         grid: The object's grid.
@@ -72,10 +96,10 @@ def frame_parts(grid: Grid, z: int, origin: Origin | None, derivation: Code) -> 
         derivation: How the frame was made from it.
     """
     position = _plane_position(grid, z) if is_placed(grid) else None
-    return position, [] if origin is None else [_derivation(origin, derivation)]
+    return FrameParts(position, [] if origin is None else [_derivation(origin, derivation)])
 
 
-def frame_item(grid: Grid, index: Sequence[int], parts: tuple[Any, Any]) -> Any:
+def frame_item(grid: Grid, index: Sequence[int], parts: FrameParts) -> Dataset:
     """Return the functional group item of a frame.
 
     Args:
@@ -96,7 +120,7 @@ def frame_item(grid: Grid, index: Sequence[int], parts: tuple[Any, Any]) -> Any:
     return item
 
 
-def set_frames(dataset: Any, grid: Grid, items: list[Any]) -> None:
+def set_frames(dataset: Dataset, grid: Grid, items: list[Dataset]) -> None:
     """Put frames of the grid's size and at its place instead of highdicom's one-pixel frames."""
     organization = derived_uid("dimensions", dataset.SOPInstanceUID)
     for item in (*dataset.DimensionIndexSequence, *dataset.DimensionOrganizationSequence):
@@ -113,11 +137,11 @@ def set_frames(dataset: Any, grid: Grid, items: list[Any]) -> None:
     dataset.Rows, dataset.Columns = grid.shape[-2:]
 
 
-def _derivation(origin: Origin, derivation: Code) -> Any:
+def _derivation(origin: Origin, derivation: Code) -> Dataset:
     from pydicom.dataset import Dataset
 
     source = Dataset()
-    source.ReferencedSOPClassUID = origin.header.true_class
+    source.ReferencedSOPClassUID = origin.header.SOPClassUID
     source.ReferencedSOPInstanceUID = origin.header.SOPInstanceUID
     if origin.frame is not None:
         source.ReferencedFrameNumber = origin.frame
@@ -129,7 +153,7 @@ def _derivation(origin: Origin, derivation: Code) -> Any:
     return item
 
 
-def _code_item(code: Code) -> Any:
+def _code_item(code: Code) -> Dataset:
     from pydicom.dataset import Dataset
 
     item = Dataset()

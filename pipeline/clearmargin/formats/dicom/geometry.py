@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid
 from clearmargin.errors import GeometryError
-from clearmargin.formats.dicom.boundary import modality_of, quiet_pydicom
+from clearmargin.formats.dicom.boundary import items_of, modality_of, quiet_pydicom
+from clearmargin.formats.dicom.headers import Elements
 
 __all__ = [
     "OTHER_DIRECTION",
@@ -110,7 +110,11 @@ class Stack:
 
 
 def plane_of(
-    position: Any, orientation: Any, measures: Any, shape: tuple[int, int], frame_of_reference: str = ""
+    position: Elements | None,
+    orientation: Elements | None,
+    measures: Elements | None,
+    shape: tuple[int, int],
+    frame_of_reference: str = "",
 ) -> Plane | None:
     """Return the plane that three DICOM items describe; None where one of them is missing.
 
@@ -153,7 +157,7 @@ def plane_of(
     )
 
 
-def missing_of_plane(header: Any) -> str:
+def missing_of_plane(header: Elements) -> str:
     """Return what a single-frame header lacks to be a plane in the patient, in words; ``""`` for nothing."""
     for keyword, words in _NEEDED.items():
         try:
@@ -164,7 +168,7 @@ def missing_of_plane(header: Any) -> str:
     return ""
 
 
-def _numbers(holder: Any, keyword: str, n: int) -> NDArray[np.float64] | None:
+def _numbers(holder: Elements | None, keyword: str, n: int) -> NDArray[np.float64] | None:
     element = holder.get_item(keyword) if holder is not None and keyword in holder else None
     value = None if element is None else element.value
     if isinstance(value, bytes):  # not converted yet: decimal strings are quicker to read than to wrap
@@ -177,8 +181,8 @@ def _numbers(holder: Any, keyword: str, n: int) -> NDArray[np.float64] | None:
     return numbers
 
 
-def _length(measures: Any, keyword: str) -> float:
-    value = measures.get(keyword)
+def _length(measures: Elements | None, keyword: str) -> float:
+    value = None if measures is None else measures.get(keyword)
     if value in (None, "") or not np.isfinite(float(value)):
         return 0.0
     return abs(float(value))
@@ -406,7 +410,7 @@ def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
     return Grid(shape=shape, affine=affine, unit="mm", frame_of_reference=first.frame_of_reference)
 
 
-def pixel_spacing(header: Any) -> tuple[float, float] | None:
+def pixel_spacing(header: Elements) -> tuple[float, float] | None:
     """Return millimetres in the patient between rows and between columns of a lone image; None where unknown.
 
     An ultrasound region's calibration counts (PS3.3, C.8.5.5) when all of its two-dimensional tissue regions
@@ -431,10 +435,10 @@ def pixel_spacing(header: Any) -> tuple[float, float] | None:
     return None
 
 
-def _ultrasound_spacing(header: Any) -> tuple[float, float] | None:
+def _ultrasound_spacing(header: Elements) -> tuple[float, float] | None:
     """Return the one calibration that all 2-D regions in centimetres share (PS3.3, C.8.5.5.1)."""
     reasons = set()
-    for region in header.SequenceOfUltrasoundRegions:
+    for region in items_of(header, "SequenceOfUltrasoundRegions"):
         if region.get("RegionSpatialFormat") != 1:
             continue
         centimetres = (

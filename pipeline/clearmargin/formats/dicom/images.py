@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom.boundary import dicom_boundary, load_pixels, modality_of, read_header
+from clearmargin.formats.dicom.boundary import dicom_boundary, modality_of, read_header
 from clearmargin.formats.dicom.geometry import TOLERANCE_MM, Stack, pixel_spacing, stack_planes
+from clearmargin.formats.dicom.headers import Elements, Header, syntax_of
 from clearmargin.formats.dicom.index import SeriesEntry, index_dicom, scan_dicom, select_series
-from clearmargin.formats.dicom.pixels import decode_frames, pixel_layout
+from clearmargin.formats.dicom.pixels import (
+    PixelLayout,
+    StoredPixels,
+    decode_frames,
+    load_pixels,
+    pixel_layout,
+)
 from clearmargin.formats.dicom.planes import Picture, frame_count, placed
 from clearmargin.formats.dicom.resample import fill_gaps, straighten
 from clearmargin.formats.dicom.values import (
@@ -28,6 +35,9 @@ from clearmargin.formats.dicom.values import (
 )
 from clearmargin.formats.dicom.volumes import VolumeEntry, select_volume
 from clearmargin.privacy import case_of_file, naming, plain_name
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 __all__ = [
     "SeriesEntry",
@@ -83,7 +93,7 @@ def read_dicom(
 @dicom_boundary()
 def read_series(
     entry: SeriesEntry,
-    headers: Sequence[Any],
+    headers: Sequence[Header],
     *,
     volume: str | None = None,
     allow_gaps: bool = False,
@@ -125,7 +135,7 @@ def read_dicom_volumes(
 
 def read_every_volume(
     entry: SeriesEntry,
-    headers: Sequence[Any],
+    headers: Sequence[Header],
     *,
     allow_gaps: bool = False,
     allow_tilt: bool = False,
@@ -141,8 +151,8 @@ def read_every_volume(
 
 
 def chosen_series(
-    scanned: Sequence[tuple[SeriesEntry, list[Any]]], rule: str | None
-) -> tuple[SeriesEntry, list[Any]]:
+    scanned: Sequence[tuple[SeriesEntry, list[Header]]], rule: str | None
+) -> tuple[SeriesEntry, list[Header]]:
     """Return the series that a rule names (:func:`clearmargin.formats.dicom.index.select_series`), with its headers."""
     entry = select_series([found for found, _ in scanned], rule)
     return entry, next(headers for found, headers in scanned if found is entry)
@@ -170,20 +180,20 @@ def read_pictures(entry: SeriesEntry) -> Iterator[Image]:
 
 
 @dicom_boundary()
-def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image:
+def read_picture(dataset: Dataset, file: Path, *, frame: int | None = None) -> Image:
     """Return one frame of an object as a picture ``(C, Y, X)``, whatever its position in space.
 
     Args:
-        dataset: A ``pydicom.Dataset`` read with its pixels.
+        dataset: Read with its pixels.
         file: Where it was read from.
         frame: Frame number from 0; None for an object of one frame.
     """
     layout = pixel_layout(dataset)
     k = frame or 0
-    (stored,) = decode_frames(dataset, [k])
+    (stored,) = decode_frames(dataset, [k], layout=layout)
     pixels = to_channels(stored, dataset, layout)
     if len(pixels) == 1:
-        pixels = _in_units([pixels[0]], [dataset], [frame_scales(dataset, layout.frames)[k]])
+        pixels = _in_units([pixels[0]], [dataset], [layout], [frame_scales(dataset, layout.frames)[k]])
     spacing = pixel_spacing(dataset)
     return Image(
         pixels=pixels,
@@ -199,26 +209,26 @@ def read_picture(dataset: Any, file: Path, *, frame: int | None = None) -> Image
     )
 
 
-def object_case(dataset: Any, file: Path) -> str:
+def object_case(dataset: Elements, file: Path) -> str:
     """Return the case id of one object: pictures of one series are cases of their own."""
     identity = [str(dataset.get(k) or "") for k in ("SeriesInstanceUID", "SOPInstanceUID")]
     return case_of_file(file, *(identity if all(identity) else ()))
 
 
-def series_case(entry: SeriesEntry, header: Any, volume: str = "") -> str:
+def series_case(entry: SeriesEntry, header: Header, volume: str = "") -> str:
     """Return the case id that reading a series gives its image, from the header of one of its files.
 
     ``volume`` is the label of one of several volumes in it.
     """
     if entry.kind in ("image", "images", "clip"):
-        return object_case(header, entry.files[0])
+        return object_case(header.elements, entry.files[0])
     place = entry.files[0] if len(entry.files) == 1 else entry.files[0].parent
     identity = () if entry.uid.startswith("file:") else (entry.uid, *([volume] if volume else []))
     case = case_of_file(place, *identity)
     return f"{case}_{plain_name(volume)}" if volume and (naming() == "plain" or not identity) else case
 
 
-def frame_time(dataset: Any, frame: int) -> float | None:
+def frame_time(dataset: Elements, frame: int) -> float | None:
     """Return seconds from the first frame by FrameTime or FrameTimeVector (PS3.3, C.7.6.5), else None."""
     try:
         vector = dataset.get("FrameTimeVector")
@@ -232,7 +242,7 @@ def frame_time(dataset: Any, frame: int) -> float | None:
 
 def _read_volume(
     entry: SeriesEntry,
-    headers: Sequence[Any],
+    headers: Sequence[Header],
     chosen: VolumeEntry,
     allow_gaps: bool,
     allow_tilt: bool,
@@ -246,7 +256,7 @@ def _read_volume(
         tolerance_mm=tolerance_mm,
     )
     pictures = [chosen.pictures[i] for i in stack.order]
-    pixels = _stacked(pictures, headers, entry.files)
+    pixels = _stacked(pictures, headers)
     grid = stack.grid
     if stack.tilted and not stack.regular:
         raise GeometryError(f"{entry.name} has a gantry tilt and gaps: together they are not resampled")
@@ -263,7 +273,7 @@ def _read_volume(
 
 def _source(
     entry: SeriesEntry,
-    headers: Sequence[Any],
+    headers: Sequence[Header],
     chosen: VolumeEntry,
     pictures: Sequence[Picture],
     stack: Stack,
@@ -276,56 +286,57 @@ def _source(
         kind="dicom",
         modality=entry.modality,
         files=files,
-        frames=tuple((order.index(p.file), p.frame) for p in pictures if frame_count(headers[p.file]) > 1),
+        frames=tuple(
+            (order.index(p.file), p.frame) for p in pictures if frame_count(headers[p.file].elements) > 1
+        ),
         deviation_mm=stack.deviation_mm,
         tolerance_mm=tolerance_mm if tolerance_mm is not None and stack.deviation_mm > TOLERANCE_MM else None,
     )
 
 
-def _stacked(pictures: Sequence[Picture], headers: Sequence[Any], files: Sequence[Path]) -> NDArray[Any]:
+def _stacked(pictures: Sequence[Picture], headers: Sequence[Header]) -> NDArray[Any]:
     """Return ``(Z, Y, X)`` real values, decoded in threads if several files are compressed."""
     needed: dict[int, list[int]] = {}
     for picture in pictures:
         frames = needed.setdefault(picture.file, [])
         if picture.frame not in frames:
             frames.append(picture.frame)
-    datasets = {k: load_pixels(headers[k], files[k]) for k in needed}
-    jobs = [(datasets[k], sorted(frames)) for k, frames in needed.items()]
-    if len(jobs) > 1 and any(_is_compressed(dataset) for dataset, _ in jobs):
+    stored = {k: load_pixels(headers[k]) for k in needed}
+    jobs = [(stored[k], sorted(frames)) for k, frames in needed.items()]
+    if len(jobs) > 1 and any(_is_compressed(headers[k]) for k in needed):
         with ThreadPoolExecutor() as pool:
             decoded = list(pool.map(lambda job: _decoded(*job), jobs))
     else:
         decoded = [_decoded(*job) for job in jobs]
     frames_of = dict(zip(needed, decoded, strict=True))
-    scales = {k: frame_scales(dataset, frame_count(headers[k])) for k, dataset in datasets.items()}
-    for k in needed:  # the headers may be kept for another series or volume
-        if "PixelData" in headers[k]:
-            del headers[k]["PixelData"]
+    scales = {k: frame_scales(pixels.elements, pixels.layout.frames) for k, pixels in stored.items()}
     return _in_units(
         [p.cut(frames_of[p.file][p.frame]) for p in pictures],
-        [datasets[p.file] for p in pictures],
+        [stored[p.file].elements for p in pictures],
+        [stored[p.file].layout for p in pictures],
         [scales[p.file][p.frame] for p in pictures],
     )
 
 
-def _is_compressed(dataset: Any) -> bool:
-    return hasattr(dataset, "file_meta") and dataset.file_meta.TransferSyntaxUID.is_encapsulated
+def _is_compressed(header: Header) -> bool:
+    syntax = syntax_of(header.elements)
+    return syntax is not None and syntax.is_encapsulated
 
 
-def _decoded(dataset: Any, frames: list[int]) -> dict[int, NDArray[Any]]:
-    layout = pixel_layout(dataset)
-    dataset.layout = layout
-    if layout.samples != 1:
+def _decoded(pixels: StoredPixels, frames: list[int]) -> dict[int, NDArray[Any]]:
+    if pixels.layout.samples != 1:
         raise InputError("slices in colour are not a volume: read them with read_images")
-    whole = len(frames) == layout.frames
-    decoded = list(decode_frames(dataset, None if whole else frames))
+    decoded = list(pixels.frames(frames))
     if len(decoded) != len(frames):
         raise InputError(f"the object holds {len(decoded)} of the {len(frames)} frames that were asked for")
     return dict(zip(frames, decoded, strict=True))
 
 
 def _in_units(
-    stored: Sequence[NDArray[Any]], datasets: Sequence[Any], scales: Sequence[FrameScale]
+    stored: Sequence[NDArray[Any]],
+    datasets: Sequence[Elements],
+    layouts: Sequence[PixelLayout],
+    scales: Sequence[FrameScale],
 ) -> NDArray[Any]:
     """Return stored frames as real values ``(Z, Y, X)`` in one dtype, padding set to the lowest value."""
     stating = sum(dataset.get("RescaleSlope") not in (None, "") for dataset in datasets)
@@ -334,7 +345,6 @@ def _in_units(
             f"{len(datasets) - stating} of {len(datasets)} slices state no RescaleSlope, and the others do: their "
             "values cannot be compared; take the original files"
         )
-    layouts = [getattr(dataset, "layout", None) or pixel_layout(dataset) for dataset in datasets]
     bright = [brighter_up(*job) for job in zip(stored, datasets, layouts, strict=True)]
     extremes = [(int(frame.min()), int(frame.max())) for frame in bright]
     kind = np.result_type(*[frame.dtype for frame in stored])
@@ -348,7 +358,9 @@ def _in_units(
     return volume
 
 
-def _level_padding(volume: NDArray[Any], stored: Sequence[NDArray[Any]], datasets: Sequence[Any]) -> None:
+def _level_padding(
+    volume: NDArray[Any], stored: Sequence[NDArray[Any]], datasets: Sequence[Elements]
+) -> None:
     """Set padded pixels (PS3.3, C.7.5.1.1.2) to the lowest value of the others: they are not measured."""
     ranges = [_padding(dataset) for dataset in datasets]
     if not any(ranges):
@@ -363,7 +375,7 @@ def _level_padding(volume: NDArray[Any], stored: Sequence[NDArray[Any]], dataset
         volume[padded] = volume[~padded].min()
 
 
-def _padding(dataset: Any) -> tuple[int, int] | None:
+def _padding(dataset: Elements) -> tuple[int, int] | None:
     value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if not isinstance(value, int):
         return None

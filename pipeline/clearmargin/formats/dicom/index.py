@@ -7,13 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom.boundary import check_frames, dicom_boundary, modality_of, read_header
+from clearmargin.formats.dicom.boundary import (
+    check_frames,
+    dicom_boundary,
+    modality_of,
+    parsed_header,
+    read_header,
+)
 from clearmargin.formats.dicom.geometry import missing_of_plane
+from clearmargin.formats.dicom.headers import Elements, Header
 from clearmargin.formats.dicom.media import is_zip, listed_files, unpacked_files
 from clearmargin.formats.dicom.pixels import decode_frames
 from clearmargin.formats.dicom.planes import frame_count, is_mosaic, object_size, pictures_of
@@ -76,6 +83,7 @@ _NOT_IMAGES = {
     "ECG": "a waveform, which holds no picture",
     "SM": "a tiled whole-slide image, which is not read",
 }
+_NOT_READ = {"RTDOSE", "SM"}  # of these, what holds pictures all the same
 _LISTED = 20  # in a message
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 
@@ -97,6 +105,8 @@ class SeriesEntry:
             unknown.
         readable: Whether :func:`clearmargin.formats.dicom.images.read_dicom` reads it as it is.
         reason: Why not, and the way out; ``""`` where readable.
+        refused: Whether it should hold pictures, and they cannot be read. So not for a SEG or a report, a clip,
+            separate images, or several volumes to choose from.
         volumes: What a series of kind ``volume`` holds: one, or several to choose from.
     """
 
@@ -110,6 +120,7 @@ class SeriesEntry:
     shape: tuple[int, ...]
     readable: bool
     reason: str
+    refused: bool = False
     volumes: tuple[VolumeEntry, ...] = ()
 
     @property
@@ -157,9 +168,16 @@ def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
 
 
 @dicom_boundary()
-def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]]]:
-    """Return what :func:`index_dicom` does, each series with its files' headers in the files' order."""
-    groups: dict[str, list[tuple[Path, Any]]] = {}
+def scan_dicom(
+    path: Path | Iterable[Path], damaged: list[Path] | None = None
+) -> list[tuple[SeriesEntry, list[Header]]]:
+    """Return what :func:`index_dicom` does, each series with its files' headers in the files' order.
+
+    Args:
+        path: As for :func:`index_dicom`.
+        damaged: Is extended by the files that begin as DICOM does and cannot be read.
+    """
+    groups: dict[str, list[Header]] = {}
     damage: list[str] = []
     files = _files(path)
     for file in files:
@@ -167,11 +185,13 @@ def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]
             header = _header(file)
             if header is None:
                 continue
-            uid = _series_uid(header, file)
+            uid = _series_uid(header)
         except InputError as error:
             damage.append(str(error))
+            if damaged is not None:
+                damaged.append(file)
             continue
-        groups.setdefault(uid, []).append((file, header))
+        groups.setdefault(uid, []).append(header)
     if not groups:
         raise InputError(_nothing_readable(len(files), damage))
     if damage:
@@ -183,7 +203,7 @@ def scan_dicom(path: Path | Iterable[Path]) -> list[tuple[SeriesEntry, list[Any]
     distinct = [(uid, *_without_copies(_whole_mosaics(members))) for uid, members in groups.items()]
     distinct.sort(key=lambda group: (_modality(group[1]), -len(group[1]), group[0]))
     return [
-        (_entry(number, uid, members, clash), [header for _, header in members])
+        (_entry(number, uid, members, clash), members)
         for number, (uid, members, clash) in enumerate(distinct, start=1)
     ]
 
@@ -197,35 +217,40 @@ def _nothing_readable(files: int, damage: list[str]) -> str:
     return f"no readable DICOM in what was given ({files} files, {len(damage)} of them damaged; the first: {damage[0]})"
 
 
-def _modality(members: list[tuple[Path, Any]]) -> str:
-    return modality_of(members[0][1])
+def _modality(members: list[Header]) -> str:
+    return modality_of(members[0].elements)
 
 
-def _header(file: Path) -> Any:
+def _header(file: Path) -> Header | None:
     """Return the elements that an index needs; None where the file is not DICOM."""
     wanted, sequences = _tag_numbers()
-    header: Any = quick_header(file, wanted, sequences)
-    if header is None and looks_like_dicom(file):
-        header = read_header(file, tags=_TAGS)
-    elif header is not None:
-        check_frames(header, file.stat().st_size, header.file_meta.TransferSyntaxUID)
-    if header is not None and (is_mosaic(header) or _has_many_frames(header)):
-        header = read_header(file)  # vectors and private elements say where their slices lie
+    elements = quick_header(file, wanted, sequences)
+    if elements is not None:
+        check_frames(elements, file.stat().st_size, elements.file_meta.TransferSyntaxUID)
+        header = Header(file=file, elements=elements, pixels_at=elements.pixels_at)
+    elif looks_like_dicom(file):
+        header = parsed_header(file, tags=_TAGS)
+    else:
+        return None
+    if is_mosaic(header) or _has_many_frames(header.elements):
+        header = parsed_header(file)  # vectors and private elements say where their slices lie
     return header
 
 
-def _whole_mosaics(members: list[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+def _whole_mosaics(members: list[Header]) -> list[Header]:
     """Read the headers whole if the first is a mosaic by private elements alone, which an index does not keep."""
-    file, header = members[0]
+    first = members[0]
     try:
-        if modality_of(header) != "MR" or is_mosaic(header) or not is_mosaic(read_header(file)):
+        if modality_of(first.elements) != "MR" or is_mosaic(first):
             return members
-        return [(file, read_header(file)) for file, _ in members]
+        if not is_mosaic(parsed_header(first.file)):
+            return members
+        return [parsed_header(header.file) for header in members]
     except InputError:  # in an element that nobody asked for
         return members
 
 
-def _has_many_frames(header: Any) -> bool:
+def _has_many_frames(header: Elements) -> bool:
     try:
         return frame_count(header) > 1
     except InputError:
@@ -245,10 +270,10 @@ def _tag_numbers() -> tuple[dict[int, str], frozenset[int]]:
 
 
 @dicom_boundary()
-def _series_uid(header: Any, file: Path) -> str:
-    if "SOPClassUID" not in header and "Rows" not in header and "Modality" not in header:
+def _series_uid(header: Header) -> str:
+    if not any(name in header.elements for name in ("SOPClassUID", "Rows", "Modality")):
         raise InputError("the file has none of the elements of a DICOM object")
-    return str(header.get("SeriesInstanceUID") or f"file:{file}")
+    return str(header.elements.get("SeriesInstanceUID") or f"file:{header.file}")
 
 
 def _files(path: Path | Iterable[Path]) -> list[Path]:
@@ -263,13 +288,13 @@ def _files(path: Path | Iterable[Path]) -> list[Path]:
     return unpacked_files(path) if is_zip(path) else [path]
 
 
-def _without_copies(members: list[tuple[Path, Any]]) -> tuple[list[tuple[Path, Any]], int]:
+def _without_copies(members: list[Header]) -> tuple[list[Header], int]:
     """Leave out further copies of one SOP instance; also return how many files share a UID but are not copies."""
-    seen: dict[str, list[tuple[Path, Any]]] = {}
-    for file, header in members:
-        others = seen.setdefault(str(header.get("SOPInstanceUID") or file), [])
-        if not any(_is_copy(file, other) for other, _ in others):
-            others.append((file, header))
+    seen: dict[str, list[Header]] = {}
+    for header in members:
+        others = seen.setdefault(str(header.elements.get("SOPInstanceUID") or header.file), [])
+        if not any(_is_copy(header.file, other.file) for other in others):
+            others.append(header)
     kept = [member for others in seen.values() for member in others]
     return kept, sum(len(others) for others in seen.values() if len(others) > 1)
 
@@ -295,35 +320,39 @@ def _is_copy(file: Path, other: Path) -> bool:
         return False
 
 
-def _entry(number: int, uid: str, members: list[tuple[Path, Any]], clash: int) -> SeriesEntry:
-    headers = [header for _, header in members]
+def _entry(number: int, uid: str, members: list[Header], clash: int) -> SeriesEntry:
+    first = members[0].elements
     modality = _modality(members)
     name = _name(number, modality)
     kind: SeriesKind = "object"
     shape: tuple[int, ...] = ()
     volumes: tuple[VolumeEntry, ...] = ()
+    refused = True
     try:
         if clash:
             raise InputError(
                 f"{name} has {clash} files that share a SOPInstanceUID and hold different pictures (a faulty "
                 "anonymiser, say): results could not say which they are of; give the files new UIDs"
             )
-        kind, shape, reason, volumes = _describe(headers, modality, name)
+        kind, shape, reason, volumes = _describe(members, modality, name)
+        refused = kind == "object" and (modality in _NOT_READ or not _without_picture(first, modality))
+        refused = refused or (volumes != () and all(volume.reason for volume in volumes))
     except GeometryError as error:
-        kind, shape, reason = "volume", _claimed_shape(headers), _named(error, name)
+        kind, shape, reason = "volume", _claimed_shape(first, len(members)), _named(error, name)
     except InputError as error:
         reason = _named(error, name)
     return SeriesEntry(
         number=number,
         uid=uid,
         modality=modality,
-        series_number=_series_number(headers[0]),
-        description=str(headers[0].get("SeriesDescription") or ""),
+        series_number=_series_number(first),
+        description=str(first.get("SeriesDescription") or ""),
         kind=kind,
-        files=tuple(file for file, _ in members),
+        files=tuple(header.file for header in members),
         shape=shape,
         readable=not reason,
         reason=reason,
+        refused=refused,
         volumes=volumes,
     )
 
@@ -332,29 +361,29 @@ def _named(error: InputError, name: str) -> str:
     return str(error) if str(error).startswith(name) else f"{name}: {error}"
 
 
-def _series_number(header: Any) -> int | None:
+def _series_number(header: Elements) -> int | None:
     try:
         return int(str(header.get("SeriesNumber")))
     except (InputError, TypeError, ValueError):
         return None
 
 
-def _claimed_shape(headers: Sequence[Any]) -> tuple[int, ...]:
-    size, frames = object_size(headers[0]), frame_count(headers[0])
-    return () if size is None else (max(frames, len(headers)), *size)
+def _claimed_shape(first: Elements, files: int) -> tuple[int, ...]:
+    size, frames = object_size(first), frame_count(first)
+    return () if size is None else (max(frames, files), *size)
 
 
 @dicom_boundary()
 def _describe(
-    headers: Sequence[Any], modality: str, name: str
+    headers: Sequence[Header], modality: str, name: str
 ) -> tuple[SeriesKind, tuple[int, ...], str, tuple[VolumeEntry, ...]]:
     """Return the kind, the shape, the reason if it is not readable as it is, and the volumes."""
-    first = headers[0]
+    first = headers[0].elements
     size, frames = object_size(first), frame_count(first)
-    reason = _without_picture(first, modality, size, frames)
+    reason = _without_picture(first, modality) or _unusable(size, frames)
     if size is None or reason:
         return "object", (), f"{name} {reason}", ()
-    if any(_in_colour(header) for header in headers):
+    if any(_in_colour(header.elements) for header in headers):
         return *_unplaced(size, frames, len(headers), "in colour", name), ()
     pictures = [p for k, header in enumerate(headers) for p in pictures_of(header, k)]
     lost = [p for p in pictures if p.plane is None]
@@ -363,12 +392,12 @@ def _describe(
         if len(volumes) > 1:
             return "volume", (len(pictures), *volumes[0].shape[1:]), several(volumes, name), volumes
         return "volume", volumes[0].shape, volumes[0].reason, volumes
-    if len(headers) > 1 and any(frame_count(h) > 1 for h in headers):
+    if len(headers) > 1 and any(frame_count(h.elements) > 1 for h in headers):
         reason = (
             f"{name} holds {len(headers)} multi-frame objects without a place in the patient: give one file"
         )
         return "images", (len(headers), *size), reason, ()
-    missing = missing_of_plane(headers[lost[0].file]) or "a place in the patient"
+    missing = missing_of_plane(headers[lost[0].file].elements) or "a place in the patient"
     if len(lost) < len(pictures):
         raise GeometryError(
             f"{name} has {len(lost)} of {len(pictures)} images without {missing}: give the others alone"
@@ -376,18 +405,23 @@ def _describe(
     return *_unplaced(size, frames, len(headers), f"without {missing}", name), ()
 
 
-def _in_colour(header: Any) -> bool:
+def _in_colour(header: Elements) -> bool:
     return (
         str(header.get("SamplesPerPixel") or 1) != "1"
         or header.get("PhotometricInterpretation") == "PALETTE COLOR"
     )
 
 
-def _without_picture(header: Any, modality: str, size: tuple[int, int] | None, frames: int) -> str:
+def _without_picture(header: Elements, modality: str) -> str:
+    """Return what an object is that holds something else than pictures; nothing if it should hold pictures."""
     if modality in _NOT_IMAGES:
         return f"is {_NOT_IMAGES[modality]}"
     if str(header.get("SOPClassUID") or "") == _PARAMETRIC_MAP:
         return "is a parametric map: read_parametric_map reads it"
+    return ""
+
+
+def _unusable(size: tuple[int, int] | None, frames: int) -> str:
     if size is None:
         return "holds no picture: it has no Rows and Columns"
     if size[0] * size[1] * frames > max_bytes():

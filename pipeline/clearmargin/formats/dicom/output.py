@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,21 @@ from numpy.typing import NDArray
 from clearmargin.core import Code, Grid, Image, Provenance
 from clearmargin.errors import InputError
 from clearmargin.files import whole
-from clearmargin.formats.dicom.boundary import dicom_boundary, items_of, modality_of, read_header
+from clearmargin.formats.dicom.boundary import dicom_boundary, items_of, modality_of, parsed_header
 from clearmargin.formats.dicom.geometry import Plane
-from clearmargin.formats.dicom.planes import frame_count, pictures_of
+from clearmargin.formats.dicom.headers import Elements
+from clearmargin.formats.dicom.planes import Picture, frame_count, pictures_of
+
+if TYPE_CHECKING:
+    from highdicom.color import CIELabColor
+    from highdicom.content import AlgorithmIdentificationSequence
+    from highdicom.sr.coding import CodedConcept
+    from pydicom.dataset import Dataset
 
 __all__ = [
     "MANUFACTURER",
     "RESEARCH_USE",
+    "Equipment",
     "Origin",
     "algorithm_identification",
     "cielab",
@@ -36,6 +44,7 @@ __all__ = [
     "refer_to_sources",
     "save",
     "source_headers",
+    "stand_ins",
     "write_dates",
 ]
 
@@ -67,13 +76,27 @@ class Origin:
         preserved: Whether pixels of both lie at the same places.
     """
 
-    header: Any
+    header: Dataset
     frame: int | None
     preserved: bool
 
 
-@dicom_boundary()
-def source_headers(image: Image) -> list[Any]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _SourceFile:
+    """One file of an image.
+
+    Attributes:
+        header: Its cleaned elements.
+        pictures: Its slices with their places; none if they have no place in the patient.
+        many: Whether it has several frames.
+    """
+
+    header: Dataset
+    pictures: tuple[Picture, ...]
+    many: bool
+
+
+def source_headers(image: Image) -> list[Dataset]:
     """Return cleaned headers of an image's DICOM files: what derived objects copy, with odd values emptied.
 
     Type 2 attributes that are absent become empty; a derived object then needs no special case, and a source
@@ -83,18 +106,50 @@ def source_headers(image: Image) -> list[Any]:
         InputError: The image does not come from DICOM, or its files lack the UIDs that a result must refer
             to.
     """
+    return [source.header for source in _source_files(image)]
+
+
+def stand_ins(image: Image) -> list[Dataset]:
+    """Return the source headers as highdicom is to see them: of a storage class that it knows.
+
+    It knows only some, and treats them differently; :func:`refer_to_sources` puts the true ones in place.
+    """
+    from pydicom.dataelem import DataElement
+    from pydicom.dataset import Dataset
+
+    headers = []
+    storage_class = _CT_IMAGE if is_placed(image.grid) else _SECONDARY_CAPTURE
+    for header in source_headers(image):
+        stand_in = Dataset()
+        stand_in.update(header)  # the elements are shared, so that this one is replaced and not set
+        stand_in["SOPClassUID"] = DataElement("SOPClassUID", "UI", storage_class)
+        headers.append(stand_in)
+    return headers
+
+
+@dicom_boundary()
+def _source_files(image: Image) -> list[_SourceFile]:
     if image.source.kind != "dicom" or not image.source.files:
         raise InputError(
             f"{image.source.case} does not come from DICOM: a DICOM result has nothing to refer to"
         )
-    headers = _headers.get(image)
-    if headers is None:
-        headers = _headers[image] = [_cleaned(read_header(file), image) for file in image.source.files]
-    return headers
+    sources = _sources.get(image)
+    if sources is None:
+        sources = _sources[image] = [_source_file(file, image) for file in image.source.files]
+    return sources
 
 
 # Of images that are still in use: every object that is written of one shares them, and nothing changes them.
-_headers: weakref.WeakKeyDictionary[Image, list[Any]] = weakref.WeakKeyDictionary()
+_sources: weakref.WeakKeyDictionary[Image, list[_SourceFile]] = weakref.WeakKeyDictionary()
+
+
+def _source_file(file: Path, image: Image) -> _SourceFile:
+    source = parsed_header(file)
+    return _SourceFile(
+        header=_cleaned(source.elements, image),
+        pictures=tuple(pictures_of(source)) if is_placed(image.grid) else (),
+        many=frame_count(source.elements) > 1,
+    )
 
 
 def is_placed(grid: Grid) -> bool:
@@ -108,7 +163,7 @@ def is_placed(grid: Grid) -> bool:
     return bool(grid.frame_of_reference) or not np.array_equal(grid.affine[:, 1:], nowhere.affine[:, 1:])
 
 
-def _cleaned(source: Any, image: Image) -> Any:
+def _cleaned(source: Elements, image: Image) -> Dataset:
     from pydicom.dataset import Dataset
 
     header = Dataset()
@@ -152,18 +207,12 @@ def _cleaned(source: Any, image: Image) -> Any:
         header.PositionReferenceIndicator = ""
     else:
         header.PatientOrientation = ""
-    header.pictures = pictures_of(source) if spatial else []
-    header.many = frame_count(source) > 1
-    # highdicom knows only some storage classes and treats them differently: it sees a stand-in, and
-    # refer_to_sources puts the true class in place.
-    header.true_class = header.SOPClassUID
-    header.SOPClassUID = _CT_IMAGE if spatial else _SECONDARY_CAPTURE
     return header
 
 
-def refer_to_sources(dataset: Any, headers: Sequence[Any]) -> None:
+def refer_to_sources(dataset: Dataset, headers: Sequence[Dataset]) -> None:
     """Name each source's true storage class in the references that highdicom made from stand-ins."""
-    true_class = {str(h.SOPInstanceUID): h.true_class for h in headers}
+    true_class = {str(h.SOPInstanceUID): h.SOPClassUID for h in headers}
     lists = [items_of(dataset, "SourceImageSequence")]
     lists += [series.ReferencedInstanceSequence for series in items_of(dataset, "ReferencedSeriesSequence")]
     for items in lists:
@@ -171,35 +220,36 @@ def refer_to_sources(dataset: Any, headers: Sequence[Any]) -> None:
             item.ReferencedSOPClassUID = true_class[str(item.ReferencedSOPInstanceUID)]
 
 
-def _is_lossy(source: Any) -> bool:
+def _is_lossy(source: Elements) -> bool:
     return str(source.get("LossyImageCompression") or "00") == "01"
 
 
-def _copy_lossy_history(source: Any, header: Any) -> None:
+def _copy_lossy_history(source: Elements, header: Dataset) -> None:
     for name in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if source.get(name) not in (None, ""):
             setattr(header, name, source.get(name))
 
 
-def origins(grid: Grid, image: Image, headers: Sequence[Any]) -> list[Origin | None]:
+def origins(grid: Grid, image: Image) -> list[Origin | None]:
     """Return for each plane of ``grid`` the source frame that lies in it, None where no source does.
 
     Planes are matched in the world, to a hundredth of a millimetre along the normal (or a hundredth of the
     slice distance): an output need not have the source's number of slices.
     """
+    sources = _source_files(image)
     if not is_placed(grid):
         frame = None if image.source.frame is None else image.source.frame + 1
-        return [Origin(header=headers[0], frame=frame, preserved=True)] * (
+        return [Origin(header=sources[0].header, frame=frame, preserved=True)] * (
             1 if grid.ndim == 2 else grid.shape[0]
         )
     origins: list[tuple[Plane, Origin]] = []
     frames = set(image.source.frames)
-    for number, header in enumerate(headers):
-        for picture in header.pictures:
-            if picture.plane is None or (header.many and frames and (number, picture.frame) not in frames):
+    for number, source in enumerate(sources):
+        for picture in source.pictures:
+            if picture.plane is None or (source.many and frames and (number, picture.frame) not in frames):
                 continue
-            frame = picture.frame + 1 if header.many else None
-            origins.append((picture.plane, Origin(header=header, frame=frame, preserved=False)))
+            frame = picture.frame + 1 if source.many else None
+            origins.append((picture.plane, Origin(header=source.header, frame=frame, preserved=False)))
     normal = np.cross(grid.affine[:3, 2], grid.affine[:3, 1])
     normal /= np.linalg.norm(normal)
     heights = np.array([plane.position @ normal for plane, _ in origins])
@@ -250,7 +300,16 @@ def provenance_parts(provenance: Provenance) -> tuple[str, ...]:
     return *made_by, provenance.runtime, provenance.software
 
 
-def equipment(provenance: Provenance) -> dict[str, Any]:
+class Equipment(TypedDict):
+    """highdicom's arguments for the equipment module."""
+
+    manufacturer: str
+    manufacturer_model_name: str
+    software_versions: str
+    device_serial_number: str
+
+
+def equipment(provenance: Provenance) -> Equipment:
     """Return highdicom's keyword arguments for the equipment module."""
     return {
         "manufacturer": MANUFACTURER,
@@ -260,7 +319,7 @@ def equipment(provenance: Provenance) -> dict[str, Any]:
     }
 
 
-def algorithm_identification(provenance: Provenance) -> Any:
+def algorithm_identification(provenance: Provenance) -> AlgorithmIdentificationSequence:
     """Return the algorithm's name, version, weights and configuration (PS3.3, 10.16)."""
     import highdicom
     from pydicom.sr.codedict import codes
@@ -278,7 +337,7 @@ def algorithm_identification(provenance: Provenance) -> Any:
     )
 
 
-def coded(code: Code) -> Any:
+def coded(code: Code) -> CodedConcept:
     """Return highdicom's coded concept of a code triplet."""
     import highdicom
 
@@ -287,7 +346,7 @@ def coded(code: Code) -> Any:
     )
 
 
-def cielab(colour: Sequence[int] | NDArray[np.uint8]) -> Any:
+def cielab(colour: Sequence[int] | NDArray[np.uint8]) -> CIELabColor:
     """Return highdicom's colour of an RGB triplet (0..255), for RecommendedDisplayCIELabValue."""
     import highdicom
 
@@ -295,7 +354,7 @@ def cielab(colour: Sequence[int] | NDArray[np.uint8]) -> Any:
     return highdicom.color.CIELabColor.from_rgb(red, green, blue)
 
 
-def write_dates(dataset: Any, headers: Sequence[Any]) -> None:
+def write_dates(dataset: Dataset, headers: Sequence[Dataset]) -> None:
     """Set the dates of a derived object to those of its source's content.
 
     The clock does not enter the file, so that the same input, weights and software give the same bytes under
@@ -318,7 +377,7 @@ def write_dates(dataset: Any, headers: Sequence[Any]) -> None:
         item.ContributionDateTime = f"{dataset.ContentDate}{dataset.ContentTime}"
 
 
-def save(dataset: Any, path: Path) -> None:
+def save(dataset: Dataset, path: Path) -> None:
     """Write a DICOM file whole or not at all."""
     with whole(path) as draft:
         dataset.save_as(draft, enforce_file_format=True)

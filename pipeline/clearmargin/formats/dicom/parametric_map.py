@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,16 @@ from clearmargin.formats.dicom.output import (
     refer_to_sources,
     save,
     source_headers,
+    stand_ins,
     write_dates,
 )
 from clearmargin.formats.dicom.planes import frame_planes
 from clearmargin.formats.dicom.seg_content import spanned_grid
 from clearmargin.formats.limits import max_bytes
+
+if TYPE_CHECKING:
+    from highdicom.pm import ParametricMap
+    from pydicom.dataset import Dataset
 
 __all__ = ["read_parametric_map", "write_parametric_map"]
 
@@ -68,7 +73,7 @@ def write_parametric_map(path: Path, prediction: Prediction, map_name: str, imag
     headers = source_headers(image)
     dataset = _head(prediction, map_name, image, headers, values)
     refer_to_sources(dataset, headers)
-    places = origins(image.grid, image, headers)
+    places = origins(image.grid, image)
     parts = [frame_parts(image.grid, z, place, _DERIVED) for z, place in enumerate(places)]
     items = [frame_item(image.grid, _index(dataset, z), part) for z, part in enumerate(parts)]
     set_frames(dataset, image.grid, items)
@@ -82,14 +87,14 @@ def write_parametric_map(path: Path, prediction: Prediction, map_name: str, imag
     return str(dataset.SOPInstanceUID)
 
 
-def _index(dataset: Any, z: int) -> list[int]:
+def _index(dataset: Dataset, z: int) -> list[int]:
     """Return the dimension index values of slice ``z``: 1 for each other dimension, then the slice."""
     return [1] * (len(dataset.DimensionIndexSequence) - 1) + [z + 1]
 
 
 def _head(
-    prediction: Prediction, map_name: str, image: Image, headers: list[Any], values: NDArray[np.float32]
-) -> Any:
+    prediction: Prediction, map_name: str, image: Image, headers: list[Dataset], values: NDArray[np.float32]
+) -> ParametricMap:
     import highdicom
     from pydicom.sr.codedict import codes
 
@@ -112,7 +117,7 @@ def _head(
         (low + high) / 2, high - low if high > low else 1.0, voi_lut_function="LINEAR_EXACT"
     )
     return highdicom.pm.ParametricMap(
-        source_images=headers,
+        source_images=stand_ins(image),
         pixel_array=np.zeros((1, 1, 1), np.float32),
         series_instance_uid=derived_uid("map series", *identity),
         series_number=901,
@@ -146,7 +151,7 @@ def read_parametric_map(path: Path, *, grid: Grid | None = None) -> tuple[NDArra
         raise InputError(f"'{Path(path).name}' is not a Parametric Map")
     frames = _real_values(dataset)
     planes = frame_planes(dataset)
-    spanned = spanned_grid(planes, (int(dataset.Rows), int(dataset.Columns)))
+    spanned = spanned_grid(planes, (frames.shape[1], frames.shape[2]))
     if spanned.ndim == 2:
         if len(frames) != 1:
             raise GeometryError(f"{len(frames)} frames without positions are not a map of one picture")
@@ -168,23 +173,27 @@ def read_parametric_map(path: Path, *, grid: Grid | None = None) -> tuple[NDArra
 
 
 @converting("the map's description")
-def _real_values(dataset: Any) -> NDArray[np.float32]:
+def _real_values(dataset: Dataset) -> NDArray[np.float32]:
     kinds = {"FloatPixelData": "<f4", "DoubleFloatPixelData": "<f8", "PixelData": "<u2"}
     keyword = next((k for k in kinds if k in dataset), None)
     if keyword is None:
         raise InputError("the Parametric Map holds no pixels")
     kind = kinds[keyword]
     shape = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
+    if min(shape) < 1:
+        raise InputError(
+            f"the Parametric Map states {shape[0]} frames of {shape[1]} x {shape[2]}: it is damaged"
+        )
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
     stored = dataset[keyword].value
     if size > max_bytes() or len(stored) < size:
         raise InputError(f"the Parametric Map is cut off: {len(stored)} bytes of {size}")
     values = np.frombuffer(stored, kind, int(np.prod(shape, dtype=np.int64))).reshape(shape)
-    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [{}])[0]
+    shared = next(iter(items_of(dataset, "SharedFunctionalGroupsSequence")), None)
     each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     real = np.empty(shape, np.float32)
     for k in range(shape[0]):
-        holders = (each[k] if k < len(each) else {}, shared)
+        holders = (each[k] if k < len(each) else None, shared)
         mappings = next((items_of(h, _MAPPING) for h in holders if items_of(h, _MAPPING)), None)
         slope, intercept = (1.0, 0.0) if not mappings else _linear(mappings[0])
         with np.errstate(all="ignore"):  # a map may hold NaN, and infinities
@@ -195,7 +204,7 @@ def _real_values(dataset: Any) -> NDArray[np.float32]:
 _MAPPING = "RealWorldValueMappingSequence"
 
 
-def _linear(mapping: Any) -> tuple[float, float]:
+def _linear(mapping: Dataset) -> tuple[float, float]:
     slope, intercept = mapping.get("RealWorldValueSlope"), mapping.get("RealWorldValueIntercept")
     if slope is None or intercept is None:
         raise InputError("the Parametric Map's values go through a table, which is not read")

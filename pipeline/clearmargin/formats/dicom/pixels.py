@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
+from clearmargin.formats.dicom.boundary import check_syntax, dicom_boundary, read_header
+from clearmargin.formats.dicom.headers import Elements, Header, syntax_of
 from clearmargin.formats.dicom.jpeg import (
     check_jpeg_lossless,
     check_jpeg_ls,
@@ -19,7 +21,10 @@ from clearmargin.formats.dicom.jpeg import (
 )
 from clearmargin.formats.limits import max_bytes, raise_it
 
-__all__ = ["PixelLayout", "decode_frames", "pixel_layout"]
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+__all__ = ["PixelLayout", "StoredPixels", "decode_frames", "load_pixels", "pixel_layout"]
 
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _DECODERS = {
@@ -69,7 +74,58 @@ class PixelLayout:
         return self.rows * self.columns * self.frames * self.samples * max(1, self.allocated // 8)
 
 
-def pixel_layout(header: Any) -> PixelLayout:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredPixels:
+    """An object's pixels before they are decoded.
+
+    Attributes:
+        elements: What describes them, and says how their values are meant.
+        layout: Their shape and encoding.
+        content: The dataset that holds them; or their bytes, if they are plain: grey, uncompressed, little-endian.
+    """
+
+    elements: Elements
+    layout: PixelLayout
+    content: Dataset | bytes
+
+    def frames(self, picks: Sequence[int]) -> Iterator[NDArray[np.generic]]:
+        """Yield the frames ``picks``, counted from 0, as :func:`decode_frames` does."""
+        if isinstance(self.content, bytes):
+            return _plain_grey(self.content, self.elements, self.layout, picks)
+        return decode_frames(self.content, picks, layout=self.layout)
+
+
+@dicom_boundary()
+def load_pixels(header: Header) -> StoredPixels:
+    """Return the pixels of a header that was read before; plain ones without parsing the file again.
+
+    Raises:
+        InputError: As :func:`pixel_layout`; a transfer syntax that is not known.
+    """
+    syntax = syntax_of(header.elements)
+    check_syntax(syntax)
+    if syntax is not None and not syntax.is_compressed and syntax.is_little_endian:
+        layout = pixel_layout(header.elements)
+        if layout.allocated >= 8 and layout.photometric in _GREY:
+            content = _plain_bytes(header, implicit=syntax.is_implicit_VR)
+            if content:
+                return StoredPixels(elements=header.elements, layout=layout, content=content)
+    dataset = read_header(header.file, pixels=True)
+    return StoredPixels(elements=dataset, layout=pixel_layout(dataset), content=dataset)
+
+
+def _plain_bytes(header: Header, *, implicit: bool) -> bytes:
+    """Return the value of the pixel data element; nothing if it does not begin where it should, or in fragments."""
+    with header.file.open("rb") as opened:
+        opened.seek(header.pixels_at)
+        head = opened.read(8 if implicit else 12)
+        length = int.from_bytes(head[-4:], "little")
+        if head[:4] != b"\xe0\x7f\x10\x00" or length == 0xFFFFFFFF:
+            return b""
+        return opened.read(length)
+
+
+def pixel_layout(header: Elements) -> PixelLayout:
     """Return the pixel layout of an object.
 
     Raises:
@@ -118,7 +174,7 @@ def pixel_layout(header: Any) -> PixelLayout:
     return layout
 
 
-def _value(header: Any, name: str) -> Any:
+def _value(header: Elements, name: str) -> Any:
     """Return an element's value, None where absent or where converting it fails."""
     try:
         return header.get(name)
@@ -126,21 +182,24 @@ def _value(header: Any, name: str) -> Any:
         return None
 
 
-def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator[NDArray[np.generic]]:
+def decode_frames(
+    dataset: Dataset, frames: Sequence[int] | None = None, *, layout: PixelLayout | None = None
+) -> Iterator[NDArray[np.generic]]:
     """Yield stored pixel values frame by frame, ``(Y, X)`` or ``(Y, X, 3)`` RGB, before any rescale.
 
     Integers come in the narrowest of 8, 16 and 32 bits that the object allocates. YBR comes as RGB; a
     palette's indices come as stored (see :func:`to_channels`).
 
     Args:
-        dataset: A ``pydicom.Dataset`` read with its pixels.
+        dataset: Read with its pixels.
         frames: Frame numbers from 0; all where None.
+        layout: From :func:`pixel_layout`, if it is known already.
 
     Raises:
         InputError: No decoder, or bytes that do not hold what the header claims.
     """
-    layout = getattr(dataset, "layout", None) or pixel_layout(dataset)
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    layout = layout or pixel_layout(dataset)
+    syntax = syntax_of(dataset)
     if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise InputError("the object holds no pixel data" + _float_hint(dataset))
     if syntax is None:
@@ -154,10 +213,10 @@ def decode_frames(dataset: Any, frames: Sequence[int] | None = None) -> Iterator
     if syntax == _JPEG_EXTENDED and layout.stored > 8:
         yield from _extended_12_bits(dataset, layout, picks)
         return
-    yield from _by_pydicom(dataset, list(picks))
+    yield from _by_pydicom(dataset, layout, list(picks))
 
 
-def _float_hint(dataset: Any) -> str:
+def _float_hint(dataset: Dataset) -> str:
     if "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
         return ""
     if str(dataset.get("SOPClassUID") or "") == "1.2.840.10008.5.1.4.1.1.30":
@@ -166,34 +225,39 @@ def _float_hint(dataset: Any) -> str:
 
 
 def _native_grey(
-    dataset: Any, layout: PixelLayout, picks: Sequence[int], *, big_endian: bool
+    dataset: Dataset, layout: PixelLayout, picks: Sequence[int], *, big_endian: bool
 ) -> Iterator[NDArray[np.generic]]:
     """Read uncompressed grey frames straight from the bytes: pydicom's general path costs much more."""
-    stored: bytes = dataset["PixelData"].value
+    # In explicit VR big endian, OW words are swapped but OB bytes are not (PS3.5, A.3).
+    swapped = big_endian and dataset["PixelData"].VR != "OB"
+    if big_endian and swapped == (layout.allocated == 8):
+        yield from _by_pydicom(dataset, layout, list(picks))
+        return
+    yield from _plain_grey(dataset["PixelData"].value, dataset, layout, picks, order=">" if swapped else "<")
+
+
+def _plain_grey(
+    stored: bytes,
+    elements: Elements,
+    layout: PixelLayout,
+    picks: Sequence[int],
+    *,
+    order: Literal["<", ">"] = "<",
+) -> Iterator[NDArray[np.generic]]:
     kind = np.dtype(_SIGNED[layout.allocated] if layout.signed else _UNSIGNED[layout.allocated])
     size = layout.rows * layout.columns
     if len(stored) < size * layout.frames * kind.itemsize:
         raise InputError(
             f"the pixel data are cut off: {len(stored)} bytes of {size * layout.frames * kind.itemsize}"
         )
-    # In explicit VR big endian, OW words are swapped but OB bytes are not (PS3.5, A.3).
-    swapped = big_endian and dataset["PixelData"].VR != "OB"
-    if big_endian and not swapped and kind.itemsize > 1:
-        yield from _by_pydicom(dataset, list(picks))
-        return
-    if swapped and kind.itemsize == 1:
-        yield from _by_pydicom(dataset, list(picks))
-        return
     for k in picks:
-        frame = np.frombuffer(
-            stored, kind.newbyteorder(">" if swapped else "<"), size, k * size * kind.itemsize
-        )
+        frame = np.frombuffer(stored, kind.newbyteorder(order), size, k * size * kind.itemsize)
         yield _stored_bits(
-            frame.astype(kind).reshape(layout.rows, layout.columns), layout, _high_bit(dataset, layout)
+            frame.astype(kind).reshape(layout.rows, layout.columns), layout, _high_bit(elements, layout)
         )
 
 
-def _high_bit(dataset: Any, layout: PixelLayout) -> int:
+def _high_bit(dataset: Elements, layout: PixelLayout) -> int:
     """Return the place of a value's highest bit, counted from 0.
 
     Raises:
@@ -228,17 +292,16 @@ def _stored_bits(frame: NDArray[Any], layout: PixelLayout, high: int) -> NDArray
     return frame
 
 
-def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]:
+def _by_pydicom(dataset: Dataset, layout: PixelLayout, picks: list[int]) -> Iterator[NDArray[np.generic]]:
     """Decode by the one decoder of the transfer syntax.
 
     pydicom would hand what one decoder rejects to the next, and GDCM ends the process on some damaged frames
     instead of raising: it only sees frames that are whole by their markers.
     """
-    from pydicom.pixels import iter_pixels
+    from pydicom.pixels.utils import iter_pixels
 
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     plugin = _DECODERS.get(syntax, "")
-    layout = getattr(dataset, "layout", None) or pixel_layout(dataset)
     high = _high_bit(dataset, layout) if layout.samples == 1 and layout.allocated > 1 else layout.stored - 1
     if high != layout.stored - 1:
         if syntax not in _BIT_BY_BIT:
@@ -257,7 +320,7 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
         except RuntimeError:
             if syntax not in _JPEG_LS:
                 raise
-            _check_frames(dataset, syntax)  # CharLS is stricter than some encoders
+            _check_frames(dataset, layout, syntax)  # CharLS is stricter than some encoders
             plugin = "gdcm"
             yield np.asarray(next(iter_pixels(dataset, indices=[picks[0]], decoding_plugin=plugin)))
         if picks[1:]:
@@ -269,13 +332,13 @@ def _by_pydicom(dataset: Any, picks: list[int]) -> Iterator[NDArray[np.generic]]
         raise InputError(_undecodable(syntax)) from None
 
 
-def _check_markers(dataset: Any, layout: PixelLayout, picks: Sequence[int], syntax: str) -> None:
+def _check_markers(dataset: Dataset, layout: PixelLayout, picks: Sequence[int], syntax: str) -> None:
     """Refuse compressed frames that would cost their decoder the process, its memory or its time."""
     from pydicom.encaps import generate_frames, get_frame
 
     plugin = _DECODERS.get(syntax, "")
     if plugin == "gdcm":
-        _check_frames(dataset, syntax)
+        _check_frames(dataset, layout, syntax)
     elif plugin in ("pillow", "pylibjpeg"):
         for k in picks:
             frame = get_frame(dataset.PixelData, k, number_of_frames=layout.frames)
@@ -301,11 +364,10 @@ def _undecodable(syntax: str) -> str:
     )
 
 
-def _check_frames(dataset: Any, syntax: str) -> None:
+def _check_frames(dataset: Dataset, layout: PixelLayout, syntax: str) -> None:
     """Refuse JPEG Lossless and JPEG-LS frames that are not whole pictures of the header's size."""
     from pydicom.encaps import generate_frames
 
-    layout = pixel_layout(dataset)
     check = check_jpeg_ls if syntax in _JPEG_LS else check_jpeg_lossless
     for frame in generate_frames(dataset.PixelData, number_of_frames=layout.frames):
         check(
@@ -318,7 +380,7 @@ def _check_frames(dataset: Any, syntax: str) -> None:
 
 
 def _extended_12_bits(
-    dataset: Any, layout: PixelLayout, picks: Sequence[int]
+    dataset: Dataset, layout: PixelLayout, picks: Sequence[int]
 ) -> Iterator[NDArray[np.generic]]:
     """Decode the kind of JPEG Extended that pydicom's decoders leave out; it is grey and unsigned (PS3.5, 8.2.1)."""
     from pydicom.encaps import get_frame

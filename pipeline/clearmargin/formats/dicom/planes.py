@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,11 @@ from numpy.typing import NDArray
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom.boundary import items_of, modality_of
 from clearmargin.formats.dicom.geometry import Plane, plane_of
+from clearmargin.formats.dicom.headers import Elements, Header
+from clearmargin.formats.dicom.scan import QuickHeader
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 __all__ = [
     "Picture",
@@ -24,7 +28,6 @@ __all__ = [
     "object_size",
     "pictures_of",
     "placed",
-    "single_plane",
 ]
 
 Box = tuple[int, int, int, int]
@@ -56,7 +59,7 @@ class Picture:
         return frame[top:bottom, left:right]
 
 
-def object_size(header: Any) -> tuple[int, int] | None:
+def object_size(header: Elements) -> tuple[int, int] | None:
     """Return rows and columns, None where the object holds no picture.
 
     Raises:
@@ -66,7 +69,7 @@ def object_size(header: Any) -> tuple[int, int] | None:
     return (rows, columns) if rows > 0 and columns > 0 else None
 
 
-def frame_count(header: Any) -> int:
+def frame_count(header: Elements) -> int:
     """Return the number of frames, at least 1.
 
     Raises:
@@ -75,18 +78,18 @@ def frame_count(header: Any) -> int:
     return max(1, _whole(header, "NumberOfFrames"))
 
 
-def _whole(header: Any, name: str) -> int:
+def _whole(header: Elements, name: str) -> int:
     try:
         return int(str(header.get(name) or 0))
     except Exception:  # noqa: BLE001 - pydicom converts on access and raises what the bytes provoke
         raise InputError(f"{name} is not a whole number") from None
 
 
-def pictures_of(header: Any, file: int = 0) -> list[Picture]:
+def pictures_of(header: Header, file: int = 0) -> list[Picture]:
     """Return an object's pictures, in the order of its frames.
 
     Args:
-        header: A ``pydicom.Dataset``, whole but for its pixels if it has several frames or is a mosaic.
+        header: With all elements if it has several frames or is a mosaic.
         file: Position of its file in the series.
 
     Raises:
@@ -95,33 +98,30 @@ def pictures_of(header: Any, file: int = 0) -> list[Picture]:
     """
     if is_mosaic(header):
         return _tiles(header, file)
-    if frame_count(header) == 1:
-        return [Picture(file=file, frame=0, plane=single_plane(header))]
-    return [Picture(file=file, frame=k, plane=plane) for k, plane in enumerate(frame_planes(header))]
+    elements = header.elements
+    if frame_count(elements) == 1:
+        return [Picture(file=file, frame=0, plane=_single_plane(elements))]
+    return [Picture(file=file, frame=k, plane=plane) for k, plane in enumerate(frame_planes(elements))]
 
 
-def single_plane(header: Any) -> Plane | None:
+def _single_plane(header: Elements) -> Plane | None:
     """Return the plane of a single-frame object, None where it has no place in the patient."""
-    if not hasattr(header, "plane"):
-        size = object_size(header)
-        groups = items_of(header, "SharedFunctionalGroupsSequence") or items_of(
-            header, "PerFrameFunctionalGroupsSequence"
-        )
-        if size is not None and groups and "ImagePositionPatient" not in header:
-            (header.plane,) = frame_planes(header)
-        else:
-            header.plane = (
-                None if size is None else plane_of(header, header, header, size, _frame_of_reference(header))
-            )
-    plane: Plane | None = header.plane
-    return plane
+    size = object_size(header)
+    if size is None:
+        return None
+    groups = items_of(header, "SharedFunctionalGroupsSequence") or items_of(
+        header, "PerFrameFunctionalGroupsSequence"
+    )
+    if groups and "ImagePositionPatient" not in header:
+        return frame_planes(header)[0]
+    return plane_of(header, header, header, size, _frame_of_reference(header))
 
 
-def _frame_of_reference(header: Any) -> str:
+def _frame_of_reference(header: Elements) -> str:
     return str(header.get("FrameOfReferenceUID") or "")
 
 
-def frame_planes(header: Any) -> list[Plane | None]:
+def frame_planes(header: Elements) -> list[Plane | None]:
     """Return the plane of every frame: by functional groups (PS3.3, C.7.6.16), else by one position and a step."""
     size, frames = object_size(header), frame_count(header)
     shared_items = items_of(header, "SharedFunctionalGroupsSequence")
@@ -148,19 +148,19 @@ def frame_planes(header: Any) -> list[Plane | None]:
     return planes
 
 
-def group_of(item: Any, shared: Any, keyword: str) -> Any:
+def group_of(item: Elements | None, shared: Elements | None, keyword: str) -> Dataset | None:
     """Return a functional group's item, the frame's own or the shared one; None where neither has it."""
     for holder in (item, shared):
-        items = items_of(holder, keyword) if holder is not None else ()
+        items = items_of(holder, keyword)
         if items:
             return items[0]
     return None
 
 
-def _stepped_planes(header: Any, size: tuple[int, int], frames: int) -> list[Plane | None]:
+def _stepped_planes(header: Elements, size: tuple[int, int], frames: int) -> list[Plane | None]:
     """Return planes a step apart: reconstructed SPECT (PS3.3, C.8.4.15), cone-beam CT; none for a clip."""
     detectors = items_of(header, "DetectorInformationSequence")
-    place = header
+    place: Elements = header
     if detectors and "ImagePositionPatient" in detectors[0]:
         place = detectors[0]
     spect = modality_of(header) == "NM"
@@ -207,60 +207,43 @@ def _texts(value: Any) -> list[str]:
     return [str(v).strip().upper() for v in values]
 
 
-def is_mosaic(header: Any) -> bool:
+def is_mosaic(header: Header) -> bool:
     """Return whether the slices of a volume lie side by side in one frame, as Siemens stores functional MR."""
-    if modality_of(header) != "MR" or frame_count(header) > 1:
+    if modality_of(header.elements) != "MR" or frame_count(header.elements) > 1:
         return False
-    return "MOSAIC" in _image_type(header) or _stated_tiles(header) > 1
+    return "MOSAIC" in _image_type(header.elements) or _stated_tiles(header) > 1
 
 
-def _image_type(header: Any) -> list[str]:
+def _image_type(header: Elements) -> list[str]:
     try:
         return _texts(header.get("ImageType"))
     except Exception:  # noqa: BLE001 - pydicom converts on access and raises what the bytes provoke
         return []
 
 
-def _stated_tiles(header: Any) -> int:
+def _stated_tiles(header: Header) -> int:
     """Return the number of slices in a mosaic, 0 if nothing states one."""
     try:
-        if hasattr(header, "walk") and _MOSAIC_SIZE in header:
-            value = header[_MOSAIC_SIZE].value
+        elements = header.elements
+        if not isinstance(elements, QuickHeader) and _MOSAIC_SIZE in elements:
+            value = elements[_MOSAIC_SIZE].value
             return int.from_bytes(value[:2], "little") if isinstance(value, bytes) else int(value)
-        numbers = _csa(header).get("NumberOfImagesInMosaic", {}).get("items") or [0]
+        numbers = header.csa.get("NumberOfImagesInMosaic", {}).get("items") or [0]
         return int(numbers[0])
     except (TypeError, ValueError, KeyError):
         return 0
 
 
-def _csa(header: Any) -> dict[str, Any]:
-    """Return the tags of Siemens's image header, none if it is missing or unreadable."""
-    if not hasattr(header, "walk"):  # the few elements of an index
-        return {}
-    if not hasattr(header, "csa"):
-        header.csa = {}
-        if (0x0029, 0x1010) in header and isinstance(header[0x0029, 0x1010].value, bytes):
-            with warnings.catch_warnings():  # nibabel's remark that its DICOM readers are experimental
-                warnings.simplefilter("ignore")
-                from nibabel.nicom import csareader
-            try:
-                header.csa = csareader.read(header[0x0029, 0x1010].value)["tags"]
-            except Exception:  # noqa: BLE001 - a damaged private header may provoke anything
-                header.csa = {}
-    tags: dict[str, Any] = header.csa
-    return tags
-
-
-def _tiles(header: Any, file: int) -> list[Picture]:
+def _tiles(header: Header, file: int) -> list[Picture]:
     """Return the slices of a mosaic; its stated position is that of a single slice as large as all tiles."""
-    size, n = object_size(header), _stated_tiles(header)
-    whole = single_plane(header)
+    size, n = object_size(header.elements), _stated_tiles(header)
+    whole = _single_plane(header.elements)
     if n < 1 or whole is None or size is None:
         raise GeometryError(
             "the object is a mosaic (its slices lie side by side in one picture) and does not say of how many slices, "
             "or where: take the original files, whose private Siemens elements are needed"
         )
-    normal = _csa(header).get("SliceNormalVector", {}).get("items") or []
+    normal = header.csa.get("SliceNormalVector", {}).get("items") or []
     side = math.ceil(math.sqrt(n))
     if len(normal) != 3 or not whole.distance:
         raise GeometryError(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ from clearmargin.formats.dicom.output import (
     write_dates,
 )
 from clearmargin.formats.outlines import filled, outlines, overlaid
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 __all__ = ["RtStructure", "read_rtstruct", "write_rtstruct"]
 
@@ -115,7 +118,7 @@ def write_rtstruct(path: Path, prediction: Prediction, image: Image) -> str:
     if not prediction.instances.grid.same_as(grid):
         raise GeometryError(f"the prediction lies on {prediction.instances.grid}, the image on {grid}")
     headers = source_headers(image)
-    places = origins(grid, image, headers)
+    places = origins(grid, image)
     contours = [_contours(mask, grid) for mask in prediction.instances.masks]
     dataset = _head(prediction, headers, contours)
     dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
@@ -140,9 +143,9 @@ def _contours(mask: Mask, grid: Grid) -> _Outline:
     return _Outline(points=grid.to_world(index), counts=counts, slices=slices)
 
 
-def _head(prediction: Prediction, headers: Sequence[Any], contours: Sequence[_Outline]) -> Any:
+def _head(prediction: Prediction, headers: Sequence[Dataset], contours: Sequence[_Outline]) -> Dataset:
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ImplicitVRLittleEndian
+    from pydicom.uid import UID, ImplicitVRLittleEndian
 
     digest = hashlib.sha256(repr(prediction.label_map).encode())
     for outline in contours:
@@ -153,11 +156,9 @@ def _head(prediction: Prediction, headers: Sequence[Any], contours: Sequence[_Ou
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    ds.SOPClassUID, ds.SOPInstanceUID = _RTSTRUCT, derived_uid("rtstruct", *identity)
-    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (
-        _RTSTRUCT,
-        ds.SOPInstanceUID,
-    )
+    ds.SOPClassUID, ds.SOPInstanceUID = UID(_RTSTRUCT), UID(derived_uid("rtstruct", *identity))
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     ds.SpecificCharacterSet = "ISO_IR 192"
     for name in _COPIED:
         setattr(ds, name, first.get(name, ""))
@@ -173,12 +174,12 @@ def _head(prediction: Prediction, headers: Sequence[Any], contours: Sequence[_Ou
     return ds
 
 
-def _references(headers: Sequence[Any]) -> Any:
+def _references(headers: Sequence[Dataset]) -> Dataset:
     from pydicom.dataset import Dataset
 
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = headers[0].SeriesInstanceUID
-    series.ContourImageSequence = [_image_reference(h, None) for h in headers]
+    series.ContourImageSequence = [_image_reference(h) for h in headers]
     study.ReferencedSOPClassUID = (
         "1.2.840.10008.3.1.2.3.1"  # retired, yet what the attribute is defined to hold
     )
@@ -189,18 +190,16 @@ def _references(headers: Sequence[Any]) -> Any:
     return frame
 
 
-def _image_reference(header: Any, frame: int | None) -> Any:
+def _image_reference(header: Dataset) -> Dataset:
     from pydicom.dataset import Dataset
 
     item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.true_class, header.SOPInstanceUID
-    if frame is not None:
-        item.ReferencedFrameNumber = frame
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
     return item
 
 
 def _add_region(
-    dataset: Any,
+    dataset: Dataset,
     prediction: Prediction,
     k: int,
     outline: _Outline,
@@ -248,7 +247,7 @@ def _contour_items(outline: _Outline, references: Sequence[bytes]) -> bytes:
 def _image_sequence(origin: Origin) -> bytes:
     """Return the ContourImageSequence of a slice, encoded."""
     parts = [
-        _element(0x0008_1150, str(origin.header.true_class).encode(), b"\0"),
+        _element(0x0008_1150, str(origin.header.SOPClassUID).encode(), b"\0"),
         _element(0x0008_1155, str(origin.header.SOPInstanceUID).encode(), b"\0"),
     ]
     if origin.frame is not None:
@@ -328,7 +327,7 @@ class _Tally:
     notes: list[str] = field(default_factory=list)
 
 
-def _frame_of(dataset: Any, region: Any) -> str:
+def _frame_of(dataset: Dataset, region: Dataset | None) -> str:
     own = "" if region is None else str(region.get("ReferencedFrameOfReferenceUID") or "")
     return own or str(dataset.get("FrameOfReferenceUID") or "")
 
@@ -339,7 +338,7 @@ class _Contour:
     exclusive: bool
 
 
-def _region_contours(region: Any, position: int, tally: _Tally) -> list[_Contour]:
+def _region_contours(region: Dataset, position: int, tally: _Tally) -> list[_Contour]:
     """Return a region's closed contours; others are counted, as they enclose nothing."""
     contours, others = [], Counter[str]()
     for item in items_of(region, "ContourSequence"):
@@ -362,7 +361,7 @@ def _region_contours(region: Any, position: int, tally: _Tally) -> list[_Contour
 
 
 @converting("a contour")
-def _points(item: Any) -> NDArray[np.float64]:
+def _points(item: Dataset) -> NDArray[np.float64]:
     element = item.get_item("ContourData") if "ContourData" in item else None
     value = b"" if element is None or element.value is None else element.value
     if isinstance(value, bytes):  # not converted yet: fifty times quicker than one object a number

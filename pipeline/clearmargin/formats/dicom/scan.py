@@ -6,10 +6,13 @@ import struct
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom.boundary import read_header
+
+if TYPE_CHECKING:
+    from pydicom.uid import UID
 
 __all__ = ["QuickHeader", "quick_header", "study_of"]
 
@@ -56,7 +59,7 @@ class _Raw:
 
 @dataclass(frozen=True)
 class _Meta:
-    TransferSyntaxUID: Any
+    TransferSyntaxUID: UID
 
 
 class QuickHeader:
@@ -67,20 +70,10 @@ class QuickHeader:
         from pydicom.uid import UID
 
         self._raw, self.pixels_at = raw, pixels_at
-        self._elements: dict[str, Any] = {}
         self.file_meta = _Meta(UID(syntax))
 
     def __contains__(self, keyword: str) -> bool:
-        return keyword in self._raw or keyword in self._elements
-
-    def __getitem__(self, keyword: str) -> Any:
-        return self._elements[keyword]
-
-    def __setitem__(self, keyword: str, element: Any) -> None:
-        self._elements[keyword] = element
-
-    def __delitem__(self, keyword: str) -> None:
-        del self._elements[keyword]
+        return keyword in self._raw
 
     def get_item(self, keyword: str) -> _Raw:
         """Return an element as it is stored."""

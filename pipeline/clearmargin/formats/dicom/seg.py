@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from clearmargin.core import Code, Grid, Image, Mask, Prediction, Provenance
 from clearmargin.core.colours import instance_colours
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom.boundary import quiet_pydicom
-from clearmargin.formats.dicom.frames import frame_item, frame_parts, head_geometry, set_frames
+from clearmargin.formats.dicom.frames import FrameParts, frame_item, frame_parts, head_geometry, set_frames
 from clearmargin.formats.dicom.output import (
     RESEARCH_USE,
     Origin,
@@ -29,6 +29,7 @@ from clearmargin.formats.dicom.output import (
     refer_to_sources,
     save,
     source_headers,
+    stand_ins,
     write_dates,
 )
 from clearmargin.formats.dicom.seg_content import (
@@ -38,6 +39,10 @@ from clearmargin.formats.dicom.seg_content import (
     read_dicom_seg,
     read_seg_content,
 )
+
+if TYPE_CHECKING:
+    from highdicom.seg import Segmentation, SegmentDescription
+    from pydicom.dataset import Dataset
 
 SEGMENTATION = Code(value="113076", scheme="DCM", meaning="Segmentation")
 
@@ -105,16 +110,14 @@ def write_dicom_seg(path: Path, prediction: Prediction, image: Image) -> SegWrit
     identity = seg_identity(prediction, headers, kept)
     masks = [instances.masks[i] for i in kept]
     frames = [(s + 1, z) for s, mask in enumerate(masks) for z in _planes_of(mask)]
-    dataset = seg_head(
-        "BINARY", image, headers, segments(prediction, kept, identity), identity, prediction.provenance
-    )
+    dataset = seg_head("BINARY", image, segments(prediction, kept, identity), identity, prediction.provenance)
     dataset.SegmentsOverlap = "YES" if _any_overlap(masks) else "NO"
     _finish(
         dataset,
         Path(path),
         image,
         headers,
-        frame_items(image, headers, frames),
+        frame_items(image, frames),
         _packed(masks, image.grid, frames),
     )
     return SegWritten(
@@ -146,8 +149,8 @@ def write_clip_seg(path: Path, predictions: Mapping[int, Prediction], image: Ima
     """
     headers = source_headers(image)
     masks: list[Mask] = []
-    items: list[Any] = []
-    described: list[Any] = []
+    items: list[Dataset] = []
+    described: list[SegmentDescription] = []
     total = sum(len(p.instances) for p in predictions.values())
     if total > _MOST_SEGMENTS:
         raise InputError(
@@ -168,7 +171,7 @@ def write_clip_seg(path: Path, predictions: Mapping[int, Prediction], image: Ima
     if not masks:
         return SegWritten(path=None, segments=0, frames=0, sop_instance_uid="", skipped=total)
     provenance = next(iter(predictions.values())).provenance
-    dataset = seg_head("BINARY", image, headers, described, identity, provenance)
+    dataset = seg_head("BINARY", image, described, identity, provenance)
     dataset.SegmentsOverlap = (
         "UNDEFINED"  # segments of one frame may overlap, those of two have no common place
     )
@@ -183,7 +186,7 @@ def write_clip_seg(path: Path, predictions: Mapping[int, Prediction], image: Ima
     )
 
 
-def _clip_identity(predictions: Mapping[int, Prediction], headers: list[Any]) -> tuple[str, ...]:
+def _clip_identity(predictions: Mapping[int, Prediction], headers: list[Dataset]) -> tuple[str, ...]:
     parts = []
     for frame, prediction in sorted(predictions.items()):
         kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
@@ -192,7 +195,7 @@ def _clip_identity(predictions: Mapping[int, Prediction], headers: list[Any]) ->
 
 
 def _finish(
-    dataset: Any, path: Path, image: Image, headers: list[Any], items: list[Any], pixels: bytes
+    dataset: Dataset, path: Path, image: Image, headers: list[Dataset], items: list[Dataset], pixels: bytes
 ) -> None:
     refer_to_sources(dataset, headers)
     set_frames(dataset, image.grid, items)
@@ -211,17 +214,16 @@ def _any_overlap(masks: list[Mask]) -> bool:
 def seg_head(
     kind: Literal["BINARY", "LABELMAP", "FRACTIONAL"],
     image: Image,
-    headers: list[Any],
-    described: list[Any],
+    described: list[SegmentDescription],
     identity: tuple[str, ...],
     provenance: Provenance,
-) -> Any:
+) -> Segmentation:
     """Return a SEG of the type ``kind`` without its frames: highdicom builds it from one pixel a segment."""
     import highdicom
 
-    one: NDArray[Any] = np.ones((1, 1, 1, len(described)), np.uint8)
+    one: NDArray[np.uint8] = np.ones((1, 1, 1, len(described)), np.uint8)
     return highdicom.seg.Segmentation(
-        source_images=headers,
+        source_images=stand_ins(image),
         pixel_array=one[..., 0] if kind == "LABELMAP" else one,
         segmentation_type=kind,
         segment_descriptions=described,
@@ -238,7 +240,7 @@ def seg_head(
     )
 
 
-def seg_identity(prediction: Prediction, headers: list[Any], kept: list[int]) -> tuple[str, ...]:
+def seg_identity(prediction: Prediction, headers: list[Dataset], kept: list[int]) -> tuple[str, ...]:
     """Return what the object is a function of: sources, algorithm, classes and the masks themselves."""
     grid = prediction.instances.grid
     digest = hashlib.sha256(repr(prediction.label_map).encode())
@@ -254,7 +256,7 @@ def seg_identity(prediction: Prediction, headers: list[Any], kept: list[int]) ->
 
 def segments(
     prediction: Prediction, kept: list[int], identity: tuple[str, ...], *, first: int = 1
-) -> list[Any]:
+) -> list[SegmentDescription]:
     """Return a segment description for each kept instance, numbered from ``first``."""
     import highdicom
 
@@ -297,12 +299,12 @@ def _planes_of(mask: Mask) -> Iterator[int]:
         yield mask.origin[0] + int(k)
 
 
-def frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]]) -> list[Any]:
+def frame_items(image: Image, frames: list[tuple[int, int]]) -> list[Dataset]:
     """Return one functional group item for each ``(segment, slice)``."""
-    places = origins(image.grid, image, headers)
+    places = origins(image.grid, image)
     rank = {z: r + 1 for r, z in enumerate(sorted({z for _, z in frames}))}
     items = []
-    parts: dict[int, tuple[Any, Any]] = {}
+    parts: dict[int, FrameParts] = {}
     for segment, z in frames:
         if z not in parts:  # all segments of a slice share its position and its source
             parts[z] = frame_parts(image.grid, z, places[z], SEGMENTATION)
@@ -310,7 +312,7 @@ def frame_items(image: Image, headers: list[Any], frames: list[tuple[int, int]])
     return items
 
 
-def _segment_item(grid: Grid, segment: int, rank: int, parts: tuple[Any, Any]) -> Any:
+def _segment_item(grid: Grid, segment: int, rank: int, parts: FrameParts) -> Dataset:
     from pydicom.dataset import Dataset
 
     item = frame_item(grid, [segment, rank], parts)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,11 @@ from clearmargin.formats.dicom.boundary import converting, dicom_boundary, items
 from clearmargin.formats.dicom.geometry import Plane
 from clearmargin.formats.dicom.pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom.planes import frame_planes, group_of
+from clearmargin.formats.limits import max_bytes, raise_it
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+    from pydicom.sr.coding import Code as Concept
 
 __all__ = ["SegContent", "Segment", "read_clip_seg", "read_dicom_seg", "read_seg_content", "spanned_grid"]
 
@@ -93,7 +99,7 @@ def read_dicom_seg(path: Path, *, grid: Grid | None = None, label_map: LabelMap 
     return replace(content.instances, labels=np.array(labels, np.int64))
 
 
-def _concept(code: Code) -> Any:
+def _concept(code: Code) -> Concept:
     from pydicom.sr.coding import Code as Concept
 
     return Concept(code.value, code.scheme, code.meaning)
@@ -170,7 +176,7 @@ def read_clip_seg(path: Path) -> dict[int, SegContent]:
     return contents
 
 
-def _opened(path: Path) -> tuple[Any, list[Segment], NDArray[np.float32]]:
+def _opened(path: Path) -> tuple[Dataset, list[Segment], NDArray[np.float32]]:
     dataset = read_header(Path(path), pixels=True)
     if str(dataset.get("SOPClassUID") or "") not in _SEG_CLASSES:
         raise InputError(f"'{Path(path).name}' is not a DICOM SEG")
@@ -179,7 +185,7 @@ def _opened(path: Path) -> tuple[Any, list[Segment], NDArray[np.float32]]:
 
 
 def _content(
-    dataset: Any,
+    dataset: Dataset,
     segments: Sequence[Segment],
     scores: NDArray[np.float32],
     pieces_of: Sequence[tuple[int, _Piece]],
@@ -191,6 +197,8 @@ def _content(
     fractional = dataset.get("SegmentationType") == "FRACTIONAL"
     with converting("MaximumFractionalValue"):
         top = float(dataset.get("MaximumFractionalValue") or 1) if fractional else 1.0
+    if fractional and 4 * math.prod(grid.shape) > max_bytes():
+        raise InputError(f"the SEG states fractions on {grid}: {raise_it()}")
     masks = tuple(_placed(pieces[s.number], grid, top / 2 if fractional else 0.5) for s in segments)
     fractions = tuple(_fraction(pieces[s.number], grid, top) for s in segments) if fractional else ()
     label_map, labels = _classes(segments)
@@ -198,12 +206,12 @@ def _content(
     return SegContent(instances=instances, segments=tuple(segments), label_map=label_map, fractions=fractions)
 
 
-def _places(dataset: Any) -> tuple[list[Plane | None], list[tuple[int, int] | None]]:
+def _places(dataset: Dataset) -> tuple[list[Plane | None], list[tuple[int, int] | None]]:
     """Return for each frame its plane in the patient, and its first row and column in a slide's total pixel matrix."""
     layout = pixel_layout(dataset)
     frames = layout.frames
     each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
-    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
+    shared = _shared(dataset)
     if "TotalPixelMatrixRows" not in dataset:
         positions = [group_of(item, shared, "PlanePositionSlideSequence") for item in each] or [None]
         if any(position is not None for position in positions):
@@ -212,43 +220,60 @@ def _places(dataset: Any) -> tuple[list[Plane | None], list[tuple[int, int] | No
     with converting("the place of a tile"):
         if int(dataset.get("TotalPixelMatrixFocalPlanes") or 1) > 1:
             raise GeometryError("the SEG is of a slide with several focal planes, which have no common grid")
-        total = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
+        total = _total_matrix(dataset)
         if dataset.get("DimensionOrganizationType") == "TILED_FULL":
-            across = range(0, total[1], layout.columns)
-            tiles = [(y, x) for y in range(0, total[0], layout.rows) for x in across]
-            if frames % len(tiles):
-                raise GeometryError(f"the SEG holds {frames} tiles, which are not whole sets of {len(tiles)}")
-            return [None] * frames, list(tiles * (frames // len(tiles)))
+            down, across = range(0, total[0], layout.rows), range(0, total[1], layout.columns)
+            one_set = len(down) * len(across)
+            if frames % one_set:
+                raise GeometryError(f"the SEG holds {frames} tiles, which are not whole sets of {one_set}")
+            tiles = [(y, x) for y in down for x in across]
+            return [None] * frames, list(tiles * (frames // one_set))
         if len(each) != frames:
             raise GeometryError(f"the SEG has {frames} tiles and places {len(each)} of them")
-        positions = [group_of(item, shared, "PlanePositionSlideSequence") for item in each]
-        if any(position is None for position in positions):
+        stated = [
+            p for item in each if (p := group_of(item, shared, "PlanePositionSlideSequence")) is not None
+        ]
+        if len(stated) < frames:
             raise GeometryError("a tile of the SEG does not say where it lies on the slide")
         corners = [
             (int(p.RowPositionInTotalImagePixelMatrix) - 1, int(p.ColumnPositionInTotalImagePixelMatrix) - 1)
-            for p in positions
+            for p in stated
         ]
     return [None] * frames, list(corners)
 
 
-def _own_grid(dataset: Any, planes: Sequence[Plane | None], tiles: Sequence[tuple[int, int] | None]) -> Grid:
+def _own_grid(
+    dataset: Dataset, planes: Sequence[Plane | None], tiles: Sequence[tuple[int, int] | None]
+) -> Grid:
     """Return the grid that the frames span: in the patient, a slide's total pixel matrix, or one picture."""
     layout = pixel_layout(dataset)
     if not tiles[0]:
         return spanned_grid(planes, (layout.rows, layout.columns))
-    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
+    shared = _shared(dataset)
     measures = group_of(shared, None, "PixelMeasuresSequence")
     with converting("the size of the total pixel matrix"):
         spacing = None if measures is None else measures.get("PixelSpacing")
         steps = None if not spacing else (float(spacing[0]), float(spacing[1]))
-        shape = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
-        return Grid.from_spacing(shape, steps)
+        return Grid.from_spacing(_total_matrix(dataset), steps)
 
 
-def _source_frames(dataset: Any) -> list[tuple[str, int] | None]:
+def _total_matrix(dataset: Dataset) -> tuple[int, int]:
+    """Return rows and columns of a slide's total pixel matrix."""
+    rows, columns = int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
+    if min(rows, columns) < 1:
+        raise InputError(f"the SEG states a total pixel matrix of {rows} x {columns}: it is damaged")
+    return rows, columns
+
+
+def _shared(dataset: Dataset) -> Dataset | None:
+    """Return the functional groups that all frames share."""
+    return next(iter(items_of(dataset, "SharedFunctionalGroupsSequence")), None)
+
+
+def _source_frames(dataset: Dataset) -> list[tuple[str, int] | None]:
     """Return for each frame its source's SOPInstanceUID and frame number from 1; None where it does not say."""
     each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
-    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
+    shared = _shared(dataset)
     sources: list[tuple[str, int] | None] = []
     for k in range(pixel_layout(dataset).frames):
         derivation = group_of(each[k] if k < len(each) else None, shared, "DerivationImageSequence")
@@ -263,7 +288,7 @@ def _source_frames(dataset: Any) -> list[tuple[str, int] | None]:
     return sources
 
 
-def _one_picture(dataset: Any, pieces: Sequence[tuple[int, _Piece | None]]) -> None:
+def _one_picture(dataset: Dataset, pieces: Sequence[tuple[int, _Piece | None]]) -> None:
     """Refuse frames without a place unless all are of one picture."""
     sources = {source for source in _source_frames(dataset) if source is not None}
     numbers = [number for number, _ in pieces]
@@ -280,7 +305,7 @@ def _one_picture(dataset: Any, pieces: Sequence[tuple[int, _Piece | None]]) -> N
 
 
 @converting("the description of a segment")
-def _segments(dataset: Any) -> tuple[list[Segment], NDArray[np.float32]]:
+def _segments(dataset: Dataset) -> tuple[list[Segment], NDArray[np.float32]]:
     segments, scores = [], []
     for item in items_of(dataset, "SegmentSequence"):
         number = int(item.SegmentNumber)
@@ -304,7 +329,7 @@ def _segments(dataset: Any) -> tuple[list[Segment], NDArray[np.float32]]:
     return segments, np.array(scores, np.float32)
 
 
-def _code(item: Any, keyword: str) -> Code:
+def _code(item: Dataset, keyword: str) -> Code:
     codes = items_of(item, keyword)
     if not codes:
         return Code(value="unknown", scheme="99CLEARMARGIN", meaning="not coded")
@@ -334,7 +359,7 @@ def _classes(segments: Sequence[Segment]) -> tuple[LabelMap, NDArray[np.int64]]:
     return LabelMap(classes), np.array(labels, np.int64)
 
 
-def _segment_frames(dataset: Any, numbers: Sequence[int]) -> Iterator[tuple[int, int, NDArray[Any]]]:
+def _segment_frames(dataset: Dataset, numbers: Sequence[int]) -> Iterator[tuple[int, int, NDArray[Any]]]:
     """Yield ``(frame, segment number, values)``; a label-map frame once for each of its values.
 
     Raises:
@@ -352,7 +377,7 @@ def _segment_frames(dataset: Any, numbers: Sequence[int]) -> Iterator[tuple[int,
     full = dataset.get("DimensionOrganizationType") == "TILED_FULL"
     if full and frames % len(numbers):
         raise InputError(f"the SEG holds {frames} tiles, which are not whole sets of {len(numbers)} segments")
-    shared = (items_of(dataset, "SharedFunctionalGroupsSequence") or [None])[0]
+    shared = _shared(dataset)
     each = items_of(dataset, "PerFrameFunctionalGroupsSequence")
     for k, frame in enumerate(_frames(dataset)):
         identification = group_of(each[k] if k < len(each) else None, shared, "SegmentIdentificationSequence")
@@ -375,7 +400,7 @@ def _described(number: int, numbers: Sequence[int]) -> int:
     return number
 
 
-def _frames(dataset: Any) -> Iterator[NDArray[Any]]:
+def _frames(dataset: Dataset) -> Iterator[NDArray[Any]]:
     """Yield the frames, unpacking bits one frame at a time: all at once take eight times the file."""
     layout = pixel_layout(dataset)
     syntax = dataset.file_meta.TransferSyntaxUID

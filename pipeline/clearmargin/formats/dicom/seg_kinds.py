@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from clearmargin.formats.dicom.seg import (
 )
 from clearmargin.formats.panoptic import flat_labels
 
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
 __all__ = ["write_fractional_seg", "write_label_map_seg"]
 
 
@@ -58,9 +61,9 @@ def write_label_map_seg(path: Path, prediction: Prediction, image: Image) -> Seg
     headers = source_headers(image)
     identity = seg_identity(prediction, headers, kept)
     described = segments(prediction, kept, identity)
-    dataset = seg_head("LABELMAP", image, headers, described, identity, prediction.provenance)
+    dataset = seg_head("LABELMAP", image, described, identity, prediction.provenance)
     planes = [z for z in range(len(flat)) if flat[z].any()]
-    places = origins(image.grid, image, headers)
+    places = origins(image.grid, image)
     items = [
         frame_item(image.grid, [rank + 1], frame_parts(image.grid, z, places[z], SEGMENTATION))
         for rank, z in enumerate(planes)
@@ -127,8 +130,8 @@ def write_fractional_seg(
         tracking_uid=derived_uid("tracking", *identity),
         display_color=cielab(class_colour(label)),
     )
-    dataset = seg_head("FRACTIONAL", image, headers, [described], identity, prediction.provenance)
-    items = frame_items(image, headers, [(1, z) for z in planes])
+    dataset = seg_head("FRACTIONAL", image, [described], identity, prediction.provenance)
+    items = frame_items(image, [(1, z) for z in planes])
     _finish(dataset, image, headers, items, steps[planes].tobytes())
     save(dataset, Path(path))
     return SegWritten(
@@ -145,7 +148,9 @@ def _on_grid(prediction: Prediction, image: Image) -> None:
         raise GeometryError(f"the prediction lies on {prediction.instances.grid}, the image on {image.grid}")
 
 
-def _finish(dataset: Any, image: Image, headers: list[Any], items: list[Any], pixels: bytes) -> None:
+def _finish(
+    dataset: Dataset, image: Image, headers: list[Dataset], items: list[Dataset], pixels: bytes
+) -> None:
     refer_to_sources(dataset, headers)
     set_frames(dataset, image.grid, items)
     dataset.PixelData = pixels + b"\0" * (len(pixels) % 2)

@@ -98,8 +98,6 @@ def write_structured_report(
             f"{image.source.case} is not a volume in millimetres: a report of volumes needs one"
         )
     headers = source_headers(image)
-    for header in headers:
-        header.SOPClassUID = header.true_class
     segmentation = highdicom.seg.Segmentation.from_dataset(read_header(Path(seg), pixels=True), copy=False)
     kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
     if len(segmentation.SegmentSequence) != len(kept):

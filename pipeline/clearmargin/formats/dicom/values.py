@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
 from clearmargin.formats.dicom.boundary import items_of, modality_of, quiet_pydicom
+from clearmargin.formats.dicom.headers import Elements
 from clearmargin.formats.dicom.pixels import PixelLayout
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 _QUANTITIES = {"CT", "MR", "PT", "NM"}
 
@@ -31,7 +35,7 @@ class FrameScale:
         return self.slope == 1.0 and self.intercept == 0.0
 
 
-def frame_scales(header: Any, frames: int) -> list[FrameScale]:
+def frame_scales(header: Elements, frames: int) -> list[FrameScale]:
     """Return the rescale of every frame: from the functional groups of an enhanced object, else from its
     head.
 
@@ -43,17 +47,17 @@ def frame_scales(header: Any, frames: int) -> list[FrameScale]:
     scales = []
     for k in range(frames):
         item = _first(each[k], "PixelValueTransformationSequence") if k < len(each) else None
-        item = item or (_first(shared, "PixelValueTransformationSequence") if shared is not None else None)
+        item = item or _first(shared, "PixelValueTransformationSequence")
         scales.append(_scale(item if item is not None else header))
     return scales
 
 
-def _first(item: Any, keyword: str) -> Any:
-    items = items_of(item, keyword) if item is not None else ()
+def _first(item: Elements | None, keyword: str) -> Dataset | None:
+    items = items_of(item, keyword)
     return items[0] if items else None
 
 
-def _scale(item: Any) -> FrameScale:
+def _scale(item: Elements) -> FrameScale:
     try:
         slope, intercept = item.get("RescaleSlope"), item.get("RescaleIntercept")
         scale = FrameScale(
@@ -94,17 +98,18 @@ def rescaled_dtype(
 
 
 def to_units(
-    stored: NDArray[np.generic], header: Any, scale: FrameScale, dtype: np.dtype[Any]
+    stored: NDArray[np.generic], header: Elements, scale: FrameScale, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
     """Return the real values of one grey frame in ``dtype``.
 
     A modality look-up table is applied if there is one.
     """
     if header.get("ModalityLUTSequence"):
-        from pydicom.pixels import apply_modality_lut
+        from pydicom.pixels.processing import apply_modality_lut
 
         with quiet_pydicom():
-            return np.asarray(apply_modality_lut(stored, header))
+            # A header that holds a sequence was parsed whole.
+            return np.asarray(apply_modality_lut(stored, cast("Dataset", header)))
     if not scale.is_identity:
         wide = np.float64 if dtype.kind == "f" else np.int64
         with np.errstate(over="ignore"):  # an overflow is told apart below
@@ -115,7 +120,7 @@ def to_units(
     return stored.astype(dtype, copy=False)
 
 
-def brighter_up(stored: NDArray[Any], header: Any, layout: PixelLayout) -> NDArray[Any]:
+def brighter_up(stored: NDArray[Any], header: Elements, layout: PixelLayout) -> NDArray[Any]:
     """Return the stored values of one frame such that larger is brighter: MONOCHROME1 is turned over.
 
     That holds for mere grey levels. Quantities (Hounsfield units, counts, a signal) stay what they are, however they
@@ -127,16 +132,16 @@ def brighter_up(stored: NDArray[Any], header: Any, layout: PixelLayout) -> NDArr
     return (top - stored.astype(np.int64)).astype(stored.dtype)
 
 
-def _is_quantity(header: Any) -> bool:
+def _is_quantity(header: Elements) -> bool:
     """Return whether values measure something, whatever their rescale: Hounsfield units, counts, a signal."""
     named = str(header.get("RescaleType") or "").strip().upper() not in ("", "US")
     return named or modality_of(header) in _QUANTITIES
 
 
-def to_channels(stored: NDArray[np.generic], header: Any, layout: PixelLayout) -> NDArray[Any]:
+def to_channels(stored: NDArray[np.generic], header: Dataset, layout: PixelLayout) -> NDArray[Any]:
     """Return a frame as ``(C, Y, X)``: one grey channel, or RGB from colour or a palette."""
     if layout.photometric == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
+        from pydicom.pixels.processing import apply_color_lut
 
         try:
             with quiet_pydicom():

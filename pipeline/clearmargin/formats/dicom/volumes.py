@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom.boundary import items_of
 from clearmargin.formats.dicom.geometry import OTHER_DIRECTION, Plane, stack_planes
+from clearmargin.formats.dicom.headers import Elements, Header
 from clearmargin.formats.dicom.planes import Picture, frame_count, group_of, is_mosaic, placed
 
 __all__ = ["MARKS", "VolumeEntry", "select_volume", "several", "split_volumes"]
@@ -90,7 +92,7 @@ class VolumeEntry:
         return f"{self.number}: {self.label or 'the only one'}, {size}"
 
 
-def split_volumes(pictures: Sequence[Picture], headers: Sequence[Any], name: str) -> list[VolumeEntry]:
+def split_volumes(pictures: Sequence[Picture], headers: Sequence[Header], name: str) -> list[VolumeEntry]:
     """Return the volumes that pictures with a place make: one, or several by what their headers say.
 
     Pictures are parted only if they are not one stack of slices: if some lie in one place, in several directions or
@@ -164,18 +166,20 @@ def _refusal(pictures: Sequence[Picture], name: str) -> str:
     return ""
 
 
-_Part = tuple[list[int], list[tuple[str, Any]]]
+_Mark = int | float | str | tuple[float | str, ...] | tuple[int, str] | None  # what tells pictures apart
+_Place = tuple[int, tuple[int, int], tuple[int, str]]  # rank along the normal, size, direction
+_Part = tuple[list[int], list[tuple[str, _Mark]]]
 
 
 class _Marked:
     """What the headers say of each picture, looked up when it is asked for."""
 
-    def __init__(self, pictures: Sequence[Picture], headers: Sequence[Any]) -> None:
+    def __init__(self, pictures: Sequence[Picture], headers: Sequence[Header]) -> None:
         self._pictures, self._headers = pictures, headers
         self._planes = placed(pictures)
         self._directions = dict(zip(pictures, _directions(self._planes), strict=True))
-        self._columns: dict[str, list[Any]] = {}
-        self._readers: dict[str, Callable[[Picture], Any]] = {
+        self._columns: dict[str, list[_Mark]] = {}
+        self._readers: dict[str, Callable[[Picture], _Mark]] = {
             "orientation": lambda p: self._directions[p],
             "size": lambda p: p.plane.shape if p.plane is not None else None,
         }
@@ -186,28 +190,33 @@ class _Marked:
             f"{words}||{element}": _vector_reader(headers, element) for words, element in _VECTORS
         }
         dimensions = max(
-            (len(items_of(h, "DimensionIndexSequence")) for h in headers if frame_count(h) > 1), default=0
+            (
+                len(items_of(h.elements, "DimensionIndexSequence"))
+                for h in headers
+                if frame_count(h.elements) > 1
+            ),
+            default=0,
         )
         self._readers |= {f"dimension {d + 1}": _dimension_reader(headers, d) for d in range(dimensions)}
-        if any(frame_count(h) > 1 or is_mosaic(h) for h in headers):
-            self._readers["file"] = lambda p: _acquired(headers[p.file], p.file)
+        if any(frame_count(h.elements) > 1 or is_mosaic(h) for h in headers):
+            self._readers["file"] = lambda p: _acquired(headers[p.file].elements, p.file)
 
     @property
     def keys(self) -> list[str]:
         stack = next(iter(k for k in self._readers if k.startswith("stack|")))
         return [stack, *(k for k in self._readers if k != stack)]
 
-    def groups(self, members: Sequence[int], key: str) -> dict[Any, list[int]]:
+    def groups(self, members: Sequence[int], key: str) -> dict[_Mark, list[int]]:
         if key not in self._columns:
             read = self._readers[key]
             self._columns[key] = [read(p) for p in self._pictures]
         column = self._columns[key]
-        groups: dict[Any, list[int]] = {}
+        groups: dict[_Mark, list[int]] = {}
         for i in members:
             groups.setdefault(column[i], []).append(i)
         return groups
 
-    def places(self, members: Sequence[int]) -> list[Any]:
+    def places(self, members: Sequence[int]) -> list[_Place]:
         """Return for each picture where it lies, by size, direction and height along the normal."""
         planes = [self._planes[i] for i in members]
         heights = np.array([p.position @ planes[0].normal for p in planes])
@@ -231,7 +240,7 @@ class _Marked:
         """
         self.groups(members, key)
         column = self._columns[key]
-        at: dict[Any, list[tuple[float, int]]] = {}
+        at: dict[_Place, list[tuple[float, int]]] = {}
         for place, i in zip(self.places(members), members, strict=True):
             number = _number(column[i])
             if number is None:
@@ -257,10 +266,10 @@ class _Marked:
         if name == "size":
             return f"size {value[0]}x{value[1]}"
         if name == "file":
-            return f"file {sorted(set(self._columns[key])).index(value) + 1}"
+            return f"file {sorted(set(self._columns[key]), key=_sortable).index(value) + 1}"
         return f"{name} {_shown(value) or self._rank(key, value)}"
 
-    def _rank(self, key: str, value: Any) -> str:
+    def _rank(self, key: str, value: _Mark) -> str:
         """Return a value's place among the others, for values that may be anything."""
         return f"no. {sorted({str(v) for v in self._columns[key]}).index(str(value)) + 1}"
 
@@ -302,7 +311,7 @@ def _parted(members: list[int], marked: _Marked, name: str) -> list[_Part]:
 
 def _directions(planes: Sequence[Plane]) -> list[tuple[int, str]]:
     """Return for each plane the number of its direction, and the plane of the body that it lies closest to."""
-    known: list[Any] = []
+    known: list[NDArray[np.float64]] = []
     directions = []
     for plane in planes:
         axes = np.stack([plane.right, plane.down])
@@ -323,13 +332,13 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _sortable(value: Any) -> tuple[int, tuple[float, ...], str]:
+def _sortable(value: _Mark) -> tuple[int, tuple[float, ...], str]:
     numbers = [_number(v) for v in (value if isinstance(value, tuple) else (value,))]
     known = tuple(n for n in numbers if n is not None)
     return (0, known, "") if len(known) == len(numbers) else (1, (), str(value))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> _Mark:
     """Return an element's value as something that can be compared and looked up."""
     if value is None or isinstance(value, int | float | str):
         return value
@@ -341,14 +350,16 @@ def _plain(value: Any) -> Any:
         return str(value)
 
 
-def _reader(headers: Sequence[Any], group: str, element: str) -> Callable[[Picture], Any]:
-    def read(picture: Picture) -> Any:
-        header = headers[picture.file]
+def _reader(headers: Sequence[Header], group: str, element: str) -> Callable[[Picture], _Mark]:
+    def read(picture: Picture) -> _Mark:
+        header = headers[picture.file].elements
         if not group:
             return _plain(_get(header, element)) if frame_count(header) == 1 else None
         each = items_of(header, "PerFrameFunctionalGroupsSequence")
-        shared = items_of(header, "SharedFunctionalGroupsSequence") or [None]
-        item = group_of(each[picture.frame] if picture.frame < len(each) else None, shared[0], group)
+        shared = items_of(header, "SharedFunctionalGroupsSequence")
+        item = group_of(
+            each[picture.frame] if picture.frame < len(each) else None, shared[0] if shared else None, group
+        )
         for keyword in element.split("."):
             value = _get(item, keyword)
             item = value[0] if keyword.endswith("Sequence") and value else None
@@ -357,24 +368,24 @@ def _reader(headers: Sequence[Any], group: str, element: str) -> Callable[[Pictu
     return read
 
 
-def _get(item: Any, keyword: str) -> Any:
+def _get(item: Elements | None, keyword: str) -> Any:
     try:
         return None if item is None else item.get(keyword)
     except Exception:  # noqa: BLE001 - a malformed element may raise anything on conversion, and tells nothing apart
         return None
 
 
-def _vector_reader(headers: Sequence[Any], element: str) -> Callable[[Picture], Any]:
-    def read(picture: Picture) -> Any:
-        values = _plain(_get(headers[picture.file], element))
+def _vector_reader(headers: Sequence[Header], element: str) -> Callable[[Picture], _Mark]:
+    def read(picture: Picture) -> _Mark:
+        values = _plain(_get(headers[picture.file].elements, element))
         return values[picture.frame] if isinstance(values, tuple) and picture.frame < len(values) else None
 
     return read
 
 
-def _dimension_reader(headers: Sequence[Any], dimension: int) -> Callable[[Picture], Any]:
-    def read(picture: Picture) -> Any:
-        header = headers[picture.file]
+def _dimension_reader(headers: Sequence[Header], dimension: int) -> Callable[[Picture], _Mark]:
+    def read(picture: Picture) -> _Mark:
+        header = headers[picture.file].elements
         described = items_of(header, "DimensionIndexSequence")
         each = items_of(header, "PerFrameFunctionalGroupsSequence")
         if dimension >= len(described) or picture.frame >= len(each):
@@ -389,7 +400,7 @@ def _dimension_reader(headers: Sequence[Any], dimension: int) -> Callable[[Pictu
     return read
 
 
-def _acquired(header: Any, file: int) -> Any:
+def _acquired(header: Elements, file: int) -> tuple[float, int]:
     """Return the number by which a file of many slices follows others in its series."""
     number = _number(_get(header, "InstanceNumber"))
     return (0 if number is None else number, file)

@@ -19,6 +19,7 @@ from clearmargin.core import Grid, Image, InstanceSet, Mask
 from clearmargin.core.colours import instance_colours
 
 __all__ = [
+    "ALONE",
     "Canvas",
     "Layer",
     "edge_errors",
@@ -34,6 +35,8 @@ Bytes = NDArray[np.uint8]
 _SLOTS = 120  # colours of a layer: each has a byte for its fill and one for its edge
 _FILL = 70  # opacity of a fill, of 255
 _HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
+ALONE = (255, 0, 200)
+"""The colour of an object without a partner in the other set."""
 _ERROR = np.array([(49, 130, 189), (120, 198, 121), (254, 217, 54), (240, 59, 32), (150, 0, 70)], np.float64)
 
 
@@ -211,7 +214,7 @@ def mask_layer(
 def reference_layer(canvas: Canvas, reference: InstanceSet, missed: Sequence[int]) -> Layer:
     """Return the edges of the reference's instances: white, and of those at the positions ``missed`` magenta."""
     colours = np.zeros((256, 4), np.uint8)
-    colours[1], colours[2], colours[3] = (255, 255, 255, 255), (255, 0, 200, 255), (255, 0, 200, _FILL)
+    colours[1], colours[2], colours[3] = (255, 255, 255, 255), (*ALONE, 255), (*ALONE, _FILL)
     drawn = np.zeros(canvas.shape, np.uint8)
     for i, mask in enumerate(reference.masks):
         where, crop = canvas.place(mask)
@@ -226,16 +229,22 @@ def reference_layer(canvas: Canvas, reference: InstanceSet, missed: Sequence[int
 def error_layer(
     canvas: Canvas, predicted: InstanceSet, reference: InstanceSet, pairs: Sequence[tuple[int, int]]
 ) -> Layer | None:
-    """Return how far each predicted edge lies from its reference's (`edge_errors`); None without a pair."""
+    """Return how far each predicted edge lies from its reference's (`edge_errors`); None if nothing has an edge.
+
+    False positives and false negatives, whose edge lies near no other, are magenta.
+    """
     values = edge_errors(predicted, reference, pairs, canvas)
     if values is None:
         return None
     spacing = min([1.0, *canvas.grid.spacing][-3:])
-    top = max(float(values.max()), spacing)
-    drawn = np.where(values >= 0, 1 + np.clip(np.round(values * (254 / top)), 0, 254), 0).astype(np.uint8)
+    top = max(float(values[np.isfinite(values)].max()), spacing)
+    colours = _ramp(_ERROR, opaque=True)
+    colours[255] = (*ALONE, 255)
+    levels = 1 + np.clip(np.round(np.where(np.isfinite(values), values, 0) * (253 / top)), 0, 253)
+    drawn = np.where(values >= 0, np.where(np.isinf(values), 255, levels), 0).astype(np.uint8)
     return Layer(
-        key="error", title="boundary error", file=canvas.file(drawn), colours=_ramp(_ERROR, opaque=True),
-        shown=False, scale=(0.0, top, canvas.grid.unit),
+        key="error", title="boundary error (magenta: false positive or negative)", file=canvas.file(drawn),
+        colours=colours, shown=False, scale=(0.0, top, canvas.grid.unit),
     )  # fmt: skip
 
 
@@ -256,7 +265,8 @@ def edge_errors(
         canvas: What is drawn on; None for the grid itself.
 
     Returns:
-        Of the canvas's shape, or of the grid's without one; -1 away from edges. None without a pair.
+        Of the canvas's shape, or of the grid's without one; -1 away from edges, and infinite at the edge of a
+        prediction or a reference that is in no pair. None if nothing has an edge.
 
     Source: exact Euclidean distance transform (`scipy.ndimage.distance_transform_edt`).
     """
@@ -278,6 +288,13 @@ def edge_errors(
         inner = away[tuple(slice(s.start - a, s.stop - a) for s, a in zip(here, low, strict=True))]
         region = values[here]
         region[edge] = np.maximum(region[edge], inner[edge])
+    for masks, side in ((predicted.masks, 0), (reference.masks, 1)):
+        matched = {pair[side] for pair in pairs}
+        for k, mask in enumerate(masks):
+            where, crop = on.place(mask)
+            if k not in matched and crop.any():
+                region = values[where]
+                region[_edge(crop, where) & (region < 0)] = np.inf  # what is measured is not hidden
     if not (values >= 0).any():
         return None
     return values if canvas is not None else values.reshape(on.grid.shape)
