@@ -147,7 +147,7 @@ def holds_one_study(folder: Path) -> bool:
 
     It ends at the second study, or at the first file of another kind.
     """
-    from clearmargin.formats.dicom.scan import study_of
+    from clearmargin.formats.dicom.boundary import study_of
 
     studies = set()
     for _, files in _folders(folder, Left()):

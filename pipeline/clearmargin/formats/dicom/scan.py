@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom.boundary import read_header
 
 if TYPE_CHECKING:
     from pydicom.uid import UID
 
-__all__ = ["QuickHeader", "quick_header", "study_of"]
+__all__ = ["QuickHeader", "quick_header"]
 
 _LONG = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"}
 _UNDEFINED = 0xFFFFFFFF
@@ -132,17 +131,6 @@ def quick_header(file: Path, keywords: Mapping[int, str], sequences: Set[int]) -
                 if len(content) < size:
                     return None
     return None
-
-
-def study_of(file: Path) -> str | None:
-    """Return the StudyInstanceUID of a file, "" if it states none; None if the file cannot be read as DICOM."""
-    try:
-        header = quick_header(file, {0x0020_000D: "StudyInstanceUID"}, frozenset())
-        if header is None:
-            header = read_header(file, tags=["StudyInstanceUID"])
-    except (InputError, OSError):
-        return None
-    return str(header.get("StudyInstanceUID") or "").strip("\0 ")
 
 
 def _parse(content: bytes, keywords: Mapping[int, str], sequences: Set[int]) -> QuickHeader:
