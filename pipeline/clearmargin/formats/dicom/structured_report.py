@@ -98,7 +98,7 @@ def write_structured_report(
             f"{image.source.case} is not a volume in millimetres: a report of volumes needs one"
         )
     headers = source_headers(image)
-    segmentation = highdicom.seg.Segmentation.from_dataset(read_header(Path(seg), pixels=True), copy=False)
+    segmentation = read_header(Path(seg))
     kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
     if len(segmentation.SegmentSequence) != len(kept):
         raise InputError(
