@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types docs bench bench-metrics bench-formats bench-step bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load soak fuzz clean
+.PHONY: demo test test-slow lint types docs bench bench-metrics bench-formats bench-step bench-gpu bench-large bench-export bench-coverage bench-uncertainty bench-loading bench-load soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/clearmargin demo demo
@@ -28,6 +28,7 @@ bench-formats: .venv/installed
 # Not timed: how often margins hold, on units made here.
 bench-coverage: .venv/installed
 	PYTHONPATH=tests $(BIN)/python benchmarks/bench_coverage.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/bench_landmark_coverage.py
 
 # MODEL=runs/x/model CARD=data_cards/x.yaml adds what members cost beside single predictions.
 bench-uncertainty: .venv/installed
@@ -44,6 +45,10 @@ bench-metrics: .venv/installed
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/bench_step.py
+
+# On one NVIDIA GPU, under ten minutes; without one it runs on the CPU, for long.
+bench-gpu: .venv/installed
+	$(BIN)/python benchmarks/bench_gpu.py
 
 bench-large: .venv/installed
 	$(BIN)/python benchmarks/bench_large.py

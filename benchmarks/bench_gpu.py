@@ -374,7 +374,8 @@ def training_table(report: Report, trained: dict[str, Learnt]) -> None:
         )
         number = one.numbers
         report.say(
-            f"| {name} | {one.minutes:.1f} | {one.steps} | {one.counts['cases']} | {number.get('ap50', float('nan')):.3f} | "
+            f"| {name} | {one.minutes:.1f} | {one.steps} | {one.counts['cases']} | "
+            f"{number.get('ap50', float('nan')):.3f} | "
             f"{number.get('pq', float('nan')):.3f} | {number.get('semantic_dice', float('nan')):.3f} | {shown} | "
             f"{one.counts.get('splits', 0)} | {one.counts.get('merges', 0)} |"
         )
@@ -403,7 +404,8 @@ def parity(report: Report, name: str, result: Learnt, device: torch.device, case
         torch.backends.cudnn.allow_tf32 = before
     all_of = worst(found)
     report.say(
-        f"| {name}{'' if tf32 else ', no tf32'} | {len(found)} | {all_of.instances} | {all_of.lost} | {all_of.score:.1e} | "
+        f"| {name}{'' if tf32 else ', no tf32'} | {len(found)} | {all_of.instances} | {all_of.lost} | "
+        f"{all_of.score:.1e} | "
         f"{all_of.probability:.1e} | {all_of.flipped:.2f} | {statistics.median(seconds[0]):.3f} | "
         f"{statistics.median(seconds[1]):.3f} |"
     )
@@ -446,7 +448,9 @@ def exported(report: Report, name: str, result: Learnt, device: torch.device, ah
     with torch.inference_mode():
         usual, other = _first(part(window)), _first(program.module()(window))
     difference = float((usual - other).abs().max())
-    said = f"{name}: torch.export of `{network.parts[0]}` on {device.type}: largest difference of a logit {difference:.1e}"
+    said = (
+        f"{name}: torch.export of `{network.parts[0]}` on {device.type}: largest difference {difference:.1e}"
+    )
     if not ahead_of_time:
         report.say(said)
         return
@@ -459,7 +463,8 @@ def exported(report: Report, name: str, result: Learnt, device: torch.device, ah
                 third = _first(ahead(window))
                 usual_s, ahead_s = (_seconds(lambda run=run: run(window), device) for run in (part, ahead))
             said += (
-                f"; ahead of time (AOTInductor, {time.perf_counter() - start:.0f} s, {Path(package).stat().st_size / 1e6:.0f} MB) "
+                f"; ahead of time (AOTInductor, {time.perf_counter() - start:.0f} s, "
+                f"{Path(package).stat().st_size / 1e6:.0f} MB) "
                 f"{float((usual - third).abs().max()):.1e}, {_ms(ahead_s)} a window beside {_ms(usual_s)}"
             )
         except Exception as error:  # noqa: BLE001 - it needs a compiler, which few machines have

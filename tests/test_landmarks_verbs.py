@@ -2,19 +2,27 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import yaml
-from landmarks import write_points_set
+from landmarks import TYPES, write_points_set
 
-from clearmargin.calibrate import calibrate
+from clearmargin.calibrate import calibrate, render_calibration
+from clearmargin.core import Landmarks
 from clearmargin.crossvalidate import crossvalidate
 from clearmargin.errors import ConfigError
 from clearmargin.evaluate import evaluate, render
 from clearmargin.export import export
+from clearmargin.formats import read_image
+from clearmargin.formats.video import video_writer
+from clearmargin.margins.calibration import load_calibration
+from clearmargin.models.parity import compare_points
+from clearmargin.outputs.folder import read_case, read_clip
 from clearmargin.plan import plan
 from clearmargin.predict import predict
+from clearmargin.selecting import select
 from clearmargin.train import train
 
 
@@ -58,6 +66,11 @@ def test_evaluate_counts_every_point(trained, tmp_path):
     assert {s["stratum"] for s in strata} >= {"all", "point = left", "point = right"}
     assert json.loads((tmp_path / "out" / "numbers.json").read_text())["numbers"]["landmarks/tp"] >= 0
     assert (tmp_path / "out" / "report.html").is_file()
+    gallery = list(csv.DictReader((tmp_path / "out" / "gallery.csv").read_text().splitlines()))
+    (first,) = (r for r in gallery if r["list"].startswith("largest radial error"))
+    errors = [float(r["error"]) for r in rows if r["error"]]
+    assert float(first["value"]) == pytest.approx(np.mean(errors), abs=1e-3)
+    assert list((tmp_path / "out" / "viewers").iterdir())
 
 
 def test_predict_writes_points_of_the_picture(trained, tmp_path):
@@ -75,16 +88,140 @@ def test_predict_writes_points_of_the_picture(trained, tmp_path):
     assert np.isfinite([float(row["sd_major_px"]) for row in rows]).all()
 
 
+@pytest.fixture(scope="module")
+def calibrated(trained, tmp_path_factory):
+    """The model with regions at alpha 0.2, fitted on nine further pictures and judged on four."""
+    _, model = trained
+    folder = tmp_path_factory.mktemp("calibrated")
+    shutil.copytree(model, folder / "model")
+    splits = ("train",) * 6 + ("validation",) + ("calibration",) * 9 + ("test",) * 4
+    more = write_points_set(folder / "more", splits)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        done = calibrate(
+            folder / "model", more, alphas=[0.2], judge_on="test", region_limit=3.0, out=folder / "out"
+        )
+    return more, folder / "model", done, folder / "out"
+
+
+def test_calibrate_fits_regions_and_tracks_them(calibrated):
+    from mlflow import MlflowClient
+
+    _, model, done, out = calibrated
+    region = done.calibration.applied_points()
+    assert region.alpha == 0.2 and region.n == 6 and region.length_unit == "px"
+    assert load_calibration(model, "none", done.calibration.weights_sha256) == done.calibration
+    assert "detected landmarks lie in their regions" in render_calibration(done)
+    assert done.judged.points[0].groups == 4 and (out / "landmark_strata.csv").is_file()
+    run = MlflowClient(f"sqlite:///{out.parent / 'mlflow.db'}").get_run(done.run_id)
+    assert {"headline/landmark_radius", "headline/coverage_landmarks"} <= set(run.data.metrics)
+    assert run.data.params["region_limit"] == "3.0" and run.data.params["alphas"] == "[0.2]"
+
+
+def test_predict_applies_regions_to_a_picture(calibrated, tmp_path):
+    card, model, done, _ = calibrated
+    region = done.calibration.applied_points()
+    (one,) = predict(card.parent / "p10.png", tmp_path / "out", model=model).done
+    rows = list(csv.DictReader((one.folder / "landmarks.csv").read_text().splitlines()))
+    prediction = read_case(one.folder)
+    landmarks = prediction.instances.landmarks
+    assert len(rows) == landmarks.count and landmarks.regions is not None
+    for row, (i, k) in zip(rows, np.argwhere(landmarks.visible > 0), strict=True):
+        axes = np.sqrt(np.linalg.eigvalsh(landmarks.regions[i, k]))
+        assert float(row["region_minor_px"]) == pytest.approx(axes[0], abs=1e-3)
+        assert float(row["region_major_px"]) == pytest.approx(axes[1], abs=1e-3)
+        assert float(row["region_area_px"]) == pytest.approx(np.pi * axes.prod(), rel=1e-3)
+        assert bool(row["refer_because"]) == (axes[1] > 3.0)
+    summary = json.loads((one.folder / "summary.json").read_text())
+    assert summary["landmarks"] == len(rows)
+    assert summary["landmarks_referred"] == sum(bool(r["refer_because"]) for r in rows) == one.referred
+    assert summary["calibration"]["promises"] == [str(region)]
+
+
+def test_predict_applies_regions_to_each_frame_of_a_clip(calibrated, tmp_path):
+    card, model, _, _ = calibrated
+    with video_writer(tmp_path / "clip.mp4", 2.0) as add:
+        for number in (8, 9, 10, 11):
+            add(read_image(card.parent / f"p{number}.png").pixels.astype(np.uint8))
+    (one,) = predict(tmp_path / "clip.mp4", tmp_path / "out", model=model, force=True).done
+    rows = list(csv.DictReader((one.folder / "landmarks.csv").read_text().splitlines()))
+    frames = read_clip(one.folder)
+    assert {int(r["frame"]) for r in rows} == set(frames) and len(frames) == 4
+    assert {"region_major_px", "region_minor_px", "refer_because"} <= set(rows[0])
+    for number, prediction in frames.items():
+        own = [
+            float(r["region_major_px"]) for r in rows if int(r["frame"]) == number and r["region_major_px"]
+        ]
+        regions = prediction.instances.landmarks.regions
+        assert len(own) == (0 if regions is None else prediction.instances.landmarks.count)
+    summary = json.loads((one.folder / "summary.json").read_text())
+    assert summary["landmarks"] == len(rows)
+    assert summary["landmarks_referred"] == sum(bool(r["refer_because"]) for r in rows) == one.referred
+    assert (one.folder / "overlay.mp4").is_file() and list((one.folder / "overlay").glob("frame-*.png"))
+
+
+def test_samples_of_landmarks_are_measured(trained):
+    card, model = trained
+    alone = evaluate(model, card, track=False)
+    for mode in ("tta", "checkpoints"):
+        found = evaluate(model, card, uncertainty=mode, track=False)
+        references = [found.numbers[f"landmarks/{s}"] for s in ("tp", "fn")]
+        assert sum(references) == alone.numbers["landmarks/tp"] + alone.numbers["landmarks/fn"]
+    with pytest.raises(ConfigError, match="without dropout"):
+        evaluate(model, card, uncertainty="dropout", track=False)
+
+
+def test_an_export_finds_the_same_points(trained):
+    card, model = trained
+    done = export(model, card, format="onnx")
+    assert done.parity.points > 0 and done.parity.lost == 0 and done.parity.moved < 0.02
+    assert done.parity.instances == 0
+    with pytest.raises(ConfigError, match="a bundle gives masks"):
+        export(model, card, format="bundle")
+
+
+def test_an_export_that_moves_points_is_refused():
+    one, two = (Landmarks.of(TYPES, [[at, at, at]], [[2, 0, 1]]) for at in ((5.0, 6.0), (5.0, 6.5)))
+    moved = compare_points(one, two, floor=0.5)
+    assert moved.points == 2 and moved.moved == 0.5 and moved.problems == ("moved 0.5 (at most 0.02)",)
+    missing = compare_points(one, two.at_least(1.0).only(np.array([[True, False, False]])), floor=0.5)
+    assert missing.lost == 1 and missing.points == 1
+    assert compare_points(None, None, floor=0.5).problems == ()
+
+
+@pytest.mark.slow
+def test_select_compares_success_of_landmarks(trained, tmp_path):
+    card, model = trained
+    done = select(
+        [model], card, budget_ms=1e6, metric="success@40px", out=tmp_path / "out", cases=1, track=False
+    )
+    assert done.chosen and done.metric == "success_40px"
+    assert all(0 <= one.interval.estimate <= 1 for one in done.candidates)
+    with pytest.raises(ConfigError, match="no metric 'success_2mm'"):
+        select([model], card, budget_ms=1e6, metric="success@2mm", track=False)
+
+
+@pytest.mark.slow
+def test_crossvalidation_pools_the_points_of_all_folds(trained, tmp_path):
+    card = trained[0]
+    done = crossvalidate(card.parents[1] / "points.yaml", folds=2, runs=tmp_path, track=False)
+    strata = list(csv.DictReader((done.folder / "landmarks.csv").read_text().splitlines()))
+    held = sum(one["landmarks/tp"] + one["landmarks/fn"] for one in done.numbers.values())
+    assert int(strata[0]["tp"]) + int(strata[0]["fn"]) == held
+    assert not (done.folder / "pooled.csv").exists() and done.pooled == ()
+    found = evaluate(done.folder, card, uncertainty="ensemble", track=False)
+    assert found.points
+
+
 def test_what_is_not_for_landmarks_is_refused(trained):
     card, model = trained
-    with pytest.raises(ConfigError, match="uncertainty none"):
-        evaluate(model, card, uncertainty="tta", track=False)
-    with pytest.raises(ConfigError, match="the gate compares masks"):
-        export(model, card, format="onnx")
-    with pytest.raises(ConfigError, match="margins are of masks"):
-        calibrate(model, card, track=False)
-    with pytest.raises(ConfigError, match="heatmap learns landmarks"):
-        crossvalidate(card.parents[1] / "points.yaml", track=False)
+    for options, named in (
+        ({"promise": "risk"}, "--promise risk"),
+        ({"miss_alpha": 0.2, "sides": "both"}, "--sides both, --miss-alpha"),
+        ({"match_iou": 0.7}, "--match-iou"),
+    ):
+        with pytest.raises(ConfigError, match=f"{named} is about masks"):
+            calibrate(model, card, track=False, **options)
     text = card.read_text().replace("- name: tip", "- name: apex")
     (card.parent / "other.yaml").write_text(text)
     with pytest.raises(ConfigError, match="the model knows the points left, right, tip"):

@@ -41,7 +41,7 @@ STILL_PARTICIPLES = {
     "networks/heatmap.py", "networks/mask_rcnn.py", "networks/mask_rcnn_3d.py", "networks/semantic_cc.py",
     "networks/window_plan.py", "outputs/writers.py",
     "plan.py", "predicting/cases.py", "promote.py", "report/figures.py", "report/viewer/rows.py", "runs.py",
-    "sampling/samples.py", "selecting.py", "tracking/run.py", "train.py", "training/validation.py",
+    "sampling/samples.py", "selecting.py", "train.py", "training/validation.py",
 }  # fmt: skip
 # Their callers put the case, the file or the archive in front.
 NAMED_BY_THE_CALLER = (

@@ -28,12 +28,13 @@ from clearmargin.margins.judging.case import JudgedCase, judge_case
 from clearmargin.margins.judging.judge import Judgement, judge
 from clearmargin.margins.margins import CalibrationData
 from clearmargin.margins.observations import ObservedCase, PixelCounts, element_of, observe
+from clearmargin.margins.towards import check_targets
 from clearmargin.metrics.thresholds import Measure
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.privacy import key_fingerprint
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
 from clearmargin.report.progress import Bar, progress
-from clearmargin.sampling.samples import Mode, open_segmenter, seen_by
+from clearmargin.sampling.samples import Mode, SampledSegmenter, open_segmenter, seen_by
 from clearmargin.tracking.run import TrackedRun
 
 __all__ = ["Calibrated", "calibrate", "calibrate_cases", "judge_cases", "render_calibration"]
@@ -64,7 +65,7 @@ def calibrate(
     *,
     promise: Guarantee = "object",
     sides: Applied = "each",
-    alphas: Sequence[float] = (0.1,),
+    alphas: Sequence[float] | None = None,
     confidence: float | None = None,
     miss_alpha: float | None = None,
     match_iou: float = 0.6,
@@ -73,6 +74,8 @@ def calibrate(
     judge_on: Split | None = None,
     fit_share: float = 0.3,
     risk_limit: float = 4.0,
+    region_limit: float | None = None,
+    towards: Sequence[str] = (),
     threshold_measure: Measure | None = None,
     band: float | None = None,
     seed: int = 0,
@@ -88,7 +91,8 @@ def calibrate(
         promise: What the applied margins guarantee: a share of a group's objects (``object``), all objects of a share
             of the groups (``group``), or a share of an object's edge (``risk``).
         sides: Whether the outer and the inner margin have a promise ``each``, or one about ``both`` at once.
-        alphas: What may fail; margins of the first are applied.
+        alphas: What may fail; margins and regions of the first are applied. None: 0.1 for margins, 0.05 for the regions
+            of landmarks.
         confidence: Share of calibrations for which the promise is kept; None keeps it in the mean over calibrations.
         miss_alpha: Share of a group's objects that may be missed, merged or cut: it chooses the score threshold. None
             keeps the model's own.
@@ -99,6 +103,9 @@ def calibrate(
         judge_on: A further split on which everything is judged; nothing is fitted on it.
         fit_share: Share of the groups for the threshold, widths, scalings and limits; the others are for margins.
         risk_limit: HD95 over which an instance should have been referred, in the images' unit.
+        region_limit: Longest semi-axis over which the region of a landmark refers it, in the images' unit; None refers
+            none.
+        towards: Classes and types of points to which the distance of other objects gets a promise.
         threshold_measure: Choose the least score of each class anew, best for ``pq``, ``f1`` or ``accuracy`` on the fit
             groups; None keeps the model's own.
         band: Half the width of the band of the boundary errors, in the images' unit; None for two elements.
@@ -116,12 +123,15 @@ def calibrate(
         Asked(
             promise=promise,
             sides=sides,
-            alphas=tuple(dict.fromkeys(alphas)),
+            alphas=Asked.alphas if alphas is None else tuple(dict.fromkeys(alphas)),
+            point_alphas=Asked.point_alphas if alphas is None else tuple(dict.fromkeys(alphas)),
             confidence=confidence,
             miss_alpha=miss_alpha,
             match_iou=match_iou,
             risk_limit=risk_limit,
             threshold_measure=threshold_measure,
+            region_limit=region_limit,
+            towards=tuple(dict.fromkeys(towards)),
         )
     )
     if judge_on == split:
@@ -133,10 +143,17 @@ def calibrate(
     if out is not None:
         made_folder(out)  # refused before hours of work
     segmenter = open_segmenter(model, uncertainty, device=device)
-    if isinstance(segmenter, NetworkSegmenter):
-        segmenter.refuse("margins are of masks", "use its covariances, which are not calibrated")
+    alone = _finds_points_alone(segmenter)
+    if alone:
+        asked = _of_points(asked, segmenter.provenance.model)
     dataset = open_dataset(card)
     dataset.card.check_model(segmenter.label_map, model="the model", task="calibrate")
+    check_targets(asked.towards, segmenter.label_map)
+    if alone and not dataset.card.points:
+        raise ConfigError(
+            f"{segmenter.provenance.model} finds landmarks, and card '{dataset.card.name}' has none: calibrate on a "
+            "card with the model's points"
+        )
     cases = dataset.split(split)
     others = dataset.split(judge_on) if judge_on is not None else ()
     _divided(cases, asked, fit_share, seed, dataset.card.group)
@@ -154,10 +171,12 @@ def calibrate(
             "uncertainty": uncertainty,
             "promise": promise,
             "sides": sides,
-            "alphas": list(asked.alphas),
+            "alphas": list(asked.point_alphas if alone else asked.alphas),
             "confidence": "none" if confidence is None else confidence,
             "miss_alpha": "none" if miss_alpha is None else miss_alpha,
             "match_iou": match_iou,
+            "towards": list(asked.towards),
+            "region_limit": "none" if region_limit is None else region_limit,
             "fit_share": fit_share,
             "seed": seed,
             "weights_sha256": segmenter.provenance.weights_sha256,
@@ -203,6 +222,33 @@ def calibrate(
         )  # fmt: skip
         log_model_card(run, model, {}, dataset)
     return done
+
+
+def _finds_points_alone(segmenter: NetworkSegmenter | SampledSegmenter) -> bool:
+    first = segmenter if isinstance(segmenter, NetworkSegmenter) else segmenter.members[0].segmenter
+    return bool(getattr(getattr(first.network, "config", None), "learns", "masks") == "landmarks")
+
+
+def _of_points(asked: Asked, model: str) -> Asked:
+    """Return what is asked of a network of landmarks alone, with the alphas of regions in place of those of margins.
+
+    Raises:
+        ConfigError: An option is about masks.
+    """
+    plain = Asked()
+    of_masks = {
+        "--promise risk": asked.promise == "risk",
+        "--sides both": asked.sides != plain.sides,
+        "--miss-alpha": asked.miss_alpha is not None,
+        "--match-iou": asked.match_iou != plain.match_iou,
+        "--risk-limit": asked.risk_limit != plain.risk_limit,
+        "--towards": bool(asked.towards),
+        "--threshold-measure": asked.threshold_measure is not None,
+    }
+    wrong = [name for name, given in of_masks.items() if given]
+    if wrong:
+        raise ConfigError(f"{model} finds landmarks, and {', '.join(wrong)} is about masks: leave it out")
+    return replace(asked, alphas=asked.point_alphas)
 
 
 def _check_unseen(model: Path, dataset: Dataset, cases: Sequence[Case], what: str) -> str:
@@ -271,7 +317,9 @@ def calibrate_cases(
             own_thresholds=own_thresholds,
             group=data.group,
         )
-        margin, _ = _observed(segmenter, dataset, of_part["margin"], limits.floors, band, bar)
+        margin, _ = _observed(
+            segmenter, dataset, of_part["margin"], limits.floors, band, bar, towards=asked.towards
+        )
     calibration = fit_calibration(
         limits,
         fit,
@@ -306,7 +354,15 @@ def judge_cases(
     after: _Pixels = {}
     with progress("judge", len(cases)) as bar:
         for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-            observed = observe(case.group, image, prediction, reference, floors=floors, strata=case.strata)
+            observed = observe(
+                case.group,
+                image,
+                prediction,
+                reference,
+                floors=floors,
+                strata=case.strata,
+                towards=asked.towards,
+            )
             found.append(judge_case(calibration, observed, prediction, reference))
             if calibration.pixels is not None and "foreground" in prediction.maps:
                 _count(before, case.group, prediction, reference, band)
@@ -341,8 +397,8 @@ def _refuse_too_few(parts: Mapping[str, Sequence[str]], asked: Asked, group: str
     if margin < least:
         missing = math.ceil((least - margin) * (margin + fit) / margin)
         raise InputError(
-            f"too little to calibrate on: alpha {max(asked.alphas):g} needs {least} {PLURALS[group]} for margins, "
-            f"and of the {margin + fit} in the split {margin} are for margins: add about {missing}, or ask for "
+            f"too little to calibrate on: alpha {max(asked.alphas):g} needs {least} {PLURALS[group]} for margins or "
+            f"regions, and of the {margin + fit} in the split {margin} are for them: add about {missing}, or ask for "
             f"--alpha {_least_alpha(margin, asked.confidence):g}"
         )
 
@@ -398,12 +454,16 @@ def _observed(
     floors: Sequence[float],
     band: float | None,
     bar: Bar,
+    towards: Sequence[str] = (),
 ) -> tuple[list[ObservedCase], _Pixels]:
     """Return what is kept of each case, and the counts of pixels by group; none without a foreground map."""
     observed: list[ObservedCase] = []
     pixels: _Pixels = {}
     for case, image, prediction, reference in _predicted(segmenter, dataset, cases):
-        observed.append(observe(case.group, image, prediction, reference, floors=floors, strata=case.strata))
+        one = observe(
+            case.group, image, prediction, reference, floors=floors, strata=case.strata, towards=towards
+        )
+        observed.append(one)
         _count(pixels, case.group, prediction, reference, band)
         bar.advance()
     return observed, pixels

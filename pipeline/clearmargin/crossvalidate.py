@@ -20,10 +20,11 @@ from clearmargin.datasets.folds import FoldSettings, in_fold
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.evaluate import Evaluation, evaluate_cases, write_tables
 from clearmargin.files import csv_rows, write_text
+from clearmargin.metrics.landmark_rows import PointRow, PointSummary, summarise_points
 from clearmargin.metrics.tables import CaseRow, SummaryRow, rows_csv, summarise, summary_csv, summary_markdown
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ENSEMBLE_FILE
-from clearmargin.networks import config_class
+from clearmargin.report.points_table import points_csv
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.train import train
 from clearmargin.training.checkpoint import CHECKPOINT
@@ -59,13 +60,15 @@ class CrossValidation:
     Attributes:
         folder: Holds a folder for each member, the tables, and ``ensemble.yaml``: the members as one model.
         numbers: Numbers of each member, by its name and the number's.
-        pooled: Means over the instances of all held-out cases, with intervals over groups.
+        pooled: Means over the instances of all held-out cases, with intervals over groups; none without masks.
+        landmarks: What the landmarks of all held-out cases come to; none without landmarks.
         run_id: Id of the parent run.
     """
 
     folder: Path
     numbers: dict[str, dict[str, float]]
     pooled: tuple[SummaryRow, ...]
+    landmarks: tuple[PointSummary, ...]
     run_id: str
 
     def spread(self) -> dict[str, tuple[float, float]]:
@@ -111,6 +114,7 @@ def crossvalidate(
         tags={"verb": "crossvalidate"},
     )
     rows: list[CaseRow] = []
+    points: list[PointRow] = []
     numbers: dict[str, dict[str, float]] = {}
     with run:
         run.log_data(dataset.card.name, dataset.digest())
@@ -121,6 +125,7 @@ def crossvalidate(
                 found = _measure_member(experiment, member, dataset, folder)
                 numbers[member.name] = found.flat()
                 rows += found.rows
+                points += found.points
                 _write_ensemble(folder, list(numbers))
         except BaseException:  # an error, Ctrl-C, a signal: all the same to what is kept
             log.info(
@@ -130,15 +135,18 @@ def crossvalidate(
         done = CrossValidation(
             folder=folder,
             numbers=numbers,
-            pooled=tuple(summarise(rows, rng=np.random.default_rng(0))),
+            pooled=tuple(summarise(rows, rng=np.random.default_rng(0))) if rows else (),
+            landmarks=tuple(summarise_points(points, rng=np.random.default_rng(0))),
             run_id=run.run_id,
         )
         _write(done)
-        write_text(folder / "instances.csv", rows_csv(rows))
+        if rows:
+            write_text(folder / "instances.csv", rows_csv(rows))
         run.log_metrics({f"mean/{name}": mean for name, (mean, _) in done.spread().items()}, step=0)
         run.log_metrics({f"sd/{name}": sd for name, (_, sd) in done.spread().items()}, step=0)
-        for name in ("members.csv", "pooled.csv", "pooled.md", "instances.csv"):
-            run.log_artifact(folder / name, "crossvalidation")
+        for name in ("members.csv", "pooled.csv", "pooled.md", "instances.csv", "landmarks.csv"):
+            if (folder / name).is_file():
+                run.log_artifact(folder / name, "crossvalidation")
         log_capsule(
             run, verb="crossvalidate",
             settings=experiment.model_dump(mode="json") | {"folds": _groups(members, dataset)},
@@ -164,11 +172,6 @@ def _open(
     if config is None or folds < 1 or seeds < 1:
         raise ConfigError(f"expected at least 1 fold and 1 seed, got {folds} and {seeds}")
     experiment = read_experiment(config, overrides)
-    network = experiment.model["network"]
-    if config_class(network).learns != "masks":
-        raise ConfigError(
-            f"crossvalidate pools instances, and {network} learns landmarks: use train and evaluate"
-        )
     if experiment.fold is not None:
         raise ConfigError("the configuration names a fold of its own: leave 'fold' out of it")
     members = list(_members(experiment, folds, seeds))
@@ -234,7 +237,7 @@ def _write_ensemble(folder: Path, members: Sequence[str]) -> None:
 
 
 def _write(done: CrossValidation) -> None:
-    """Write ``members.csv``, a row each with mean and standard deviation below, and the pooled table."""
+    """Write ``members.csv``, a row each with mean and standard deviation below, and the pooled tables."""
     spread = done.spread()
     rows = [["member", *spread]]
     rows += [[name, *(f"{numbers[k]:.6g}" for k in spread)] for name, numbers in done.numbers.items()]
@@ -243,5 +246,8 @@ def _write(done: CrossValidation) -> None:
     out = io.StringIO()
     csv_rows(out, rows)
     write_text(done.folder / "members.csv", out.getvalue())
-    write_text(done.folder / "pooled.csv", summary_csv(done.pooled))
-    write_text(done.folder / "pooled.md", summary_markdown(done.pooled))
+    if done.pooled:
+        write_text(done.folder / "pooled.csv", summary_csv(done.pooled))
+        write_text(done.folder / "pooled.md", summary_markdown(done.pooled))
+    if done.landmarks:
+        write_text(done.folder / "landmarks.csv", points_csv(done.landmarks))

@@ -30,7 +30,7 @@ from clearmargin.metrics.measurement import DEFAULT_METRICS, DEFAULT_TOLERANCES,
 from clearmargin.metrics.results import Results, collect
 from clearmargin.report.annotated import annotated_overlay
 from clearmargin.report.evaluated import write_evaluation_figures
-from clearmargin.report.gallery import Listed, case_marks, write_gallery
+from clearmargin.report.gallery import Listed, case_marks, point_marks, write_gallery
 from clearmargin.report.points_table import point_lines, point_numbers, point_rows_csv, points_csv
 from clearmargin.report.progress import progress
 from clearmargin.report.results import instance_lines, set_lines, write_results
@@ -212,7 +212,8 @@ def write_review(
     allowed = dataset.card.show_in_tracking
     listed = []
     if most:
-        marks = case_marks(found.rows, kept.doubts)
+        alone = not found.rows and found.points
+        marks = point_marks(found.points, kept.doubts) if alone else case_marks(found.rows, kept.doubts)
         listed = write_gallery(
             folder, marks, kept.read if allowed else None, title=f"Worst cases: {title}", most=most
         )
@@ -289,7 +290,7 @@ def evaluate_cases(
         stuff=frozenset(c.id for c in label_map.classes if c.kind == "stuff"),
     )
     names = {c.id: c.name for c in label_map.classes}
-    points = LandmarkTally(thresholds.every)
+    points, finds_masks = LandmarkTally(thresholds.every), getattr(segmenter, "finds_masks", True)
     measured: list[CaseResult] = []
     failed: dict[str, str] = {}
     seconds: list[float] = []
@@ -297,6 +298,8 @@ def evaluate_cases(
         for case in cases:
             try:
                 image, reference = dataset.read(case)
+                if not finds_masks:
+                    reference = replace(InstanceSet.empty(reference.grid), landmarks=reference.landmarks)
                 began = time.perf_counter()
                 prediction = segmenter(image)
                 took = time.perf_counter() - began

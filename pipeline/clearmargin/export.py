@@ -80,7 +80,8 @@ def export(
     if format != BUNDLE:
         runtime(format)  # refused before the work
     segmenter = load_segmenter(model, device="cpu")
-    segmenter.refuse("the gate compares masks", "use it with torch")
+    if format == BUNDLE:
+        segmenter.refuse("a bundle gives masks", "export it to onnx or openvino, or use it with torch")
     dataset = open_dataset(card)
     dataset.card.check_model(segmenter.label_map, model="the model", task="compare")
     chosen = dataset.split(split)
@@ -126,7 +127,7 @@ def _write(
             _write_parts(segmenter, pairs, draft, format)
             exported = load_segmenter(model, device="cpu", runtime=format, runtime_folder=draft)
             parity, seconds = _compare(segmenter, exported, pairs)
-        if not parity.instances:
+        if not (parity.instances or parity.points):
             raise ConfigError(
                 f"nothing was found in {len(pairs)} images of split '{split}': the gate has nothing to compare"
             )

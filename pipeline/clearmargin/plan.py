@@ -64,7 +64,7 @@ def plan(
     Args:
         card: A data card.
         network: Which one; None chooses ``mask_rcnn``, ``semantic_cc_3d`` or ``semantic_cc``; for a card
-            with landmarks alone ``heatmap``.
+            with landmarks ``heatmap``, of volumes ``heatmap_3d``, and with masks of pictures ``mask_rcnn``.
         device: ``cpu`` or ``cuda``; None is what is there.
         minutes: Time that training may take; None for a number of epochs.
         cases: Most training cases that are looked at.
@@ -235,15 +235,21 @@ def _choose_network(choices: _Choices, found: Fingerprint, scale: float, wanted:
             raise ConfigError(f"{wanted} does not fit this data: {reason}; {', '.join(able)} can")
         choices.set("model.network", wanted, "asked for")
         return wanted
-    if not found.has_masks:
-        reason = objection("heatmap", found, scale)
-        if reason:
-            raise ConfigError(f"the card has landmarks and no masks, and heatmap cannot learn them: {reason}")
-        choices.set("model.network", "heatmap", "the card has landmarks and no masks")
-        return "heatmap"
-    network, reason = _fitting_network(found, scale)
+    network, reason = _landmark_network(found) if found.most_points else _fitting_network(found, scale)
     choices.set("model.network", network, reason)
     return network
+
+
+def _landmark_network(found: Fingerprint) -> tuple[str, str]:
+    """Return the network of a card with landmarks, and why."""
+    if not found.has_masks:
+        return ("heatmap_3d" if found.ndim == 3 else "heatmap"), "the card has landmarks and no masks"
+    if found.ndim == 3:
+        return "heatmap_3d", (
+            "the card has landmarks, and no network of volumes learns them beside masks: the masks take a training of "
+            "their own, such as --network semantic_cc_3d"
+        )
+    return "mask_rcnn", "the card has masks and landmarks, and it learns both"
 
 
 def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:

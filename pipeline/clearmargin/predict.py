@@ -64,6 +64,7 @@ def predict(
     volume: str | None = None,
     tolerance_mm: float | None = None,
     write: Sequence[str] | None = None,
+    towards: Sequence[str] = (),
     track: bool = True,
 ) -> PredictionReport:
     """Segment what lies at ``source`` and write the results under ``out``.
@@ -92,6 +93,7 @@ def predict(
         tolerance_mm: How far a DICOM slice's corners may lie from the grid; None for 0.01 mm. ``summary.json`` says
             what was accepted.
         write: Names of outputs (`outputs.writers.WRITERS`), ``default`` among them for those of None.
+        towards: Classes and types of points to which the distance of each instance is given (`margins.towards`).
         track: Whether to log a run: one for all inputs.
 
     Returns:
@@ -114,6 +116,7 @@ def predict(
         tile=tile,
         display_window=display_window,
         force=force,
+        towards=tuple(dict.fromkeys(towards)),
     )
     _ = predictor.segmenter  # a model that cannot be asked like that is refused before a file is written
     made_folder(out)

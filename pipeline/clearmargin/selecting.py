@@ -20,11 +20,13 @@ import numpy as np
 
 from clearmargin.capsules import log_capsule
 from clearmargin.config import load_settings
+from clearmargin.core.slack import with_slack
 from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.errors import ClearMarginError, ConfigError, InputError, nearest
-from clearmargin.evaluate import evaluate_cases, metric_names
+from clearmargin.evaluate import Evaluation, evaluate_cases, metric_names
 from clearmargin.files import csv_rows, whole, write_text
 from clearmargin.metrics.intervals import Interval, bootstrap_means
+from clearmargin.metrics.landmark_rows import success_radius
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.paired import compare
 from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
@@ -125,7 +127,8 @@ def select(
         card: A data card with the models' classes.
         budget_ms: The 95th percentile of an image's time, start to end, that is allowed.
         metric: ``nsd@2px``, ``nsd@1mm`` and the like, or another metric of `evaluate`'s tables; missed instances
-            count.
+            count. Of landmarks ``success@5px``, ``success@2mm``: the share of a case's points that are detected
+            within that radius.
         device: ``cpu`` or ``cuda``.
         cases: Most images that are timed; all validation cases are measured.
         out: A folder for the table, the figure and the reasons; None writes none.
@@ -202,6 +205,8 @@ def _check_data(dataset: Dataset, metric: str) -> None:
     for case in dataset.split("validation"):
         image, _ = dataset.read(case)
         names = names or metric_names(image.grid)
+        if dataset.card.points and success_radius(metric, image.grid.unit) is not None:
+            names = (metric,)
     if metric not in names:
         raise ConfigError(f"no metric '{metric}' for card '{dataset.card.name}': {nearest(metric, names)}")
 
@@ -293,12 +298,7 @@ def _measured(
     found = evaluate_cases(
         segmenter.with_threshold(0.0), dataset, validation, thresholds=segmenter.thresholds
     ).complete()
-    rows: dict[str, list[float]] = {}
-    groups: dict[str, str] = {}
-    for row in found.rows:
-        rows.setdefault(row.case, []).append(row.values[metric])
-        groups[row.case] = row.group
-    values = {case: float(np.mean(numbers)) for case, numbers in rows.items()}
+    values, groups = _by_case(found, metric, name)
     totals = np.array([sum(span.values()) for span in spans]) * 1000
     parameters = sum(p.numel() for p in load_segmenter(model, device="cpu").network.parameters())
     return Candidate(
@@ -317,6 +317,31 @@ def _measured(
             rng=np.random.default_rng(0),
         )[metric],
     )
+
+
+def _by_case(found: Evaluation, metric: str, name: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Return a metric's mean over the rows of each case, and each case's group.
+
+    Raises:
+        ConfigError: It is of landmarks, and the model finds none.
+    """
+    radius = success_radius(metric, found.unit)
+    if radius is not None and not found.points:
+        raise ConfigError(f"model '{name}' finds no landmarks, and {metric} is of landmarks: leave it out")
+    rows: dict[str, list[float]] = {}
+    groups: dict[str, str] = {}
+    if radius is None:
+        measured = [(row.case, row.group, row.values[metric]) for row in found.rows]
+    else:
+        measured = [
+            (row.case, row.group, float(row.error is not None and row.error <= with_slack(radius)))
+            for row in found.points
+            if row.status != "fp"
+        ]
+    for case, group, value in measured:
+        rows.setdefault(case, []).append(value)
+        groups[case] = group
+    return {case: float(np.mean(numbers)) for case, numbers in rows.items()}, groups
 
 
 def _label(model: Path) -> str:

@@ -192,6 +192,7 @@ def _train(
         model_config,
         classes=len(learnt_names(model_config, dataset.card.label_map)),
         channels=experiment.image.channels,
+        points=len(dataset.card.points),
         pretrained=not resumes,
     )
     network = network.to(device).to(memory_format=network.layout)
@@ -336,6 +337,8 @@ def _finish_epoch(
         metrics |= {
             f"headline/{name}": found[name] for name in ("ap50", "pq", "semantic_dice") if name in found
         }
+        radial = next((v for n, v in found.items() if n.startswith("landmarks/radial_error_mean")), None)
+        metrics |= {} if radial is None else {"headline/radial_error": radial}
         if data.dataset.card.show_in_tracking:
             for number, picture in enumerate(
                 prediction_pictures(candidate, data.dataset, data.validation[:2])

@@ -1,4 +1,4 @@
-"""What a GPU changes: 16 bits in training, where tensors lie, and memory. Without one, the parts that a CPU can show."""
+"""What a GPU changes: 16 bits in training, where tensors lie, memory. Without one, what a CPU can show of it."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from clearmargin.networks import build_network, network_config
 from clearmargin.networks.network import Targets, VolumeTargets
 from clearmargin.networks.point_rend import uncertain_points
 from clearmargin.networks.pooling import RegionPool
+from clearmargin.networks.rows import by_rows, round_number
 from clearmargin.training.checkpoint import TrainingState
 from clearmargin.training.processes import ProcessGroup, loss_module
 from clearmargin.training.step import TrainingStep
@@ -43,6 +44,14 @@ def test_points_are_drawn_finer_than_16_bits():
         points = uncertain_points(torch.zeros((2, 28, 28), dtype=torch.bfloat16), 64)
     assert points.dtype == torch.float32
     assert (points != points.bfloat16()).float().mean() > 0.9
+
+
+def test_rows_that_are_filled_up_change_nothing():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.GroupNorm(2, 8))
+    rows = torch.randn(5, 3, 7, 7)
+    torch.testing.assert_close(by_rows(module, rows, rows=round_number(5)), module(rows))
+    assert by_rows(module, rows[:0]).shape == (0, 8, 7, 7)
+    assert [round_number(n) for n in (0, 1, 16, 17, 100)] == [0, 16, 16, 32, 128]
 
 
 @pytest.mark.parametrize("kind", [Targets, VolumeTargets])

@@ -10,9 +10,12 @@ from bright import bright_segmenter
 from viewer import find_chromium, find_ohif, page_of, serving_ohif
 
 from clearmargin.batch import batch
-from clearmargin.core import Grid, Image, Source
+from clearmargin.core import Code, Grid, Image, Landmarks, PointType, Provenance, Source
 from clearmargin.datasets.phantom_study import write_ct_series
+from clearmargin.formats.dicom.images import read_dicom
+from clearmargin.formats.dicom.landmark_report import write_landmark_report
 from clearmargin.jobs.ledger import Ledger
+from clearmargin.outputs.landmarks import landmark_rows
 from clearmargin.pacs.dicomweb import DicomWeb
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.predicting.prepared import default_ledger
@@ -130,3 +133,43 @@ def test_it_draws_the_instances_of_the_ledger_and_measures_their_axes(ohif, orth
         time.sleep(2)
         page.screenshot(path=tmp_path / "ohif.png")
     assert (tmp_path / "ohif.png").stat().st_size > 20_000
+
+
+def test_it_shows_landmarks_as_probes_at_their_places(ohif, orthanc, tmp_path):
+    """Both points of a report, in mm of the patient, with what they are; regions are not drawn by OHIF 3.13."""
+    files = write_series(tmp_path / "ct")
+    image = read_dicom(tmp_path / "ct")
+    types = tuple(
+        PointType(name=name, code=Code(value=value, scheme="SCT", meaning=meaning))
+        for name, value, meaning in (
+            ("apex", "13418002", "Apex of lung"),
+            ("entry", "80891009", "Heart structure"),
+        )
+    )
+    at = np.array([[[3, 30.0, 40.0], [2, 60.0, 70.0]]])
+    spread = np.broadcast_to(np.diag([0.3, 4.0, 9.0]), (1, 2, 3, 3))
+    one = Landmarks(
+        types=types, points=at, visible=[[2, 1]], scores=[[0.9, 0.8]], areas=[np.nan],
+        covariance=spread, regions=6 * spread,
+    )  # fmt: skip
+    made_by = Provenance(model="heatmap", weights_sha256="a" * 64, config_sha256="b" * 64, software="tests")
+    path = write_landmark_report(tmp_path / "sr.dcm", one, landmark_rows(one, image.grid), made_by, image)
+    orthanc.stow([*files, path])
+    study = pydicom.dcmread(files[0]).StudyInstanceUID
+    with (
+        serving_ohif(ohif, orthanc.address) as address,
+        page_of(find_chromium(), f"{address}/viewer?StudyInstanceUIDs={study}") as page,
+    ):
+        ready = "() => window.services?.displaySetService?.getActiveDisplaySets()?.length === 2"
+        page.wait_for_function(ready, timeout=120_000)
+        until(lambda: page.evaluate("() => services.viewportGridService.getActiveViewportId()"))
+        time.sleep(5)  # until the pictures are there
+        page.evaluate(SHOW, ["SR", "landmarks"])
+        count = "() => services.measurementService.getMeasurements().length"
+        assert until(lambda: page.evaluate(count)) == 2
+        seen = "m => [m.toolName, m.points[0], m.finding.CodeMeaning]"
+        shown = page.evaluate(f"() => services.measurementService.getMeasurements().map({seen})")
+    assert [(tool, finding) for tool, _, finding in shown] == [
+        ("Probe", "Apex of lung"), ("Probe", "Heart structure")
+    ]  # fmt: skip
+    np.testing.assert_allclose([place for _, place, _ in shown], image.grid.to_world(at[0]), atol=1e-3)

@@ -262,7 +262,8 @@ def export(
         f"{found.instances} instances compared in {done.cases} images: scores within {found.score:.1e}, "
         f"probabilities within {found.probability:.1e}, at most {found.flipped:.2g} of the pixels that may "
         f"change sides, NSD within {found.nsd:.1e}\n"
-        f"an image takes {1000 * after:.0f} ms, with the model itself {1000 * before:.0f} ms "
+        + (f"{found.points} landmarks compared: places within {found.moved:.1e} px\n" if found.points else "")
+        + f"an image takes {1000 * after:.0f} ms, with the model itself {1000 * before:.0f} ms "
         f"({before / after:.1f} times)\n"
         f"export: {done.folder}",
         instances=found.instances,

@@ -130,15 +130,22 @@ Force = Annotated[
         "--force", help="Also segment images unlike the model's training images; such cases are referred."
     ),
 ]
+Towards = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Class or landmark to which the distance of other instances is given; repeatable.",
+    ),
+]
 Writes = Annotated[
     list[str] | None,
     typer.Option(
         "--write",
         "-w",
         metavar="NAME,...",
-        help="Outputs, repeatable: tables, landmarks, prediction, seg, sr, axes, label_map_seg, rtstruct, masks, "
-        "nifti, coco, panoptic, dicom_maps, maps, overlay, viewer; 'default' stands for what is written without "
-        "this option.",
+        help="Outputs, repeatable: tables, landmarks, landmarks_sr, prediction, seg, sr, axes, label_map_seg, "
+        "rtstruct, masks, nifti, coco, panoptic, dicom_maps, maps, overlay, viewer; 'default' stands for what is "
+        "written without this option.",
     ),
 ]
 

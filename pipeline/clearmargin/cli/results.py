@@ -35,6 +35,7 @@ from clearmargin.cli.options import (
     Tile,
     Tolerance,
     Tolerances,
+    Towards,
     Uncertainty,
     Volume,
     Writes,
@@ -90,6 +91,7 @@ def predict(
     display_window: DisplayWindow = False,
     force: Force = False,
     write: Writes = None,
+    towards: Towards = None,
     no_track: NoTrack = False,
 ) -> None:
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
@@ -120,6 +122,7 @@ def predict(
         volume=volume,
         tolerance_mm=tolerance_mm,
         write=outputs,
+        towards=towards or (),
         track=not no_track,
     )
     promised = sum(d.promised for d in report.done)
@@ -228,7 +231,8 @@ def calibrate(
     alpha: Annotated[
         list[str] | None,
         typer.Option(
-            help="Share that may fail; repeatable, or 0.1,0.05: the first is applied. Default: 0.1."
+            help="Share that may fail; repeatable, or 0.1,0.05: the first is applied. Default: 0.1 for margins, 0.05 "
+            "for regions of landmarks."
         ),
     ] = None,
     confidence: Annotated[
@@ -262,6 +266,13 @@ def calibrate(
     risk_limit: Annotated[
         float, typer.Option(min=0, help="HD95 above which an instance should be referred, in mm or px.")
     ] = 4.0,
+    region_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Longest semi-axis above which the region of a landmark refers it, in mm or px."
+        ),
+    ] = None,
+    towards: Towards = None,
     threshold_measure: Annotated[
         ThresholdMeasure | None,
         typer.Option(
@@ -289,7 +300,7 @@ def calibrate(
     check_card(card)
     check_folder(out)
     check_device(device)
-    alphas = _numbers("--alpha", alpha or ["0.1"])
+    alphas = None if alpha is None else _numbers("--alpha", alpha)
     folder = model_folder(model)
     from clearmargin.calibrate import calibrate as call
     from clearmargin.calibrate import render_calibration
@@ -308,6 +319,8 @@ def calibrate(
         judge_on=None if judge is None else judge.value,
         fit_share=fit_share,
         risk_limit=risk_limit,
+        region_limit=region_limit,
+        towards=towards or (),
         threshold_measure=None if threshold_measure is None else threshold_measure.value,
         band=band,
         seed=seed,

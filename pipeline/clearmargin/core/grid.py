@@ -122,6 +122,16 @@ class Grid:
         index: NDArray[np.float64] = (points @ inverse[:3, :3].T + inverse[:3, 3])[..., 3 - self.ndim :]
         return index
 
+    def semi_axes(self, squares: ArrayLike) -> NDArray[np.float64]:
+        """Return the semi-axes ``(ndim,)`` in ``unit``, rising, of the ellipse ``x' inv(squares) x = 1`` in indices.
+
+        Of a covariance they are the standard deviations along its axes. Rounding below 0 counts as 0.
+        """
+        steps = self.affine[:3, 3 - self.ndim : 3]
+        in_world = steps @ np.asarray(squares, np.float64) @ steps.T
+        lengths: NDArray[np.float64] = np.sqrt(np.maximum(np.linalg.eigvalsh(in_world)[-self.ndim :], 0))
+        return lengths
+
     def same_as(self, other: Grid, *, tolerance: float = 0.01) -> bool:
         """Return whether both grids have one shape, unit and frame and every corner within ``tolerance`` units."""
         if self.shape != other.shape or self.unit != other.unit or not self.shares_frame(other):

@@ -79,6 +79,9 @@ class InstanceSet:
                 raise ValueError(f"a mask of shape {mask.shape} does not lie on the grid {self.grid.shape}")
         if self.landmarks is not None and self.landmarks.ndim != self.grid.ndim:
             raise ValueError(f"landmarks of {self.landmarks.ndim} axes on a grid of {self.grid.ndim}")
+        owners = None if self.landmarks is None else self.landmarks.owners
+        if owners is not None and owners.max(initial=-1) >= n:
+            raise ValueError(f"landmarks belong to instance {owners.max()}, and there are {n}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"uncertainty": dict(self.uncertainty)}  # a view cannot go to another process
@@ -143,7 +146,7 @@ class InstanceSet:
             uncertainty={name: column[picks] for name, column in self.uncertainty.items()},
             ignore=self.ignore,
             crowds=self.crowds,
-            landmarks=self.landmarks,
+            landmarks=None if self.landmarks is None else self.landmarks.owned_by(picks),
         )
 
     def plane(self, z: int) -> tuple[InstanceSet, NDArray[np.int64]]:
@@ -165,7 +168,7 @@ class InstanceSet:
                 for cut in (crowd.mask.plane(z),)
                 if cut.area
             ),
-            landmarks=None if self.landmarks is None else self.landmarks.plane(z),
+            landmarks=None if remaining.landmarks is None else remaining.landmarks.plane(z),
         )
         return flat, kept
 

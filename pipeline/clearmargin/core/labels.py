@@ -70,6 +70,16 @@ class PointType:
     mirror: str | None = None
     falloff: float = 0.05
 
+    @property
+    def coded(self) -> Code:
+        """Its code, which DICOM cannot do without; ConfigError, with the way out, if it has none."""
+        if self.code is None:
+            raise ConfigError(
+                f"point '{self.name}' has no code, and DICOM needs one: add 'code' to the point in model.yaml of the "
+                "model folder ([value, scheme, meaning]) and in the data card, from which the next model takes it"
+            )
+        return self.code
+
 
 def mirrored_order(types: tuple[PointType, ...]) -> list[int]:
     """Return which type each one is in a mirror: positions in ``types``."""

@@ -16,6 +16,8 @@ ABSENT, HIDDEN, SEEN = 0, 1, 2
 """Visibility of a point, with COCO's codes: not labelled; labelled and hidden; labelled and seen."""
 VISIBILITIES = ("absent", "hidden", "seen")
 
+_SQUARES = ("covariance", "regions")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Landmarks:
@@ -27,7 +29,11 @@ class Landmarks:
         visible: ``(N, K)`` int8: ``ABSENT``, ``HIDDEN`` or ``SEEN``.
         scores: ``(N, K)`` float32 in [0, 1]; 1 for reference annotations, 0 where absent.
         covariance: ``(N, K, ndim, ndim)`` float64, in squared indices; NaN where absent. None if it is not known.
+        regions: ``(N, K, ndim, ndim)`` float64, in squared indices; NaN where absent. The region of point ``p`` is
+            ``(x - p)' inv(regions) (x - p) <= 1``, an ellipse or ellipsoid; None if it was not calibrated.
         areas: ``(N,)`` float64, pixels (voxels) that each object takes, which COCO scales errors by; NaN if unknown.
+        owners: ``(N,)`` int64, position of the instance that each object belongs to, -1 for none of them; None if
+            nobody asked.
     """
 
     types: tuple[PointType, ...]
@@ -35,7 +41,9 @@ class Landmarks:
     visible: NDArray[np.int8]
     scores: NDArray[np.float32]
     covariance: NDArray[np.float64] | None = None
+    regions: NDArray[np.float64] | None = None
     areas: NDArray[np.float64]
+    owners: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         points = np.array(self.points, np.float64)
@@ -67,14 +75,18 @@ class Landmarks:
             "scores": scores,
             "areas": areas,
         }
-        if self.covariance is not None:
-            covariance = np.array(self.covariance, np.float64)
-            if covariance.shape != (n, k, ndim, ndim):
-                raise ValueError(
-                    f"covariance has shape {covariance.shape}; the points need {(n, k, ndim, ndim)}"
-                )
-            covariance[~labelled] = np.nan
-            columns["covariance"] = covariance
+        for name in _SQUARES:
+            if getattr(self, name) is None:
+                continue
+            squares = np.array(getattr(self, name), np.float64)
+            if squares.shape != (n, k, ndim, ndim):
+                raise ValueError(f"{name} has shape {squares.shape}; the points need {(n, k, ndim, ndim)}")
+            squares[~labelled] = np.nan
+            columns[name] = squares
+        if self.owners is not None:
+            columns["owners"] = np.array(self.owners, np.int64)
+            if columns["owners"].shape != (n,):
+                raise ValueError(f"owners has shape {columns['owners'].shape}; the points need {(n,)}")
         for name, column in columns.items():
             column.flags.writeable = False
             object.__setattr__(self, name, column)
@@ -131,7 +143,9 @@ class Landmarks:
             visible=self.visible[picks],
             scores=self.scores[picks],
             covariance=None if self.covariance is None else self.covariance[picks],
+            regions=None if self.regions is None else self.regions[picks],
             areas=self.areas[picks],
+            owners=None if self.owners is None else self.owners[picks],
         )
 
     def only(self, keep: NDArray[np.bool_]) -> Landmarks:
@@ -159,26 +173,41 @@ class Landmarks:
         size = float(np.linalg.det(linear))
         order = mirrored_order(self.types) if size < 0 else list(range(len(self.types)))
         points = self.points @ linear.T + matrix[:-1, -1]
-        spread = None if self.covariance is None else linear @ self.covariance @ linear.T
+        spread, reach = (
+            None if s is None else linear @ s @ linear.T for s in (self.covariance, self.regions)
+        )
         return replace(
             self,
             points=points[:, order],
             visible=self.visible[:, order],
             scores=self.scores[:, order],
             covariance=None if spread is None else spread[:, order],
+            regions=None if reach is None else reach[:, order],
             areas=self.areas * abs(size),
         )
 
     def plane(self, z: int) -> Landmarks:
-        """Return the points of a volume that are nearest to slice ``z``, as ``(y, x)``."""
+        """Return the points of a volume that are nearest to slice ``z``, as ``(y, x)``; regions as their shadows."""
         with np.errstate(invalid="ignore"):
             here = self.only(np.rint(self.points[..., 0]) == z)
         return replace(
             here,
             points=here.points[..., 1:],
             covariance=None if here.covariance is None else here.covariance[..., 1:, 1:],
+            regions=None if here.regions is None else here.regions[..., 1:, 1:],
             areas=np.full(len(here), np.nan),
         )
+
+    def owned_by(self, positions: NDArray[np.int64]) -> Landmarks:
+        """Return the landmarks with owners after a choice of instances.
+
+        Args:
+            positions: Former position of each instance that is left; objects of others belong to none.
+        """
+        if self.owners is None:
+            return self
+        after = {int(before): k for k, before in enumerate(positions)}
+        return replace(self, owners=np.array([after.get(int(o), -1) for o in self.owners], np.int64))
 
     def singles(self) -> Landmarks:
         """Return each point as an object of its own, in order: what knows no objects is compared so."""

@@ -133,9 +133,9 @@ class Dataset:
         if case.ignore is not None:
             with named_by_case(case.case, "its ignored region", case.ignore):
                 reference = replace(reference, ignore=Mask.from_dense(_read_labels(case.ignore, image.grid)))
-        return image, self._with_landmarks(case, reference)
+        return image, self._with_landmarks(case, image, reference)
 
-    def _with_landmarks(self, case: Case, reference: InstanceSet) -> InstanceSet:
+    def _with_landmarks(self, case: Case, image: Image, reference: InstanceSet) -> InstanceSet:
         source = self.card.landmarks
         if source is None:
             return reference
@@ -149,7 +149,8 @@ class Dataset:
                 path,
                 reference=reference,
                 label_map=self.card.label_map,
-                image=case.image.as_posix(),
+                image=image,
+                path_of_image=case.image.as_posix(),
                 frame=case.frame,
                 case=name,
             )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask
+from clearmargin.core.landmarks import HIDDEN, SEEN
 from clearmargin.core.reprs import short_repr
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.separability import KINDS, lost_instances, near, touch
@@ -55,6 +56,7 @@ class Fingerprint:
         values: 0.5, 5, 50, 95 and 99.5 % quantiles of the values inside instances.
         has_masks: Whether instances are masks; else they are the boxes around each object's landmarks.
         most_points: Largest number of landmarks of one type in an image; 0 without landmarks.
+        both_visibilities: Whether there are seen and hidden landmarks.
     """
 
     cases: int
@@ -82,6 +84,7 @@ class Fingerprint:
     values: tuple[float, ...]
     has_masks: bool = True
     most_points: int = 0
+    both_visibilities: bool = False
 
     @property
     def sides(self) -> NDArray[np.float64]:
@@ -156,6 +159,7 @@ def take_fingerprint(
         values=tuple(np.quantile(values, (0.005, 0.05, 0.5, 0.95, 0.995))) if len(values) else (),
         has_masks=any(one["masks"] for one in images),
         most_points=max(one["points"] for one in images),
+        both_visibilities={HIDDEN, SEEN} <= set().union(*(one["visible"] for one in images)),
     )
 
 
@@ -178,6 +182,7 @@ def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]
         "elongation": grid.spacing[0] / float(np.sqrt(np.prod(grid.spacing[1:]))) if grid.ndim == 3 else 1.0,
         "values": _inside(image, instances),
         "masks": len(reference) > 0,
+        "visible": set() if landmarks is None else set(np.unique(landmarks.visible).tolist()),
         "points": 0 if landmarks is None else int((landmarks.visible > 0).sum(axis=0).max(initial=0)),
     }
     return facts, [relations(plane) for plane in _planes(grid, instances) if len(plane)]

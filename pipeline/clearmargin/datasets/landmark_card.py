@@ -10,6 +10,7 @@ from clearmargin.config import Settings
 
 __all__ = [
     "CocoKeypoints",
+    "DicomReport",
     "LabelPoint",
     "LabelPoints",
     "LandmarkSource",
@@ -83,6 +84,15 @@ class Markups(_NamedPoints):
     kind: Literal["markups"]
 
 
+class DicomReport(_NamedPoints):
+    """DICOM SR (TID 1500), a measurement group per point, known by its code, or by its tracking identifier or meaning.
+
+    SCOORD3D is in the image's frame of reference; SCOORD names the image, or its frame, by its UID.
+    """
+
+    kind: Literal["dicom_sr"]
+
+
 class LabelPoint(Settings):
     """One point of a label map's region: its centroid, or its end along an axis."""
 
@@ -111,5 +121,5 @@ class LabelPoints(_Source):
 
 
 LandmarkSource = Annotated[
-    CocoKeypoints | PointTable | PoseFrames | Markups | LabelPoints, Field(discriminator="kind")
+    CocoKeypoints | PointTable | PoseFrames | Markups | DicomReport | LabelPoints, Field(discriminator="kind")
 ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Grid, InstanceSet, LabelMap, Landmarks, Mask
+from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Landmarks, Mask
 from clearmargin.datasets.landmark_card import (
     CocoKeypoints,
+    DicomReport,
     LabelPoint,
     LabelPoints,
     LandmarkSource,
@@ -27,6 +29,9 @@ from clearmargin.formats.keypoints import (
 )
 from clearmargin.formats.markups import read_markups
 
+if TYPE_CHECKING:
+    from clearmargin.formats.dicom.landmark_report import ReportedPoint
+
 __all__ = ["read_landmarks"]
 
 _AXES = "zyx"
@@ -38,7 +43,8 @@ def read_landmarks(
     *,
     reference: InstanceSet,
     label_map: LabelMap,
-    image: str,
+    image: Image,
+    path_of_image: str,
     frame: int | None,
     case: str | None,
 ) -> Landmarks:
@@ -49,7 +55,8 @@ def read_landmarks(
         path: The landmarks' file.
         reference: The case's masks, on the image's grid.
         label_map: Names the points.
-        image: Path of the image, as COCO's ``file_name`` ends it.
+        image: The case's image.
+        path_of_image: Its path, as COCO's ``file_name`` ends it.
         frame: Number of the frame; None if the image is not one.
         case: What the table's column ``case`` holds for this case; None if it has one case.
 
@@ -62,7 +69,7 @@ def read_landmarks(
             return _label_points(source.points, reference, label_map)
         case CocoKeypoints():
             _plane_only(grid, "COCO key points")
-            named = _indices(read_coco_keypoints(path, image), grid, "index")
+            named = _indices(read_coco_keypoints(path, path_of_image), grid, "index")
         case PoseFrames():
             _plane_only(grid, "poses")
             if frame is None:
@@ -72,6 +79,8 @@ def read_landmarks(
             ndim = grid.ndim if source.coordinates == "index" else 3
             rows = read_point_rows(path, ndim=ndim, case=case)
             named = _indices(rows, grid, source.coordinates)
+        case DicomReport():
+            named = _reported(path, image, source, label_map)
         case Markups():
             lists = read_markups(path)
             named = [
@@ -101,6 +110,33 @@ def _indices(points: Sequence[NamedPoint], grid: Grid, coordinates: str) -> list
         return [p._replace(at=tuple(reversed(p.at))) for p in points]
     sign = np.array([-1.0, -1.0, 1.0]) if coordinates == "RAS" else np.ones(3)
     return [p._replace(at=tuple(_to_index(grid, np.array(p.at) * sign))) for p in points]
+
+
+def _reported(path: Path, image: Image, source: DicomReport, label_map: LabelMap) -> list[NamedPoint]:
+    """Return the points of a report that lie on the image; one of no type keeps the first name that it has.
+
+    Points without a number of their object are of one object, unless a type comes twice: then each is its own.
+    """
+    from clearmargin.formats.dicom.landmark_report import points_on, read_landmark_report
+
+    placed = points_on(read_landmark_report(path), image)
+    known = [_type_of(point, source.names, source.left_out, label_map) for point, _ in placed]
+    repeated = len(set(known)) < len(known)
+    return [
+        NamedPoint(point.object or (f"alone {k}" if repeated else "1"), name, tuple(at), point.visible)
+        for k, ((point, at), name) in enumerate(zip(placed, known, strict=True))
+    ]
+
+
+def _type_of(
+    point: ReportedPoint, names: Mapping[str, str], left_out: Sequence[str], label_map: LabelMap
+) -> str:
+    types = {t.name: t.code for t in label_map.points}
+    for name in point.names:
+        if name in names or name in types or name in left_out:
+            return name
+    coded = [n for n, code in types.items() if code is not None and (code.value, code.scheme) in point.codes]
+    return coded[0] if len(coded) == 1 else (point.names or ("",))[0]
 
 
 def _to_index(grid: Grid, world: NDArray[np.float64]) -> NDArray[np.float64]:

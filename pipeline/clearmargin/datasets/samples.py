@@ -24,7 +24,7 @@ from clearmargin.transforms.spatial import augmentation_matrix, resample
 from clearmargin.transforms.variation import Variation
 from clearmargin.transforms.view import augment_intensity, planes, prepare
 
-__all__ = ["Read", "Windows", "collate", "seen_masks", "window_centre"]
+__all__ = ["Read", "Windows", "collate", "point_targets", "seen_masks", "window_centre"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ def _plane_sample(
 def _targets(instances: InstanceSet, encode: Encode | None) -> Targets:
     """Return what is still in view as targets."""
     masks, labels, cores = seen_masks(instances, encode)
-    return Targets.from_masks(masks, labels, _point_targets(instances), cores)
+    return Targets.from_masks(masks, labels, point_targets(instances), cores)
 
 
 def seen_masks(instances: InstanceSet, encode: Encode | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,11 +269,12 @@ def seen_masks(instances: InstanceSet, encode: Encode | None) -> tuple[Tensor, T
     return torch.from_numpy(dense), torch.from_numpy(labels), torch.from_numpy(cores)
 
 
-def _point_targets(instances: InstanceSet) -> Tensor:
-    """Return the landmarks in view, seen and hidden, as rows of type, row and column."""
+def point_targets(instances: InstanceSet) -> Tensor:
+    """Return the landmarks in view, seen and hidden, as rows of type, indices and visibility."""
     landmarks = instances.landmarks
     if landmarks is None:
-        return torch.zeros((0, 3), dtype=torch.float32)
+        return torch.zeros((0, 2 + instances.grid.ndim), dtype=torch.float32)
     labelled = landmarks.visible > 0
     types = np.nonzero(labelled)[1].astype(np.float64)
-    return torch.from_numpy(np.column_stack([types, landmarks.points[labelled]]).astype(np.float32))
+    rows = np.column_stack([types, landmarks.points[labelled], landmarks.visible[labelled]])
+    return torch.from_numpy(rows.astype(np.float32))

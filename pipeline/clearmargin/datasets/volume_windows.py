@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
-from clearmargin.datasets.samples import Windows, seen_masks, window_centre
+from clearmargin.datasets.samples import Windows, point_targets, seen_masks, window_centre
 from clearmargin.errors import InputError
 from clearmargin.networks.cores import Encode
 from clearmargin.networks.network import VolumeTargets
@@ -35,6 +36,7 @@ class VolumeWindows(Windows):
         augment: AugmentSettings,
         *,
         view: VolumeView,
+        at_points: bool = False,
         seed: int,
         cache_bytes: int,
         encode: Encode | None = None,
@@ -42,7 +44,7 @@ class VolumeWindows(Windows):
         # Neighbouring slices are not channels where the network sees the volume.
         image = image.model_copy(update={"neighbours": 0})
         super().__init__(dataset, cases, image, augment, seed=seed, cache_bytes=cache_bytes, encode=encode)
-        self.view = view
+        self.view, self.at_points = view, at_points
 
     def __getitem__(self, position: int) -> tuple[Tensor, VolumeTargets]:  # type: ignore[override]
         """Return window ``position``, ``(C, D, H, W)`` in [0, 1], and its targets.
@@ -64,7 +66,13 @@ class VolumeWindows(Windows):
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1, 1)
         masks, labels, cores = seen_masks(seen, self.encode)
-        return pixels.contiguous(), VolumeTargets(labels=labels, masks=masks, cores=cores)
+        voxel = torch.full((1, 3), torch.nan)
+        if image.grid.unit == "mm":
+            sizes = zip(image.grid.spacing, (z, y, x), strict=True)
+            voxel = torch.tensor([[size / scale for size, scale in sizes]], dtype=torch.float32)
+        return pixels.contiguous(), VolumeTargets(
+            labels=labels, masks=masks, cores=cores, points=point_targets(seen), voxel=voxel
+        )
 
     def _seen_whole(self, image: Image) -> bool:
         return image.grid.ndim == 3
@@ -82,7 +90,12 @@ class VolumeWindows(Windows):
             degrees += 90.0 * int(generator.integers(4))
         flips = generator.random(2) < 0.5
         aim = None
-        if len(instances) and generator.random() < augment.foreground:
+        landmarks = instances.landmarks
+        if self.at_points and landmarks is not None and landmarks.count:
+            if generator.random() < augment.foreground:
+                points = landmarks.points[landmarks.visible > 0]
+                aim = points[generator.integers(len(points))]
+        elif len(instances) and generator.random() < augment.foreground:
             mask = instances.masks[int(generator.integers(len(instances)))]
             if mask.area:
                 # Any voxel of it: the middle of a large organ would show its edge in no window.

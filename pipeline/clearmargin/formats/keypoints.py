@@ -143,6 +143,8 @@ def write_coco_keypoints(
 ) -> None:
     """Write landmarks of pictures as COCO key points with scores, an annotation per object.
 
+    One of an object that belongs to an instance has its area and, beyond COCO's fields, its number: ``instance``.
+
     Args:
         path: The JSON file.
         images: ``(file_name, (Y, X), landmarks)`` each.
@@ -155,8 +157,9 @@ def write_coco_keypoints(
     content["images"], content["annotations"] = [], []
     for number, (name, shape, landmarks) in enumerate(images, start=1):
         content["images"].append({"id": number, "file_name": name, "height": shape[0], "width": shape[1]})
-        for at, visible, scores, area in zip(
-            landmarks.points, landmarks.visible, landmarks.scores, landmarks.areas, strict=True
+        owners = [-1] * len(landmarks) if landmarks.owners is None else landmarks.owners.tolist()
+        for at, visible, scores, area, owner in zip(
+            landmarks.points, landmarks.visible, landmarks.scores, landmarks.areas, owners, strict=True
         ):
             labelled = visible > 0
             low, high = at[labelled].min(axis=0), at[labelled].max(axis=0)
@@ -177,5 +180,6 @@ def write_coco_keypoints(
                     "area": float(area) if np.isfinite(area) else 0.0,
                     "score": float(f"{scores[labelled].mean():.6g}"),
                 }
+                | ({"instance": owner + 1} if owner >= 0 else {})
             )
     write_text(path, json.dumps(content) + "\n")

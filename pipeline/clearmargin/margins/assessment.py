@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from clearmargin.core import Image, Prediction, Thresholds, at_least
 from clearmargin.margins.calibration import Calibration
 from clearmargin.margins.drift import Features
-from clearmargin.margins.referral import ReferralRules, reasons
+from clearmargin.margins.referral import ReferralRules, point_reasons, reasons
+from clearmargin.margins.towards import with_distances
 
 __all__ = ["Assessment", "assess"]
 
@@ -26,6 +28,7 @@ class Assessment:
             training images. It refers no instance by itself.
         warnings: Warnings of the case: those, or why the calibration does not apply.
         features: Features of the case, for a check of many together; none if there is no calibration that fits.
+        point_reasons: By object and type of a landmark, why a person should look at it (`referral.point_reasons`).
         promised: Whether the calibration's promises hold for the case: it fits, and the case looks like its own.
     """
 
@@ -35,6 +38,7 @@ class Assessment:
     warnings: tuple[str, ...]
     features: Features
     promised: bool
+    point_reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 def assess(
@@ -45,6 +49,7 @@ def assess(
     thresholds: Thresholds,
     shown: Thresholds | None = None,
     unlike: tuple[str, ...] = (),
+    towards: Sequence[str] = (),
 ) -> Assessment:
     """Apply a model's calibration to a prediction and say which instances a person should look at.
 
@@ -57,6 +62,7 @@ def assess(
         thresholds: Least scores, as predicted, of what is returned.
         shown: Least scores, as the calibration scales them, in place of ``thresholds`` if it fits; None for these.
         unlike: How the image differs from the model's training images: a warning each, for which the case is referred.
+        towards: Names of targets whose distances are given beside those that were calibrated (`towards`).
 
     A case that looks like no calibration case has no margins, since none is promised for it.
     """
@@ -82,6 +88,9 @@ def assess(
         kept = applied if shown is None else calibration.at_least(prediction, shown)
         applied = calibration.apply(kept, margins=promised)
         rules = calibration.referral
+    clearances = calibration.applied_clearances() if calibration is not None and promised else ()
+    known = () if calibration is None else (one.target for one in calibration.applied_clearances())
+    applied = with_distances(applied, (*known, *towards), clearances)
     warnings = (*unlike, *warnings)
     every = tuple(tuple(reasons(applied, i, rules)) for i in range(len(applied.instances)))
     flags = np.array([bool(why) for why in every], np.float32)
@@ -93,4 +102,5 @@ def assess(
         warnings=warnings,
         features=features,
         promised=promised,
+        point_reasons=point_reasons(applied, rules),
     )

@@ -27,9 +27,11 @@ from clearmargin.margins.margins import CalibrationData, Margin, Sides
 from clearmargin.margins.misses import MissThreshold
 from clearmargin.margins.observations import object_features
 from clearmargin.margins.referral import ReferralRules
+from clearmargin.margins.regions import PointRegion
 from clearmargin.margins.requirement import SIDES, Side
 from clearmargin.margins.scaling import Scaling, scaling_from_data, scaling_to_data
 from clearmargin.margins.scaling_choice import ChosenScaling
+from clearmargin.margins.towards import Clearance
 from clearmargin.sampling.maps import entropy
 from clearmargin.sampling.samples import Mode
 
@@ -84,6 +86,9 @@ class Calibration:
         promise: Promise of the margins that are applied.
         sides: ``each``: an outer and an inner margin, each with its own promise; ``both``: one pair.
         margins: All that could be had; those of the first alpha are applied.
+        points: Regions of landmarks, all that could be had; the first of the applied promise is applied.
+        clearances: What is taken off distances to a named target; the first of each target and the applied promise is
+            applied.
         refused: What could not.
         referral: When a person should look.
         known_cases: What calibration cases look like.
@@ -111,14 +116,17 @@ class Calibration:
     referral: ReferralRules
     known_cases: KnownCases = field(repr=False)
     doubts: tuple[str, ...] = ()
+    points: tuple[PointRegion, ...] = ()
+    clearances: tuple[Clearance, ...] = ()
 
     def apply(self, prediction: Prediction, *, margins: bool = True) -> Prediction:
         """Return a prediction whose probabilities are scaled and whose instances have margins and sizes.
 
         Scores and the map ``foreground`` are scaled, ``entropy`` and ``mean_entropy`` follow the scaled map, and
         ``predicted_nsd`` is scaled. Where margins were calibrated, ``outer`` and ``inner`` hold each instance's
-        `region`, and there are columns, with the grid's unit in their names: ``margin_outer_mm`` and
-        ``margin_inner_mm``, the margins of these regions (of one that follows the edge its mean along it), and
+        `region`, landmarks have ``regions``, and there are columns, with the grid's unit in their names:
+        ``margin_outer_mm`` and ``margin_inner_mm``, the margins of these regions (of one that follows the edge its mean
+        along it), and
         ``inner_volume_mm3`` and ``outer_volume_mm3``, the regions' sizes. Masks stay as they are.
 
         Args:
@@ -154,6 +162,9 @@ class Calibration:
                 sizes = [region.area * grid.voxel_size for region in regions[side]]
                 columns[f"{side}_{grid.size_name}"] = _float32(sizes)
         scaled = replace(instances, uncertainty=columns)
+        around = self.applied_points() if margins else None
+        if around is not None and instances.landmarks is not None:
+            scaled = replace(scaled, landmarks=around.around(instances.landmarks, grid))
         return replace(
             prediction,
             instances=scaled,
@@ -173,6 +184,24 @@ class Calibration:
         sides: tuple[Sides, ...] = ("both",) if self.sides == "both" else SIDES
         margins = [self.margin("outer" if one == "both" else one) for one in sides]
         return tuple(margin for margin in margins if margin is not None)
+
+    def applied_points(self) -> PointRegion | None:
+        """Return the regions that landmarks get; None if they could not be had, or there are no landmarks.
+
+        A promise by risk is about edges, which points have not: theirs is then by object.
+        """
+        promise = "group" if self.promise == "group" else "object"
+        own = [p for p in self.points if p.guarantee == promise]
+        return own[0] if own else None
+
+    def applied_clearances(self) -> tuple[Clearance, ...]:
+        """Return what is taken off the distances to each target; a promise by risk is then one by object."""
+        promise = "group" if self.promise == "group" else "object"
+        firsts: dict[str, Clearance] = {}
+        for one in self.clearances:
+            if one.guarantee == promise:
+                firsts.setdefault(one.target, one)
+        return tuple(firsts.values())
 
     def region(self, prediction: Prediction, i: int, side: Side) -> Mask:
         """Return instance ``i`` grown (outer) or shrunk (inner) by its margin.
@@ -249,6 +278,8 @@ class Calibration:
             "promise": self.promise,
             "sides": self.sides,
             "margins": [m.to_data() for m in self.margins],
+            "points": [p.to_data() for p in self.points],
+            "clearances": [c.to_data() for c in self.clearances],
             "refused": [asdict(r) for r in self.refused],
             "referral": self.referral.to_data(),
             "known_cases": self.known_cases.to_data(),
@@ -271,6 +302,8 @@ class Calibration:
                 "nsd": None if content["nsd"] is None else scaling_from_data(content["nsd"]),
                 "misses": None if content["misses"] is None else MissThreshold(**content["misses"]),
                 "margins": tuple(Margin.from_data(m) for m in content["margins"]),
+                "points": tuple(PointRegion.from_data(p) for p in content.get("points", ())),
+                "clearances": tuple(Clearance.from_data(c) for c in content.get("clearances", ())),
                 "refused": tuple(Refusal(**r) for r in content["refused"]),
                 "referral": ReferralRules.from_data(content["referral"]),
                 "known_cases": KnownCases.from_data(content["known_cases"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,10 +16,19 @@ from clearmargin.margins.drift import known_cases, score_features
 from clearmargin.margins.guarantees import GUARANTEES, Guarantee
 from clearmargin.margins.margins import BOTH, CalibrationData, Margin, Sides, fit_margin
 from clearmargin.margins.misses import MissThreshold, fit_threshold
-from clearmargin.margins.observations import ObservedCase, ObservedInstance, PixelCounts, matched_objects
+from clearmargin.margins.observations import (
+    ObservedCase,
+    ObservedInstance,
+    PixelCounts,
+    matched_objects,
+    objects_apart,
+)
+from clearmargin.margins.paired_points import paired_points
 from clearmargin.margins.referral import LIMITED, ReferralRules, fit_rules
+from clearmargin.margins.regions import POINT_GUARANTEES, PointRegion, choose_shape, fit_region
 from clearmargin.margins.scaling import Scaling, fit_isotonic
 from clearmargin.margins.scaling_choice import ChosenScaling, fit_scaling
+from clearmargin.margins.towards import Clearance, fit_clearance
 from clearmargin.margins.width_choice import ChosenWidth, choose_widths
 from clearmargin.metrics.calibration import Reliability
 from clearmargin.metrics.thresholds import Measure, choose_thresholds
@@ -38,22 +47,29 @@ class Asked:
         sides: ``each``: an outer and an inner margin are applied, each with its own promise. ``both``: the pair
             whose promise is about both at once.
         alphas: What the mean loss may be; the first is applied.
+        point_alphas: The same of the regions of landmarks.
         confidence: None, or the share of calibrations for which the loss is kept.
         miss_alpha: Share of a group's objects that may be missed, merged or cut; None asks for no such promise.
         match_iou: IoU with the true object from which a prediction has a margin; under it, it is missed, merged or cut.
         risk_limit: HD95 over which an instance is one that a person should have looked at, in the grid's unit.
         threshold_measure: What thresholds on scores are chosen anew for; None keeps the model's own. A promise of
             misses comes before it.
+        towards: Names of the classes and types of points to which distances get a promise.
+        region_limit: Longest semi-axis over which the region of a landmark refers it, in the grid's unit; None refers
+            none.
     """
 
     promise: Guarantee = "object"
     sides: Applied = "each"
     alphas: tuple[float, ...] = (0.1,)
+    point_alphas: tuple[float, ...] = (0.05,)
     confidence: float | None = None
     miss_alpha: float | None = None
     match_iou: float = 0.6
     risk_limit: float = 4.0
     threshold_measure: Measure | None = None
+    region_limit: float | None = None
+    towards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +118,11 @@ def fit_limits(
         group: ``patient``, ``surgery`` or ``image``.
 
     Raises:
-        InputError: No instance was predicted in any case, or cases are in mm and in px.
+        InputError: No instance and no landmark was predicted in any case, or cases are in mm and in px.
     """
     instances = [one for case in cases for one in case.instances]
     _length_unit(cases)
-    if not instances:
+    if not instances and not any(case.points is not None and case.points.predicted.count for case in cases):
         raise InputError(
             f"the model found nothing in {len(cases)} calibration cases that limits are fitted on, whatever the "
             "score: there is nothing to calibrate; train it longer, or look at the card's intensities"
@@ -135,7 +151,7 @@ def fit_limits(
         pixels=_pixel_scaling(pixels, refused),
         nsd=nsd,
         widths=_widths(cases, asked, thresholds),
-        referral=_referral(kept, scores, nsd, asked.risk_limit),
+        referral=replace(_referral(kept, scores, nsd, asked.risk_limit), region=asked.region_limit),
         refused=tuple(refused),
     )
 
@@ -170,7 +186,9 @@ def fit_calibration(
     """
     every = [*fit, *margin]
     length_unit = _length_unit(every)
-    margins, refused = _margins(margin, limits, asked, data, length_unit)
+    margins, refused = _margins(margin, limits, asked, data, length_unit) if _masks(every) else ([], [])
+    points, lacking = _regions(fit, margin, limits, asked, data, length_unit)
+    clearances, unreached = _clearances(margin, limits, asked, data, length_unit)
     return Calibration(
         mode=mode,
         weights_sha256=weights_sha256,
@@ -189,7 +207,9 @@ def fit_calibration(
         promise=asked.promise,
         sides=asked.sides,
         margins=tuple(margins),
-        refused=(*limits.refused, *refused),
+        points=tuple(points),
+        clearances=tuple(clearances),
+        refused=(*limits.refused, *refused, *lacking, *unreached),
         referral=limits.referral,
         known_cases=known_cases(
             [_features(case, limits.thresholds) for case in every],
@@ -254,6 +274,80 @@ def _margins(
                 else:
                     margins.append(margin)
     return margins, refused
+
+
+def _masks(cases: Sequence[ObservedCase]) -> bool:
+    """Return whether there is anything to have a margin: not for a network of landmarks alone."""
+    return any(case.instances or case.points is None for case in cases)
+
+
+def _regions(
+    fit: Sequence[ObservedCase],
+    margin: Sequence[ObservedCase],
+    limits: Limits,
+    asked: Asked,
+    data: CalibrationData,
+    length_unit: Unit,
+) -> tuple[list[PointRegion], list[Refusal]]:
+    known, fresh = (
+        paired_points([case.points for case in cases if case.points is not None], limits.thresholds.every)
+        for cases in (fit, margin)
+    )
+    regions: list[PointRegion] = []
+    refused: list[Refusal] = []
+    if not any(case.points is not None for case in margin):
+        return regions, refused
+    element = float(np.mean([case.element for case in fit]))
+    for alpha in asked.point_alphas:
+        for guarantee in POINT_GUARANTEES:
+            try:
+                region = fit_region(
+                    fresh,
+                    {case.group for case in margin},
+                    choose_shape(known, guarantee, alpha, element),
+                    guarantee=guarantee,
+                    alpha=alpha,
+                    confidence=asked.confidence,
+                    length_unit=length_unit,
+                    data=data,
+                )
+            except InputError as error:
+                refused.append(
+                    Refusal(what=f"regions of landmarks by {guarantee}, alpha {alpha:g}", why=str(error))
+                )
+            else:
+                regions.append(region)
+    return regions, refused
+
+
+def _clearances(
+    margin: Sequence[ObservedCase], limits: Limits, asked: Asked, data: CalibrationData, length_unit: Unit
+) -> tuple[list[Clearance], list[Refusal]]:
+    fitted: list[Clearance] = []
+    refused: list[Refusal] = []
+    for name in asked.towards:
+        rows = objects_apart(margin, name, limits.thresholds, asked.match_iou)
+        for alpha in asked.alphas:
+            for guarantee in POINT_GUARANTEES:
+                try:
+                    clearance = fit_clearance(
+                        name,
+                        rows,
+                        {case.group for case in margin},
+                        limits.thresholds,
+                        guarantee=guarantee,
+                        alpha=alpha,
+                        confidence=asked.confidence,
+                        length_unit=length_unit,
+                        data=data,
+                    )
+                except InputError as error:
+                    refused.append(
+                        Refusal(what=f"distance to '{name}' by {guarantee}, alpha {alpha:g}", why=str(error))
+                    )
+                else:
+                    fitted.append(clearance)
+    return fitted, refused
 
 
 def _misses(

@@ -17,8 +17,10 @@ from clearmargin.core.grid import Unit
 from clearmargin.margins.drift import image_features
 from clearmargin.margins.margins import MatchedObject
 from clearmargin.margins.misses import Found, find_references
+from clearmargin.margins.paired_points import ObservedPoints
 from clearmargin.margins.reach import EdgeScale
 from clearmargin.margins.requirement import SIDES, Needed, Side, needed_margin
+from clearmargin.margins.towards import Apart, apart_from
 from clearmargin.margins.width import features_of
 from clearmargin.metrics.calibration import Reliability, boundary_band
 from clearmargin.metrics.matching import match_instances
@@ -34,6 +36,7 @@ __all__ = [
     "element_of",
     "matched_objects",
     "object_features",
+    "objects_apart",
     "observe",
 ]
 
@@ -54,6 +57,7 @@ class ObservedInstance:
         mean_scale: By floor, the mean scale of its edge.
         hd95: In the grid's unit, of a matched one.
         nsd: At `TOLERANCE`, of a matched one.
+        apart: By name of the target, how far a matched one is from it.
     """
 
     label: int
@@ -67,6 +71,7 @@ class ObservedInstance:
     mean_scale: Mapping[float, float]
     hd95: float
     nsd: float
+    apart: Mapping[str, Apart] = field(default_factory=dict)
 
     @property
     def matched(self) -> bool:
@@ -125,6 +130,7 @@ class ObservedCase:
         found: Of each reference, from which score on it is detected, and how well.
         looks: See `image_features`.
         scored: By label, what each prediction matches, for thresholds on scores.
+        points: Its landmarks; None if they were not looked for.
     """
 
     group: str
@@ -135,6 +141,7 @@ class ObservedCase:
     found: tuple[Found, ...]
     looks: Mapping[str, float]
     scored: Mapping[int, ScoredMatches]
+    points: ObservedPoints | None = None
 
 
 def observe(
@@ -145,6 +152,7 @@ def observe(
     *,
     floors: Sequence[float] = (),
     strata: Mapping[str, str] | None = None,
+    towards: Sequence[str] = (),
 ) -> ObservedCase:
     """Return what is kept of one case.
 
@@ -155,13 +163,14 @@ def observe(
         reference: On the same grid.
         floors: Floors of the edge's scale, with which needed margins are measured too if the prediction has edges.
         strata: Strata of the card.
+        towards: Names of the targets to which distances are measured.
     """
     instances = prediction.instances
     matches = match_instances(instances, reference)
     partners = {int(i): (int(j), float(iou)) for (i, j), iou in zip(matches.pairs, matches.ious, strict=True)}
     ignored = {int(i) for i in matches.ignored}
     kept = [
-        _instance(prediction, i, reference, partners.get(i), floors)
+        _instance(prediction, i, reference, partners.get(i), floors, towards)
         for i in range(len(instances))
         if i not in ignored
     ]
@@ -174,7 +183,15 @@ def observe(
         found=tuple(find_references(group, instances, reference, matches=matches)),
         looks=image_features(image.pixels),
         scored=match_scores(instances, reference),
+        points=_points(group, instances, reference),
     )
+
+
+def _points(group: str, instances: InstanceSet, reference: InstanceSet) -> ObservedPoints | None:
+    ours, theirs = instances.landmarks, reference.landmarks
+    if ours is None or theirs is None:
+        return None
+    return ObservedPoints(group=group, predicted=ours, reference=theirs, grid=reference.grid)
 
 
 def matched_objects(
@@ -186,6 +203,18 @@ def matched_objects(
         for case in cases
         for one in case.instances
         if one.score >= thresholds.of(one.label) and one.needed and one.iou >= match_iou
+    ]
+
+
+def objects_apart(
+    cases: Iterable[ObservedCase], name: str, thresholds: Thresholds, match_iou: float
+) -> list[tuple[str, Apart]]:
+    """Return group and distances to a target of the objects that `matched_objects` returns, less the targets."""
+    return [
+        (case.group, one.apart[name])
+        for case in cases
+        for one in case.instances
+        if name in one.apart and one.score >= thresholds.of(one.label) and one.iou >= match_iou
     ]
 
 
@@ -217,12 +246,14 @@ def _instance(
     reference: InstanceSet,
     partner: tuple[int, float] | None,
     floors: Sequence[float],
+    towards: Sequence[str],
 ) -> ObservedInstance:
     instances, grid = prediction.instances, reference.grid
     mask = instances.masks[i]
     needed: dict[tuple[Side, float | None], Needed] = {}
     mean_scale: dict[float, float] = {}
     iou, distance, surface = 0.0, 0.0, 0.0
+    apart: dict[str, Apart] = {}
     if partner is not None:
         truth, iou = reference.masks[partner[0]], partner[1]
         scales: list[tuple[float | None, EdgeScale | None]] = [(None, None)]
@@ -237,6 +268,8 @@ def _instance(
                 )
         pair = MaskPair.from_masks(mask, truth, grid, ignore=reference.ignore)
         distance, surface = hd95(pair), nsd(pair, TOLERANCE)
+        measured = {name: apart_from(name, prediction, i, reference, partner[0]) for name in towards}
+        apart = {name: one for name, one in measured.items() if one is not None}
     return ObservedInstance(
         label=int(instances.labels[i]),
         size=mask.area * grid.voxel_size,
@@ -249,4 +282,5 @@ def _instance(
         mean_scale=mean_scale,
         hd95=distance,
         nsd=surface,
+        apart=apart,
     )

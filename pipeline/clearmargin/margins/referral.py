@@ -14,10 +14,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clearmargin.core import Mask, Prediction
+from clearmargin.core.slack import with_slack
 from clearmargin.errors import ConfigError
 from clearmargin.metrics.failure import refer
 
-__all__ = ["LIMITED", "NOTHING", "WITHIN", "ReferralRules", "fit_rules", "reasons", "touches_edge"]
+__all__ = [
+    "LIMITED",
+    "NOTHING",
+    "WITHIN",
+    "ReferralRules",
+    "fit_rules",
+    "point_reasons",
+    "reasons",
+    "touches_edge",
+]
 
 LIMITED = ("pairwise_dice", "predicted_nsd", "score")
 """What a fitted limit stands on; a value under its limit is flagged."""
@@ -43,6 +53,7 @@ class ReferralRules:
         predicted_nsd: Predicted surface Dice under this. 0.8: more than a fifth of the edge is expected to be off.
         score: Scaled score under this. 0.6: little more than a coin toss.
         found_by: Share of the members that found it under this; not fitted. 0.6: fewer than three of five.
+        region: Longest semi-axis of a landmark's region over this, in the calibration's unit; None: of any size.
         edge: Whether an instance at the image's edge is flagged; not fitted.
         fitted: How each limit was fitted, by name; a default has no entry.
     """
@@ -51,6 +62,7 @@ class ReferralRules:
     predicted_nsd: float = 0.8
     score: float = 0.6
     found_by: float = 0.6
+    region: float | None = None
     edge: bool = True
     fitted: Mapping[str, str] = field(default_factory=dict)
 
@@ -102,6 +114,22 @@ def reasons(prediction: Prediction, i: int, rules: ReferralRules) -> list[str]:
     if rules.edge and touches_edge(instances.masks[i]):
         sentences.append("reaches the image's edge: part of it may be outside")
     return sentences
+
+
+def point_reasons(prediction: Prediction, rules: ReferralRules) -> dict[tuple[int, int], str]:
+    """Return why a person should look at a landmark, by object and type; those that no rule refers are not in it."""
+    landmarks, grid = prediction.instances.landmarks, prediction.instances.grid
+    if rules.region is None or landmarks is None or landmarks.regions is None:
+        return {}
+    radii = {
+        (int(i), int(k)): float(grid.semi_axes(landmarks.regions[i, k])[-1])
+        for i, k in np.argwhere(landmarks.visible > 0)
+    }
+    return {
+        place: f"its region reaches {radius:.3g} {grid.unit} from it, over {rules.region:g} {grid.unit}"
+        for place, radius in radii.items()
+        if radius > with_slack(rules.region)
+    }
 
 
 def touches_edge(mask: Mask) -> bool:

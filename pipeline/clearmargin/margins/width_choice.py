@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from clearmargin.margins.margins import BOTH, MatchedObject, Sides, losses_of, s
 from clearmargin.margins.requirement import SIDES, Side
 from clearmargin.margins.width import Width, WidthKind, fit_predicted
 
-__all__ = ["ChosenWidth", "choose_widths"]
+__all__ = ["ChosenWidth", "choose_widths", "equal_groups", "weighted_quantile"]
 
 _OFFSET = 0.5  # elements
 
@@ -80,7 +81,7 @@ def _fitted(objects: Sequence[MatchedObject], alpha: float, element: float) -> d
                 if (side, floor) in one.needed
             ]
             least = element if floor is None else 1.0
-            level = max(_quantile(known, 1 - alpha), least / 2) if known else least
+            level = max(weighted_quantile(known, 1 - alpha), least / 2) if known else least
             kind: WidthKind = "constant" if floor is None else "edge"
             name = kind if floor is None else f"edge {floor:g}"
             widths.setdefault(name, {})[side] = Width(
@@ -125,14 +126,16 @@ def _joined(widths: dict[str, dict[Side, Width]], sides: Sides) -> dict[str, Wid
 
 
 def _weights(objects: Sequence[MatchedObject]) -> list[float]:
-    """Return a weight for each object, so that each group has the same."""
-    counts: dict[str, int] = {}
-    for one in objects:
-        counts[one.group] = counts.get(one.group, 0) + 1
-    return [1 / counts[one.group] for one in objects]
+    return equal_groups([one.group for one in objects])
 
 
-def _quantile(values: Sequence[tuple[float, float]], level: float) -> float:
+def equal_groups(groups: Sequence[str]) -> list[float]:
+    """Return a weight for each of the objects whose groups are named, so that each group has the same."""
+    counts = Counter(groups)
+    return [1 / counts[group] for group in groups]
+
+
+def weighted_quantile(values: Sequence[tuple[float, float]], level: float) -> float:
     """Return the smallest value that at least ``level`` of the weight does not exceed."""
     lengths, weights = np.array(sorted(values)).T
     share = np.cumsum(weights) / weights.sum()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +17,21 @@ from clearmargin.core.slack import with_slack
 from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.metrics.pair import Status
 
-__all__ = ["RADII", "PointRow", "PointSummary", "point_rows", "summarise_points", "visibility_f1"]
+__all__ = [
+    "RADII",
+    "PointRow",
+    "PointSummary",
+    "pair_points",
+    "point_rows",
+    "success_radius",
+    "summarise_points",
+    "visibility_f1",
+]
 
 RADII: Mapping[Unit, tuple[float, ...]] = {"px": (5.0, 10.0, 20.0), "mm": (2.0, 2.5, 3.0, 4.0)}
 """Radii of success rates by unit."""
+
+_VISIBILITY = {True: "seen", False: "hidden"}  # that is predicted, by whether it is seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +74,7 @@ class PointSummary:
         sd: Their standard deviation (n - 1); None with fewer than two.
         success: Share of the reference points that are detected within each radius; empty without a reference.
         visibility_f1: F1 of "seen"; 1 if nothing is seen or said to be.
+        hidden_f1: F1 of "hidden"; None if nothing is hidden or said to be.
     """
 
     stratum: str
@@ -71,6 +85,39 @@ class PointSummary:
     sd: float | None
     success: Mapping[float, float]
     visibility_f1: float
+    hidden_f1: float | None
+
+
+def pair_points(
+    predicted: Landmarks, reference: Landmarks, grid: Grid
+) -> dict[tuple[int, int], tuple[int, float]]:
+    """Return the pairs of points of a type for which the sum of their distances is least.
+
+    Args:
+        predicted: Points on ``grid``.
+        reference: Points on ``grid``, of the same types.
+        grid: Its spacing measures distances, in mm where it is known.
+
+    Returns:
+        By object and type of a reference point, the predicted object and their distance; one without a partner is not
+        in it.
+
+    Raises:
+        ValueError: The types differ.
+
+    Source: Kuhn, "The Hungarian method for the assignment problem", 1955 (`scipy.optimize.linear_sum_assignment`).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if predicted.types != reference.types:
+        raise ValueError("predicted and reference landmarks are of different types")
+    pairs = {}
+    for k in range(len(reference.types)):
+        ours, theirs = (np.flatnonzero(s.visible[:, k] > 0) for s in (predicted, reference))
+        apart = _distances(predicted.points[ours, k], reference.points[theirs, k], grid)
+        for p, r in zip(*linear_sum_assignment(apart), strict=True):
+            pairs[int(theirs[r]), k] = int(ours[p]), float(apart[p, r])
+    return pairs
 
 
 def point_rows(
@@ -90,21 +137,12 @@ def point_rows(
 
     Raises:
         ValueError: The types differ.
-
-    Source: Kuhn, "The Hungarian method for the assignment problem", 1955 (`scipy.optimize.linear_sum_assignment`).
     """
-    from scipy.optimize import linear_sum_assignment
-
-    if predicted.types != reference.types:
-        raise ValueError("predicted and reference landmarks are of different types")
+    pairs = pair_points(predicted, reference, grid)
     rows = []
     for k, kind in enumerate(reference.types):
-        ours, theirs = (np.flatnonzero(s.visible[:, k] > 0) for s in (predicted, reference))
-        apart = _distances(predicted.points[ours, k], reference.points[theirs, k], grid)
-        pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(apart)), strict=True))
-        partners = {theirs_at: ours_at for ours_at, theirs_at in pairs.items()}
-        for r, i in enumerate(theirs):
-            p = partners.get(r)
+        for i in np.flatnonzero(reference.visible[:, k] > 0).tolist():
+            p, error = pairs.get((i, k), (None, None))
             rows.append(
                 PointRow(
                     group=group,
@@ -112,12 +150,13 @@ def point_rows(
                     point=kind.name,
                     visibility=VISIBILITIES[reference.visible[i, k]],
                     status="fn" if p is None else "tp",
-                    error=None if p is None else float(apart[p, r]),
-                    score=None if p is None else float(predicted.scores[ours[p], k]),
-                    predicted_seen=p is not None and predicted.visible[ours[p], k] == SEEN,
+                    error=error,
+                    score=None if p is None else float(predicted.scores[p, k]),
+                    predicted_seen=p is not None and bool(predicted.visible[p, k] == SEEN),
                     unit=grid.unit,
                 )
             )
+        taken = {p for (_, of_type), (p, _) in pairs.items() if of_type == k}
         rows += [
             PointRow(
                 group=group,
@@ -127,11 +166,11 @@ def point_rows(
                 status="fp",
                 error=None,
                 score=float(predicted.scores[i, k]),
-                predicted_seen=predicted.visible[i, k] == SEEN,
+                predicted_seen=bool(predicted.visible[i, k] == SEEN),
                 unit=grid.unit,
             )
-            for p, i in enumerate(ours)
-            if p not in pairs
+            for i in np.flatnonzero(predicted.visible[:, k] > 0).tolist()
+            if i not in taken
         ]
     return rows
 
@@ -164,12 +203,22 @@ def summarise_points(
     return [_summary(name, own, rng, within) for name, own in strata.items()]
 
 
-def visibility_f1(rows: Sequence[PointRow]) -> float:
-    """Return F1 of "seen": a point that is seen and said to be is right; 1 if none is either."""
-    right = sum(row.predicted_seen and row.visibility == "seen" for row in rows)
-    said = sum(row.predicted_seen for row in rows)
-    true = sum(row.visibility == "seen" for row in rows)
-    return 2 * right / (said + true) if said + true else 1.0
+def success_radius(metric: str, unit: str) -> float | None:
+    """Return the radius of a metric such as ``success_5px``, in ``unit``; None if it is another metric.
+
+    >>> success_radius("success_2.5mm", "mm"), success_radius("success_2.5mm", "px"), success_radius("dice", "px")
+    (2.5, None, None)
+    """
+    stated = re.fullmatch(rf"success_(\d+(?:\.\d+)?){unit}", metric)
+    return float(stated[1]) if stated and float(stated[1]) > 0 else None
+
+
+def visibility_f1(rows: Sequence[PointRow], visibility: Literal["seen", "hidden"] = "seen") -> float | None:
+    """Return F1 of a visibility: a point that has it and is said to have it is right; None if none is either."""
+    says = [_VISIBILITY[row.predicted_seen] if row.score is not None else "absent" for row in rows]
+    right = sum(said == visibility == row.visibility for said, row in zip(says, rows, strict=True))
+    either = says.count(visibility) + sum(row.visibility == visibility for row in rows)
+    return 2 * right / either if either else None
 
 
 def _summary(
@@ -178,7 +227,7 @@ def _summary(
     paired = [row for row in rows if row.error is not None]
     errors = np.array([row.error for row in paired], np.float64)
     references = sum(row.status != "fp" for row in rows)
-    interval = None
+    interval, seen = None, visibility_f1(rows)
     if paired:
         interval = bootstrap_means({"error": errors}, [row.group for row in paired], rng=rng)["error"]
     return PointSummary(
@@ -189,7 +238,8 @@ def _summary(
         median=float(np.median(errors)) if paired else None,
         sd=float(errors.std(ddof=1)) if len(paired) > 1 else None,
         success={r: float((errors <= with_slack(r)).sum() / references) for r in radii} if references else {},
-        visibility_f1=visibility_f1(rows),
+        visibility_f1=1.0 if seen is None else seen,
+        hidden_f1=visibility_f1(rows, "hidden"),
     )
 
 

@@ -36,10 +36,10 @@ class LandmarkTally:
         self.rows += point_rows(kept, theirs, grid=reference.grid, case=case, group=group)
         self._has_areas = self._has_areas and bool(np.isfinite(theirs.areas).all())
         if self._has_areas:
-            self._tally.add(match_oks(ours, theirs, by_type=True))
+            self._tally.add(match_oks(ours, theirs, by_type=ours.owners is None))
 
     def precision(self) -> dict[str, float]:
-        """Return OKS average precision, a type each; none if the area of some object is not known."""
+        """Return OKS average precision, of objects or of a type each; none if some object's area is not known."""
         if not self.rows or not self._has_areas:
             return {}
         average = self._tally.result(_MOST)

@@ -277,6 +277,7 @@ def _network_of(card: ModelCard) -> Network:
         config,
         classes=len(learnt_names(config, card.label_map)),
         channels=card.image.channels,
+        points=len(card.points),
         pretrained=False,
     )
 

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
-from clearmargin.core import InstanceSet, Mask
+from clearmargin.core import InstanceSet, Landmarks, Mask
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.metrics.pair import MaskPair
 from clearmargin.metrics.surface import nsd
 from clearmargin.models.placing import Crop, threshold
 from clearmargin.models.segmenter import Look
 
-__all__ = ["LIMITS", "Parity", "compare", "compare_maps", "worst"]
+__all__ = ["LIMITS", "Parity", "compare", "compare_maps", "compare_points", "worst"]
 
-LIMITS = {"score": 1e-3, "probability": 1e-3, "flipped": 1.0, "nsd": 2e-3, "lost": 0.0, "foreground": 1e-3}
+LIMITS = {
+    "score": 1e-3, "probability": 1e-3, "flipped": 1.0, "nsd": 2e-3, "lost": 0.0, "foreground": 1e-3, "moved": 0.02,
+}  # fmt: skip
 """The largest values of a parity that holds."""
 
 _SAME_OBJECT = 0.5
@@ -36,15 +39,19 @@ class Parity:
         flipped: Pixels of an instance that changed sides, as a share of those that may: the larger of 1 and 0.5 %.
         nsd: Change of the NSD to the reference, at a tolerance of two pixels.
         foreground: Difference of a pixel's probabilities, where a part of the network makes them.
+        points: How many landmarks were compared; those that one lacks are ``lost``, and ``score`` is theirs too.
+        moved: Distance of a landmark's places, in pixels of the source.
     """
 
     instances: int = 0
+    points: int = 0
     lost: int = 0
     score: float = 0.0
     probability: float = 0.0
     flipped: float = 0.0
     nsd: float = 0.0
     foreground: float = 0.0
+    moved: float = 0.0
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -61,12 +68,14 @@ def worst(parities: Iterable[Parity]) -> Parity:
     every = list(parities)
     return Parity(
         instances=sum(p.instances for p in every),
+        points=sum(p.points for p in every),
         lost=sum(p.lost for p in every),
         score=max((p.score for p in every), default=0.0),
         probability=max((p.probability for p in every), default=0.0),
         flipped=max((p.flipped for p in every), default=0.0),
         nsd=max((p.nsd for p in every), default=0.0),
         foreground=max((p.foreground for p in every), default=0.0),
+        moved=max((p.moved for p in every), default=0.0),
     )
 
 
@@ -89,7 +98,37 @@ def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) 
         if i not in paired
     )
     compared = [_compare_masks(first, i, second, j, reference) for i, j in pairs.items()]
-    return worst([Parity(lost=lost), *compared])
+    return worst(
+        [Parity(lost=lost), *compared, compare_points(first.landmarks(), second.landmarks(), floor=floor)]
+    )
+
+
+def compare_points(first: Landmarks | None, second: Landmarks | None, *, floor: float) -> Parity:
+    """Return how far the second's landmarks are from the first's; those without a partner of their type are lost.
+
+    Args:
+        first: From torch.
+        second: From the runtime, on the same grid.
+        floor: Only points with this score or more are compared; of those just above it one may lack its partner.
+    """
+    if first is None or second is None:
+        return Parity(lost=int(first is not second))
+    one, two = (side.at_least(floor).singles() for side in (first, second))
+    clear = floor + LIMITS["score"]
+    found = []
+    for k in range(len(first.types)):
+        rows = [np.flatnonzero(side.visible[:, k]) for side in (one, two)]
+        apart = np.linalg.norm(one.points[rows[0], None, k] - two.points[None, rows[1], k], axis=2)
+        pairs = list(zip(*linear_sum_assignment(apart), strict=True))
+        for side, own, partners in zip(
+            (one, two), rows, zip(*pairs, strict=True) if pairs else ((), ()), strict=True
+        ):
+            alone = np.delete(own, np.array(partners, np.int64))
+            found.append(Parity(lost=int((side.scores[alone, k] >= clear).sum())))
+        for i, j in pairs:
+            scores = float(one.scores[rows[0][i], k]), float(two.scores[rows[1][j], k])
+            found.append(Parity(points=1, score=abs(scores[0] - scores[1]), moved=float(apart[i, j])))
+    return worst(found)
 
 
 def compare_maps(first: Look, second: Look) -> Parity:

@@ -25,7 +25,7 @@ from clearmargin.core import (
     Provenance,
     Thresholds,
 )
-from clearmargin.core.landmarks import SEEN
+from clearmargin.core.belonging import with_owners
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.linking.slices import link_slices
 from clearmargin.models.clock import Clock
@@ -34,7 +34,7 @@ from clearmargin.models.placing import Crop, place, place_view, threshold
 from clearmargin.models.repeats import Suppression, without_repeats
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.tiling import find_in_tiles
-from clearmargin.networks.network import Detections, Network, PlaneNetwork
+from clearmargin.networks.network import Detections, Network, PlaneNetwork, PointDetections
 from clearmargin.networks.threads import refuse_forked, torch_threads
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
@@ -42,7 +42,7 @@ from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
 from clearmargin.transforms.view import PreparedImage
 
-__all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "View"]
+__all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "View", "placed_points", "with_points"]
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,10 @@ class Look(Protocol):
 
     def instances(self, rule: Suppression) -> InstanceSet:
         """Return the instances on ``grid``, best score first, less those that ``rule`` leaves out."""
+        ...
+
+    def landmarks(self) -> Landmarks | None:
+        """Return the points on ``grid``, each an object of its own; None if they were not looked for."""
         ...
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
@@ -140,26 +144,12 @@ class PlaneDetections:
         kept = np.array([m.area > 0 for m in masks], bool)
         if not kept.all():
             log.debug("%s: %d detection(s) hold no pixel", self.plane.source.case, int((~kept).sum()))
-        return replace(without_repeats(every.select(kept), rule), landmarks=self._landmarks())
+        return replace(without_repeats(every.select(kept), rule), landmarks=self.landmarks())
 
-    def _landmarks(self) -> Landmarks | None:
-        """Return each landmark as an object of its own, on the plane's grid; None if they were not looked for."""
+    def landmarks(self) -> Landmarks | None:
+        """Return the points on the plane's grid, each an object of its own; None if they were not looked for."""
         found = self.found.landmarks
-        if found is None:
-            return None
-        n = len(found.types)
-        at = np.full((n, len(self.points), 2), np.nan)
-        spread = np.full((n, len(self.points), 2, 2), np.nan)
-        visible, scores = (
-            np.zeros((n, len(self.points)), np.int8),
-            np.zeros((n, len(self.points)), np.float32),
-        )
-        rows = np.arange(n)
-        at[rows, found.types], spread[rows, found.types] = found.points, found.covariance
-        visible[rows, found.types], scores[rows, found.types] = SEEN, found.scores
-        shown = Landmarks.of(self.points, at, visible, scores=scores, covariance=spread)
-        # A mirrored view shows the left one as a right one, and is turned back as training turned it.
-        return shown.moved(self.matrix).inside(self.grid.shape)
+        return None if found is None else placed_points(found, self.points, self.matrix, self.grid)
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid, once.
@@ -171,6 +161,28 @@ class PlaneDetections:
             raise ValueError("a look without maps has no foreground")
         shape = (self.grid.shape[0], self.grid.shape[1])
         yield place_view(self.found.foreground, self.extent, self.matrix, shape)
+
+
+def placed_points(
+    found: PointDetections, types: tuple[PointType, ...], matrix: NDArray[np.float64], grid: Grid
+) -> Landmarks:
+    """Return points that a network found on the source's grid, each an object of its own; those outside are left out.
+
+    Args:
+        found: In network pixels.
+        types: That the network looks for.
+        matrix: From network indices to the grid's.
+        grid: Of the source.
+    """
+    n, k, ndim = len(found.types), len(types), grid.ndim
+    at, spread = np.full((n, k, ndim), np.nan), np.full((n, k, ndim, ndim), np.nan)
+    visible, scores = np.zeros((n, k), np.int8), np.zeros((n, k), np.float32)
+    rows = np.arange(n)
+    at[rows, found.types], spread[rows, found.types] = found.points, found.covariance
+    visible[rows, found.types], scores[rows, found.types] = found.visible, found.scores
+    shown = Landmarks.of(types, at, visible, scores=scores, covariance=spread)
+    # A mirrored view shows the left one as a right one, and is turned back as training turned it.
+    return shown.moved(matrix).inside(grid.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +241,11 @@ class NetworkSegmenter(ABC):
         """Whether the network looks for landmarks."""
         return bool(getattr(self.network, "finds_landmarks", False))
 
+    @property
+    def finds_masks(self) -> bool:
+        """Whether the network looks for instances."""
+        return bool(getattr(self.network, "finds_masks", True))
+
     def refuse(self, what: str, way_out: str) -> None:
         """Refuse what landmarks cannot go through.
 
@@ -274,12 +291,11 @@ class NetworkSegmenter(ABC):
         """Return the looks' instances as the image's: linked, in a volume; those that reach their score threshold."""
         if parts[0].grid.ndim == image.grid.ndim:
             whole = parts[0]
-            if whole.landmarks is not None:
-                whole = replace(whole, landmarks=whole.landmarks.at_least(self.thresholds.every))
         else:
             choice = self.choice
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
-        return whole.select(self.thresholds.reached(whole))
+        reached = whole.select(self.thresholds.reached(whole))
+        return with_points(reached, self.thresholds.every, grouped=self.finds_masks)
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the image with the intensities that the network is shown; the same for every view of it.
@@ -304,6 +320,14 @@ class NetworkSegmenter(ABC):
         """
 
 
+def with_points(instances: InstanceSet, least: float, *, grouped: bool) -> InstanceSet:
+    """Return instances with their landmarks of at least a score; ``grouped``: as objects that belong to instances."""
+    if instances.landmarks is None:
+        return instances
+    points = instances.landmarks.at_least(least)
+    return replace(instances, landmarks=with_owners(points, instances) if grouped else points)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlaneSegmenter(NetworkSegmenter):
     """A network of planes with what it needs to be shown an image: pictures whole, volumes slice by slice."""
@@ -317,8 +341,6 @@ class PlaneSegmenter(NetworkSegmenter):
                 f"{ready.source.case}: {self.provenance.model} finds landmarks of pictures, and the input is a volume: "
                 "give it slices"
             )
-        if self.choice.tile is not None:
-            self.refuse("it is shown whole images", "leave tiles out")
         for z in range(ready.grid.shape[0] if ready.grid.ndim == 3 else 1):
             with self.stage("transform"):
                 plane = ready.plane(z)

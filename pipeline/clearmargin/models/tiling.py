@@ -21,8 +21,9 @@ from clearmargin.core import Mask
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models.placing import Crop, place, place_view, threshold
 from clearmargin.models.repeats import Suppression, first_looks
+from clearmargin.models.tiled_points import join_points
 from clearmargin.models.tiles import Tile, TileGrid, lay_tiles
-from clearmargin.networks.network import Detections
+from clearmargin.networks.network import Detections, PointDetections
 
 __all__ = ["find_in_tiles"]
 
@@ -57,7 +58,8 @@ def find_in_tiles(
     that the sum of their IoU is largest (Hungarian method). A joined mask is the mean of the tiles' probabilities, each
     weighted by the distance to its tile's cut edges; its score is the mean of the parts' scores, weighted by area, as
     for slices linked to a volume. A part that its tile cut, and that another tile sees whole and does not find, is left
-    out. The foreground is the mean of the tiles', weighted by the same distance, where they give it.
+    out. The foreground is the mean of the tiles', weighted by the same distance, where they give it. Landmarks are
+    joined by `join_points`.
 
     Args:
         look: From the first pixel ``(y, x)`` and the size of a tile to its detections, in the tile's pixels; in space
@@ -74,12 +76,15 @@ def find_in_tiles(
         return look(tiles[0].low, view)
     parts: list[_Part] = []
     blend: _Blend | None = None
+    points: list[tuple[Tile, PointDetections]] = []
     for t in tiles:
         detections = look(t.low, t.size)
         parts += _parts(detections, t, view, rule)
         if detections.foreground is not None:
             blend = blend or _Blend(len(detections.foreground), view)
             blend.add(detections.foreground, t)
+        if detections.landmarks is not None:
+            points.append((t, detections.landmarks))
     objects = [[parts[i] for i in group] for group in _groups(parts)]
     grid = TileGrid(tiles)
     joined = _detections(
@@ -90,7 +95,11 @@ def find_in_tiles(
         ],
         len(view),
     )
-    return joined if blend is None else replace(joined, foreground=blend.mean())
+    return replace(
+        joined,
+        foreground=None if blend is None else blend.mean(),
+        landmarks=join_points(points, view) if points else None,
+    )
 
 
 class _Blend:

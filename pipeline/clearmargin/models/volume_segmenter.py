@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.core import Grid, Image, InstanceSet, Landmarks, PointType
 from clearmargin.errors import InputError
 from clearmargin.models.placing import Crop, place, place_slice, place_volume, threshold
 from clearmargin.models.repeats import Suppression, without_repeats
-from clearmargin.models.segmenter import Look, NetworkSegmenter, View
+from clearmargin.models.segmenter import Look, NetworkSegmenter, View, placed_points
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.networks.components import Component, class_components
-from clearmargin.networks.network import Detections, Slab, VolumeNetwork, WindowNetwork
+from clearmargin.networks.network import Detections, PointDetections, Slab, VolumeNetwork, WindowNetwork
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import VolumeView
 from clearmargin.transforms.spatial import resample, volume_view
@@ -42,12 +42,16 @@ class VolumeDetections:
         matrix: ``(4, 4)``, from network indices to the volume's.
         grid: The volume's.
         found: Label and component of each instance, best score first.
+        points: Landmarks, in network voxels; None if they were not looked for.
+        types: Of the landmarks.
     """
 
     maps: NDArray[np.float32]
     matrix: NDArray[np.float64]
     grid: Grid
     found: tuple[tuple[int, Component], ...]
+    points: PointDetections | None = None
+    types: tuple[PointType, ...] = ()
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -68,7 +72,12 @@ class VolumeDetections:
         """Return the components as instances on the volume's grid; those of one class never overlap."""
         masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found))]
         every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
-        return every.select(np.array([m.area > 0 for m in masks], bool))
+        kept = every.select(np.array([m.area > 0 for m in masks], bool))
+        return replace(kept, landmarks=self.landmarks())
+
+    def landmarks(self) -> Landmarks | None:
+        """Return the points on the volume's grid, each an object of its own; None if they were not looked for."""
+        return None if self.points is None else placed_points(self.points, self.types, self.matrix, self.grid)
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each slice's probability of each class, ``(K, Y, X)`` on the volume's grid."""
@@ -111,6 +120,10 @@ class WindowDetections:
         masks = [threshold(*self.placed(k), self.grid.shape) for k in range(len(self.found.scores))]
         every = InstanceSet(grid=self.grid, masks=tuple(masks), labels=self.labels, scores=self.scores)
         return without_repeats(every.select(np.array([m.area > 0 for m in masks], bool)), rule)
+
+    def landmarks(self) -> Landmarks | None:
+        """Return None: no network of windows looks for points."""
+        return None
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each slice's probability of each class, ``(K, Y, X)`` on the volume's grid.
@@ -210,7 +223,17 @@ class VolumeSegmenter(_SpaceSegmenter):
         matrix, (depth, _, _), slab = self._shown(ready, view, self.network.view)
         with self.clock("network"), torch.inference_mode():
             maps = self.network.probabilities(slab, depth)
-        return self._components(maps, matrix, ready)
+        if not self.network.finds_landmarks:
+            return self._components(maps, matrix, ready)
+        voxel = None
+        if ready.grid.unit == "mm":
+            sizes = zip(ready.grid.spacing, self.network.view.scales_for(ready.grid), strict=True)
+            vz, vy, vx = (size / scale for size, scale in sizes)
+            voxel = (vz, vy, vx)
+        points = self.network.points(maps, voxel)
+        return VolumeDetections(
+            maps=maps, matrix=matrix, grid=ready.grid, found=(), points=points, types=self.label_map.points
+        )
 
     def _components(
         self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: PreparedImage

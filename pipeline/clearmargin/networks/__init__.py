@@ -47,6 +47,7 @@ NETWORKS: dict[str, NetworkEntry] = {
     "mask2former": NetworkEntry("clearmargin.networks.mask2former", "Mask2FormerConfig", "Mask2Former"),
     "eomt": NetworkEntry("clearmargin.networks.eomt", "EoMTConfig", "EoMT"),
     "heatmap": NetworkEntry("clearmargin.networks.heatmap", "HeatmapConfig", "Heatmap"),
+    "heatmap_3d": NetworkEntry("clearmargin.networks.heatmap_3d", "Heatmap3DConfig", "Heatmap3D"),
 }
 
 
@@ -98,7 +99,9 @@ def encoder(config: Settings, classes: int) -> Encode | None:
     return cast("NetworkSettings", config).encode(classes)
 
 
-def build_network(config: Settings, *, classes: int, pretrained: bool, channels: int = 3) -> Network:
+def build_network(
+    config: Settings, *, classes: int, pretrained: bool, channels: int = 3, points: int = 0
+) -> Network:
     """Return the network of a config for ``classes`` classes (background not counted).
 
     Args:
@@ -106,9 +109,11 @@ def build_network(config: Settings, *, classes: int, pretrained: bool, channels:
         classes: Number of what it tells apart (`learnt_names`).
         pretrained: Whether the backbone starts from its pretrained weights; a checkpoint needs none.
         channels: Channels of the images.
+        points: Types of landmarks, which a network finds beside instances if its configuration says so.
     """
+    beside = {"points": points} if getattr(config, "landmarks", None) is not None else {}
     network: Network = _load(config.model_dump()["network"], "network")(
-        config, classes=classes, channels=channels, pretrained=pretrained
+        config, classes=classes, channels=channels, pretrained=pretrained, **beside
     )
     return network
 

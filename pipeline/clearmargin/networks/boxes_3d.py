@@ -103,5 +103,5 @@ def pool_regions(
         read = F.grid_sample(
             one[None].float(), grid.flatten(0, 1)[None], align_corners=False, padding_mode="border"
         )
-        parts.append(read[0].unflatten(1, (len(own), size[0])).transpose(0, 1).to(maps.dtype))
+        parts.append(torch.unflatten(read[0], 1, (len(own), size[0])).transpose(0, 1).to(maps.dtype))
     return torch.cat(parts)

@@ -130,7 +130,7 @@ def _parted(
 
 
 def _cores(cores: NDArray[np.float32], within: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Return the number of each core at its elements, 0 elsewhere; what is sure nowhere is no core."""
+    """Return the number of each core at its elements, 0 elsewhere; a region that is sure nowhere is not a core."""
     from scipy import ndimage
 
     seeds, several = ndimage.label(within & (cores >= CORE))

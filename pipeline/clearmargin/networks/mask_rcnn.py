@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from clearmargin.errors import ConfigError
 from clearmargin.networks.foreground import ForegroundHead, foreground_loss, foreground_probability
+from clearmargin.networks.heatmap import PlaneHeatSettings, landmark_choices, plane_losses, plane_points
 from clearmargin.networks.losses import MaskLossSettings, mask_loss
-from clearmargin.networks.network import Detections, PlaneNetwork, Targets, learning
+from clearmargin.networks.network import Detections, PlaneNetwork, PointDetections, Targets, learning
+from clearmargin.networks.peaks import heat_channels
 from clearmargin.networks.planning import Choice, Facts, Shown, anchor_choices, mask_loss_choice
 from clearmargin.networks.point_rend import (
     PointHead,
@@ -37,6 +39,7 @@ from clearmargin.networks.point_rend import (
 from clearmargin.networks.pooling import RegionPool, Regions, TabledMaps
 from clearmargin.networks.proposals import ProposalNetwork
 from clearmargin.networks.pyramid import Pyramid, PyramidSettings, separable
+from clearmargin.networks.rows import by_rows
 from clearmargin.networks.suppression import soft_nms
 from clearmargin.networks.threads import torch_threads
 
@@ -50,6 +53,12 @@ _DOUBT = 0.1  # around one half: how surely it does
 
 _LONG = 2.5  # an object's box side over its thickness, from which on boxes end short of it
 _FEW_TOUCH = 0.25  # share of objects that touch: a mask that is followed joins them
+
+
+class LandmarkSettings(PlaneHeatSettings):
+    """Options of the landmarks' head."""
+
+    weight: float = Field(0.5, gt=0, description="weight of its losses beside those of instances")
 
 
 class MaskRCNNConfig(PyramidSettings):
@@ -100,6 +109,9 @@ class MaskRCNNConfig(PyramidSettings):
     )
     score_threshold: float = Field(0.05, ge=0, lt=1)
     detections: int = Field(100, ge=1, description="largest number of instances per image")
+    landmarks: LandmarkSettings | None = Field(
+        None, description="head for the card's landmarks, as that of heatmap; null: none"
+    )
 
     @classmethod
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
@@ -111,6 +123,8 @@ class MaskRCNNConfig(PyramidSettings):
             reason = f"objects are {length:.1f} times as long as thick, which boxes cut off, and seldom touch"
             yield Choice("model.mask_looks", 3, reason)
         yield from mask_loss_choice(facts, shown, cls().mask_loss)
+        if facts.most_points:
+            yield from landmark_choices(facts, "model.landmarks")
 
 
 class MaskRCNN(PlaneNetwork):
@@ -120,12 +134,20 @@ class MaskRCNN(PlaneNetwork):
     torchvision's own model leaves it off, which shifts its masks by half a pixel.
     """
 
-    parts = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground")
+    parts: tuple[str, ...] = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground")
 
-    def __init__(self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool) -> None:
+    def __init__(
+        self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool, points: int = 0
+    ) -> None:
         super().__init__()
         if classes < 1:
             raise ConfigError(f"mask_rcnn needs at least one class, not {classes}")
+        if config.landmarks is not None and points < 1:
+            raise ConfigError(
+                "mask_rcnn: model.landmarks asks for landmarks, and the card has no points: leave it out"
+            )
+        self.points = points
+        self.finds_landmarks = config.landmarks is not None
         self.config = config
         width = config.fpn_channels
         self.pyramid = Pyramid(config, channels=channels, pretrained=pretrained, extra=LastLevelMaxPool())
@@ -176,6 +198,13 @@ class MaskRCNN(PlaneNetwork):
         )
         # last, so that what instances are made of starts as it would without it
         self.foreground = ForegroundHead(channels, (width,) * len(_STRIDES), classes)
+        self.heat = (
+            None
+            if config.landmarks is None
+            else ForegroundHead(channels, (width,) * len(_STRIDES), heat_channels(config.landmarks, points))
+        )
+        if self.heat is not None:
+            self.parts = (*self.parts, "heat")
         self.pool = RegionPool(_STRIDES)
         self._threads: int | None = None
         self.eval()
@@ -192,7 +221,8 @@ class MaskRCNN(PlaneNetwork):
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
         """Return ``objectness``, ``proposals``, ``classes``, ``boxes``, ``masks``, ``points`` and ``foreground``.
 
-        Images without an instance teach the background; ``masks`` and ``points`` are then 0.
+        Images without an instance teach the background; ``masks`` and ``points`` are then 0. With landmarks also the
+        losses of `heat_losses`, weighted.
         """
         with learning(self.pyramid):
             features = self._features(images)
@@ -209,7 +239,18 @@ class MaskRCNN(PlaneNetwork):
             "boxes": boxes,
             **self._mask_losses(features, regions, proposals, matched, labels, targets),
             "foreground": foreground_loss(self.foreground, images, self._levels(features), targets),
+            **self._landmark_losses(images, features, targets),
         }
+
+    def _landmark_losses(
+        self, images: Tensor, features: dict[str, Tensor], targets: list[Targets]
+    ) -> dict[str, Tensor]:
+        settings = self.config.landmarks
+        if self.heat is None or settings is None:
+            return {}
+        logits = self.heat(images, self._levels(features))
+        losses = plane_losses(logits, targets, settings, self.points)
+        return {name: settings.weight * loss for name, loss in losses.items()}
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return detections with masks of 28 x 28, doubled until a pixel has a sample of its own.
@@ -227,6 +268,7 @@ class MaskRCNN(PlaneNetwork):
         size = (int(images.shape[-2]), int(images.shape[-1]))
         found = self.roi_heads.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
         every = foreground_probability(self.foreground, images, self._levels(features)) if maps else None
+        landmarks = self._landmarks(images, features)
         detections = []
         for i, one in enumerate(zip(*found, strict=True)):
             boxes, scores, labels = self._suppress(*one)
@@ -241,9 +283,15 @@ class MaskRCNN(PlaneNetwork):
                     masks=masks,
                     regions=within,
                     foreground=None if every is None else every[i],
+                    landmarks=landmarks[i],
                 )
             )
         return detections
+
+    def _landmarks(self, images: Tensor, features: dict[str, Tensor]) -> Sequence[PointDetections | None]:
+        if self.heat is None or self.config.landmarks is None:
+            return [None] * len(images)
+        return plane_points(self.heat(images, self._levels(features)), self.config.landmarks, self.points)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.config.soft_nms is None:  # torchvision has done it
@@ -276,8 +324,7 @@ class MaskRCNN(PlaneNetwork):
 
     def _coarse(self, regions: Regions, boxes: list[Tensor]) -> Tensor:
         """Return coarse mask logits of the boxes, ``(R, K + 1, 28, 28)``."""
-        logits: Tensor = self.mask_branch(regions(boxes, 14))
-        return logits
+        return by_rows(self.mask_branch, regions(boxes, 14))
 
     def _follow(
         self, regions: Regions, boxes: Tensor, labels: Tensor, place: _Place

@@ -24,6 +24,7 @@ from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.losses import MaskLossSettings, mask_loss
 from clearmargin.networks.network import Detections, VolumeTargets, WindowNetwork
 from clearmargin.networks.planning import Choice, Facts, NetworkSettings, Sees, Shown
+from clearmargin.networks.rows import by_rows
 from clearmargin.networks.semantic_cc import semantic_losses
 from clearmargin.networks.window_plan import window_choices, window_objection
 from clearmargin.transforms.settings import VolumeView
@@ -236,7 +237,7 @@ class MaskRCNN3D(WindowNetwork):
         """Return logits ``(B, A)`` and changes ``(B, A, 6)`` of all anchors, and the anchors ``(A, 6)``."""
         logits, changes, anchors = [], [], []
         for (level, shapes), answers in zip(
-            self.anchored.items(), self.proposer(list(maps[1:])), strict=True
+            self.anchored.items(), self.proposer([maps[level] for level in self.anchored]), strict=True
         ):
             split = answers.float().unflatten(1, (len(shapes), 7)).permute(0, 3, 4, 5, 1, 2).flatten(1, 4)
             logits.append(split[..., 0])
@@ -288,7 +289,7 @@ class MaskRCNN3D(WindowNetwork):
         levels = (sides[:, None] - steps[None]).abs().argmin(1)
         parts, places = [], []
         for level, one in enumerate(maps[1:]):
-            picked = [b[own == level] for b, own in zip(boxes, levels.split(counts), strict=True)]
+            picked = [b[own == level] for b, own in zip(boxes, torch.split(levels, counts), strict=True)]
             if sum(map(len, picked)):
                 parts.append(pool_regions(one, picked, (bins,) * 3, extent))
                 places.append(torch.where(levels == level)[0])
@@ -303,8 +304,9 @@ class MaskRCNN3D(WindowNetwork):
         if not sum(counts):
             return [maps[0].new_zeros((0, self.classes, 1, 1, 1)) for _ in boxes]
         fine = pool_regions(maps[0], boxes, (2 * coarse,) * 3, extent)
-        logits: Tensor = self.mask_branch(self._pooled(maps, boxes, coarse, extent), fine)
-        return list(logits.split(counts))
+        return list(
+            torch.split(by_rows(self.mask_branch, self._pooled(maps, boxes, coarse, extent), fine), counts)
+        )
 
     def _mask_loss(self, maps: Sequence[Tensor], samples: _Samples, targets: list[VolumeTargets]) -> Tensor:
         rows = [torch.where(label > 0)[0][: self.config.mask_samples] for label in samples.labels]
@@ -319,7 +321,9 @@ class MaskRCNN3D(WindowNetwork):
         logits = torch.cat(self._masks(maps, boxes, extent))
         own = logits[torch.arange(len(labels), device=labels.device), labels - 1].float()
         truth = torch.cat([t.masks for t in targets])[matches, None].float()
-        wanted = pool_regions(truth, list(torch.cat(boxes)[:, None]), tuple(own.shape[1:]), extent)[:, 0]
+        wanted = pool_regions(
+            truth, list(torch.cat(boxes)[:, None]), (own.shape[1], own.shape[2], own.shape[3]), extent
+        )[:, 0]
         return mask_loss(own.flatten(1, 2), wanted.flatten(1, 2), self.config.mask_loss)
 
     def _detected(
@@ -369,11 +373,10 @@ class _Maps(nn.Module):
 
 
 class _Proposer(nn.Module):
-    """From the maps to a logit and six changes of each anchor, for the levels that have anchors."""
+    """From the maps of the levels that have anchors to a logit and six changes of each anchor."""
 
     def __init__(self, width: int, anchored: Mapping[int, Sequence[Extent]]) -> None:
         super().__init__()
-        self.levels = [level - 1 for level in anchored]  # the maps begin at level 1
         self.shared = nn.Sequential(
             nn.Conv3d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.LeakyReLU(0.01)
         )
@@ -384,7 +387,7 @@ class _Proposer(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Return ``(B, 7 A, d, h, w)`` of each level with A anchors."""
-        return [decide(self.shared(maps[k])) for k, decide in zip(self.levels, self.decide, strict=True)]
+        return [decide(self.shared(one)) for one, decide in zip(maps, self.decide, strict=True)]
 
 
 class _BoxBranch(nn.Module):

@@ -46,15 +46,15 @@ class Targets:
         boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2``, the far edges exclusive.
         labels: ``(N,)`` int64, 1..K.
         masks: ``(N, H, W)`` uint8, 0 or 1.
-        points: ``(P, 3)`` float32: type (0..K-1), row and column of each landmark; the centre of the first pixel is
-            (0, 0).
+        points: ``(P, 4)`` float32: type (0..K-1), row, column and visibility (``HIDDEN`` or ``SEEN``) of each landmark;
+            the centre of the first pixel is (0, 0).
         cores: ``(K, H, W)`` float32, what the network's ``encode`` makes of the masks; empty without one.
     """
 
     boxes: Tensor
     labels: Tensor
     masks: Tensor
-    points: Tensor = field(default_factory=lambda: torch.zeros((0, 3), dtype=torch.float32))
+    points: Tensor = field(default_factory=lambda: torch.zeros((0, 4), dtype=torch.float32))
     cores: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @staticmethod
@@ -69,7 +69,7 @@ class Targets:
                 size = line.shape[1]
                 boxes[:, edge] = line.float().argmax(dim=1).float()
                 boxes[:, edge + 2] = size - line.flip(1).float().argmax(dim=1).float()
-        points = torch.zeros((0, 3), dtype=torch.float32) if points is None else points
+        points = torch.zeros((0, 4), dtype=torch.float32) if points is None else points
         cores = torch.zeros(0) if cores is None else cores
         return Targets(boxes=boxes, labels=labels, masks=masks, points=points, cores=cores)
 
@@ -90,11 +90,15 @@ class VolumeTargets:
         labels: ``(N,)`` int64, 1..K.
         masks: ``(N, D, H, W)`` uint8, 0 or 1.
         cores: As of ``Targets``, ``(K, D, H, W)``.
+        points: ``(P, 5)`` float32: type, slice, row, column and visibility of each landmark, as of `Targets`.
+        voxel: ``(1, 3)`` float32, size of a network voxel along each axis, in mm; NaN if the spacing is not known.
     """
 
     labels: Tensor
     masks: Tensor
     cores: Tensor = field(default_factory=lambda: torch.zeros(0))
+    points: Tensor = field(default_factory=lambda: torch.zeros((0, 5), dtype=torch.float32))
+    voxel: Tensor = field(default_factory=lambda: torch.full((1, 3), torch.nan))
 
     def to(self, device: torch.device) -> VolumeTargets:
         """Return the targets on ``device``."""
@@ -108,24 +112,27 @@ class VolumeTargets:
 def _each(targets: T, change: Callable[[Tensor], Tensor]) -> T:
     """Return targets with each tensor changed."""
     names = [f.name for f in fields(targets)]
-    return replace(targets, **{name: change(getattr(targets, name)) for name in names})
+    changed: dict[str, Any] = {name: change(getattr(targets, name)) for name in names}
+    return replace(targets, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointDetections:
-    """Landmarks that a network found in one image, best score first, in network pixels.
+    """Landmarks that a network found in one image or volume, best score first, in network pixels (voxels).
 
     Attributes:
         types: ``(P,)`` int64, 0..K-1.
-        points: ``(P, 2)`` float64, row and column; the centre of the first pixel is (0, 0).
+        points: ``(P, ndim)`` float64 indices; the centre of the first pixel is at 0.
         scores: ``(P,)`` float32 in [0, 1].
-        covariance: ``(P, 2, 2)`` float64, of the probability around each point.
+        covariance: ``(P, ndim, ndim)`` float64, of the probability around each point.
+        visible: ``(P,)`` int8, ``HIDDEN`` or ``SEEN``.
     """
 
     types: NDArray[np.int64]
     points: NDArray[np.float64]
     scores: NDArray[np.float32]
     covariance: NDArray[np.float64]
+    visible: NDArray[np.int8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +143,13 @@ class Detections:
         boxes: ``(N, 4)`` float32, ``x1 y1 x2 y2``; in space ``(N, 6)``, ``x1 y1 z1 x2 y2 z2``, and ``regions`` too.
         labels: ``(N,)`` int64, 1..K.
         scores: ``(N,)`` float32 in [0, 1].
-        masks: N float32 probability masks ``(h, w)``, in space ``(d, h, w)``, at any resolution: one tensor where all have one, else N.
+        masks: N float32 probability masks ``(h, w)``, in space ``(d, h, w)``, at any resolution: one tensor where all
+            have one, else N.
         regions: ``(N, 4)`` float32: the part of the image that each of ``masks`` spans, edge to edge. The box
             for a two-stage network, the instance's crop (``crop_masks``) for one that predicts whole masks.
         foreground: ``(K, h, w)`` float32 (``(K, d, h, w)``), the probability that a pixel belongs to each class, at any
-            resolution; it spans the image edge to edge, and has no edge where a box or a crop has one. None if not asked for.
+            resolution; it spans the image edge to edge, and has no edge where a box or a crop has one. None if not
+            asked for.
         landmarks: None for a network that does not look for them.
     """
 
@@ -175,10 +184,12 @@ class Network(nn.Module, ABC):
         dimensions: 2 if it sees planes, 3 if it sees volumes.
         parts: Paths of the modules, from tensors to tensors, that inference spends its time in. A runtime can compute
             them in torch's place.
+        finds_masks: Whether its detections have masks.
         finds_landmarks: Whether its detections have landmarks.
     """
 
-    finds_landmarks: ClassVar[bool] = False
+    finds_masks: bool = True
+    finds_landmarks: bool = False
     dimensions: ClassVar[Literal[2, 3]]
     parts: tuple[str, ...]
 
@@ -240,6 +251,15 @@ class VolumeNetwork(Network):
             slab: Returns the slices from its first up to its second argument, ``(C, d, H, W)`` in [0, 1].
             depth: Number of slices D.
         """
+
+    def points(self, maps: NDArray[np.float32], voxel: tuple[float, float, float] | None) -> PointDetections:
+        """Return the landmarks of a volume whose ``probabilities`` are heat maps.
+
+        Args:
+            maps: As ``probabilities`` gives them.
+            voxel: Size of a network voxel in mm; None if it is not known.
+        """
+        raise ValueError(f"{type(self).__name__} finds no landmarks")
 
 
 class WindowNetwork(Network):

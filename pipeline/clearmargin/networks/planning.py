@@ -121,6 +121,11 @@ class Facts(Protocol):
         """Largest number of landmarks of one type in an image; 0 without landmarks."""
         ...
 
+    @property
+    def both_visibilities(self) -> bool:
+        """Whether there are seen and hidden landmarks."""
+        ...
+
 
 class Shown(NamedTuple):
     """How the network is shown the data, and what there is for it.

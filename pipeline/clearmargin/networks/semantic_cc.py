@@ -23,13 +23,21 @@ from clearmargin.networks.losses import MaskLossSettings, dice_loss, mask_loss
 from clearmargin.networks.network import Detections, PlaneNetwork, Targets, VolumeTargets
 from clearmargin.networks.planning import BORDER, Choice, Facts, NetworkSettings, Shown, mask_loss_choice
 
-__all__ = ["SemanticCC", "SemanticCCConfig", "UNetSettings", "build_unet", "start_unet", "unet_losses"]
+__all__ = [
+    "SemanticCC",
+    "SemanticCCConfig",
+    "SemanticSettings",
+    "UNetSettings",
+    "build_unet",
+    "start_unet",
+    "unet_losses",
+]
 
 log = logging.getLogger(__name__)
 
 
 class UNetSettings(NetworkSettings):
-    """Options of a semantic network and its components, in the plane and in space."""
+    """Options of a U-shaped network, in the plane and in space."""
 
     architecture: Literal["dynunet", "segresnet"] = "dynunet"
     weights: str | None = Field(
@@ -42,15 +50,24 @@ class UNetSettings(NetworkSettings):
         description="filters of the finest level; each further level has twice as many",
     )
     levels: int = Field(5, ge=3, le=6, description="resolutions, each half of the one before")
-    smallest: int = Field(
-        16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
-    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout rate in training and for predict --uncertainty dropout"
     )
+
+    def halved(self, dimensions: int) -> list[tuple[int, ...]]:
+        """Return the factor between each level and the next, of each axis."""
+        return [(2,) * dimensions] * (self.levels - 1)
+
+
+class SemanticSettings(UNetSettings):
+    """Options of a semantic network and its components, in the plane and in space."""
+
+    smallest: int = Field(
+        16, ge=1, description="components of fewer network pixels (voxels) are dropped as specks"
+    )
     targets: TargetKind = Field(
         "classes",
-        description="what parts objects of a class that touch: nothing (classes), cores within a border of one width "
+        description="cue that parts objects of a class that touch: none (classes), cores within a border of one width "
         "(border), or cores by the depth within each object (distance)",
     )
     border: float = Field(
@@ -60,10 +77,6 @@ class UNetSettings(NetworkSettings):
     )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
-
-    def halved(self, dimensions: int) -> list[tuple[int, ...]]:
-        """Return the factor between each level and the next, of each axis."""
-        return [(2,) * dimensions] * (self.levels - 1)
 
     def outputs(self, classes: int) -> int:
         """Return how many maps the network has: each class's probability, and its cores if they are learnt."""
@@ -94,7 +107,7 @@ class UNetSettings(NetworkSettings):
         yield from mask_loss_choice(facts, shown, cls().mask_loss)
 
 
-class SemanticCCConfig(UNetSettings):
+class SemanticCCConfig(SemanticSettings):
     """Options of the semantic baseline; the defaults train on two CPU cores."""
 
     network: Literal["semantic_cc"] = "semantic_cc"
@@ -259,7 +272,7 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
 
 
 def unet_losses(
-    logits: Tensor, targets: Sequence[Targets | VolumeTargets], classes: int, config: UNetSettings
+    logits: Tensor, targets: Sequence[Targets | VolumeTargets], classes: int, config: SemanticSettings
 ) -> dict[str, Tensor]:
     """Return the losses of the classes' maps against their instances, and of the cores' maps if they are learnt.
 

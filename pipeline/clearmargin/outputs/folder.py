@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clearmargin.core import Image, LabelMap, Prediction, Provenance
+from clearmargin.core import Image, LabelMap, Landmarks, Prediction, Provenance
 from clearmargin.errors import InputError
 from clearmargin.files import file_digest, write_text
 from clearmargin.margins.assessment import Assessment
@@ -94,6 +94,7 @@ def write_case(
             "instances": len(prediction.instances),
             **summary,
             "referred": sum(bool(why) for why in assessed.reasons),
+            **_points(prediction.instances.landmarks, len(assessed.point_reasons)),
             "refer_case": list(assessed.refer_case),
             "warnings": [*assessed.warnings, *_remarks(written)],
         }
@@ -133,6 +134,14 @@ def write_footage(
         "frames": len(footage.numbers),
         **summary,
         "referred": sum(bool(row["refer_because"]) for row in footage.rows),
+        **(
+            {
+                "landmarks": len(footage.point_rows),
+                "landmarks_referred": sum(bool(row.get("refer_because")) for row in footage.point_rows),
+            }
+            if footage.label_map.points
+            else {}
+        ),
         "refer_case": list(refer_case),
         "warnings": [*warnings, *_remarks(written)],
     }
@@ -182,7 +191,8 @@ def read_clip(folder: Path | str) -> dict[int, Prediction]:
     manifest = check_case(folder)
     if manifest["kind"] != "clip":
         raise InputError(f"expected a clip, '{folder.name}' is of one {manifest['kind']}: read_case reads it")
-    return {} if not manifest["instances"] else read_packed(folder / "prediction.npz")
+    held = manifest["instances"] or manifest.get("landmarks")
+    return read_packed(folder / "prediction.npz") if held else {}
 
 
 def check_case(folder: Path | str) -> dict[str, Any]:
@@ -237,6 +247,11 @@ def _written(outputs: Sequence[str], case: str, write: Any) -> Written:
     return Written(files=files, left_out=left_out)
 
 
+def _points(landmarks: Landmarks | None, referred: int) -> dict[str, int]:
+    """Return the number of landmarks and of those that are referred; nothing if they were not looked for."""
+    return {} if landmarks is None else {"landmarks": landmarks.count, "landmarks_referred": referred}
+
+
 def _remarks(written: Written) -> list[str]:
     return [f"{name} was not written: {reason}" for name, reason in written.left_out.items()]
 
@@ -284,7 +299,7 @@ def _finish(
         "schema": _SCHEMA,
         "case": case,
         "kind": kind,
-        "instances": content["instances"],
+        **{name: content[name] for name in ("instances", "landmarks") if name in content},
         "made_by": asdict(made_by),
         "files": files,
     }

@@ -17,21 +17,37 @@ from clearmargin.report.tables import write_rows_csv, write_rows_json
 
 __all__ = ["landmark_rows", "packed_landmarks", "unpacked_landmarks", "write_landmarks"]
 
-_COLUMNS = ("points", "visible", "scores", "areas", "covariance")
+_COLUMNS = ("points", "visible", "scores", "areas", "covariance", "regions", "owners")
 
 
-def landmark_rows(landmarks: Landmarks, grid: Grid, *, frame: int | None = None) -> list[dict[str, Any]]:
+def landmark_rows(
+    landmarks: Landmarks,
+    grid: Grid,
+    *,
+    frame: int | None = None,
+    reasons: Mapping[tuple[int, int], str] | None = None,
+) -> list[dict[str, Any]]:
     """Return a row per point that is not absent: indices, LPS in mm if known, visibility, score, standard deviations.
 
-    ``sd_major`` and ``sd_minor`` are of the longest and shortest axis of its covariance, in the grid's unit.
+    ``instance`` is the number of the instance that the point belongs to, from 1 on, if that was asked.
+    ``sd_major`` and ``sd_minor`` are of the longest and shortest axis of its covariance, in the grid's unit. If it was
+    calibrated, ``region_major`` and ``region_minor`` are the longest and shortest semi-axis of its region, and
+    ``region_area`` (``region_volume``) is its size; ``refer_because`` is empty if no rule refers it.
+
+    Args:
+        landmarks: On ``grid``.
+        grid: Its spacing gives lengths.
+        frame: Number of the frame, if the image is one.
+        reasons: Why a person should look, by object and type (`Assessment.point_reasons`).
     """
     axes = "zyx"[3 - grid.ndim :]
-    steps = grid.affine[:3, 3 - grid.ndim : 3]
     rows = []
     for i, k in np.argwhere(landmarks.visible > 0):
         at = landmarks.points[i, k]
         row: dict[str, Any] = {} if frame is None else {"frame": frame}
         row |= {"object": int(i) + 1, "point": landmarks.types[k].name}
+        if landmarks.owners is not None:
+            row["instance"] = int(landmarks.owners[i]) + 1 if landmarks.owners[i] >= 0 else None
         row |= {axis: round(float(v), 4) for axis, v in zip(axes, at, strict=True)}
         if grid.unit == "mm":
             row |= {
@@ -42,11 +58,19 @@ def landmark_rows(landmarks: Landmarks, grid: Grid, *, frame: int | None = None)
             "score": round(float(landmarks.scores[i, k]), 4),
         }
         if landmarks.covariance is not None:
-            in_world = steps @ landmarks.covariance[i, k] @ steps.T
-            spread = np.sqrt(np.maximum(np.linalg.eigvalsh(in_world)[-grid.ndim :], 0))
+            spread = grid.semi_axes(landmarks.covariance[i, k])
             row |= {
                 f"sd_major_{grid.unit}": round(float(spread[-1]), 4),
                 f"sd_minor_{grid.unit}": round(float(spread[0]), 4),
+            }
+        if landmarks.regions is not None:
+            reach = grid.semi_axes(landmarks.regions[i, k])
+            size = np.prod(reach) * (np.pi if grid.ndim == 2 else 4 / 3 * np.pi)
+            row |= {
+                f"region_major_{grid.unit}": round(float(reach[-1]), 4),
+                f"region_minor_{grid.unit}": round(float(reach[0]), 4),
+                f"region_{grid.size_name}": round(float(size), 4),
+                "refer_because": (reasons or {}).get((int(i), int(k)), ""),
             }
         rows.append(row)
     return rows
@@ -57,6 +81,7 @@ def write_landmarks(
     images: Sequence[tuple[str, int | None, Landmarks]],
     types: Sequence[PointType],
     grid: Grid,
+    rows: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """Write ``landmarks.csv`` and ``.json``; of pictures ``landmarks_coco.json``, in mm ``landmarks.mrk.json``.
 
@@ -65,11 +90,11 @@ def write_landmarks(
         images: Name, number of the frame (None for one image) and landmarks of each.
         types: Of the landmarks.
         grid: Of all of them.
+        rows: Of all of them (`landmark_rows`).
 
     Returns:
         The names of the files.
     """
-    rows = [row for _, frame, one in images for row in landmark_rows(one, grid, frame=frame)]
     head = ("object", "point") if images[0][1] is None else ("frame", "object", "point")
     write_rows_csv(folder / "landmarks.csv", rows, tuple(rows[0]) if rows else head)
     write_rows_json(folder / "landmarks.json", rows)
@@ -108,8 +133,13 @@ def packed_landmarks(sets: Sequence[Landmarks]) -> tuple[list[dict[str, Any]], d
     arrays: dict[str, NDArray[Any]] = {"landmark_counts": np.array([len(one) for one in sets], np.int64)}
     for name in _COLUMNS:
         columns = [getattr(one, name) for one in sets]
-        if all(column is not None for column in columns):
-            arrays[f"landmark_{name}"] = np.concatenate(columns)
+        if any(column is not None for column in columns):
+            # of a clip, a frame that nothing is promised of has no regions: NaN, as where a point is absent
+            filled = [
+                np.full((*one.points.shape, one.ndim), np.nan) if column is None else column
+                for one, column in zip(sets, columns, strict=True)
+            ]
+            arrays[f"landmark_{name}"] = np.concatenate(filled)
     return [asdict(t) for t in sets[0].types], arrays
 
 
@@ -124,5 +154,11 @@ def unpacked_landmarks(
         columns = {
             name: arrays[f"landmark_{name}"][start:stop] for name in _COLUMNS if f"landmark_{name}" in arrays
         }
-        sets.append(Landmarks(types=kinds, **columns))
+        unknown = [
+            name
+            for name in ("covariance", "regions")
+            if name in columns and not np.isfinite(columns[name]).any() and (columns["visible"] > 0).any()
+        ]
+        known = {name: column for name, column in columns.items() if name not in unknown}
+        sets.append(Landmarks(types=kinds, **known))
     return sets

@@ -14,7 +14,7 @@ from clearmargin.core import Image, InstanceSet, LabelMap, Landmarks, Mask, Pred
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.files import write_text
 from clearmargin.margins.assessment import Assessment
-from clearmargin.outputs.landmarks import write_landmarks
+from clearmargin.outputs.landmarks import landmark_rows, write_landmarks
 from clearmargin.outputs.packed import write_packed
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
@@ -29,6 +29,7 @@ __all__ = [
     "clip_outputs",
     "named_outputs",
     "picture",
+    "point_rows",
     "write_picture",
 ]
 
@@ -41,6 +42,7 @@ class Footage:
         image: Any frame, with its grid and source.
         label_map: What the labels mean.
         rows: The instances' rows of all frames.
+        point_rows: The landmarks' rows of all frames.
         numbers: Numbers of all frames that were predicted.
         predictions: By frame number, those with an instance; without maps, edges and margins.
         frame: Returns a frame of the clip by its number.
@@ -52,6 +54,7 @@ class Footage:
     numbers: Sequence[int]
     predictions: Mapping[int, Prediction]
     frame: Callable[[int], Image]
+    point_rows: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,14 @@ def case_rows(assessed: Assessment, image: Image) -> list[dict[str, Any]]:
     return [row | {"refer_because": "; ".join(why)} for row, why in zip(rows, assessed.reasons, strict=True)]
 
 
+def point_rows(assessed: Assessment, image: Image) -> list[dict[str, Any]]:
+    """Return the rows of the landmarks (`landmark_rows`), with why a person should look; none if nobody looked."""
+    landmarks = assessed.prediction.instances.landmarks
+    if landmarks is None:
+        return []
+    return landmark_rows(landmarks, image.grid, frame=image.source.frame, reasons=assessed.point_reasons)
+
+
 def picture(prediction: Prediction, image: Image, z: int | None = None) -> NDArray[np.uint8]:
     """Return the overlay with marks and a legend, the margins dotted, the entropy map on its right if there is one.
 
@@ -194,7 +205,8 @@ def _landmarks(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     found = assessed.prediction.instances.landmarks
     if found is None:
         return []
-    return write_landmarks(folder, [(image.source.case, None, found)], found.types, image.grid)
+    rows = point_rows(assessed, image)
+    return write_landmarks(folder, [(image.source.case, None, found)], found.types, image.grid, rows)
 
 
 def _clip_landmarks(folder: Path, footage: Footage) -> list[str]:
@@ -206,7 +218,32 @@ def _clip_landmarks(folder: Path, footage: Footage) -> list[str]:
             images.append((f"frame-{number:06d}", number, found))
     if not images:
         return []
-    return write_landmarks(folder, images, images[0][2].types, footage.image.grid)
+    return write_landmarks(folder, images, images[0][2].types, footage.image.grid, footage.point_rows)
+
+
+def _landmark_report(folder: Path, assessed: Assessment, image: Image) -> list[str]:
+    from clearmargin.formats.dicom.landmark_report import write_landmark_report
+
+    prediction = assessed.prediction
+    if prediction.instances.landmarks is None:
+        return []
+    found, rows = prediction.instances.landmarks, point_rows(assessed, image)
+    return _made(write_landmark_report(folder / "landmarks.dcm", found, rows, prediction.provenance, image))
+
+
+def _clip_landmark_report(folder: Path, footage: Footage) -> list[str]:
+    from clearmargin.formats.dicom.landmark_report import write_landmark_report
+
+    frames = {
+        number: one.instances.landmarks
+        for number, one in footage.predictions.items()
+        if one.instances.landmarks is not None
+    }
+    if not frames:
+        return []
+    provenance = next(iter(footage.predictions.values())).provenance
+    rows = footage.point_rows
+    return _made(write_landmark_report(folder / "landmarks.dcm", frames, rows, provenance, footage.image))
 
 
 def _packed(folder: Path, assessed: Assessment, image: Image) -> list[str]:
@@ -407,7 +444,7 @@ def _maps(folder: Path, assessed: Assessment, image: Image) -> list[str]:
 
 
 def _overlay(folder: Path, assessed: Assessment, image: Image) -> list[str]:
-    """Write an overlay for a picture; for a volume one for each slice with an instance."""
+    """Write an overlay for a picture; for a volume one for each slice with an instance or a landmark."""
     prediction = assessed.prediction
     if image.grid.ndim == 2:
         write_picture(folder / "overlay.png", picture(prediction, image))
@@ -415,7 +452,8 @@ def _overlay(folder: Path, assessed: Assessment, image: Image) -> list[str]:
     (folder / "overlay").mkdir(exist_ok=True)
     names = []
     for z in range(image.grid.shape[0]):
-        if len(prediction.instances.plane(z)[0]):
+        cut, _ = prediction.instances.plane(z)
+        if len(cut) or (cut.landmarks is not None and cut.landmarks.count):
             names.append(f"overlay/slice-{z:04d}.png")
             write_picture(folder / names[-1], picture(prediction, image, z))
     return names
@@ -464,6 +502,15 @@ def _dicom(image: Image, label_map: LabelMap) -> str:
     return ""
 
 
+def _dicom_points(image: Image, label_map: LabelMap) -> str:
+    if image.source.kind != "dicom":
+        return "the input is not DICOM, and a DICOM result has nothing to refer to"
+    if image.grid.ndim == 3 and image.grid.unit != "mm":
+        return "the input is not in mm"
+    without = [point.name for point in label_map.points if point.code is None]
+    return f"the model's points {', '.join(without)} have no code (docs/landmarks.md)" if without else ""
+
+
 def _dicom_volume(image: Image, label_map: LabelMap) -> str:
     if image.grid.ndim != 3 or image.grid.unit != "mm":
         return "the input is not a volume in mm"
@@ -489,6 +536,13 @@ WRITERS: dict[str, Output] = {
         holds="landmarks.csv and .json: a row per point; landmarks_coco.json of pictures, landmarks.mrk.json in mm",
         write=_landmarks,
         write_clip=_clip_landmarks,
+        default=_always,
+    ),
+    "landmarks_sr": Output(
+        holds="landmarks.dcm: DICOM SR (TID 1500) of landmarks, if their types have codes",
+        write=_landmark_report,
+        write_clip=_clip_landmark_report,
+        missing=_dicom_points,
         default=_always,
     ),
     "prediction": Output(

@@ -24,6 +24,7 @@ from clearmargin.outputs.writers import (
     chosen_outputs,
     clip_outputs,
     picture,
+    point_rows,
     write_picture,
 )
 from clearmargin.predicting.predictor import Predictor
@@ -63,7 +64,8 @@ class Predicted:
         folder: What was written lies here.
         instances: How many were detected, over all slices or frames.
         by_class: The same for each class name.
-        referred: How many of them a person should look at; ``instances.csv`` says why.
+        referred: How many of them, and of the landmarks, a person should look at; ``instances.csv`` and
+            ``landmarks.csv`` say why.
         warnings: How the case differs from the calibration cases, or why the calibration does not apply.
         left_out: Why an output that was to be written was not, by its name.
         features: Features of the case, for a check of many together; none if the model has no calibration that fits.
@@ -171,7 +173,7 @@ def write_image(
         folder=folder,
         instances=len(assessed.prediction.instances),
         by_class=by_class(assessed.prediction, label_map=predictor.label_map),
-        referred=sum(bool(why) for why in assessed.reasons),
+        referred=sum(bool(why) for why in assessed.reasons) + len(assessed.point_reasons),
         warnings=_warnings(assessed.warnings, written),
         left_out=written.left_out,
         features=assessed.features,
@@ -197,7 +199,7 @@ def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequen
         folder=folder,
         instances=len(footage.rows),
         by_class=by_class(*footage.predictions.values(), label_map=predictor.label_map),
-        referred=sum(bool(row["refer_because"]) for row in footage.rows),
+        referred=sum(bool(row.get("refer_because")) for row in (*footage.rows, *footage.point_rows)),
         warnings=_warnings(warned, written),
         left_out=written.left_out,
         promised=promised,
@@ -217,6 +219,7 @@ def _frames(
         InputError: No frame can be decoded.
     """
     rows: list[dict[str, Any]] = []
+    rows_of_points: list[dict[str, Any]] = []
     numbers: list[int] = []
     predictions: dict[int, Prediction] = {}
     refer_case: set[str] = set()
@@ -232,6 +235,7 @@ def _frames(
             number, prediction = image.source.frame or 0, assessed.prediction
             draw(prediction, image)
             rows += case_rows(assessed, image)
+            rows_of_points += point_rows(assessed, image)
             refer_case.update(assessed.refer_case)
             warned.update(assessed.warnings)
             promised = promised or assessed.promised
@@ -251,6 +255,7 @@ def _frames(
         numbers=numbers,
         predictions=predictions,
         frame=clip.frame,
+        point_rows=rows_of_points,
     )
     return footage, chosen, sorted(refer_case), sorted(warned), promised
 

@@ -15,6 +15,7 @@ from clearmargin.errors import ConfigError, InputError
 from clearmargin.formats.video import Clip
 from clearmargin.margins.assessment import Assessment, assess
 from clearmargin.margins.calibration import Calibration, load_calibration
+from clearmargin.margins.towards import check_targets, promise_between_margins
 from clearmargin.models.domain import mismatch
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
@@ -41,6 +42,7 @@ class Predictor:
             say.
         display_window: The input's values 0..255 are what a screen shows of the model's intensity window.
         force: Segment also an image of another kind than the model's training images.
+        towards: Classes and types of points to which distances are given, beside those that were calibrated.
     """
 
     model: Path
@@ -51,6 +53,7 @@ class Predictor:
     tile: int | None = None
     display_window: bool = False
     force: bool = False
+    towards: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
@@ -127,6 +130,7 @@ class Predictor:
             thresholds=self.thresholds,
             shown=self.asked,
             unlike=unlike,
+            towards=self.towards,
         )
 
     def predict_clip(self, clip: Clip) -> Iterator[tuple[Image, Assessment]]:
@@ -143,8 +147,14 @@ class Predictor:
             return ()
         misses = self.calibration.misses
         kept = misses is not None and self.thresholds.stated[1] <= misses.threshold
-        margins = (str(margin) for margin in self.calibration.applied())
-        return (*margins, *([str(misses)] if kept else []), *self.calibration.doubts)
+        around = self.calibration.applied_points()
+        applied = (
+            *self.calibration.applied(),
+            *(() if around is None else (around,)),
+            *self.calibration.applied_clearances(),
+        )
+        between = (promise_between_margins(self.calibration, name, self.label_map) for name in self.towards)
+        return (*map(str, applied), *between, *([str(misses)] if kept else []), *self.calibration.doubts)
 
     def calibration_record(self, *, promised: bool) -> dict[str, Any] | None:
         """Return what ``summary.json`` says of the calibration; None if there is none.
@@ -168,9 +178,11 @@ class Predictor:
 
     @cached_property
     def _opened(self) -> NetworkSegmenter | SampledSegmenter:
-        return open_segmenter(
+        opened = open_segmenter(
             self.model, self.uncertainty, device=self.device, runtime=self.runtime, adjust=self._adjusted
         )
+        check_targets(self.towards, opened.label_map)
+        return opened
 
     def _adjusted(self, segmenter: NetworkSegmenter) -> NetworkSegmenter:
         if self.tile is not None:

@@ -16,6 +16,7 @@ from clearmargin.margins.scaling_choice import ChosenScaling
 from clearmargin.metrics.failure import risk_coverage
 from clearmargin.metrics.intervals import Interval
 from clearmargin.report.figures import coverage_splits, reliability_compared, risk_coverage_curves
+from clearmargin.report.regions import point_figures, point_metrics, point_rows_of, point_strata_rows
 from clearmargin.report.tables import write_rows_csv
 
 if TYPE_CHECKING:
@@ -43,27 +44,30 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
     """Return a page of Markdown: the promises that are applied, then what else was fitted and how it was judged."""
     groups = ", ".join(f"{n} {name}" for name, n in calibration.groups.items())
     applied = calibration.applied()
+    around = calibration.applied_points()
     lines = [
         f"# Calibration of uncertainty '{calibration.mode}' on card '{calibration.card}'",
         "",
         "## What `predict` promises",
         "",
         *(f"- {_first_upper(str(margin))}." for margin in applied),
-        *([] if applied else ["- No margin; see what was refused."]),
+        *([] if around is None else [f"- {_first_upper(str(around))}."]),
+        *(f"- {_first_upper(str(one))}." for one in calibration.applied_clearances()),
+        *([] if applied or around else ["- No margin; see what was refused."]),
         *_judged_promises(calibration, judged),
         *(f"- **{_first_upper(doubt)}.**" for doubt in calibration.doubts),
         *([] if calibration.misses is None else [f"- {_first_upper(str(calibration.misses))}"]),
-        "- All of it holds for data like the calibration data, for predictions from a score of "
-        f"{_scores(calibration)} that match an object at an IoU of {calibration.match_iou:g} or "
-        "more. What is missed, merged or cut has no margin.",
+        f"- {_scope(calibration)}",
         "",
         f"Groups ({calibration.data.group}): {groups}. Weights {calibration.weights_sha256[:12]}, data "
         f"{calibration.data.digest[:12]}, {calibration.data.date}. Leakage: {calibration.checked}.",
         "",
         "## Every promise, and what it costs",
         "",
-        *_markdown(_promise_rows(calibration, judged)),
+        *(_markdown(_promise_rows(calibration, judged)) if calibration.margins or around is None else []),
         *_width_lines(calibration),
+        *_point_lines(calibration, judged),
+        *_distance_lines(calibration, judged),
         "",
         "## Scaling",
         "",
@@ -75,7 +79,9 @@ def report_text(calibration: Calibration, judged: Judgement | None = None) -> st
             f"- {name} under {getattr(calibration.referral, name):.3g}: "
             f"{calibration.referral.fitted.get(name, 'default')}"
             for name in ("pairwise_dice", "predicted_nsd", "score", "found_by")
+            if calibration.margins or around is None
         ),
+        *_region_limit(calibration),
         "",
         "## Cases unlike these",
         "",
@@ -103,12 +109,100 @@ def _judged_promises(calibration: Calibration, judged: Judgement | None) -> list
         for row in judged.coverage
         if row.margin in applied and row.covered is not None
     ]
+    lines += [
+        f"- On {one.groups} other {PLURALS[calibration.data.group]} (landmarks): {_interval(one.covered, 100)} %."
+        for one in judged.points
+        if one.region == calibration.applied_points() and one.covered is not None
+    ]
     if judged.missed is not None:
         lines.append(
             f"- Missed, merged or cut there: {_interval(judged.missed, 100)} % of a "
             "group's objects, a mean over groups."
         )
     return lines
+
+
+def _scope(calibration: Calibration) -> str:
+    """Return what all promises hold for, and what not."""
+    here = f"All of it holds for data like the calibration data, for predictions from a score of {_scores(calibration)}"
+    points = "A landmark that is not detected has no region, and a false positive is promised nothing."
+    if not calibration.margins and calibration.points:
+        return f"{here}. {points}"
+    masks = (
+        f"{here} that match an object at an IoU of {calibration.match_iou:g} or more. What is missed, merged or cut "
+        "has no margin."
+    )
+    return f"{masks} {points}" if calibration.points else masks
+
+
+def _region_limit(calibration: Calibration) -> list[str]:
+    limit = calibration.referral.region
+    if calibration.applied_points() is None:
+        return []
+    unit = calibration.length_unit
+    return [
+        "- a landmark is referred by no size of its region: give --region-limit"
+        if limit is None
+        else f"- a landmark whose region reaches farther than {limit:g} {unit}: stated"
+    ]
+
+
+def _point_lines(calibration: Calibration, judged: Judgement | None) -> list[str]:
+    """Return the table of promises about landmarks, and how they did by type and visibility; none without regions."""
+    if not calibration.points:
+        return []
+    shown = []
+    for k, region in enumerate(calibration.points):
+        mean, low, high = (100 * share for share in region.covered)
+        row: Row = {
+            "landmarks": f"by {region.guarantee}"
+            + (", applied" if region == calibration.applied_points() else ""),
+            "alpha": f"{region.alpha:g}",
+            f"median radius, {region.length_unit}": f"{region.typical:.3g}",
+            "shape": str(region.shape),
+            "n": region.n,
+            "expected, % (one calibration)": f"{mean:.1f} [{low:.0f}, {high:.0f}]",
+        }
+        if judged is not None:
+            here = judged.points[k]
+            over, least, most = (100 * share for share in here.splits)
+            row |= {
+                "judged groups, %": "" if here.covered is None else _interval(here.covered, 100),
+                f"over {SPLITS} splits, %": f"{over:.1f} [{least:.0f}, {most:.0f}]"
+                if here.over_splits
+                else "",
+            }
+        shown.append(row)
+    return ["", *_markdown(shown)]
+
+
+def _distance_lines(calibration: Calibration, judged: Judgement | None) -> list[str]:
+    """Return the table of promises about distances to a target; none without one."""
+    if not calibration.clearances:
+        return []
+    shown = []
+    for k, one in enumerate(calibration.clearances):
+        mean, low, high = (100 * share for share in one.covered)
+        row: Row = {
+            "distance to": one.target,
+            "promise": f"by {one.guarantee}"
+            + (", applied" if one in calibration.applied_clearances() else ""),
+            "alpha": f"{one.alpha:g}",
+            f"taken off, {one.length_unit}": f"{one.length:.3g}",
+            "n": one.n,
+            "expected, % (one calibration)": f"{mean:.1f} [{low:.0f}, {high:.0f}]",
+        }
+        if judged is not None:
+            here = judged.clearances[k]
+            over, least, most = (100 * share for share in here.splits)
+            row |= {
+                "judged groups, %": "" if here.covered is None else _interval(here.covered, 100),
+                f"over {SPLITS} splits, %": f"{over:.1f} [{least:.0f}, {most:.0f}]"
+                if here.over_splits
+                else "",
+            }
+        shown.append(row)
+    return ["", *_markdown(shown)]
 
 
 def _promise_rows(calibration: Calibration, judged: Judgement | None) -> list[Row]:
@@ -182,13 +276,20 @@ def _drift_lines(calibration: Calibration, judged: Judgement | None) -> list[str
 def write_calibration(
     folder: Path, calibration: Calibration, judged: Judgement | None, figures: Mapping[str, Figure]
 ) -> None:
-    """Write ``report.md``, ``margins.csv``, and of a judgement ``calibration.csv``, ``failure.csv``, ``shift.csv``."""
+    """Write ``report.md``, ``margins.csv``, of landmarks ``landmarks.csv``.
+
+    And of a judgement ``calibration.csv``, ``failure.csv``, ``shift.csv``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.md", report_text(calibration, judged))
     write_rows_csv(folder / "margins.csv", _margin_rows(calibration, judged), ())
+    if calibration.points:
+        write_rows_csv(folder / "landmarks.csv", point_rows_of(calibration, judged), ())
     if judged is not None:
         write_rows_csv(folder / "calibration.csv", _scaled_rows(judged), ())
         write_rows_csv(folder / "failure.csv", _failure_rows(judged), ())
+        if judged.points:
+            write_rows_csv(folder / "landmark_strata.csv", point_strata_rows(judged), ())
         if judged.shifts:
             write_rows_csv(folder / "shift.csv", _shift_rows(judged), ())
     for name, figure in figures.items():
@@ -199,7 +300,7 @@ def write_calibration(
 def metrics_of(calibration: Calibration, judged: Judgement | None) -> dict[str, float]:
     """Return the few numbers that a run shows, of the margins that are applied; all others are in the tables."""
     applied = calibration.applied()
-    numbers = {"headline/threshold": calibration.thresholds.stated[0]}
+    numbers = {"headline/threshold": calibration.thresholds.stated[0]} | point_metrics(calibration, judged)
     numbers |= {f"headline/margin_{side}": m.typical[side] for m in applied for side in sides_of(m.sides)}
     if judged is not None:
         numbers |= {
@@ -238,6 +339,7 @@ def figures_of(judged: Judgement) -> dict[str, Figure]:
         for row in judged.coverage
         if row.over_splits and row.covered is not None and row.margin.alpha == judged.coverage[0].margin.alpha
     }
+    figures |= point_figures(judged)
     if shown:
         figures["coverage_over_splits"] = coverage_splits(
             shown, f"coverage over {SPLITS} random splits of the margin and judged groups"
@@ -281,7 +383,16 @@ def _judged_lines(judged: Judgement) -> list[str]:
     ]
     if judged.empty is not None:
         lines += [f"- Inner regions that are empty: {100 * judged.empty:.1f} %."]
-    lines += ["", "### Coverage by size of the predicted object", "", *_markdown(_size_rows(judged.coverage))]
+    if judged.coverage or not judged.points:
+        lines += [
+            "",
+            "### Coverage by size of the predicted object",
+            "",
+            *_markdown(_size_rows(judged.coverage)),
+        ]
+    if judged.points:
+        title = "### Landmarks by type, and by visibility of the true point"
+        lines += ["", title, "", *_markdown(point_strata_rows(judged))]
     if judged.shifts:
         lines += [
             "",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from clearmargin.core import Image, InstanceSet, Prediction
 from clearmargin.files import csv_rows, write_text
 from clearmargin.metrics.instances import InstanceRow
+from clearmargin.metrics.landmark_rows import PointRow
 from clearmargin.metrics.measurement import metric_title
 from clearmargin.metrics.tables import CaseRow
 from clearmargin.report.annotated import annotated_overlay
@@ -22,10 +23,21 @@ from clearmargin.report.viewer.layers import ALONE, edge_errors
 from clearmargin.report.viewer.page import viewer_page
 from clearmargin.report.web import counted, link, picture_image, text, web_page
 
-__all__ = ["CaseMarks", "Listed", "ReviewedCase", "case_marks", "doubt_of", "worst_cases", "write_gallery"]
+__all__ = [
+    "CaseMarks",
+    "Listed",
+    "ReviewedCase",
+    "case_marks",
+    "doubt_of",
+    "point_marks",
+    "worst_cases",
+    "write_gallery",
+]
 
 _MOST_BYTES = 200_000_000
 """Of all viewers of one evaluation."""
+
+_ERROR = "radial error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +46,9 @@ class CaseMarks:
 
     Attributes:
         case: Case id.
-        score: Mean over its objects, false negatives and false positives at their written values; higher is better.
-        metric: What ``score`` is: surface Dice, or Dice if there is none.
+        score: Mean over its objects, false negatives and false positives at their written values; of landmarks the mean
+            error of those that were detected.
+        metric: What ``score`` is: surface Dice, Dice if there is none, or the radial error with its unit.
         false_negatives: Missed references.
         false_positives: Predictions that match no reference.
         uncertainty: 0 for certain, up to 1 (`doubt_of`).
@@ -47,6 +60,11 @@ class CaseMarks:
     false_negatives: int
     false_positives: int
     uncertainty: float
+
+    @property
+    def cost(self) -> float:
+        """The score, or the error, as what is worse the higher it is."""
+        return self.score if self.metric.startswith(_ERROR) else -self.score
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,14 +120,43 @@ def case_marks(rows: Sequence[CaseRow], doubts: Mapping[str, float]) -> list[Cas
     return marks
 
 
+def point_marks(rows: Sequence[PointRow], doubts: Mapping[str, float]) -> list[CaseMarks]:
+    """Return what each case of landmarks is ranked by, in the order of their ids; arguments as of `case_marks`.
+
+    A case without a detected landmark has the largest error of all.
+    """
+    by_case: dict[str, list[PointRow]] = {}
+    for row in rows:
+        by_case.setdefault(row.case, []).append(row)
+    errors = {case: [r.error for r in of if r.error is not None] for case, of in by_case.items()}
+    most = max((error for of in errors.values() for error in of), default=0.0)
+    return [
+        CaseMarks(
+            case=case,
+            score=float(np.mean(errors[case])) if errors[case] else most,
+            metric=f"{_ERROR} ({of[0].unit})",
+            false_negatives=sum(row.status == "fn" for row in of),
+            false_positives=sum(row.status == "fp" for row in of),
+            uncertainty=doubts.get(case, 0.0),
+        )
+        for case, of in sorted(by_case.items())
+    ]
+
+
 def doubt_of(prediction: Prediction) -> float:
     """Return how doubtful a prediction is: 1 less the mean pairwise Dice of its samples, or else its mean score.
 
-    A prediction without an instance is as doubtful as can be: it says nothing.
+    Of landmarks alone it is 1 less their mean score. A prediction without either is as doubtful as can be: it says
+    nothing.
     """
     instances = prediction.instances
     if not len(instances):
-        return 1.0
+        points = instances.landmarks
+        return (
+            1 - float(points.scores[points.visible > 0].mean())
+            if points is not None and points.count
+            else 1.0
+        )
     column = instances.uncertainty.get("pairwise_dice")
     return float(1 - np.mean(instances.scores if column is None else column))
 
@@ -125,7 +172,9 @@ def worst_cases(marks: Sequence[CaseMarks], most: int) -> dict[str, list[tuple[C
         return [(m, words(m)) for m in worst]
 
     return {
-        f"lowest {title}": ranked(lambda m: -m.score, lambda m: f"{m.score:.3f}"),
+        f"{'largest' if title.startswith(_ERROR) else 'lowest'} {title}": ranked(
+            lambda m: m.cost, lambda m: f"{m.score:.3f}"
+        ),
         "most false negatives": [
             pair for pair in ranked(lambda m: m.false_negatives, lambda m: counted(m.false_negatives, "false negative"))
             if pair[0].false_negatives

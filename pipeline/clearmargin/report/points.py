@@ -31,7 +31,9 @@ def draw_landmarks(
     thick: int,
     truth: bool = False,
 ) -> Picture:
-    """Return the picture with a cross per point, a ring if it is hidden, and the ellipse of its covariance.
+    """Return the picture with a cross per point, a ring if it is hidden, and its region.
+
+    The region is the calibrated one; without it, the ellipse of two standard deviations of its covariance.
 
     Args:
         picture: ``(j Y, k X, 3)`` uint8: the turned plane, enlarged; not changed.
@@ -64,11 +66,22 @@ def draw_landmarks(
         ):  # a dark edge, to be seen on light and dark
             for (y0, x0), (y1, x1) in ends:
                 draw.line((x + x0, y + y0, x + x1, y + y1), fill=colour, width=width)
-        if landmarks.covariance is not None and np.isfinite(landmarks.covariance[i, k]).all():
-            spread = swap @ landmarks.covariance[i, k] @ swap.T
-            outline = _ellipse(spread, (y, x), factor)
+        squares = _region(landmarks, int(i), int(k))
+        if squares is not None:
+            outline = _ellipse(swap @ squares @ swap.T, (y, x), factor)
             draw.line([tuple(p) for p in outline], fill=rgb, width=max(1, thick // 2))
     return np.array(canvas)
+
+
+def _region(landmarks: Landmarks, i: int, k: int) -> NDArray[np.float64] | None:
+    """Return the matrix of what is drawn round a point; None if nothing is known of it."""
+    if landmarks.regions is not None:
+        region: NDArray[np.float64] = landmarks.regions[i, k]
+        return region
+    if landmarks.covariance is None or not np.isfinite(landmarks.covariance[i, k]).all():
+        return None
+    doubled: NDArray[np.float64] = 4 * landmarks.covariance[i, k]
+    return doubled
 
 
 def _turned(point: NDArray[np.float64], turn: Turn, shape: tuple[int, int]) -> tuple[float, float]:
@@ -80,11 +93,11 @@ def _turned(point: NDArray[np.float64], turn: Turn, shape: tuple[int, int]) -> t
 
 
 def _ellipse(
-    covariance: NDArray[np.float64], centre: tuple[float, float], factor: tuple[int, int]
+    squares: NDArray[np.float64], centre: tuple[float, float], factor: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Return points ``(x, y)`` round two standard deviations."""
-    values, axes = np.linalg.eigh(covariance)
+    """Return points ``(x, y)`` of the ellipse ``p' inv(squares) p = 1``."""
+    values, axes = np.linalg.eigh(squares)
     angles = np.linspace(0, 2 * np.pi, 49)
     circle = np.stack([np.cos(angles), np.sin(angles)])
-    around = axes @ (2 * np.sqrt(np.maximum(values, 0))[:, None] * circle)
+    around = axes @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)
     return np.stack([centre[1] + around[1] * factor[1], centre[0] + around[0] * factor[0]], axis=1)

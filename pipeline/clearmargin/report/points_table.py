@@ -27,7 +27,7 @@ def points_csv(summaries: Sequence[PointSummary]) -> str:
             f"radial_error_sd_{unit}": one.sd,
         }
         row |= {f"success_{radius:g}{unit}": share for radius, share in one.success.items()}
-        rows.append(row | {"visibility_f1": one.visibility_f1})
+        rows.append(row | {"visibility_f1": one.visibility_f1, "hidden_f1": one.hidden_f1})
     return _csv(rows)
 
 
@@ -45,6 +45,8 @@ def point_numbers(summaries: Sequence[PointSummary]) -> dict[str, float]:
             numbers[f"landmarks/radial_error_median_{one.unit}"] = one.median
         numbers |= {f"landmarks/success_{r:g}{one.unit}": share for r, share in one.success.items()}
         numbers["landmarks/visibility_f1"] = one.visibility_f1
+        if one.hidden_f1 is not None:
+            numbers["landmarks/hidden_f1"] = one.hidden_f1
         numbers |= {f"landmarks/{status}": float(n) for status, n in one.counts.items()}
     return numbers
 

@@ -26,12 +26,13 @@ from clearmargin.models import load_segmenter
 from clearmargin.models.domain import Domain
 from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE, ModelCard, snapshots
 from clearmargin.models.folder import load_segmenter as load_weights
-from clearmargin.models.segmenter import Look, NetworkSegmenter, View
+from clearmargin.models.segmenter import Look, NetworkSegmenter, View, with_points
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.networks.dropout import dropping, has_dropout
 from clearmargin.networks.foreground import knows_foreground
 from clearmargin.sampling.clusters import agreed_mask, find_clusters
 from clearmargin.sampling.maps import MAPS, Moments
+from clearmargin.sampling.points import agreed_points
 from clearmargin.sampling.seen import Seen
 from clearmargin.sampling.spread import Spread, measure_spread
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
@@ -55,8 +56,6 @@ _TRIM_EVERY = 2  # slices
 _DRAWS = 10  # of dropout
 
 Adjust = Callable[[NetworkSegmenter], NetworkSegmenter]
-
-_NO_SAMPLES = "samples are of masks", "take --uncertainty none: each landmark has a covariance"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +94,26 @@ class SampledSegmenter:
                     f"one member of the ensemble knows the classes {', '.join(first.label_map.names)}, another "
                     f"{', '.join(member.segmenter.label_map.names)}: an ensemble has one label map"
                 )
+            if _finds(member.segmenter) != _finds(first):
+                raise ConfigError(
+                    f"one member of the ensemble finds {_finds(first)}, another {_finds(member.segmenter)}: an "
+                    "ensemble's members are trained alike"
+                )
 
     @property
     def label_map(self) -> LabelMap:
         """What the labels mean."""
         return self.members[0].segmenter.label_map
+
+    @property
+    def finds_masks(self) -> bool:
+        """Whether the members look for instances."""
+        return self.members[0].segmenter.finds_masks
+
+    @property
+    def finds_landmarks(self) -> bool:
+        """Whether the members look for landmarks."""
+        return self.members[0].segmenter.finds_landmarks
 
     @property
     def image(self) -> ImageSettings:
@@ -147,7 +161,8 @@ class SampledSegmenter:
             they agree on (`agreed_mask`). Columns: those of `Spread`, with the grid's unit in ``edge_sd_mm`` and
             the smallest and largest size, and ``mean_entropy``, the mean of that map within the mask. Maps:
             ``foreground`` (mean probability), ``entropy``, ``mutual_information`` (bits) and ``variance``,
-            each the largest over the classes. ``edges``: how far the members' edges lie apart.
+            each the largest over the classes; none of members that find landmarks alone. ``edges``: how far the
+            members' edges lie apart. Landmarks: `agreed_points`.
 
         Raises:
             InputError: Channels or spacing are not what a member needs.
@@ -169,9 +184,15 @@ class SampledSegmenter:
             labels=np.array([c.label for c in clusters], np.int64),
             scores=np.array([min(c.existence, 1.0) for c in clusters], np.float32),
         )
-        columns = _columns(spreads, instances) | {"mean_entropy": _mean_within(instances, maps["entropy"])}
+        if self.finds_masks:
+            columns = _columns(spreads, instances)
+            columns |= {"mean_entropy": _mean_within(instances, maps["entropy"])}
+            instances = replace(instances, uncertainty=columns)
+        points = [s.landmarks for s in samples if s.landmarks is not None]
+        if points:
+            instances = replace(instances, landmarks=agreed_points(points))
         return Prediction(
-            instances=replace(instances, uncertainty=columns),
+            instances=with_points(instances, self.thresholds.every, grouped=self.finds_masks),
             label_map=self.label_map,
             provenance=self.provenance,
             maps=maps,
@@ -183,11 +204,12 @@ class SampledSegmenter:
         """Return each member's instances, down to the lowest score, and the maps of all members together."""
         classes = len(self.label_map)
         walks = [
-            member.segmenter.looks(ready, member.view, maps=True)
+            member.segmenter.looks(ready, member.view, maps=self.finds_masks)
             for member, ready in zip(self.members, self._prepared(image), strict=True)
         ]
         parts: list[list[InstanceSet]] = [[] for _ in self.members]
-        maps = {name: np.zeros(image.grid.shape, np.float32) for name in MAPS}
+        names = tuple(MAPS) if self.finds_masks else ()
+        maps = {name: np.zeros(image.grid.shape, np.float32) for name in names}
         depth = image.grid.shape[0] if image.grid.ndim == 3 else 1
         z = 0
         while z < depth:
@@ -195,12 +217,14 @@ class SampledSegmenter:
             # One look at a time: what a member saw of a plane, or of a volume, is gone before the next looks.
             for member, walk, found in zip(self.members, walks, parts, strict=True):
                 look = next(walk)
-                _add(seen, look, classes)
+                whole = look.grid.ndim == 3
+                if maps:
+                    _add(seen, look, classes)
                 found.append(look.instances(member.segmenter.suppression))
                 del look
                 if len(seen) > 1:  # a volume's
                     trim_heap()
-            z += _fill(maps, seen, z)
+            z += _fill(maps, seen, z) if maps else depth if whole else 1
         every = [
             member.segmenter.with_threshold(0.0).merge(found, image)
             for member, found in zip(self.members, parts, strict=True)
@@ -291,7 +315,6 @@ def open_segmenter(
 
 def augmented(segmenter: NetworkSegmenter, views: tuple[View, ...] | None = None) -> SampledSegmenter:
     """Return a network's segmenter that looks at several views; None for `tta_views` of its training."""
-    segmenter.refuse(*_NO_SAMPLES)
     member_views = tta_views(segmenter.augment) if views is None else views
     members = tuple(Member(segmenter=segmenter, view=view) for view in member_views)
     return SampledSegmenter(members=members, mode="tta", choice=segmenter.choice)
@@ -359,10 +382,14 @@ def _members(model: Path) -> list[Path]:
 
 
 def _sampled(segmenters: list[NetworkSegmenter], mode: Mode) -> SampledSegmenter:
-    for segmenter in segmenters:
-        segmenter.refuse(*_NO_SAMPLES)
     members = tuple(Member(segmenter=segmenter) for segmenter in segmenters)
     return SampledSegmenter(members=members, mode=mode, choice=segmenters[0].choice)
+
+
+def _finds(segmenter: NetworkSegmenter) -> str:
+    """Return what it finds: masks, and its types of landmarks by name."""
+    names = [point.name for point in segmenter.label_map.points] if segmenter.finds_landmarks else []
+    return " and ".join(["masks"] * segmenter.finds_masks + [f"landmarks ({', '.join(names)})"] * bool(names))
 
 
 def _add(seen: list[Moments], look: Look, classes: int) -> None:

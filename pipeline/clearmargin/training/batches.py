@@ -18,7 +18,7 @@ from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.samples import Windows, collate
 from clearmargin.datasets.volume_windows import VolumeWindows
 from clearmargin.errors import ClearMarginError
-from clearmargin.networks import encoder, network_config
+from clearmargin.networks import config_class, encoder, network_config
 from clearmargin.report.progress import progress
 from clearmargin.training.experiment import Experiment
 from clearmargin.training.processes import ProcessGroup
@@ -96,7 +96,10 @@ def _windows(experiment: Experiment, dataset: Dataset, cases: Sequence[Case]) ->
     encode = encoder(network, len(dataset.card.classes))
     shown = (dataset, cases, experiment.image, experiment.augment)
     if isinstance(network, VolumeView):
-        return VolumeWindows(*shown, view=network, seed=seed, cache_bytes=cache, encode=encode)
+        at_points = config_class(experiment.model["network"]).learns == "landmarks"
+        return VolumeWindows(
+            *shown, view=network, at_points=at_points, seed=seed, cache_bytes=cache, encode=encode
+        )
     return Windows(*shown, seed=seed, cache_bytes=cache, encode=encode)
 
 

@@ -117,6 +117,11 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
     network = network_config(experiment.model)
     _refuse_unread(experiment, config.name)
+    if experiment.augment.copy_paste and getattr(network, "landmarks", None) is not None:
+        raise ConfigError(
+            f"{config.name}: augment.copy_paste pastes masks without their landmarks: set it to 0, or leave "
+            "model.landmarks out"
+        )
     if experiment.augment.transforms:
         from clearmargin.transforms.trial import check_transforms
 

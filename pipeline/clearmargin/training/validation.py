@@ -31,7 +31,7 @@ class Validation:
     """A model on the validation cases.
 
     Attributes:
-        metrics: The ``VALIDATION_METRICS``, and ``detections`` per case; if there are landmarks alone, their numbers.
+        metrics: The ``VALIDATION_METRICS``, and ``detections`` per case; of landmarks their numbers.
         thresholds: The score threshold of each class that was chosen, by its name.
     """
 
@@ -60,16 +60,17 @@ def validate(
     for case in cases:
         image, reference = dataset.read(case)
         predicted = ranked(image).instances
-        seen.add(predicted, reference)
+        if segmenter.finds_masks:
+            seen.add(predicted, reference)
         if predicted.landmarks is not None and reference.landmarks is not None:
             kept = predicted.landmarks.at_least(segmenter.thresholds.every)
             points += point_rows(
                 kept, reference.landmarks, grid=reference.grid, case=case.case, group=case.group
             )
-    if points and not seen.masks:
-        summary = summarise_points(points, rng=np.random.default_rng(0))
+    of_points = point_numbers(summarise_points(points, rng=np.random.default_rng(0)))
+    if not segmenter.finds_masks:
         detections = sum(row.status != "fn" for row in points) / len(cases)
-        return Validation(metrics=point_numbers(summary) | {"detections": detections})
+        return Validation(metrics=of_points | {"detections": detections})
     thresholds = segmenter.thresholds
     chosen: dict[int, float] = {}
     if measure is not None:
@@ -81,6 +82,7 @@ def validate(
         "semantic_dice": seen.dice(thresholds),
         "detections": seen.detections(thresholds) / len(cases),
     }
+    metrics |= of_points
     return Validation(metrics=metrics, thresholds={names[label]: value for label, value in chosen.items()})
 
 
@@ -95,11 +97,9 @@ class _Seen:
         self._dices: dict[int, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
         self._regions: list[tuple[InstanceSet, InstanceSet]] = []
         self.matches: list[dict[int, ScoredMatches]] = []
-        self.masks = 0
 
     def add(self, predicted: InstanceSet, reference: InstanceSet) -> None:
         """Look at one case."""
-        self.masks += len(predicted) + len(reference)
         self._tally.add(match_masks(predicted, reference))
         self._scored.append((predicted.labels, predicted.scores))
         for label in self._labels:

@@ -85,3 +85,17 @@ def test_without_an_instance_there_is_no_file(read, tmp_path):
     image, prediction = read
     assert write_axes(Path(tmp_path / "axes.dcm"), prediction, image, []) is None
     assert not (tmp_path / "axes.dcm").exists()
+
+
+def test_the_report_names_the_storage_class_of_its_sources(oblique, write_series, predict, tmp_path):
+    def mr(ds, _):
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        ds.Modality = "MR"
+
+    write_series(tmp_path / "mr", oblique, change=mr)
+    image = read_dicom(tmp_path / "mr")
+    line = DrawnAxes(instance=1, z=2, ends=np.array([[2.0, 3], [8, 3], [5, 1], [5, 6]]))
+    report = pydicom.dcmread(write_axes(tmp_path / "axes.dcm", predict(image), image, [line]))
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    items = [i for series in study.ReferencedSeriesSequence for i in series.ReferencedSOPSequence]
+    assert len(items) == 6 and {i.ReferencedSOPClassUID for i in items} == {"1.2.840.10008.5.1.4.1.1.4"}

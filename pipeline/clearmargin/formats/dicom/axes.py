@@ -12,17 +12,8 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Prediction
 from clearmargin.formats.dicom.boundary import quiet_pydicom
-from clearmargin.formats.dicom.output import (
-    MANUFACTURER,
-    RESEARCH_USE,
-    coded,
-    derived_uid,
-    provenance_parts,
-    save,
-    source_headers,
-    write_dates,
-)
-from clearmargin.formats.dicom.structured_report import observer_of
+from clearmargin.formats.dicom.output import coded, derived_uid, provenance_parts, source_headers
+from clearmargin.formats.dicom.structured_report import write_report
 
 __all__ = ["DrawnAxes", "write_axes"]
 
@@ -58,44 +49,15 @@ def write_axes(path: Path, prediction: Prediction, image: Image, axes: Sequence[
     Raises:
         InputError: The image does not come from DICOM, or its slices are not files of their own.
     """
-    import highdicom
-    from pydicom.sr.codedict import codes
-
     if not axes:
         return None
     headers = source_headers(image)
     values = [(a.instance, a.z, a.ends.round(4).tolist()) for a in axes]
     sources = [str(h.SOPInstanceUID) for h in headers]
     identity = (*sources, *provenance_parts(prediction.provenance), repr(values))
-    report = highdicom.sr.MeasurementReport(
-        observation_context=observer_of(prediction),
-        procedure_reported=coded(Code(value="363679005", scheme="SCT", meaning="Imaging")),
-        imaging_measurements=[
-            _group(prediction, a, image.grid, str(headers[0].FrameOfReferenceUID), identity) for a in axes
-        ],
-        title=codes.DCM.ImagingMeasurementReport,
-        referenced_images=None,
-    )
-    dataset = highdicom.sr.Comprehensive3DSR(
-        evidence=headers,
-        content=report[0],
-        series_instance_uid=derived_uid("axes series", *identity),
-        series_number=904,
-        sop_instance_uid=derived_uid("axes", *identity),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=prediction.provenance.model[:64],
-        software_versions=prediction.provenance.software[:64],
-        device_serial_number=prediction.provenance.weights_sha256[:64],
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        series_description=f"Clear Margin axes ({RESEARCH_USE})"[:64],
-    )
-    write_dates(dataset, headers)
-    if "ObservationDateTime" in dataset:
-        dataset.ObservationDateTime = f"{dataset.ContentDate}{dataset.ContentTime}"
-    save(dataset, Path(path))
+    frame = str(headers[0].FrameOfReferenceUID)
+    groups = [_group(prediction, a, image.grid, frame, identity) for a in axes]
+    write_report(Path(path), "axes", 904, headers, headers, groups, prediction.provenance, identity)
     return Path(path)
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "refer_to_sources",
     "save",
     "source_headers",
+    "source_planes",
     "stand_ins",
     "write_dates",
 ]
@@ -107,6 +108,19 @@ def source_headers(image: Image) -> list[Dataset]:
             to.
     """
     return [source.header for source in _source_files(image)]
+
+
+def source_planes(image: Image) -> dict[str, dict[int | None, Plane | None]]:
+    """Return where the pictures of an image's DICOM files lie, by SOP instance UID and by frame.
+
+    Frames count from 1, None is that of a single-frame file; None for one without a place. Raises as `source_headers`.
+    """
+    return {
+        str(source.header.SOPInstanceUID): {
+            picture.frame + 1 if source.many else None: picture.plane for picture in source.pictures
+        }
+        for source in _source_files(image)
+    }
 
 
 def stand_ins(image: Image) -> list[Dataset]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import Code, Image, Prediction
+from clearmargin.core import Code, Image, Prediction, Provenance
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom.boundary import quiet_pydicom, read_header
 from clearmargin.formats.dicom.output import (
@@ -24,7 +25,19 @@ from clearmargin.formats.dicom.output import (
     write_dates,
 )
 
-__all__ = ["Quantity", "observer_of", "own_quantities", "write_structured_report"]
+__all__ = [
+    "SCHEME",
+    "Quantity",
+    "model_of",
+    "own_quantities",
+    "quantity_code",
+    "unit_code",
+    "write_report",
+    "write_structured_report",
+]
+
+SCHEME = "99CLEARMARGIN"
+"""Designator of our own codes, for what no standard scheme names."""
 
 _IMAGING = Code(value="363679005", scheme="SCT", meaning="Imaging")
 _ONE = Code(value="1", scheme="UCUM", meaning="no units")
@@ -32,7 +45,9 @@ _UNITS = {  # of a column, by how its name ends
     "_mm": Code(value="mm", scheme="UCUM", meaning="millimeter"),
     "_mm2": Code(value="mm2", scheme="UCUM", meaning="square millimeter"),
     "_mm3": Code(value="mm3", scheme="UCUM", meaning="cubic millimeter"),
+    "_px": Code(value="{pixels}", scheme="UCUM", meaning="pixels"),
 }
+_MOST = 16  # characters of a code's value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,11 +81,26 @@ def own_quantities(prediction: Prediction) -> list[Quantity]:
             )
         )
     for column, values in {"score": instances.scores, **instances.uncertainty}.items():
-        ending = next((end for end in _UNITS if column.endswith(end)), "")
-        stem = column.removesuffix(ending)
-        code = Code(value=stem[:16], scheme="99CLEARMARGIN", meaning=stem.replace("_", " ").capitalize())
-        quantities.append(Quantity(name=code, unit=_UNITS.get(ending, _ONE), values=values))
+        quantities.append(Quantity(name=quantity_code(column), unit=unit_code(column), values=values))
     return quantities
+
+
+def unit_code(column: str) -> Code:
+    """Return the unit that a column's name ends with; 1 without one."""
+    return _UNITS.get(_ending(column), _ONE)
+
+
+def quantity_code(column: str, *, meaning: str | None = None) -> Code:
+    """Return a column's name without its unit as a code of our own; a long one is cut, and told apart by its hash."""
+    stem = column.removesuffix(_ending(column))
+    value = stem
+    if len(stem) > _MOST:
+        value = f"{stem[: _MOST - 5]}_{hashlib.sha256(stem.encode()).hexdigest()[:4]}"
+    return Code(value=value, scheme=SCHEME, meaning=meaning or stem.replace("_", " ").capitalize())
+
+
+def _ending(column: str) -> str:
+    return next((end for end in _UNITS if column.endswith(end)), "")
 
 
 @quiet_pydicom()
@@ -91,7 +121,6 @@ def write_structured_report(
         GeometryError: The image is not a volume in millimetres: segments then have no place to be measured in.
     """
     import highdicom
-    from pydicom.sr.codedict import codes
 
     if image.grid.ndim != 3 or image.grid.unit != "mm":
         raise GeometryError(
@@ -106,47 +135,76 @@ def write_structured_report(
             f"the prediction {len(kept)} instances"
         )
     columns = own_quantities(prediction) if quantities is None else list(quantities)
+    groups = [_group(prediction, i, segmentation, k + 1, columns) for k, i in enumerate(kept)]
+    values = [q.values[kept].round(6).tolist() for q in columns]
+    identity = (segmentation.SOPInstanceUID, *provenance_parts(prediction.provenance), repr(values))
+    evidence = [segmentation, *headers]
+    return write_report(Path(path), "sr", 903, evidence, headers, groups, prediction.provenance, identity)
+
+
+_KINDS = {"sr": "measurements", "axes": "axes", "landmarks": "landmarks"}
+
+
+def write_report(
+    path: Path,
+    kind: str,
+    series_number: int,
+    evidence: Sequence[Any],
+    headers: Sequence[Any],
+    groups: Sequence[Any],
+    provenance: Provenance,
+    identity: Sequence[object],
+) -> str:
+    """Write measurement groups as a report of their own series and return its SOP instance UID.
+
+    Args:
+        path: The file to write.
+        kind: ``sr``, ``axes`` or ``landmarks``: part of the UIDs, and of the series' description.
+        series_number: Of the new series.
+        evidence: What the groups refer to.
+        headers: Of the source (`source_headers`), which gives the dates.
+        groups: highdicom's measurement groups.
+        provenance: Of what measured.
+        identity: What the UIDs are a function of.
+    """
+    import highdicom
+    from pydicom.sr.codedict import codes
+
     report = highdicom.sr.MeasurementReport(
-        observation_context=observer_of(prediction),
+        observation_context=_observer_of(provenance),
         procedure_reported=coded(_IMAGING),
-        imaging_measurements=[
-            _group(prediction, i, segmentation, k + 1, columns) for k, i in enumerate(kept)
-        ],
+        imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
         referenced_images=None,
     )
-    values = [q.values[kept].round(6).tolist() for q in columns]
-    identity = (segmentation.SOPInstanceUID, *provenance_parts(prediction.provenance), repr(values))
     dataset = highdicom.sr.Comprehensive3DSR(
-        evidence=[segmentation, *headers],
+        evidence=evidence,
         content=report[0],
-        series_instance_uid=derived_uid("sr series", *identity),
-        series_number=903,
-        sop_instance_uid=derived_uid("sr", *identity),
+        series_instance_uid=derived_uid(f"{kind} series", *identity),
+        series_number=series_number,
+        sop_instance_uid=derived_uid(kind, *identity),
         instance_number=1,
         manufacturer=MANUFACTURER,
-        manufacturer_model_name=prediction.provenance.model[:64],
-        software_versions=prediction.provenance.software[:64],
-        device_serial_number=prediction.provenance.weights_sha256[:64],
+        manufacturer_model_name=provenance.model[:64],
+        software_versions=provenance.software[:64],
+        device_serial_number=provenance.weights_sha256[:64],
         is_complete=True,
         is_final=False,
         is_verified=False,
-        series_description=f"Clear Margin measurements ({RESEARCH_USE})"[:64],
+        series_description=f"Clear Margin {_KINDS[kind]} ({RESEARCH_USE})"[:64],
     )
     write_dates(dataset, headers)
-    moment = f"{dataset.ContentDate}{dataset.ContentTime}"
     if "ObservationDateTime" in dataset:
-        dataset.ObservationDateTime = moment
-    save(dataset, Path(path))
+        dataset.ObservationDateTime = f"{dataset.ContentDate}{dataset.ContentTime}"
+    save(dataset, path)
     return str(dataset.SOPInstanceUID)
 
 
-def observer_of(prediction: Prediction) -> Any:
+def _observer_of(provenance: Provenance) -> Any:
     """Return who measured: the model, as a device (highdicom)."""
     import highdicom
     from pydicom.sr.codedict import codes
 
-    provenance = prediction.provenance
     return highdicom.sr.ObservationContext(
         observer_device_context=highdicom.sr.ObserverContext(
             observer_type=codes.DCM.Device,
@@ -160,6 +218,17 @@ def observer_of(prediction: Prediction) -> Any:
     )
 
 
+def model_of(provenance: Provenance) -> Any:
+    """Return which algorithm a group is by (highdicom)."""
+    import highdicom
+
+    return highdicom.sr.AlgorithmIdentification(
+        name=provenance.model[:64],
+        version=f"{provenance.software} weights {provenance.weights_sha256[:16]}"[:64],
+        parameters=[f"weights_sha256={provenance.weights_sha256}", RESEARCH_USE],
+    )
+
+
 def _group(
     prediction: Prediction, i: int, segmentation: Any, number: int, columns: Sequence[Quantity]
 ) -> Any:
@@ -167,7 +236,6 @@ def _group(
 
     kind = prediction.label_map.by_id(int(prediction.instances.labels[i]))
     segment = segmentation.SegmentSequence[number - 1]
-    provenance = prediction.provenance
     measurements = [
         highdicom.sr.Measurement(name=coded(q.name), value=float(q.values[i]), unit=coded(q.unit))
         for q in columns
@@ -180,10 +248,6 @@ def _group(
         referenced_segment=highdicom.sr.ReferencedSegment.from_segmentation(segmentation, number),
         finding_type=coded(kind.codes[1]),
         finding_category=coded(kind.codes[0]),
-        algorithm_id=highdicom.sr.AlgorithmIdentification(
-            name=provenance.model[:64],
-            version=f"{provenance.software} weights {provenance.weights_sha256[:16]}"[:64],
-            parameters=[f"weights_sha256={provenance.weights_sha256}", RESEARCH_USE],
-        ),
+        algorithm_id=model_of(prediction.provenance),
         measurements=measurements,
     )

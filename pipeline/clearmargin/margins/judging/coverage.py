@@ -27,7 +27,9 @@ __all__ = [
     "SizeCoverage",
     "alarms_of",
     "coverage_of",
+    "random_splits",
     "shifts_of",
+    "split_range",
 ]
 
 SPLITS = 100
@@ -77,10 +79,15 @@ class Coverage:
     @property
     def splits(self) -> tuple[float, float, float]:
         """Mean coverage over the splits, and what 5 % of them are below and above; zeros for none."""
-        if not self.over_splits:
-            return 0.0, 0.0, 0.0
-        low, high = np.quantile(self.over_splits, [0.05, 0.95])
-        return float(np.mean(self.over_splits)), float(low), float(high)
+        return split_range(self.over_splits)
+
+
+def split_range(shares: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of the splits' coverage, and what 5 % of them are below and above; zeros for none."""
+    if not shares:
+        return 0.0, 0.0, 0.0
+    low, high = np.quantile(shares, [0.05, 0.95])
+    return float(np.mean(shares)), float(low), float(high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,24 +169,27 @@ def _coverage(
         covered=interval,
         objects=len(wholes),
         objects_covered=int(covered.sum()),
-        over_splits=_over_splits(margin, [*fitted, *fresh], rng) if losses.n else (),
+        over_splits=random_splits(
+            _losses(margin, [*fitted, *fresh]), margin.n, margin.alpha, margin.confidence, rng
+        )
+        if losses.n
+        else (),
         by_size=_by_size(margin, fresh, covered),
     )
 
 
-def _over_splits(
-    margin: Margin, objects: Sequence[MatchedObject], rng: np.random.Generator
+def random_splits(
+    losses: GroupLosses, n: int, alpha: float, confidence: float | None, rng: np.random.Generator
 ) -> tuple[float, ...]:
     """Return one less the mean loss of the groups that are left, for random choices of n groups to calibrate on."""
-    losses = _losses(margin, objects)
-    if margin.n >= losses.n:
+    if n >= losses.n:
         return ()
     shares = []
     for _ in range(SPLITS):
         order = rng.permutation(losses.n)
-        known, left = losses.select(order[: margin.n]), losses.select(order[margin.n :])
+        known, left = losses.select(order[:n]), losses.select(order[n:])
         try:
-            factor = least_factor(known, margin.alpha, confidence=margin.confidence)
+            factor = least_factor(known, alpha, confidence=confidence)
         except InputError:  # with a confidence some choices of groups reach no factor
             continue
         shares.append(1 - float(left.at(np.array([factor])).mean()))

@@ -20,6 +20,12 @@ from clearmargin.margins.judging.coverage import (
 )
 from clearmargin.margins.judging.expected import Expected, expected_of
 from clearmargin.margins.judging.failures import Failure, failures_of
+from clearmargin.margins.judging.points import (
+    ClearanceCoverage,
+    PointCoverage,
+    clearance_coverage_of,
+    point_coverage_of,
+)
 from clearmargin.margins.judging.scaling_errors import Reliabilities, Scaled, pixel_errors, score_errors
 from clearmargin.margins.observations import ObservedCase, PixelCounts
 from clearmargin.margins.requirement import SIDES, Side
@@ -44,7 +50,9 @@ class Judgement:
         expected: Predicted NSD and the edge's standard deviation against what was measured; none without samples.
         scaled: One for each error of each kind of probability.
         diagrams: One for each kind of probability.
-        failures: One for each uncertainty and risk.
+        failures: One for each uncertainty and risk; none for landmarks alone.
+        points: One for each promise about landmarks.
+        clearances: One for each promise about distances to a target.
     """
 
     groups: int
@@ -59,6 +67,8 @@ class Judgement:
     scaled: tuple[Scaled, ...]
     diagrams: tuple[Reliabilities, ...]
     failures: tuple[Failure, ...]
+    points: tuple[PointCoverage, ...] = ()
+    clearances: tuple[ClearanceCoverage, ...] = ()
 
     def doubts(self, calibration: Calibration) -> tuple[str, ...]:
         """Return how these cases contradict the promises that are applied, a sentence each; mostly none.
@@ -66,18 +76,34 @@ class Judgement:
         A promise is contradicted if the interval of the coverage here lies below the range that is stated for one
         calibration. Chance does that in a few per cent of calibrations; judged cases of another kind, in most.
         """
-        sentences = []
-        for row in self.coverage:
-            _, least, most = row.margin.covered
-            high = None if row.covered is None else row.covered.high
-            if row.margin in calibration.applied() and row.covered and high is not None and high < least:
-                sentences.append(
-                    f"the judged cases do not bear this out: on {row.groups} {PLURALS[calibration.data.group]} the "
-                    f"{row.margin.sides} margin covers {100 * row.covered.estimate:.0f} % "
-                    f"({100 * (row.covered.low or 0):.0f} to {100 * high:.0f}), and {100 * least:.0f} to "
-                    f"{100 * most:.0f} % are stated: find out how they differ, or calibrate on more"
-                )
-        return tuple(sentences)
+        applied, around = calibration.applied(), calibration.applied_points()
+        stated = [
+            (f"the {row.margin.sides} margin covers", row.margin.covered, row.groups, row.covered)
+            for row in self.coverage
+            if row.margin in applied
+        ]
+        stated += [
+            ("the regions of landmarks cover", row.region.covered, row.groups, row.covered)
+            for row in self.points
+            if row.region == around
+        ]
+        stated += [
+            (
+                f"the distances to '{row.clearance.target}' cover",
+                row.clearance.covered,
+                row.groups,
+                row.covered,
+            )
+            for row in self.clearances
+            if row.clearance in calibration.applied_clearances()
+        ]
+        return tuple(
+            f"the judged cases do not bear this out: on {groups} {PLURALS[calibration.data.group]} {what} "
+            f"{100 * here.estimate:.0f} % ({100 * (here.low or 0):.0f} to {100 * here.high:.0f}), and "
+            f"{100 * least:.0f} to {100 * most:.0f} % are stated: find out how they differ, or calibrate on more"
+            for what, (_, least, most), groups, here in stated
+            if here is not None and here.high is not None and here.high < least
+        )
 
 
 def judge(
@@ -123,7 +149,11 @@ def judge(
         expected=tuple(expected_of(calibration, observed)),
         scaled=(*of_scores[1], *of_pixels[1]),
         diagrams=(*of_scores[0], *of_pixels[0]),
-        failures=tuple(failures_of(calibration, cases, risk_limit=risk_limit, rng=rng, resamples=resamples)),
+        failures=tuple(failures_of(calibration, cases, risk_limit=risk_limit, rng=rng, resamples=resamples))
+        if calibration.margins or not calibration.points
+        else (),
+        points=tuple(point_coverage_of(calibration, observed, margin_cases, rng)),
+        clearances=tuple(clearance_coverage_of(calibration, observed, margin_cases, rng)),
     )
 
 

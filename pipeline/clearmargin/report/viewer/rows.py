@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 from clearmargin.core import InstanceSet
@@ -86,7 +87,7 @@ def list_rows(
             facts |= {"IoU": f"{row.iou:.3f}"} | {
                 metric_title(n, _unit(n, row.unit)): f"{v:.4g}" for n, v in row.values.items()
             }
-        facts |= {n.replace("_", " "): f"{v:.4g}" for n, v in columns.items() if n != "refer"}
+        facts |= {n.replace("_", " "): f"{v:.4g}" for n, v in columns.items() if n != "refer" and isfinite(v)}
         if i is not None and reasons and reasons[i]:
             facts["refer because"] = "; ".join(reasons[i])
         rows.append(ListRow(kind=kind, predicted=i, reference=j, cells=cells, facts=facts))
