@@ -170,7 +170,7 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
 def study_of(file: Path) -> str | None:
     """Return the StudyInstanceUID of a file, "" if it states none; None if the file cannot be read as DICOM."""
     try:
-        header = quick_header(file, {0x0020_000D: "StudyInstanceUID"}, frozenset())
+        header: Elements | None = quick_header(file, {0x0020_000D: "StudyInstanceUID"}, frozenset())
         if header is None:
             header = read_header(file, tags=["StudyInstanceUID"])
     except (InputError, OSError):
