@@ -314,7 +314,9 @@ def test_withdrawn_results_are_rejected_where_they_are(peer, orthanc, tmp_path, 
     for uid, file in notes.items():
         named = {
             r.ReferencedSOPInstanceUID
-            for s in pydicom.dcmread(file).CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+            for s in pydicom.dcmread(file)
+            .CurrentRequestedProcedureEvidenceSequence[0]
+            .ReferencedSeriesSequence
             for r in s.ReferencedSOPSequence
         }
         assert named < results and len(named) == 2 and peer.kept[uid].Modality == "KO"

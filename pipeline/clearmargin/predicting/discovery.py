@@ -127,17 +127,17 @@ def find_inputs(
         yield from _of_series(series, selection, left)
 
 
-def is_the_only(found: Found, ledger: Ledger, left: Left) -> bool:
+def is_the_only(entry: Found, ledger: Ledger, left: Left) -> bool:
     """Return whether no other input has this one's plain name; else it is among those that are left out."""
     if naming() != "plain":
         return True
-    source = found.source
+    source = entry.source
     identity = str(source.get("series") or [source.get("root"), source.get("names")])
-    first = ledger.recall(f"name {found.case}")
+    first = ledger.recall(f"name {entry.case}")
     if first is None:
-        ledger.remember(f"name {found.case}", identity)
+        ledger.remember(f"name {entry.case}", identity)
     elif first != identity:
-        left.refuse(found.case, "another input is called so, too: leave out --names plain")
+        left.refuse(entry.case, "another input is called so, too: leave out --names plain")
         return False
     return True
 

@@ -63,8 +63,8 @@ def predict_folder(
     ):
         inputs = _inputs(folder, ledger, left)
         ledger.add(
-            NewItem(key=f"{number:09d}", recipe=_RECIPE, case_id=found.case, source=found.source)
-            for number, found in enumerate(inputs)  # a ledger adds items in the order of their keys
+            NewItem(key=f"{number:09d}", recipe=_RECIPE, case_id=entry.case, source=entry.source)
+            for number, entry in enumerate(inputs)  # a ledger adds items in the order of their keys
         )
         work = _PredictCase(predictor=predictor, reading=reading, outputs=outputs, out=out)
         with progress("predict", len(inputs)) as bar:
@@ -96,9 +96,9 @@ def _inputs(folder: Path, ledger: Ledger, left: Left) -> list[Found]:
     """
     every = find_inputs(folder, ledger=ledger, selection=Selection(), left=left, contents=False)
     inputs: dict[str, Found] = {}
-    for found in every:
-        if is_the_only(found, ledger, left):
-            inputs.setdefault(found.case, found)  # a link leads to what is there, too
+    for entry in every:
+        if is_the_only(entry, ledger, left):
+            inputs.setdefault(entry.case, entry)  # a link leads to what is there, too
     if not inputs and not left.unreadable:
         raise InputError(
             f"'{folder}' holds nothing that can be segmented: expected DICOM, or files ending in {', '.join(READERS)}"

@@ -120,8 +120,6 @@ def write_structured_report(
         InputError: The image does not come from DICOM, or ``seg`` is of another prediction.
         GeometryError: The image is not a volume in millimetres: segments then have no place to be measured in.
     """
-    import highdicom
-
     if image.grid.ndim != 3 or image.grid.unit != "mm":
         raise GeometryError(
             f"{image.source.case} is not a volume in millimetres: a report of volumes needs one"
