@@ -137,8 +137,8 @@ def test_a_report_alone_brings_the_seg_that_it_refers_to(bright, ct, tmp_path):
 def test_source_headers_are_read_once(bright, ct, monkeypatch, tmp_path):
     from clearmargin.formats.dicom import output as dicom_output
 
-    read, original = [], dicom_output.read_header
-    monkeypatch.setattr(dicom_output, "read_header", lambda file: read.append(file) or original(file))
+    read, original = [], dicom_output.parsed_header
+    monkeypatch.setattr(dicom_output, "parsed_header", lambda file: read.append(file) or original(file))
     predict(
         ct, tmp_path / "out", model=MODEL, uncertainty="tta", write=["default", "rtstruct", "label_map_seg"]
     )

@@ -67,7 +67,7 @@ class SemanticSettings(UNetSettings):
     )
     targets: TargetKind = Field(
         "classes",
-        description="cue that parts objects of a class that touch: nothing (classes), cores within a border of one width "
+        description="cue that parts objects of a class that touch: none (classes), cores within a border of one width "
         "(border), or cores by the depth within each object (distance)",
     )
     border: float = Field(
