@@ -17,7 +17,7 @@ from clearmargin.datasets.cases import Case, Dataset, open_dataset
 from clearmargin.formats.raster import write_raster
 from clearmargin.report.annotated import class_keys, with_marks
 from clearmargin.report.contact import contact_sheet
-from clearmargin.report.overlay import overlay, shown_slice
+from clearmargin.report.overlay import fullest_slice, overlay
 from clearmargin.report.picture import enlargement
 from clearmargin.report.progress import progress
 
@@ -130,7 +130,7 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
         for index, case in enumerate(dataset.cases):
             image, reference = dataset.read(case)
             if index in shown:
-                z = _fullest_slice(reference)
+                z = fullest_slice(reference)
                 plane = (image.grid.shape[-2], image.grid.shape[-1])
                 factors = enlargement(plane, image.grid.spacing[-2] / image.grid.spacing[-1])
                 scale = max(f * n for f, n in zip(factors, plane, strict=True)) / tile
@@ -152,15 +152,6 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
     write_raster(sheet, np.moveaxis(drawn, -1, 0))
     counts = _count(dataset, counted)
     return DatasetShown(text=_describe(dataset, counts), counts=counts, sheet=sheet)
-
-
-def _fullest_slice(reference: InstanceSet) -> int | None:
-    """Return the slice that cuts most instances; None for a picture."""
-    if reference.grid.ndim == 2:
-        return None
-    if not len(reference):
-        return shown_slice(reference)
-    return int(np.argmax([len(reference.plane(z)[0]) for z in range(reference.grid.shape[0])]))
 
 
 def _split_counts(split: Split, cases: Sequence[tuple[Case, InstanceSet]]) -> SplitCounts:

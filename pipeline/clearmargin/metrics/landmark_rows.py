@@ -21,6 +21,7 @@ __all__ = [
     "RADII",
     "PointRow",
     "PointSummary",
+    "mean_success",
     "pair_points",
     "point_rows",
     "success_radius",
@@ -201,6 +202,24 @@ def summarise_points(
         if of_name:
             strata[f"visibility = {name}"] = of_name
     return [_summary(name, own, rng, within) for name, own in strata.items()]
+
+
+def mean_success(rows: Sequence[PointRow], radii: Sequence[float] | None = None) -> float:
+    """Return the share of the reference points that are detected within a radius, the mean over radii.
+
+    Args:
+        rows: Of one unit.
+        radii: None for `RADII`.
+
+    Returns:
+        A share; 0 without a reference point.
+    """
+    references = sum(row.status != "fp" for row in rows)
+    if not references:
+        return 0.0
+    within = RADII[rows[0].unit] if radii is None else radii
+    errors = np.array([row.error for row in rows if row.error is not None], np.float64)
+    return float(np.mean([(errors <= with_slack(r)).sum() / references for r in within]))
 
 
 def success_radius(metric: str, unit: str) -> float | None:
