@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MASK_METRICS = ("ap", "ap50", "pq", "semantic_dice")
-LANDMARK_METRIC = "landmark_success"
+LANDMARK_METRIC = "landmark_quality"
 VALIDATION_METRICS = (*MASK_METRICS, LANDMARK_METRIC)
 """By which a model can be chosen. Each is better higher, and 0 for a model that detects nothing."""
 
@@ -39,7 +39,7 @@ class EarlyStopping(Settings):
     """Stop when a metric of the validation split has not improved, and keep the best model."""
 
     metric: str = Field(
-        "ap50", description="a validation metric: ap, ap50, pq, semantic_dice or landmark_success"
+        "ap50", description="a validation metric: ap, ap50, pq, semantic_dice or landmark_quality"
     )
     patience: int = Field(10, ge=1, description="validations without improvement before training stops")
 

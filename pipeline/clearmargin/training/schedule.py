@@ -115,7 +115,7 @@ def _stopping(
     if not validated:
         return Choice("training.early_stopping", None, "the card has no validation split")
     if network.learns == "landmarks":
-        metric, why = "landmark_success", "by the share of landmarks within reach"
+        metric, why = "landmark_quality", "by the landmarks' quality"
     elif mostly_single(fingerprint, network.sees):
         metric, why = "semantic_dice", "mostly one object of a class: by semantic Dice"
     else:
@@ -123,6 +123,7 @@ def _stopping(
     if fingerprint.ndim == 3:
         why += ", of whole volumes"
     if minutes is None:
-        return Choice("training.early_stopping", {"metric": metric, "patience": 8}, why)
+        patience = 8 if network.learns == "masks" else 1000  # landmarks reach their threshold late
+        return Choice("training.early_stopping", {"metric": metric, "patience": patience}, why)
     why += "; the best is kept, and the time ends it: it gets better as the learning rate falls"
     return Choice("training.early_stopping", {"metric": metric, "patience": 1000}, why)

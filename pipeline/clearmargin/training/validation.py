@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clearmargin.core import InstanceSet, LabelMap, Thresholds
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.metrics.detection import PrecisionTally, detection_limit, match_masks
-from clearmargin.metrics.landmark_rows import PointRow, mean_success, point_rows, summarise_points
+from clearmargin.metrics.landmark_rows import PointRow, landmark_quality, point_rows, summarise_points
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
 from clearmargin.metrics.thresholds import (
     Measure,
@@ -56,7 +56,6 @@ def validate(
     """
     seen = _Seen(dataset.card.label_map)
     points: list[PointRow] = []
-    every: list[PointRow] = []
     ranked = segmenter.with_threshold(0.0)
     for case in cases:
         image, reference = dataset.read(case)
@@ -65,15 +64,12 @@ def validate(
             seen.add(predicted, reference)
         if predicted.landmarks is not None and reference.landmarks is not None:
             kept = predicted.landmarks.at_least(segmenter.thresholds.every)
-            for rows, one in ((points, kept), (every, predicted.landmarks)):
-                rows.extend(
-                    point_rows(
-                        one, reference.landmarks, grid=reference.grid, case=case.case, group=case.group
-                    )
-                )
+            points += point_rows(
+                kept, reference.landmarks, grid=reference.grid, case=case.case, group=case.group
+            )
     of_points = point_numbers(summarise_points(points, rng=np.random.default_rng(0)))
     if segmenter.finds_landmarks:
-        of_points["landmark_success"] = mean_success(every)
+        of_points["landmark_quality"] = landmark_quality(points)
     if not segmenter.finds_masks:
         detections = sum(row.status != "fn" for row in points) / len(cases)
         return Validation(metrics=of_points | {"detections": detections})
