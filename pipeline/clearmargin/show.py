@@ -91,7 +91,7 @@ class DatasetCounts:
         grids: Number of cases by their grid, the most frequent first.
         overlapping: Cases whose instances overlap.
         points: Each type of landmark of the card.
-        far_points: Landmarks to look at, far from the others of their type.
+        far_points: Landmarks to look at, far from the other points of their object.
     """
 
     splits: tuple[SplitCounts, ...]
@@ -254,8 +254,8 @@ def _describe(dataset: Dataset, counts: DatasetCounts) -> str:
     ]
     unit = counts.size_unit[:2]
     lines += [
-        f"look at {one.case}, object {one.object}: {one.point} lies {one.away:.4g} {unit} from where its type lies "
-        f"beside the other points; the median is {one.typical:.3g} {unit}"
+        f"look at {one.case}, object {one.object}: {one.point} lies {one.away:.4g} {unit} from the object's other "
+        f"points; nine in ten lie within {one.usual:.3g} {unit}"
         for one in counts.far_points[:_MOST_FAR]
     ]
     if len(counts.far_points) > _MOST_FAR:
