@@ -91,8 +91,9 @@ def ledger_at(rows: int, place: str) -> None:
     ledger.close()
 
 
-def _note(times: list[float], _: object) -> None:
+def _note(times: list[float], cpu: list[float], _: object) -> None:
     times.append(time.perf_counter())
+    cpu.append(time.process_time())
 
 
 def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
@@ -123,7 +124,8 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
         )
         for count in processes:
             latencies: list[float] = []
-            start, cpu = time.perf_counter(), time.process_time()
+            spent: list[float] = []
+            start = time.perf_counter()
             batch(
                 folders,
                 root / f"out-{count}",
@@ -132,7 +134,7 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
                 track=False,
                 least_free_gib=0,
                 write=["tables", "prediction", "seg", "sr"],
-                on_event=partial(_note, latencies),
+                on_event=partial(_note, latencies, spent),
             )
             first = latencies[0] if latencies else start
             steady = (latencies[-1] - first) / max(1, len(latencies) - 1)
@@ -142,7 +144,7 @@ def overhead(model: Path, number: int, processes: tuple[int, ...]) -> None:
                 flush=True,
             )
             if count == 0:  # in this process: its CPU seconds do not depend on what else the machine does
-                used = (time.process_time() - cpu) / len(images)
+                used = (spent[-1] - spent[0]) / (len(spent) - 1)  # without what is loaded once
                 print(
                     f"  {used:.2f} s of CPU an item, {used / (bare_cpu / len(images)):.3f} times the bare network's"
                 )

@@ -2,7 +2,7 @@
 
 It takes under ten minutes. Networks are planned for the device, trained as ``train`` does it, and measured on the test
 split; the same model then predicts on the CPU and on the GPU. On a machine without a GPU it runs on the CPU: with few
-steps (``--steps 2 --minutes 0.1``) that is a test of itself.
+steps of small networks on small cases (``--cards``) that is a test of itself, ``tests/test_bench_gpu.py``.
 """
 
 from __future__ import annotations
@@ -79,11 +79,14 @@ class Report:
             print(f"({name}: {time.perf_counter() - start:.1f} s)", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--only", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS), metavar="SUBJECT"
+    )
+    parser.add_argument(
+        "--cards", type=Path, default=CARDS, help="folder of hippocampus_mr.yaml and dsb2018_nuclei.yaml"
     )
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each kind")
     parser.add_argument("--minutes", type=float, default=1.0, help="factor on the minutes of each training")
@@ -96,7 +99,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
     parser.add_argument("--set", nargs="*", default=[], metavar="A.B=VALUE", help="settings over the plans")
     parser.add_argument("--runs", type=Path, help="keeps the runs; default: a folder that is removed")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = torch.device(options.device)
     report = Report()
     report.say(f"{_card_name(device)}, torch {torch.__version__}, {options.workers} loader processes\n")
@@ -136,7 +139,9 @@ def planned(name: str, options: argparse.Namespace) -> Experiment:
     card, network, minutes = SUBJECTS[name]
     kind = torch.device(options.device).type
     minutes *= options.minutes
-    chosen = plan(CARDS / f"{card}.yaml", network=network, device=kind, minutes=minutes, cases=40).experiment
+    chosen = plan(
+        options.cards / f"{card}.yaml", network=network, device=kind, minutes=minutes, cases=40
+    ).experiment
     raw = chosen.model_dump(mode="json") | {"name": name.replace(", ", "_")}
     every = [
         f"training.workers={options.workers}",

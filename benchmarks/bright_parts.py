@@ -41,3 +41,58 @@ class BrightParts:
                 else None,
             )
         ]
+
+
+def bright_voxels(settings):
+    """Return ``semantic_cc_3d`` of one class whose U-shaped network is a threshold at 0.35."""
+    import torch
+
+    from clearmargin.networks import build_network, network_config
+
+    class Threshold(torch.nn.Module):
+        def forward(self, images):
+            return 40 * (images - 0.35)
+
+    network = build_network(network_config(settings), classes=1, channels=1, pretrained=False)
+    network.unet = Threshold()
+    return network
+
+
+def bright_windows(patch):
+    """Return a network of windows that finds every bright part of one, as ``mask_rcnn_3d`` gives it."""
+    import torch
+    from scipy import ndimage
+
+    from clearmargin.networks.network import Detections, WindowNetwork
+    from clearmargin.transforms.settings import VolumeView
+
+    class BrightWindows(WindowNetwork):
+        parts = ()
+        overlap = 0.25
+
+        def __init__(self):
+            super().__init__()
+            self.view = VolumeView(patch=patch)
+
+        def losses(self, images, targets):
+            raise NotImplementedError("it learns nothing")
+
+        def detect(self, images, *, maps=False):
+            bright = (images[0, 0] > 0.35).numpy()
+            numbered, _ = ndimage.label(bright)
+            places = ndimage.find_objects(numbered)
+            boxes = [[*(b.start for b in box[::-1]), *(b.stop for b in box[::-1])] for box in places]
+            boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 6)
+            masks = tuple(torch.from_numpy(numbered[box] == k).float() for k, box in enumerate(places, 1))
+            return [
+                Detections(
+                    boxes=boxes,
+                    labels=torch.ones(len(places), dtype=torch.int64),
+                    scores=torch.full((len(places),), 0.9),
+                    masks=masks,
+                    regions=boxes,
+                    foreground=torch.from_numpy(bright)[None].float() if maps else None,
+                )
+            ]
+
+    return BrightWindows()

@@ -1,8 +1,9 @@
-"""Objects of a class that touch in space, by targets: ``python benchmarks/touching_volumes.py balls --minutes 2``.
+"""Objects of a class that touch in space, in several ways: ``python benchmarks/touching_volumes.py balls --minutes 2``.
 
 It writes volumes of touching ellipsoids (``balls``), or of the phantom organ with touching tumours (``organ``), plans
-``semantic_cc_3d`` for them, trains it for the same CPU time with each kind of targets, and counts splits and merges on
-the test volumes. One thread, and a clock that counts this process's own time, as in ``equal_minutes.py``.
+``semantic_cc_3d`` and ``mask_rcnn_3d`` for them, trains each for the same CPU time, the former with each kind of
+targets, and counts splits and merges on the test volumes. One thread, and a clock that counts this process's own time,
+as in ``equal_minutes.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from clearmargin.metrics.panoptic import panoptic_quality
 from clearmargin.models import load_segmenter
 from clearmargin.plan import plan
 
-KINDS = ("classes", "border", "distance")
+WAYS = {
+    "classes": "semantic_cc_3d",
+    "border": "semantic_cc_3d",
+    "distance": "semantic_cc_3d",
+    "mask_rcnn_3d": "mask_rcnn_3d",
+}
+"""Targets, or a network that needs none of them, and its network."""
 SPLITS = ("train",) * 16 + ("validation",) * 2 + ("test",) * 8
 SPACING = (2.0, 1.0, 1.0)
 
@@ -36,24 +43,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("phantom", choices=["balls", "organ"])
     parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS), metavar="WAY")
     parser.add_argument("--out", type=Path, default=Path("touching"))
     chosen = parser.parse_args()
     card = write_set(chosen.out / chosen.phantom, chosen.phantom)
-    planned = plan(card, network="semantic_cc_3d", device="cpu", minutes=chosen.minutes)
-    print(f"planned: {planned.experiment.model['targets']}, {planned.reasons['model.targets']}")
     time.monotonic = time.process_time
-    print("targets    TP  FN  FP  splits merges  PQ     minutes")
-    for kind in KINDS:
-        print(f"{kind:9s} {row(planned.experiment, card, kind, chosen.minutes, chosen.out)}", flush=True)
+    print("way           TP  FN  FP  splits merges  PQ     minutes")
+    for way in chosen.ways:
+        planned = plan(card, network=WAYS[way], device="cpu", minutes=chosen.minutes)
+        for name in ("targets", "anchors"):
+            if name in planned.experiment.model:
+                print(f"planned: {planned.experiment.model[name]}, {planned.reasons[f'model.{name}']}")
+        print(f"{way:12s} {row(planned.experiment, card, way, chosen.minutes, chosen.out)}", flush=True)
 
 
-def row(planned: training.Experiment, card: Path, kind: str, minutes: float, out: Path) -> str:
-    """Train with a kind of targets, and return what it makes of the test volumes."""
+def row(planned: training.Experiment, card: Path, way: str, minutes: float, out: Path) -> str:
+    """Train in one way, and return what it makes of the test volumes."""
     settings = {"threads": 1, "workers": 0, "max_minutes": minutes, "early_stopping": None}
     experiment = planned.model_copy(
         update={
-            "name": f"{planned.name}_{kind}",
-            "model": planned.model | {"targets": kind},
+            "name": f"{planned.name}_{way}",
+            "model": planned.model if way == WAYS[way] else planned.model | {"targets": way},
             "training": planned.training.model_copy(update=settings | {"validate_every": 1000}),
         }
     )

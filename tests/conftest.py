@@ -1,8 +1,9 @@
-"""What all tests share: the real data, where they are, and a private home that is not the user's."""
+"""What all tests share: the real data, where they are, and a home and a store that are not the user's."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +30,14 @@ def data_root() -> Path:
 def private_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep case ids and the crosswalk of tests out of the user's home."""
     home = tmp_path_factory.mktemp("home")
-    before = os.environ.get("CLEARMARGIN_HOME")
-    os.environ["CLEARMARGIN_HOME"] = str(home)
-    yield home
-    if before is None:
-        del os.environ["CLEARMARGIN_HOME"]
-    else:
-        os.environ["CLEARMARGIN_HOME"] = before
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CLEARMARGIN_HOME", str(home))
+        patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        yield home
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_runs_waiting(private_home: Path) -> Iterator[None]:
+    """Let no run of another file's tests wait to be sent."""
+    yield
+    shutil.rmtree(private_home / "spool", ignore_errors=True)

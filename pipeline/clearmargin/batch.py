@@ -22,7 +22,7 @@ from clearmargin.pacs.addresses import archive_at, is_address
 from clearmargin.pacs.archive import Archive
 from clearmargin.predicting.archived import find_archived
 from clearmargin.predicting.cases import Reading
-from clearmargin.predicting.discovery import Found, Left, find_inputs, load_selection
+from clearmargin.predicting.discovery import Found, Left, find_inputs, is_the_only, load_selection
 from clearmargin.predicting.items import (
     Destination,
     new_item,
@@ -37,7 +37,6 @@ from clearmargin.predicting.prepared import (
     run_prepared,
 )
 from clearmargin.predicting.results import send_earlier
-from clearmargin.privacy import naming
 
 __all__ = ["BatchReport", "Snapshot", "batch"]
 
@@ -192,7 +191,7 @@ def batch(
         _ADDED_AT_ONCE,
     ):
         mine = [f for f in found if shard is None or _shard_of(f.case, shard[1]) == shard[0]]
-        items = [new_item(f, digest) for f in mine if _is_the_only(f, book, left)]
+        items = [new_item(f, digest) for f in mine if is_the_only(f, book, left)]
         if dry_run:
             there = book.knows([item.key for item in items])
             added = len({item.key for item in items}) - there
@@ -328,21 +327,6 @@ def _track(ledger: Ledger, recipe: str, predictor: Predictor, watch: _Watch, lef
 
 def _found_in(source: Archive | Path, **how: Any) -> Iterator[Found]:
     return find_archived(source, **how) if isinstance(source, Archive) else find_inputs(source, **how)
-
-
-def _is_the_only(found: Found, ledger: Ledger, left: Left) -> bool:
-    """Return whether no other input has this one's plain name; else count and say it."""
-    if naming() != "plain":
-        return True
-    source = found.source
-    identity = str(source.get("series") or [source.get("root"), source.get("names")])
-    first = ledger.recall(f"name {found.case}")
-    if first is None:
-        ledger.remember(f"name {found.case}", identity)
-    elif first != identity:
-        left.unreadable[found.case] = "another input is called so, too: leave out --names plain"
-        return False
-    return True
 
 
 def _shard_of(case: str, shards: int) -> int:

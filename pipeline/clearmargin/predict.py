@@ -16,6 +16,7 @@ from clearmargin.formats import open_source
 from clearmargin.outputs.folder import MANIFEST
 from clearmargin.outputs.writers import named_outputs
 from clearmargin.predicting.cases import Predicted, Reading, predict_source
+from clearmargin.predicting.discovery import holds_one_study
 from clearmargin.predicting.folders import predict_folder
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.privacy import paths_of_case
@@ -103,7 +104,9 @@ def predict(
         ConfigError: The model cannot be asked like that, or there is no such output.
     """
     outputs = named_outputs(write)
-    opened = open_source(source)
+    opened = None
+    if series is not None or volume is not None or not source.is_dir() or holds_one_study(source):
+        opened = open_source(source)
     predictor = Predictor(
         model=model,
         uncertainty=uncertainty,
@@ -126,8 +129,10 @@ def predict(
         start = time.monotonic()
         done: list[Predicted] = []
         failed: dict[str, str] = {}
-        if opened.kind == "folder":
-            done, failed = predict_folder(opened, out, predictor, outputs=outputs, on_done=on_done)
+        if opened is None:
+            done, failed = predict_folder(
+                source, out, predictor, reading=reading, outputs=outputs, on_done=on_done
+            )
         else:
             for predicted in predict_source(opened, out, predictor, reading=reading, outputs=outputs):
                 done.append(predicted)
@@ -142,7 +147,8 @@ def predict(
             done=tuple(done), failed=failed, promises=predictor.promises(), drift=tuple(drift)
         )
         if run.run_id:
-            settings = vars(reading) | {"write": list(outputs or ["default"]), "kind": opened.kind}
+            kind = "folder" if opened is None else opened.kind
+            settings = vars(reading) | {"write": list(outputs or ["default"]), "kind": kind}
             _log(run, report, predictor, settings, time.monotonic() - start)
     return replace(report, run_id=run.run_id)
 

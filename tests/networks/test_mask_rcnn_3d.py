@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import ndimage
 
+from clearmargin.calibrate import calibrate
 from clearmargin.core import Code, Grid, Image, LabelClass, LabelMap, Mask, Provenance
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.export import export
+from clearmargin.formats.volume import write_volume
 from clearmargin.metrics.matching import iou_matrix
 from clearmargin.models import load_segmenter
 from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
@@ -19,6 +23,7 @@ from clearmargin.sampling.samples import augmented, open_segmenter, tta_views
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView, Window
 
 PATCH = (16, 32, 32)
+SPACING = (2.0, 1.0, 1.0)
 CODE = Code(value="108369006", scheme="SCT", meaning="Tumor")
 LABELS = LabelMap(
     (
@@ -97,6 +102,8 @@ def folder(tmp_path, learned):
         classes=label_map_entries(LABELS),
         prediction={"nested": ["core"]},
         show_in_tracking=True,
+        trained_on=("somebody",),
+        trained_content=("0" * 64,),
     )
     save_model(tmp_path / "model", card, learned.state_dict())
     return tmp_path / "model"
@@ -114,7 +121,7 @@ def test_what_touches_and_what_nests_is_told_apart(learned, folder, seed):
     pixels, labels, masks = phantom(seed)
     segmenter = load_segmenter(folder, device="cpu")
     assert isinstance(segmenter, WindowSegmenter)
-    found = segmenter(Image(pixels=pixels, grid=Grid.from_spacing(PATCH, (2.0, 1.0, 1.0)))).instances
+    found = segmenter(Image(pixels=pixels, grid=Grid.from_spacing(PATCH, SPACING))).instances
     ious = matched(found, labels, masks)
     assert ious.min() > 0.5 and ious.mean() > 0.75
 
@@ -270,6 +277,71 @@ def test_a_ramp_is_read_where_a_box_lies():
         wanted = low + (torch.arange(bins) + 0.5) / bins * (high - low) - 0.5
         others = tuple(k for k in range(3) if k != axis)
         torch.testing.assert_close(read.mean(others), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    """Phantoms with more noise, one to compare exports on and 14 to calibrate on: a mask file for each object."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = ["id,split,masks,labels"]
+    for k in range(15):
+        pixels, labels, masks = phantom(k % 2)
+        grid = Grid.from_spacing(PATCH, SPACING)
+        noisy = 100 * pixels[0] + np.random.default_rng(k).normal(0, 3, PATCH)
+        write_volume(folder / f"t{k}.nii.gz", np.rint(noisy).astype(np.int16), grid)
+        names = [f"t{k}_{n}.nii.gz" for n in range(len(masks))]
+        for name, mask in zip(names, masks, strict=True):
+            write_volume(folder / name, mask.astype(np.uint8), grid)
+        classes = ";".join("lesion" if label == 1 else "core" for label in labels)
+        rows.append(f"t{k},{'calibration' if k else 'train'},{';'.join(names)},{classes}")
+    (folder / "index.csv").write_text("\n".join(rows) + "\n")
+    code = {"value": CODE.value, "meaning": CODE.meaning}
+    said = {
+        "schema": 1, "name": "touching", "version": "1", "title": "Lesions that touch, a core within one",
+        "origin": "made by the tests", "licence": "CC0-1.0", "citation": "none", "modality": "CT", "root": ".",
+        "classes": [
+            {"id": c.id, "name": c.name, "type": code, "category": code} for c in LABELS.classes
+        ],
+        "cases": {"index": "index.csv", "id": "{id}", "image": "{id}.nii.gz", "reference": "{masks}", "group": "{id}"},
+        "encoding": {"kind": "mask_files", "label": "{labels}"}, "spacing": {"source": "file"}, "group": "patient",
+        "splits": {"column": "split", "values": {"train": "train", "calibration": "calibration"}},
+        "show_in_tracking": True,
+    }  # fmt: skip
+    (folder / "card.yaml").write_text(yaml.safe_dump(said))
+    return folder / "card.yaml"
+
+
+@pytest.fixture
+def in_units(folder):
+    """The model folder for volumes of whole numbers, as files hold them."""
+    card = yaml.safe_load((folder / "model.yaml").read_text())
+    card["image"]["intensity"]["high"] = 100
+    (folder / "model.yaml").write_text(yaml.safe_dump(card))
+    return folder
+
+
+def test_objects_that_touch_and_nest_get_margins_in_millimetres(in_units, card):
+    done = calibrate(in_units, card, alphas=(0.2,), track=False)
+    assert done.calibration.length_unit == "mm"
+    pixels, labels, masks = phantom(1)
+    image = Image(pixels=100 * pixels, grid=Grid.from_spacing(PATCH, SPACING))
+    found = done.calibration.apply(load_segmenter(in_units, device="cpu")(image)).instances
+    ious = iou_matrix(found.masks, [Mask.from_dense(m) for m in masks], found.labels[:, None] == labels)
+    outer, inner = (
+        found.uncertainty[f"{side}_volume_mm3"][ious.argmax(axis=0)] for side in ("outer", "inner")
+    )
+    volumes = 2 * masks.reshape(4, -1).sum(axis=1)  # a voxel has 2 cubic mm
+    assert np.isfinite(outer).all() and (outer > inner).all()
+    assert (inner <= volumes).all() and (volumes <= outer).all()
+
+
+def test_an_export_passes_its_gate(in_units, card):
+    done = export(in_units, card, format="openvino", split="train", cases=1)
+    assert done.parity.instances >= 4 and done.parity.problems == ()
+    pixels, labels, masks = phantom(0)
+    image = Image(pixels=100 * pixels, grid=Grid.from_spacing(PATCH, SPACING))
+    found = load_segmenter(in_units, runtime="openvino")(image).instances
+    assert matched(found, labels, masks).mean() > 0.7
 
 
 @pytest.mark.parametrize("name", ["onnx"])

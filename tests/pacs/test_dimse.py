@@ -149,7 +149,8 @@ class Peer:
 def running_peer(certificate=None, commits=True):
     peer, entity = Peer(), AE(ae_title="PEER")
     entity.supported_contexts = AllStoragePresentationContexts[:100]
-    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2")
+    for kind in ("2", "66.4", "88.34", "88.59"):  # CT, SEG, Comprehensive 3D SR, Key Object Selection
+        entity.add_supported_context(f"1.2.840.10008.5.1.4.1.1.{kind}")
     if commits:
         entity.add_supported_context(StorageCommitmentPushModel)
     entity.add_supported_context(Verification)
@@ -273,3 +274,51 @@ def test_addresses_that_are_none(url):
     with pytest.raises(ConfigError, match="expected an archive's address") as told:
         Dimse(url=url)
     assert "p4ss" not in str(told.value)
+
+
+def test_withdrawn_results_are_rejected_where_they_are(peer, orthanc, tmp_path, monkeypatch):
+    """A note per result goes to each archive that has it, once; one that did not take it gets it the next time."""
+    monkeypatch.setattr(
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+    )
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+    values = np.full((1, 5, 48, 48), -50, np.int16)
+    values[0, 1:4, 12:30, 10:30] = 390
+    image = Image(
+        pixels=values, grid=Grid.from_spacing((5, 48, 48), (5.0, 0.8, 0.7)), source=Source(modality="CT")
+    )
+    for number in (1, 2):
+        write_ct_series(tmp_path / "studies" / str(number), image, number, 1)
+    out, address = tmp_path / "out", f"dimse://PEER@127.0.0.1:{peer.port}"
+    how = {"processes": 0, "track": False, "least_free_gib": 0}
+    archives = [place(peer.port, "PEER"), place(orthanc.dicom_port)]
+    batch([tmp_path / "studies"], out, Predictor(model=Path("any")), destinations=archives, **how)
+    results = set(peer.kept)
+    assert len(results) == 4 and set(orthanc.files()) == results
+    peer.statuses = [0x0000, 0xA900]
+    code, said = command("batch", "withdraw", out, "--all", "--send", address)
+    assert code == 3 and "2 results are withdrawn" in said and "2 Rejection Notes" in said
+    assert sum(uid in said for uid in results) == 4 and len(set(peer.kept) - results) == 1
+    code, said = command(
+        "batch", "withdraw", out, "--all", "--send", address, "--send", f"{orthanc.address}/dicom-web"
+    )
+    assert code == 0 and "0 results are withdrawn" in said and "2 Rejection Notes" in said
+    notes = {pydicom.dcmread(file).SOPInstanceUID: file for file in (out / "withdrawn").glob("*/*.dcm")}
+    assert set(peer.kept) - results == set(notes) and len(notes) == 2
+    # Orthanc has these results under its DIMSE address, and got no note by another one
+    assert set(orthanc.files()) == results
+    code, said = command(
+        "batch", "withdraw", out, "--all", "--send", f"dimse://ORTHANC@127.0.0.1:{orthanc.dicom_port}"
+    )
+    assert code == 0 and "2 were sent" in said and set(orthanc.files()) == results | set(notes)
+    for uid, file in notes.items():
+        named = {
+            r.ReferencedSOPInstanceUID
+            for s in pydicom.dcmread(file)
+            .CurrentRequestedProcedureEvidenceSequence[0]
+            .ReferencedSeriesSequence
+            for r in s.ReferencedSOPSequence
+        }
+        assert named < results and len(named) == 2 and peer.kept[uid].Modality == "KO"
+    code, said = command("batch", "withdraw", out, "--all", "--send", address)
+    assert code == 0 and "0 were sent" in said

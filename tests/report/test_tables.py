@@ -64,7 +64,7 @@ def test_a_box_of_twelve_voxels_by_hand() -> None:
         "volume_voxels": 12,
         "volume_mm3": 120.0,
         "long_axis_mm": 5.0,
-        "short_axis_mm": 4.8,
+        "short_axis_mm": 3.75,
         "z_first": 1,
         "z_last": 2,
         "y_first": 0,

@@ -269,22 +269,44 @@ def batch_withdraw(
         ),
     ] = None,
     all_of_them: Annotated[bool, typer.Option("--all", help="Withdraw the results of every model.")] = False,
+    send: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--send",
+            metavar="ADDRESS",
+            help="Archive that gets a Rejection Note for what it has of the withdrawn results (repeatable).",
+        ),
+    ] = None,
+    pacs_ca: PacsCa = None,
 ) -> None:
-    """Mark a model's results as withdrawn, and list what was sent of them, for removal in the archive."""
-    from clearmargin.predicting.results import withdraw
+    """Mark a model's results as withdrawn, list what was sent of them, and write Rejection Notes for archives."""
+    from clearmargin.pacs.addresses import archive_at
+    from clearmargin.predicting.results import WITHDRAWN, reject, withdraw
 
     if not all_of_them and (weights is None or len(weights) < 6):
         raise ConfigError(
             "name the model by --weights with at least six digits of its SHA-256, or all by --all"
         )
+    archives = [archive_at(address, pacs_ca) for address in send or ()]
+    for archive in archives:
+        check_archive(archive)
+    model = None if all_of_them else weights
     with _opened(out, ledger) as book:
-        items = withdraw(book, out, weights_sha256=None if all_of_them else weights)
+        items = withdraw(book, out, weights_sha256=model)
+        rejected = reject(book, out, archives, weights_sha256=model)
         for item in items:
-            objects = [{"uid": uid, "destination": to} for _, uid, to in book.sent(item)]
+            objects = [
+                {"uid": uid, "destination": to} for _, uid, to in book.sent(item) if uid not in rejected.notes
+            ]
             lines = [f"{item.case_id}: {item.folder}"]
             lines += [f"  sent to {o['destination']}: {o['uid']}" for o in objects]
             emit("\n".join(lines), case=item.case_id, folder=item.folder, sent=objects)
-    say(f"{len(items)} results are withdrawn; their files stay if they are")
+    say(f"{len(items)} results are withdrawn; their files stay where they are")
+    if rejected.notes:
+        say(f"{len(rejected.notes)} Rejection Notes in {out / WITHDRAWN}; {rejected.sent} were sent")
+    if rejected.failed:
+        lines = [f"  {case}: {why}" for case, why in rejected.failed.items()]
+        raise BatchError("some Rejection Notes were not written or sent; run it again:\n" + "\n".join(lines))
 
 
 @contextmanager
@@ -334,10 +356,11 @@ def _say_report(report: BatchReport, *, dry_run: bool) -> None:
     lines = [", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no items"]
     if report.new or report.known:
         lines.append(f"listed: {report.new} new, {report.known} known")
-    if left.not_selected or left.no_picture or left.other_files or left.unreadable:
+    if left.not_selected or left.no_picture or left.other_files or left.unreadable or left.results:
         lines.append(
             f"left out: {left.not_selected} series by --select, {left.no_picture} without a picture, "
-            f"files of other kinds: {left.other_files}, {len(left.unreadable)} unreadable"
+            f"files of other kinds: {left.other_files}, {len(left.unreadable)} unreadable, "
+            f"folders of results: {left.results}"
         )
         lines += [f"  {case}: {why}" for case, why in list(left.unreadable.items())[:20]]
     lines += [f"  {case}: not sent: {why}" for case, why in list(report.unsent.items())[:20]]

@@ -32,6 +32,7 @@ IN_MEMORY = 3
 
 _ALONE_FROM = 3  # tries
 _LOOK_AGAIN_S = 10.0
+_READER_ENDS_S = 5.0
 _MOST_SPARED = 10
 
 
@@ -166,19 +167,35 @@ class _Worker:
             threading.Thread(target=self._guarded, args=(step,), name=name, daemon=True)
             for name, step in (("read", self._reading), ("write", self._writing), ("beat", self._beating))
         ]
+        reader, self._writer, _ = threads
         for thread in threads:
             thread.start()
         try:
             self._computing()
         finally:
             self._halted.set()
-            self._computed.put(None)
-            threads[1].join()
+            self._hand_over(None)
+            self._writer.join()
             self._ended.set()
+            self._let_go(reader)
             for thread in threads:
                 thread.join(timeout=5)
             self.ledger.release(self.owner)
         return self._why
+
+    def _hand_over(self, entry: tuple[Item, Any, float] | None) -> None:
+        """Give the writer what it writes next; if an error has ended it, nothing is written any more."""
+        while self._writer.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._computed.put(entry, timeout=0.2)
+                return
+
+    def _let_go(self, reader: threading.Thread) -> None:
+        """Take what was read and is not computed any more, so that the reader can end."""
+        end = time.monotonic() + _READER_ENDS_S
+        while reader.is_alive() and time.monotonic() < end:
+            with contextlib.suppress(queue.Empty):
+                self._read.get(timeout=0.05)
 
     def _stopping(self) -> bool:
         return self._halted.is_set() or self._asked_to_stop()
@@ -270,7 +287,7 @@ class _Worker:
                 continue
             finally:
                 del entry, loaded
-            self._computed.put((item, computed, start))
+            self._hand_over((item, computed, start))
             del computed
 
     def _writing(self) -> None:
@@ -279,6 +296,9 @@ class _Worker:
             if entry is None:
                 return
             item, computed, start = entry
+            if self._why:  # the disk is full, say: what is not written goes back
+                self._room.release()
+                continue
             try:
                 outcome = self.work.write(item, computed)
             except Exception as error:  # noqa: BLE001

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["box_iou", "boxes_of", "decode", "encode", "pool_regions", "suppress", "within"]
+__all__ = ["box_iou", "boxes_of", "decode", "encode", "pool_levels", "pool_regions", "suppress", "within"]
 
+_BIN = 1.5  # map voxels that a bin of a region should span
 _LONGEST = 4.0  # change of a box's extent, as a factor in logarithms: none is moved out of all proportion
 
 
@@ -105,3 +108,35 @@ def pool_regions(
         )
         parts.append(torch.unflatten(read[0], 1, (len(own), size[0])).transpose(0, 1).to(maps.dtype))
     return torch.cat(parts)
+
+
+def pool_levels(
+    maps: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    bins: int,
+    extent: Sequence[int],
+    steps: Sequence[Sequence[int]],
+) -> Tensor:
+    """Return ``(R, C, bins, bins, bins)`` of each region, from the map whose voxels fit its bins.
+
+    Args:
+        maps: One ``(B, C, d, h, w)`` per level.
+        boxes: For each window ``(R_i, 6)``.
+        bins: Along each axis.
+        extent: Extents (Z, Y, X) of the window in network voxels.
+        steps: Extents (Z, Y, X) of each level's voxels in network voxels.
+    """
+    counts = [len(b) for b in boxes]
+    every = torch.cat(list(boxes))
+    sides = (every[:, 3:] - every[:, :3]).clamp(min=1e-3).log().mean(1)
+    fitting = every.new_tensor([math.log(_BIN * bins) + float(np.log(s).mean()) for s in steps])
+    levels = (sides[:, None] - fitting[None]).abs().argmin(1)
+    parts, places = [], []
+    for level, one in enumerate(maps):
+        picked = [b[own == level] for b, own in zip(boxes, torch.split(levels, counts), strict=True)]
+        if sum(map(len, picked)):
+            parts.append(pool_regions(one, picked, (bins,) * 3, extent))
+            places.append(torch.where(levels == level)[0])
+    if not parts:
+        return maps[0].new_zeros((0, maps[0].shape[1], bins, bins, bins))
+    return torch.cat(parts)[torch.cat(places).argsort()]

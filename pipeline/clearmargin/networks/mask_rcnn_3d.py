@@ -6,7 +6,6 @@ network whose finest level also says what class each voxel is of, which teaches 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,7 +18,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError
-from clearmargin.networks.boxes_3d import box_iou, boxes_of, decode, encode, pool_regions, suppress, within
+from clearmargin.networks.anchors_3d import (
+    Extent,
+    anchor_choice,
+    anchors_by_level,
+    anchors_of,
+    shown_objects,
+    some_of,
+)
+from clearmargin.networks.boxes_3d import (
+    box_iou,
+    boxes_of,
+    decode,
+    encode,
+    pool_levels,
+    pool_regions,
+    suppress,
+    within,
+)
 from clearmargin.networks.foreground import class_unions
 from clearmargin.networks.losses import MaskLossSettings, mask_loss
 from clearmargin.networks.network import Detections, VolumeTargets, WindowNetwork
@@ -32,14 +48,7 @@ from clearmargin.transforms.settings import VolumeView
 __all__ = ["MaskRCNN3D", "MaskRCNN3DConfig"]
 
 _NORM = ("GROUP", {"num_groups": 8})
-_BIN = 1.5  # map voxels that a bin of a region should span
-_ACROSS = 4.0  # map voxels that an anchor should span
 _SHOWS = 0.4  # IoU from which a box shows an object
-_BEST = 8  # anchors that an object is learnt from at least
-_POOL = 20  # random negatives for each that is learnt from: the hardest of them are
-
-Extent = tuple[float, float, float]
-"""(Z, Y, X) in network voxels."""
 
 
 class MaskRCNN3DConfig(NetworkSettings, VolumeView):
@@ -111,19 +120,7 @@ class MaskRCNN3DConfig(NetworkSettings, VolumeView):
         """Yield the settings that fit the data."""
         yield from window_choices(facts, shown)
         yield from super().choices(facts, shown)
-        yield _anchor_choice(facts)
-
-
-def _anchor_choice(facts: Facts) -> Choice:
-    """Return anchors: as wide as the objects' planes, and as deep as they are wide in the grid's unit."""
-    flat = float(np.median(facts.distances / facts.spacings.mean(axis=1)))
-    across = np.quantile(facts.boxes, (0.15, 0.5, 0.9), axis=0)
-    # Most planes of an object are not its widest.
-    anchors = [
-        [round(max(2.0, n), 1) for n in (float(np.sqrt(y * x)) / flat, 1.1 * y, 1.1 * x)] for y, x in across
-    ]
-    reason = f"objects are {' '.join(f'{y:.0f}x{x:.0f}' for y, x in across)} voxels across in planes (15, 50, 90 %)"
-    return Choice("model.anchors", anchors, f"{reason}, and slices lie {flat:.1f} voxels apart")
+        yield anchor_choice(facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +149,7 @@ class MaskRCNN3D(WindowNetwork):
             [(1, 1, 1), *config.halved()], axis=0
         ).tolist()  # of each level, in network voxels
         self.maps = _Maps(config, channels)
-        self.anchored = _by_level(config.anchors, self.steps)
+        self.anchored = anchors_by_level(config.anchors, self.steps)
         self.proposer = _Proposer(config.width, self.anchored)
         self.box_branch = _BoxBranch(config.width * 5**3, config.box_features, classes)
         self.mask_branch = _MaskBranch(config.width, config.filters, config.mask_channels, classes)
@@ -170,7 +167,7 @@ class MaskRCNN3D(WindowNetwork):
         logits, changes, anchors = self._propose(maps)
         objectness, moves = [], []
         for own, moved, truth in zip(logits, changes, truths, strict=True):
-            positive, matched, negative = _assign(own.detach(), anchors, truth)
+            positive, matched, negative = shown_objects(own.detach(), anchors, truth)
             wanted = torch.cat([torch.ones_like(own[positive]), torch.zeros_like(own[negative])])
             chosen = torch.cat([positive, negative])
             objectness.append(F.binary_cross_entropy_with_logits(own[chosen], wanted))
@@ -180,7 +177,7 @@ class MaskRCNN3D(WindowNetwork):
             for one, moved, truth in zip(logits.detach(), changes.detach(), truths, strict=True)
         ]
         samples = self._samples(proposals, targets, truths)
-        scores, shifts = self.box_branch(self._pooled(maps, samples.boxes, 5, size))
+        scores, shifts = self.box_branch(pool_levels(maps[1:], samples.boxes, 5, size, self.steps[1:]))
         labels = torch.cat(samples.labels)
         held = labels > 0
         aims = torch.cat(truths)[torch.cat(samples.matches)[held]]
@@ -208,7 +205,7 @@ class MaskRCNN3D(WindowNetwork):
         proposals = [
             self._likeliest(one, moved, anchors, size) for one, moved in zip(logits, changes, strict=True)
         ]
-        scores, shifts = self.box_branch(self._pooled(features, proposals, 5, extent))
+        scores, shifts = self.box_branch(pool_levels(features[1:], proposals, 5, extent, self.steps[1:]))
         counts = [len(p) for p in proposals]
         found = [
             self._detected(*one, size)
@@ -242,7 +239,7 @@ class MaskRCNN3D(WindowNetwork):
             split = answers.float().unflatten(1, (len(shapes), 7)).permute(0, 3, 4, 5, 1, 2).flatten(1, 4)
             logits.append(split[..., 0])
             changes.append(split[..., 1:])
-            anchors.append(_anchors(answers, self.steps[level], shapes))
+            anchors.append(anchors_of(answers, self.steps[level], shapes))
         return torch.cat(logits, 1), torch.cat(changes, 1), torch.cat(anchors)
 
     def _likeliest(self, logits: Tensor, changes: Tensor, anchors: Tensor, size: Sequence[int]) -> Tensor:
@@ -267,8 +264,8 @@ class MaskRCNN3D(WindowNetwork):
             )
             if len(truth):
                 overlap, match = box_iou(every, truth).max(1)
-            positive = _some(torch.where(overlap >= _SHOWS)[0], self.config.box_samples // 3)
-            negative = _some(torch.where(overlap < _SHOWS)[0], self.config.box_samples - len(positive))
+            positive = some_of(torch.where(overlap >= _SHOWS)[0], self.config.box_samples // 3)
+            negative = some_of(torch.where(overlap < _SHOWS)[0], self.config.box_samples - len(positive))
             chosen = torch.cat([positive, negative])
             label = torch.zeros_like(match[chosen])
             label[: len(positive)] = target.labels[match[positive]]
@@ -278,25 +275,6 @@ class MaskRCNN3D(WindowNetwork):
             before += len(truth)
         return _Samples(boxes=boxes, labels=labels, matches=matches)
 
-    def _pooled(
-        self, maps: Sequence[Tensor], boxes: list[Tensor], bins: int, extent: Sequence[int]
-    ) -> Tensor:
-        """Return ``(R, C, bins, bins, bins)`` of each region, from the map whose voxels fit its bins."""
-        counts = [len(b) for b in boxes]
-        every = torch.cat(boxes)
-        sides = (every[:, 3:] - every[:, :3]).clamp(min=1e-3).log().mean(1)
-        steps = every.new_tensor([math.log(_BIN * bins) + float(np.log(s).mean()) for s in self.steps[1:]])
-        levels = (sides[:, None] - steps[None]).abs().argmin(1)
-        parts, places = [], []
-        for level, one in enumerate(maps[1:]):
-            picked = [b[own == level] for b, own in zip(boxes, torch.split(levels, counts), strict=True)]
-            if sum(map(len, picked)):
-                parts.append(pool_regions(one, picked, (bins,) * 3, extent))
-                places.append(torch.where(levels == level)[0])
-        if not parts:
-            return maps[1].new_zeros((0, maps[1].shape[1], bins, bins, bins))
-        return torch.cat(parts)[torch.cat(places).argsort()]
-
     def _masks(self, maps: Sequence[Tensor], boxes: list[Tensor], extent: Sequence[int]) -> list[Tensor]:
         """Return each window's mask logits, ``(R_i, K, n, n, n)`` with n twice ``mask_size``."""
         coarse = self.config.mask_size
@@ -304,9 +282,8 @@ class MaskRCNN3D(WindowNetwork):
         if not sum(counts):
             return [maps[0].new_zeros((0, self.classes, 1, 1, 1)) for _ in boxes]
         fine = pool_regions(maps[0], boxes, (2 * coarse,) * 3, extent)
-        return list(
-            torch.split(by_rows(self.mask_branch, self._pooled(maps, boxes, coarse, extent), fine), counts)
-        )
+        pooled = pool_levels(maps[1:], boxes, coarse, extent, self.steps[1:])
+        return list(torch.split(by_rows(self.mask_branch, pooled, fine), counts))
 
     def _mask_loss(self, maps: Sequence[Tensor], samples: _Samples, targets: list[VolumeTargets]) -> Tensor:
         rows = [torch.where(label > 0)[0][: self.config.mask_samples] for label in samples.labels]
@@ -427,56 +404,3 @@ def _layer(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.LeakyReLU(0.01)
     )
-
-
-def _by_level(anchors: Sequence[Extent], steps: Sequence[Sequence[int]]) -> dict[int, list[Extent]]:
-    """Return the anchors of each level that has some; the finest level has none."""
-    by_level: dict[int, list[Extent]] = {}
-    for anchor in anchors:
-        across = [
-            abs(float(np.mean(np.log(anchor)) - np.mean(np.log(step))) - math.log(_ACROSS))
-            for step in steps[1:]
-        ]
-        by_level.setdefault(1 + int(np.argmin(across)), []).append(anchor)
-    return dict(sorted(by_level.items()))
-
-
-def _anchors(answers: Tensor, steps: Sequence[int], shapes: Sequence[Extent]) -> Tensor:
-    """Return a level's anchors in the order of its answers, ``(d h w A, 6)``."""
-    lines = [
-        (torch.arange(n, device=answers.device, dtype=torch.float32) + 0.5) * step
-        for n, step in zip(answers.shape[2:], steps, strict=True)
-    ]
-    centres = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, 2).flip(1)[:, None]
-    half = torch.tensor(shapes, device=answers.device, dtype=torch.float32).flip(1)[None] / 2
-    return torch.cat([centres - half, centres + half], 2).flatten(0, 1)
-
-
-def _assign(logits: Tensor, anchors: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the anchors that show an object, which one each shows, and those that show none.
-
-    An object has its best anchors, however little they fit, and all that fit it well. Of the others the hardest of a
-    random pool are taken, at most three times as many.
-    """
-    best, match = (
-        logits.new_zeros(len(anchors)),
-        torch.zeros(len(anchors), dtype=torch.int64, device=logits.device),
-    )
-    shows = torch.zeros(len(anchors), dtype=torch.bool, device=logits.device)
-    if len(truth):
-        overlap = box_iou(anchors, truth)
-        best, match = overlap.max(1)
-        shows = best >= 0.5
-        for n, top in enumerate(overlap.topk(min(_BEST, len(anchors)), dim=0).indices.t()):
-            own = top[overlap[top, n] > 0]
-            match[own], shows[own] = n, True
-    positive = _some(torch.where(shows)[0], 64)
-    count = max(32, 3 * len(positive))
-    others = _some(torch.where(~shows & (best < 0.3))[0], _POOL * count)
-    hardest = others[logits[others].topk(min(count, len(others))).indices]
-    return positive, match[positive], hardest
-
-
-def _some(rows: Tensor, most: int) -> Tensor:
-    """Return at most so many of the rows, drawn by torch's global generator."""
-    return rows[torch.randperm(len(rows))[:most].to(rows.device)]

@@ -15,6 +15,7 @@ from clearmargin.core import Image, Prediction
 from clearmargin.errors import InputError
 from clearmargin.formats import Opened
 from clearmargin.formats.video import Clip, video_writer
+from clearmargin.margins.assessment import Assessment
 from clearmargin.margins.drift import Features
 from clearmargin.outputs.folder import Written, by_class, one_run, write_case, write_footage
 from clearmargin.outputs.writers import (
@@ -32,7 +33,7 @@ from clearmargin.report.progress import progress
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Predicted", "Reading", "predict_clip", "predict_source"]
+__all__ = ["Predicted", "Reading", "predict_clip", "predict_source", "refuse_another", "write_image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def predict_source(
     """
     if opened.kind == "clip":
         clip = opened.clip()
-        _refuse_another(out, clip.case, opened.path)
+        refuse_another(out, clip.case, opened.path)
         record_case(clip.case, opened.path)
         yield predict_clip(clip, out / clip.case, predictor, outputs)
         return
@@ -115,20 +116,20 @@ def predict_source(
             opened.others,
         )
     for image in opened.images(**vars(reading)):
-        _refuse_another(out, image.source.case, opened.path)
+        refuse_another(out, image.source.case, opened.path)
         record_case(image.source.case, opened.path)
         yield _image(image, out / image.source.case, predictor, outputs)
 
 
-def _refuse_another(out: Path, case: str, path: Path) -> None:
+def refuse_another(out: Path, case: str, path: Path) -> None:
     """Refuse to put the results of one input in place of another's of the same plain name.
 
     Raises:
-        InputError: The crosswalk knows another path of that name, and there is a folder of results.
+        InputError: The crosswalk knows a path of that name outside ``path``, and there is a folder of results.
     """
     if naming() != "plain" or not (out / case).exists():
         return
-    others = [known for known in paths_of_case(case) if Path(known) != path.resolve()]
+    others = [known for known in paths_of_case(case) if not Path(known).is_relative_to(path.resolve())]
     if others:
         raise InputError(
             f"'{case}' in '{out}' may be of another input of that name: leave out --names plain, or name another folder"
@@ -137,9 +138,35 @@ def _refuse_another(out: Path, case: str, path: Path) -> None:
 
 def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
     chosen = chosen_outputs(outputs, image, predictor.label_map)  # before the time is spent
-    assessed = predictor.predict_case(image)
+    return write_image(image, folder, predictor.predict_case(image), predictor, chosen)
+
+
+def write_image(
+    image: Image,
+    folder: Path,
+    assessed: Assessment,
+    predictor: Predictor,
+    chosen: Sequence[str],
+    *,
+    predecessor: str | None = None,
+) -> Predicted:
+    """Write an image's case folder, and say what was predicted.
+
+    Args:
+        image: The image.
+        folder: Its case folder.
+        assessed: What `Predictor.predict_case` gave.
+        predictor: The model.
+        chosen: Outputs that the image can have (`outputs.writers.chosen_outputs`).
+        predecessor: The folder of the result whose place this one takes, as the series has grown.
+    """
     written = write_case(
-        folder, assessed, image, chosen, calibration=predictor.calibration_record(promised=assessed.promised)
+        folder,
+        assessed,
+        image,
+        chosen,
+        calibration=predictor.calibration_record(promised=assessed.promised),
+        predecessor=predecessor,
     )
     return Predicted(
         case=image.source.case,

@@ -1,4 +1,4 @@
-"""What lies under a folder, a file or a zip, as inputs for a batch: each series, volume, picture or clip once.
+"""What lies under a folder, a file or a zip, as inputs: each series, volume, picture or clip once.
 
 Only names, headers and digests are kept, a folder at a time; what has not changed is not read again.
 """
@@ -13,25 +13,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
 from clearmargin.files import file_digest
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
+from clearmargin.outputs.folder import MANIFEST
 from clearmargin.predicting.selection import Selection
-from clearmargin.privacy import case_of_file, naming, record_cases
+from clearmargin.privacy import case_of_file, naming, record_case, record_cases
 
 if TYPE_CHECKING:
     from clearmargin.formats.dicom.headers import Header
     from clearmargin.formats.dicom.index import SeriesEntry
 
-__all__ = ["Found", "Left", "find_inputs", "load_selection", "open_files", "open_input"]
+__all__ = [
+    "Found",
+    "Left",
+    "find_inputs",
+    "holds_one_study",
+    "is_the_only",
+    "load_selection",
+    "open_files",
+    "open_input",
+    "place_of",
+]
 
 log = logging.getLogger(__name__)
 
 _FILES = (*READERS, *VIDEO_SUFFIXES)
+_RESULTS = {MANIFEST, "summary.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +63,29 @@ class Found:
 
 @dataclass
 class Left:
-    """What was left out, counted: by the selection, as it holds no picture, as it cannot be read, or unknown files."""
+    """What was left out, counted.
+
+    Attributes:
+        not_selected: Series that the selection does not take.
+        no_picture: Series that show no picture.
+        unreadable: Case id and reason of what cannot be read.
+        other_files: Files of other kinds.
+        results: Case folders that `predict` or a batch wrote.
+    """
 
     not_selected: int = 0
     no_picture: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     other_files: int = 0
+    results: int = 0
+
+    def refuse(self, case: str, reason: str) -> str:
+        """Note why an input is left out; return what it is called: with plain names several may have one name."""
+        name, number = case, 2
+        while name in self.unreadable:
+            name, number = f"{case}-{number}", number + 1
+        self.unreadable[name] = reason
+        return name
 
 
 def find_inputs(
@@ -66,11 +95,12 @@ def find_inputs(
     selection: Selection,
     left: Left,
     seen: Callable[[int], object] = lambda _: None,
+    contents: bool = True,
 ) -> Iterator[Found]:
     """Yield every input under ``source``, in the order of the folders' names.
 
     A series whose files lie in several folders is one input, and is yielded last. Links are followed to files, not to
-    folders.
+    folders. Case folders, which `predict` and a batch write, are left out.
 
     Args:
         source: A folder and all below it, a file, or a zip.
@@ -78,6 +108,7 @@ def find_inputs(
         selection: Which series are taken.
         left: Counts what is not yielded, with the reason.
         seen: Called with the number of files of each folder.
+        contents: Whether all files are read for a digest of their contents; else `Found.content` is empty.
 
     Raises:
         InputError: There is no such path.
@@ -85,15 +116,57 @@ def find_inputs(
     if not source.exists():
         raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
     parts: dict[str, list[dict[str, Any]]] = {}
-    for folder, files in _folders(source):
+    for folder, files in _folders(source, left):
         seen(len(files))
-        for entry in _of_folder(folder, files, ledger, left):
+        for entry in _of_folder(folder, files, ledger, left, _digest if contents else _no_digest):
             if entry["kind"] != "dicom":
                 yield Found(case=entry["case"], content=entry["content"], source=entry["source"])
                 continue
             parts.setdefault(entry["series"], []).append(entry)
     for series in parts.values():
         yield from _of_series(series, selection, left)
+
+
+def is_the_only(entry: Found, ledger: Ledger, left: Left) -> bool:
+    """Return whether no other input has this one's plain name; else it is among those that are left out."""
+    if naming() != "plain":
+        return True
+    source = entry.source
+    identity = str(source.get("series") or [source.get("root"), source.get("names")])
+    first = ledger.recall(f"name {entry.case}")
+    if first is None:
+        ledger.remember(f"name {entry.case}", identity)
+    elif first != identity:
+        left.refuse(entry.case, "another input is called so, too: leave out --names plain")
+        return False
+    return True
+
+
+def holds_one_study(folder: Path) -> bool:
+    """Return whether all that is read below a folder is DICOM of one study.
+
+    It ends at the second study, or at the first file of another kind.
+    """
+    from clearmargin.formats.dicom.boundary import study_of
+
+    studies = set()
+    for _, files in _folders(folder, Left()):
+        for file in files:
+            kind = _kind_of(file)
+            if kind in ("zip", "file"):
+                return False
+            study = study_of(file) if kind == "dicom" else None
+            if study is not None:
+                studies.add(study)
+            if len(studies) > 1:
+                return False
+    return len(studies) == 1
+
+
+def place_of(source: Mapping[str, Any]) -> Path:
+    """Return where an input lies: its file, or the folder of its files."""
+    root, names = Path(source["root"]), source["names"]
+    return root / names[0] if len(names) == 1 else root
 
 
 def open_input(source: Mapping[str, Any]) -> tuple[Opened, dict[str, str | None]]:
@@ -140,12 +213,16 @@ def series_key(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()
 
 
-def _folders(source: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield each folder with its files, hidden ones left out, in name order; a file is its folder's only one."""
+def _folders(source: Path, left: Left) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield each folder with its files, hidden ones and results left out, in name order; a file is alone in its."""
     if source.is_file():
         yield source.parent, [source]
         return
     for name, folders, files in os.walk(source, onerror=_refuse):
+        if set(files) >= _RESULTS:
+            left.results += 1
+            folders.clear()
+            continue
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         listed = sorted(f for f in files if not f.startswith("."))
         if listed:
@@ -156,7 +233,9 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"a folder below the source cannot be listed: {os.strerror(error.errno or 0)}") from None
 
 
-def _of_folder(folder: Path, files: Sequence[Path], ledger: Ledger, left: Left) -> list[dict[str, Any]]:
+def _of_folder(
+    folder: Path, files: Sequence[Path], ledger: Ledger, left: Left, digest: Callable[[Sequence[Path]], str]
+) -> list[dict[str, Any]]:
     """Return the inputs of one folder as plain data, from the ledger if its listing has not changed."""
     stats = {f.name: (s.st_size, s.st_mtime_ns) for f in files if (s := _stat(f)) is not None}
     listing = hashlib.sha256(json.dumps([naming(), stats], sort_keys=True).encode()).hexdigest()
@@ -165,14 +244,15 @@ def _of_folder(folder: Path, files: Sequence[Path], ledger: Ledger, left: Left) 
     if known is not None and known[0] == listing:
         entries = known[1]
     else:
-        entries = _listed(folder, [folder / name for name in stats], stats)
+        entries = _listed(folder, [folder / name for name in stats], stats, digest)
         ledger.note_place(place, listing, entries)
     for entry in entries:
         if entry["kind"] == "left":
             left.other_files += entry["others"]
-            left.unreadable.update(entry["unreadable"])
+            for case, reason in entry["unreadable"].items():
+                left.refuse(case, reason)
     inputs = [entry for entry in entries if entry["kind"] != "left"]
-    record_cases({entry["case"]: folder for entry in inputs})
+    record_cases({entry["case"]: place_of(entry["source"]) for entry in inputs})
     return inputs
 
 
@@ -183,43 +263,58 @@ def _stat(file: Path) -> os.stat_result | None:
         return None
 
 
-def _listed(
-    folder: Path, files: Sequence[Path], stats: Mapping[str, tuple[int, int]]
-) -> list[dict[str, Any]]:
+def _kind_of(file: Path) -> Literal["zip", "dicom", "file", "other"]:
+    """Return what a file is read as; a DICOMDIR is none of these, as what it lists lies beside it."""
     from clearmargin.formats import is_dicom
-    from clearmargin.formats.dicom.index import looks_like_dicom, scan_dicom
-    from clearmargin.formats.dicom.media import forget_unpacked, is_zip
+    from clearmargin.formats.dicom.index import looks_like_dicom
+    from clearmargin.formats.dicom.media import is_zip
 
-    dicom, entries, unreadable, others = [], [], {}, 0
-    for file in files:
-        suffix = _suffix(file)
-        if suffix == ".zip" or (file.is_file() and suffix not in _FILES and is_zip(file)):
+    suffix = _suffix(file)
+    if suffix == ".zip" or (file.is_file() and suffix not in _FILES and is_zip(file)):
+        return "zip"
+    if is_dicom(file) or (suffix in VIDEO_SUFFIXES and looks_like_dicom(file)):
+        return "dicom" if file.name.upper() != "DICOMDIR" else "other"
+    return "file" if suffix in _FILES else "other"
+
+
+def _listed(
+    folder: Path,
+    files: Sequence[Path],
+    stats: Mapping[str, tuple[int, int]],
+    digest: Callable[[Sequence[Path]], str],
+) -> list[dict[str, Any]]:
+    from clearmargin.formats.dicom.index import scan_dicom
+    from clearmargin.formats.dicom.media import forget_unpacked
+
+    entries: list[dict[str, Any]] = []
+    unreadable: dict[str, str] = {}
+    kinds = {file: _kind_of(file) for file in files}
+    for file, kind in kinds.items():
+        case = case_of_file(file)
+        if kind == "zip":
             try:
                 scanned = scan_dicom(file)
-                entries += [_dicom_entry(e, h, folder, [file], stats) for e, h in scanned]
+                content = digest([file])
+                entries += [_dicom_entry(e, h, folder, [file], stats, content) for e, h in scanned]
             except Exception as error:  # noqa: BLE001 - said and counted
-                unreadable[case_of_file(file)] = reason_of(error).replace(file.name, "the zip")
+                unreadable[case] = reason_of(error).replace(file.name, "the zip")
+                record_case(case, file)
             finally:
                 forget_unpacked(file)
-        elif is_dicom(file) or (suffix in VIDEO_SUFFIXES and looks_like_dicom(file)):
-            dicom.append(file)
-        elif suffix in _FILES:
-            entries.append(
-                {
-                    "kind": "file",
-                    "case": case_of_file(file),
-                    "content": _digest([file]),
-                    "source": _source("file", folder, [file], stats),
-                }
-            )
-        else:
-            others += 1
-    dicom = [file for file in dicom if file.name.upper() != "DICOMDIR"]  # what it lists lies beside it
+        elif kind == "file":
+            source = _source("file", folder, [file], stats)
+            entries.append({"kind": "file", "case": case, "content": digest([file]), "source": source})
+    others = sum(kind == "other" and file.name.upper() != "DICOMDIR" for file, kind in kinds.items())
+    dicom = [file for file, kind in kinds.items() if kind == "dicom"]
     if dicom:
         try:
-            entries += [_dicom_entry(e, h, folder, e.files, stats) for e, h in scan_dicom(dicom)]
+            entries += [
+                _dicom_entry(e, h, folder, e.files, stats, digest(e.files)) for e, h in scan_dicom(dicom)
+            ]
         except Exception as error:  # noqa: BLE001
-            unreadable[case_of_file(folder)] = reason_of(error)
+            case = case_of_file(folder)
+            unreadable[case] = reason_of(error)
+            record_case(case, folder)
     if unreadable or others:
         entries.append({"kind": "left", "others": others, "unreadable": unreadable})
     return entries
@@ -231,6 +326,7 @@ def _dicom_entry(
     folder: Path,
     files: Sequence[Path],
     stats: Mapping[str, tuple[int, int]],
+    content: str,
 ) -> dict[str, Any]:
     from clearmargin.formats.dicom.images import series_case
 
@@ -238,7 +334,7 @@ def _dicom_entry(
         "kind": "dicom",
         "series": series_key(entry.uid),
         "case": series_case(entry, headers[0]),
-        "content": _digest(files),
+        "content": content,
         "source": _source("dicom", folder, files, stats),
         "what": entry.kind,
         "attributes": _attributes(entry),
@@ -311,6 +407,10 @@ def _digest(files: Sequence[Path]) -> str:
     except OSError as error:
         raise InputError(f"a file cannot be read: {os.strerror(error.errno or 0)}") from None
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _no_digest(_: Sequence[Path]) -> str:
+    return ""
 
 
 def _suffix(path: Path) -> str:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,20 +18,19 @@ from clearmargin.formats.dicom.media import forget_unpacked
 from clearmargin.formats.video import Clip
 from clearmargin.jobs.items import Item, NewItem, Outcome
 from clearmargin.margins.assessment import Assessment
-from clearmargin.outputs.folder import MANIFEST, check_case, write_case
+from clearmargin.outputs.folder import MANIFEST, check_case
 from clearmargin.outputs.writers import chosen_outputs
 from clearmargin.pacs.archive import Archive
 from clearmargin.pacs.audit import Audit
 from clearmargin.pacs.fetched import Fetched
 from clearmargin.predicting.archived import archive_of, open_archived
-from clearmargin.predicting.cases import Reading, predict_clip
+from clearmargin.predicting.cases import Predicted, Reading, predict_clip, write_image
 from clearmargin.predicting.discovery import Found, open_input
 from clearmargin.predicting.predictor import Predictor
 
 __all__ = [
     "Destination",
     "PredictItem",
-    "item_folder",
     "new_item",
     "point_to_current",
     "recipe_of",
@@ -95,11 +94,6 @@ def new_item(case: Found, recipe: str) -> NewItem:
     return NewItem(key=key, recipe=recipe, case_id=case.case, source=case.source)
 
 
-def item_folder(item: Item) -> str:
-    """Return where an item's results lie below the output folder."""
-    return f"{item.case_id}/{item.key[:12]}"
-
-
 @dataclass(frozen=True)
 class _Read:
     image: Image | None
@@ -107,15 +101,22 @@ class _Read:
     zip: Path | None = None
     fetched: Fetched | None = None
 
+    def forget(self) -> None:
+        """Remove what was unpacked or fetched for it."""
+        if self.zip is not None:
+            forget_unpacked(self.zip)
+        if self.fetched is not None:
+            self.fetched.remove()
+
 
 @dataclass(frozen=True)
 class _Computed:
+    """An image with its assessment, which is to be written, or a clip, whose folder is."""
+
     read: _Read
-    assessed: Assessment | None
+    assessed: Assessment | None = None
     outputs: tuple[str, ...] = ()
-    instances: int = 0
-    warned: bool = False
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    clip: Predicted | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +159,16 @@ class PredictItem:
         if self.made_by is not None and predictor.provenance != self.made_by:
             raise ConfigError("--model was changed while the batch was running: start the batch again")
 
+    def folder_of(self, item: Item) -> str:
+        """Return where an item's results lie below the output folder."""
+        return f"{item.case_id}/{item.key[:12]}"
+
     def read(self, item: Item) -> _Read:
         """Return the image, or the clip, whose frames are read as they are predicted."""
+        with _said_without_files(item):
+            return self._opened(item)
+
+    def _opened(self, item: Item) -> _Read:
         zipped, fetched = None, None
         if item.source["kind"] == "archive":
             source = item.source
@@ -176,6 +185,10 @@ class PredictItem:
 
     def compute(self, item: Item, loaded: _Read) -> _Computed:
         """Predict; of a clip the folder is written on the way."""
+        with _said_without_files(item):
+            return self._computed(item, loaded)
+
+    def _computed(self, item: Item, loaded: _Read) -> _Computed:
         if loaded.image is not None:
             image = _named(loaded.image, item.case_id)
             outputs = chosen_outputs(self.outputs, image, self.predictor.label_map)
@@ -186,33 +199,29 @@ class PredictItem:
             )
         if loaded.clip is None:
             raise ValueError("neither an image nor a clip was read")
-        folder = self.out / item_folder(item)
-        predicted = predict_clip(loaded.clip, folder, self.predictor, self.outputs)
-        return _Computed(
-            read=loaded,
-            assessed=None,
-            instances=predicted.instances,
-            warned=bool(predicted.warnings),
-            left_out=dict(predicted.left_out),
+        folder = self.out / self.folder_of(item)
+        return _Computed(read=loaded, clip=predict_clip(loaded.clip, folder, self.predictor, self.outputs))
+
+    def written(self, item: Item, computed: _Computed) -> Predicted:
+        """Write an image's folder, if it is one, and say what was predicted."""
+        if computed.clip is not None:
+            return computed.clip
+        image, assessed = computed.read.image, computed.assessed
+        if image is None or assessed is None:
+            raise ValueError("neither an image nor a clip was predicted")
+        return write_image(
+            image,
+            self.out / self.folder_of(item),
+            assessed,
+            self.predictor,
+            computed.outputs,
+            predecessor=item.predecessor_folder or None,
         )
 
     def write(self, item: Item, computed: _Computed) -> Outcome:
         """Write the folder, sync it to the disk, and send its DICOM files."""
-        folder = self.out / item_folder(item)
-        instances, warned, left_out = computed.instances, computed.warned, dict(computed.left_out)
-        image = computed.read.image
-        if computed.assessed is not None and image is not None:
-            written = write_case(
-                folder,
-                computed.assessed,
-                image,
-                computed.outputs,
-                calibration=self.predictor.calibration_record(promised=computed.assessed.promised),
-                predecessor=item.predecessor_folder or None,
-            )
-            left_out = dict(written.left_out)
-            instances = len(computed.assessed.prediction.instances)
-            warned = bool(computed.assessed.warnings)
+        predicted = self.written(item, computed)
+        folder = predicted.folder
         _sync(folder)
         manifest = check_case(folder)
         files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
@@ -223,18 +232,15 @@ class PredictItem:
             for uid, digest in destination.send(objects):
                 sent.append((uid, digest, destination.name))
                 self._note("sent", item, peer=destination.name, uid=uid, sha256=digest)
-        if computed.read.zip is not None:
-            forget_unpacked(computed.read.zip)
-        if computed.read.fetched is not None:
-            computed.read.fetched.remove()
+        computed.read.forget()
         return Outcome(
             state="done",
-            reason="; ".join(f"{name} was not written: {why}" for name, why in left_out.items()),
-            kind="Incomplete" if left_out else "",
-            folder=item_folder(item),
+            reason="; ".join(f"{name} was not written: {why}" for name, why in predicted.left_out.items()),
+            kind="Incomplete" if predicted.left_out else "",
+            folder=self.folder_of(item),
             files=files,
-            instances=instances,
-            warned=warned,
+            instances=predicted.instances,
+            warned=len(predicted.warnings) > len(predicted.left_out),
             sent=tuple(sent),
         )
 
@@ -282,6 +288,23 @@ def sweep_drafts(out: Path, cases: Sequence[str]) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             elif left.name.startswith(f".{CURRENT}."):
                 left.unlink(missing_ok=True)
+
+
+@contextmanager
+def _said_without_files(item: Item) -> Iterator[None]:
+    """Let an error from within name the case in place of files and folders, which the user did not type."""
+    try:
+        yield
+    except ClearMarginError as error:
+        said = str(error)
+        root, names = Path(item.source.get("root", "")), item.source.get("names", ())
+        for path in (*(root / name for name in names), root):
+            for text in (str(path), path.name):
+                said = said.replace(f"'{text}'", item.case_id) if text else said
+        if len(names) == 1:
+            said = said.replace(Path(names[0]).name, item.case_id)
+        error.args = (said,)
+        raise
 
 
 def _named(image: Image, case: str) -> Image:

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clearmargin.errors import ClearMarginError, InputError
 from clearmargin.files import file_digest
-from clearmargin.jobs.items import Item
+from clearmargin.formats.dicom.rejection import write_rejection_note
+from clearmargin.jobs.items import Item, State
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.predicting.items import Destination, point_to_current
 
-__all__ = ["send_earlier", "verify", "withdraw"]
+__all__ = ["WITHDRAWN", "Rejected", "reject", "send_earlier", "verify", "withdraw"]
+
+WITHDRAWN = "withdrawn"
+"""The folder below the output folder that holds Rejection Notes."""
+
+
+@dataclass
+class Rejected:
+    """What came of Rejection Notes.
+
+    Attributes:
+        notes: The files, by SOPInstanceUID.
+        sent: How many an archive has confirmed that had not before.
+        failed: Why there is no note, or an archive does not have it, by case.
+    """
+
+    notes: dict[str, Path] = field(default_factory=dict)
+    sent: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def verify(ledger: Ledger, out: Path, *, redo: bool = False) -> dict[str, str]:
@@ -44,18 +65,71 @@ def withdraw(ledger: Ledger, out: Path, *, weights_sha256: str | None = None) ->
         out: Its output folder.
         weights_sha256: The model's weights, or how its digest begins; None for all.
     """
-    recipes = {}
-    items = []
-    for item in ledger.items("done"):
-        if item.recipe not in recipes:
-            recipes[item.recipe] = ledger.recall(f"recipe {item.recipe}") or {}
-        weights = str(recipes[item.recipe].get("provenance", {}).get("weights_sha256", ""))
-        if weights_sha256 is None or weights.startswith(weights_sha256):
-            items.append(item)
+    items = list(_of_model(ledger, "done", weights_sha256))
     ledger.withdraw([item.id for item in items])
     for case in dict.fromkeys(item.case_id for item in items):
         point_to_current(out, case, "")
     return items
+
+
+def reject(
+    ledger: Ledger,
+    out: Path,
+    destinations: Sequence[Destination] = (),
+    *,
+    weights_sha256: str | None = None,
+) -> Rejected:
+    """Write a Rejection Note for each withdrawn result with DICOM objects, and send it to where they are.
+
+    What an archive has confirmed of notes is in the ledger: calling it again sends what is left.
+
+    Args:
+        ledger: The batch's.
+        out: Its output folder; notes lie in ``OUT/withdrawn``.
+        destinations: Archives that are sent the notes of what they have.
+        weights_sha256: The model's weights, or how its digest begins; None for all.
+    """
+    rejected = Rejected()
+    for item in _of_model(ledger, "withdrawn", weights_sha256):
+        objects = [name for name in item.files if name.endswith(".dcm")]
+        if not objects:
+            continue
+        note = out / WITHDRAWN / item.case_id / f"{item.folder.rpartition('/')[2]}.dcm"
+        try:
+            _check_files(item, out, objects)
+            uid = write_rejection_note(note, [out / item.folder / name for name in objects])
+            rejected.notes[uid] = note
+            there = ledger.sent(item)
+            for destination in destinations:
+                known = {u for _, u, to in there if to == destination.name}
+                if not known or uid in known:
+                    continue
+                sent = destination.send([note])
+                ledger.note_sent(item, [(u, digest, destination.name) for u, digest in sent])
+                rejected.sent += 1
+        except ClearMarginError as error:
+            rejected.failed[item.case_id] = str(error)
+    return rejected
+
+
+def _of_model(ledger: Ledger, state: State, weights_sha256: str | None) -> Iterator[Item]:
+    recipes: dict[str, Any] = {}
+    for item in ledger.items(state):
+        if item.recipe not in recipes:
+            recipes[item.recipe] = ledger.recall(f"recipe {item.recipe}") or {}
+        weights = str(recipes[item.recipe].get("provenance", {}).get("weights_sha256", ""))
+        if weights_sha256 is None or weights.startswith(weights_sha256):
+            yield item
+
+
+def _check_files(item: Item, out: Path, names: Sequence[str]) -> None:
+    """Raise an InputError if files of a result are gone, or are not as they were written."""
+    try:
+        same = all(file_digest(out / item.folder / name) == item.files[name] for name in names)
+    except FileNotFoundError:
+        raise InputError("its files are gone: `clearmargin batch verify`") from None
+    if not same:
+        raise InputError("its files are not as they were written: `clearmargin batch verify`")
 
 
 def send_earlier(
@@ -68,13 +142,9 @@ def send_earlier(
             objects = [name for name in item.files if name.endswith(".dcm")]
             if not objects:
                 continue
-            folder = out / item.folder
             try:
-                if any(file_digest(folder / name) != item.files[name] for name in objects):
-                    raise InputError("its files are not as they were written: `clearmargin batch verify`")
-                sent = destination.send([folder / name for name in objects])
-            except FileNotFoundError:
-                unsent[item.case_id] = "its files are gone: `clearmargin batch verify`"
+                _check_files(item, out, objects)
+                sent = destination.send([out / item.folder / name for name in objects])
             except ClearMarginError as error:
                 unsent[item.case_id] = str(error)
             else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from clearmargin.errors import ClearMarginError, InputError
 from clearmargin.formats.dicom.headers import Elements, Header
+from clearmargin.formats.dicom.scan import quick_header
 from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.quiet import hushed
 
@@ -34,6 +35,7 @@ __all__ = [
     "quiet_pydicom",
     "read_header",
     "read_until_pixels",
+    "study_of",
 ]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -163,6 +165,17 @@ def read_header(file: Path | BinaryIO, *, pixels: bool = False, tags: Sequence[s
         InputError: The file is not DICOM, or is cut off or malformed; the message holds none of its values.
     """
     return _parsed(file, pixels=pixels, tags=tags)[0]
+
+
+def study_of(file: Path) -> str | None:
+    """Return the StudyInstanceUID of a file, "" if it states none; None if the file cannot be read as DICOM."""
+    try:
+        header: Elements | None = quick_header(file, {0x0020_000D: "StudyInstanceUID"}, frozenset())
+        if header is None:
+            header = read_header(file, tags=["StudyInstanceUID"])
+    except (InputError, OSError):
+        return None
+    return str(header.get("StudyInstanceUID") or "").strip("\0 ")
 
 
 @dicom_boundary()

@@ -120,14 +120,12 @@ def write_structured_report(
         InputError: The image does not come from DICOM, or ``seg`` is of another prediction.
         GeometryError: The image is not a volume in millimetres: segments then have no place to be measured in.
     """
-    import highdicom
-
     if image.grid.ndim != 3 or image.grid.unit != "mm":
         raise GeometryError(
             f"{image.source.case} is not a volume in millimetres: a report of volumes needs one"
         )
     headers = source_headers(image)
-    segmentation = highdicom.seg.Segmentation.from_dataset(read_header(Path(seg), pixels=True), copy=False)
+    segmentation = read_header(Path(seg))
     kept = [i for i, mask in enumerate(prediction.instances.masks) if mask.area]
     if len(segmentation.SegmentSequence) != len(kept):
         raise InputError(

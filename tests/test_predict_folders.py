@@ -1,0 +1,198 @@
+"""Predict on a folder: every study, series, volume, picture and clip below it once, and what fails is said."""
+
+import json
+import shutil
+import signal
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from bright import bright_segmenter
+from command import command
+
+from clearmargin import privacy
+from clearmargin.core import Grid, Image, Source
+from clearmargin.datasets.phantom_study import write_ct_series
+from clearmargin.errors import InputError
+from clearmargin.formats import read_image
+from clearmargin.formats.dicom.seg import read_dicom_seg
+from clearmargin.formats.raster import write_raster
+from clearmargin.formats.video import write_video
+from clearmargin.formats.volume import write_volume
+from clearmargin.predict import predict
+from clearmargin.predicting.predictor import Predictor
+
+SHAPE = (5, 48, 48)
+GRID = Grid.from_spacing(SHAPE, (5.0, 0.8, 0.7))
+MODEL = {"model": Path("any"), "write": ["tables", "prediction"], "track": False}
+
+
+@pytest.fixture(autouse=True)
+def bright(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "clearmargin.sampling.samples.load_segmenter", lambda *_, **__: bright_segmenter(0, 400)
+    )
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+
+
+def pixels(first):
+    values = np.full((1, *SHAPE), -50, np.int16)
+    values[0, 1:4, 12:30, first : first + 20] = 390
+    return values
+
+
+def series(folder, number, first=10):
+    write_ct_series(folder, Image(pixels=pixels(first), grid=GRID, source=Source(modality="CT")), number, 1)
+    return folder
+
+
+def pictures(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        write_raster(folder / name, np.full((32, 32), 20, np.uint8))
+    return folder
+
+
+def test_every_input_of_nested_studies_is_a_case_where_it_lies(tmp_path, caplog):
+    """Studies at several depths, one in two folders, one in a zip, a volume, a picture, a clip, and a broken one."""
+    root = tmp_path / "studies"
+    series(root / "p1" / "s1" / "ct", 1)
+    series(root / "p2", 2, 12)
+    for k, file in enumerate(sorted(series(tmp_path / "parted", 3, 14).iterdir())):
+        (root / "parted" / str(k % 2)).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / "parted" / str(k % 2) / file.name)
+    (root / "packed").mkdir()
+    with zipfile.ZipFile(root / "packed" / "CANARY^zip.zip", "w") as archive:
+        for file in sorted(series(tmp_path / "zipped", 4, 16).iterdir()):
+            archive.write(file, file.name)
+    write_volume(root / "p2" / "deep.nii.gz", pixels(18)[0], GRID)
+    pictures(root / "pictures" / "more", "one.png")
+    write_video(root / "pictures" / "clip.mp4", iter([np.full((3, 32, 32), 20, np.uint8)] * 3), fps=5)
+    series(root / "CANARY^gap", 5)
+    sorted((root / "CANARY^gap").iterdir())[2].unlink()
+    (root / "pictures" / "CANARY^Anna.png").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("CANARY")
+    told = []
+    report = predict(root, tmp_path / "out", on_done=told.append, **MODEL)
+    assert list(report.done) == told and len(report.done) == 7 and len(report.failed) == 2
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {d.case for d in report.done}
+    assert sorted(d.instances for d in report.done) == [0, 0, 1, 1, 1, 1, 1]
+    said = caplog.text + json.dumps(report.failed)
+    assert "CANARY" not in said and "1 file(s) of other kinds" in said
+    assert any("slice" in why for why in report.failed.values())
+    assert set(privacy.recorded_cases()) >= {*report.failed, *(d.case for d in report.done)}
+    # each is what it is alone: the same bytes, and masks where the bright pixels lie
+    for place in (
+        root / "p1",
+        root / "parted",
+        root / "packed" / "CANARY^zip.zip",
+        root / "p2" / "deep.nii.gz",
+    ):
+        (alone,) = predict(place, tmp_path / "alone", **MODEL | {"write": None}).done
+        (same,) = predict(place, tmp_path / "narrow", **MODEL).done
+        for name in ("prediction.npz", "instances.csv", "manifest.json", "summary.json"):
+            assert (tmp_path / "out" / same.case / name).read_bytes() == (same.folder / name).read_bytes()
+        if place.suffix:
+            continue
+        image = read_image(place)
+        masks = read_dicom_seg(alone.folder / "seg.dcm", grid=image.grid).masks
+        np.testing.assert_array_equal(masks[0].dense(), image.pixels[0] > 200)
+
+
+def test_one_study_is_chosen_from_and_several_are_all_taken(tmp_path):
+    root = tmp_path / "studies"
+    series(root / "a", 1)
+    series(root / "b", 2)
+    for file in (root / "b").iterdir():
+        header = pydicom.dcmread(file)
+        header.StudyInstanceUID = pydicom.dcmread(next((root / "a").iterdir())).StudyInstanceUID
+        header.save_as(file)
+    with pytest.raises(InputError, match="--series"):
+        predict(root, tmp_path / "out", **MODEL)
+    assert len(predict(root, tmp_path / "out", series="list:1", **MODEL).done) == 1
+    series(root / "c", 3)
+    assert len(predict(root, tmp_path / "out", **MODEL).done) == 3
+    assert len(predict(root, tmp_path / "one", series="list:2", **MODEL).done) == 1
+    with pytest.raises(InputError, match="--series chooses among what DICOM holds"):
+        predict(pictures(tmp_path / "pictures", "a.png"), tmp_path / "one", series="number:2", **MODEL)
+
+
+def test_settings_of_reading_hold_in_folders_too(tmp_path):
+    root = tmp_path / "studies"
+    series(root / "a", 1)
+    sorted(series(root / "b", 2).iterdir())[2].unlink()
+    report = predict(root, tmp_path / "out", **MODEL)
+    assert len(report.done) == 1 and "--allow-gaps" in next(iter(report.failed.values()))
+    assert len(predict(root, tmp_path / "out", allow_gaps=True, **MODEL).done) == 2
+
+
+def test_inputs_of_one_plain_name_are_counted_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARMARGIN_NAMES", "plain")
+    root = tmp_path / "pictures"
+    for place in ("a", "b", "c"):
+        pictures(root / place, "same.png", f"only-{place}.png")
+    report = predict(root, tmp_path / "out", **MODEL)
+    assert [d.case for d in report.done] == ["only-a", "same", "only-b", "only-c"]
+    assert list(report.failed) == ["same", "same-2"]
+    assert all("leave out --names plain" in why for why in report.failed.values())
+    monkeypatch.delenv("CLEARMARGIN_NAMES")
+    assert len(predict(root, tmp_path / "hashed", **MODEL).done) == 6
+
+
+def test_results_and_links_are_not_inputs(tmp_path):
+    root = pictures(tmp_path / "pictures", "a.png", "b.png")
+    (root / "link.png").symlink_to(root / "a.png")
+    first = predict(root, root / "out", model=Path("any"), track=False)
+    assert len(first.done) == 2 and (first.done[0].folder / "overlay.png").exists()
+    again = predict(root, root / "out", model=Path("any"), track=False)
+    assert [d.case for d in again.done] == [d.case for d in first.done] and not again.failed
+
+
+def test_if_nothing_can_be_segmented_the_first_reason_is_said(tmp_path):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for name in ("CANARY a.png", "CANARY b.nii.gz"):
+        (root / name).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="none of the 2 inputs") as caught:
+        predict(root, tmp_path / "out", **MODEL)
+    assert "CANARY" not in str(caught.value)
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
+    root = pictures(tmp_path / "pictures", *(f"{k}.png" for k in range(6)))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    original, asked = Predictor.predict_case, []
+
+    def interrupted(self, image):
+        asked.append(image)
+        if len(asked) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, image)
+
+    monkeypatch.setattr(Predictor, "predict_case", interrupted)
+    monkeypatch.setattr("clearmargin.tracking.resolve.model_folder", Path)
+    code, said = command(
+        "predict", root, tmp_path / "out", "--model", "any", "--write", "tables", "--no-track"
+    )
+    assert code == 130 and "what was finished is kept" in said and len(asked) == 4
+    folders = list((tmp_path / "out").iterdir())
+    assert len(folders) == 3 and all((f / "manifest.json").exists() for f in folders)
+    assert not list(scratch.iterdir())
+
+
+def test_an_error_of_the_one_who_is_told_is_his(tmp_path):
+    root = pictures(tmp_path / "pictures", *(f"{k}.png" for k in range(6)))
+    told = []
+
+    def tell(done):
+        told.append(done)
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        predict(root, tmp_path / "out", on_done=tell, **MODEL)
+    assert 1 <= len(told) <= 4  # those at hand are still written
