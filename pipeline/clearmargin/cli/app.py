@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def _stopped_by(error: BaseException) -> int:
-    """Return the exit code of the interruption during which an error came, such as a loader's killed process; 0 if none."""
+    """Return the exit code of the interruption during which an error came, such as a killed loader's; 0 if none."""
     cause = error.__context__
     while cause is not None:
         if isinstance(cause, KeyboardInterrupt):

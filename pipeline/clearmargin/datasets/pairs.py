@@ -596,8 +596,8 @@ def _label_names(predicted: Path, reference: Path, labels: Path | None) -> tuple
     for other, theirs in known.items():
         if theirs.regions != names.regions:
             raise ConfigError(
-                f"the {source} says {_said(names)}, and the {other} {_said(theirs)}: give both sides the same values for "
-                "the same classes, or name the file that holds for both with --labels"
+                f"the {source} says {_said(names)}, and the {other} {_said(theirs)}: give both sides the same values "
+                "for the same classes, or name the file that holds for both with --labels"
             )
     return names, source
 
