@@ -164,14 +164,14 @@ def _refuse_metric(experiment: Experiment, network: Settings, name: str) -> None
     stopping = experiment.training.early_stopping
     if stopping is None:
         return
-    found = learns(network)
-    able = MASK_METRICS if "masks" in found else ()
-    if "landmarks" in found:
+    learnt = learns(network)
+    able = MASK_METRICS if "masks" in learnt else ()
+    if "landmarks" in learnt:
         able = (*able, LANDMARK_METRIC)
     if stopping.metric not in able:
         raise ConfigError(
             f"{name}: training.early_stopping.metric is {stopping.metric}, and this {experiment.model['network']} "
-            f"{'finds no landmarks' if 'masks' in found else 'finds landmarks alone'}: take "
+            f"{'finds no landmarks' if 'masks' in learnt else 'finds landmarks alone'}: take "
             f"{' or '.join(able)}"
         )
 
