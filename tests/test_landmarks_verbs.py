@@ -48,14 +48,36 @@ def test_a_plan_of_landmarks_is_a_heat_map(tmp_path):
     card = write_points_set(tmp_path / "data")
     done = plan(card)
     assert done.experiment.model["network"] == "heatmap" and done.experiment.model["most"] == 1
-    assert done.experiment.training.early_stopping is None
+    assert done.experiment.training.early_stopping.metric == "landmark_quality"
     with pytest.raises(ConfigError, match="the card has no masks; heatmap can"):
         plan(card, network="mask_rcnn")
 
 
-def test_evaluate_counts_every_point(trained, tmp_path):
+def test_the_best_epoch_by_landmarks_is_kept(trained, tmp_path, caplog):
+    card = trained[0]
+    config = card.parents[1] / "points.yaml"
+    stopping = "training.early_stopping={metric: landmark_quality, patience: 1}"
+    for metric, network in (("ap50", "heatmap"), ("landmark_quality", "mask_rcnn")):
+        wrong = [f"training.early_stopping={{metric: {metric}}}", f"model={{network: {network}}}"]
+        with pytest.raises(ConfigError, match=f"early_stopping.metric is {metric}, and this {network} finds"):
+            train(config, overrides=wrong, runs=tmp_path, track=False)
+    with caplog.at_level("INFO"):
+        done = train(config, overrides=[stopping, "training.epochs=4"], runs=tmp_path, track=False)
+    assert 0 <= done.best["landmark_quality"] <= 1 and done.best["epoch"] <= done.epochs
+    assert "score thresholds, as configured: landmarks 0" in caplog.text
+    (card.parent / "points.csv").rename(card.parent / "kept.csv")
+    rows = (card.parent / "kept.csv").read_text().splitlines()
+    (card.parent / "points.csv").write_text("\n".join(r for r in rows if not r.startswith("p6,")))
+    with pytest.raises(ConfigError, match="none of the 1 validation cases holds a landmark"):
+        train(config, overrides=[stopping], runs=tmp_path, track=False)
+    (card.parent / "kept.csv").rename(card.parent / "points.csv")
+
+
+def test_evaluate_counts_every_point(trained, tmp_path, monkeypatch):
     card, model = trained
-    found = evaluate(model, card, out=tmp_path / "out", track=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = evaluate(model, card, out=tmp_path / "out")
+    assert found.run_id
     rows = list(csv.DictReader((tmp_path / "out" / "landmark_rows.csv").read_text().splitlines()))
     references = list(csv.DictReader((card.parent / "points.csv").read_text().splitlines()))
     expected = sum(r["case"] == "p8" for r in references)

@@ -31,6 +31,7 @@ from clearmargin.metrics.results import Results, collect
 from clearmargin.report.annotated import annotated_overlay
 from clearmargin.report.evaluated import write_evaluation_figures
 from clearmargin.report.gallery import Listed, case_marks, point_marks, write_gallery
+from clearmargin.report.overlay import fullest_slice
 from clearmargin.report.points_table import point_lines, point_numbers, point_rows_csv, points_csv
 from clearmargin.report.progress import progress
 from clearmargin.report.results import instance_lines, set_lines, write_results
@@ -243,13 +244,11 @@ def write_tables(found: Evaluation, folder: Path, *, data: Mapping[str, str] | N
 def prediction_pictures(
     segmenter: Segmenter, dataset: Dataset, cases: Sequence[Case]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield a picture of the prediction over the truth for each case: of a volume, the slice with most instances."""
+    """Yield a picture of the prediction over the truth for each case: of a volume, its `fullest_slice`."""
     for case in cases:
         image, reference = dataset.read(case)
         predicted = segmenter(image).instances
-        z = None
-        if image.grid.ndim == 3:
-            z = int(np.argmax([len(reference.plane(k)[0]) for k in range(image.grid.shape[0])]))
+        z = fullest_slice(reference)
         yield annotated_overlay(image, predicted, z, label_map=dataset.card.label_map, reference=reference)
 
 

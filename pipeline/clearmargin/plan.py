@@ -100,7 +100,7 @@ def plan(
     _choose_augmentation(choices, found, dataset.card)
     _choose_transforms(choices, dataset.card, where, minutes)
     model = choices.tree["model"]
-    for choice in training_choices(found, dataset, where, minutes, own.sees, model):
+    for choice in training_choices(found, dataset, where, minutes, own, model):
         choices.set(*choice)
     choices.drop(own.unread)
     raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}

@@ -14,10 +14,11 @@ from clearmargin.core.groups import PLURALS
 from clearmargin.core.landmarks import HIDDEN, SEEN
 from clearmargin.datasets.card import SPLITS, Split
 from clearmargin.datasets.cases import Case, Dataset, open_dataset
+from clearmargin.datasets.far_points import FarPoint, far_points
 from clearmargin.formats.raster import write_raster
 from clearmargin.report.annotated import class_keys, with_marks
 from clearmargin.report.contact import contact_sheet
-from clearmargin.report.overlay import overlay, shown_slice
+from clearmargin.report.overlay import fullest_slice, overlay
 from clearmargin.report.picture import enlargement
 from clearmargin.report.progress import progress
 
@@ -25,6 +26,7 @@ __all__ = ["ClassCounts", "DatasetCounts", "DatasetShown", "PointCounts", "Split
 
 
 _TILES = ((3, 800), (12, 540))  # up to so many pictures, so wide each
+_MOST_FAR = 20  # landmarks that are listed
 _TILE = 360  # of more; 24, six in a row, are a sheet of 2200 x 1700: captions stay legible on a screen
 
 
@@ -89,6 +91,7 @@ class DatasetCounts:
         grids: Number of cases by their grid, the most frequent first.
         overlapping: Cases whose instances overlap.
         points: Each type of landmark of the card.
+        far_points: Landmarks to look at, far from the other points of their object.
     """
 
     splits: tuple[SplitCounts, ...]
@@ -97,6 +100,7 @@ class DatasetCounts:
     grids: Mapping[str, int]
     overlapping: int
     points: tuple[PointCounts, ...] = ()
+    far_points: tuple[FarPoint, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +134,7 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
         for index, case in enumerate(dataset.cases):
             image, reference = dataset.read(case)
             if index in shown:
-                z = _fullest_slice(reference)
+                z = fullest_slice(reference)
                 plane = (image.grid.shape[-2], image.grid.shape[-1])
                 factors = enlargement(plane, image.grid.spacing[-2] / image.grid.spacing[-1])
                 scale = max(f * n for f, n in zip(factors, plane, strict=True)) / tile
@@ -152,15 +156,6 @@ def show_dataset(card: Path, *, out: Path | None = None, cases: int = 24) -> Dat
     write_raster(sheet, np.moveaxis(drawn, -1, 0))
     counts = _count(dataset, counted)
     return DatasetShown(text=_describe(dataset, counts), counts=counts, sheet=sheet)
-
-
-def _fullest_slice(reference: InstanceSet) -> int | None:
-    """Return the slice that cuts most instances; None for a picture."""
-    if reference.grid.ndim == 2:
-        return None
-    if not len(reference):
-        return shown_slice(reference)
-    return int(np.argmax([len(reference.plane(z)[0]) for z in range(reference.grid.shape[0])]))
 
 
 def _split_counts(split: Split, cases: Sequence[tuple[Case, InstanceSet]]) -> SplitCounts:
@@ -206,6 +201,15 @@ def _count(dataset: Dataset, counted: Sequence[tuple[Case, Grid, InstanceSet]]) 
         grids=dict(Counter(str(grid) for _, grid, _ in counted).most_common()),
         overlapping=sum(_overlaps(reference) for reference in references),
         points=_point_counts(dataset, references),
+        far_points=tuple(
+            far_points(
+                [
+                    (case.case, grid, reference.landmarks)
+                    for case, grid, reference in counted
+                    if reference.landmarks is not None
+                ]
+            )
+        ),
     )
 
 
@@ -248,6 +252,14 @@ def _describe(dataset: Dataset, counts: DatasetCounts) -> str:
         f"landmark {point.name}: {point.seen} seen, {point.hidden} hidden, in {point.cases} cases"
         for point in counts.points
     ]
+    unit = counts.size_unit[:2]
+    lines += [
+        f"look at {one.case}, object {one.object}: {one.point} lies {one.away:.4g} {unit} from the object's other "
+        f"points; nine in ten lie within {one.usual:.3g} {unit}"
+        for one in counts.far_points[:_MOST_FAR]
+    ]
+    if len(counts.far_points) > _MOST_FAR:
+        lines.append(f"and {len(counts.far_points) - _MOST_FAR} other landmarks")
     lines += [f"{count} x {grid}" for grid, count in list(counts.grids.items())[:4]]
     if len(counts.grids) > 4:
         lines.append(f"and {len(counts.grids) - 4} other sizes")

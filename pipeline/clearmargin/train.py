@@ -58,7 +58,7 @@ from clearmargin.training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from clearmargin.training.experiment import Experiment, TrainingSettings, public_yaml
+from clearmargin.training.experiment import LANDMARK_METRIC, Experiment, TrainingSettings, public_yaml
 from clearmargin.training.facts import Facts, take_facts
 from clearmargin.training.processes import ProcessGroup, loss_module, process_group
 from clearmargin.training.profiling import OPERATORS, operator_profile
@@ -397,11 +397,17 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
     most = experiment.training.validation_cases
     used = cases[:: math.ceil(len(cases) / most)]
     # One that cannot be read would be met after hours of training.
-    instances = sum(len(dataset.read(case)[1]) for case in used)
-    if not instances and experiment.training.early_stopping is not None:
+    references = [dataset.read(case)[1] for case in used]
+    stopping = experiment.training.early_stopping
+    if stopping is None:
+        return used
+    by_points = stopping.metric == LANDMARK_METRIC
+    marks = [one.landmarks for one in references if one.landmarks is not None]
+    if not sum(one.count for one in marks) if by_points else not sum(map(len, references)):
         raise ConfigError(
-            f"none of the {len(used)} validation cases holds an instance, so that a model that detects nothing would "
-            "be the best: give the split cases with instances, or set training.early_stopping=null"
+            f"none of the {len(used)} validation cases holds {'a landmark' if by_points else 'an instance'}, so that "
+            f"a model that detects nothing would be the best: give the split cases with "
+            f"{'landmarks' if by_points else 'instances'}, or set training.early_stopping=null"
         )
     return used
 
@@ -440,17 +446,21 @@ def _with_thresholds(card: ModelCard, thresholds: dict[str, float]) -> ModelCard
 
 def _say_thresholds(card: ModelCard, experiment: Experiment, cases: int) -> None:
     """Say which score thresholds the model has, and by what they were chosen."""
-    thresholds = card.prediction.thresholds(card.label_map).named(card.label_map)
-    shown = ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
+    config = network_config(card.model)
+    thresholds = card.prediction.thresholds(card.label_map)
+    named = thresholds.named(card.label_map) if config.learns == "masks" else {}
+    if len(card.points) and (config.learns == "landmarks" or getattr(config, "landmarks", None)):
+        named["landmarks"] = thresholds.every
+    shown = ", ".join(f"{name} {value:g}" for name, value in named.items())
     measure = experiment.training.threshold_measure
     if isinstance(card.prediction.score_threshold, dict) and experiment.prediction.score_threshold is None:
         log.info("score thresholds, best for %s on %d validation cases: %s", measure, cases, shown)
     else:
-        reason = (
-            "as configured"
-            if experiment.prediction.score_threshold is not None
-            else f"fewer than {LEAST_REFERENCES} validation objects or no detection to choose them on"
-        )
+        reason = f"fewer than {LEAST_REFERENCES} validation objects or no detection to choose them on"
+        if experiment.prediction.score_threshold is not None:
+            reason = "as configured"
+        elif config.learns == "landmarks":
+            reason = "the default"
         log.info("score thresholds, %s: %s", reason, shown)
 
 

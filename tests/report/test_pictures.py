@@ -7,12 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clearmargin.core import Code, Grid, Image, InstanceSet, LabelClass, LabelMap, Mask, Source
+from clearmargin.core import (
+    Code,
+    Grid,
+    Image,
+    InstanceSet,
+    LabelClass,
+    LabelMap,
+    Landmarks,
+    Mask,
+    PointType,
+    Source,
+)
 from clearmargin.core.colours import class_colour, instance_colours
 from clearmargin.report.annotated import (
     Key,
     annotated_overlay,
     class_keys,
+    drawing_keys,
     side_marks,
     with_legend,
     with_marks,
@@ -388,3 +400,18 @@ def test_a_picture_has_true_proportions():
         replace(image, grid=Grid.from_spacing((1, 130, 200), (5.0, 1.3, 1.3))), InstanceSet.empty(grid), z=0
     )
     assert square.shape[0] / square.shape[1] == pytest.approx(130 / 200)
+
+
+def test_the_legend_counts_landmarks() -> None:
+    types = (PointType(name="tip"),)
+    labels, image = LabelMap(classes=LABELS.classes, points=types), _image()
+    bare, masks = InstanceSet.empty(image.grid), _square(image.grid, np.s_[100:200, 300:400])
+    two, one = (Landmarks.of(types, [[(50.0, 60.0 + 9 * i)] for i in range(n)], [[2]] * n) for n in (2, 1))
+    found, truth = replace(bare, landmarks=two), replace(bare, landmarks=one)
+    assert [k.text for k in class_keys(labels, found, truth)] == ["tip: 2 / 1"]
+    assert [k.text for k in drawing_keys(found, truth)] == [
+        "prediction: 2 landmarks",
+        "ground truth (white): 1 landmark",
+    ]
+    keys = drawing_keys(found, replace(masks, landmarks=one))
+    assert [k.text for k in keys] == ["prediction: 0, 2 landmarks", "ground truth (white): 1, 1 landmark"]

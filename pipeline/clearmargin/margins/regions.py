@@ -259,7 +259,10 @@ def fit_region(
         InputError: Too few groups with a paired point; the level that they reach is said.
     """
     losses = point_losses(points, shape, guarantee)
-    factor = least_factor(losses, alpha, confidence=confidence, name="the landmarks' regions")
+    name, every = "the landmarks' regions", len(set(groups))
+    if losses.n < every:
+        name = f"{name} (of {every} groups {losses.n} have a detected landmark to fit them on)"
+    factor = least_factor(losses, alpha, confidence=confidence, name=name)
     region = PointRegion(
         guarantee=guarantee,
         alpha=alpha,

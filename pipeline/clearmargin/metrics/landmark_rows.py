@@ -21,6 +21,7 @@ __all__ = [
     "RADII",
     "PointRow",
     "PointSummary",
+    "landmark_quality",
     "pair_points",
     "point_rows",
     "success_radius",
@@ -201,6 +202,24 @@ def summarise_points(
         if of_name:
             strata[f"visibility = {name}"] = of_name
     return [_summary(name, own, rng, within) for name, own in strata.items()]
+
+
+def landmark_quality(rows: Sequence[PointRow]) -> float:
+    """Return one number for places and detections, as panoptic quality is of masks.
+
+    Points count as detected within the largest of `RADII`, R. The sum of ``1 - error / R`` over these, divided by their
+    number and half of the false positives and false negatives: 1 if all is exact, 0 if nothing is detected.
+
+    Args:
+        rows: Of one unit; 0 without a row.
+    """
+    if not rows:
+        return 0.0
+    reach = RADII[rows[0].unit][-1]
+    errors = [row.error for row in rows if row.error is not None and row.error <= with_slack(reach)]
+    references = sum(row.status != "fp" for row in rows)
+    predicted = sum(row.status != "fn" for row in rows)
+    return float(sum(max(0.0, 1 - error / reach) for error in errors) / ((references + predicted) / 2))
 
 
 def success_radius(metric: str, unit: str) -> float | None:

@@ -45,7 +45,7 @@ class HeatmapConfig(PyramidSettings, PlaneHeatSettings):
         "augment.copy_paste",
         "prediction.mask_nms",
         "prediction.containment",
-        "training.early_stopping",
+        "training.threshold_measure",
     )
     learns: ClassVar[Learns] = "landmarks"
 

@@ -34,7 +34,7 @@ class Heatmap3DConfig(UNet3DSettings, HeatSettings):
     unread: ClassVar[tuple[str, ...]] = (
         "image.scale", "image.spacing_mm", "image.crop", "image.neighbours", "augment.aim", "augment.copy_paste",
         "prediction.mask_nms", "prediction.containment", "prediction.nested", "prediction.link_iou",
-        "prediction.link_gap", "prediction.tile", "prediction.tile_overlap", "training.early_stopping",
+        "prediction.link_gap", "prediction.tile", "prediction.tile_overlap", "training.threshold_measure",
     )  # fmt: skip
     learns: ClassVar[Learns] = "landmarks"
     sees: ClassVar[Sees] = "volumes"

@@ -112,11 +112,22 @@ def drawing_keys(
     """Return the keys that tell a prediction from the truth, with how many each has, and from its margins."""
     keys = []
     if reference is not None:
-        keys.append(Key(f"prediction: {len(predicted)}", _INK, "solid"))
-        keys.append(Key(f"ground truth: {len(reference)}", (255, 255, 255), "dashed"))
+        masks = len(predicted) + len(reference) > 0
+        keys.append(Key(f"prediction: {_held(predicted, masks)}", _INK, "solid"))
+        white = "" if reference.landmarks is None else " (white)"
+        keys.append(Key(f"ground truth{white}: {_held(reference, masks)}", (255, 255, 255), "dashed"))
     if margins:
         keys.append(Key("margin", _INK, "dotted"))
     return keys
+
+
+def _held(instances: InstanceSet, masks: bool) -> str:
+    """Return how many instances and landmarks there are, as a legend says it; without ``masks`` landmarks alone."""
+    if instances.landmarks is None:
+        return str(len(instances))
+    count = instances.landmarks.count
+    points = f"{count} landmark{'' if count == 1 else 's'}"
+    return f"{len(instances)}, {points}" if masks else points
 
 
 def with_marks(picture: Picture, grid: Grid, z: int | None = None, *, size: int | None = None) -> Picture:

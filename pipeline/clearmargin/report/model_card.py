@@ -74,10 +74,10 @@ def claim_items(known: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             "trial registration": "",
         },
         "results": {
-            "flow of cases": f"{counts['cases']} cases, {counts['references']} references" if counts else "",
+            "flow of cases": ", ".join(f"{counts[n]} {n}" for n in ("cases", "references") if n in counts),
             "demographic and clinical characteristics": "",
             "performance": shown,
-            "precision of estimates": "intervals stand in the table per instance" if counts else "",
+            "precision of estimates": "intervals stand in the tables" if counts else "",
             "failure analysis": "the gallery of worst cases" if counts else "",
         },
         "discussion": {"limitations": "; ".join(map(str, card.get("faults", ()))), "implications for practice": ""},

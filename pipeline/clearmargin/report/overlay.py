@@ -15,7 +15,7 @@ from clearmargin.report.orientation import Turn, upright
 from clearmargin.report.picture import Picture, display, enlarge, enlargement
 from clearmargin.report.points import draw_landmarks
 
-__all__ = ["heat_overlay", "overlay", "shown_slice"]
+__all__ = ["fullest_slice", "heat_overlay", "overlay", "shown_slice"]
 
 _MOST_LABELS = (
     12  # of more instances in one plane, names and scores would hide the picture: the legend counts them
@@ -187,6 +187,15 @@ def shown_slice(*sets: InstanceSet | None) -> int | None:
                 filled[mask.slices[0]] += mask.crop.sum(axis=(1, 2)) / mask.area
         return int(filled.argmax())
     return None
+
+
+def fullest_slice(reference: InstanceSet) -> int | None:
+    """Return the slice that cuts most instances, without any that of most landmarks; None for a picture."""
+    if reference.grid.ndim == 2:
+        return None
+    if not len(reference):
+        return shown_slice(reference)
+    return int(np.argmax([len(reference.plane(z)[0]) for z in range(reference.grid.shape[0])]))
 
 
 def _plane(instances: InstanceSet, z: int | None, turn: Turn) -> tuple[list[Mask], NDArray[np.int64]]:

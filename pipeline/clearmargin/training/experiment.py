@@ -15,10 +15,12 @@ from clearmargin.errors import ConfigError
 from clearmargin.metrics.thresholds import Measure
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.networks import config_class, network_config
+from clearmargin.networks.planning import NetworkSettings
 from clearmargin.tracking.parameters import plain
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
 
 __all__ = [
+    "LANDMARK_METRIC",
     "VALIDATION_METRICS",
     "EarlyStopping",
     "Experiment",
@@ -27,14 +29,18 @@ __all__ = [
     "read_experiment",
 ]
 
-VALIDATION_METRICS = ("ap", "ap50", "pq", "semantic_dice")
+MASK_METRICS = ("ap", "ap50", "pq", "semantic_dice")
+LANDMARK_METRIC = "landmark_quality"
+VALIDATION_METRICS = (*MASK_METRICS, LANDMARK_METRIC)
 """By which a model can be chosen. Each is better higher, and 0 for a model that detects nothing."""
 
 
 class EarlyStopping(Settings):
     """Stop when a metric of the validation split has not improved, and keep the best model."""
 
-    metric: str = Field("ap50", description="a validation metric: ap, ap50, pq or semantic_dice")
+    metric: str = Field(
+        "ap50", description="a validation metric: ap, ap50, pq, semantic_dice or landmark_quality"
+    )
     patience: int = Field(10, ge=1, description="validations without improvement before training stops")
 
     @field_validator("metric")
@@ -117,6 +123,7 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
     network = network_config(experiment.model)
     _refuse_unread(experiment, config.name)
+    _refuse_metric(experiment, network, config.name)
     if experiment.augment.copy_paste and getattr(network, "landmarks", None) is not None:
         raise ConfigError(
             f"{config.name}: augment.copy_paste pastes masks without their landmarks: set it to 0, or leave "
@@ -147,6 +154,26 @@ def _refuse_unread(experiment: Experiment, name: str) -> None:
             ignored.append(f"  {path}: {network} does not read it, and it is {value}")
     if ignored:
         raise ConfigError("\n".join([f"{name}: leave out what the network does not read:", *ignored]))
+
+
+def _refuse_metric(experiment: Experiment, network: NetworkSettings, name: str) -> None:
+    """Refuse to choose epochs by what the network does not find.
+
+    Raises:
+        ConfigError: It says what can be taken.
+    """
+    stopping = experiment.training.early_stopping
+    if stopping is None:
+        return
+    able = () if network.learns == "landmarks" else MASK_METRICS
+    if network.learns == "landmarks" or getattr(network, "landmarks", None) is not None:
+        able = (*able, LANDMARK_METRIC)
+    if stopping.metric not in able:
+        raise ConfigError(
+            f"{name}: training.early_stopping.metric is {stopping.metric}, and this {experiment.model['network']} "
+            f"{'finds landmarks alone' if able == (LANDMARK_METRIC,) else 'finds no landmarks'}: take "
+            f"{' or '.join(able)}"
+        )
 
 
 def public_yaml(experiment: Experiment, card: str) -> str:

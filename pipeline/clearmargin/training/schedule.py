@@ -11,7 +11,7 @@ import numpy as np
 
 from clearmargin.datasets.cases import Dataset
 from clearmargin.datasets.fingerprint import Fingerprint
-from clearmargin.networks.planning import Choice, Sees
+from clearmargin.networks.planning import Choice, NetworkSettings, Sees
 
 __all__ = ["memory_mb", "mostly_single", "step_memory_mb", "training_choices", "workers"]
 
@@ -54,7 +54,7 @@ def training_choices(
     dataset: Dataset,
     device: str,
     minutes: float | None,
-    sees: Sees,
+    network: type[NetworkSettings],
     model: dict[str, Any],
 ) -> Iterator[Choice]:
     """Yield the settings of the training.
@@ -64,10 +64,10 @@ def training_choices(
         dataset: The card's.
         device: ``cpu`` or ``cuda``.
         minutes: Time that training may take; None for a number of epochs.
-        sees: What the network is shown.
+        network: The network's configuration.
         model: The settings of the network that are planned.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores, sees = len(os.sched_getaffinity(0)), network.sees
     window = math.prod(model["patch"]) if sees == "volumes" else 0
     batch, why = _batch(device, window)
     yield Choice("training.batch_size", batch, why)
@@ -97,7 +97,7 @@ def training_choices(
             every,
             f"{cases} whole volumes take {100 * _VALIDATION:.0f} % of the time, or less",
         )
-    yield _stopping(fingerprint, sees, minutes, validated=cases > 0)
+    yield _stopping(fingerprint, network, minutes, validated=cases > 0)
 
 
 def _batch(device: str, window: int) -> tuple[int, str]:
@@ -109,19 +109,21 @@ def _batch(device: str, window: int) -> tuple[int, str]:
     return batch, f"windows of about {_BATCH_VOXELS} voxels together, 2 at least"
 
 
-def _stopping(fingerprint: Fingerprint, sees: Sees, minutes: float | None, *, validated: bool) -> Choice:
+def _stopping(
+    fingerprint: Fingerprint, network: type[NetworkSettings], minutes: float | None, *, validated: bool
+) -> Choice:
     if not validated:
         return Choice("training.early_stopping", None, "the card has no validation split")
-    single = mostly_single(fingerprint, sees)
-    metric = "semantic_dice" if single else "ap"
-    why = (
-        "mostly one object of a class: by semantic Dice"
-        if single
-        else "several objects per image: by average precision"
-    )
+    if network.learns == "landmarks":
+        metric, why = "landmark_quality", "by the landmarks' quality"
+    elif mostly_single(fingerprint, network.sees):
+        metric, why = "semantic_dice", "mostly one object of a class: by semantic Dice"
+    else:
+        metric, why = "ap", "several objects per image: by average precision"
     if fingerprint.ndim == 3:
         why += ", of whole volumes"
     if minutes is None:
-        return Choice("training.early_stopping", {"metric": metric, "patience": 8}, why)
+        patience = 8 if network.learns == "masks" else 1000  # landmarks reach their threshold late
+        return Choice("training.early_stopping", {"metric": metric, "patience": patience}, why)
     why += "; the best is kept, and the time ends it: it gets better as the learning rate falls"
     return Choice("training.early_stopping", {"metric": metric, "patience": 1000}, why)

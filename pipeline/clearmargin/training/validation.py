@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clearmargin.core import InstanceSet, LabelMap, Thresholds
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.metrics.detection import PrecisionTally, detection_limit, match_masks
-from clearmargin.metrics.landmark_rows import PointRow, point_rows, summarise_points
+from clearmargin.metrics.landmark_rows import PointRow, landmark_quality, point_rows, summarise_points
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
 from clearmargin.metrics.thresholds import (
     Measure,
@@ -68,6 +68,8 @@ def validate(
                 kept, reference.landmarks, grid=reference.grid, case=case.case, group=case.group
             )
     of_points = point_numbers(summarise_points(points, rng=np.random.default_rng(0)))
+    if segmenter.finds_landmarks:
+        of_points["landmark_quality"] = landmark_quality(points)
     if not segmenter.finds_masks:
         detections = sum(row.status != "fn" for row in points) / len(cases)
         return Validation(metrics=of_points | {"detections": detections})
