@@ -19,6 +19,7 @@ from typing import Literal
 from clearmargin.datasets.case_table import CaseTable, read_case_table
 from clearmargin.datasets.pairs import Entry, Listing, list_pairs, read_pair
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.files import made_folder
 from clearmargin.formats.label_files import Objects
 from clearmargin.metrics import MeasurementProtocol
 from clearmargin.metrics.case_result import CaseResult, Choices, measure_case
@@ -128,6 +129,8 @@ def measure(
         Path(predicted), Path(reference), missing_as_empty=missing_as_empty, predicted_pattern=predicted_pattern,
         reference_pattern=reference_pattern, labels=labels,
     )  # fmt: skip
+    if out is not None:
+        made_folder(Path(out))  # refused before the work, if it cannot be
     if objects == "instances":  # each value is an object, whatever its name
         listing = replace(listing, names_from="")
     table = read_case_table(None if cases is None else Path(cases), listing, by)
@@ -351,10 +354,15 @@ def _put_together(
         _refuse_all(outcomes)
     notes = []
     if listing.names_from:
-        notes.append(f"classes as '{listing.names_from}' names them: {', '.join(listing.classes)}")
+        notes.append(f"classes as the {listing.names_from} names them: {', '.join(listing.classes)}")
     if any(outcome.boxes_only for outcome in outcomes):
         notes.append(
             "some predictions are boxes without masks: their masks are the whole boxes; look at box AP"
+        )
+    if any(row.values.get("iou", 1.0) == 0 for r in results for row in r.instances if row.status == "tp"):
+        notes.append(
+            "whole classes are paired however little they overlap, so that a pair without overlap is a true positive: "
+            "look at its Dice"
         )
     moved = [outcome.moved for outcome in outcomes if outcome.moved]
     if moved:

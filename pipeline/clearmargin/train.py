@@ -43,7 +43,7 @@ from clearmargin.models.folder import (
     save_model,
     save_snapshot,
 )
-from clearmargin.networks import build_network, learnt_names, network_config
+from clearmargin.networks import build_network, learns, learnt_names, network_config
 from clearmargin.networks.foreground import RATE as HEAD_RATE
 from clearmargin.networks.foreground import has_foreground_head
 from clearmargin.networks.threads import torch_threads
@@ -446,10 +446,10 @@ def _with_thresholds(card: ModelCard, thresholds: dict[str, float]) -> ModelCard
 
 def _say_thresholds(card: ModelCard, experiment: Experiment, cases: int) -> None:
     """Say which score thresholds the model has, and by what they were chosen."""
-    config = network_config(card.model)
+    learnt = learns(network_config(card.model))
     thresholds = card.prediction.thresholds(card.label_map)
-    named = thresholds.named(card.label_map) if config.learns == "masks" else {}
-    if len(card.points) and (config.learns == "landmarks" or getattr(config, "landmarks", None)):
+    named = thresholds.named(card.label_map) if "masks" in learnt else {}
+    if "landmarks" in learnt:
         named["landmarks"] = thresholds.every
     shown = ", ".join(f"{name} {value:g}" for name, value in named.items())
     measure = experiment.training.threshold_measure
@@ -459,7 +459,7 @@ def _say_thresholds(card: ModelCard, experiment: Experiment, cases: int) -> None
         reason = f"fewer than {LEAST_REFERENCES} validation objects or no detection to choose them on"
         if experiment.prediction.score_threshold is not None:
             reason = "as configured"
-        elif config.learns == "landmarks":
+        elif "masks" not in learnt:
             reason = "the default"
         log.info("score thresholds, %s: %s", reason, shown)
 

@@ -184,7 +184,7 @@ def test_patients_and_columns_from_a_table(tmp_path):
     table.write_text("case,patient\na,p1\n")
     with pytest.raises(InputError, match="does not list 2 cases"):
         measure(*paths, cases=table)
-    with pytest.raises(InputError, match="no column 'scaner'"):
+    with pytest.raises(ConfigError, match="no column 'scaner'"):
         measure(*paths, by=["scaner"])
 
 

@@ -213,7 +213,7 @@ def test_only_asked_columns_are_read_and_patients_are_keyed(tmp_path):
         assert secret not in re.sub(r"[0-9a-f]{12}|\d+\.\d+|-[0-9a-f]+", "", text), secret
     assert {row.strata["scanner"] for row in found.rows} == {"x", "y"}
     assert "birth" not in found.rows[0].strata
-    with pytest.raises(InputError, match="no column 'birthday'"):
+    with pytest.raises(ConfigError, match="no column 'birthday'"):
         measure(*folders, cases=table, by=["birthday"])
     measure(*folders, cases=table, out=tmp_path / "plain", names="plain")
     objects = (tmp_path / "plain" / "instances.csv").read_text()
@@ -377,3 +377,25 @@ def test_what_is_ignored_counts_for_nothing_in_sizes_too(tmp_path):
     (row,) = found.rows
     assert row.values["dice"] == 1 and row.about["matched_iou"] == 1
     assert row.about["reference_area_px"] == row.about["predicted_area_px"] == 4
+
+
+def test_two_files_of_names_that_disagree_are_refused(tmp_path):
+    for side, values in (("predicted", {"liver": 2, "tumour": 1}), ("reference", {"liver": 1, "tumour": 2})):
+        write(tmp_path / side / "a.nii.gz", labels((values["liver"], LIVER)))
+        content = {"labels": {"background": 0} | values}
+        (tmp_path / side / "dataset.json").write_text(json.dumps(content))
+    folders = tmp_path / "predicted", tmp_path / "reference"
+    with pytest.raises(
+        ConfigError, match=r"beside the references says liver 1, tumour 2, and .* liver 2, tumour 1"
+    ):
+        measure(*folders)
+    found = measure(*folders, labels=folders[1] / "dataset.json")
+    assert sorted(row.status for row in found.rows) == ["fn", "fp"]
+
+
+def test_a_place_for_tables_that_cannot_be_made_is_refused_before_the_work(tmp_path):
+    write(tmp_path / "predicted" / "a.nii.gz", labels((1, LIVER)))
+    write(tmp_path / "reference" / "a.nii.gz", labels((1, LIVER)))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot be made for the results"):
+        measure(tmp_path / "predicted", tmp_path / "reference", out=tmp_path / "out")

@@ -108,6 +108,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:  # noqa: BLE001 - the last stop: whatever comes here is reported as a bug
+        code = _stopped_by(error)
+        if code:
+            _end("interrupted; what was finished is kept", code)
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()
             if "--json" in sys.argv:  # which may not have been read yet
@@ -121,6 +124,18 @@ def main() -> None:
             _end(machine, 4)
         _report_bug(error)
         sys.exit(1)
+
+
+def _stopped_by(error: BaseException) -> int:
+    """Return the exit code of the interruption during which an error came, such as a killed loader's; 0 if none."""
+    cause = error.__context__
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return 130
+        if isinstance(cause, SystemExit) and cause.code in (130, 143):
+            return int(cause.code)
+        cause = cause.__context__
+    return 0
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clearmargin.datasets.pairs import Listing
-from clearmargin.errors import InputError, nearest
+from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.metrics.strata import STRATA
 from clearmargin.privacy import keyed_id
 
@@ -40,7 +40,8 @@ def read_case_table(path: Path | None, listing: Listing, by: Sequence[str]) -> C
         by: Strata of the program (``class`` and `STRATA`) or columns of the table.
 
     Raises:
-        InputError: No such column, a case without a row or a group, or a table that cannot be read.
+        ConfigError: No such column.
+        InputError: A case without a row or a group, or a table that cannot be read.
     """
     built_in = ("class", *STRATA)
     rows = [] if path is None else _csv_rows(path)
@@ -54,7 +55,7 @@ def read_case_table(path: Path | None, listing: Listing, by: Sequence[str]) -> C
     known = (*built_in, *(name for name in (rows[0] if rows else ()) if name not in ("case", kind)))
     for column in by:
         if column not in known:
-            raise InputError(f"no column '{column}' to split by: {nearest(column, known)}")
+            raise ConfigError(f"no column '{column}' to split by: {nearest(column, known)}")
     if path is None:
         return CaseTable()
     asked = [name for name in by if name not in built_in]

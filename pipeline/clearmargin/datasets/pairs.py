@@ -581,12 +581,31 @@ def _label_names(predicted: Path, reference: Path, labels: Path | None) -> tuple
     if labels is not None:
         return read_label_names(labels), labels.name
     folders = [path if path.is_dir() else path.parent for path in (reference, predicted)]
-    for folder in (folders[0], folders[0].parent, folders[1]):
+    known: dict[str, LabelNames] = {}
+    for where, folder in (
+        ("beside the references", folders[0]), ("above the references", folders[0].parent),
+        ("beside the predictions", folders[1]),
+    ):  # fmt: skip
         path = folder / "dataset.json"
         if path.is_file():
             with suppress(InputError):  # another tool's file of that name: nobody asked for it
-                return read_label_names(path), path.name
-    return None, ""
+                known[f"dataset.json {where}"] = read_label_names(path)
+    if not known:
+        return None, ""
+    source, names = next(iter(known.items()))
+    for other, theirs in known.items():
+        if theirs.regions != names.regions:
+            raise ConfigError(
+                f"the {source} says {_said(names)}, and the {other} {_said(theirs)}: give both sides the same values "
+                "for the same classes, or name the file that holds for both with --labels"
+            )
+    return names, source
+
+
+def _said(names: LabelNames) -> str:
+    """Return a few of the names with their values."""
+    shown = [f"{name} {'+'.join(map(str, values))}" for name, values in list(names.regions.items())[:5]]
+    return ", ".join(shown) + (", ..." if len(names.regions) > 5 else "")
 
 
 def _without_prediction(

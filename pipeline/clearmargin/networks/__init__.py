@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from clearmargin.core import LabelMap
     from clearmargin.networks.cores import Encode
     from clearmargin.networks.network import Network
-    from clearmargin.networks.planning import NetworkSettings
+    from clearmargin.networks.planning import Learns, NetworkSettings
 
 __all__ = [
     "NETWORKS",
@@ -19,6 +19,7 @@ __all__ = [
     "build_network",
     "config_class",
     "encoder",
+    "learns",
     "learnt_names",
     "network_config",
 ]
@@ -85,6 +86,12 @@ def _refuse_absurd(config: Settings, name: str) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and number > most:
                 raise ConfigError(f"{name}.{option}: {number} is beyond any network: at most {most}")
+
+
+def learns(config: Settings) -> frozenset[Learns]:
+    """Return what a network of this configuration learns: masks, landmarks, or both."""
+    main = config_class(config.model_dump()["network"]).learns
+    return frozenset({main, "landmarks"} if getattr(config, "landmarks", None) is not None else {main})
 
 
 def learnt_names(config: Settings, label_map: LabelMap) -> tuple[str, ...]:

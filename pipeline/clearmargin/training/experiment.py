@@ -14,8 +14,7 @@ from clearmargin.datasets.folds import FoldSettings
 from clearmargin.errors import ConfigError
 from clearmargin.metrics.thresholds import Measure
 from clearmargin.models.settings import PredictionSettings
-from clearmargin.networks import config_class, network_config
-from clearmargin.networks.planning import NetworkSettings
+from clearmargin.networks import config_class, learns, network_config
 from clearmargin.tracking.parameters import plain
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings, VolumeView
 
@@ -156,7 +155,7 @@ def _refuse_unread(experiment: Experiment, name: str) -> None:
         raise ConfigError("\n".join([f"{name}: leave out what the network does not read:", *ignored]))
 
 
-def _refuse_metric(experiment: Experiment, network: NetworkSettings, name: str) -> None:
+def _refuse_metric(experiment: Experiment, network: Settings, name: str) -> None:
     """Refuse to choose epochs by what the network does not find.
 
     Raises:
@@ -165,13 +164,14 @@ def _refuse_metric(experiment: Experiment, network: NetworkSettings, name: str) 
     stopping = experiment.training.early_stopping
     if stopping is None:
         return
-    able = () if network.learns == "landmarks" else MASK_METRICS
-    if network.learns == "landmarks" or getattr(network, "landmarks", None) is not None:
+    found = learns(network)
+    able = MASK_METRICS if "masks" in found else ()
+    if "landmarks" in found:
         able = (*able, LANDMARK_METRIC)
     if stopping.metric not in able:
         raise ConfigError(
             f"{name}: training.early_stopping.metric is {stopping.metric}, and this {experiment.model['network']} "
-            f"{'finds landmarks alone' if able == (LANDMARK_METRIC,) else 'finds no landmarks'}: take "
+            f"{'finds no landmarks' if 'masks' in found else 'finds landmarks alone'}: take "
             f"{' or '.join(able)}"
         )
 
