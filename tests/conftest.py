@@ -37,7 +37,7 @@ def private_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_runs_waiting(private_home: Path) -> Iterator[None]:
+def no_runs_waiting() -> Iterator[None]:
     """Let no run of another file's tests wait to be sent."""
     yield
-    shutil.rmtree(private_home / "spool", ignore_errors=True)
+    shutil.rmtree(Path(os.environ["CLEARMARGIN_HOME"]) / "spool", ignore_errors=True)

@@ -335,6 +335,7 @@ class Silent:
     """A segmenter that detects nothing, on a data set in which most images are empty, too."""
 
     thresholds = Thresholds(0.5)
+    finds_masks, finds_landmarks = True, False
 
     def with_threshold(self, _threshold):
         return self
