@@ -94,8 +94,10 @@ def test_a_server_that_goes_down_costs_a_warning_and_metrics_arrive_later(
     assert "the work goes on" in messages[0]
     assert "1 entries wait" in messages[1]
     assert direct.get_run(run.run_id).info.status == "RUNNING"
-    with TrackedRun(name="next", experiment="outage", uri=server):
-        status = direct.get_run(run.run_id).info.status
+    relay.open()
+    with TrackedRun(name="next", experiment="outage", uri=address):
+        pass
+    status = direct.get_run(run.run_id).info.status
     assert status == "FINISHED", "the end that the server could not be told is told by the next run"
 
 
