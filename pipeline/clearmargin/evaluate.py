@@ -120,8 +120,8 @@ def evaluate(
         split: Which split; the run and its name carry it.
         score_threshold: For everything but average precision; None takes the model's own, of each class.
         uncertainty: What is sampled, and agreed on; ``none`` measures the network alone.
-        tolerances: Of NSD, in mm (px if the spacing is unknown).
-        bands: Of boundary IoU, in the same unit.
+        tolerances: Tolerances of NSD, in mm (px if the spacing is unknown).
+        bands: Widths of the band of boundary IoU, in the same unit.
         metrics: Names in ``clearmargin.metrics.measurement.OF_ONE_SIZE``.
         surface: The surface model.
         out: A folder for the tables (``write_tables``), the figures, the gallery and the report; None writes no files.

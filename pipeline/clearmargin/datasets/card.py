@@ -329,7 +329,7 @@ class Card(Settings):
         """Refuse a model that knows other classes or landmarks, or knows them in another order.
 
         Args:
-            label_map: Of the model.
+            label_map: The model's classes and landmark types.
             model: What the message calls it, such as ``the model``.
             task: Verb for the way out, such as ``evaluate``.
 

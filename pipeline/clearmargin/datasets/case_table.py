@@ -17,7 +17,7 @@ __all__ = ["CaseTable", "read_case_table"]
 
 @dataclass(frozen=True, kw_only=True)
 class CaseTable:
-    """Groups and the columns that are asked for, by case id; all ids are keyed.
+    """Groups and the requested columns, by case id; case and group ids are keyed hashes.
 
     Attributes:
         groups: Group of each case.
@@ -87,7 +87,7 @@ def read_case_table(path: Path | None, listing: Listing, by: Sequence[str]) -> C
 def _csv_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV whose fields are divided by comma, semicolon or tab."""
     if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
+        raise InputError(f"expected a CSV with the columns case and group, found no file '{path.name}'")
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
