@@ -25,6 +25,7 @@ _NETWORKS: dict[str, tuple[str, str, Any, str]] = {
     "SegResNet": ("segresnet", "norm", ("GROUP", {"num_groups": 8}), "conv_final.2."),
     "DynUNet": ("dynunet", "norm_name", ("INSTANCE", {"affine": True}), "output_block."),
 }
+_COARSER = "deep_supervision_heads."
 _LAST = {ours: last for ours, _, _, last in _NETWORKS.values()}
 
 
@@ -43,7 +44,7 @@ def load_unet(unet: nn.Module, path: Path, architecture: str) -> None:
         _check(path, architecture)
     state = read_weights(path)
     own = unet.state_dict()
-    last = _LAST[architecture]
+    last = (_LAST[architecture], _COARSER)
     body = [key for key in own if not key.startswith(last)]
     prefix = find_prefix(state, body)
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -51,6 +52,8 @@ def load_unet(unet: nn.Module, path: Path, architecture: str) -> None:
     if others:
         log.info("%s: the last layer is of other classes than the card's, and begins anew", path.name)
         state |= {key: value for key, value in own.items() if key.startswith(last)}
+    if architecture == "dynunet":  # maps that are of training alone may be of other levels
+        state = {key: value for key, value in state.items() if key in own or not key.startswith(_COARSER)}
     load_weights(unet, state, architecture)
 
 
