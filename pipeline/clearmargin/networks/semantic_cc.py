@@ -321,7 +321,10 @@ def level_logits(unet: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def unet_losses(
-    logits: Sequence[Tensor], targets: Sequence[Targets | VolumeTargets], classes: int, config: SemanticSettings
+    logits: Sequence[Tensor],
+    targets: Sequence[Targets | VolumeTargets],
+    classes: int,
+    config: SemanticSettings,
 ) -> dict[str, Tensor]:
     """Return the losses of the classes' maps against their instances, and of the cores' maps if they are learnt.
 
