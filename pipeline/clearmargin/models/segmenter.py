@@ -295,7 +295,7 @@ class NetworkSegmenter(ABC):
             choice = self.choice
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
         reached = whole.select(self.thresholds.reached(whole))
-        return with_points(reached, self.thresholds.every, grouped=self.finds_masks)
+        return with_points(reached, self.thresholds.landmarks, grouped=self.finds_masks)
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the image with the intensities that the network is shown; the same for every view of it.

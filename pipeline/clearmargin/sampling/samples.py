@@ -192,7 +192,7 @@ class SampledSegmenter:
         if points:
             instances = replace(instances, landmarks=agreed_points(points))
         return Prediction(
-            instances=with_points(instances, self.thresholds.every, grouped=self.finds_masks),
+            instances=with_points(instances, self.thresholds.landmarks, grouped=self.finds_masks),
             label_map=self.label_map,
             provenance=self.provenance,
             maps=maps,
