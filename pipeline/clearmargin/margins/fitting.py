@@ -132,8 +132,8 @@ def fit_limits(
     if misses is not None:
         thresholds = Thresholds(misses.threshold, points=own_thresholds.landmarks)
     elif asked.threshold_measure is not None:
-        chosen = choose_thresholds([case.scored for case in cases], asked.threshold_measure)
-        thresholds = replace(own_thresholds, by_label={**own_thresholds.by_label, **chosen})
+        by_label = choose_thresholds([case.scored for case in cases], asked.threshold_measure)
+        thresholds = replace(own_thresholds, by_label={**own_thresholds.by_label, **by_label})
     else:
         thresholds = own_thresholds
     kept = [one for one in instances if one.score >= thresholds.of(one.label)]

@@ -92,10 +92,10 @@ def validate(
         detections = sum(row.status != "fn" for row in rows) / len(cases)
         return Validation(metrics=of_points | {"detections": detections}, landmark_threshold=chosen_score)
     thresholds = segmenter.thresholds
-    chosen: dict[int, float] = {}
+    by_label: dict[int, float] = {}
     if measure is not None:
-        chosen = choose_thresholds(seen.matches, measure)
-        thresholds = replace(thresholds, by_label={**thresholds.by_label, **chosen})
+        by_label = choose_thresholds(seen.matches, measure)
+        thresholds = replace(thresholds, by_label={**thresholds.by_label, **by_label})
     names = {c.id: c.name for c in dataset.card.classes}
     metrics = seen.precision() | {
         "pq": seen.quality(thresholds),
@@ -105,7 +105,7 @@ def validate(
     metrics |= of_points
     return Validation(
         metrics=metrics,
-        thresholds={names[label]: value for label, value in chosen.items()},
+        thresholds={names[label]: value for label, value in by_label.items()},
         landmark_threshold=chosen_score,
     )
 
