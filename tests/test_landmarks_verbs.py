@@ -97,7 +97,7 @@ def test_the_best_epoch_by_landmarks_is_kept(trained, tmp_path, caplog):
     with caplog.at_level("INFO"):
         done = train(config, overrides=[stopping, "training.epochs=4"], runs=tmp_path, track=False)
     assert 0 <= done.best["landmark_quality"] <= 1 and done.best["epoch"] <= done.epochs
-    assert "score thresholds, as configured: landmarks 0" in caplog.text
+    assert "score threshold of landmarks, as configured: 0" in caplog.text
     (card.parent / "points.csv").rename(card.parent / "kept.csv")
     rows = (card.parent / "kept.csv").read_text().splitlines()
     (card.parent / "points.csv").write_text("\n".join(r for r in rows if not r.startswith("p6,")))
