@@ -196,3 +196,24 @@ def test_an_error_of_the_one_who_is_told_is_his(tmp_path):
     with pytest.raises(BrokenPipeError):
         predict(root, tmp_path / "out", on_done=tell, **MODEL)
     assert 1 <= len(told) <= 4  # those at hand are still written
+
+
+def test_a_damaged_dicom_file_is_a_failure_wherever_it_lies(tmp_path):
+    """Beside the whole series of the only study, among several studies, and in a zip; the others are segmented."""
+    broken = b"\0" * 128 + b"DICM" + b"junk" * 50
+    root = tmp_path / "studies"
+    series(root / "a", 1)
+    (root / "a" / "CANARY^Anna.dcm").write_bytes(broken)
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        for file in sorted((root / "a").iterdir()):
+            archive.write(file, file.name)
+    for place, done in ((root, 1), (tmp_path / "packed.zip", 1), (root, 2)):
+        report = predict(place, tmp_path / "out", **MODEL)
+        ((case, reason),) = report.failed.items()
+        assert len(report.done) == done and "CANARY" not in reason
+        (path,) = privacy.paths_of_case(case)
+        assert Path(path) == (root / "a" / "CANARY^Anna.dcm" if place == root else place)
+        series(root / "b", 2)
+    shutil.move(tmp_path / "packed.zip", root / "packed.zip")
+    report = predict(root, tmp_path / "out", **MODEL)
+    assert len(report.done) == 2 and len(report.failed) == 2, "the zip's series is the same as a's"

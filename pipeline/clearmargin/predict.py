@@ -16,7 +16,7 @@ from clearmargin.formats import open_source
 from clearmargin.outputs.folder import MANIFEST
 from clearmargin.outputs.writers import named_outputs
 from clearmargin.predicting.cases import Predicted, Reading, predict_source
-from clearmargin.predicting.discovery import holds_one_study
+from clearmargin.predicting.discovery import damaged_cases, holds_one_study
 from clearmargin.predicting.folders import predict_folder
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.privacy import paths_of_case
@@ -137,6 +137,7 @@ def predict(
             for predicted in predict_source(opened, out, predictor, reading=reading, outputs=outputs):
                 done.append(predicted)
                 on_done(predicted)
+            failed = damaged_cases(opened.path, opened.damaged)
         features = [d.features for d in done if d.features]
         drift = (
             predictor.calibration.drift(features).warnings

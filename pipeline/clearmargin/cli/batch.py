@@ -173,12 +173,21 @@ def batch_run(
         raise BatchError(
             f"{len(report.unsent)} earlier results did not reach an archive: run the batch again"
         )
+    if dry_run:
+        return
     bad = report.counts["failed"] + report.counts["refused"] + report.incomplete
-    if bad and not dry_run:
-        raise BatchError(
+    complaints = []
+    if bad:
+        complaints.append(
             f"{bad} of {sum(report.counts.values())} items failed, were refused, or lack an output: "
             f"`clearmargin batch status {out}` lists them"
         )
+    if report.left_out.unreadable:
+        complaints.append(
+            f"{len(report.left_out.unreadable)} inputs could not be taken: the list above says why"
+        )
+    if complaints:
+        raise BatchError("; ".join(complaints))
 
 
 @batch_app.command("status")

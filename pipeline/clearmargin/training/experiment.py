@@ -120,6 +120,10 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
         ConfigError: It does not fit.
     """
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
+    if not Path(experiment.card).is_file():  # its path is in a file, and may name a patient
+        raise ConfigError(
+            f"{config.name}: card names no file: give the data card's path, from the folder in which you start"
+        )
     network = network_config(experiment.model)
     _refuse_unread(experiment, config.name)
     _refuse_metric(experiment, network, config.name)
