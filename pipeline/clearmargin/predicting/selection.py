@@ -141,7 +141,7 @@ class Selection(Settings):
 
 
 def attributes_of(file: Path, names: Collection[str]) -> dict[str, Any]:
-    """Return what a selection asks for of one file's header, and nothing else of it; absent and empty ones are left out.
+    """Return what a selection asks for of one file's header, and nothing else; what is absent or empty is left out.
 
     Args:
         file: DICOM.
