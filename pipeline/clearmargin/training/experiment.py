@@ -92,7 +92,8 @@ class TrainingSettings(Settings):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="minutes for all epochs; the learning rate falls with the time, and no epoch starts after it",
+        description="minutes from the first step to the last validation; the learning rate falls with the time, and "
+        "the last epoch is cut short",
     )
 
 
