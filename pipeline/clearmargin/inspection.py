@@ -186,7 +186,8 @@ def _plane_name(grid: Grid) -> str:
 
 
 def _values(image: Image) -> str:
-    channels = "" if len(image.pixels) == 1 else f"{len(image.pixels)} channels, "
+    what = "volumes (it is 4-D)" if image.grid.ndim == 3 else "channels"
+    channels = "" if len(image.pixels) == 1 else f"{len(image.pixels)} {what}, "
     return f"{channels}{image.pixels.dtype}, {image.pixels.min():g} to {image.pixels.max():g}"
 
 

@@ -126,6 +126,7 @@ def predict(
     run = TrackedRun(name=f"predict-{model_name(predictor.provenance)}", enabled=track, lazily=True)
     run.on_start(tags={"verb": "predict"})
     with run:
+        run.log_model_used(predictor.provenance.weights_sha256, "predict-{}")  # also of a run that fails
         start = time.monotonic()
         done: list[Predicted] = []
         failed: dict[str, str] = {}
@@ -158,7 +159,6 @@ def _log(
     run: TrackedRun, report: PredictionReport, predictor: Predictor, settings: dict[str, Any], seconds: float
 ) -> None:
     """Log counts, a table of cases and what it takes to repeat them; nothing that names a patient or a file."""
-    run.log_model_used(predictor.provenance.weights_sha256, "predict-{}")
     kinds = Counter(name for one in report.done for name in one.left_out)
     run.log_metrics(
         {

@@ -29,7 +29,8 @@ from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.metrics.landmark_rows import success_radius
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.paired import Comparison, compare
-from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
+from clearmargin.models.files import CONFIG_FILE, RUNTIME_FILE
+from clearmargin.models.folder import ModelCard
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.report.figures import trade_off
 from clearmargin.report.progress import progress

@@ -34,8 +34,8 @@ from clearmargin.files import write_text
 from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import load_segmenter
 from clearmargin.models.clock import Clock
+from clearmargin.models.files import CONFIG_FILE
 from clearmargin.models.folder import (
-    CONFIG_FILE,
     ModelCard,
     label_map_entries,
     point_entries,

@@ -45,6 +45,7 @@ from clearmargin.cli.options import (
     asked_outputs,
 )
 from clearmargin.errors import BatchError, ConfigError, InputError
+from clearmargin.models.files import check_choice
 
 if TYPE_CHECKING:
     from clearmargin.batch import BatchReport
@@ -130,6 +131,7 @@ def batch_run(
     part = _shard(shard)
     outputs = asked_outputs(write)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, runtime.value)
     from clearmargin.batch import batch as call
     from clearmargin.predicting.cases import Reading
     from clearmargin.predicting.predictor import Predictor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from clearmargin.core import Image, InstanceSet, LabelMap, Landmarks, Mask, Prediction
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.files import write_text
-from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.landmarks import landmark_rows, write_landmarks
 from clearmargin.outputs.packed import write_packed
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
+
+if TYPE_CHECKING:  # which loads torch: the table of names is asked for before
+    from clearmargin.margins.assessment import Assessment
 
 __all__ = [
     "WRITERS",

@@ -112,8 +112,8 @@ def predict_source(
         return
     if opened.others:
         log.warning(
-            "%d volume(s), picture(s) or video(s) in the folder are not DICOM and are left out: name them one by one, "
-            "or use `clearmargin batch`",
+            "%d volume(s), picture(s) or video(s) in the folder are not DICOM and are left out: without --series and "
+            "--volume each input is segmented",
             opened.others,
         )
     for image in opened.images(**vars(reading)):
