@@ -196,3 +196,47 @@ def test_an_error_of_the_one_who_is_told_is_his(tmp_path):
     with pytest.raises(BrokenPipeError):
         predict(root, tmp_path / "out", on_done=tell, **MODEL)
     assert 1 <= len(told) <= 4  # those at hand are still written
+
+
+def test_a_damaged_dicom_file_is_a_failure_wherever_it_lies(tmp_path):
+    """Beside the whole series of the only study, among several studies, and in a zip; the others are segmented."""
+    broken = b"\0" * 128 + b"DICM" + b"junk" * 50
+    root = tmp_path / "studies"
+    series(root / "a", 1)
+    (root / "a" / "CANARY^Anna.dcm").write_bytes(broken)
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        for file in sorted((root / "a").iterdir()):
+            archive.write(file, file.name)
+    for place, done in ((root, 1), (tmp_path / "packed.zip", 1), (root, 2)):
+        report = predict(place, tmp_path / "out", **MODEL)
+        ((case, reason),) = report.failed.items()
+        assert len(report.done) == done and "CANARY" not in reason
+        (path,) = privacy.paths_of_case(case)
+        assert Path(path) == (root / "a" / "CANARY^Anna.dcm" if place == root else place)
+        series(root / "b", 2)
+    shutil.move(tmp_path / "packed.zip", root / "packed.zip")
+    report = predict(root, tmp_path / "out", **MODEL)
+    assert len(report.done) == 2 and len(report.failed) == 2, "the zip's series is the same as a's"
+
+
+def test_what_an_input_cannot_have_costs_it_nothing_else(tmp_path):
+    """A series, a picture and a clip: each has what it can, and what was named and is missing is said."""
+    root = tmp_path / "studies"
+    series(root / "a", 1)
+    pictures(root / "b", "one.png")
+    write_video(root / "b" / "clip.mp4", iter([np.full((3, 32, 32), 20, np.uint8)] * 3), fps=5)
+    report = predict(root, tmp_path / "out", **MODEL | {"write": ["tables", "seg", "coco", "rtstruct"]})
+    assert len(report.done) == 3 and not report.failed
+    assert sorted(len(one.left_out) for one in report.done) == [1, 2, 2]
+    lacking = {}
+    for summary in (tmp_path / "out").glob("*/summary.json"):
+        assert (summary.parent / "instances.csv").is_file()
+        warned = json.loads(summary.read_text())["warnings"]
+        lacking[json.loads(summary.with_name("manifest.json").read_text())["kind"]] = {
+            text.partition(" was not written")[0] for text in warned if "was not written" in text
+        }
+    assert lacking == {"volume": {"coco"}, "image": {"seg", "rtstruct"}, "clip": {"seg", "rtstruct"}}
+    assert len(list((tmp_path / "out").glob("*/seg.dcm"))) == 1
+    report = predict(root, tmp_path / "one", **MODEL | {"write": ["seg"]})
+    assert len(report.done) == 1 and len(report.failed) == 2, "nothing that was asked for can be had of these"
+    assert all("seg" in why and "DICOM" in why for why in report.failed.values())

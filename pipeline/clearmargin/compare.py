@@ -160,7 +160,13 @@ def _cost(sources: Sequence[_Source]) -> dict[str, float]:
 
 
 def _check_data(sources: Sequence[_Source], *, force: bool) -> None:
-    """Refuse evaluations that are known to be of different data."""
+    """Refuse evaluations that were interrupted, or that are known to be of different data."""
+    partial = {s.name: s.facts["partial"] for s in sources if "partial" in s.facts}
+    if partial and not force:
+        name, mark = next(iter(partial.items()))
+        raise InputError(
+            f"'{name}' is not of all cases ({mark}): run it again, or compare what they share with --force"
+        )
     known = [(s.name, s.facts["data"]) for s in sources if "data" in s.facts]
     for name, data in known[1:]:
         first, expected = known[0]

@@ -23,7 +23,7 @@ from clearmargin.files import csv_rows, parse_json, write_text
 from clearmargin.metrics.landmark_rows import PointRow, PointSummary, summarise_points
 from clearmargin.metrics.tables import CaseRow, SummaryRow, rows_csv, summarise, summary_csv, summary_markdown
 from clearmargin.models import load_segmenter
-from clearmargin.models.folder import ENSEMBLE_FILE
+from clearmargin.models.files import ENSEMBLE_FILE
 from clearmargin.report.points_table import points_csv
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.train import train

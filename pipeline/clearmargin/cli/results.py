@@ -43,6 +43,7 @@ from clearmargin.cli.options import (
     protocol_of,
 )
 from clearmargin.errors import BatchError, ConfigError
+from clearmargin.models.files import check_choice
 
 if TYPE_CHECKING:
     from clearmargin.predict import Predicted
@@ -102,6 +103,7 @@ def predict(
     check_device(device)
     outputs = asked_outputs(write)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, runtime.value)
     from clearmargin.predict import predict as call
 
     report = call(
@@ -183,6 +185,7 @@ def evaluate(
     check_card(card)
     check_folder(out)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, "torch")
     from clearmargin.evaluate import evaluate as call
     from clearmargin.evaluate import render
 
@@ -302,6 +305,7 @@ def calibrate(
     check_device(device)
     alphas = None if alpha is None else _numbers("--alpha", alpha)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, "torch")
     from clearmargin.calibrate import calibrate as call
     from clearmargin.calibrate import render_calibration
 

@@ -68,7 +68,9 @@ def read_label_volume(path: Path) -> tuple[NDArray[np.integer[Any]], Grid]:
         raise InputError(f"there is no file '{path.name}'")
     pixels, grid, _ = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
     if len(pixels) != 1:
-        raise InputError(f"'{path.name}' has {len(pixels)} channels: a label volume has one")
+        raise InputError(
+            f"'{path.name}' is 4-D, with {len(pixels)} volumes: labels are one; write it as a file of its own"
+        )
     return whole_labels(pixels[0], path.name), grid
 
 

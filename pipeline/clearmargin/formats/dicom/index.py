@@ -169,13 +169,13 @@ def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
 
 @dicom_boundary()
 def scan_dicom(
-    path: Path | Iterable[Path], damaged: list[Path] | None = None
+    path: Path | Iterable[Path], damaged: dict[Path, str] | None = None
 ) -> list[tuple[SeriesEntry, list[Header]]]:
     """Return what :func:`index_dicom` does, each series with its files' headers in the files' order.
 
     Args:
         path: As for :func:`index_dicom`.
-        damaged: Is extended by the files that begin as DICOM does and cannot be read.
+        damaged: Takes the files that begin as DICOM does and cannot be read, each with the reason.
     """
     groups: dict[str, list[Header]] = {}
     damage: list[str] = []
@@ -189,7 +189,7 @@ def scan_dicom(
         except InputError as error:
             damage.append(str(error))
             if damaged is not None:
-                damaged.append(file)
+                damaged[file] = str(error)
             continue
         groups.setdefault(uid, []).append(header)
     if not groups:
