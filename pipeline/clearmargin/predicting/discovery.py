@@ -290,9 +290,10 @@ def _of_folder(
 
 def _stat(file: Path) -> os.stat_result | None:
     try:
-        return file.stat()
+        stat = file.stat()
     except OSError:  # a link to nowhere, or gone meanwhile
         return None
+    return stat if is_regular(stat) else None
 
 
 def _kind_of(file: Path) -> Literal["zip", "dicom", "file", "other"]:
@@ -377,6 +378,7 @@ def _dicom_entry(
         "content": content,
         "source": _source("dicom", folder, files, stats),
         "what": entry.kind,
+        "refused": entry.reason if entry.refused and entry.kind == "object" else "",
         "attributes": _attributes(entry, asked),
         "volumes": [
             {"number": str(v.number), "case": series_case(entry, headers[0], v.label)} for v in entry.volumes
@@ -399,6 +401,12 @@ def _attributes(entry: SeriesEntry, asked: frozenset[str]) -> dict[str, Any]:
 
 def _of_series(parts: Sequence[dict[str, Any]], selection: Selection, left: Left) -> Iterator[Found]:
     """Yield the inputs of one series, whose files may lie in several folders."""
+    for part in parts:
+        if part["refused"]:
+            left.refuse(part["case"], part["refused"])
+    parts = [part for part in parts if not part["refused"]]
+    if not parts:
+        return
     first = parts[0]
     if first["what"] == "object":
         left.no_picture += 1

@@ -418,6 +418,9 @@ def _without_picture(header: Elements, modality: str) -> str:
         return f"is {_NOT_IMAGES[modality]}"
     if str(header.get("SOPClassUID") or "") == _PARAMETRIC_MAP:
         return "is a parametric map: read_parametric_map reads it"
+    kind = UID(str(header.get("SOPClassUID") or "")).name
+    if object_size(header) is None and kind.endswith(" Storage") and not re.search("Image|Volume|Map", kind):
+        return f"is an object of the kind {kind}, which holds no picture"
     return ""
 
 
