@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from clearmargin.batch import batch
 from clearmargin.core import Grid, Image, Source
 from clearmargin.datasets.phantom_study import write_ct_series
 from clearmargin.errors import ConfigError
+from clearmargin.files import draft_of
 from clearmargin.formats import read_image
 from clearmargin.formats.dicom.seg import read_dicom_seg
 from clearmargin.formats.raster import write_raster
@@ -301,7 +304,10 @@ def test_drafts_and_links_of_killed_processes_are_mended(tree, tmp_path):
     run(tree, out)
     case, link = next(iter(results(out).items()))
     target = link.readlink()
-    (out / case / ".abc.part").mkdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    killed = re.sub(r"-\d+-", f"-{dead.pid}-", draft_of(out / case / "abc").name)
+    (out / case / killed).mkdir()
     (out / case / ".current.123").symlink_to("nowhere")
     link.unlink()
     link.symlink_to("elsewhere")

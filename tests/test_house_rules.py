@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1] / "pipeline" / "clearmargin"
 ROOMS = (
     "errors",
     "core",
-    "compiled memory files",
+    "compiled memory owners",
+    "files",
     "config privacy",
     "failures",
     "metrics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from clearmargin.deidentification.file import Outcome, Rules, deidentify_file
 from clearmargin.deidentification.key import Key, read_key, same_patient
 from clearmargin.deidentification.report import Report
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.files import draft_of, made_folder
 from clearmargin.formats.dicom.boundary import read_header
 from clearmargin.formats.dicom.headers import Elements
 from clearmargin.formats.dicom.index import looks_like_dicom
@@ -30,7 +32,6 @@ __all__ = ["Deidentified", "deidentify"]
 
 log = logging.getLogger(__name__)
 
-_DRAFTS = ".unfinished"
 _IDENTITY = {0x0020_000D: "StudyInstanceUID", 0x0010_0020: "PatientID"}
 _AHEAD = 4  # files that each worker may be ahead of the one that is put in place
 
@@ -232,12 +233,14 @@ def _check_folders(source: Path, out: Path, key: Path, quarantine: Path | None) 
 
 
 def _fresh_drafts(out: Path) -> Path:
-    drafts = out / _DRAFTS
+    drafts = draft_of(made_folder(out) / "files")
     try:
         shutil.rmtree(drafts, ignore_errors=True)
-        drafts.mkdir(parents=True)
+        drafts.mkdir()
     except OSError as error:
-        raise ConfigError(f"the output folder cannot be made ({error.strerror})") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(f"'{out}' cannot be written ({error.strerror}): name another folder") from None
     return drafts
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
+import functools
 import hashlib
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clearmargin.errors import ConfigError
+from clearmargin.owners import is_abandoned, mark_here
 
 __all__ = [
     "below",
@@ -21,8 +25,10 @@ __all__ = [
     "csv_rows",
     "dict_rows",
     "draft_of",
+    "drop_drafts",
     "file_digest",
     "made_folder",
+    "one_run",
     "parse_json",
     "printable",
     "uncell",
@@ -41,18 +47,41 @@ def made_folder(folder: Path) -> Path:
 
     Raises:
         ConfigError: It cannot be made; with the system's reason.
+        OSError: The disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         why = os.strerror(error.errno or 0)
         raise ConfigError(f"'{folder}' cannot be made for the results ({why}): name another folder") from None
     return folder
 
 
-def draft_of(path: Path) -> Path:
-    """Return the name under which a file is written before it is whole: hidden, and with its suffix."""
-    return path.with_name(f".part.{path.name}")
+def draft_of(path: Path, state: Literal["part", "old"] = "part") -> Path:
+    """Return the name of a file or folder before it is whole, or of an older one: hidden, this process's own.
+
+    So two processes that write one file each have their draft. Drafts of processes that were killed are removed.
+    """
+    _drop_drafts_once(path.parent)
+    return path.with_name(f".{state}.{mark_here()}.{path.name}")
+
+
+def drop_drafts(folder: Path) -> None:
+    """Remove the drafts that killed processes left in a folder."""
+    for left in folder.glob(".*"):
+        if is_abandoned(left):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    left.unlink()
+
+
+@functools.lru_cache(maxsize=4096)
+def _drop_drafts_once(folder: Path) -> None:
+    drop_drafts(folder)  # which lists the folder: not for each of thousands of files in it
 
 
 @contextmanager
@@ -65,9 +94,8 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The disk is full, whatever words the writer found for that.
     """
-    draft = draft_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft.unlink(missing_ok=True)  # by a run that was killed
+    draft = draft_of(path)
     try:
         with draft.open("xb") as made:
             mode = os.fstat(made.fileno()).st_mode & 0o777
@@ -81,6 +109,34 @@ def whole(path: Path) -> Iterator[Path]:
         if full is not None:
             raise full from None
         raise
+
+
+@contextmanager
+def one_run(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, which takes the place of ``folder`` once everything is written.
+
+    So a case folder holds the files of one run, whole: never some of an earlier one, and an earlier one stays if this
+    one fails. Of two processes that write one folder at once, each has its own draft, and the last to end stays.
+    """
+    draft, old = draft_of(folder), draft_of(folder, "old")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    while True:
+        with suppress(FileNotFoundError):  # there is none, or another process has just taken it away
+            folder.replace(old)
+        try:
+            draft.replace(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # another process was faster: its folder is replaced
+            continue
+        break
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.files import parse_json
+from clearmargin.files import draft_of, parse_json
 
 __all__ = [
     "Naming",
@@ -138,7 +138,7 @@ def record_moved(before: Path, now: Path) -> None:
     if before.is_dir() and before.resolve() != now.resolve():
         raise ConfigError(f"'{before}' is still there: two folders cannot hold the same cases")
     moves = [*_moves(), (str(now.resolve()), str(_as_before(before.resolve())))]
-    draft = home() / "moved.json.part"
+    draft = draft_of(home() / "moved.json")
     with _private(draft, os.O_TRUNC) as descriptor:
         os.write(descriptor, json.dumps(moves).encode())
     draft.replace(home() / "moved.json")

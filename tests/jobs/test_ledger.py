@@ -13,7 +13,7 @@ from postgres import empty
 from clearmargin.errors import ConfigError
 from clearmargin.jobs.items import NewItem, Outcome
 from clearmargin.jobs.ledger import Ledger
-from clearmargin.jobs.owners import owner_here, owner_is_alive
+from clearmargin.owners import owner_here, owner_is_alive
 
 DONE = Outcome(state="done", folder="x/y", files={"seg.dcm": "ab"}, instances=3, seconds=1.5)
 

@@ -49,8 +49,8 @@ def send() -> None:
     if done.waiting:
         first = done.waiting[0]
         raise BatchError(
-            f"the tracking store of run '{first.name}' does not answer or is gone: start it and send again, or remove "
-            f"spool/{first.folder.name} in CLEARMARGIN_HOME to give the run up"
+            f"the tracking store of run '{first.name}' does not answer or is gone: start it, or put its file back, and "
+            f"send again; or remove spool/{first.folder.name} in CLEARMARGIN_HOME to give the run up"
         )
 
 

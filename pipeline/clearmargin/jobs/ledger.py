@@ -17,7 +17,7 @@ from typing import Any, get_args
 from clearmargin.errors import ConfigError
 from clearmargin.jobs.database import open_engine, table_statements, what_is_wrong
 from clearmargin.jobs.items import Item, NewItem, Outcome, State, item_of
-from clearmargin.jobs.owners import owner_is_alive
+from clearmargin.owners import owner_is_alive
 
 __all__ = ["Ledger"]
 

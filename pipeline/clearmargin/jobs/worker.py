@@ -21,7 +21,7 @@ from clearmargin.errors import ClearMarginError, InputError, UnavailableError
 from clearmargin.failures import reason_of, refusal_of
 from clearmargin.jobs.items import Item, Outcome
 from clearmargin.jobs.ledger import Ledger
-from clearmargin.jobs.owners import owner_here
+from clearmargin.owners import owner_here
 
 __all__ = ["IN_MEMORY", "Event", "Limits", "Work", "outcome_of", "work_off"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 
 from clearmargin.core import Image, LabelMap, Landmarks, Prediction, Provenance
 from clearmargin.errors import InputError
-from clearmargin.files import file_digest, parse_json, write_text
+from clearmargin.files import file_digest, one_run, parse_json, write_text
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import read_packed
 from clearmargin.outputs.writers import WRITERS, Footage, Planned
@@ -25,7 +23,6 @@ __all__ = [
     "Written",
     "by_class",
     "check_case",
-    "one_run",
     "read_case",
     "read_clip",
     "write_case",
@@ -49,28 +46,6 @@ class Written:
 
     files: Mapping[str, tuple[str, ...]]
     left_out: Mapping[str, str]
-
-
-@contextmanager
-def one_run(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, which takes the place of ``folder`` once everything is written.
-
-    So a case folder holds the files of one run, whole: never some of an earlier one, and an earlier one stays if this
-    one fails.
-    """
-    draft, old = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
-    for left in (draft, old):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.replace(old)
-    draft.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_case(folder: Path, assessed: Assessment, image: Image, planned: Planned, **summary: Any) -> Written:

@@ -13,11 +13,12 @@ import numpy as np
 
 from clearmargin.core import Image, Prediction
 from clearmargin.errors import InputError
+from clearmargin.files import one_run
 from clearmargin.formats import Opened
 from clearmargin.formats.video import Clip, video_writer
 from clearmargin.margins.assessment import Assessment
 from clearmargin.margins.drift import Features
-from clearmargin.outputs.folder import Written, by_class, one_run, write_case, write_footage
+from clearmargin.outputs.folder import Written, by_class, write_case, write_footage
 from clearmargin.outputs.writers import (
     Footage,
     Planned,

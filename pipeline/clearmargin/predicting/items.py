@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from clearmargin.core import Image, Provenance
 from clearmargin.errors import ClearMarginError, ConfigError, UnavailableError
+from clearmargin.files import drop_drafts
 from clearmargin.formats.dicom.media import forget_unpacked
 from clearmargin.formats.video import Clip
 from clearmargin.jobs.items import Item, NewItem, Outcome
@@ -283,11 +283,9 @@ def point_to_current(out: Path, case: str, folder: str) -> None:
 def sweep_drafts(out: Path, cases: Sequence[str]) -> None:
     """Remove what killed processes left half written in the folders of cases that nobody works on."""
     for case in cases:
-        for left in (out / case).glob(".*"):
-            if left.name.endswith((".part", ".old")):
-                shutil.rmtree(left, ignore_errors=True)
-            elif left.name.startswith(f".{CURRENT}."):
-                left.unlink(missing_ok=True)
+        drop_drafts(out / case)
+        for left in (out / case).glob(f".{CURRENT}.*"):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -23,7 +23,14 @@ from clearmargin.privacy import home
 from clearmargin.tracking.ending import restore_sigterm, turn_sigterm_into_exception
 from clearmargin.tracking.sending import send_waiting
 from clearmargin.tracking.spool import spools, without_login
-from clearmargin.tracking.store import EXPERIMENT, VIEW_KEY, artifact_folder, set_quiet, tracking_uri
+from clearmargin.tracking.store import (
+    EXPERIMENT,
+    VIEW_KEY,
+    artifact_folder,
+    make_at_need,
+    set_quiet,
+    tracking_uri,
+)
 
 __all__ = ["review", "runs_page", "serving"]
 
@@ -114,7 +121,7 @@ def _start_server(store: str, port: int) -> subprocess.Popen[bytes]:
     command += ["--workers", "1", "--backend-store-uri", store]
     folder = artifact_folder(store)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_at_need(store)
         command += ["--artifacts-destination", str(folder)]
     # No job workers: nothing here uses them, and each is a process.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -25,7 +25,7 @@ from clearmargin.tracking.flavour import check_model_folder
 from clearmargin.tracking.parameters import flatten, safe_key, without_path
 from clearmargin.tracking.sending import Sender, send_waiting
 from clearmargin.tracking.spool import Spool, spools, without_login
-from clearmargin.tracking.store import EXPERIMENT, tracking_uri
+from clearmargin.tracking.store import EXPERIMENT, artifact_folder, tracking_uri
 from clearmargin.tracking.surroundings import changed_code, environment_text, git_tags, hardware, software
 from clearmargin.tracking.trainings import WEIGHTS_TAG, weights_of
 
@@ -135,6 +135,7 @@ class TrackedRun:
                 experiment=self._experiment,
                 resumes=self._resumes,
                 parent=parent,
+                first=_is_first(self._store),
                 tags={"software": software(), **git_tags(), **self._tags},
             )
         except OSError as error:
@@ -332,6 +333,12 @@ class TrackedRun:
                     ) from None
                 except OSError:
                     continue
+
+
+def _is_first(store: str) -> bool:
+    """Return whether the store is an SQLite file in a folder that is not there yet."""
+    folder = artifact_folder(store)
+    return folder is not None and not folder.parent.exists()
 
 
 def _folder_of(file: str) -> str | None:

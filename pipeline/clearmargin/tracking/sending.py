@@ -157,7 +157,9 @@ def send_waiting(store: str | None = None) -> Sent:
                 spool.add("tag", key="ended", value="closed by a later run: its own process could not")
                 spool.add("end", status="FAILED", at=int(time.time() * 1000))
             sender = senders.setdefault(one.store, Sender(_address(one.store)))
-            if one.store in away or _is_gone(one.store) or not sender.deliver(spool, urgent=True):
+            if _is_gone(spool):
+                waiting.append(one)
+            elif one.store in away or not sender.deliver(spool, urgent=True):
                 away.add(one.store)
                 waiting.append(one)
             else:
@@ -172,10 +174,15 @@ def _address(store: str) -> str:
     return tracking_uri() if without_login(tracking_uri()) == store else store
 
 
-def _is_gone(store: str) -> bool:
-    """Return whether an SQLite store was removed: to make it anew would hide that."""
-    folder = artifact_folder(store)
-    return folder is not None and not folder.parent.is_dir()
+def _is_gone(spool: Spool) -> bool:
+    """Return whether an SQLite store was removed, or its working folder: to make it anew would hide that.
+
+    The store of a run that was the first in its folder was not there yet: sending makes it.
+    """
+    folder = artifact_folder(spool.store)
+    if folder is None or folder.parent.is_dir():
+        return False
+    return not (spool.entries[0].get("first") and folder.parent.parent.is_dir())
 
 
 def _answers(store: str) -> bool:

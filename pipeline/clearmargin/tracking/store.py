@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearmargin.errors import InputError
+from clearmargin.tracking.embedded import ensure_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +22,7 @@ __all__ = [
     "artifact_folder",
     "experiment_id",
     "find_run",
+    "make_at_need",
     "open_client",
     "set_quiet",
     "tracking_uri",
@@ -33,6 +34,7 @@ EXPERIMENT = "clearmargin"
 SPOOL_TAG = "clearmargin.spool"
 """The tag with the name of the spool that a run or a model was sent from."""
 
+_SQLITE = "sqlite:///"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens in its GenAI mode
 VIEW_KEY = "clearmargin"
 """The key under which an experiment keeps how its run list opens (``viewStateShareKey`` in the page's address)."""
@@ -65,10 +67,9 @@ def tracking_uri() -> str:
 
 def artifact_folder(uri: str) -> Path | None:
     """Return the folder beside an SQLite store that holds its artifacts; None for any other store."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix) or uri == f"{prefix}:memory:":
+    if not uri.startswith(_SQLITE) or uri == f"{_SQLITE}:memory:":
         return None
-    return Path(uri.removeprefix(prefix)).absolute().parent / "artifacts"
+    return Path(uri.removeprefix(_SQLITE)).absolute().parent / "artifacts"
 
 
 def set_quiet() -> None:
@@ -83,20 +84,29 @@ def set_quiet() -> None:
 
 
 def open_client(uri: str | None = None) -> MlflowClient:
-    """Return a client of the store at ``uri``, by default :func:`tracking_uri`; SQLite is made at need."""
+    """Return a client of the store at ``uri``, by default :func:`tracking_uri`; SQLite is made at need.
+
+    Raises:
+        InputError: The SQLite file is not a database.
+    """
     set_quiet()
     from mlflow import MlflowClient
 
     set_quiet()  # importing mlflow resets its loggers
     uri = uri or tracking_uri()
+    make_at_need(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def make_at_need(uri: str) -> None:
+    """Make the SQLite store at ``uri`` if it is not there; nothing is done for any other store.
+
+    Raises:
+        InputError: The SQLite file is not a database.
+    """
     folder = artifact_folder(uri)
-    if folder is None:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The first client of a new store makes its tables; two processes that both make them break each other.
-    with (folder.parent / ".opening").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if folder is not None:
+        ensure_store(Path(uri.removeprefix(_SQLITE)).absolute(), folder)
 
 
 def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
