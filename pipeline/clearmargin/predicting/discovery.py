@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
-from clearmargin.files import file_digest
+from clearmargin.files import check_readable, file_digest
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.outputs.folder import MANIFEST
@@ -114,8 +115,7 @@ def find_inputs(
     Raises:
         InputError: There is no such path.
     """
-    if not source.exists():
-        raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
+    check_readable(source)
     parts: dict[str, list[dict[str, Any]]] = {}
     for folder, files in _folders(source, left):
         seen(len(files))
@@ -293,7 +293,7 @@ def _stat(file: Path) -> os.stat_result | None:
         stat = file.stat()
     except OSError:  # a link to nowhere, or gone meanwhile
         return None
-    return stat if is_regular(stat) else None
+    return stat if S_ISREG(stat.st_mode) else None  # a pipe or a device could be read for ever
 
 
 def _kind_of(file: Path) -> Literal["zip", "dicom", "file", "other"]:
