@@ -12,7 +12,7 @@ ROOMS = (
     "errors",
     "core",
     "compiled memory owners",
-    "files",
+    "files csv_files",
     "config privacy",
     "failures",
     "metrics",
@@ -101,6 +101,14 @@ def test_json_of_files_is_parsed_in_one_place():
         and file.name not in own
     ]
     assert not bare
+
+
+def test_tables_are_read_in_one_place():
+    """``csv`` ends as a UnicodeDecodeError or an Error of its own on a table that is damaged."""
+    reads = {
+        module for module, file in MODULES.items() if re.search(r"csv\.(Dict)?[rR]eader", file.read_text())
+    }
+    assert reads == {"clearmargin.csv_files"}
 
 
 def test_no_file_is_called_like_a_module_of_the_standard_library():

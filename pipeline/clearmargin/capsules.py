@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import Any
 
 from clearmargin.config import load_settings, read_yaml
 from clearmargin.core import LabelMap, Provenance
+from clearmargin.csv_files import read_csv
 from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.files import csv_rows, file_digest
@@ -170,8 +170,7 @@ def summary_rows(folder: Path) -> list[dict[str, str]]:
     path = folder / "summary.csv"
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+    return read_csv(path)
 
 
 def hidden(case: str) -> str:

@@ -97,6 +97,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
+    draft.unlink(missing_ok=True)
     try:
         with draft.open("xb") as made:
             mode = os.fstat(made.fileno()).st_mode & 0o777
@@ -120,6 +121,8 @@ def one_run(folder: Path) -> Iterator[Path]:
     one fails. Of two processes that write one folder at once, each has its own draft, and the last to end stays.
     """
     draft, old = draft_of(folder), draft_of(folder, "old")
+    for left in (draft, old):
+        shutil.rmtree(left, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         yield draft

@@ -100,7 +100,10 @@ class Run:
         if not path.is_file() or path.suffix != ".csv":
             there = [file.name for file in sorted(self.folder.glob("*.csv"))]
             raise InputError(f"run '{self.name}' has no table '{name}': {nearest(name, there)}")
-        return pandas.read_csv(path)
+        try:
+            return pandas.read_csv(path)
+        except ValueError:  # pandas' own errors are of this kind, too
+            raise InputError(f"the table '{name}' of run '{self.name}' is damaged: evaluate again") from None
 
     def history(self, metric: str) -> pandas.DataFrame:
         """Return the values of a metric: columns ``step`` and ``value``, in step order.

@@ -392,3 +392,23 @@ def test_a_case_that_cannot_be_read_is_named_by_its_id_and_the_crosswalk_knows_i
     assert said.startswith(f"{dataset.cases[0].case}: {message}") and "MILLER" not in said
     assert type(refusal.value) is (GeometryError if broken in ("size", "ignore") else InputError)
     assert recorded_cases()[dataset.cases[0].case] == str(files[broken].resolve())
+
+
+@pytest.mark.parametrize(
+    "content", ["id,patient\nM\xfcller,p\n".encode("latin-1"), b'id,patient\n"a,p\n', b"id,\0\n"]
+)
+def test_an_index_that_is_not_a_table_is_a_fault_of_the_card(content, tmp_path):
+    path = write_set(tmp_path, rows(), card_dict())
+    (tmp_path / "index.csv").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"'index.csv'.*(not UTF-8|line 2 is not|line 1 holds NUL)"):
+        open_dataset(path)
+
+
+def test_repeated_rows_are_refused_before_any_case_is_named(tmp_path, monkeypatch):
+    path = write_set(tmp_path, rows(), card_dict())
+    (tmp_path / "index.csv").write_text("id,patient\nx,p\n" + "a,p\n" * 3000)
+    monkeypatch.setattr(
+        "clearmargin.datasets.cases.case_of", lambda *_, **__: pytest.fail("a case was named")
+    )
+    with pytest.raises(ConfigError, match=r"2999 repeat an earlier one \(first: row 3, as row 2\)"):
+        open_dataset(path)

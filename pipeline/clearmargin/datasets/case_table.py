@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clearmargin.csv_files import read_csv
 from clearmargin.datasets.pairs import Listing
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.metrics.strata import STRATA
@@ -88,12 +88,4 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV whose fields are divided by comma, semicolon or tab."""
     if not path.is_file():
         raise InputError(f"expected a CSV with the columns case and group, found no file '{path.name}'")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")  # what spreadsheets write in Europe
-    lines = text.splitlines()
-    head = lines[0] if lines else ""
-    divider = max(",;\t", key=head.count)
-    return list(csv.DictReader(lines, delimiter=divider))
+    return read_csv(path, dividers=",;\t", european=True)

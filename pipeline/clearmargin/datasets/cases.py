@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import re
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, InstanceSet, Mask
+from clearmargin.csv_files import read_csv
 from clearmargin.datasets.card import (
     SPLITS,
     Card,
@@ -241,6 +241,7 @@ def build_dataset(card: Card, root: Path, rows: Sequence[dict[str, str]]) -> Dat
     absent = [c for c in (*card.cases.strata, *filter(None, [card.splits.column])) if c not in rows[0]]
     if absent:
         raise ConfigError(f"card '{card.name}': the index has no column {absent}; it has {list(rows[0])}")
+    _refuse_repeats(card, rows)
     groups = [_fill(card.cases.group, row, card) for row in rows]
     assigned = assign_splits(card, rows, groups)
     clips = Clips()
@@ -248,11 +249,6 @@ def build_dataset(card: Card, root: Path, rows: Sequence[dict[str, str]]) -> Dat
     for row, group in zip(rows, groups, strict=True):
         for full in _frame_rows(row, card, root, clips):
             cases.append(_case(full, group, assigned[group], card, root))
-    ids = [_fill(card.cases.id, c.row, card) for c in cases]
-    if len(set(ids)) != len(ids):
-        raise ConfigError(
-            f"card '{card.name}': cases.id gives the same id to several cases (frames need {{frame}})"
-        )
     cases = _told_apart(cases)
     record_cases({re.sub(r"-f\d+$", "", c.case): c.image for c in cases})
     missing = [(c.case, what, p) for c in cases for what, p in _paths(c) if not p.exists()]
@@ -265,6 +261,32 @@ def build_dataset(card: Card, root: Path, rows: Sequence[dict[str, str]]) -> Dat
             f"'{root}' (`clearmargin cases {case}` gives the whole path): check the template, and root"
         )
     return Dataset(card=card, cases=tuple(cases), clips=clips)
+
+
+def _refuse_repeats(card: Card, rows: Sequence[dict[str, str]]) -> None:
+    """Refuse ids that several rows or frames share, before anything is looked for on the disk."""
+    framed = card.cases.frames is not None
+    if framed and "frame" in rows[0]:
+        raise ConfigError(
+            f"card '{card.name}': cases.frames makes the column 'frame', which the index has too"
+        )
+    first: dict[str, int] = {}
+    repeats = []
+    for number, row in enumerate(rows, start=1):
+        ids = [_fill(card.cases.id, row | ({"frame": k} if framed else {}), card) for k in range(1 + framed)]
+        if framed and ids[0] == ids[1]:
+            raise ConfigError(
+                f"card '{card.name}': cases.id gives the same id to several cases: frames need {{frame}}"
+            )
+        if first.setdefault(ids[0], number) != number:
+            repeats.append(number)
+    if repeats:
+        number = repeats[0]
+        before = first[_fill(card.cases.id, rows[number - 1] | ({"frame": 0} if framed else {}), card)]
+        raise ConfigError(
+            f"card '{card.name}': cases.id gives the same id to several rows: {len(repeats)} repeat an earlier one "
+            f"(first: row {number}, as row {before}): remove them, or name another column in cases.id"
+        )
 
 
 def _paths(case: Case) -> Iterator[tuple[str, Path]]:
@@ -292,10 +314,6 @@ def _frame_rows(row: dict[str, str], card: Card, root: Path, clips: Clips) -> It
     if every is None:
         yield row
         return
-    if "frame" in row:
-        raise ConfigError(
-            f"card '{card.name}': cases.frames makes the column 'frame', which the index has too"
-        )
     clip = _place(root, _fill(card.cases.images[0], row, card), card)
     try:
         # a missing one is counted with the others
@@ -357,10 +375,7 @@ def _name_of_case(row: Mapping[str, Any], card: Card, image: Path, series: str |
 def _read_index(path: Path, card: Card) -> list[dict[str, str]]:
     if not path.is_file():
         raise ConfigError(f"card '{card.name}': no index '{path}'")
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = [
-            {k: uncell(v) if isinstance(v, str) else v for k, v in r.items()} for r in csv.DictReader(stream)
-        ]
+    rows = [{name: uncell(value) for name, value in row.items()} for row in read_csv(path, error=ConfigError)]
     if not rows:
         raise ConfigError(f"card '{card.name}': the index '{path.name}' has no rows")
     return rows

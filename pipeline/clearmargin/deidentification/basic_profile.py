@@ -6,10 +6,11 @@ Longitudinal Temporal Information with Modified Dates, keyword. Its two repeatin
 
 from __future__ import annotations
 
-import csv
 from functools import cache
 from importlib import resources
 from typing import Literal
+
+from clearmargin.csv_files import parse_csv
 
 __all__ = ["Action", "action_for", "basic_profile", "fallback"]
 
@@ -136,8 +137,7 @@ def basic_profile() -> dict[int, tuple[str, str, str]]:
     """Return Table E.1-1: tag to the action of the Basic Profile, that of modified dates, and the keyword."""
     table = resources.files("clearmargin.deidentification").joinpath("profile.csv").read_text("ascii")
     return {
-        int(row["tag"], 16): (row["basic"], row["modified_dates"], row["keyword"])
-        for row in csv.DictReader(table.splitlines())
+        int(row["tag"], 16): (row["basic"], row["modified_dates"], row["keyword"]) for row in parse_csv(table)
     }
 
 

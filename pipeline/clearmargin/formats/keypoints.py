@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clearmargin.core import Landmarks, PointType
+from clearmargin.csv_files import read_csv
 from clearmargin.errors import InputError
 from clearmargin.files import parse_json, write_text
 
@@ -113,8 +113,7 @@ def read_point_rows(path: Path, *, ndim: int, case: str | None = None) -> list[N
             if not isinstance(rows, list):
                 raise TypeError("a list of rows is expected")
         else:
-            with path.open(newline="", encoding="utf-8") as stream:
-                rows = list(csv.DictReader(stream))
+            rows = list(read_csv(path))
         points = []
         for number, row in enumerate(rows, start=1):
             if case is not None and str(row["case"]) != case:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from clearmargin.core.grid import Unit
+from clearmargin.csv_files import parse_csv
 from clearmargin.errors import InputError, nearest
 from clearmargin.files import csv_rows
 from clearmargin.metrics.intervals import Interval, bootstrap_means, group_means
@@ -186,15 +186,15 @@ def read_rows_csv(text: str) -> list[CaseRow]:
     Raises:
         ValueError: Not such a table.
     """
-    reader = csv.DictReader(io.StringIO(text))
-    columns = list(reader.fieldnames or ())
+    lines = parse_csv(text)
+    columns = list(lines[0]) if lines else text.partition("\n")[0].split(",")
     if not {"group", "case", "status", "unit"} <= set(columns):
         raise ValueError("it lacks the columns group, case, status and unit")
     metrics = [name for name in columns if metric_of(name) is not None]
     strata = [name for name in columns if name in _STRATA]
     about = [n for n in columns if n not in ("group", "case", "status", "unit", *metrics, *strata)]
     rows = []
-    for line in reader:
+    for line in lines:
         status = line["status"]
         if status not in _STATUSES or line["unit"] not in ("mm", "px"):
             raise ValueError(f"a row has the status '{status}' and the unit '{line['unit']}'")

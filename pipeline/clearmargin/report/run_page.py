@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clearmargin.csv_files import read_csv
 from clearmargin.errors import InputError
 from clearmargin.files import parse_json
 from clearmargin.report.evaluated import FIGURES
@@ -120,8 +120,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a CSV, what looks like a number as one."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as lines:
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
+    return [{name: _value(cell) for name, cell in row.items()} for row in read_csv(path)]
 
 
 def _value(cell: str) -> Any:

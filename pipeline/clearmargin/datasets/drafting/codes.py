@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import re
 from importlib import resources
 
 from clearmargin.core import Code
+from clearmargin.csv_files import parse_csv
 
 __all__ = ["known_findings", "known_terms", "suggest_codes"]
 
@@ -59,7 +59,7 @@ def known_findings() -> frozenset[str]:
 def _table() -> dict[str, tuple[Code, Code]]:
     text = resources.files("clearmargin.datasets.drafting").joinpath("common_codes.csv").read_text("utf-8")
     table: dict[str, tuple[Code, Code]] = {}
-    for row in csv.DictReader(text.splitlines()):
+    for row in parse_csv(text):
         code = Code(value=row["value"], scheme="SCT", meaning=row["meaning"])
         for word in row["words"].split("; "):
             table[word] = (_CATEGORIES[row["category"]], code)
