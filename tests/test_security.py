@@ -1,5 +1,6 @@
 """What docs/security.md says, sentence by sentence; bounds and whole files are in test_faults.py."""
 
+import json
 import os
 import pickle
 import resource
@@ -37,6 +38,7 @@ from clearmargin.models import load_segmenter
 from clearmargin.networks.backbones import build_backbone, read_weights
 from clearmargin.outputs.folder import read_case
 from clearmargin.report.run_page import report_page
+from clearmargin.sampling.samples import open_segmenter
 from clearmargin.tracking.capsule import read_capsule
 from clearmargin.training.checkpoint import restore_checkpoint
 
@@ -202,6 +204,25 @@ def test_members_of_an_ensemble_lie_below_it(tmp_path, member):
         "predict", tmp_path / "a.png", tmp_path / "out", "--model", folder, "--uncertainty", "ensemble"
     )
     assert code == 4 and "outside its own folder" in said
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (["."] * 100_000, "lists 100000 members, the limit is 100"),
+        (["a", "b", "./a"], "lists a member more than once"),
+        (["a", "link"], "lists a member more than once"),
+    ],
+)
+def test_an_ensemble_of_repeats_is_refused_before_a_model_is_loaded(members, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("clearmargin.sampling.samples.load_segmenter", lambda *_, **__: pytest.fail("loaded"))
+    folder = tmp_path / "ensemble"
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+    (folder / "link").symlink_to("a")
+    (folder / "ensemble.yaml").write_text(json.dumps({"members": members}))
+    with pytest.raises(InputError, match=said):
+        open_segmenter(folder, "ensemble", device="cpu")
 
 
 def test_the_folder_that_a_run_leaves_names_no_other_folder(toy):

@@ -32,6 +32,7 @@ __all__ = [
     "one_run",
     "parse_json",
     "printable",
+    "refusal_to_write",
     "uncell",
     "whole",
     "write_text",
@@ -237,11 +238,17 @@ def _full_disk(draft: Path, error: BaseException) -> OSError | None:
     """Return the system's own error if a write to the draft's disk fails now; libraries put it in words of theirs."""
     if not isinstance(error, Exception) or (isinstance(error, OSError) and error.errno is not None):
         return None
+    return refusal_to_write(draft)
+
+
+def refusal_to_write(probe: Path) -> OSError | None:
+    """Return the system's error if a file cannot grow by 1 MiB now; None if it did, which is then cut to be empty."""
     try:
-        with draft.open("ab") as probe:
-            probe.write(_PROBE)
-            probe.flush()
-            os.fsync(probe.fileno())
+        with probe.open("ab") as stream:
+            stream.write(_PROBE)
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.truncate(0)
     except OSError as refusal:
         return refusal
     return None

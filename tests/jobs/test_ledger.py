@@ -1,9 +1,13 @@
 """The ledger: each item once, whoever asks; on SQLite and on Postgres."""
 
+import errno
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -251,3 +255,36 @@ def test_places_are_kept(ledger):
     ledger.note_place("/a", "x", [{"case": "c"}])
     ledger.note_place("/a", "y", [])
     assert ledger.known_place("/a") == ("y", [])
+
+
+FULL = """
+import resource, sys
+from clearmargin.jobs.items import NewItem
+from clearmargin.jobs.ledger import Ledger
+ledger = Ledger(sys.argv[1]) if sys.argv[3] == "grows" else None
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    ledger = ledger or Ledger(sys.argv[1])
+    ledger.add([NewItem(key=str(k), recipe="r", case_id=f"case-{k}", source={"x": "y" * 500}) for k in range(900)])
+except OSError as error:
+    raise SystemExit(f"errno {error.errno}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "which", "left"), [("8192", "made", []), ("200000", "grows", ["l.sqlite"])]
+)
+def test_a_full_disk_is_said_by_its_number_and_leaves_no_half_made_ledger(limit, which, left, tmp_path):
+    """A limit on a file's size stands for the disk: SQLite says "disk I/O error", or that the database is full."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "l.sqlite", limit, which],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "pipeline")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.stderr.strip() == f"errno {errno.EFBIG}"
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(("-wal", "-shm"))] == left
+    for name in left:
+        Ledger(tmp_path / name).close()

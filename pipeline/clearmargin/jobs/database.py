@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from clearmargin.errors import ConfigError
+from clearmargin.files import draft_of, refusal_to_write
 
-__all__ = ["open_engine", "table_statements", "what_is_wrong"]
+__all__ = ["disk_refusal", "forget", "open_engine", "table_statements", "what_is_wrong"]
 
 
 def table_statements(*, postgres: bool) -> list[str]:
@@ -47,6 +50,7 @@ def open_engine(place: str) -> Any:
 
     Raises:
         ConfigError: The driver is missing, the file cannot be made, or the URL is of another database.
+        OSError: The disk is full.
     """
     try:
         from sqlalchemy import create_engine, event
@@ -67,6 +71,8 @@ def open_engine(place: str) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds paths and UIDs
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise ConfigError(f"the ledger '{path}' cannot be made: {os.strerror(error.errno or 0)}") from None
     engine = create_engine(
         f"sqlite:///{path.absolute()}", connect_args={"timeout": 60, "isolation_level": None}
@@ -84,6 +90,25 @@ def open_engine(place: str) -> Any:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def disk_refusal(place: str) -> OSError | None:
+    """Return the system's error if the disk of a ledger's file takes no more: SQLite has other words for that."""
+    if "://" in place:
+        return None
+    probe = draft_of(Path(place))
+    try:
+        return refusal_to_write(probe)
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def forget(place: str) -> None:
+    """Remove a ledger's file that could not be made whole, and what SQLite put beside it."""
+    for end in ("-wal", "-shm", ""):
+        with suppress(OSError):
+            Path(f"{place}{end}").unlink(missing_ok=True)
 
 
 def what_is_wrong(place: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from clearmargin.errors import ConfigError
-from clearmargin.jobs.database import open_engine, table_statements, what_is_wrong
+from clearmargin.jobs.database import disk_refusal, forget, open_engine, table_statements, what_is_wrong
 from clearmargin.jobs.items import Item, NewItem, Outcome, State, item_of
 from clearmargin.owners import owner_is_alive
 
@@ -40,11 +40,19 @@ class Ledger:
 
         Raises:
             ConfigError: It cannot be opened, is of another version, or the driver is missing.
+            OSError: The disk is full; a ledger that was to be made is then not there.
         """
         self.place = str(place)
+        is_new = "://" not in self.place and not Path(self.place).exists()
         self._engine = open_engine(self.place)
         self._postgres = self._engine.dialect.name == "postgresql"
-        self._prepare()
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            if is_new:
+                forget(self.place)
+            raise
 
     def close(self) -> None:
         """Close all connections."""
@@ -452,9 +460,16 @@ class Ledger:
     @contextmanager
     def _write(self) -> Iterator[Any]:
         from sqlalchemy import text
+        from sqlalchemy.exc import OperationalError
 
-        with self._engine.begin() as connection:
-            yield lambda sql, **values: connection.execute(text(sql), values)
+        try:
+            with self._engine.begin() as connection:
+                yield lambda sql, **values: connection.execute(text(sql), values)
+        except OperationalError:
+            refusal = disk_refusal(self.place)
+            if refusal is not None:
+                raise refusal from None
+            raise
 
     @contextmanager
     def _read(self) -> Iterator[Any]:

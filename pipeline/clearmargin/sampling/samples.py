@@ -54,6 +54,7 @@ Mode = Literal["none", "checkpoints", "ensemble", "tta", "dropout"]
 _ZOOM = 1.2
 _TRIM_EVERY = 2  # slices
 _DRAWS = 10  # of dropout
+_MOST_MEMBERS = 100
 
 Adjust = Callable[[NetworkSegmenter], NetworkSegmenter]
 
@@ -357,12 +358,22 @@ def _members(model: Path) -> list[Path]:
         raise InputError(
             f"{ENSEMBLE_FILE} in '{model.name}' lists no members: it needs 'members', a list of folders"
         )
+    if len(names) > _MOST_MEMBERS:
+        raise InputError(
+            f"{ENSEMBLE_FILE} in '{model.name}' lists {len(names)} members, the limit is {_MOST_MEMBERS}: list fewer"
+        )
     folders = [below(model, name) for name in names]
     if any(folder is None for folder in folders):
         raise InputError(
             f"{ENSEMBLE_FILE} in '{model.name}' lists a member outside its own folder: put the models into one folder"
         )
-    return [folder for folder in folders if folder is not None]
+    members = [folder for folder in folders if folder is not None]
+    if len({folder.resolve() for folder in members}) < len(members):
+        raise InputError(
+            f"{ENSEMBLE_FILE} in '{model.name}' lists a member more than once: one model, asked twice, says nothing of "
+            "uncertainty: list each once"
+        )
+    return members
 
 
 def _sampled(segmenters: list[NetworkSegmenter], mode: Mode) -> SampledSegmenter:
