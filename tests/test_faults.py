@@ -22,6 +22,7 @@ import yaml
 from command import command
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
 from toy import train_toy
 
 from clearmargin import evaluate as evaluate_module
@@ -718,4 +719,27 @@ def test_a_private_folder_that_cannot_be_written_ends_with_the_reason(toy, tmp_p
     monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(os, "open", refuse)
     code, said = command("predict", folder / "data" / "t0.png", tmp_path / "out", "--model", model)
-    assert code == 4 and os.strerror(number) in said and "crosswalk" not in said
+    assert code == (4 if number == errno.ENOSPC else 2) and os.strerror(number) in said
+    assert "crosswalk" not in said
+    assert (number == errno.ENOSPC) != ("set CLEARMARGIN_HOME" in said)
+
+
+@pytest.mark.parametrize(("number", "ends"), [(errno.EROFS, 2), (errno.ENOSPC, 4)])
+def test_deidentify_begins_no_results_if_the_private_folder_cannot_be_written(
+    tmp_path, monkeypatch, number, ends
+):
+    original = os.open
+
+    def refuse(path, flags, *rest, **options):
+        if (tmp_path / "home") in Path(path).parents and flags & os.O_WRONLY:
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, flags, *rest, **options)
+
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "open", refuse)
+    key = ["--key", tmp_path / "d.key", "--new-key"]
+    code, said = command("deidentify", get_testdata_file("CT_small.dcm"), tmp_path / "out", *key)
+    assert code == ends and os.strerror(number) in said
+    assert not (tmp_path / "out").exists()
+    code, said = command("inspect", get_testdata_file("CT_small.dcm"))
+    assert code == 0, said  # it shows no id

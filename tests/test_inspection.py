@@ -6,14 +6,17 @@ import json
 import shutil
 import sys
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from pydicom.data import get_testdata_file
 
 from clearmargin.cli import main
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
+from clearmargin.formats import read_image
 from clearmargin.formats.raster import read_raster, write_raster
 from clearmargin.formats.volume import write_volume
 from clearmargin.inspection import inspect_path, overview, write_overview
@@ -26,7 +29,10 @@ def test_a_real_folder(data_root, tmp_path):
     assert first.geometry.endswith("mm, axial, slices within 0.0000 mm of it") and first.values.startswith(
         "int16, -"
     )
-    assert all(not f.readable and "read_dicom_seg" in f.problem for f in others)
+    segs = [f for f in others if "SEG" in f.what]
+    assert segs and all(not f.readable and "read_dicom_seg" in f.problem for f in segs)
+    nrrds = [f for f in others if f.what.endswith(": volume")]
+    assert len(nrrds) == len(list(folder.glob("*.nrrd"))) and all(f.readable for f in nrrds)
     write_overview(folder, tmp_path / "a.png")
     assert read_raster(tmp_path / "a.png").pixels.shape[:2] == (3, 320)
 
@@ -110,3 +116,56 @@ def test_masks_and_choices_are_not_refused(data_root, monkeypatch):
     folder = data_root / "dicom_ct_seg_rtstruct_small" / "dcmqi_liver"
     assert _exit_code(monkeypatch, folder, "--header-only") == 0
     assert _exit_code(monkeypatch, data_root / "dicom_ct_gantry_tilt", "--header-only") == 4
+
+
+def test_a_folder_lists_what_predict_would_take_of_it(tmp_path, monkeypatch, capsys):
+    """Sizes and spacings are those that SimpleITK and Pillow state of the same files."""
+    monkeypatch.setenv("CLEARMARGIN_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "share"
+    (folder / "deep").mkdir(parents=True)
+    grid = Grid.from_spacing((4, 6, 8), (5, 0.5, 0.25))
+    for name in ("Doe.nii.gz", "Doe.nrrd", "Doe.mha"):
+        write_volume(folder / name, np.arange(192, dtype=np.int16).reshape(grid.shape), grid)
+    for name in ("Doe.png", "deep/Doe.tif"):
+        write_raster(folder / name, np.zeros((3, 7), np.uint8))
+    (folder / "Doe.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("Doe")
+    stated = SimpleITK.ReadImage(str(folder / "Doe.nrrd"))
+    volume = " x ".join(str(n) for n in stated.GetSize()[::-1])
+    step = " x ".join(f"{s:g}" for s in stated.GetSpacing()[::-1])
+    for options in ([], ["--header-only"]):
+        assert _exit_code(monkeypatch, folder, *options) == 3
+        *said, end = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert "Doe" not in json.dumps([one["what"] + one["problem"] for one in said])
+        by_kind = sorted((one["what"].partition(": ")[2], one["size"]) for one in said if one["readable"])
+        assert by_kind == [("picture", "3 x 7")] * 2 + [("volume", volume)] * 3
+        assert all(f"at {step} mm, axial" in one["geometry"] for one in said if "volume" in one["what"])
+        (bad,) = [one for one in said if one["refused"]]
+        assert "is not readable as a picture" in bad["problem"] and bad["what"].startswith("case-")
+        assert said[-1]["size"] == "1 file(s)" and end["exit_code"] == 3
+    shutil.copy(get_testdata_file("CT_small.dcm"), folder / "ct.dcm")
+    assert _exit_code(monkeypatch, folder, "--header-only") == 3
+    kinds = [json.loads(line).get("what", "") for line in capsys.readouterr().out.splitlines()]
+    assert kinds[0].startswith("1: CT") and len(kinds) == 9
+    (folder / "Doe.jpg").unlink()
+    assert _exit_code(monkeypatch, folder) == 0
+
+
+@pytest.mark.parametrize("step", [1e-30, 1e-8, 1e9])
+@pytest.mark.parametrize("name", ["a.nii", "a.nrrd", "a.mha", "a.dcm"])
+def test_a_spacing_beyond_nature_is_refused(step, name, tmp_path):
+    if name == "a.dcm":
+        dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        dataset.PixelSpacing = [f"{step:g}", "1"]
+        dataset.save_as(tmp_path / name)
+    else:
+        volume = SimpleITK.GetImageFromArray(np.zeros((4, 6, 8), np.int16))
+        if name == "a.nii":
+            nifti = nibabel.Nifti1Image(np.zeros((8, 6, 4), np.int16), np.diag([step, 1, 1, 1]))
+            nifti.header.set_xyzt_units("mm")
+            nibabel.save(nifti, tmp_path / name)
+        else:
+            volume.SetSpacing((step, 1, 1))
+            SimpleITK.WriteImage(volume, str(tmp_path / name))
+    with pytest.raises(InputError, match="expected a nanometre"):
+        read_image(tmp_path / name)

@@ -25,7 +25,7 @@ from clearmargin.formats.dicom.headers import Elements
 from clearmargin.formats.dicom.index import looks_like_dicom
 from clearmargin.formats.dicom.media import is_zip, unpacked_files
 from clearmargin.formats.dicom.scan import quick_header
-from clearmargin.privacy import case_id, record_cases
+from clearmargin.privacy import case_id, check_home, record_cases
 from clearmargin.report.progress import progress
 
 __all__ = ["Deidentified", "deidentify"]
@@ -96,6 +96,7 @@ def deidentify(
         check_detector()
     _check_folders(source, out, key, quarantine)
     files = _files(source)
+    check_home()  # else it would be met once OUT is begun
     rules = replace(rules, patients=_patients_of_studies(files))
     drafts = _fresh_drafts(out)
     try:

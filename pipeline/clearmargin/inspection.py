@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image
 from clearmargin.errors import InputError
-from clearmargin.formats import Opened, open_source
+from clearmargin.failures import reason_of
+from clearmargin.formats import READERS, Opened, open_source
+from clearmargin.formats.dicom.media import forget_unpacked
+from clearmargin.formats.raster import raster_size
+from clearmargin.formats.volume import volume_grid
+from clearmargin.predicting.discovery import files_beside_dicom
+from clearmargin.privacy import case_of_file, record_cases, without_ids
 from clearmargin.report.annotated import side_marks, with_sides
 from clearmargin.report.orientation import upright
+from clearmargin.report.progress import progress
 
 if TYPE_CHECKING:
     from clearmargin.formats.dicom.index import SeriesEntry
@@ -28,7 +35,7 @@ class Finding:
     """One thing that a path holds.
 
     Attributes:
-        what: Its number and kind, such as ``1: CT volume``.
+        what: Its number and kind, such as ``1: CT volume``; of a file of a folder its case id and kind.
         readable: Whether it is read as it is.
         refused: Whether it holds, or should hold, pictures and they cannot be read as they are. What is not readable
             and not refused is for another reader (a SEG, a report), or is to be chosen from.
@@ -64,7 +71,85 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
     Raises:
         InputError: The path does not exist, or nothing in it is of a known format.
     """
-    opened = open_source(path)
+    if path.is_dir():
+        return _folder(path, read=read, tolerance_mm=tolerance_mm)
+    with without_ids():
+        return _one(open_source(path), read=read, tolerance_mm=tolerance_mm)
+
+
+def _folder(path: Path, *, read: bool, tolerance_mm: float | None) -> list[Finding]:
+    """Return the series of all DICOM below a folder, and each other file that `predict` would take."""
+    findings: list[Finding] = []
+    refusal: InputError | None = None
+    with without_ids():
+        try:
+            opened = open_source(path)
+        except InputError as error:  # of its DICOM files none can be read
+            refusal = error
+        else:
+            findings += _series(opened, read=read, tolerance_mm=tolerance_mm) if opened.series else []
+    files, others = files_beside_dicom(path)
+    cases = {case_of_file(file): file for file in files}
+    with progress("inspect", len(cases)) as bar:
+        for case, file in cases.items():
+            findings += _file(case, file, read=read, tolerance_mm=tolerance_mm)
+            bar.advance()
+    record_cases(cases)
+    if refusal is not None:
+        if not findings:
+            raise refusal
+        problem = str(refusal)
+        findings.insert(
+            0, Finding(what="DICOM", readable=False, refused=True, size="no series", problem=problem)
+        )
+    if not findings:
+        raise InputError(f"nothing in '{path.name}' is of a format that is read ({others} file(s) of others)")
+    if others:
+        findings.append(
+            Finding(
+                what="other files",
+                readable=False,
+                size=f"{others} file(s)",
+                problem="they are of no format that is read",
+            )
+        )
+    return findings
+
+
+def _file(case: str, file: Path, *, read: bool, tolerance_mm: float | None) -> list[Finding]:
+    """Return what a picture, a volume, a clip or a zip of a folder holds, under its case id."""
+    try:
+        with without_ids():
+            if not read and (stated := _stated(file)) is not None:
+                return [replace(stated, what=f"{case}: {stated.what}")]
+            held = _one(open_source(file), read=read, tolerance_mm=tolerance_mm)
+    except Exception as error:  # noqa: BLE001 - one bad file is listed with the others
+        problem = reason_of(error).replace(f"'{file.name}'", case).replace(file.name, case)
+        return [Finding(what=case, readable=False, refused=True, size="not read", problem=problem)]
+    finally:
+        forget_unpacked(file)
+    # A choice within a zip is one of the zip alone.
+    return [
+        replace(one, what=f"{case}: {one.what.partition(': ')[2]}", selector="", number=None) for one in held
+    ]
+
+
+def _stated(file: Path) -> Finding | None:
+    """Return what the header of a picture or a volume states; None for a clip and a zip, which are opened."""
+    reader = READERS.get(".nii.gz" if file.name.lower().endswith(".nii.gz") else file.suffix.lower(), "")
+    if reader.startswith("raster"):
+        shape = raster_size(file)
+        return Finding(
+            what="picture", readable=True, size=" x ".join(str(n) for n in shape), geometry="in pixels"
+        )
+    if reader.startswith("volume"):
+        grid = volume_grid(file)
+        size = " x ".join(str(n) for n in grid.shape)
+        return Finding(what="volume", readable=True, size=size, geometry=_geometry(grid))
+    return None
+
+
+def _one(opened: Opened, *, read: bool, tolerance_mm: float | None) -> list[Finding]:
     if opened.series:
         return _series(opened, read=read, tolerance_mm=tolerance_mm)
     if opened.kind == "clip":
@@ -81,7 +166,7 @@ def inspect_path(path: Path, *, read: bool = True, tolerance_mm: float | None = 
         ]
     image = opened.image()
     size = " x ".join(str(n) for n in image.grid.shape)
-    kind = f"1: {image.source.kind}"
+    kind = f"1: {'picture' if image.source.kind == 'raster' else image.source.kind}"
     return [
         Finding(what=kind, readable=True, size=size, geometry=_geometry(image.grid), values=_values(image))
     ]
@@ -111,15 +196,6 @@ def _series(opened: Opened, *, read: bool, tolerance_mm: float | None) -> list[F
             parts = [_part(entry, volume, selector, tolerance_mm) for volume in entry.volumes]
             findings[-1] = replace(finding, refused=all(part.refused for part in parts))
             findings += parts
-    if opened.others:
-        findings.append(
-            Finding(
-                what=f"{opened.others} volume(s), picture(s) or video(s) that are not DICOM",
-                readable=False,
-                size=f"{opened.others} file(s)",
-                problem="they lie beside DICOM: inspect one alone; predict and batch take each of them, too",
-            )
-        )
     if opened.damaged:
         findings.append(
             Finding(
@@ -266,10 +342,11 @@ def write_overview(
     """
     from clearmargin.formats.raster import write_raster
 
-    opened = open_source(path)
-    if opened.kind == "clip":
-        clip = opened.clip()
-        image = clip.frame(clip.frame_count // 2)
-    else:
-        image = opened.image(series=series, volume=volume, tolerance_mm=tolerance_mm)
+    with without_ids():
+        opened = open_source(path)
+        if opened.kind == "clip":
+            clip = opened.clip()
+            image = clip.frame(clip.frame_count // 2)
+        else:
+            image = opened.image(series=series, volume=volume, tolerance_mm=tolerance_mm)
     write_raster(out, overview(image))

@@ -9,6 +9,7 @@ their place.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -19,6 +20,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +33,7 @@ __all__ = [
     "Naming",
     "case_id",
     "case_of_file",
+    "check_home",
     "home",
     "key_fingerprint",
     "keyed_id",
@@ -43,6 +46,8 @@ __all__ = [
     "record_moved",
     "recorded_cases",
     "use_names",
+    "without_ids",
+    "writing_home",
 ]
 
 Naming = Literal["hashed", "plain"]
@@ -51,6 +56,7 @@ Naming = Literal["hashed", "plain"]
 log = logging.getLogger(__name__)
 
 _KEY_BYTES = 32
+_no_ids: ContextVar[bool] = ContextVar("no_ids", default=False)
 _NAMES = "CLEARMARGIN_NAMES"  # in the environment, so that processes that are started from here do likewise
 
 
@@ -59,16 +65,53 @@ def home() -> Path:
 
     Raises:
         ConfigError: It cannot be made.
+        OSError: The disk is full.
     """
     folder = Path(os.environ.get("CLEARMARGIN_HOME", Path.home() / ".clearmargin"))
-    try:
+    with writing_home("made", folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"the private folder '{folder}' cannot be made ({os.strerror(error.errno or 0)}): set CLEARMARGIN_HOME to "
-            "a folder of your own"
-        ) from None
     return folder
+
+
+@contextlib.contextmanager
+def writing_home(what: str = "written", folder: Path | None = None) -> Iterator[None]:
+    """Let a refusal of the system to write to the private folder be told as a setting to change.
+
+    Raises:
+        ConfigError: In place of an OSError from within, unless the disk is full or damaged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE):
+            raise
+        named = folder or Path(os.environ.get("CLEARMARGIN_HOME", Path.home() / ".clearmargin"))
+        raise ConfigError(
+            f"the private folder '{named}' cannot be {what} ({os.strerror(error.errno or 0)}): set CLEARMARGIN_HOME "
+            "to a folder of your own"
+        ) from None
+
+
+def check_home() -> None:
+    """Refuse a private folder that case ids could not be made with, or noted in.
+
+    Raises:
+        ConfigError: It cannot be written, or its key is not whole or is open to others.
+        OSError: The disk is full.
+    """
+    _key()
+    with _private(home() / "crosswalk.jsonl", os.O_APPEND):
+        pass
+
+
+@contextlib.contextmanager
+def without_ids() -> Iterator[None]:
+    """Make no case ids within, for a verb that shows none: the private folder is neither needed nor written."""
+    token = _no_ids.set(True)
+    try:
+        yield
+    finally:
+        _no_ids.reset(token)
 
 
 def case_id(*parts: str) -> str:
@@ -81,6 +124,8 @@ def case_id(*parts: str) -> str:
 
 def keyed_id(kind: str, *parts: str) -> str:
     """Return ``kind``, a dash and 12 hex digits of ``parts``, as `case_id` does for cases; ``patient``, say."""
+    if _no_ids.get():
+        return f"{kind}-unnamed"
     message = json.dumps(parts).encode()
     return f"{kind}-{hmac.new(_key(), message, hashlib.sha256).hexdigest()[:12]}"
 
@@ -115,6 +160,8 @@ def case_of_file(path: Path, *identity: str) -> str:
         return plain_name(
             path.name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0] or path.name
         )
+    if _no_ids.get():
+        return case_id()
     return case_id(*(identity or (str(_as_before(path.resolve())),)))
 
 
@@ -172,7 +219,7 @@ def record_case(case: str, path: Path) -> None:
 
 def record_cases(paths: Mapping[str, Path | str]) -> None:
     """Append many cases to the crosswalk, case id to path or address; what it holds already is not written again."""
-    if not paths:
+    if not paths or _no_ids.get():
         return
     places = {case: str(p.resolve()) if isinstance(p, Path) else p for case, p in paths.items()}
     with _lock:
@@ -324,7 +371,7 @@ def _key() -> bytes:
         with _private(draft, os.O_TRUNC) as descriptor:
             os.write(descriptor, secrets.token_bytes(_KEY_BYTES))
             os.fsync(descriptor)
-        with contextlib.suppress(FileExistsError):
+        with writing_home(), contextlib.suppress(FileExistsError):
             os.link(draft, path)
         draft.unlink()
     return _checked_key(path, path.stat().st_mtime_ns)
@@ -348,8 +395,13 @@ def _checked_key(path: Path, _modified: int) -> bytes:
 
 @contextlib.contextmanager
 def _private(path: Path, flags: int) -> Iterator[int]:
-    """Open ``path`` for writing with mode 0600, whatever the umask."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
+    """Open ``path`` for writing with mode 0600, whatever the umask.
+
+    Raises:
+        ConfigError: The private folder cannot be written. OSError: The disk is full.
+    """
+    with writing_home():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
     try:
         os.fchmod(descriptor, 0o600)
         yield descriptor

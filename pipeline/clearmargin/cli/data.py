@@ -64,7 +64,7 @@ def inspect_command(
     if out is not None:
         write_overview(path, out, series=series, volume=volume, tolerance_mm=tolerance_mm)
         say(f"picture: {out}")
-    if refused and len(refused) == len(findings):
+    if refused and not any(finding.readable for finding in findings):
         raise InputError(f"'{path}' is refused: {refused[0].problem}")
     if refused:
         raise BatchError(

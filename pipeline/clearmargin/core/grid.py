@@ -13,6 +13,8 @@ __all__ = ["Grid", "Unit"]
 
 Unit = Literal["mm", "px"]
 
+_NANOMETRE, _KILOMETRE = 1e-6 * (1 - 1e-6), 1e6 * (1 + 1e-6)  # float32 headers round
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grid:
@@ -51,6 +53,11 @@ class Grid:
             )
         if self.unit not in ("mm", "px"):
             raise ValueError(f"a grid's unit is 'mm' or 'px', not {self.unit!r}")
+        if self.unit == "mm" and not (lengths.min() >= _NANOMETRE and lengths.max() <= _KILOMETRE):
+            raise ValueError(
+                f"its elements are {' x '.join(f'{s:.3g}' for s in lengths)} mm: expected a nanometre (1e-06 mm) to a "
+                "kilometre; the header is damaged, or in another unit than it says"
+            )
         affine.flags.writeable = False
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)

@@ -14,7 +14,7 @@ from clearmargin.core.groups import GroupKind
 from clearmargin.datasets.landmark_card import LabelPoints, LandmarkSource, PointEntry
 from clearmargin.errors import ConfigError, nearest
 from clearmargin.files import below, write_text
-from clearmargin.privacy import Naming, home
+from clearmargin.privacy import Naming, home, writing_home
 
 __all__ = [
     "SPLITS",
@@ -403,7 +403,8 @@ def note_folder(folder: Path) -> None:
     """Note that the user named a folder of data on the command line: cards may have it as their root."""
     named = _named_folders()
     if str(folder.resolve()) not in named:
-        write_text(home() / _NAMED, "".join(f"{one}\n" for one in (*named, str(folder.resolve()))))
+        with writing_home():
+            write_text(home() / _NAMED, "".join(f"{one}\n" for one in (*named, str(folder.resolve()))))
 
 
 def _was_named(folder: Path) -> bool:

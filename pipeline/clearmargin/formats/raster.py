@@ -147,6 +147,36 @@ def _channels(data: NDArray[Any], layout: Layout, path: Path) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(data, -1, 0))
 
 
+def raster_size(path: Path) -> tuple[int, ...]:
+    """Return the size that a picture's header states, ``(Y, X)`` or more axes of a stack, without reading its values.
+
+    Raises:
+        InputError: The header cannot be read.
+    """
+    check_readable(path)
+    try:
+        with hushed("tifffile", "PIL"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(PIL|tifffile)(\.|$)")
+            if path.suffix.lower() in (".tif", ".tiff"):
+                import tifffile
+
+                with tifffile.TiffFile(path) as tiff:
+                    return tuple(int(n) for n in tiff.series[0].shape)
+            from PIL import Image as Pillow
+
+            with unlimited(Pillow), Pillow.open(path) as opened:
+                return opened.size[::-1]
+    except Exception as error:  # noqa: BLE001 - as `_load`
+        raise _not_a_picture(path, error) from None
+
+
+def _not_a_picture(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"'{path.name}' is not readable as a picture ({type(error).__name__}): it is damaged or cut off, or no "
+        f"{path.suffix.lower() or 'picture'} file inside; copy it anew, or give PNG, JPEG or TIFF"
+    )
+
+
 def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Layout]:
     """Return the values, and what their last axis is."""
     check_readable(path)
@@ -161,10 +191,7 @@ def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Layout]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - Pillow and tifffile raise many types on damaged files
-        raise InputError(
-            f"'{path.name}' is not readable as a picture ({type(error).__name__}): it is damaged or cut off, or no "
-            f"{path.suffix.lower() or 'picture'} file inside; copy it anew, or give PNG, JPEG or TIFF"
-        ) from None
+        raise _not_a_picture(path, error) from None
 
 
 def _load_pillow(path: Path, *, labels: bool) -> tuple[NDArray[Any], Layout]:

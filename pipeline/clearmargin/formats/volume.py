@@ -28,7 +28,7 @@ from clearmargin.privacy import case_of_file
 
 _Read = tuple[NDArray[Any], Grid, tuple[str, ...]]
 
-__all__ = ["read_label_volume", "read_volume", "write_volume"]
+__all__ = ["read_label_volume", "read_volume", "volume_grid", "write_volume"]
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AGREE_MM = 0.01
@@ -73,6 +73,20 @@ def read_label_volume(path: Path) -> tuple[NDArray[np.integer[Any]], Grid]:
     return whole_labels(pixels[0], path.name), grid
 
 
+def volume_grid(path: Path) -> Grid:
+    """Return the grid that a volume's header states, without reading its values: these may be damaged all the same.
+
+    Raises:
+        InputError, GeometryError: As :func:`read_volume`, as far as the header shows it.
+    """
+    path = Path(path)
+    check_readable(path)
+    if _is_nifti(path):
+        volume, _ = _load_nifti(path, load=False)
+        return _nifti_grid(volume, tuple(int(n) for n in volume.shape), path)[0]
+    return _read_itk(path, load=False)[1]
+
+
 def write_volume(path: Path, array: NDArray[np.generic], grid: Grid) -> None:
     """Write ``(Z, Y, X)`` or ``(C, Z, Y, X)`` as NIfTI, NRRD or MHA, by the suffix.
 
@@ -98,8 +112,8 @@ def _is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def _load_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
-    """Return nibabel's image and its values."""
+def _load_nifti(path: Path, *, load: bool = True) -> tuple[Any, NDArray[Any]]:
+    """Return nibabel's image and its values, or none of them."""
     import nibabel
     from nibabel.filebasedimages import ImageFileError
 
@@ -120,7 +134,7 @@ def _load_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
             _refuse_promise(
                 math.prod(shape) * volume.get_data_dtype().itemsize, path, MOST_DEFLATED if packed else 1
             )
-            return volume, np.asanyarray(volume.dataobj)
+            return volume, np.asanyarray(volume.dataobj) if load else np.empty(0)
     except (MemoryError, ClearMarginError):
         raise
     except ImageFileError:
@@ -153,38 +167,40 @@ def _read_nifti(path: Path) -> _Read:
         raise InputError(
             f"'{path.name}' holds complex numbers: save their magnitude, or what you need of them"
         )
-    if data.ndim == 5 and data.shape[3] == 1:
+    grid, remarks = _nifti_grid(volume, data.shape, path)
+    if data.ndim == 5:
         data = data[:, :, :, 0]
-    if not 2 <= data.ndim <= 4:
-        raise InputError(f"'{path.name}' has {data.ndim} dimensions: 2 to 4 are read")
-    steps = nifti_steps(path)
-    dimensions = min(data.ndim, 3)
     data = data.reshape(*data.shape, *(1,) * (4 - data.ndim))
+    pixels = np.ascontiguousarray(np.transpose(data, (3, 2, 1, 0)))
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), grid, remarks
+
+
+def _nifti_grid(volume: Any, shape: tuple[int, ...], path: Path) -> tuple[Grid, tuple[str, ...]]:
+    """Return the grid of a NIfTI, and what to know of it; ``shape`` is the values', in the file's order."""
+    if not 2 <= len(shape) <= 4 and not (len(shape) == 5 and shape[3] == 1):
+        raise InputError(f"'{path.name}' has {len(shape)} dimensions: 2 to 4 are read")
+    dimensions = min(len(shape), 3)
+    extent = (*shape[:3], *(1,) * (3 - dimensions))[::-1]
+    steps = nifti_steps(path)
     header = volume.header
     try:
         unit = header.get_xyzt_units()[0]
     except KeyError:
         raise InputError(f"'{path.name}' has a unit of length that NIfTI does not know") from None
     scale = _TO_MM.get(unit, 1.0)
-    pixels = np.ascontiguousarray(np.transpose(data, (3, 2, 1, 0)))
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     by_sform = header["sform_code"] > 0
     # nibabel puts 1 in the place of a voxel size of 0: what is not known must not become a millimetre
     lost = not by_sform and (steps is None or not all(np.isfinite(s) and s != 0 for s in steps[:dimensions]))
     if lost:
-        return (
-            pixels,
-            Grid.from_spacing(pixels.shape[1:]),
-            ("its voxel size is 0 in the file: results are in voxels",),
-        )
+        return Grid.from_spacing(extent), ("its voxel size is 0 in the file: results are in voxels",)
     if not np.isfinite(volume.affine).all():
         raise InputError(f"'{path.name}' has an orientation that is not finite: its place is not known")
     affine = _RAS_TO_LPS @ volume.affine @ np.diag([scale, scale, scale, 1.0])
     affine[:3, 3] = (_RAS_TO_LPS @ volume.affine)[:3, 3] * scale
     placed = by_sform or header["qform_code"] > 0
     known = placed or unit != "unknown" or not np.allclose(header.get_zooms()[:3], 1)
-    grid = _grid(pixels.shape[1:], affine[:, [2, 1, 0, 3]], "mm" if known else "px", path)
-    return pixels, grid, _two_places(header, pixels.shape[1:], scale)
+    grid = _grid(extent, affine[:, [2, 1, 0, 3]], "mm" if known else "px", path)
+    return grid, _two_places(header, extent, scale)
 
 
 def _two_places(header: Any, shape: tuple[int, ...], scale: float) -> tuple[str, ...]:
@@ -254,7 +270,7 @@ def _write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
         nibabel.save(volume, draft)
 
 
-def _read_itk(path: Path) -> _Read:
+def _read_itk(path: Path, *, load: bool = True) -> _Read:
     import SimpleITK
 
     nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
@@ -277,34 +293,35 @@ def _read_itk(path: Path) -> _Read:
             )
         if path.suffix.lower() in (".mha", ".mhd") and not holds_whole_values(path, values * itemsize):
             raise InputError(f"'{path.name}' is cut off or damaged: its compressed values are not whole")
-        volume = reader.Execute()
+        volume = reader.Execute() if load else None
     except RuntimeError:
         raise InputError(
             f"'{path.name}' is not readable as a volume: it is damaged, or not what its suffix says"
         ) from None
     finally:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(shown)
-    if "complex" in volume.GetPixelIDTypeAsString():
+    if "complex" in SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()):
         raise InputError(
             f"'{path.name}' holds complex numbers: save their magnitude, or what you need of them"
         )
-    array = SimpleITK.GetArrayFromImage(volume)
-    vector = volume.GetNumberOfComponentsPerPixel() > 1
-    array = np.moveaxis(array, -1, 0) if vector else array[None]
     if len(size) not in (2, 3):
         raise InputError(f"'{path.name}' has {len(size)} dimensions: 2 or 3 are read")
     n = len(size)
     affine = np.eye(4)
-    steps = np.array(volume.GetDirection()).reshape(n, n) * np.array(volume.GetSpacing())
+    steps = np.array(reader.GetDirection()).reshape(n, n) * np.array(reader.GetSpacing())
     affine[:n, 3 - n : 3] = steps[:, ::-1]
-    affine[:n, 3] = volume.GetOrigin()
+    affine[:n, 3] = reader.GetOrigin()
     affine[:3] *= text.to_mm
     if n == 2:
         affine[:3, 0] = (0, 0, 1)
-    pixels = np.ascontiguousarray(array)
-    if text.lost or not (text.spaced or (nrrd and not np.allclose(volume.GetSpacing(), 1))):
-        return pixels, Grid.from_spacing(pixels.shape[1:] if n == 3 else (1, *pixels.shape[2:])), ()
-    return pixels, _grid(pixels.shape[1:], affine, "mm", path), ()
+    extent = size[::-1]
+    stated = text.spaced or (nrrd and not np.allclose(reader.GetSpacing(), 1))
+    grid = Grid.from_spacing(extent) if text.lost or not stated else _grid(extent, affine, "mm", path)
+    if volume is None:
+        return np.empty(0), grid, ()
+    array = SimpleITK.GetArrayFromImage(volume)
+    array = np.moveaxis(array, -1, 0) if volume.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    return np.ascontiguousarray(array), grid, ()
 
 
 def _refuse_elsewhere(names: Sequence[str], path: Path) -> None:

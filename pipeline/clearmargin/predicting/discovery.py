@@ -33,6 +33,7 @@ __all__ = [
     "Found",
     "Left",
     "damaged_cases",
+    "files_beside_dicom",
     "find_inputs",
     "holds_one_study",
     "is_the_only",
@@ -164,6 +165,18 @@ def holds_one_study(folder: Path) -> bool:
             if len(studies) > 1:
                 return False
     return len(studies) == 1
+
+
+def files_beside_dicom(folder: Path) -> tuple[list[Path], int]:
+    """Return the files below a folder that are inputs beside its DICOM, zips among them, and the number of others."""
+    files, others = [], 0
+    for _, listed in _folders(folder, Left()):
+        for file in listed:
+            kind = "none" if _stat(file) is None else _kind_of(file)
+            if kind in ("file", "zip"):
+                files.append(file)
+            others += kind == "other" and file.name.upper() != "DICOMDIR"
+    return files, others
 
 
 def place_of(source: Mapping[str, Any]) -> Path:

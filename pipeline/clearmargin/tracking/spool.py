@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clearmargin.files import parse_json, write_text
-from clearmargin.privacy import home
+from clearmargin.privacy import home, writing_home
 
 __all__ = ["EndStatus", "Spool", "Waiting", "spools", "without_login"]
 
@@ -189,7 +189,8 @@ def without_login(store: str) -> str:
 
 def _folder() -> Path:
     folder = home() / "spool"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with writing_home():
+        folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 

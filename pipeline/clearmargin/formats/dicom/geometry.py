@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = [
     "TOLERANCE_MM",
     "Plane",
     "Stack",
+    "grid_as_stated",
     "missing_of_plane",
     "pixel_spacing",
     "plane_of",
@@ -397,6 +399,16 @@ def _irregularity(offsets: NDArray[np.float64], deviation: float) -> str:
     )
 
 
+@contextmanager
+def grid_as_stated() -> Iterator[None]:
+    """Turn a refusal of `Grid` to take what a file states, such as a spacing of 1e-30 mm, into a GeometryError."""
+    try:
+        yield
+    except ValueError as error:
+        raise GeometryError(f"its geometry is not usable: {error}") from None
+
+
+@grid_as_stated()
 def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
     if n == 1:
         step = first.normal * (first.distance or first.thickness)

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom.boundary import dicom_boundary, modality_of, read_header
-from clearmargin.formats.dicom.geometry import TOLERANCE_MM, Stack, pixel_spacing, stack_planes
+from clearmargin.formats.dicom.geometry import (
+    TOLERANCE_MM,
+    Stack,
+    grid_as_stated,
+    pixel_spacing,
+    stack_planes,
+)
 from clearmargin.formats.dicom.headers import Elements, Header, syntax_of
 from clearmargin.formats.dicom.index import SeriesEntry, index_dicom, scan_dicom, select_series
 from clearmargin.formats.dicom.pixels import (
@@ -194,10 +200,11 @@ def read_picture(dataset: Dataset, file: Path, *, frame: int | None = None) -> I
     pixels = to_channels(stored, dataset, layout)
     if len(pixels) == 1:
         pixels = _in_units([pixels[0]], [dataset], [layout], [frame_scales(dataset, layout.frames)[k]])
-    spacing = pixel_spacing(dataset)
+    with grid_as_stated():
+        grid = Grid.from_spacing((layout.rows, layout.columns), pixel_spacing(dataset))
     return Image(
         pixels=pixels,
-        grid=Grid.from_spacing((layout.rows, layout.columns), spacing),
+        grid=grid,
         source=Source(
             case=object_case(dataset, file),
             kind="dicom",

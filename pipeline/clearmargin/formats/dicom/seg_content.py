@@ -16,7 +16,7 @@ from clearmargin.core import Code, Grid, InstanceSet, LabelClass, LabelMap, Mask
 from clearmargin.core.reprs import short_repr
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom.boundary import converting, dicom_boundary, items_of, read_header
-from clearmargin.formats.dicom.geometry import Plane
+from clearmargin.formats.dicom.geometry import Plane, grid_as_stated
 from clearmargin.formats.dicom.pixels import decode_frames, pixel_layout
 from clearmargin.formats.dicom.planes import frame_planes, group_of
 from clearmargin.formats.limits import max_bytes, raise_it
@@ -254,7 +254,8 @@ def _own_grid(
     with converting("the size of the total pixel matrix"):
         spacing = None if measures is None else measures.get("PixelSpacing")
         steps = None if not spacing else (float(spacing[0]), float(spacing[1]))
-        return Grid.from_spacing(_total_matrix(dataset), steps)
+        with grid_as_stated():
+            return Grid.from_spacing(_total_matrix(dataset), steps)
 
 
 def _total_matrix(dataset: Dataset) -> tuple[int, int]:
@@ -454,6 +455,7 @@ def _common_step(offsets: NDArray[np.float64], stated: float) -> float:
     )
 
 
+@grid_as_stated()
 def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 3] = step if step.any() else first.normal, first.position
