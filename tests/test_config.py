@@ -1,8 +1,10 @@
+import math
 from pathlib import Path
 
 import pytest
+import yaml
 
-from clearmargin.config import Settings, apply_overrides, digest, load_settings, validate
+from clearmargin.config import Settings, apply_overrides, digest, load_settings, parse_yaml, validate
 from clearmargin.errors import ConfigError
 from clearmargin.networks import network_config
 
@@ -43,6 +45,29 @@ def test_what_is_no_mapping_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_settings(path, Outer)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a: 1\nb: {c: 2}\na: 3", 3), ("a:\n- x: 1\n  y: [1, {z: 2}]\n  x: 3", 4), ("{a: {b: 1, 'b': 2}}", 1)],
+)
+def test_a_key_twice_is_refused_with_its_line(text, line):
+    with pytest.raises(ConfigError, match=rf"t.yaml has the key '[axb]' twice \(line {line}\)"):
+        parse_yaml(text, "t.yaml")
+
+
+def test_one_key_in_two_mappings_is_none_twice():
+    text = "d: &d {x: 1, y: 2}\na: {<<: *d, x: x}\nb: [{x: 1}, {x: 2}, x, x]\n? {x: 1}\n: 3"
+    with pytest.raises(ConfigError, match="is not YAML"):  # a mapping as a key is none in Python
+        parse_yaml(text, "t.yaml")
+    assert parse_yaml(text.partition("\n?")[0], "t.yaml") == yaml.safe_load(text.partition("\n?")[0])
+
+
+@pytest.mark.parametrize("network", ["mask_rcnn", "yolact"])
+@pytest.mark.parametrize("size", [0, -8, math.inf, math.nan])
+def test_sizes_of_anchors_are_above_0_and_finite(network, size):
+    with pytest.raises(ConfigError, match=r"anchor_sizes\.2: "):
+        network_config({"network": network, "anchor_sizes": [16, 32, size, 64, 128]})
 
 
 def test_a_missing_file_names_what_was_typed():

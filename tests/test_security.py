@@ -131,6 +131,11 @@ def test_weights_that_are_a_pickle_are_refused_with_words(tmp_path):
     assert list(read_weights(tmp_path / "g.pth")) == ["a"]
 
 
+def test_a_run_without_a_checkpoint_names_the_way_out(tmp_path):
+    with pytest.raises(InputError, match=r"nothing to go on with: begin anew \(`clearmargin train` with"):
+        restore_checkpoint(None, tmp_path)  # type: ignore[arg-type]
+
+
 def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path):
     torch.save({"config": Touch(tmp_path / "bait")}, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="more than tensors"):
@@ -150,8 +155,39 @@ def test_weights_under_the_right_name_that_are_a_pickle_run_nothing(toy, tmp_pat
     write_raster(tmp_path / "a.png", np.zeros((32, 32), np.uint8))
     mode = ("--uncertainty", "checkpoints") if "snapshots" in place else ()
     code, said = command("predict", tmp_path / "a.png", tmp_path / "out", "--model", folder, *mode)
-    assert code == 4 and "do not fit its configuration" in said
+    assert code == 4 and "is cut off, damaged or not safetensors" in said
     assert not (tmp_path / "bait").exists()
+
+
+def test_what_is_cut_off_or_names_no_class_is_told_so(toy, tmp_path):
+    _, _, model = toy
+    folder = changed(model, tmp_path, lambda content: None)
+    whole = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=rf"weights.safetensors has {len(whole) // 2} bytes and is cut off"):
+        load_segmenter(folder)
+    name = 100_000 * "x"
+    for part in "bc":
+        (tmp_path / part).mkdir()
+    other = changed(
+        model, tmp_path / "b", lambda content: content["prediction"].update(score_threshold={name: 0.5})
+    )
+    write_raster(tmp_path / "a.png", np.zeros((32, 32), np.uint8))
+    code, said = command("predict", tmp_path / "a.png", tmp_path / "out", "--model", other)
+    assert code == 4 and "prediction in model.yaml of " in said and "no class 'xxx" in said
+    assert len(said) < 2000
+    code, said = command(
+        "predict", tmp_path / "a.png", tmp_path / "out", "--model", twice(model, tmp_path / "c")
+    )
+    assert code == 2 and "model.yaml has the key 'classes' twice (line " in said
+
+
+def twice(model, parent):
+    """The model with its settings written twice."""
+    folder = changed(model, parent, lambda content: None)
+    content = (folder / "model.yaml").read_text()
+    (folder / "model.yaml").write_text(content + "classes: []\n")
+    return folder
 
 
 @pytest.mark.parametrize("width", [64, 4096])

@@ -34,9 +34,9 @@ _DEEPEST = 50
 
 
 class Settings(BaseModel):
-    """A section of a configuration: frozen, and an unknown key is an error."""
+    """A section of a configuration: frozen, and an unknown key, an infinite number or NaN is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def load_settings(path: Path, schema: type[S], overrides: Sequence[str] = ()) -> S:
@@ -85,10 +85,11 @@ def parse_yaml(text: str, name: str) -> Any:
         name: What messages call it.
 
     Raises:
-        ConfigError: It is not YAML, nests or repeats itself too much, or asks for a Python object.
+        ConfigError: It is not YAML, nests or repeats itself too much, has a key twice, or asks for a Python object.
     """
     try:
         _count_nodes(text, name)
+        _refuse_repeated_keys(text, name)
         return yaml.load(text, Loader=_Loader)
     except (
         yaml.YAMLError,
@@ -128,6 +129,36 @@ def _count_nodes(text: str, name: str) -> None:
             raise ConfigError(
                 f"{name} becomes more than {most} values with its aliases written out: write fewer"
             )
+
+
+def _refuse_repeated_keys(text: str, name: str) -> None:
+    """Refuse a mapping with one key twice: YAML forbids it, and the parser would take the last without a word."""
+    # What is open: the keys of a mapping and whether a key comes next; None of a list.
+    open_nodes: list[tuple[set[str], bool] | None] = []
+
+    def value_ends() -> None:
+        if open_nodes and open_nodes[-1] is not None:
+            keys, is_key = open_nodes[-1]
+            open_nodes[-1] = (keys, not is_key)
+
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.MappingStartEvent):
+            open_nodes.append((set(), True))
+        elif isinstance(event, yaml.SequenceStartEvent):
+            open_nodes.append(None)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            open_nodes.pop()
+            value_ends()
+        elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
+            if isinstance(event, yaml.ScalarEvent) and open_nodes and open_nodes[-1] is not None:
+                keys, is_key = open_nodes[-1]
+                if is_key and event.value in keys:
+                    raise ConfigError(
+                        f"{name} has the key '{event.value}' twice (line {event.start_mark.line + 1}): remove one"
+                    )
+                if is_key and event.value != "<<":
+                    keys.add(event.value)
+            value_ends()
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "parse_json",
     "printable",
     "refusal_to_write",
+    "shortened",
     "uncell",
     "whole",
     "write_text",
@@ -228,6 +229,18 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in "\n\t" or not _acts(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """Return a message without the rest of a word of over 500 characters, or of a line of over 4000.
+
+    A file's values stand in messages, such as the name of a class, and may be of any length.
+
+    >>> len(shortened("no class '" + 1000 * "x" + "'"))
+    512
+    """
+    words = re.sub(r"(\S{500})\S+", r"\1...", text)
+    return re.sub(r"(.{4000}).+", r"\1...", words)
 
 
 def _acts(character: str) -> bool:

@@ -368,3 +368,13 @@ def test_an_empty_file_and_a_folder_are_called_what_they_are(tmp_path):
     (tmp_path / "folder.nii.gz").mkdir()
     with pytest.raises(InputError, match=r"'folder.nii.gz' is a folder without DICOM"):
         read_image(tmp_path / "folder.nii.gz")
+
+
+def test_the_library_writes_nothing_of_its_own(tmp_path, capfd):
+    """MetaIO writes to stderr itself; four lines for a header like this."""
+    (tmp_path / "n.mha").write_bytes(
+        b"ObjectType = Image\nNDims = 1000000\nDimSize = 1\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
+    )
+    with pytest.raises(InputError, match="not readable as a volume"):
+        read_volume(tmp_path / "n.mha")
+    assert capfd.readouterr().err == ""

@@ -7,6 +7,7 @@ import sys
 import mlflow
 from children import LIMIT_S
 
+from clearmargin.cli.app import say_run
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.tracking.sending import send_waiting
 from clearmargin.tracking.spool import spools
@@ -92,10 +93,16 @@ def test_a_file_that_is_no_database_is_told_and_stays(tmp_path, monkeypatch, cap
     assert send_waiting().runs == ("waits",)
 
 
-def test_the_first_run_of_a_folder_waits_and_is_sent_to_a_store_that_is_then_made(tmp_path, monkeypatch):
+def test_the_first_run_of_a_folder_waits_and_is_sent_to_a_store_that_is_then_made(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    with TrackedRun(name="quick", lazily=True):
+    with TrackedRun(name="quick", lazily=True) as run:
         pass
     assert not (tmp_path / "mlflow").exists()
+    say_run(run.run_id)
     assert send_waiting().runs == ("quick",)
+    say_run(run.run_id)
+    waits, shown = capsys.readouterr().out.splitlines()
+    assert "`clearmargin runs send` sends it" in waits and "clearmargin review shows it" in shown
     assert finished_runs(tmp_path) == ["quick"]

@@ -17,7 +17,7 @@ import typer
 
 from clearmargin.errors import ClearMarginError, ConfigError
 from clearmargin.failures import missing_extra, place_of, refusal_of
-from clearmargin.files import printable
+from clearmargin.files import printable, shortened
 
 __all__ = ["app", "emit", "main", "say", "say_run", "tell"]
 
@@ -164,11 +164,18 @@ def tell(text: str) -> None:
 
 def say_run(run_id: str) -> None:
     """Print where a run is found again, if it was tracked."""
-    if run_id:
+    if not run_id:
+        return
+    from clearmargin.tracking.spool import spools
+
+    if any(run_id in (one.run_id, one.folder.name) for one in spools()):
+        say(f"run: {run_id} (it waits for the tracking store: `clearmargin runs send` sends it)")
+    else:
         say(f"run: {run_id} (clearmargin review shows it)")
 
 
 def _end(message: str, code: int) -> None:
+    message = shortened(message)
     _complain(message)
     if _json_lines:
         emit("", error=message, exit_code=code)

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import threading
 from collections.abc import Iterator
 
-__all__ = ["hushed"]
+__all__ = ["hushed", "without_stderr"]
+
+
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Let what compiled code writes to stderr itself, as MetaIO does, go nowhere; one thread at a time."""
+    with _lock:
+        kept = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(nowhere)
+            os.close(kept)
 
 
 class _Hush(logging.Filter):

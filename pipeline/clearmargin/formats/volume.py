@@ -18,7 +18,7 @@ from clearmargin.files import check_readable, whole
 from clearmargin.formats.label_values import whole_labels
 from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.metaimage import holds_whole_values
-from clearmargin.formats.quiet import hushed
+from clearmargin.formats.quiet import hushed, without_stderr
 from clearmargin.formats.volume_headers import (
     nifti_steps,
     read_metaimage_header,
@@ -63,8 +63,7 @@ def read_label_volume(path: Path) -> tuple[NDArray[np.integer[Any]], Grid]:
         InputError: As :func:`read_volume`; several channels, or values that are not labels (`whole_labels`).
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no file '{path.name}'")
+    check_readable(path)
     pixels, grid, _ = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
     if len(pixels) != 1:
         raise InputError(
@@ -281,7 +280,8 @@ def _read_itk(path: Path, *, load: bool = True) -> _Read:
     shown = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # its remarks go to stderr and name the path
     try:
-        reader.ReadImageInformation()
+        with without_stderr():
+            reader.ReadImageInformation()
         size = tuple(int(n) for n in reader.GetSize())
         _refuse_size((*size, reader.GetNumberOfComponents()), 8, path)
         values = math.prod(size) * reader.GetNumberOfComponents()
@@ -293,7 +293,8 @@ def _read_itk(path: Path, *, load: bool = True) -> _Read:
             )
         if path.suffix.lower() in (".mha", ".mhd") and not holds_whole_values(path, values * itemsize):
             raise InputError(f"'{path.name}' is cut off or damaged: its compressed values are not whole")
-        volume = reader.Execute() if load else None
+        with without_stderr():
+            volume = reader.Execute() if load else None
     except RuntimeError:
         raise InputError(
             f"'{path.name}' is not readable as a volume: it is damaged, or not what its suffix says"

@@ -219,6 +219,7 @@ def load_segmenter(
             "`clearmargin train` writes one under its run's folder, in model/"
         )
     card = load_settings(folder / CONFIG_FILE, ModelCard)
+    _refuse_other_classes(folder, card)
     refuse_forked()
     weights_path = weights_file or folder / WEIGHTS_FILE
     _refuse_larger_than(weights_path, card)
@@ -227,7 +228,12 @@ def load_segmenter(
         state = load_file(weights_path)
         forget_foreground(network, state)
         network.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
+    except SafetensorError:
+        raise InputError(
+            f"the weights in '{folder.name}' cannot be read: {weights_path.name} has {weights_path.stat().st_size} "
+            "bytes and is cut off, damaged or not safetensors: copy it anew"
+        ) from None
+    except RuntimeError as error:
         raise InputError(
             f"the weights in '{folder.name}' do not fit its configuration; they are of another network, or of "
             f"a version with other defaults (CHANGELOG.md): {error}"
@@ -268,6 +274,16 @@ def load_segmenter(
         domain=card.domain,
         threads=None if runtime == "torch" else 1,
     )
+
+
+def _refuse_other_classes(folder: Path, card: ModelCard) -> None:
+    """Refuse thresholds and nested classes of names that the card does not have."""
+    try:
+        card.prediction.thresholds(card.label_map)
+        for name in card.prediction.nested or ():
+            card.label_map.by_name(name)
+    except ConfigError as error:
+        raise InputError(f"prediction in {CONFIG_FILE} of '{folder.name}': {error}") from None
 
 
 def _network_of(card: ModelCard) -> Network:

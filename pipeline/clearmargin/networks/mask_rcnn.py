@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -70,8 +70,8 @@ class MaskRCNNConfig(PyramidSettings):
         description="depthwise and pointwise convolutions in place of dense 3 x 3 ones in the pyramid, the proposal "
         "head and the mask head: as good in as much time of training, and quicker",
     )
-    anchor_sizes: tuple[float, ...] = Field((16, 32, 64, 128, 256), min_length=5, max_length=5)
-    anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    anchor_sizes: tuple[PositiveFloat, ...] = Field((16, 32, 64, 128, 256), min_length=5, max_length=5)
+    anchor_ratios: tuple[PositiveFloat, ...] = Field((0.5, 1.0, 2.0), min_length=1)
     rpn_proposals: int | None = Field(
         None,
         ge=1,

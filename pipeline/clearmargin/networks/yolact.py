@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -39,13 +39,15 @@ class YOLACTConfig(PyramidSettings):
     """
 
     network: Literal["yolact"] = "yolact"
-    anchor_sizes: tuple[float, ...] = Field(
+    anchor_sizes: tuple[PositiveFloat, ...] = Field(
         (16, 32, 64, 128, 256),
         min_length=5,
         max_length=5,
         description="anchor sizes in network pixels, for strides 8 to 128",
     )
-    anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height over width")
+    anchor_ratios: tuple[PositiveFloat, ...] = Field(
+        (0.5, 1.0, 2.0), min_length=1, description="height over width"
+    )
     head_channels: int = Field(96, ge=16)
     prototypes: int = Field(16, ge=1)
     prototype_channels: int = Field(64, ge=16)

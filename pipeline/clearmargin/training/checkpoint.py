@@ -100,7 +100,8 @@ def restore_checkpoint(state: TrainingState, folder: Path) -> str:
             raise EOFError
     except FileNotFoundError:
         raise InputError(
-            f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did"
+            f"run '{folder.name}' has no {CHECKPOINT}: it ended before its first epoch did, so there is nothing to go "
+            "on with: begin anew (`clearmargin train` with the config.yaml in its folder), and remove the folder"
         ) from None
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise InputError(
