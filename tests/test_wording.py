@@ -40,7 +40,6 @@ STILL_PARTICIPLES = {
     "models/segmenter.py", "models/tiling.py", "models/volume_segmenter.py", "networks/boxes_3d.py",
     "networks/heatmap.py", "networks/mask_rcnn.py", "networks/mask_rcnn_3d.py", "networks/semantic_cc.py",
     "networks/window_plan.py", "outputs/writers.py",
-    "plan.py", "predicting/cases.py", "promote.py", "report/figures.py", "report/viewer/rows.py", "runs.py",
     "sampling/samples.py", "selecting.py", "train.py", "training/validation.py",
 }  # fmt: skip
 # Their callers put the case, the file or the archive in front.
