@@ -54,6 +54,7 @@ ELEMENTS = [
     "Modality", "SpecificCharacterSet", "PixelPaddingValue", "PlanarConfiguration", "SegmentationType",
     "SegmentNumber", "ReferencedSegmentNumber", "MaximumFractionalValue", "RealWorldValueSlope",
     "ContourData", "ContourGeometricType", "ROINumber", "FrameTime", "TransferSyntaxUID",
+    "GridFrameOffsetVector", "SpacingBetweenSlices", "SliceVector", "PhysicalDeltaX", "PhysicalUnitsXDirection",
 ]  # fmt: skip
 VALUES = [
     b"", b"0", b"-1", b"1e308", b"nan", b"inf", b"\xff\xff", b"\x00\x00", b"60000", b"1\\2\\3", b"A" * 70,

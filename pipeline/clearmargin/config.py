@@ -179,13 +179,14 @@ def digest(settings: Settings) -> str:
 
 
 def _explain(problem: Any, schema: type[BaseModel]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "(top)"
+    where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _fields_at(schema, problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
         return f"  {where}: unknown ({hint})"
-    return f"  {where}: {problem['msg']}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"  {where}: {reason}" if where else f"  {reason}"
 
 
 def _fields_at(schema: type[BaseModel], location: Sequence[Any]) -> list[str]:

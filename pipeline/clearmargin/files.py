@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -22,6 +23,7 @@ __all__ = [
     "draft_of",
     "file_digest",
     "made_folder",
+    "parse_json",
     "printable",
     "uncell",
     "whole",
@@ -85,6 +87,18 @@ def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, whole or not at all; a text of the same name stays until then."""
     with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of JSON.
+
+    Raises:
+        ValueError: It is not JSON, or nests deeper than a parser follows.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that nests too deep") from None
 
 
 def below(folder: Path, name: str) -> Path | None:

@@ -5,7 +5,6 @@ Configurations are read as data: nothing of a bundle is evaluated, imported or r
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from clearmargin.config import parse_yaml
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import parse_json
 from clearmargin.networks.backbones import find_prefix, load_weights, read_weights
 
 __all__ = ["load_unet"]
@@ -25,6 +25,7 @@ _NETWORKS: dict[str, tuple[str, str, Any, str]] = {
     "SegResNet": ("segresnet", "norm", ("GROUP", {"num_groups": 8}), "conv_final.2."),
     "DynUNet": ("dynunet", "norm_name", ("INSTANCE", {"affine": True}), "output_block."),
 }
+_COARSER = "deep_supervision_heads."
 _LAST = {ours: last for ours, _, _, last in _NETWORKS.values()}
 
 
@@ -43,7 +44,7 @@ def load_unet(unet: nn.Module, path: Path, architecture: str) -> None:
         _check(path, architecture)
     state = read_weights(path)
     own = unet.state_dict()
-    last = _LAST[architecture]
+    last = (_LAST[architecture], _COARSER)
     body = [key for key in own if not key.startswith(last)]
     prefix = find_prefix(state, body)
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -51,6 +52,8 @@ def load_unet(unet: nn.Module, path: Path, architecture: str) -> None:
     if others:
         log.info("%s: the last layer is of other classes than the card's, and begins anew", path.name)
         state |= {key: value for key, value in own.items() if key.startswith(last)}
+    if architecture == "dynunet":  # maps that are of training alone may be of other levels
+        state = {key: value for key, value in state.items() if key in own or not key.startswith(_COARSER)}
     load_weights(unet, state, architecture)
 
 
@@ -95,7 +98,7 @@ def _network_def(bundle: Path) -> dict[str, Any]:
                 continue
             text = path.read_text(encoding="utf-8", errors="replace")
             try:
-                content = json.loads(text) if suffix == ".json" else parse_yaml(text, path.name)
+                content = parse_json(text) if suffix == ".json" else parse_yaml(text, path.name)
             except (ValueError, ConfigError) as error:
                 raise InputError(f"'configs/{path.name}' of the bundle is not readable: {error}") from None
             definition = (

@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import DynUNet, SegResNet
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clearmargin.errors import ConfigError
@@ -29,6 +30,7 @@ __all__ = [
     "SemanticSettings",
     "UNetSettings",
     "build_unet",
+    "level_logits",
     "start_unet",
     "unet_losses",
 ]
@@ -75,8 +77,24 @@ class SemanticSettings(UNetSettings):
         gt=0,
         description="width of the border that parts objects, in network pixels; for targets: border",
     )
+    deep_supervision: int = Field(
+        0,
+        ge=0,
+        description="coarser levels that are held to the reference too in training, by maps of their own; of dynunet, "
+        "at most levels - 2",
+    )
     mask_loss: MaskLossSettings = MaskLossSettings(dice=1.0)
     detections: int = Field(100, ge=1, description="most instances of one image")
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> SemanticSettings:
+        if self.deep_supervision and self.architecture != "dynunet":
+            raise ValueError(f"deep_supervision is for dynunet, not {self.architecture}")
+        if self.deep_supervision > self.levels - 2:
+            raise ValueError(
+                f"deep_supervision is at most levels - 2, here {self.levels - 2}, not {self.deep_supervision}"
+            )
+        return self
 
     def outputs(self, classes: int) -> int:
         """Return how many maps the network has: each class's probability, and its cores if they are learnt."""
@@ -123,9 +141,9 @@ def _best_targets(lost: Mapping[TargetKind, float]) -> tuple[TargetKind, float]:
 
 
 def _targets_choice(lost: Mapping[TargetKind, float]) -> Choice:
-    chosen, _ = _best_targets(lost)
+    best, _ = _best_targets(lost)
     shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in lost.items())
-    return Choice("model.targets", chosen, f"of the training references these would be lost: {shares}")
+    return Choice("model.targets", best, f"of the training references these would be lost: {shares}")
 
 
 class SemanticCC(PlaneNetwork):
@@ -144,7 +162,13 @@ class SemanticCC(PlaneNetwork):
             raise ConfigError(f"semantic_cc needs at least one class, not {classes}")
         self.config = config
         self.classes = classes
-        self.unet = build_unet(config, dimensions=2, channels=channels, classes=config.outputs(classes))
+        self.unet = build_unet(
+            config,
+            dimensions=2,
+            channels=channels,
+            classes=config.outputs(classes),
+            deep_supervision=config.deep_supervision,
+        )
         start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
@@ -155,7 +179,7 @@ class SemanticCC(PlaneNetwork):
         cores, ``core_cross_entropy`` and ``core_dice`` likewise.
         """
         with dropping(self):
-            return unet_losses(self.unet(images), targets, self.classes, self.config)
+            return unet_losses(level_logits(self.unet, images), targets, self.classes, self.config)
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return each class's components; their masks hold the class's probabilities, at full resolution."""
@@ -168,7 +192,7 @@ class SemanticCC(PlaneNetwork):
         )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
-        found, specks = class_components(
+        components, specks = class_components(
             probabilities.cpu().numpy(),
             self.classes,
             smallest=self.config.smallest,
@@ -176,20 +200,24 @@ class SemanticCC(PlaneNetwork):
         )
         if specks:
             log.debug("%d component(s) of fewer than %d pixels dropped", specks, self.config.smallest)
-        parts = [component for _, component in found]
+        parts = [component for _, component in components]
         boxes = torch.tensor([[*c.low[::-1], *c.high[::-1]] for c in parts], dtype=torch.float32)
         regions = torch.tensor([_region(c) for c in parts], dtype=torch.float32)
         return Detections(
             boxes=boxes.reshape(-1, 4).to(device),
-            labels=torch.tensor([label for label, _ in found], dtype=torch.int64, device=device),
+            labels=torch.tensor([label for label, _ in components], dtype=torch.int64, device=device),
             scores=torch.tensor([c.score for c in parts], dtype=torch.float32, device=device),
             masks=tuple(torch.from_numpy(c.probabilities).to(device) for c in parts),
             regions=regions.reshape(-1, 4).to(device),
         )
 
 
-def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes: int) -> nn.Module:
+def build_unet(
+    config: UNetSettings, *, dimensions: int, channels: int, classes: int, deep_supervision: int = 0
+) -> nn.Module:
     """Return MONAI's DynUNet or SegResNet with ``classes`` logits for each pixel or voxel.
+
+    A DynUNet has maps of so many coarser levels for its training too (``level_logits``).
 
     Extents of what it is shown are multiples of ``2 ** (levels - 1)``, or of the product of its strides. GroupNorm
     throughout: it does not depend on the batch or the mode, and stands a deepest level of one pixel, which nnU-Net's
@@ -223,6 +251,8 @@ def build_unet(config: UNetSettings, *, dimensions: int, channels: int, classes:
         filters=[min(config.filters * 2**level, 320) for level in range(levels)],
         norm_name=norm,
         dropout=dropout,
+        deep_supervision=deep_supervision > 0,
+        deep_supr_num=max(1, deep_supervision),
     )
     return switch_dropout(dynunet)
 
@@ -261,36 +291,75 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
         del self.skip_layers
 
     def forward(self, images: Tensor) -> Tensor:
+        *_, finest = self._features(images)
+        logits: Tensor = self.output_block(finest)
+        return logits
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of the finest level, then of each coarser one with a map of its own."""
+        *coarser, finest = self._features(images)
+        heads = self.deep_supervision_heads if self.deep_supervision else ()
+        return [
+            self.output_block(finest),
+            *(head(features) for head, features in zip(heads, reversed(coarser), strict=False)),
+        ]
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Return what each level hands on upwards, the coarsest first."""
         skipped = [self.input_block(images)]
         for downsample in self.downsamples:
             skipped.append(downsample(skipped[-1]))
-        features = self.bottleneck(skipped[-1])
+        features = [self.bottleneck(skipped[-1])]
         for upsample, skip in zip(self.upsamples, reversed(skipped), strict=True):
-            features = upsample(features, skip)
-        logits: Tensor = self.output_block(features)
-        return logits
+            features.append(upsample(features[-1], skip))
+        return features
+
+
+def level_logits(unet: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return a U-shaped network's logits of each level that is held to the reference, finest first."""
+    return unet.levels(images) if isinstance(unet, _DynUNet) else [unet(images)]
 
 
 def unet_losses(
-    logits: Tensor, targets: Sequence[Targets | VolumeTargets], classes: int, config: SemanticSettings
+    logits: Sequence[Tensor],
+    targets: Sequence[Targets | VolumeTargets],
+    classes: int,
+    config: SemanticSettings,
 ) -> dict[str, Tensor]:
     """Return the losses of the classes' maps against their instances, and of the cores' maps if they are learnt.
 
+    Each level counts half of the one above it, and all together 1; a coarse one is held to the share of each of its
+    elements that the reference covers.
+
     Args:
-        logits: ``(B, K, *shape)``, or ``(B, 2 K, *shape)`` with cores.
+        logits: Of each level, finest first, ``(B, K, *shape)``, or ``(B, 2 K, *shape)`` with cores.
         targets: Of each image, with cores if the network has any.
         classes: K.
         config: The network's.
+
+    Source of deep supervision: Isensee et al., "nnU-Net", Nature Methods 2021.
     """
-    unions = torch.stack([class_unions(t.masks, t.labels, classes) for t in targets])
-    losses = semantic_losses(logits[:, :classes], unions, config.mask_loss)
-    if config.targets == "classes":
-        return losses
-    if any(len(t.cores) != classes for t in targets):
-        raise ValueError(f"targets: {config.targets} needs the cores of {classes} classes: see encode")
-    cores = torch.stack([t.cores for t in targets])
-    of_cores = semantic_losses(logits[:, classes:], cores, config.mask_loss)
-    return losses | {f"core_{name}": value for name, value in of_cores.items()}
+    aims = {"": torch.stack([class_unions(t.masks, t.labels, classes) for t in targets])}
+    if config.targets != "classes":
+        if any(len(t.cores) != classes for t in targets):
+            raise ValueError(f"targets: {config.targets} needs the cores of {classes} classes: see encode")
+        aims["core_"] = torch.stack([t.cores for t in targets])
+    losses: dict[str, Tensor] = {}
+    whole = sum(0.5**level for level in range(len(logits)))
+    for level, every in enumerate(logits):
+        for (prefix, aim), own in zip(aims.items(), every.split(classes, dim=1), strict=True):
+            terms = semantic_losses(own, _coarse(aim, own.shape[2:]), config.mask_loss)
+            for name, value in terms.items():
+                losses[prefix + name] = losses.get(prefix + name, 0) + 0.5**level / whole * value
+    return losses
+
+
+def _coarse(aims: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the mean of ``aims``, ``(B, K, ...)``, within each element of a grid of ``shape``."""
+    if tuple(aims.shape[2:]) == tuple(shape):
+        return aims
+    pool = F.adaptive_avg_pool3d if len(shape) == 3 else F.adaptive_avg_pool2d
+    return pool(aims.float(), tuple(shape))  # type: ignore[operator]
 
 
 def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) -> dict[str, Tensor]:
@@ -303,11 +372,11 @@ def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) 
     """
     rows = logits.shape[-1]
     height = logits[0, 0].numel() // rows
-    found, wanted = (x.float().reshape(-1, height, rows) for x in (logits, unions))
-    there = wanted.flatten(1).any(1)
-    dice = dice_loss(found[there], wanted[there]).mean() if there.any() else found.sum() * 0
+    every, aims = (x.float().reshape(-1, height, rows) for x in (logits, unions))
+    there = aims.flatten(1).any(1)
+    dice = dice_loss(every[there], aims[there]).mean() if there.any() else every.sum() * 0
     return {
-        "cross_entropy": mask_loss(found, wanted, settings.model_copy(update={"dice": 0.0})),
+        "cross_entropy": mask_loss(every, aims, settings.model_copy(update={"dice": 0.0})),
         "dice": settings.dice * dice,
     }
 

@@ -17,7 +17,13 @@ from clearmargin.errors import ConfigError
 from clearmargin.networks.dropout import dropping
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
 from clearmargin.networks.planning import Choice, Facts, Sees, Shown
-from clearmargin.networks.semantic_cc import SemanticSettings, build_unet, start_unet, unet_losses
+from clearmargin.networks.semantic_cc import (
+    SemanticSettings,
+    build_unet,
+    level_logits,
+    start_unet,
+    unet_losses,
+)
 from clearmargin.networks.window_plan import window_choices
 from clearmargin.networks.windows import UNet3DSettings, windowed_probabilities
 
@@ -73,14 +79,20 @@ class SemanticCC3D(VolumeNetwork):
         self.config = self.view = config
         self.smallest, self.detections = config.smallest, config.detections
         self.classes = classes
-        self.unet = build_unet(config, dimensions=3, channels=channels, classes=config.outputs(classes))
+        self.unet = build_unet(
+            config,
+            dimensions=3,
+            channels=channels,
+            classes=config.outputs(classes),
+            deep_supervision=config.deep_supervision,
+        )
         start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:
         """Return the losses of ``SemanticCC`` of ``images``, ``(B, C, D, H, W)`` in [0, 1]."""
         with dropping(self):
-            return unet_losses(self.unet(images), targets, self.classes, self.config)
+            return unet_losses(level_logits(self.unet, images), targets, self.classes, self.config)
 
     def probabilities(self, slab: Slab, depth: int) -> NDArray[np.float32]:
         """Return each class's probability, ``(K, D, H, W)``, of one volume of any extent; its cores too, if learnt."""

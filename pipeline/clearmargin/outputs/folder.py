@@ -15,7 +15,7 @@ import numpy as np
 
 from clearmargin.core import Image, LabelMap, Landmarks, Prediction, Provenance
 from clearmargin.errors import InputError
-from clearmargin.files import file_digest, write_text
+from clearmargin.files import file_digest, parse_json, write_text
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import read_packed
 from clearmargin.outputs.writers import WRITERS, Footage, Planned
@@ -202,7 +202,7 @@ def check_case(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         files = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
         _ = manifest["kind"], manifest["instances"], manifest["case"]
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid
 from clearmargin.errors import GeometryError
-from clearmargin.formats.dicom.boundary import items_of, modality_of, quiet_pydicom
+from clearmargin.formats.dicom.boundary import converting, items_of, modality_of, quiet_pydicom
 from clearmargin.formats.dicom.headers import Elements
 
 __all__ = [
@@ -435,6 +435,7 @@ def pixel_spacing(header: Elements) -> tuple[float, float] | None:
     return None
 
 
+@converting("the calibration of an ultrasound region")
 def _ultrasound_spacing(header: Elements) -> tuple[float, float] | None:
     """Return the one calibration that all 2-D regions in centimetres share (PS3.3, C.8.5.5.1)."""
     reasons = set()

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from clearmargin.core import Code, Grid, Image, Landmarks, Provenance
 from clearmargin.core.landmarks import SEEN, VISIBILITIES
 from clearmargin.errors import InputError
-from clearmargin.formats.dicom.boundary import dicom_boundary, items_of, quiet_pydicom, read_header
+from clearmargin.formats.dicom.boundary import (
+    converting,
+    dicom_boundary,
+    items_of,
+    quiet_pydicom,
+    read_header,
+)
 from clearmargin.formats.dicom.output import (
     coded,
     derived_uid,
@@ -244,6 +250,7 @@ def _code(item: Any, name: str) -> tuple[str, str, str]:
 _FINDINGS = (("121071", "DCM"), ("363698007", "SCT"), ("G-C0E3", "SRT"))
 
 
+@converting("a point of the report")
 def _point(group: Any, item: Any) -> ReportedPoint:
     names: list[str] = []
     codes: list[tuple[str, str]] = []

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import GeometryError, InputError
-from clearmargin.formats.dicom.boundary import items_of, modality_of
+from clearmargin.formats.dicom.boundary import converting, items_of, modality_of
 from clearmargin.formats.dicom.geometry import Plane, plane_of
 from clearmargin.formats.dicom.headers import Elements, Header
 from clearmargin.formats.dicom.scan import QuickHeader
@@ -157,6 +157,7 @@ def group_of(item: Elements | None, shared: Elements | None, keyword: str) -> Da
     return None
 
 
+@converting("the place of a frame (GridFrameOffsetVector, SpacingBetweenSlices, SliceVector)")
 def _stepped_planes(header: Elements, size: tuple[int, int], frames: int) -> list[Plane | None]:
     """Return planes a step apart: reconstructed SPECT (PS3.3, C.8.4.15), cone-beam CT; none for a clip."""
     detectors = items_of(header, "DetectorInformationSequence")
@@ -188,6 +189,8 @@ def _stepped_planes(header: Elements, size: tuple[int, int], frames: int) -> lis
         slices = _values(header.get("SliceVector"))
         numbers = [int(v) for v in slices] if len(slices) == frames else list(range(1, frames + 1))
         heights = (np.array(numbers, float) - 1) * float(step)
+    if not np.isfinite(heights).all():
+        raise GeometryError("the frames' places are not finite numbers")
     return [_moved(first, float(height)) for height in heights]
 
 
@@ -234,6 +237,7 @@ def _stated_tiles(header: Header) -> int:
         return 0
 
 
+@converting("the description of a mosaic")
 def _tiles(header: Header, file: int) -> list[Picture]:
     """Return the slices of a mosaic; its stated position is that of a single slice as large as all tiles."""
     size, n = object_size(header.elements), _stated_tiles(header)
