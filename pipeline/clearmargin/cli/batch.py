@@ -45,6 +45,7 @@ from clearmargin.cli.options import (
     asked_outputs,
 )
 from clearmargin.errors import BatchError, ConfigError, InputError
+from clearmargin.files import check_readable
 from clearmargin.models.files import check_choice
 
 if TYPE_CHECKING:
@@ -348,8 +349,7 @@ def _source(text: str, ca_file: Path | None) -> Path | str:
             )
         check_archive(archive_at(text, ca_file))
         return text
-    if not Path(text).exists():
-        raise InputError(f"no file or folder '{text}' (looked for at {Path(text).absolute()})")
+    check_readable(Path(text))
     return Path(text)
 
 

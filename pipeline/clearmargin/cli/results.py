@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearmargin.cli.app import app, emit, say, say_run
-from clearmargin.cli.checks import check_card, check_device, check_folder, check_source
+from clearmargin.cli.checks import check_card, check_device, check_folder
 from clearmargin.cli.options import (
     AllowGaps,
     AllowTilt,
@@ -43,6 +43,7 @@ from clearmargin.cli.options import (
     protocol_of,
 )
 from clearmargin.errors import BatchError, ConfigError
+from clearmargin.files import check_readable
 from clearmargin.models.files import check_choice
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def predict(
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
     from clearmargin.tracking.resolve import model_folder
 
-    check_source(source)
+    check_readable(source)
     check_folder(out)
     check_device(device)
     outputs = asked_outputs(write)

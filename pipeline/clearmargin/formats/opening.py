@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
+from clearmargin.files import check_readable
 
 if TYPE_CHECKING:
     from clearmargin.formats.dicom.headers import Header
@@ -165,8 +166,7 @@ def open_source(path: Path) -> Opened:
         InputError: There is no such path, or it begins as DICOM does and holds nothing readable.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"no file or folder '{path}' (looked for at {path.absolute()})")
+    check_readable(path)
     # A suffix may lie: what begins as DICOM does is DICOM, also a cine called .mp4.
     if is_dicom(path) or (
         path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES and _begins_as_dicom(path)
@@ -298,8 +298,8 @@ def open_video(path: Path, *, threads: bool = True) -> Clip:
         InputError: It is not a video, has no frame, or is a DICOM object that is not a clip.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}'")
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder, expected a video")
     return open_source(path).clip(threads=threads)
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
-from clearmargin.files import file_digest
+from clearmargin.files import check_readable, file_digest
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.outputs.folder import MANIFEST
@@ -114,8 +115,7 @@ def find_inputs(
     Raises:
         InputError: There is no such path.
     """
-    if not source.exists():
-        raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
+    check_readable(source)
     parts: dict[str, list[dict[str, Any]]] = {}
     for folder, files in _folders(source, left):
         seen(len(files))
@@ -290,9 +290,10 @@ def _of_folder(
 
 def _stat(file: Path) -> os.stat_result | None:
     try:
-        return file.stat()
+        stat = file.stat()
     except OSError:  # a link to nowhere, or gone meanwhile
         return None
+    return stat if S_ISREG(stat.st_mode) else None  # a pipe or a device could be read for ever
 
 
 def _kind_of(file: Path) -> Literal["zip", "dicom", "file", "other"]:
@@ -377,6 +378,7 @@ def _dicom_entry(
         "content": content,
         "source": _source("dicom", folder, files, stats),
         "what": entry.kind,
+        "refused": entry.reason if entry.refused and entry.kind == "object" else "",
         "attributes": _attributes(entry, asked),
         "volumes": [
             {"number": str(v.number), "case": series_case(entry, headers[0], v.label)} for v in entry.volumes
@@ -399,6 +401,12 @@ def _attributes(entry: SeriesEntry, asked: frozenset[str]) -> dict[str, Any]:
 
 def _of_series(parts: Sequence[dict[str, Any]], selection: Selection, left: Left) -> Iterator[Found]:
     """Yield the inputs of one series, whose files may lie in several folders."""
+    for part in parts:
+        if part["refused"]:
+            left.refuse(part["case"], part["refused"])
+    parts = [part for part in parts if not part["refused"]]
+    if not parts:
+        return
     first = parts[0]
     if first["what"] == "object":
         left.no_picture += 1
