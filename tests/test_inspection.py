@@ -21,12 +21,15 @@ from clearmargin.inspection import inspect_path, overview, write_overview
 
 def test_a_real_folder(data_root, tmp_path):
     folder = data_root / "dicom_ct_seg_rtstruct_small" / "dcmqi_liver"
-    first, *others = inspect_path(folder)
+    first, *others, beside = inspect_path(folder)
     assert first.what == "1: CT volume" and first.readable and first.size == "3 x 512 x 512, 3 file(s)"
     assert first.geometry.endswith("mm, axial, slices within 0.0000 mm of it") and first.values.startswith(
         "int16, -"
     )
     assert all(not f.readable and "read_dicom_seg" in f.problem for f in others)
+    number = sum(file.suffix == ".nrrd" for file in folder.iterdir())
+    assert beside.what == f"{number} volume(s), picture(s) or video(s) that are not DICOM"
+    assert not beside.readable and not beside.refused
     write_overview(folder, tmp_path / "a.png")
     assert read_raster(tmp_path / "a.png").pixels.shape[:2] == (3, 320)
 
