@@ -53,6 +53,39 @@ def test_a_plan_of_landmarks_is_a_heat_map(tmp_path):
         plan(card, network="mask_rcnn")
 
 
+def test_the_threshold_of_landmarks_is_chosen_on_the_validation_split(tmp_path, caplog):
+    """It is the model's: evaluating with it named gives the same numbers, and no other one a better quality."""
+    card = write_points_set(tmp_path / "data", ("train",) * 4 + ("validation",) * 5)
+    experiment = {
+        "name": "chosen",
+        "card": str(card),
+        "model": {"network": "heatmap", "fpn_channels": 16, "separable": True},
+        "image": {"intensity": {"kind": "window", "low": 0, "high": 255}, "crop": [64, 96]},
+        "training": {
+            "epochs": 2, "steps_per_epoch": 12, "warmup_steps": 2, "workers": 0, "threads": 1, "learning_rate": 0.005,
+            "early_stopping": {"metric": "landmark_quality", "patience": 9},
+        },
+    }  # fmt: skip
+    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(experiment))
+    with caplog.at_level("INFO"):
+        model = train(tmp_path / "chosen.yaml", runs=tmp_path / "runs", track=False).model
+    saved = yaml.safe_load((model / "model.yaml").read_text())["prediction"]
+    threshold = saved["landmark_threshold"]
+    assert 0 < threshold < 0.5 and saved["score_threshold"] is None
+    assert f"best for landmark_quality on 5 validation cases: {threshold:g}" in caplog.text
+
+    def quality(score_threshold):
+        done = evaluate(model, card=card, split="validation", score_threshold=score_threshold, track=False)
+        rows = done.points
+        near = [max(0.0, 1 - r.error / 20) for r in rows if r.status == "tp" and r.error <= 20]
+        halves = sum((r.status != "fp") + (r.status != "fn") for r in rows) / 2
+        return sum(near) / halves, len(rows)
+
+    best = quality(None)
+    assert best == quality(threshold)
+    assert all(quality(other)[0] <= best[0] + 1e-9 for other in (0.0, 0.01, 0.5))
+
+
 def test_the_best_epoch_by_landmarks_is_kept(trained, tmp_path, caplog):
     card = trained[0]
     config = card.parents[1] / "points.yaml"
@@ -64,7 +97,7 @@ def test_the_best_epoch_by_landmarks_is_kept(trained, tmp_path, caplog):
     with caplog.at_level("INFO"):
         done = train(config, overrides=[stopping, "training.epochs=4"], runs=tmp_path, track=False)
     assert 0 <= done.best["landmark_quality"] <= 1 and done.best["epoch"] <= done.epochs
-    assert "score thresholds, as configured: landmarks 0" in caplog.text
+    assert "score threshold of landmarks, as configured: 0" in caplog.text
     (card.parent / "points.csv").rename(card.parent / "kept.csv")
     rows = (card.parent / "kept.csv").read_text().splitlines()
     (card.parent / "points.csv").write_text("\n".join(r for r in rows if not r.startswith("p6,")))

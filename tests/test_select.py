@@ -97,7 +97,7 @@ def test_other_cases_cannot_be_compared():
 
 def test_the_picture_shows_every_candidate():
     points = {c.name: (c.p95, c.interval.estimate, None, None) for c in (LARGE, WORSE)}
-    figure = trade_off(points, front=("worse", "large"), chosen="worse", budget=40, metric="dice")
+    figure = trade_off(points, front=("worse", "large"), winner="worse", budget=40, metric="dice")
     texts = [t.get_text() for axes in figure.axes for t in axes.texts]
     assert set(texts) >= {"large", "worse (chosen)"}
 

@@ -289,7 +289,7 @@ def evaluate_cases(
         stuff=frozenset(c.id for c in label_map.classes if c.kind == "stuff"),
     )
     names = {c.id: c.name for c in label_map.classes}
-    points, finds_masks = LandmarkTally(thresholds.every), getattr(segmenter, "finds_masks", True)
+    points, finds_masks = LandmarkTally(thresholds.landmarks), getattr(segmenter, "finds_masks", True)
     measured: list[CaseResult] = []
     failed: dict[str, str] = {}
     seconds: list[float] = []
@@ -332,6 +332,6 @@ def evaluate_cases(
         evaluation = replace(
             evaluation, numbers=of_points, rows=(), summary=(), detections={}, curves={}, precision=None,
             counts={name: results.counts[name] for name in ("cases", "failed")}, box_precision=None,
-            thresholds={"landmarks": thresholds.every}, notes=(),
+            thresholds={"landmarks": thresholds.landmarks}, notes=(),
         )  # fmt: skip
     return evaluation

@@ -180,9 +180,9 @@ def judge(gate: Gate, run: Run, repeated: Replayed | None, *, calibrated: bool) 
     facts = run.facts()
     data = facts.get("data", {})
     out = [
-        Condition(f"{key} is {wanted}", str(data.get(key, "unknown")), data.get(key) == wanted)
-        for key, wanted in (("card", gate.card), ("split", gate.split))
-        if wanted is not None
+        Condition(f"{key} is {expected}", str(data.get(key, "unknown")), data.get(key) == expected)
+        for key, expected in (("card", gate.card), ("split", gate.split))
+        if expected is not None
     ]
     summary = {(row["stratum"], row["metric"]): row for row in summary_rows(run.folder)}
     for bound in gate.metrics:

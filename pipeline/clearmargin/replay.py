@@ -80,6 +80,7 @@ def replay(run: str, card: Path, *, model: Path | str | None = None) -> Replayed
     thresholds = Thresholds(
         settings["thresholds"]["every"],
         {int(label): value for label, value in settings["thresholds"]["by_label"].items()},
+        settings["thresholds"].get("points"),
     )
     segmenter = open_segmenter(folder, settings["uncertainty"])
     digests: dict[str, str] = {}

@@ -137,8 +137,8 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Return ``numbers.json`` of its tables: numbers, counts, data and cost; empty if there is none."""
         path = self.folder / "numbers.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return found
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return state
 
     def capsule(self) -> dict[str, Any]:
         """Return ``capsule.json``: what it takes to repeat the run; empty if it holds none."""
@@ -156,12 +156,12 @@ class Run:
     def children(self, verb: str) -> list[Run]:
         """Return the runs of a verb (``evaluate``, ``calibrate``) that used this training's model, newest first."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
-        found = self.client.search_runs(
+        runs = self.client.search_runs(
             experiments,
             f"tags.training = '{self.run_id}' and tags.verb = '{verb}'",
             order_by=["attributes.start_time DESC"],
         )
-        return [_run(self.client, one) for one in found]
+        return [_run(self.client, one) for one in runs]
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -197,15 +197,15 @@ def load(run: str, *, uri: str | None = None) -> Run:
         return _run(client, one)
     experiments = [e.experiment_id for e in client.search_experiments()]
     quoted = run.replace("'", "")
-    found = client.search_runs(experiments, f"attributes.run_name = '{quoted}'") if experiments else []
-    if len(found) > 1:
-        ids = ", ".join(str(one.info.run_id) for one in found[:5])
-        raise InputError(f"{len(found)} runs are named '{run}': name one by its id ({ids})")
-    if not found:
+    runs = client.search_runs(experiments, f"attributes.run_name = '{quoted}'") if experiments else []
+    if len(runs) > 1:
+        ids = ", ".join(str(one.info.run_id) for one in runs[:5])
+        raise InputError(f"{len(runs)} runs are named '{run}': name one by its id ({ids})")
+    if not runs:
         names = {str(one.info.run_name) for one in client.search_runs(experiments, max_results=200)}
         hint = nearest(run, names) if names else "the store has no run yet"
         raise InputError(f"no file, folder or run '{run}': {hint}")
-    return _run(client, found[0])
+    return _run(client, runs[0])
 
 
 def rows_of_tables(path: Path) -> list[CaseRow]:

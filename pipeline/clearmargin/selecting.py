@@ -139,35 +139,35 @@ def select(
             a validation case cannot be read.
         ConfigError: The metric is not known, a model has other classes, or is given twice.
     """
-    wanted = metric.replace("@", "_")
+    column = metric.replace("@", "_")
     dataset = open_dataset(card)
     tasks = _tasks(models, device, dataset)
-    _check_data(dataset, wanted)
+    _check_data(dataset, column)
     run = TrackedRun(name=f"select-{card.stem}", enabled=track)
-    run.on_start(params={"budget_ms": budget_ms, "metric": wanted, "device": device}, tags={"verb": "select"})
+    run.on_start(params={"budget_ms": budget_ms, "metric": column, "device": device}, tags={"verb": "select"})
     with run:
         run.log_data(dataset.card.name, dataset.digest(), context="validation")
-        found: list[Candidate] = []
+        candidates: list[Candidate] = []
         failed: dict[str, ClearMarginError] = {}
         with progress("select", len(tasks)) as bar:
             for name, (model, runtime) in tasks.items():
                 try:
-                    found.append(_in_own_process(name, model, runtime, card, device, wanted, cases))
+                    candidates.append(_in_own_process(name, model, runtime, card, device, column, cases))
                 except ClearMarginError as error:
                     failed[name] = error
                     log.warning("%s could not be measured: %s", name, error)
-                if out is not None and found:
-                    _write(_selection(found, wanted, budget_ms, run.run_id, failed), budget_ms, out)
+                if out is not None and candidates:
+                    _write(_selection(candidates, column, budget_ms, run.run_id, failed), budget_ms, out)
                 bar.advance(last=name)
-        if not found:
+        if not candidates:
             raise next(iter(failed.values()))
-        done = _selection(found, wanted, budget_ms, run.run_id, failed)
+        done = _selection(candidates, column, budget_ms, run.run_id, failed)
         with TemporaryDirectory() as folder:
             _write(done, budget_ms, Path(folder))
             run.log_artifact(Path(folder), "selection")
         log_capsule(
             run, verb="select", dataset=dataset, cases=dataset.split("validation"),
-            settings={"budget_ms": budget_ms, "metric": wanted, "device": device, "cases": cases},
+            settings={"budget_ms": budget_ms, "metric": column, "device": device, "cases": cases},
             models={name: model for name, (model, runtime) in tasks.items() if runtime == "torch"},
         )  # fmt: skip
         if not done.chosen:
@@ -217,18 +217,18 @@ def _runtimes(model: Path, device: str) -> list[str]:
 
 
 def _selection(
-    found: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     metric: str,
     budget_ms: float,
     run_id: str,
     failed: Mapping[str, ClearMarginError],
 ) -> Selection:
-    chosen, why = choose(found, metric, budget_ms)
+    winner, why = choose(candidates, metric, budget_ms)
     return Selection(
-        candidates=tuple(sorted(found, key=lambda c: c.p50)),
-        chosen=chosen,
+        candidates=tuple(sorted(candidates, key=lambda c: c.p50)),
+        chosen=winner,
         why=" ".join([why, *(f"{name} could not be measured: {error}." for name, error in failed.items())]),
-        front=front_of(found, metric),
+        front=front_of(candidates, metric),
         metric=metric,
         run_id=run_id,
         failed={name: str(error) for name, error in failed.items()},
@@ -241,7 +241,7 @@ def _write(done: Selection, budget_ms: float, folder: Path) -> None:
     figure = trade_off(
         {c.name: (c.p95, c.interval.estimate, c.interval.low, c.interval.high) for c in done.candidates},
         front=done.front,
-        chosen=done.chosen,
+        winner=done.chosen,
         budget=budget_ms,
         metric=done.metric,
     )
@@ -295,10 +295,10 @@ def _measured(
             json.dumps(instance_rows(image.source, prediction))
         if count >= min(_WARM_UP, len(timed)):
             spans.append(clock.seconds)
-    found = evaluate_cases(
+    evaluation = evaluate_cases(
         segmenter.with_threshold(0.0), dataset, validation, thresholds=segmenter.thresholds
     ).complete()
-    values, groups = _by_case(found, metric, name)
+    values, groups = _by_case(evaluation, metric, name)
     totals = np.array([sum(span.values()) for span in spans]) * 1000
     parameters = sum(p.numel() for p in load_segmenter(model, device="cpu").network.parameters())
     return Candidate(
@@ -319,23 +319,23 @@ def _measured(
     )
 
 
-def _by_case(found: Evaluation, metric: str, name: str) -> tuple[dict[str, float], dict[str, str]]:
+def _by_case(evaluation: Evaluation, metric: str, name: str) -> tuple[dict[str, float], dict[str, str]]:
     """Return a metric's mean over the rows of each case, and each case's group.
 
     Raises:
         ConfigError: It is of landmarks, and the model finds none.
     """
-    radius = success_radius(metric, found.unit)
-    if radius is not None and not found.points:
+    radius = success_radius(metric, evaluation.unit)
+    if radius is not None and not evaluation.points:
         raise ConfigError(f"model '{name}' finds no landmarks, and {metric} is of landmarks: leave it out")
     rows: dict[str, list[float]] = {}
     groups: dict[str, str] = {}
     if radius is None:
-        measured = [(row.case, row.group, row.values[metric]) for row in found.rows]
+        measured = [(row.case, row.group, row.values[metric]) for row in evaluation.rows]
     else:
         measured = [
             (row.case, row.group, float(row.error is not None and row.error <= with_slack(radius)))
-            for row in found.points
+            for row in evaluation.points
             if row.status != "fp"
         ]
     for case, group, value in measured:
@@ -384,21 +384,21 @@ def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tu
         reasons.append(f"{one.name} is {word}: the difference is {ends}.")
         if not worse:
             good.append(one)
-    chosen = min(good, key=lambda c: (c.parameters, c.p50))
+    winner = min(good, key=lambda c: (c.parameters, c.p50))
     reasons.append(
-        f"Chosen: {chosen.name}, the smallest of the {len(good)} that are not significantly worse "
-        f"({chosen.parameters / 1e6:.1f} million parameters, {chosen.p50:.0f} ms)."
+        f"Chosen: {winner.name}, the smallest of the {len(good)} that are not significantly worse "
+        f"({winner.parameters / 1e6:.1f} million parameters, {winner.p50:.0f} ms)."
     )
     ahead = [
         c.name
         for c in fast
-        if c.p95 < chosen.p95 and sign * c.interval.estimate > sign * chosen.interval.estimate
+        if c.p95 < winner.p95 and sign * c.interval.estimate > sign * winner.interval.estimate
     ]
     if ahead:
         reasons.append(
             f"It is not on the front: {', '.join(ahead)}, though larger, is faster (p95) and better."
         )
-    return chosen.name, " ".join(reasons)
+    return winner.name, " ".join(reasons)
 
 
 def _gap(best: Candidate, other: Candidate, metric: str) -> Interval:

@@ -322,14 +322,18 @@ def _finish_epoch(
     out_of_time = settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes
     stop = out_of_time
     found: dict[str, float] = {}
-    measure = settings.threshold_measure if experiment.prediction.score_threshold is None else None
+    least = experiment.prediction
+    measure = settings.threshold_measure if least.score_threshold is None else None
+    by_points = least.landmark_threshold is None and not isinstance(least.score_threshold, float)
     if data.validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
         draft = output.folder / _CANDIDATE
         guard_disk(lambda: save_model(draft, output.card, weights))
         candidate = load_segmenter(draft)
-        validation = validate(candidate, data.dataset, data.validation, measure=measure)
-        state.thresholds = validation.thresholds
+        validation = validate(candidate, data.dataset, data.validation, measure=measure, landmarks=by_points)
+        state.thresholds, state.landmark_threshold = validation.thresholds, validation.landmark_threshold
         found = validation.metrics | {f"score_threshold/{n}": v for n, v in state.thresholds.items()}
+        if state.landmark_threshold is not None:
+            found["landmark_threshold"] = state.landmark_threshold
         metrics |= {f"validation/{name}": value for name, value in found.items()}
         metrics |= {
             f"headline/{name}": found[name] for name in ("ap50", "pq", "semantic_dice") if name in found
@@ -348,7 +352,7 @@ def _finish_epoch(
                 len(data.validation),
                 candidate.thresholds.lowest,
             )
-    card = _with_thresholds(output.card, state.thresholds)
+    card = _with_thresholds(output.card, state)
     if stopping is None:
         guard_disk(lambda: save_model(output.folder / MODEL, card, weights))
         state.best = found or state.best
@@ -442,32 +446,32 @@ def _with_facts(experiment: Experiment, facts: Facts, dataset: Dataset) -> Exper
     return experiment.model_copy(update={"image": image, "prediction": prediction})
 
 
-def _with_thresholds(card: ModelCard, thresholds: dict[str, float]) -> ModelCard:
+def _with_thresholds(card: ModelCard, state: TrainingState) -> ModelCard:
     """Return a model's card with the score thresholds that were chosen, if any were."""
-    if not thresholds:
-        return card
-    prediction = card.prediction.model_copy(update={"score_threshold": thresholds})
-    return card.model_copy(update={"prediction": prediction})
+    chosen: dict[str, Any] = {"score_threshold": state.thresholds} if state.thresholds else {}
+    if state.landmark_threshold is not None:
+        chosen["landmark_threshold"] = state.landmark_threshold
+    return card.model_copy(update={"prediction": card.prediction.model_copy(update=chosen)})
 
 
 def _say_thresholds(card: ModelCard, experiment: Experiment, cases: int) -> None:
     """Say which score thresholds the model has, and by what they were chosen."""
     learnt = learns(network_config(card.model))
-    thresholds = card.prediction.thresholds(card.label_map)
-    named = thresholds.named(card.label_map) if "masks" in learnt else {}
-    if "landmarks" in learnt:
-        named["landmarks"] = thresholds.every
-    shown = ", ".join(f"{name} {value:g}" for name, value in named.items())
-    measure = experiment.training.threshold_measure
-    if isinstance(card.prediction.score_threshold, dict) and experiment.prediction.score_threshold is None:
-        log.info("score thresholds, best for %s on %d validation cases: %s", measure, cases, shown)
-    else:
-        reason = f"fewer than {LEAST_REFERENCES} validation objects or no detection to choose them on"
-        if experiment.prediction.score_threshold is not None:
-            reason = "as configured"
-        elif "masks" not in learnt:
-            reason = "the default"
+    thresholds, given = card.prediction.thresholds(card.label_map), experiment.prediction
+    few = f"fewer than {LEAST_REFERENCES} validation objects or no detection to choose them on"
+    if "masks" in learnt:
+        shown = ", ".join(f"{name} {value:g}" for name, value in thresholds.named(card.label_map).items())
+        reason = few if given.score_threshold is None else "as configured"
+        if isinstance(card.prediction.score_threshold, dict) and given.score_threshold is None:
+            reason = f"best for {experiment.training.threshold_measure} on {cases} validation cases"
         log.info("score thresholds, %s: %s", reason, shown)
+    if "landmarks" in learnt:
+        reason = few if given.landmark_threshold is None else "as configured"
+        if isinstance(given.score_threshold, float):
+            reason = "as configured"
+        elif card.prediction.landmark_threshold is not None and given.landmark_threshold is None:
+            reason = f"best for {LANDMARK_METRIC} on {cases} validation cases"
+        log.info("score threshold of landmarks, %s: %g", reason, thresholds.landmarks)
 
 
 def _without_folder(model: dict[str, Any]) -> dict[str, Any]:

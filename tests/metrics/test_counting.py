@@ -20,7 +20,7 @@ def test_landmarks_by_hand():
         [[0, 0], [3, 4], [0, 0], [9, 9], [0, 0]],
         [[0, 1], [0, 0], [5, 5], [0, 0], [7, 7]],
         distance_cap=20.0,
-        found=[True, True, False, True, False],
+        detected=[True, True, False, True, False],
         existing=[True, True, True, False, False],
     )
     assert found.errors.tolist() == [1, 5, 20, 20, 0]

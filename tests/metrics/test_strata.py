@@ -37,5 +37,5 @@ def test_each_row_has_its_stratum():
 def test_only_what_is_wanted_and_nothing_for_nothing():
     empty = InstanceSet.empty(Grid.from_spacing(SHAPE, (0.5, 0.5)))
     rows = evaluate_instances(empty, empty)
-    assert instance_strata([(empty, rows)], wanted=("crowding", "stain")) == [{"crowding": "no reference"}]
+    assert instance_strata([(empty, rows)], names=("crowding", "stain")) == [{"crowding": "no reference"}]
     assert instance_strata([]) == []

@@ -80,7 +80,9 @@ def test_every_level_learns(targets):
         boxes=torch.tensor([[8.0, 8, 20, 20]]), labels=torch.tensor([1]), masks=mask, cores=cores
     )
     losses = network.losses(torch.rand(1, 3, 32, 32), [target])
-    assert set(losses) == {f"{p}{n}" for p in ("", "core_")[: len(losses) // 2] for n in ("cross_entropy", "dice")}
+    assert set(losses) == {
+        f"{p}{n}" for p in ("", "core_")[: len(losses) // 2] for n in ("cross_entropy", "dice")
+    }
     sum(losses.values()).backward()
     for head in network.unet.deep_supervision_heads:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())

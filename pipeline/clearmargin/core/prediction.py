@@ -148,12 +148,12 @@ def _above(module: str, function: str) -> Any:
 def at_least(prediction: Prediction, thresholds: Thresholds) -> Prediction:
     """Return a prediction without the instances whose score is below the threshold of their class.
 
-    And without the landmarks below ``thresholds.every``.
+    And without the landmarks below theirs.
     """
     kept = chosen_instances(prediction, thresholds.reached(prediction.instances))
     if kept.instances.landmarks is None:
         return kept
-    landmarks = kept.instances.landmarks.at_least(thresholds.every)
+    landmarks = kept.instances.landmarks.at_least(thresholds.landmarks)
     return replace(kept, instances=replace(kept.instances, landmarks=landmarks))
 
 

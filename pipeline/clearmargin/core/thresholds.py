@@ -16,25 +16,32 @@ __all__ = ["Thresholds"]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Least scores of instances.
+    """Least scores of instances and of landmarks.
 
     Attributes:
         every: Threshold of the labels that have none of their own, in [0, 1].
         by_label: Thresholds of the others, in [0, 1], by label.
+        points: Threshold of landmarks, in [0, 1]; None if it is ``every``.
     """
 
     every: float
     by_label: Mapping[int, float] = field(default_factory=dict)
+    points: float | None = None
 
     def __post_init__(self) -> None:
-        for value in (self.every, *self.by_label.values()):
+        for value in (self.every, *self.by_label.values(), self.landmarks):
             if not 0 <= value <= 1:
                 raise ValueError(f"a score threshold lies in [0, 1], not {value}")
 
     @property
     def lowest(self) -> float:
         """The least of all of them."""
-        return min(self.every, *self.by_label.values()) if self.by_label else self.every
+        return min(self.every, *self.by_label.values(), self.landmarks)
+
+    @property
+    def landmarks(self) -> float:
+        """The least score of a landmark."""
+        return self.every if self.points is None else self.points
 
     @property
     def stated(self) -> tuple[float, float]:

@@ -99,11 +99,11 @@ class Dataset:
 
     def split(self, name: Split) -> tuple[Case, ...]:
         """Return the cases of one split; ConfigError if it is empty."""
-        chosen = tuple(c for c in self.cases if c.split == name)
-        if not chosen:
+        cases = tuple(c for c in self.cases if c.split == name)
+        if not cases:
             counts = {s: sum(c.split == s for c in self.cases) for s in SPLITS}
             raise ConfigError(f"card '{self.card.name}' has no case in split '{name}' (it has {counts})")
-        return chosen
+        return cases
 
     def read(self, case: Case) -> tuple[Image, InstanceSet]:
         """Return a case's image and its reference instances on the image's grid.
@@ -411,13 +411,13 @@ def _with_further(case: Case, image: Image) -> NDArray[np.generic]:
     channels = [image.pixels]
     for number, path in enumerate(case.further, start=2):
         with named_by_case(case.case, f"its sequence {number}", path):
-            found = read_image(path)
-            if not found.grid.same_as(image.grid):
+            further = read_image(path)
+            if not further.grid.same_as(image.grid):
                 raise GeometryError(
                     f"sequence {number} of {1 + len(case.further)} lies on another grid than the first: "
-                    f"{found.grid} and {image.grid}; resample them to one grid before they enter a card"
+                    f"{further.grid} and {image.grid}; resample them to one grid before they enter a card"
                 )
-        channels.append(found.pixels)
+        channels.append(further.pixels)
     return np.concatenate(channels) if case.further else image.pixels
 
 
@@ -425,10 +425,10 @@ def _read_labels(path: Path, grid: Grid) -> NDArray[np.integer[Any]]:
     from clearmargin.formats.raster import read_label_raster
     from clearmargin.formats.volume import read_label_volume
 
-    labels, found = (read_label_raster(path), None) if grid.ndim == 2 else read_label_volume(path)
-    if labels.shape != grid.shape or (found is not None and not found.same_as(grid)):
+    labels, own_grid = (read_label_raster(path), None) if grid.ndim == 2 else read_label_volume(path)
+    if labels.shape != grid.shape or (own_grid is not None and not own_grid.same_as(grid)):
         raise GeometryError(
-            f"'{path.name}' lies on another grid than its image: {found or labels.shape} and {grid}; "
+            f"'{path.name}' lies on another grid than its image: {own_grid or labels.shape} and {grid}; "
             "resample one of them before it enters a card"
         )
     return labels
@@ -438,11 +438,11 @@ def _label_image(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
     card, encoding = dataset.card, dataset.card.encoding
     if not isinstance(encoding, LabelImage):
         raise TypeError(encoding)
-    found = InstanceSet.from_label_image(grid, _read_labels(case.reference, grid))
-    if len(found) == 0:  # a class template may then name no class at all ("normal")
-        return found
+    instances = InstanceSet.from_label_image(grid, _read_labels(case.reference, grid))
+    if len(instances) == 0:  # a class template may then name no class at all ("normal")
+        return instances
     label = card.label_map.by_name(_fill(encoding.label, case.row, card)).id
-    return replace(found, labels=np.full(len(found), label))
+    return replace(instances, labels=np.full(len(instances), label))
 
 
 def _value_table(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
@@ -568,11 +568,11 @@ def _video_masks(dataset: Dataset, case: Case, grid: Grid) -> InstanceSet:
         if frame.grid.shape != grid.shape:
             raise GeometryError(f"a mask video is {frame.grid.shape}, its clip {grid.shape}")
         try:
-            found = nearest_levels(frame.pixels, encoding.levels, encoding.tolerance)
+            levels = nearest_levels(frame.pixels, encoding.levels, encoding.tolerance)
         except InputError as error:
             raise InputError(f"{error}; list it in encoding.levels") from None
-        masks += [Mask.from_dense(mask) for mask in found.values()]
-        labels += [dataset.card.label_map.by_name(name).id for name in found]
+        masks += [Mask.from_dense(mask) for mask in levels.values()]
+        labels += [dataset.card.label_map.by_name(name).id for name in levels]
     return InstanceSet(
         grid=grid,
         masks=tuple(masks),

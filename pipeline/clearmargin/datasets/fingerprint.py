@@ -118,20 +118,20 @@ def take_fingerprint(
         ConfigError: There is no training case. InputError: A case cannot be read.
     """
     every = dataset.split("train")
-    chosen = every[:: -(-len(every) // most)]
+    cases = every[:: -(-len(every) // most)]
     images: list[dict[str, Any]] = []
-    found: list[Relations] = []
-    for case in chosen:
+    relations: list[Relations] = []
+    for case in cases:
         facts, seen = _look(dataset, case)
         images.append(facts)
-        found += seen
+        relations += seen
         advance()
-    masks = [mask for plane in found for mask in plane.instances.masks]
-    labels = np.concatenate([plane.instances.labels for plane in found] or [np.zeros(0, np.int64)])
+    masks = [mask for plane in relations for mask in plane.instances.masks]
+    labels = np.concatenate([plane.instances.labels for plane in relations] or [np.zeros(0, np.int64)])
     values = np.concatenate([one["values"] for one in images])
     count = max(1, len(masks))
     return Fingerprint(
-        cases=len(chosen),
+        cases=len(cases),
         of=len(every),
         ndim=max(one["ndim"] for one in images),
         channels=max(one["channels"] for one in images),
@@ -141,15 +141,15 @@ def take_fingerprint(
         spacings=np.array([one["spacing"] for one in images]),
         unit=images[0]["unit"],
         elongation=float(np.median([one["elongation"] for one in images])),
-        counts=np.array([len(plane.instances) for plane in found], np.int64),
+        counts=np.array([len(plane.instances) for plane in relations], np.int64),
         boxes=np.array([mask.crop.shape for mask in masks], np.int64).reshape(-1, 2),
         areas=np.array([mask.area for mask in masks], np.int64),
         thickness=np.array([thickness_of(mask) for mask in masks]),
-        nested=sum(plane.nested for plane in found) / count,
-        overlapping=sum(plane.overlapping for plane in found) / count,
-        touching=sum(plane.touching for plane in found) / count,
+        nested=sum(plane.nested for plane in relations) / count,
+        overlapping=sum(plane.overlapping for plane in relations) / count,
+        touching=sum(plane.touching for plane in relations) / count,
         lost={
-            "planes": _shares([plane.lost for plane in found], len(masks)),
+            "planes": _shares([plane.lost for plane in relations], len(masks)),
             "volumes": _shares([one["lost"] for one in images], sum(len(one["spans"]) for one in images)),
         },
         distances=np.array([one["distance"] for one in images]),

@@ -89,14 +89,16 @@ class Windows(TorchDataset[Any]):
     def __getitem__(self, position: int) -> tuple[Tensor, Targets]:
         """Return window ``position`` (any whole number from 0 on), ``(C, H, W)`` in [0, 1], and its targets."""
         generator = np.random.default_rng((self.seed, position))
-        pixels, found = self._draw(self.walks.case_at(position), self.augment, generator)
+        pixels, instances = self._draw(self.walks.case_at(position), self.augment, generator)
         if self.augment.copy_paste:
-            pixels, found = self._with_pasted(pixels, found, np.random.default_rng((self.seed, position, 1)))
+            pixels, instances = self._with_pasted(
+                pixels, instances, np.random.default_rng((self.seed, position, 1))
+            )
         pixels = augment_intensity(pixels, self.augment, generator)
-        pixels, found = self.variation(pixels, found, (self.seed, position))
+        pixels, instances = self.variation(pixels, instances, (self.seed, position))
         if len(pixels) == 1:
             pixels = pixels.repeat(self.image.channels, 1, 1)
-        return pixels.contiguous(), _targets(found, self.encode)
+        return pixels.contiguous(), _targets(instances, self.encode)
 
     def _draw(
         self, index: int, augment: AugmentSettings, generator: np.random.Generator
@@ -107,25 +109,25 @@ class Windows(TorchDataset[Any]):
         return window["image"].as_tensor(), read_instances(window, grid)
 
     def _with_pasted(
-        self, pixels: Tensor, found: InstanceSet, generator: np.random.Generator
+        self, pixels: Tensor, own: InstanceSet, generator: np.random.Generator
     ) -> tuple[Tensor, InstanceSet]:
         """Return a window with some instances of another: scaled, turned and mirrored as any window is."""
         if generator.random() >= self.augment.copy_paste:
-            return pixels, found
+            return pixels, own
         aimed = self.augment.model_copy(update={"foreground": 1.0})
         donor, others = self._draw(int(generator.integers(len(self.cases))), aimed, generator)
         seen = np.flatnonzero([m.area > 0 for m in others.masks])
         if len(seen) == 0:
-            return pixels, found
-        chosen = seen[generator.random(len(seen)) < 0.5]
-        if len(chosen) == 0:
-            chosen = seen[generator.integers(len(seen), size=1)]
+            return pixels, own
+        pasted = seen[generator.random(len(seen)) < 0.5]
+        if len(pasted) == 0:
+            pasted = seen[generator.integers(len(seen), size=1)]
         most = max(len(pixels), len(donor))  # grey beside colour
         laid, instances = paste(
             pixels.expand(most, -1, -1).numpy(),
-            found,
+            own,
             donor.expand(most, -1, -1).numpy(),
-            others.select(chosen),
+            others.select(pasted),
         )
         return torch.from_numpy(laid), instances
 
@@ -218,8 +220,8 @@ def _anchor(
     if not (len(sample["anchors"]) or pointed) or generator.random() >= augment.foreground:
         return None
     if len(sample["anchors"]):
-        chosen: NDArray[np.float64] = sample["anchors"][_aimed_at(sample["labels"], augment, generator)]
-        return chosen
+        anchor: NDArray[np.float64] = sample["anchors"][_aimed_at(sample["labels"], augment, generator)]
+        return anchor
     if landmarks is None:
         return None
     points = landmarks.points[landmarks.visible > 0]

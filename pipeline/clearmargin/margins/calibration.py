@@ -250,9 +250,8 @@ class Calibration:
         def scaled(score: float) -> float:
             return float(np.clip(self.scores.apply(np.array([score])), 0, 1)[0])
 
-        return Thresholds(
-            scaled(thresholds.every), {label: scaled(v) for label, v in thresholds.by_label.items()}
-        )
+        by_label = {label: scaled(v) for label, v in thresholds.by_label.items()}
+        return Thresholds(scaled(thresholds.every), by_label, points=thresholds.landmarks)
 
     def drift(self, features: Iterable[Features]) -> Drift:
         """Return what differs between incoming cases (their `features`) and the calibration cases."""
@@ -270,7 +269,7 @@ class Calibration:
             "length_unit": self.length_unit,
             "match_iou": self.match_iou,
             "scores": self.scores.to_data(),
-            "thresholds": {"every": self.thresholds.every, "by_label": dict(self.thresholds.by_label)},
+            "thresholds": asdict(self.thresholds) | {"by_label": dict(self.thresholds.by_label)},
             "pixels": None if self.pixels is None else self.pixels.to_data(),
             "nsd": None if self.nsd is None else scaling_to_data(self.nsd),
             "tolerance": self.tolerance,

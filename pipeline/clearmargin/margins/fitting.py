@@ -130,10 +130,10 @@ def fit_limits(
     refused: list[Refusal] = []
     misses = _misses(cases, asked, group, refused)
     if misses is not None:
-        thresholds = Thresholds(misses.threshold)
+        thresholds = Thresholds(misses.threshold, points=own_thresholds.landmarks)
     elif asked.threshold_measure is not None:
-        chosen = choose_thresholds([case.scored for case in cases], asked.threshold_measure)
-        thresholds = Thresholds(own_thresholds.every, {**own_thresholds.by_label, **chosen})
+        by_label = choose_thresholds([case.scored for case in cases], asked.threshold_measure)
+        thresholds = replace(own_thresholds, by_label={**own_thresholds.by_label, **by_label})
     else:
         thresholds = own_thresholds
     kept = [one for one in instances if one.score >= thresholds.of(one.label)]
@@ -290,7 +290,7 @@ def _regions(
     length_unit: Unit,
 ) -> tuple[list[PointRegion], list[Refusal]]:
     known, fresh = (
-        paired_points([case.points for case in cases if case.points is not None], limits.thresholds.every)
+        paired_points([case.points for case in cases if case.points is not None], limits.thresholds.landmarks)
         for cases in (fit, margin)
     )
     regions: list[PointRegion] = []

@@ -65,7 +65,7 @@ class Apart:
 
     def predicted(self, thresholds: Thresholds) -> float | None:
         """Return the distance to the nearest target that reaches its threshold; None if there is none."""
-        least = thresholds.of(self.label) if self.label else thresholds.every
+        least = thresholds.of(self.label) if self.label else thresholds.landmarks
         kept = self.distances[self.scores >= np.float32(least)]
         return float(kept.min()) if kept.size else None
 

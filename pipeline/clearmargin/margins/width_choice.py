@@ -46,7 +46,7 @@ def choose_widths(
     halves = [[one for one in objects if one.group in set(groups[k::2])] for k in range(2)]
     whole = _fitted(objects, alpha, element)
     of_halves = [_fitted(half, alpha, element) for half in halves] if all(halves) else []
-    chosen: dict[tuple[Sides, Guarantee], ChosenWidth] = {}
+    choices: dict[tuple[Sides, Guarantee], ChosenWidth] = {}
     for sides in BOTH:
         widths = _joined(whole, sides)
         tried = [_joined(of_half, sides) for of_half in of_halves]
@@ -64,8 +64,8 @@ def choose_widths(
                 if tried and all(name in of_half for of_half in tried)
             }
             best = min(lengths, key=lambda name: lengths[name]) if lengths else "constant"
-            chosen[sides, guarantee] = ChosenWidth(width=widths[best], lengths=lengths)
-    return chosen
+            choices[sides, guarantee] = ChosenWidth(width=widths[best], lengths=lengths)
+    return choices
 
 
 def _fitted(objects: Sequence[MatchedObject], alpha: float, element: float) -> dict[str, dict[Side, Width]]:

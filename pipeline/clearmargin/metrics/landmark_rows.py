@@ -16,11 +16,13 @@ from clearmargin.core.landmarks import SEEN, VISIBILITIES
 from clearmargin.core.slack import with_slack
 from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.metrics.pair import Status
+from clearmargin.metrics.thresholds import LEAST_REFERENCES, between
 
 __all__ = [
     "RADII",
     "PointRow",
     "PointSummary",
+    "best_point_threshold",
     "landmark_quality",
     "pair_points",
     "point_rows",
@@ -31,6 +33,8 @@ __all__ = [
 
 RADII: Mapping[Unit, tuple[float, ...]] = {"px": (5.0, 10.0, 20.0), "mm": (2.0, 2.5, 3.0, 4.0)}
 """Radii of success rates by unit."""
+
+_TRIED = 40  # thresholds at most
 
 _VISIBILITY = {True: "seen", False: "hidden"}  # that is predicted, by whether it is seen
 
@@ -220,6 +224,39 @@ def landmark_quality(rows: Sequence[PointRow]) -> float:
     references = sum(row.status != "fp" for row in rows)
     predicted = sum(row.status != "fn" for row in rows)
     return float(sum(max(0.0, 1 - error / reach) for error in errors) / ((references + predicted) / 2))
+
+
+def best_point_threshold(
+    cases: Sequence[tuple[Landmarks, Landmarks, Grid]], *, least: int = LEAST_REFERENCES
+) -> float | None:
+    """Return the score threshold of landmarks at which `landmark_quality` is best; of equals the highest.
+
+    Points are paired anew at each threshold, since a point that is left out leaves its partner to another. Of many
+    distinct scores so many quantiles are tried as `_TRIED` says.
+
+    Args:
+        cases: Predicted points down to the lowest score that a threshold may have, true points, and their grid.
+        least: References that a threshold needs.
+
+    Returns:
+        As `choose_thresholds` rounds it; None if there are fewer references, or if no point is near its reference.
+    """
+    references = sum(int((truth.visible > 0).sum()) for _, truth, _ in cases)
+    scores = np.unique(np.concatenate([np.zeros(0), *(p.scores[p.visible > 0] for p, _, _ in cases)]))[::-1]
+    if references < least or not len(scores):
+        return None
+    tried = scores[np.unique(np.linspace(0, len(scores) - 1, _TRIED).round().astype(int))]
+    qualities = [
+        landmark_quality(
+            [row for p, truth, grid in cases for row in point_rows(p.at_least(t), truth, grid=grid)]
+        )
+        for t in tried.tolist()
+    ]
+    best = int(np.argmax(qualities))
+    if not qualities[best]:
+        return None
+    below = scores[scores < tried[best]]
+    return between(float(tried[best]), *below[:1].tolist())
 
 
 def success_radius(metric: str, unit: str) -> float | None:

@@ -47,7 +47,7 @@ def landmark_errors(
     reference: ArrayLike,
     *,
     distance_cap: float,
-    found: Sequence[bool] | None = None,
+    detected: Sequence[bool] | None = None,
     existing: Sequence[bool] | None = None,
 ) -> LandmarkErrors:
     """Return the radial errors of landmarks, one row each, in the same order.
@@ -56,7 +56,7 @@ def landmark_errors(
         predicted: ``(K, 2)`` or ``(K, 3)`` points, in mm or px.
         reference: Points of the same shape and unit.
         distance_cap: What a false negative or a false positive counts, and the most an error counts.
-        found: Whether each landmark was predicted; None for all.
+        detected: Whether each landmark was predicted; None for all.
         existing: Whether each exists in the image; None for all. Rows that do not exist are not read.
 
     Raises:
@@ -69,20 +69,20 @@ def landmark_errors(
         raise ValueError(f"landmarks are two arrays (K, 2) or (K, 3), not {ours.shape} and {theirs.shape}")
     if not distance_cap > 0:
         raise ValueError(f"a distance cap is positive, not {distance_cap}")
-    is_found = np.ones(len(ours), bool) if found is None else np.asarray(found, bool)
+    is_detected = np.ones(len(ours), bool) if detected is None else np.asarray(detected, bool)
     exists = np.ones(len(ours), bool) if existing is None else np.asarray(existing, bool)
-    if is_found.shape != (len(ours),) or exists.shape != (len(ours),):
-        raise ValueError(f"found and existing have one value for each of {len(ours)} landmarks")
-    both = is_found & exists
+    if is_detected.shape != (len(ours),) or exists.shape != (len(ours),):
+        raise ValueError(f"detected and existing have one value for each of {len(ours)} landmarks")
+    both = is_detected & exists
     apart = np.linalg.norm(ours[both] - theirs[both], axis=1)
     if not np.isfinite(apart).all():
         raise ValueError(
-            "a landmark that is found and exists has finite coordinates; mark absent ones by found=False"
+            "a landmark that is detected and exists has finite coordinates; mark absent ones by detected=False"
         )
-    errors = np.where(is_found | exists, float(distance_cap), 0.0)
+    errors = np.where(is_detected | exists, float(distance_cap), 0.0)
     errors[both] = np.minimum(apart, distance_cap)
     names: dict[tuple[bool, bool], Status] = {
         (True, True): "tp", (False, True): "fn", (True, False): "fp", (False, False): "tn",
     }  # fmt: skip
-    statuses = tuple(names[bool(f), bool(e)] for f, e in zip(is_found, exists, strict=True))
+    statuses = tuple(names[bool(f), bool(e)] for f, e in zip(is_detected, exists, strict=True))
     return LandmarkErrors(errors=errors, statuses=statuses)

@@ -34,7 +34,7 @@ STRATA = ("size", *_OF_REFERENCES)
 
 
 def instance_strata(
-    images: Sequence[tuple[InstanceSet, Sequence[InstanceRow]]], wanted: Sequence[str] = STRATA
+    images: Sequence[tuple[InstanceSet, Sequence[InstanceRow]]], names: Sequence[str] = STRATA
 ) -> list[dict[str, str]]:
     """Return for each row, over all images in their order, the stratum it is in, by column.
 
@@ -46,13 +46,13 @@ def instance_strata(
 
     Args:
         images: The references of each image and its rows from `evaluate_instances`; may be none.
-        wanted: Names in `STRATA`; others are left to the caller.
+        names: Names in `STRATA`; others are left to the caller.
 
     Source: by definition.
     """
     rows = [row for _, of_image in images for row in of_image]
     out: list[dict[str, str]] = [{} for _ in rows]
-    if rows and "size" in wanted:
+    if rows and "size" in names:
         grid = images[0][0].grid
         for known, size in zip(
             out,
@@ -62,7 +62,7 @@ def instance_strata(
             strict=True,
         ):
             known["size"] = size
-    columns = {name: rule for name, rule in _OF_REFERENCES.items() if name in wanted}
+    columns = {name: rule for name, rule in _OF_REFERENCES.items() if name in names}
     if not columns:
         return out
     at = iter(out)

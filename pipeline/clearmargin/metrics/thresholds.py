@@ -27,6 +27,7 @@ __all__ = [
     "Measure",
     "ScoreCurve",
     "ScoredMatches",
+    "between",
     "choose_thresholds",
     "dice_by_score",
     "match_scores",
@@ -202,10 +203,16 @@ def _best(matches: ScoredMatches, measure: Measure) -> float | None:
     if not curve.tp.any():
         return None
     best = int(np.argmax(MEASURES[measure](curve)))
-    kept = float(curve.scores[best])
-    if best + 1 == len(curve.scores):
+    return between(float(curve.scores[best]), *curve.scores[best + 1 : best + 2].tolist())
+
+
+def between(kept: float, below: float | None = None) -> float:
+    """Return a threshold that keeps one score and not the next one: halfway, in as few digits as part them.
+
+    Without a next one it is the score that is kept, or 0.5, whichever is lower.
+    """
+    if below is None:
         return min(kept, 0.5)
-    below = float(curve.scores[best + 1])
     for digits in range(2, 8):
         middle = round((kept + below) / 2, digits)
         if below < middle <= kept:

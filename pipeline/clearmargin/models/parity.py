@@ -92,8 +92,8 @@ def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) 
     pairs = _partners(first, one, second, two)
     clear = floor + LIMITS["score"]
     lost = sum(
-        bool(found.scores[i] >= clear) and mask.area > 1
-        for found, masks, paired in ((first, one, set(pairs)), (second, two, set(pairs.values())))
+        bool(look.scores[i] >= clear) and mask.area > 1
+        for look, masks, paired in ((first, one, set(pairs)), (second, two, set(pairs.values())))
         for i, mask in masks.items()
         if i not in paired
     )
@@ -115,7 +115,7 @@ def compare_points(first: Landmarks | None, second: Landmarks | None, *, floor: 
         return Parity(lost=int(first is not second))
     one, two = (side.at_least(floor).singles() for side in (first, second))
     clear = floor + LIMITS["score"]
-    found = []
+    differences = []
     for k in range(len(first.types)):
         rows = [np.flatnonzero(side.visible[:, k]) for side in (one, two)]
         apart = np.linalg.norm(one.points[rows[0], None, k] - two.points[None, rows[1], k], axis=2)
@@ -124,11 +124,11 @@ def compare_points(first: Landmarks | None, second: Landmarks | None, *, floor: 
             (one, two), rows, zip(*pairs, strict=True) if pairs else ((), ()), strict=True
         ):
             alone = np.delete(own, np.array(partners, np.int64))
-            found.append(Parity(lost=int((side.scores[alone, k] >= clear).sum())))
+            differences.append(Parity(lost=int((side.scores[alone, k] >= clear).sum())))
         for i, j in pairs:
             scores = float(one.scores[rows[0][i], k]), float(two.scores[rows[1][j], k])
-            found.append(Parity(points=1, score=abs(scores[0] - scores[1]), moved=float(apart[i, j])))
-    return worst(found)
+            differences.append(Parity(points=1, score=abs(scores[0] - scores[1]), moved=float(apart[i, j])))
+    return worst(differences)
 
 
 def compare_maps(first: Look, second: Look) -> Parity:
@@ -137,10 +137,10 @@ def compare_maps(first: Look, second: Look) -> Parity:
     return Parity(foreground=max(float(np.abs(one - two).max()) for one, two in pairs))
 
 
-def _instances(found: Look, floor: float) -> dict[int, Mask]:
+def _instances(look: Look, floor: float) -> dict[int, Mask]:
     """Return the masks of what is at least at the floor, by their positions."""
-    chosen = np.flatnonzero(found.scores >= floor).tolist()
-    masks = {i: threshold(*found.placed(i), found.grid.shape) for i in chosen}
+    kept = np.flatnonzero(look.scores >= floor).tolist()
+    masks = {i: threshold(*look.placed(i), look.grid.shape) for i in kept}
     return {i: mask for i, mask in masks.items() if mask.area}
 
 

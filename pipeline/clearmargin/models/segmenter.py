@@ -148,8 +148,8 @@ class PlaneDetections:
 
     def landmarks(self) -> Landmarks | None:
         """Return the points on the plane's grid, each an object of its own; None if they were not looked for."""
-        found = self.found.landmarks
-        return None if found is None else placed_points(found, self.points, self.matrix, self.grid)
+        points = self.found.landmarks
+        return None if points is None else placed_points(points, self.points, self.matrix, self.grid)
 
     def foreground(self) -> Iterator[NDArray[np.float32]]:
         """Yield each pixel's probability of each class, ``(K, Y, X)`` on the plane's grid, once.
@@ -164,22 +164,22 @@ class PlaneDetections:
 
 
 def placed_points(
-    found: PointDetections, types: tuple[PointType, ...], matrix: NDArray[np.float64], grid: Grid
+    detections: PointDetections, types: tuple[PointType, ...], matrix: NDArray[np.float64], grid: Grid
 ) -> Landmarks:
     """Return points that a network found on the source's grid, each an object of its own; those outside are left out.
 
     Args:
-        found: In network pixels.
+        detections: In network pixels.
         types: That the network looks for.
         matrix: From network indices to the grid's.
         grid: Of the source.
     """
-    n, k, ndim = len(found.types), len(types), grid.ndim
+    n, k, ndim = len(detections.types), len(types), grid.ndim
     at, spread = np.full((n, k, ndim), np.nan), np.full((n, k, ndim, ndim), np.nan)
     visible, scores = np.zeros((n, k), np.int8), np.zeros((n, k), np.float32)
     rows = np.arange(n)
-    at[rows, found.types], spread[rows, found.types] = found.points, found.covariance
-    visible[rows, found.types], scores[rows, found.types] = found.visible, found.scores
+    at[rows, detections.types], spread[rows, detections.types] = detections.points, detections.covariance
+    visible[rows, detections.types], scores[rows, detections.types] = detections.visible, detections.scores
     shown = Landmarks.of(types, at, visible, scores=scores, covariance=spread)
     # A mirrored view shows the left one as a right one, and is turned back as training turned it.
     return shown.moved(matrix).inside(grid.shape)
@@ -295,7 +295,7 @@ class NetworkSegmenter(ABC):
             choice = self.choice
             whole = link_slices(parts, image.grid, min_iou=choice.link_iou, gap=choice.link_gap)
         reached = whole.select(self.thresholds.reached(whole))
-        return with_points(reached, self.thresholds.every, grouped=self.finds_masks)
+        return with_points(reached, self.thresholds.landmarks, grouped=self.finds_masks)
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the image with the intensities that the network is shown; the same for every view of it.

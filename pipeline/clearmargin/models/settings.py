@@ -25,6 +25,11 @@ class PredictionSettings(Settings):
         description="score threshold of an instance, or one per class by name; null: train chooses one for each class "
         "on the validation split, and 0.5 if there is none",
     )
+    landmark_threshold: _Score | None = Field(
+        None,
+        description="score threshold of a landmark; null: score_threshold if that is a number, else train chooses one "
+        "on the validation split, and 0.5 if there is none",
+    )
     mask_nms: float = Field(
         0.5, gt=0, le=1, description="mask IoU above which the lower score of one class goes; 1 keeps all"
     )
@@ -60,10 +65,9 @@ class PredictionSettings(Settings):
         """
         least = self.score_threshold
         if isinstance(least, dict):
-            return Thresholds(
-                SCORE_THRESHOLD, {label_map.by_name(name).id: value for name, value in least.items()}
-            )
-        return Thresholds(SCORE_THRESHOLD if least is None else least)
+            by_label = {label_map.by_name(name).id: value for name, value in least.items()}
+            return Thresholds(SCORE_THRESHOLD, by_label, points=self.landmark_threshold)
+        return Thresholds(SCORE_THRESHOLD if least is None else least, points=self.landmark_threshold)
 
     @model_validator(mode="after")
     def _tiles_fit(self) -> PredictionSettings:

@@ -124,12 +124,12 @@ class _Blend:
         return torch.from_numpy(self._total)
 
 
-def _parts(found: Detections, tile: Tile, view: tuple[int, ...], rule: Suppression) -> list[_Part]:
+def _parts(detections: Detections, tile: Tile, view: tuple[int, ...], rule: Suppression) -> list[_Part]:
     """Return a tile's detections on the view, without repeats."""
     shift = torch.tensor([*tile.low[::-1]] * 2, dtype=torch.float32)
-    labels, scores = found.labels.cpu().numpy(), found.scores.float().cpu().numpy()
+    labels, scores = detections.labels.cpu().numpy(), detections.scores.float().cpu().numpy()
     masks = []
-    for mask, region in zip(found.masks, found.regions, strict=True):
+    for mask, region in zip(detections.masks, detections.regions, strict=True):
         crop, corner = place(mask, region, np.eye(len(view) + 1), tile.size)
         masks.append(threshold(crop, tuple(np.add(corner, tile.low).tolist()), view))
     # What no pixel is likely to hold still has its place in a map of probabilities.
@@ -142,9 +142,9 @@ def _parts(found: Detections, tile: Tile, view: tuple[int, ...], rule: Suppressi
             mask=masks[i],
             label=int(labels[i]),
             score=float(scores[i]),
-            probabilities=found.masks[int(i)].detach().float().cpu(),
-            region=found.regions[int(i)].float().cpu() + shift,
-            box=found.boxes[int(i)].float().cpu() + shift,
+            probabilities=detections.masks[int(i)].detach().float().cpu(),
+            region=detections.regions[int(i)].float().cpu() + shift,
+            box=detections.boxes[int(i)].float().cpu() + shift,
         )
         for i in (*kept, *np.flatnonzero(~held))
     ]

@@ -201,8 +201,8 @@ class WindowSegmenter(_SpaceSegmenter):
 
         patch = self.network.view.patch
         shared = tuple(min(max(1, round(n * self.network.overlap)), n - 1) for n in patch)
-        found = find_in_tiles(look, size, patch, shared, rule=self.suppression)
-        return WindowDetections(found=found, matrix=matrix, extent=size, grid=ready.grid)
+        stitched = find_in_tiles(look, size, patch, shared, rule=self.suppression)
+        return WindowDetections(found=stitched, matrix=matrix, extent=size, grid=ready.grid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,7 @@ class VolumeSegmenter(_SpaceSegmenter):
         self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: PreparedImage
     ) -> VolumeDetections:
         network = self.network
-        found, specks = class_components(
+        components, specks = class_components(
             maps, network.classes, smallest=network.smallest, most=network.detections
         )
         if specks:
@@ -250,7 +250,7 @@ class VolumeSegmenter(_SpaceSegmenter):
                 network.smallest,
             )
         return VolumeDetections(
-            maps=maps[: network.classes], matrix=matrix, grid=ready.grid, found=tuple(found)
+            maps=maps[: network.classes], matrix=matrix, grid=ready.grid, found=tuple(components)
         )
 
 

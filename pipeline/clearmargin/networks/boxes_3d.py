@@ -40,9 +40,9 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return how anchors are moved and stretched to become boxes, both ``(N, 6)``."""
-    extents, wanted = anchors[:, 3:] - anchors[:, :3], boxes[:, 3:] - boxes[:, :3]
+    extents, sizes = anchors[:, 3:] - anchors[:, :3], boxes[:, 3:] - boxes[:, :3]
     moved = (boxes[:, :3] + boxes[:, 3:] - anchors[:, :3] - anchors[:, 3:]) / (2 * extents)
-    return torch.cat([moved, (wanted / extents).log()], 1)
+    return torch.cat([moved, (sizes / extents).log()], 1)
 
 
 def decode(changes: Tensor, anchors: Tensor) -> Tensor:

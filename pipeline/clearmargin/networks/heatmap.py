@@ -98,8 +98,8 @@ class Heatmap(PlaneNetwork):
 
     def detect(self, images: Tensor, *, maps: bool = False) -> list[Detections]:
         """Return the peaks of each heat map as landmarks, at most ``most`` of a type; there are no masks."""
-        found = plane_points(self._logits(images), self.config, self.classes)
-        return [Detections.without_masks(one, images.device) for one in found]
+        points = plane_points(self._logits(images), self.config, self.classes)
+        return [Detections.without_masks(one, images.device) for one in points]
 
     def _logits(self, images: Tensor) -> Tensor:
         if images.shape[-2] % 32 or images.shape[-1] % 32:

@@ -169,9 +169,9 @@ class MaskRCNN3D(WindowNetwork):
         objectness, moves = [], []
         for own, moved, truth in zip(logits, changes, truths, strict=True):
             positive, matched, negative = shown_objects(own.detach(), anchors, truth)
-            wanted = torch.cat([torch.ones_like(own[positive]), torch.zeros_like(own[negative])])
-            chosen = torch.cat([positive, negative])
-            objectness.append(F.binary_cross_entropy_with_logits(own[chosen], wanted))
+            truly = torch.cat([torch.ones_like(own[positive]), torch.zeros_like(own[negative])])
+            sampled = torch.cat([positive, negative])
+            objectness.append(F.binary_cross_entropy_with_logits(own[sampled], truly))
             moves.append((moved[positive] - encode(truth[matched], anchors[positive])).abs())
         proposals = [
             torch.cat([truth, self._likeliest(one, moved, anchors, size)])
@@ -208,16 +208,16 @@ class MaskRCNN3D(WindowNetwork):
         ]
         scores, shifts = self.box_branch(pool_levels(features[1:], proposals, 5, extent, self.steps[1:]))
         counts = [len(p) for p in proposals]
-        found = [
+        detected = [
             self._detected(*one, size)
             for one in zip(
                 proposals, scores.float().softmax(1).split(counts), shifts.split(counts), strict=True
             )
         ]
-        masks = self._masks(features, [boxes for boxes, _, _ in found], extent)
+        masks = self._masks(features, [boxes for boxes, _, _ in detected], extent)
         every = self.voxels(features[0]).float().sigmoid()[..., : size[0], : size[1], : size[2]]
         detections = []
-        for i, (boxes, kept, labels) in enumerate(found):
+        for i, (boxes, kept, labels) in enumerate(detected):
             own = masks[i][torch.arange(len(labels), device=labels.device), labels - 1]
             detections.append(
                 Detections(
@@ -267,12 +267,12 @@ class MaskRCNN3D(WindowNetwork):
                 overlap, match = box_iou(every, truth).max(1)
             positive = some_of(torch.where(overlap >= _SHOWS)[0], self.config.box_samples // 3)
             negative = some_of(torch.where(overlap < _SHOWS)[0], self.config.box_samples - len(positive))
-            chosen = torch.cat([positive, negative])
-            label = torch.zeros_like(match[chosen])
+            sampled = torch.cat([positive, negative])
+            label = torch.zeros_like(match[sampled])
             label[: len(positive)] = target.labels[match[positive]]
-            boxes.append(every[chosen])
+            boxes.append(every[sampled])
             labels.append(label)
-            matches.append(match[chosen] + before)
+            matches.append(match[sampled] + before)
             before += len(truth)
         return _Samples(boxes=boxes, labels=labels, matches=matches)
 
@@ -299,10 +299,10 @@ class MaskRCNN3D(WindowNetwork):
         logits = torch.cat(self._masks(maps, boxes, extent))
         own = logits[torch.arange(len(labels), device=labels.device), labels - 1].float()
         truth = torch.cat([t.masks for t in targets])[matches, None].float()
-        wanted = pool_regions(
+        aims = pool_regions(
             truth, list(torch.cat(boxes)[:, None]), (own.shape[1], own.shape[2], own.shape[3]), extent
         )[:, 0]
-        return mask_loss(own.flatten(1, 2), wanted.flatten(1, 2), self.config.mask_loss)
+        return mask_loss(own.flatten(1, 2), aims.flatten(1, 2), self.config.mask_loss)
 
     def _detected(
         self, proposals: Tensor, scores: Tensor, shifts: Tensor, size: Sequence[int]

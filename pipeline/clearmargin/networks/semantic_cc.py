@@ -141,9 +141,9 @@ def _best_targets(lost: Mapping[TargetKind, float]) -> tuple[TargetKind, float]:
 
 
 def _targets_choice(lost: Mapping[TargetKind, float]) -> Choice:
-    chosen, _ = _best_targets(lost)
+    best, _ = _best_targets(lost)
     shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in lost.items())
-    return Choice("model.targets", chosen, f"of the training references these would be lost: {shares}")
+    return Choice("model.targets", best, f"of the training references these would be lost: {shares}")
 
 
 class SemanticCC(PlaneNetwork):
@@ -192,7 +192,7 @@ class SemanticCC(PlaneNetwork):
         )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
-        found, specks = class_components(
+        components, specks = class_components(
             probabilities.cpu().numpy(),
             self.classes,
             smallest=self.config.smallest,
@@ -200,12 +200,12 @@ class SemanticCC(PlaneNetwork):
         )
         if specks:
             log.debug("%d component(s) of fewer than %d pixels dropped", specks, self.config.smallest)
-        parts = [component for _, component in found]
+        parts = [component for _, component in components]
         boxes = torch.tensor([[*c.low[::-1], *c.high[::-1]] for c in parts], dtype=torch.float32)
         regions = torch.tensor([_region(c) for c in parts], dtype=torch.float32)
         return Detections(
             boxes=boxes.reshape(-1, 4).to(device),
-            labels=torch.tensor([label for label, _ in found], dtype=torch.int64, device=device),
+            labels=torch.tensor([label for label, _ in components], dtype=torch.int64, device=device),
             scores=torch.tensor([c.score for c in parts], dtype=torch.float32, device=device),
             masks=tuple(torch.from_numpy(c.probabilities).to(device) for c in parts),
             regions=regions.reshape(-1, 4).to(device),
@@ -316,12 +316,15 @@ class _DynUNet(DynUNet):  # type: ignore[misc]
 
 
 def level_logits(unet: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return a U-shaped network's logits, finest level first: one where there is no deep supervision."""
+    """Return a U-shaped network's logits of each level that is held to the reference, finest first."""
     return unet.levels(images) if isinstance(unet, _DynUNet) else [unet(images)]
 
 
 def unet_losses(
-    logits: Sequence[Tensor], targets: Sequence[Targets | VolumeTargets], classes: int, config: SemanticSettings
+    logits: Sequence[Tensor],
+    targets: Sequence[Targets | VolumeTargets],
+    classes: int,
+    config: SemanticSettings,
 ) -> dict[str, Tensor]:
     """Return the losses of the classes' maps against their instances, and of the cores' maps if they are learnt.
 
@@ -369,11 +372,11 @@ def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) 
     """
     rows = logits.shape[-1]
     height = logits[0, 0].numel() // rows
-    found, wanted = (x.float().reshape(-1, height, rows) for x in (logits, unions))
-    there = wanted.flatten(1).any(1)
-    dice = dice_loss(found[there], wanted[there]).mean() if there.any() else found.sum() * 0
+    every, aims = (x.float().reshape(-1, height, rows) for x in (logits, unions))
+    there = aims.flatten(1).any(1)
+    dice = dice_loss(every[there], aims[there]).mean() if there.any() else every.sum() * 0
     return {
-        "cross_entropy": mask_loss(found, wanted, settings.model_copy(update={"dice": 0.0})),
+        "cross_entropy": mask_loss(every, aims, settings.model_copy(update={"dice": 0.0})),
         "dice": settings.dice * dice,
     }
 

@@ -17,7 +17,13 @@ from clearmargin.errors import ConfigError
 from clearmargin.networks.dropout import dropping
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
 from clearmargin.networks.planning import Choice, Facts, Sees, Shown
-from clearmargin.networks.semantic_cc import SemanticSettings, build_unet, level_logits, start_unet, unet_losses
+from clearmargin.networks.semantic_cc import (
+    SemanticSettings,
+    build_unet,
+    level_logits,
+    start_unet,
+    unet_losses,
+)
 from clearmargin.networks.window_plan import window_choices
 from clearmargin.networks.windows import UNet3DSettings, windowed_probabilities
 

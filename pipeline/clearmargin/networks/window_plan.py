@@ -57,10 +57,10 @@ def halvings(extents: Sequence[float], spacing: Sequence[float]) -> list[tuple[i
         if not large:
             break
         finest = min(steps[axis] for axis in large)
-        chosen = [axis for axis in large if steps[axis] < 2 * finest]
-        for axis in chosen:
+        halved = [axis for axis in large if steps[axis] < 2 * finest]
+        for axis in halved:
             sizes[axis], steps[axis] = math.ceil(sizes[axis] / 2), 2 * steps[axis]
-        strides.append(tuple(2 if axis in chosen else 1 for axis in range(len(sizes))))
+        strides.append(tuple(2 if axis in halved else 1 for axis in range(len(sizes))))
     return strides
 
 
@@ -131,7 +131,7 @@ def _filters(facts: Facts, shown: Shown, extents: Sequence[float], budget: float
         return choices[0], f"on {shown.device}"
     voxels = min(math.prod(extents) * 1.4, _VOXELS[shown.device])
     passes = {f: budget / (seconds_per_voxel(f, shown.device) * voxels * max(1, facts.of)) for f in choices}
-    chosen = max([f for f in choices if passes[f] >= _PASSES], default=choices[0])
-    return chosen, (
-        f"with these about {passes[chosen]:.0f} passes through {facts.of} volumes in {shown.minutes:g} minutes"
+    most = max([f for f in choices if passes[f] >= _PASSES], default=choices[0])
+    return most, (
+        f"with these about {passes[most]:.0f} passes through {facts.of} volumes in {shown.minutes:g} minutes"
     )

@@ -237,7 +237,7 @@ def trade_off(
     points: Mapping[str, tuple[float, float, float | None, float | None]],
     *,
     front: Sequence[str],
-    chosen: str,
+    winner: str,
     budget: float,
     metric: str,
 ) -> Figure:
@@ -246,7 +246,7 @@ def trade_off(
     Args:
         points: Milliseconds, the metric and its interval's ends by name.
         front: Names of those that none beats in both, the fastest first.
-        chosen: A name; empty for none.
+        winner: A name; empty for none.
         budget: In milliseconds.
         metric: Its name.
     """
@@ -259,8 +259,8 @@ def trade_off(
         spread = None if low is None or high is None else [[value - low], [high - value]]
         colour = COLOURS[i % len(COLOURS)]
         axes.errorbar(time_ms, value, yerr=spread, color=colour, capsize=2, linewidth=1)
-        axes.plot(time_ms, value, marker="*" if name == chosen else "o", color=colour, markersize=9)
-        label = f"{name} (chosen)" if name == chosen else name
+        axes.plot(time_ms, value, marker="*" if name == winner else "o", color=colour, markersize=9)
+        label = f"{name} (chosen)" if name == winner else name
         axes.annotate(label, (time_ms, value), textcoords="offset points", xytext=(7, 5), fontsize=8)
     axes.set_xscale("log")
     axes.margins(x=0.2)

@@ -192,7 +192,7 @@ class SampledSegmenter:
         if points:
             instances = replace(instances, landmarks=agreed_points(points))
         return Prediction(
-            instances=with_points(instances, self.thresholds.every, grouped=self.finds_masks),
+            instances=with_points(instances, self.thresholds.landmarks, grouped=self.finds_masks),
             label_map=self.label_map,
             provenance=self.provenance,
             maps=maps,
@@ -215,19 +215,19 @@ class SampledSegmenter:
         while z < depth:
             seen: list[Moments] = []  # of one plane, or of all, as far as a look reaches
             # One look at a time: what a member saw of a plane, or of a volume, is gone before the next looks.
-            for member, walk, found in zip(self.members, walks, parts, strict=True):
+            for member, walk, part in zip(self.members, walks, parts, strict=True):
                 look = next(walk)
                 whole = look.grid.ndim == 3
                 if maps:
                     _add(seen, look, classes)
-                found.append(look.instances(member.segmenter.suppression))
+                part.append(look.instances(member.segmenter.suppression))
                 del look
                 if len(seen) > 1:  # a volume's
                     trim_heap()
             z += _fill(maps, seen, z) if maps else depth if whole else 1
         every = [
-            member.segmenter.with_threshold(0.0).merge(found, image)
-            for member, found in zip(self.members, parts, strict=True)
+            member.segmenter.with_threshold(0.0).merge(part, image)
+            for member, part in zip(self.members, parts, strict=True)
         ]
         return every, maps
 

@@ -35,6 +35,7 @@ class TrainingState:
         best: Validation metrics of the model that is kept, by name.
         since_best: Validations since then.
         thresholds: Score threshold of each class by its name, as the latest validation chose them.
+        landmark_threshold: That of landmarks, likewise; None if none was chosen.
     """
 
     network: Network
@@ -45,6 +46,7 @@ class TrainingState:
     best: dict[str, float] = field(default_factory=dict)
     since_best: int = 0
     thresholds: dict[str, float] = field(default_factory=dict)
+    landmark_threshold: float | None = None
 
     def move_average(self, decay: float, step: int) -> None:
         """Move the average towards the current weights; faster at first, so that a short run forgets its start."""
@@ -76,6 +78,7 @@ def save_checkpoint(state: TrainingState, folder: Path, config_digest: str) -> N
         "best": state.best,
         "since_best": state.since_best,
         "thresholds": state.thresholds,
+        "landmark_threshold": state.landmark_threshold,
     }
 
     def write() -> None:
@@ -110,7 +113,7 @@ def restore_checkpoint(state: TrainingState, folder: Path) -> str:
     state.optimiser.load_state_dict(saved["optimiser"])
     state.epoch, state.seconds = saved["epoch"], saved["seconds"]
     state.best, state.since_best = saved["best"], saved["since_best"]
-    state.thresholds = saved["thresholds"]
+    state.thresholds, state.landmark_threshold = saved["thresholds"], saved.get("landmark_threshold")
     return str(saved["config"])
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clearmargin.core import InstanceSet, LabelMap, Thresholds
+from clearmargin.core import Grid, InstanceSet, LabelMap, Landmarks, Thresholds
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.metrics.detection import PrecisionTally, detection_limit, match_masks
-from clearmargin.metrics.landmark_rows import PointRow, landmark_quality, point_rows, summarise_points
+from clearmargin.metrics.landmark_rows import (
+    best_point_threshold,
+    landmark_quality,
+    point_rows,
+    summarise_points,
+)
 from clearmargin.metrics.panoptic import PanopticCounts, add_counts, panoptic_counts, quality_of
 from clearmargin.metrics.thresholds import (
     Measure,
@@ -33,14 +38,21 @@ class Validation:
     Attributes:
         metrics: The ``VALIDATION_METRICS``, and ``detections`` per case; of landmarks their numbers.
         thresholds: The score threshold of each class that was chosen, by its name.
+        landmark_threshold: That of landmarks; None if none was chosen.
     """
 
     metrics: dict[str, float]
     thresholds: dict[str, float] = field(default_factory=dict)
+    landmark_threshold: float | None = None
 
 
 def validate(
-    segmenter: NetworkSegmenter, dataset: Dataset, cases: Sequence[Case], *, measure: Measure | None
+    segmenter: NetworkSegmenter,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    *,
+    measure: Measure | None,
+    landmarks: bool = False,
 ) -> Validation:
     """Judge a segmenter on ``cases``, without distances.
 
@@ -53,9 +65,11 @@ def validate(
         cases: At least one.
         measure: Measure that the score thresholds are chosen by; None keeps the segmenter's own. Classes of stuff keep
             theirs in any case: their instances are one region.
+        landmarks: Whether the score threshold of landmarks is chosen, by `landmark_quality`; else it is the
+            segmenter's.
     """
     seen = _Seen(dataset.card.label_map)
-    points: list[PointRow] = []
+    points: list[tuple[Case, Landmarks, Landmarks, Grid]] = []
     ranked = segmenter.with_threshold(0.0)
     for case in cases:
         image, reference = dataset.read(case)
@@ -63,21 +77,25 @@ def validate(
         if segmenter.finds_masks:
             seen.add(predicted, reference)
         if predicted.landmarks is not None and reference.landmarks is not None:
-            kept = predicted.landmarks.at_least(segmenter.thresholds.every)
-            points += point_rows(
-                kept, reference.landmarks, grid=reference.grid, case=case.case, group=case.group
-            )
-    of_points = point_numbers(summarise_points(points, rng=np.random.default_rng(0)))
+            points.append((case, predicted.landmarks, reference.landmarks, reference.grid))
+    chosen_score = best_point_threshold([one[1:] for one in points]) if landmarks else None
+    least = segmenter.thresholds.landmarks if chosen_score is None else chosen_score
+    rows = [
+        row
+        for case, ours, theirs, grid in points
+        for row in point_rows(ours.at_least(least), theirs, grid=grid, case=case.case, group=case.group)
+    ]
+    of_points = point_numbers(summarise_points(rows, rng=np.random.default_rng(0)))
     if segmenter.finds_landmarks:
-        of_points["landmark_quality"] = landmark_quality(points)
+        of_points["landmark_quality"] = landmark_quality(rows)
     if not segmenter.finds_masks:
-        detections = sum(row.status != "fn" for row in points) / len(cases)
-        return Validation(metrics=of_points | {"detections": detections})
+        detections = sum(row.status != "fn" for row in rows) / len(cases)
+        return Validation(metrics=of_points | {"detections": detections}, landmark_threshold=chosen_score)
     thresholds = segmenter.thresholds
-    chosen: dict[int, float] = {}
+    by_label: dict[int, float] = {}
     if measure is not None:
-        chosen = choose_thresholds(seen.matches, measure)
-        thresholds = Thresholds(thresholds.every, {**thresholds.by_label, **chosen})
+        by_label = choose_thresholds(seen.matches, measure)
+        thresholds = replace(thresholds, by_label={**thresholds.by_label, **by_label})
     names = {c.id: c.name for c in dataset.card.classes}
     metrics = seen.precision() | {
         "pq": seen.quality(thresholds),
@@ -85,7 +103,11 @@ def validate(
         "detections": seen.detections(thresholds) / len(cases),
     }
     metrics |= of_points
-    return Validation(metrics=metrics, thresholds={names[label]: value for label, value in chosen.items()})
+    return Validation(
+        metrics=metrics,
+        thresholds={names[label]: value for label, value in by_label.items()},
+        landmark_threshold=chosen_score,
+    )
 
 
 class _Seen:

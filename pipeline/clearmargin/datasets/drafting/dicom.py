@@ -47,13 +47,13 @@ def draft_dicom(folder: Path, options: DraftOptions) -> Layout:
         raise InputError(
             f"'{folder}' holds DICOM, but no SEG and no RTSTRUCT: a card needs a reference for each image"
         )
-    wanted = options.masks.upper() if options.masks else None
-    if len(kinds) > 1 and wanted not in kinds:
+    asked = options.masks.upper() if options.masks else None
+    if len(kinds) > 1 and asked not in kinds:
         raise QuestionError(
             f"there are {kinds['SEG']} SEG and {kinds['RTSTRUCT']} RTSTRUCT: say which counts, --masks SEG or "
             "--masks RTSTRUCT"
         )
-    kind = wanted or next(iter(kinds))
+    kind = asked or next(iter(kinds))
     layout = Layout(rows=[], encoding={}, classes=[], spacing="file")
     layout.leave_out(
         "DICOM objects that are neither images nor the reference",

@@ -120,7 +120,13 @@ def converting(what: str) -> Iterator[None]:
     """Turn a failed conversion of a file's value into an InputError; also a decorator of functions that convert."""
     try:
         yield
-    except (TypeError, ValueError, IndexError, OverflowError, AttributeError):  # the last: an element is missing
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        OverflowError,
+        AttributeError,
+    ):  # the last: an element is missing
         raise InputError(f"{what} is malformed: it does not hold what it should, mostly numbers") from None
 
 

@@ -144,9 +144,9 @@ def read_every_volume(
     """Yield every volume of a series that was scanned already; as :func:`read_dicom_volumes`."""
     if entry.kind != "volume":
         raise InputError(entry.reason or f"{entry.name} is not a volume but one {entry.kind}")
-    for chosen in _volumes(entry):
+    for volume in _volumes(entry):
         with dicom_boundary():
-            image = _read_volume(entry, headers, chosen, allow_gaps, allow_tilt, tolerance_mm)
+            image = _read_volume(entry, headers, volume, allow_gaps, allow_tilt, tolerance_mm)
         yield image
 
 
@@ -154,8 +154,8 @@ def chosen_series(
     scanned: Sequence[tuple[SeriesEntry, list[Header]]], rule: str | None
 ) -> tuple[SeriesEntry, list[Header]]:
     """Return the series that a rule names (:func:`clearmargin.formats.dicom.index.select_series`), with its headers."""
-    entry = select_series([found for found, _ in scanned], rule)
-    return entry, next(headers for found, headers in scanned if found is entry)
+    entry = select_series([one for one, _ in scanned], rule)
+    return entry, next(headers for one, headers in scanned if one is entry)
 
 
 def _volumes(entry: SeriesEntry) -> tuple[VolumeEntry, ...]:
@@ -243,19 +243,19 @@ def frame_time(dataset: Elements, frame: int) -> float | None:
 def _read_volume(
     entry: SeriesEntry,
     headers: Sequence[Header],
-    chosen: VolumeEntry,
+    volume: VolumeEntry,
     allow_gaps: bool,
     allow_tilt: bool,
     tolerance_mm: float | None,
 ) -> Image:
     stack = stack_planes(
-        placed(chosen.pictures),
+        placed(volume.pictures),
         entry.name,
         allow_gaps=allow_gaps,
         allow_tilt=allow_tilt,
         tolerance_mm=tolerance_mm,
     )
-    pictures = [chosen.pictures[i] for i in stack.order]
+    pictures = [volume.pictures[i] for i in stack.order]
     pixels = _stacked(pictures, headers)
     grid = stack.grid
     if stack.tilted and not stack.regular:
@@ -267,14 +267,14 @@ def _read_volume(
     return Image(
         pixels=pixels[None] if grid.ndim == 3 else pixels,
         grid=grid,
-        source=_source(entry, headers, chosen, pictures, stack, tolerance_mm),
+        source=_source(entry, headers, volume, pictures, stack, tolerance_mm),
     )
 
 
 def _source(
     entry: SeriesEntry,
     headers: Sequence[Header],
-    chosen: VolumeEntry,
+    volume: VolumeEntry,
     pictures: Sequence[Picture],
     stack: Stack,
     tolerance_mm: float | None,
@@ -282,7 +282,7 @@ def _source(
     order = list(dict.fromkeys(p.file for p in pictures))
     files = tuple(entry.files[k] for k in order)
     return Source(
-        case=series_case(entry, headers[0], chosen.label),
+        case=series_case(entry, headers[0], volume.label),
         kind="dicom",
         modality=entry.modality,
         files=files,

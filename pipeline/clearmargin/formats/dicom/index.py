@@ -223,8 +223,8 @@ def _modality(members: list[Header]) -> str:
 
 def _header(file: Path) -> Header | None:
     """Return the elements that an index needs; None where the file is not DICOM."""
-    wanted, sequences = _tag_numbers()
-    elements = quick_header(file, wanted, sequences)
+    tags, sequences = _tag_numbers()
+    elements = quick_header(file, tags, sequences)
     if elements is not None:
         check_frames(elements, file.stat().st_size, elements.file_meta.TransferSyntaxUID)
         header = Header(file=file, elements=elements, pixels_at=elements.pixels_at)

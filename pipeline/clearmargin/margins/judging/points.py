@@ -123,7 +123,7 @@ def point_coverage_of(
         margin_cases: Those that the regions were calibrated on.
         rng: Of the splits and the resamples.
     """
-    least = calibration.thresholds.every
+    least = calibration.thresholds.landmarks
     fitted, fresh = (
         paired_points([case.points for case in some if case.points is not None], least)
         for some in (margin_cases, cases)

@@ -58,16 +58,16 @@ def list_rows(
         measured: Of `clearmargin.metrics.evaluate_instances`; empty without a reference.
         reasons: For each prediction, why a person should look; empty where nobody said.
     """
-    found: list[tuple[Kind, int | None, int | None, InstanceRow | None]]
+    kinds: list[tuple[Kind, int | None, int | None, InstanceRow | None]]
     if measured:
         order = {"fn": 0, "fp": 1, "tp": 2, "tn": 3}
         worst = sorted((r for r in measured if r.status != "tn"), key=lambda r: (order[r.status], r.iou))
-        found = [(r.status, r.predicted, r.reference, r) for r in worst if r.status != "tn"]
+        kinds = [(r.status, r.predicted, r.reference, r) for r in worst if r.status != "tn"]
     else:
-        found = [("predicted", i, None, None) for i in range(len(predicted))]
+        kinds = [("predicted", i, None, None) for i in range(len(predicted))]
     surface = next((name for row in measured for name in row.values if name.startswith("nsd")), None)
     rows = []
-    for kind, i, j, row in found:
+    for kind, i, j, row in kinds:
         label = int(predicted.labels[i]) if i is not None else row.label if row is not None else 0
         cells = {"": _WORDS[kind], "class": names.get(label, str(label))}
         cells["score"] = "" if i is None else f"{predicted.scores[i]:.2f}"
