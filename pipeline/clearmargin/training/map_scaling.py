@@ -102,27 +102,36 @@ class ClassCounts:
     band: Reliability = field(default_factory=Reliability.zeros)
 
     def temperature(self) -> float:
-        """Return the temperature that is most likely near the edge, or 1.
+        """Return the temperature that fits best near the edge, as far as the whole image is no less likely with it.
 
-        1 if it would make the whole image less likely: near the edge of a network that knows nothing, one half is the
-        best guess, and everywhere else it is a bad one. 1 too where there is too little to fit on.
+        Near the edge of a network that knows nothing, one half is the best guess, and everywhere else it is a bad one.
+        1 where there is too little to fit on.
         """
         if self.band.total < _LEAST:
             return 1.0
         fitted = fit_temperature(*self.band.cells())
         if not isinstance(fitted, Temperature) or fitted.at_limit:
             return 1.0
-        worse = _surprise(self.every, fitted.temperature) > _surprise(self.every, 1.0)
-        return 1.0 if worse else fitted.temperature
+        most, before = 1 / fitted.temperature - 1, _surprise(self.every, 1.0)
+
+        def allowed(share: float) -> bool:
+            return _surprise(self.every, 1 + share * most) <= before
+
+        # The likelihood is concave in 1 / T: what is allowed goes from 1 to one end.
+        low, high = (1.0, 1.0) if allowed(1.0) else (0.0, 1.0)
+        for _ in range(30 if low < high else 0):
+            middle = (low + high) / 2
+            low, high = (middle, high) if allowed(middle) else (low, middle)
+        return 1 / (1 + low * most)
 
 
-def _surprise(counts: Reliability, temperature: float) -> float:
-    """Return the negative log-likelihood of what was counted, summed, at a temperature."""
+def _surprise(counts: Reliability, factor: float) -> float:
+    """Return the negative log-likelihood of what was counted, summed, with logits times a factor."""
     from scipy.special import log_expit, logit
 
     said, right, count = counts.cells()
     doubtful = (said > 0) & (said < 1)
-    x, y, n = logit(said[doubtful]) / temperature, right[doubtful], count[doubtful]
+    x, y, n = factor * logit(said[doubtful]), right[doubtful], count[doubtful]
     return float(-(n * (y * log_expit(x) + (1 - y) * log_expit(-x))).sum())
 
 
