@@ -11,6 +11,7 @@ of the true edge, and of those within a narrow band.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--band", type=float, default=2.0, help="narrow band at the true edge, in the grid's unit"
     )
+    parser.add_argument("--figure", type=Path, help="PNG of the middle slice of the first case")
     chosen = parser.parse_args()
     segmenter = open_segmenter(chosen.model, chosen.uncertainty)
     other = None if chosen.other is None else open_segmenter(chosen.other, chosen.uncertainty)
@@ -64,6 +66,8 @@ def main() -> None:
         if other is not None:
             kinds["the other model's maps, at these boxes"] = other(image).maps
             kinds["drawn from its detections, at these boxes"] = look_at(other, image)[1]
+        if chosen.figure is not None and case is cases[0]:
+            draw(chosen.figure, image, {kind: kinds[kind] for kind in list(kinds)[:2]})
         for kind, maps in kinds.items():
             sums = steps.setdefault(kind, {name: np.zeros(3) for name in _MAPS})
             for name in _MAPS:
@@ -135,6 +139,22 @@ def look_at(
         for name, values in maps.items():
             (values if values.ndim == 2 else values[z])[...] = MAPS[name](moments).max(axis=0)
     return np.array(borders), maps
+
+
+def draw(path: Path, image: Image, kinds: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
+    """Draw the middle slice of a CT, and of each kind its foreground and its entropy, 0 black and 1 white."""
+    import matplotlib.pyplot as plt
+
+    z = image.grid.shape[0] // 2
+    panels = [("CT, -160 to 240 HU", np.clip((image.pixels[0, z] + 160) / 400, 0, 1))]
+    for name in ("foreground", "entropy"):
+        panels += [(f"{name}, {kind}", maps[name][z]) for kind, maps in reversed(kinds.items())]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), layout="constrained")
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        axis.imshow(values, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    figure.savefig(path, dpi=90)
 
 
 def _mark(marked: list[NDArray[np.bool_]], rows: list[float], columns: list[float]) -> None:
