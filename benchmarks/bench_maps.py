@@ -61,6 +61,10 @@ def main() -> None:
             else [reference.plane(z)[0] for z in range(image.grid.shape[0])]
         )
         settled = np.array([away_from_edges(plane) for plane in planes])
+        held = np.array(
+            [np.any([m.dense() for m in p.masks], axis=0) & np.ones(p.grid.shape, bool) for p in planes]
+        )
+        places = {"": settled, " within objects": settled & held}
         borders, drawn = look_at(segmenter, image)
         kinds = {"the model's maps": segmenter(image).maps, "drawn from its detections": drawn}
         if other is not None:
@@ -69,9 +73,13 @@ def main() -> None:
         if chosen.figure is not None and case is cases[0]:
             draw(chosen.figure, image, {kind: kinds[kind] for kind in list(kinds)[:2]})
         for kind, maps in kinds.items():
-            sums = steps.setdefault(kind, {name: np.zeros(3) for name in _MAPS})
+            sums = steps.setdefault(
+                kind, {f"{name}{where}": np.zeros(3) for name in _MAPS for where in places}
+            )
             for name in _MAPS:
-                sums[name] += measure(maps[name].reshape(settled.shape), settled, borders)
+                values = maps[name].reshape(settled.shape)
+                for where, compared in places.items():
+                    sums[f"{name}{where}"] += measure(values, compared, borders)
             wide, narrow = pixels.setdefault(kind, (PixelCounts(), PixelCounts()))
             wide.add(maps["foreground"], reference)
             narrow.add(maps["foreground"], reference, chosen.band)
