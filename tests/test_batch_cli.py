@@ -27,6 +27,7 @@ def studies(toy, tmp_path, monkeypatch):
     for k, place in enumerate((root, root / "deep", root / "deep" / "deeper")):
         (place / f"t{k}.png").write_bytes((folder / "data" / f"t{k}.png").read_bytes())
     (root / "deep" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n junk")
+    (root / "deep" / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"junk" * 50)
     write_raster(
         root / "deep" / "colour.png", np.stack([np.full((40, 40), v, np.uint8) for v in (255, 10, 10)])
     )
@@ -44,6 +45,7 @@ def test_a_batch_from_start_to_end(studies):
         "--json", "batch", root, "--model", model, "--out", out, "--processes", "2", "--free", "0"
     )
     assert code == 3 and "2 of 5 items failed, were refused, or lack an output" in said
+    assert "1 inputs could not be taken" in said
     assert "Canary" not in said.replace(str(out), "").replace(str(root), "") and "t1.png" not in said
     events = [line for line in lines_of(said) if "state" in line]
     assert sorted(e["state"] for e in events) == ["done", "done", "done", "refused", "refused"]
@@ -94,3 +96,15 @@ def test_usage_is_said(studies):
         ended, said = command(*words)
         assert ended == code and part in said, (words, ended, said)
     assert not Path(folder / "o2").exists()
+
+
+def test_an_unreadable_input_alone_makes_a_batch_end_with_3(studies):
+    root, model, folder = studies
+    for name in ("damaged.png", "colour.png"):
+        (root / "deep" / name).unlink()
+    words = ["batch", root, "--model", model, "--out", folder / "out", "--free", "0", "--processes", "0"]
+    code, said = command(*words)
+    assert code == 3 and "3 done" in said and "1 inputs could not be taken" in said
+    assert command(*words, "--dry-run")[0] == 0
+    (root / "deep" / "damaged.dcm").unlink()
+    assert command(*words)[0] == 0

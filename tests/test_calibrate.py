@@ -18,7 +18,7 @@ from clearmargin.errors import InputError
 from clearmargin.margins.calibration import load_calibration
 from clearmargin.margins.observations import observe
 from clearmargin.metrics.intervals import Interval
-from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE
+from clearmargin.models.files import CONFIG_FILE, ENSEMBLE_FILE
 from clearmargin.report.calibration import figures_of, report_text, write_calibration
 from clearmargin.train import train
 

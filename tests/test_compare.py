@@ -81,7 +81,7 @@ def test_p_values_are_students_over_patients_and_holm_is_over_all_tools(tmp_path
 def test_what_cannot_be_compared_is_refused(tmp_path):
     good = tables(tmp_path / "a", [row("p", 1, 0.5), row("q", 1, 0.5)])
     for name, rows, why in (
-        ("b", [row("r", 1, 0.5)], "no object in common"),
+        ("b", [row("r", 1, 0.5)], "none is in both"),
         ("c", [row("p", 1, 0.5, size=12.0), row("q", 1, 0.5)], "measured against different references"),
         ("d", [row("p", 1, 0.5, surface="subvoxel")], "different surface models"),
         ("e", [row("p", 1, 0.5), row("p", 1, 0.6)], "two rows for one reference"),

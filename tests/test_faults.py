@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 import yaml
 from command import command
 from hypothesis import given
@@ -182,6 +183,18 @@ def test_a_reason_has_the_type_and_no_value():
     with pytest.raises(OSError, match="No space"):  # no other case could be done either
         reason_of(OSError(errno.ENOSPC, "No space left on device"))
     assert refusal_of(ValueError("x")) is None
+    assert refusal_of(RuntimeError("Anna")) is None
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), None], ids=["GPU", "CPU"]
+)
+def test_torchs_want_of_memory_is_told_as_such(error):
+    if error is None:
+        with pytest.raises(RuntimeError) as caught:  # torch's own, of a size that no machine has
+            torch.empty(2**55, dtype=torch.uint8)
+        error = caught.value
+    assert "not enough memory" in refusal_of(error)
 
 
 ERRORS = [

@@ -88,6 +88,20 @@ def test_no_imports_in_a_circle():
     assert not circles
 
 
+def test_json_of_files_is_parsed_in_one_place():
+    """``json.loads`` ends as a RecursionError on JSON that nests deep; the ledger holds what we wrote ourselves."""
+    own = {"files.py", "config.py", "ledger.py", "items.py", "review.py"}
+    bare = [
+        f"{module}:{node.lineno}"
+        for module, file in MODULES.items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("json.loads", "json.load")
+        and file.name not in own
+    ]
+    assert not bare
+
+
 def test_no_file_is_called_like_a_module_of_the_standard_library():
     """Running any file of its folder as a script would import it in that module's place."""
     assert not [str(f.relative_to(ROOT)) for f in ROOT.rglob("*.py") if f.stem in sys.stdlib_module_names]

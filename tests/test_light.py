@@ -95,3 +95,27 @@ def test_a_missing_extra_is_named_with_its_pip_line(arguments, without, way, tmp
     assert card.name == "card.yaml"
     code, said = light(*arguments, without=without, cwd=tmp_path)
     assert (code, f"pip install '{way}'" in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--write", "tables,segg", "--write segg: did you mean 'seg'?"),
+        (
+            "--runtime",
+            "onnx",
+            "the model was not exported to 'onnx': `clearmargin export MODEL --format onnx",
+        ),
+        ("--uncertainty", "checkpoints", "keeps the weights of 0 epoch(s)"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["predict", "batch"])
+def test_a_choice_that_cannot_be_is_refused_before_anything_is_loaded(verb, option, value, words, tmp_path):
+    """All packages of the extras, torch among them, are refused here."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.yaml").write_text("software: none\n")
+    Picture.fromarray(np.full((32, 40, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    places = {"predict": ["a.png", "out"], "batch": ["a.png", "--out", "out"]}[verb]
+    code, said = light(verb, *places, "--model", "model", option, value, cwd=tmp_path)
+    assert code == 2 and words in said, said
+    assert not (tmp_path / "out").exists()

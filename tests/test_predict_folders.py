@@ -1,6 +1,7 @@
 """Predict on a folder: every study, series, volume, picture and clip below it once, and what fails is said."""
 
 import json
+import os
 import shutil
 import signal
 import tempfile
@@ -196,3 +197,109 @@ def test_an_error_of_the_one_who_is_told_is_his(tmp_path):
     with pytest.raises(BrokenPipeError):
         predict(root, tmp_path / "out", on_done=tell, **MODEL)
     assert 1 <= len(told) <= 4  # those at hand are still written
+
+
+def test_a_damaged_dicom_file_is_a_failure_wherever_it_lies(tmp_path):
+    """Beside the whole series of the only study, among several studies, and in a zip; the others are segmented."""
+    broken = b"\0" * 128 + b"DICM" + b"junk" * 50
+    root = tmp_path / "studies"
+    series(root / "a", 1)
+    (root / "a" / "CANARY^Anna.dcm").write_bytes(broken)
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        for file in sorted((root / "a").iterdir()):
+            archive.write(file, file.name)
+    for place, done in ((root, 1), (tmp_path / "packed.zip", 1), (root, 2)):
+        report = predict(place, tmp_path / "out", **MODEL)
+        ((case, reason),) = report.failed.items()
+        assert len(report.done) == done and "CANARY" not in reason
+        (path,) = privacy.paths_of_case(case)
+        assert Path(path) == (root / "a" / "CANARY^Anna.dcm" if place == root else place)
+        series(root / "b", 2)
+    shutil.move(tmp_path / "packed.zip", root / "packed.zip")
+    report = predict(root, tmp_path / "out", **MODEL)
+    assert len(report.done) == 2 and len(report.failed) == 2, "the zip's series is the same as a's"
+
+
+def test_what_an_input_cannot_have_costs_it_nothing_else(tmp_path):
+    """A series, a picture and a clip: each has what it can, and what was named and is missing is said."""
+    root = tmp_path / "studies"
+    series(root / "a", 1)
+    pictures(root / "b", "one.png")
+    write_video(root / "b" / "clip.mp4", iter([np.full((3, 32, 32), 20, np.uint8)] * 3), fps=5)
+    report = predict(root, tmp_path / "out", **MODEL | {"write": ["tables", "seg", "coco", "rtstruct"]})
+    assert len(report.done) == 3 and not report.failed
+    assert sorted(len(one.left_out) for one in report.done) == [1, 2, 2]
+    lacking = {}
+    for summary in (tmp_path / "out").glob("*/summary.json"):
+        assert (summary.parent / "instances.csv").is_file()
+        warned = json.loads(summary.read_text())["warnings"]
+        lacking[json.loads(summary.with_name("manifest.json").read_text())["kind"]] = {
+            text.partition(" was not written")[0] for text in warned if "was not written" in text
+        }
+    assert lacking == {"volume": {"coco"}, "image": {"seg", "rtstruct"}, "clip": {"seg", "rtstruct"}}
+    assert len(list((tmp_path / "out").glob("*/seg.dcm"))) == 1
+    report = predict(root, tmp_path / "one", **MODEL | {"write": ["seg"]})
+    assert len(report.done) == 1 and len(report.failed) == 2, "nothing that was asked for can be had of these"
+    assert all("seg" in why and "DICOM" in why for why in report.failed.values())
+
+
+def damaged_series(folder, how):
+    """A series of which one file is cut off in its header, or comes twice with other pixels."""
+    series(folder, 1)
+    last = sorted(folder.rglob("*.dcm"))[-1]
+    if how == "twice":
+        other = pydicom.dcmread(last)
+        values = np.array(other.pixel_array)
+        values[0, 0] += 1
+        other.PixelData = values.tobytes()
+        other.save_as(last.with_name("again.dcm"))
+    else:
+        last.write_bytes(last.read_bytes()[:how])
+
+
+@pytest.mark.parametrize("how", [300, 600, "twice"])
+def test_what_is_refused_alone_is_refused_in_a_folder(tmp_path, how, caplog):
+    """Not counted as a series that shows no picture, as reports and masks are."""
+    damaged_series(tmp_path / "in" / "study", how)
+    pictures(tmp_path / "in", "a.png")
+    report = pydicom.dcmread(pydicom.data.get_testdata_file("test-SR.dcm"))
+    report.save_as(tmp_path / "in" / "report.dcm")
+    with caplog.at_level("WARNING"):
+        report = predict(tmp_path / "in", tmp_path / "out", **MODEL)
+    assert len(report.done) == (1 if how == "twice" else 2) and len(report.failed) == 1
+    assert "1 DICOM series without a picture" in caplog.text  # the report alone
+    (reason,) = report.failed.values()
+    assert ("share a SOPInstanceUID" in reason) == (how == "twice")
+
+
+@pytest.mark.parametrize("name", ["f.png", "f.mp4", "f.dcm", "f.zip", "f.nii.gz", "DICOMDIR", "f"])
+def test_a_pipe_or_a_device_stops_nobody(tmp_path, name):
+    pictures(tmp_path / "in", "a.png")
+    os.mkfifo(tmp_path / "in" / name)
+    (tmp_path / "in" / f"link-{name}").symlink_to("/dev/zero")
+    report = predict(tmp_path / "in", tmp_path / "out", **MODEL)
+    assert len(report.done) == 1 and not report.failed
+    for place in (name, f"link-{name}"):
+        with pytest.raises(InputError, match="a pipe, a socket or a device, expected a file or a folder"):
+            read_image(tmp_path / "in" / place)
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="is a link to nothing"):
+        read_image(tmp_path / "nowhere.png")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc: nothing here fails to be read")
+def test_a_file_that_cannot_be_read_is_a_failure_of_its_own(tmp_path):
+    """Of an address that is not there reading fails as on a damaged disk."""
+    series(tmp_path / "in" / "study", 1)
+    (tmp_path / "in" / "study" / "x.dcm").symlink_to("/proc/self/mem")
+    report = predict(tmp_path / "in", tmp_path / "out", **MODEL)
+    assert len(report.done) == 1 and list(report.failed.values()) == [
+        "it cannot be read (Input/output error)"
+    ]
+    code, said = command("inspect", tmp_path / "in")
+    assert code == 3 and "5 x 48 x 48" in said
+    code, said = command(
+        "deidentify", tmp_path / "in", tmp_path / "clean", "--key", tmp_path / "key", "--new-key"
+    )
+    assert code == 3 and len(list((tmp_path / "clean").rglob("*.dcm"))) == SHAPE[0]
+    assert "it cannot be read (Input/output error)" in (tmp_path / "clean" / "files.csv").read_text()

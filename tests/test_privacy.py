@@ -106,11 +106,21 @@ def test_a_half_written_line_stops_nobody_and_loses_nothing_else(fresh, tmp_path
     assert recorded_cases()["case-c"] == str(tmp_path / "c")
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, "null", '["case"]', '{"case": 1}', "\xff", '{"case": NaN}'])
+def test_a_line_that_is_something_else_stops_nobody(fresh, tmp_path, caplog, line):
+    record_cases({"case-a": tmp_path / "a"})
+    with (fresh / "crosswalk.jsonl").open("a", encoding="latin-1") as stream:
+        stream.write(line + "\n")
+    record_cases({"case-b": tmp_path / "b"})
+    with caplog.at_level("WARNING"):
+        assert set(recorded_cases()) == {"case-a", "case-b"}
+
+
 def test_a_crosswalk_is_read_once_and_then_only_what_is_new(fresh, tmp_path, monkeypatch):
     record_cases({f"case-{k}": tmp_path / str(k) for k in range(100)})
     read = []
     loads = json.loads
-    monkeypatch.setattr("clearmargin.privacy.json.loads", lambda line: read.append(line) or loads(line))
+    monkeypatch.setattr("clearmargin.privacy.parse_json", lambda line: read.append(line) or loads(line))
     for k in range(50):
         record_cases({f"case-{k}": tmp_path / str(k)})
     record_cases({"case-new": tmp_path / "new"})

@@ -22,13 +22,22 @@ from toy import train_toy, write_toy_set
 from clearmargin.config import parse_yaml
 from clearmargin.core import Grid, Image
 from clearmargin.datasets.cases import open_dataset
+from clearmargin.datasets.drafting.layout import DraftOptions
+from clearmargin.datasets.drafting.nnunet import draft_nnunet
+from clearmargin.datasets.naming import read_label_names
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import write_text
 from clearmargin.formats import open_video, read_image
+from clearmargin.formats.coco import read_coco_images
+from clearmargin.formats.keypoints import read_coco_keypoints, read_point_rows, read_pose_frame
+from clearmargin.formats.markups import read_markups
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.video import write_video
 from clearmargin.models import load_segmenter
 from clearmargin.networks.backbones import build_backbone, read_weights
+from clearmargin.outputs.folder import read_case
+from clearmargin.report.run_page import report_page
+from clearmargin.tracking.capsule import read_capsule
 from clearmargin.training.checkpoint import restore_checkpoint
 
 
@@ -367,6 +376,31 @@ def test_a_zip_beyond_the_limit_is_read_if_it_hardly_shrinks(tmp_path, monkeypat
     else:
         with pytest.raises(InputError, match="CLEARMARGIN_MAX_GIB"):
             read_image(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_coco_images,
+        lambda path: read_coco_keypoints(path, "a.png"),
+        lambda path: read_pose_frame(path, 0),
+        lambda path: read_point_rows(path, ndim=2),
+        read_markups,
+        read_label_names,
+        lambda path: read_capsule(path, "run"),
+        lambda path: draft_nnunet(path.parent, DraftOptions()),
+        lambda path: read_case(path.parent),
+        lambda path: report_page(path.parent, title="a"),
+    ],
+)
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"a":' * 100_000, "[1, 2", "null", "[[]]", "{}", '{"labels": 1}']
+)
+def test_json_of_any_other_kind_is_refused_by_every_reader(tmp_path, read, content):
+    for name in ("dataset.json", "manifest.json", "numbers.json", "points.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError):
+        read(tmp_path / "dataset.json")
 
 
 def test_how_deep_and_how_long_a_yaml_may_be():

@@ -109,6 +109,14 @@ def test_a_prediction_of_many_files_is_one_run_with_counts(place):
             ), file
 
 
+def test_a_refused_prediction_has_the_name_of_the_others(place):
+    (place / "broken.png").write_bytes(b"no picture")
+    code, said = command("predict", "broken.png", "refused", "--model", "runs/toy")
+    assert code == 4, said
+    run = _newest("predict")[0]
+    assert (run.name, run.status) == ("predict-toy", "FAILED")
+
+
 def test_plain_names_reach_no_run(place, monkeypatch):
     monkeypatch.setenv("CLEARMARGIN_NAMES", "plain")
     code, said = command("predict", "many/Doe^Jane-1.png", "plain", "--model", "runs/toy")

@@ -31,6 +31,7 @@ from clearmargin.training.batches import load_batches
 from clearmargin.training.checkpoint import TrainingState
 from clearmargin.training.experiment import Experiment, TrainingSettings
 from clearmargin.training.processes import ProcessGroup
+from clearmargin.training.step import TrainingStep
 from clearmargin.training.validation import validate
 
 
@@ -206,9 +207,35 @@ def test_the_rate_warms_up_falls_and_ends_with_the_time():
     assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0)
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] < 0.02
-    timed = TrainingSettings(warmup_steps=10, max_minutes=5)
-    assert _rate(20, 1000, timed, 5.0) == pytest.approx(0.01)
-    assert _rate(20, 1000, timed, 2.5) == pytest.approx(0.505)
+    assert _rate(20, 1000, settings, 1.0) == pytest.approx(0.01)
+    assert _rate(20, 1000, settings, 0.5) == pytest.approx(0.505)
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_budget_of_minutes_holds_the_last_validation(place, monkeypatch, caplog, every):
+    """By a clock of its own: a step takes a second, a validation of the one case ten, and there is a minute."""
+    now = [0.0]
+
+    def takes(seconds, function):
+        def called(*arguments, **options):
+            now[0] += seconds
+            return function(*arguments, **options)
+
+        return called
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("clearmargin.training.budget.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("clearmargin.train.validate", takes(10.0, validate))
+    monkeypatch.setattr(TrainingStep, "__call__", takes(1.0, TrainingStep.__call__))
+    config = write_toy_experiment(
+        place, write_toy_set(place / "data"), epochs=100, steps_per_epoch=12, batch_size=1, validate_every=every,
+        max_minutes=1.0, snapshots=0,
+    )  # fmt: skip
+    result = train(config, track=False)
+    # At every epoch: 12 + 10, 12 + 10, 6 + 10. Seldom: a trial of two after 26 steps, and 4 steps behind it.
+    assert now[0] == 60.0
+    assert result.epochs == 3 and "out of time" in caplog.text and "training took" not in caplog.text
+    assert caplog.messages[0] == "reading the data: 5 cases to train on; the first epoch begins behind it"
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from clearmargin.metrics.thresholds import Measure
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.privacy import key_fingerprint
 from clearmargin.report.calibration import figures_of, metrics_of, report_text, write_calibration
-from clearmargin.report.progress import Bar, progress
+from clearmargin.report.progress import Bar, counted, progress
 from clearmargin.sampling.samples import Mode, SampledSegmenter, open_segmenter, seen_by
 from clearmargin.tracking.run import TrackedRun
 
@@ -259,7 +259,7 @@ def _check_unseen(model: Path, dataset: Dataset, cases: Sequence[Case], what: st
     """
     checked = check_unseen(
         [case.group for case in cases],
-        contents_of(dataset, cases),
+        contents_of(dataset, counted("recognise images", cases)),
         seen_by(model),
         key=key_fingerprint(),
         card=dataset.card.name,

@@ -15,7 +15,8 @@ from clearmargin.datasets.card import public
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.files import csv_rows, file_digest
 from clearmargin.margins.calibration import calibration_files
-from clearmargin.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelCard
+from clearmargin.models.files import CONFIG_FILE, WEIGHTS_FILE
+from clearmargin.models.folder import ModelCard
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.privacy import case_id, naming
 from clearmargin.report.model_card import model_card_markdown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 
 from clearmargin.core import Prediction
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import parse_json
 from clearmargin.metrics.comparison import ComparedSets, compare_rows
 from clearmargin.metrics.measurement import metric_of
 from clearmargin.metrics.tables import CaseRow
@@ -148,9 +148,9 @@ def _facts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise InputError(f"'numbers.json' in '{folder.name}' is no JSON: evaluate again") from None
+        raise InputError(f"'numbers.json' in '{folder.name}' is not JSON: evaluate again") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -160,7 +160,13 @@ def _cost(sources: Sequence[_Source]) -> dict[str, float]:
 
 
 def _check_data(sources: Sequence[_Source], *, force: bool) -> None:
-    """Refuse evaluations that are known to be of different data."""
+    """Refuse evaluations that were interrupted, or that are known to be of different data."""
+    partial = {s.name: s.facts["partial"] for s in sources if "partial" in s.facts}
+    if partial and not force:
+        name, mark = next(iter(partial.items()))
+        raise InputError(
+            f"'{name}' is not of all cases ({mark}): run it again, or compare what they share with --force"
+        )
     known = [(s.name, s.facts["data"]) for s in sources if "data" in s.facts]
     for name, data in known[1:]:
         first, expected = known[0]

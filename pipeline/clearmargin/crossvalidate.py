@@ -19,11 +19,11 @@ from clearmargin.datasets.cases import Dataset, open_dataset
 from clearmargin.datasets.folds import FoldSettings, in_fold
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.evaluate import Evaluation, evaluate_cases, write_tables
-from clearmargin.files import csv_rows, write_text
+from clearmargin.files import csv_rows, parse_json, write_text
 from clearmargin.metrics.landmark_rows import PointRow, PointSummary, summarise_points
 from clearmargin.metrics.tables import CaseRow, SummaryRow, rows_csv, summarise, summary_csv, summary_markdown
 from clearmargin.models import load_segmenter
-from clearmargin.models.folder import ENSEMBLE_FILE
+from clearmargin.models.files import ENSEMBLE_FILE
 from clearmargin.report.points_table import points_csv
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.train import train
@@ -35,7 +35,7 @@ __all__ = ["CrossValidation", "Member", "crossvalidate"]
 
 log = logging.getLogger(__name__)
 
-_CONFIG, _NUMBERS = "experiment.yaml", "numbers.json"
+_CONFIG, _NUMBERS, _MEMBERS = "experiment.yaml", "numbers.json", "members.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +166,12 @@ def _open(
         path = resume / _CONFIG
         if not path.is_file():
             raise InputError(f"'{resume.name}' is not a folder of a cross-validation: it lacks {_CONFIG}")
-        state = json.loads((resume / "members.json").read_text(encoding="utf-8"))
         experiment = read_experiment(path, overrides)
-        return experiment, resume, list(_members(experiment, state["folds"], state["seeds"]))
+        try:
+            state = parse_json((resume / _MEMBERS).read_text(encoding="utf-8"))
+            return experiment, resume, list(_members(experiment, int(state["folds"]), int(state["seeds"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{_MEMBERS} in '{resume.name}' is missing or damaged: start anew") from None
     if config is None or folds < 1 or seeds < 1:
         raise ConfigError(f"expected at least 1 fold and 1 seed, got {folds} and {seeds}")
     experiment = read_experiment(config, overrides)
@@ -181,7 +184,7 @@ def _open(
             in_fold(dataset, member.fold, validate=experiment.training.early_stopping is not None)
     folder = new_folder(runs, f"{experiment.name}-{'folds' if folds > 1 else 'seeds'}")
     write_text(folder / _CONFIG, dump_yaml(experiment))
-    write_text(folder / "members.json", json.dumps({"folds": folds, "seeds": seeds}))
+    write_text(folder / _MEMBERS, json.dumps({"folds": folds, "seeds": seeds}))
     return experiment, folder, members
 
 

@@ -18,6 +18,7 @@ from clearmargin.deidentification.file import Outcome, Rules, deidentify_file
 from clearmargin.deidentification.key import Key, read_key, same_patient
 from clearmargin.deidentification.report import Report
 from clearmargin.errors import ClearMarginError, ConfigError, InputError
+from clearmargin.files import check_readable
 from clearmargin.formats.dicom.boundary import read_header
 from clearmargin.formats.dicom.headers import Elements
 from clearmargin.formats.dicom.index import looks_like_dicom
@@ -216,8 +217,7 @@ def _ignore_ctrl_c() -> None:
 
 
 def _check_folders(source: Path, out: Path, key: Path, quarantine: Path | None) -> None:
-    if not source.exists():
-        raise InputError(f"no file or folder '{source}'")
+    check_readable(source)
     outputs = [folder.resolve() for folder in (out, quarantine) if folder is not None]
     whole = source.resolve()
     for folder in outputs:

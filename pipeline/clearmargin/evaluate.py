@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +35,7 @@ from clearmargin.report.gallery import Listed, case_marks, point_marks, write_ga
 from clearmargin.report.overlay import fullest_slice
 from clearmargin.report.points_table import point_lines, point_numbers, point_rows_csv, points_csv
 from clearmargin.report.progress import progress
-from clearmargin.report.results import instance_lines, set_lines, write_results
+from clearmargin.report.results import PARTIAL, instance_lines, set_lines, write_partial, write_results
 from clearmargin.report.run_page import report_page
 from clearmargin.review_folder import KeptCases, described
 from clearmargin.sampling.samples import Mode, open_segmenter
@@ -161,9 +162,20 @@ def evaluate(
         kept = KeptCases(Path(scratch) / "kept", dataset)
         # average precision ranks all instances, also those that predict() would not return
         ranked = segmenter.with_threshold(0.0)
+        data = {"card": dataset.card.name, "split": split, "digest": digest}
+
+        def keep_partial(found: Evaluation) -> None:
+            place = Path(scratch) if out is None else out
+            write_partial(
+                place, lambda folder, mark: write_tables(found, folder, data=data, partial=mark),
+                found.counts["cases"], len(cases),
+            )  # fmt: skip
+            run.log_artifact(place / PARTIAL, PARTIAL)
+
         found = evaluate_cases(
-            ranked, dataset, cases, thresholds=thresholds, protocol=protocol, keep=kept.keep
-        )
+            ranked, dataset, cases, thresholds=thresholds, protocol=protocol, keep=kept.keep,
+            on_interrupt=keep_partial,
+        )  # fmt: skip
         weights = sum(file.stat().st_size for file in model.rglob("weights.safetensors"))
         found = replace(found, run_id=run.run_id, cost={**found.cost, "megabytes": weights / 1e6})
         run.log_metrics(found.headline(), step=0)
@@ -172,7 +184,6 @@ def evaluate(
             for step, picture in enumerate(prediction_pictures(segmenter, dataset, shown[:_PICTURES])):
                 run.log_image("prediction over truth", picture, step)
         folder = Path(scratch) / "evaluation"
-        data = {"card": dataset.card.name, "split": split, "digest": digest}
         measured = [case for case in cases if case.case not in found.failed]
         log_capsule(
             run, verb="evaluate", dataset=dataset, cases=measured, models={"": model},
@@ -195,6 +206,7 @@ def evaluate(
         run.describe(lambda page: described(found.headline(), listed, f"{page}/evaluation"))
         if out is not None:
             shutil.copytree(folder, out, dirs_exist_ok=True)
+            shutil.rmtree(out / PARTIAL, ignore_errors=True)  # an earlier run's, which was interrupted
     return found
 
 
@@ -229,13 +241,17 @@ def render(found: Evaluation) -> str:
     return "\n".join([*set_lines(found), *point_lines(found.landmarks), *instance_lines(found)])
 
 
-def write_tables(found: Evaluation, folder: Path, *, data: Mapping[str, str] | None = None) -> None:
+def write_tables(
+    found: Evaluation, folder: Path, *, data: Mapping[str, str] | None = None, partial: str = ""
+) -> None:
     """Write the tables of `write_results`; with landmarks also ``landmarks.csv`` and ``landmark_rows.csv``.
 
     ``landmarks.csv`` has a row per type, ``landmark_rows.csv`` one per point. ``data`` says what was evaluated on: the
-    card, its split and the digest of its files.
+    card, its split and the digest of its files; ``partial`` that it is not all of it.
     """
-    write_results(found, folder, facts={"cost": dict(found.cost)} | ({"data": dict(data)} if data else {}))
+    facts: dict[str, object] = {"cost": dict(found.cost)}
+    facts |= ({"data": dict(data)} if data else {}) | ({"partial": partial} if partial else {})
+    write_results(found, folder, facts=facts)
     if found.points:
         write_text(folder / "landmarks.csv", points_csv(found.landmarks))
         write_text(folder / "landmark_rows.csv", point_rows_csv(found.points))
@@ -266,6 +282,7 @@ def evaluate_cases(
     thresholds: Thresholds,
     protocol: MeasurementProtocol | None = None,
     keep: Callable[[Case, Prediction, Sequence[InstanceRow]], None] | None = None,
+    on_interrupt: Callable[[Evaluation], object] | None = None,
 ) -> Evaluation:
     """Segment and measure ``cases``.
 
@@ -278,6 +295,8 @@ def evaluate_cases(
         thresholds: Instances below that of their class count for average precision, and for curves, only.
         protocol: What is measured of each instance; None for the default metrics.
         keep: Is given each case's prediction above the thresholds, and its rows.
+        on_interrupt: Is given the evaluation of what was measured before Ctrl-C or SIGTERM, which is raised then all
+            the same; not called if there is nothing.
 
     Raises:
         InputError: No case could be measured.
@@ -293,7 +312,12 @@ def evaluate_cases(
     measured: list[CaseResult] = []
     failed: dict[str, str] = {}
     seconds: list[float] = []
-    with progress("evaluate", len(cases)) as bar:
+
+    def put_together() -> Evaluation:
+        results = collect(measured, choices=choices, classes=label_map.names, failed=failed)
+        return _with_points(results, points, thresholds, float(np.median(seconds)))
+
+    with progress("evaluate", len(cases)) as bar, _interruptible(put_together, measured, on_interrupt):
         for case in cases:
             try:
                 image, reference = dataset.read(case)
@@ -314,17 +338,38 @@ def evaluate_cases(
                 log.warning("%s failed: %s", case.case, failed[case.case])
             else:
                 seconds.append(took)
-                measured.append(result)
+                measured.append(result)  # the last step: what an interruption finds is whole
             bar.advance()
     if not measured:
         first, reason = next(iter(failed.items()), ("none", "the split is empty"))
         raise InputError(f"none of the {len(cases)} cases could be measured; the first, {first}: {reason}")
-    results = collect(measured, choices=choices, classes=label_map.names, failed=failed)
+    return put_together()
+
+
+@contextmanager
+def _interruptible(
+    put_together: Callable[[], Evaluation],
+    measured: Sequence[CaseResult],
+    on_interrupt: Callable[[Evaluation], object] | None,
+) -> Iterator[None]:
+    """Hand on what was measured if the block is interrupted."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if on_interrupt is not None and measured:
+            on_interrupt(put_together())
+        raise
+
+
+def _with_points(
+    results: Results, points: LandmarkTally, thresholds: Thresholds, seconds: float
+) -> Evaluation:
+    """Return an evaluation of masks and landmarks; without masks it is of landmarks alone."""
     landmarks = tuple(summarise_points(points.rows, rng=np.random.default_rng(0)))
     of_points = point_numbers(landmarks) | points.precision()
     evaluation = Evaluation(
         **vars(replace(results, numbers={**results.numbers, **of_points})),
-        cost={"seconds per case": float(np.median(seconds))},
+        cost={"seconds per case": seconds},
         landmarks=landmarks,
         points=tuple(points.rows),
     )

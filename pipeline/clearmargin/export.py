@@ -93,8 +93,8 @@ def export(
         params=params | {"weights_sha256": segmenter.provenance.weights_sha256}, tags={"verb": "export"}
     )
     with run:
-        parity, seconds = _write(model, segmenter, pairs, format, split)
         run.log_model_used(segmenter.provenance.weights_sha256, f"export-{{}}-{format}")
+        parity, seconds = _write(model, segmenter, pairs, format, split)
         run.log_data(dataset.card.name, dataset.digest(), context=split)
         run.log_metrics(
             {f"export/{name}": float(value) for name, value in asdict(parity).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from pathlib import Path
 
@@ -41,6 +42,8 @@ _MACHINE = {
     errno.ENFILE: "end other programs: the system has no open files left",
     errno.ENOMEM: "give it smaller images, tiles (--tile), or a larger machine",
 }
+# Torch's own errors of memory, on the CPU and on a GPU, have no type or are a RuntimeError.
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 # No other case could be done either.
 _FOR_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
@@ -58,7 +61,7 @@ def missing_extra(error: BaseException) -> str | None:
 
 def refusal_of(error: BaseException) -> str | None:
     """Return what the machine refuses and the way out, without a path; None if the error is of another kind."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return "there is not enough memory: give it smaller images, tiles (--tile), or a larger machine"
     if isinstance(error, FileNotFoundError) and _in_tempfile(error):
         return (

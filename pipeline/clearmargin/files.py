@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -12,16 +13,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clearmargin.errors import ConfigError
+from clearmargin.errors import ConfigError, InputError
 
 __all__ = [
     "below",
     "cell",
+    "check_readable",
     "csv_rows",
     "dict_rows",
     "draft_of",
     "file_digest",
     "made_folder",
+    "parse_json",
     "printable",
     "uncell",
     "whole",
@@ -85,6 +88,35 @@ def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, whole or not at all; a text of the same name stays until then."""
     with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of JSON.
+
+    Raises:
+        ValueError: It is not JSON, or nests deeper than a parser follows.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that nests too deep") from None
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what is neither a file nor a folder: a pipe or a device could be read for ever.
+
+    Raises:
+        InputError: It is neither, or there is nothing of the name.
+    """
+    if path.is_file() or path.is_dir():
+        return
+    if path.exists():
+        raise InputError(
+            f"'{path.name}' is a pipe, a socket or a device, expected a file or a folder: copy its content to a file"
+        )
+    if path.is_symlink():
+        raise InputError(f"'{path.name}' is a link to nothing: what it leads to was moved or deleted")
+    raise InputError(f"no file or folder '{path}' (looked for at {path.absolute()})")
 
 
 def below(folder: Path, name: str) -> Path | None:

@@ -111,6 +111,15 @@ def _series(opened: Opened, *, read: bool, tolerance_mm: float | None) -> list[F
             parts = [_part(entry, volume, selector, tolerance_mm) for volume in entry.volumes]
             findings[-1] = replace(finding, refused=all(part.refused for part in parts))
             findings += parts
+    if opened.others:
+        findings.append(
+            Finding(
+                what=f"{opened.others} volume(s), picture(s) or video(s) that are not DICOM",
+                readable=False,
+                size=f"{opened.others} file(s)",
+                problem="they lie beside DICOM: inspect one alone; predict and batch take each of them, too",
+            )
+        )
     if opened.damaged:
         findings.append(
             Finding(
@@ -177,7 +186,8 @@ def _plane_name(grid: Grid) -> str:
 
 
 def _values(image: Image) -> str:
-    channels = "" if len(image.pixels) == 1 else f"{len(image.pixels)} channels, "
+    what = "volumes (it is 4-D)" if image.grid.ndim == 3 else "channels"
+    channels = "" if len(image.pixels) == 1 else f"{len(image.pixels)} {what}, "
     return f"{channels}{image.pixels.dtype}, {image.pixels.min():g} to {image.pixels.max():g}"
 
 

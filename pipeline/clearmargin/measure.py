@@ -7,6 +7,7 @@ pair leaves are rows and counts.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +28,7 @@ from clearmargin.metrics.measurement import DEFAULT_METRICS, DEFAULT_TOLERANCES,
 from clearmargin.metrics.results import Results, collect
 from clearmargin.metrics.tables import summary_markdown
 from clearmargin.report.progress import progress
-from clearmargin.report.results import set_lines, write_results
+from clearmargin.report.results import PARTIAL, set_lines, write_partial, write_results
 
 __all__ = ["Measured", "cores", "measure", "preview", "render", "write_tables"]
 
@@ -141,10 +142,22 @@ def measure(
         resample=resample_predictions,
         table=table,
     )
-    outcomes = list(_outcomes(task, listing.entries, workers))
+    outcomes: list[_Outcome] = []
+    try:
+        for outcome in _outcomes(task, listing.entries, workers):
+            outcomes.append(outcome)  # what was measured stays if the next one is interrupted
+    except (KeyboardInterrupt, SystemExit):
+        if out is not None and any(one.result is not None for one in outcomes):
+            partial = _put_together(outcomes, listing, task, by, seed)
+            write_partial(
+                Path(out), lambda folder, mark: write_tables(partial, folder, names=names, partial=mark),
+                partial.counts["cases"], len(listing.entries),
+            )  # fmt: skip
+        raise
     done = _put_together(outcomes, listing, task, by, seed)
     if out is not None:
         write_tables(done, Path(out), names=names)
+        shutil.rmtree(Path(out) / PARTIAL, ignore_errors=True)  # an earlier run's, which was interrupted
         if figures:
             from clearmargin.report.measured import write_figures
 
@@ -211,12 +224,18 @@ def render(measurement: Measured) -> str:
     return "\n".join(lines) + "\n\n" + summary_markdown(measurement.summary)
 
 
-def write_tables(measurement: Measured, folder: Path, *, names: Names = "keyed") -> None:
+def write_tables(measurement: Measured, folder: Path, *, names: Names = "keyed", partial: str = "") -> None:
     """Write the tables of `write_results`.
 
-    With ``names`` ``plain``, ``instances.csv`` and ``failures.csv`` name cases and groups as the user's files do.
+    With ``names`` ``plain``, ``instances.csv`` and ``failures.csv`` name cases and groups as the user's files do;
+    ``partial`` says that they are not of all cases.
     """
-    write_results(measurement, folder, plain=measurement.plain if names == "plain" else None)
+    write_results(
+        measurement,
+        folder,
+        facts={"partial": partial} if partial else None,
+        plain=measurement.plain if names == "plain" else None,
+    )
 
 
 def _log(measurement: Measured) -> None:

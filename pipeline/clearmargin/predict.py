@@ -16,7 +16,7 @@ from clearmargin.formats import open_source
 from clearmargin.outputs.folder import MANIFEST
 from clearmargin.outputs.writers import named_outputs
 from clearmargin.predicting.cases import Predicted, Reading, predict_source
-from clearmargin.predicting.discovery import holds_one_study
+from clearmargin.predicting.discovery import damaged_cases, holds_one_study
 from clearmargin.predicting.folders import predict_folder
 from clearmargin.predicting.predictor import Predictor
 from clearmargin.privacy import paths_of_case
@@ -126,6 +126,7 @@ def predict(
     run = TrackedRun(name=f"predict-{model_name(predictor.provenance)}", enabled=track, lazily=True)
     run.on_start(tags={"verb": "predict"})
     with run:
+        run.log_model_used(predictor.provenance.weights_sha256, "predict-{}")  # also of a run that fails
         start = time.monotonic()
         done: list[Predicted] = []
         failed: dict[str, str] = {}
@@ -137,6 +138,7 @@ def predict(
             for predicted in predict_source(opened, out, predictor, reading=reading, outputs=outputs):
                 done.append(predicted)
                 on_done(predicted)
+            failed = damaged_cases(opened.path, opened.damaged)
         features = [d.features for d in done if d.features]
         drift = (
             predictor.calibration.drift(features).warnings
@@ -157,7 +159,6 @@ def _log(
     run: TrackedRun, report: PredictionReport, predictor: Predictor, settings: dict[str, Any], seconds: float
 ) -> None:
     """Log counts, a table of cases and what it takes to repeat them; nothing that names a patient or a file."""
-    run.log_model_used(predictor.provenance.weights_sha256, "predict-{}")
     kinds = Counter(name for one in report.done for name in one.left_out)
     run.log_metrics(
         {

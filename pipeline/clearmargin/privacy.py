@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import parse_json
 
 __all__ = [
     "Naming",
@@ -145,7 +146,15 @@ def record_moved(before: Path, now: Path) -> None:
 
 def _moves() -> list[tuple[str, str]]:
     path = home() / "moved.json"
-    return [(now, before) for now, before in json.loads(path.read_text())] if path.exists() else []
+    try:
+        return (
+            [(str(now), str(before)) for now, before in parse_json(path.read_text())] if path.exists() else []
+        )
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"'{path.name}' in the private folder is damaged: restore it from a backup, or move it away and say anew "
+            "where folders were moved"
+        ) from None
 
 
 def _as_before(path: Path) -> Path:
@@ -248,7 +257,7 @@ class _Crosswalk:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 row = {"case": str(row["case"]), "path": str(row["path"])}
             except (ValueError, KeyError, TypeError):
                 self.damaged += 1

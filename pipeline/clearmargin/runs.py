@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import InputError, nearest
+from clearmargin.files import parse_json
 from clearmargin.metrics.tables import CaseRow, read_rows_csv
 from clearmargin.privacy import home
 from clearmargin.tracking.capsule import CAPSULE, read_capsule
@@ -137,8 +138,11 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Return ``numbers.json`` of its tables: numbers, counts, data and cost; empty if there is none."""
         path = self.folder / "numbers.json"
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return state
+        try:
+            facts: dict[str, Any] = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            raise InputError(f"'numbers.json' of run '{self.name}' is damaged: evaluate again") from None
+        return facts
 
     def capsule(self) -> dict[str, Any]:
         """Return ``capsule.json``: what it takes to repeat the run; empty if it holds none."""

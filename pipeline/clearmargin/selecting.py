@@ -28,8 +28,9 @@ from clearmargin.files import csv_rows, whole, write_text
 from clearmargin.metrics.intervals import Interval, bootstrap_means
 from clearmargin.metrics.landmark_rows import success_radius
 from clearmargin.metrics.measurement import metric_of
-from clearmargin.metrics.paired import compare
-from clearmargin.models.folder import CONFIG_FILE, RUNTIME_FILE, ModelCard
+from clearmargin.metrics.paired import Comparison, compare
+from clearmargin.models.files import CONFIG_FILE, RUNTIME_FILE
+from clearmargin.models.folder import ModelCard
 from clearmargin.models.runtimes import RUNTIMES
 from clearmargin.report.figures import trade_off
 from clearmargin.report.progress import progress
@@ -374,12 +375,18 @@ def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tu
     for one in fast:
         if one is best:
             continue
-        gap = _gap(best, one, metric)
-        if gap.low is None or gap.high is None:
+        compared = _compared(best, one, metric)
+        gap = compared.difference
+        if gap.groups < 2:
             reasons.append(f"{one.name} cannot be compared with it: one group gives no interval.")
             continue
-        worse = gap.low > 0 if sign > 0 else gap.high < 0
-        ends = f"{gap.estimate:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+        worse = sign * gap.estimate > 0 and compared.p_value < 1 - gap.level
+        ends = f"{gap.estimate:+.4f}"
+        ends += (
+            " in every group"
+            if gap.low is None or gap.high is None
+            else f" [{gap.low:+.4f}, {gap.high:+.4f}]"
+        )
         word = "significantly worse" if worse else "not significantly worse"
         reasons.append(f"{one.name} is {word}: the difference is {ends}.")
         if not worse:
@@ -401,8 +408,8 @@ def choose(candidates: Sequence[Candidate], metric: str, budget_ms: float) -> tu
     return winner.name, " ".join(reasons)
 
 
-def _gap(best: Candidate, other: Candidate, metric: str) -> Interval:
-    """Return the paired difference of the metric, best less other, over groups."""
+def _compared(best: Candidate, other: Candidate, metric: str) -> Comparison:
+    """Return the paired comparison of the metric, best less other, over groups."""
     cases = sorted(best.values)
     if cases != sorted(other.values):
         raise ValueError(f"{best.name} and {other.name} were measured on different cases")
@@ -411,7 +418,7 @@ def _gap(best: Candidate, other: Candidate, metric: str) -> Interval:
         {metric: [other.values[c] for c in cases]},
         [best.groups[c] for c in cases],
         rng=np.random.default_rng(0),
-    )[metric].difference
+    )[metric]
 
 
 def front_of(candidates: Sequence[Candidate], metric: str) -> tuple[str, ...]:

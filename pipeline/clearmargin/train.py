@@ -11,12 +11,11 @@ import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -35,8 +34,8 @@ from clearmargin.files import write_text
 from clearmargin.metrics.thresholds import LEAST_REFERENCES
 from clearmargin.models import load_segmenter
 from clearmargin.models.clock import Clock
+from clearmargin.models.files import CONFIG_FILE
 from clearmargin.models.folder import (
-    CONFIG_FILE,
     ModelCard,
     label_map_entries,
     point_entries,
@@ -48,9 +47,10 @@ from clearmargin.networks.foreground import RATE as HEAD_RATE
 from clearmargin.networks.foreground import has_foreground_head
 from clearmargin.networks.threads import torch_threads
 from clearmargin.privacy import key_fingerprint
-from clearmargin.report.progress import progress
+from clearmargin.report.progress import counted, progress
 from clearmargin.tracking.run import TrackedRun
 from clearmargin.training.batches import load_batches
+from clearmargin.training.budget import Budget
 from clearmargin.training.checkpoint import (
     CHECKPOINT,
     TrainingState,
@@ -68,12 +68,17 @@ from clearmargin.training.step import TrainingStep
 from clearmargin.training.validation import validate
 from clearmargin.transforms.settings import Percentiles
 
+if TYPE_CHECKING:
+    from clearmargin.models.segmenter import NetworkSegmenter
+
 __all__ = ["TrainingResult", "train"]
 
 log = logging.getLogger(__name__)
 
 PROFILE = "profile"
 _CANDIDATE = ".candidate"  # the model that is being validated
+_FIRST_TRIAL = 0.4  # share of the time after which a validation is tried, if there was none
+_OVERRUN = 1.05  # of the time: more is said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +188,8 @@ def _train(
     torch.set_num_threads(settings.threads or max(1, free))
     dataset = _dataset(experiment)
     cases = dataset.split("train")
+    if group.rank == 0:
+        log.info("reading the data: %d cases to train on; the first epoch begins behind it", len(cases))
     validation = _validation_cases(experiment, dataset)
     facts = take_facts(dataset, cases, experiment.image.intensity, experiment.prediction.containment)
     experiment = _with_facts(experiment, facts, dataset)
@@ -210,6 +217,7 @@ def _train(
         log.info("run '%s' goes on with a changed configuration", folder.name)
         write_config(folder, experiment)
     seen = (*cases, *(validation if _chooses(experiment) else ()))
+    contents = contents_of(dataset, counted("recognise images", seen)) if group.rank == 0 else []
     card = ModelCard(
         software=f"clearmargin {__version__}",
         model=_without_folder(model_config.model_dump(mode="json")),
@@ -221,7 +229,7 @@ def _train(
         domain=facts.domain,
         show_in_tracking=dataset.card.show_in_tracking,
         trained_on=tuple(sorted({case.group for case in seen})),
-        trained_content=tuple(sorted(set(contents_of(dataset, seen)))) if group.rank == 0 else (),
+        trained_content=tuple(sorted(set(contents))),
         trained_key=key_fingerprint(),
         trained_card=dataset.card.name,
     )
@@ -277,35 +285,72 @@ def _loop(
         amp=_has_amp(device),
         clock=Clock(device=device if profiler else None),
     )
-    before, started = state.seconds, time.monotonic()
+    budget = Budget(settings.max_minutes, state.seconds)
     for epoch in range(state.epoch, settings.epochs):
         sums: dict[str, float] = {}
+        done = 0
         with progress(f"epoch {epoch + 1}/{settings.epochs}", settings.steps_per_epoch) as bar:
             for step in range(epoch * settings.steps_per_epoch, (epoch + 1) * settings.steps_per_epoch):
+                gone = group.shared(budget.share())
+                if gone >= 1 and done:
+                    break
                 with take_step.clock("data"):
                     taken = [next(batches) for _ in range(settings.accumulate)]
                 torch.manual_seed(_step_seed(experiment.seed, step, group.rank))
-                spent = group.shared((before + time.monotonic() - started) / 60)
-                rate = settings.learning_rate * _rate(step, total, settings, spent)
+                rate = settings.learning_rate * _rate(step, total, settings, gone)
                 losses = take_step(taken, number=step, rate=rate)
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
                 if profiler is not None:
                     profiler.step()
                 bar.advance(loss=f"{float(losses['loss']):.3f}")
-        state.epoch, state.seconds = epoch + 1, before + time.monotonic() - started
-        metrics = {f"train/{name}": value / settings.steps_per_epoch for name, value in sums.items()}
+                done += 1
+                if gone > _FIRST_TRIAL and not budget.reserved_s and group.rank == 0:
+                    _reserve_validation(budget, state, experiment, data, output)
+        state.epoch, state.seconds = epoch + 1, budget.spent_s
+        metrics = {f"train/{name}": value / done for name, value in sums.items()}
         stop = False
         if profiler is not None:
             metrics |= {f"time/{name}": share for name, share in take_step.clock.shares().items()}
             take_step.clock.seconds.clear()
         if group.rank == 0:
             metrics |= {"learning_rate": rate, "minutes": state.seconds / 60}
-            stop = _finish_epoch(state, experiment, data, output, metrics)
+            stop = _finish_epoch(state, experiment, data, output, metrics, out_of_time=budget.share() >= 1)
             # Written last: a resumed run repeats an epoch that was not seen to its end.
             save_checkpoint(state, output.folder, digest(experiment))
+            if "validation/detections" in metrics:
+                budget.reserve(budget.spent_s - state.seconds)
         if group.shared(stop):
             break
+    if budget.most is not None and budget.spent_s > _OVERRUN * 60 * budget.most:
+        log.warning(
+            "training took %.1f minutes of the %g that training.max_minutes allows: the last validation took longer "
+            "than was kept for it",
+            budget.spent_s / 60,
+            budget.most,
+        )
+
+
+def _reserve_validation(
+    budget: Budget, state: TrainingState, experiment: Experiment, data: _Data, output: _Output
+) -> None:
+    """Keep time for a validation, of which the first case says how long it takes."""
+    if not data.validation:
+        return
+    candidate = _candidate(state, experiment, output)
+    for k in range(2):  # the first time, more is loaded and compiled
+        began = budget.spent_s
+        validate(candidate, data.dataset, data.validation[:1], measure=None)
+        if k:
+            budget.reserve((budget.spent_s - began) * len(data.validation))
+
+
+def _candidate(state: TrainingState, experiment: Experiment, output: _Output) -> NetworkSegmenter:
+    """Return the model as it is now, from a draft of its folder."""
+    weights = state.average if experiment.training.ema else state.network.state_dict()
+    draft = output.folder / _CANDIDATE
+    guard_disk(lambda: save_model(draft, output.card, weights))
+    return load_segmenter(draft)
 
 
 def _finish_epoch(
@@ -314,21 +359,20 @@ def _finish_epoch(
     data: _Data,
     output: _Output,
     metrics: dict[str, float],
+    *,
+    out_of_time: bool,
 ) -> bool:
     """Validate if it is time, keep the best model, log; return whether training should stop."""
     settings, stopping = experiment.training, experiment.training.early_stopping
     weights = state.average if settings.ema else state.network.state_dict()
     last = state.epoch == settings.epochs
-    out_of_time = settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes
     stop = out_of_time
     found: dict[str, float] = {}
     least = experiment.prediction
     measure = settings.threshold_measure if least.score_threshold is None else None
     by_points = least.landmark_threshold is None and not isinstance(least.score_threshold, float)
     if data.validation and (state.epoch % settings.validate_every == 0 or last or out_of_time):
-        draft = output.folder / _CANDIDATE
-        guard_disk(lambda: save_model(draft, output.card, weights))
-        candidate = load_segmenter(draft)
+        candidate = _candidate(state, experiment, output)
         validation = validate(candidate, data.dataset, data.validation, measure=measure, landmarks=by_points)
         state.thresholds, state.landmark_threshold = validation.thresholds, validation.landmark_threshold
         found = validation.metrics | {f"score_threshold/{n}": v for n, v in state.thresholds.items()}
@@ -407,7 +451,7 @@ def _validation_cases(experiment: Experiment, dataset: Dataset) -> tuple[Case, .
     most = experiment.training.validation_cases
     used = cases[:: math.ceil(len(cases) / most)]
     # One that cannot be read would be met after hours of training.
-    references = [dataset.read(case)[1] for case in used]
+    references = [dataset.read(case)[1] for case in counted("read validation cases", used)]
     stopping = experiment.training.early_stopping
     if stopping is None:
         return used
@@ -496,16 +540,14 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
     return groups
 
 
-def _rate(step: int, total: int, settings: TrainingSettings, minutes: float) -> float:
+def _rate(step: int, total: int, settings: TrainingSettings, gone: float) -> float:
     """Return the share of the learning rate: linear up, then half a cosine down to 1 %.
 
-    With ``max_minutes`` the cosine ends when the time does, where that comes before the last step.
+    The cosine ends when the time does (``gone`` is its share), where that comes before the last step.
     """
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
-    if settings.max_minutes is not None:
-        done = max(done, minutes / settings.max_minutes)
+    done = max(gone, (step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 

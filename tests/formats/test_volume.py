@@ -82,6 +82,8 @@ def test_a_fourth_dimension_is_channels(axial, tmp_path):
     for name in ("a.nii.gz", "a.nrrd", "a.mha"):
         write_volume(tmp_path / name, values, axial)
         assert_array_equal(read_volume(tmp_path / name).pixels, values)
+        with pytest.raises(InputError, match="is 4-D, with 3 volumes: labels are one"):
+            read_label_volume(tmp_path / name)
 
 
 def test_labels_are_whole_numbers(axial, tmp_path):

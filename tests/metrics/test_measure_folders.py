@@ -399,3 +399,19 @@ def test_a_place_for_tables_that_cannot_be_made_is_refused_before_the_work(tmp_p
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ConfigError, match="cannot be made for the results"):
         measure(tmp_path / "predicted", tmp_path / "reference", out=tmp_path / "out")
+
+
+def test_tables_against_a_copy_of_the_references_say_what_differs_and_the_ways_out(many):
+    shutil.copytree(many / "reference", many / "copy")
+    for name, reference, names in (
+        ("a", "reference", "keyed"),
+        ("b", "copy", "keyed"),
+        ("c", "reference", "plain"),
+        ("d", "copy", "plain"),
+    ):
+        measure(many / "predicted", many / reference, out=many / name, names=names)
+    code, said = command("compare", many / "a", many / "b")
+    assert code == 4 and "'a' has 8 cases and 'b' 8, and none is in both" in said
+    assert "not against a copy of it" in said and "--names plain" in said and "cases --moved" in said
+    code, said = command("compare", many / "c", many / "d")
+    assert code == 0, said

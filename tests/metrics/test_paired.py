@@ -61,7 +61,7 @@ def test_few_or_equal_patients_claim_little(values):
     )["x"]
     assert found.p_value == {1: 1.0, 3: 1.0, 4: 0.125}[len(values)]
     assert found.coverage is None and found.median.low is None
-    assert (found.difference.low is None) == (len(values) == 1)
+    assert (found.difference.low is None) == (values != [0.0, 0.0, 0.0])
 
 
 def test_an_interval_that_does_not_cover_says_so():
@@ -95,3 +95,13 @@ def test_rounding_is_not_a_difference():
     values = rng(3).uniform(1, 300, 12)
     found = compare({"x": values * (1 + 1e-15)}, {"x": values}, [str(i) for i in range(12)], rng=rng())["x"]
     assert (found.difference.estimate, found.p_value, found.p_false) == (0.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(("groups", "size"), [(3, 0.1), (6, 1.5), (6, 1e-4)])
+def test_groups_that_all_differ_by_the_same_give_no_interval_and_a_p_by_their_signs(groups, size):
+    """No spread says nothing of the next group; by the signs alone (a fair coin) p is 2 of 2 ** n."""
+    values = rng(4).uniform(50, 300, groups)
+    found = compare({"x": values + size}, {"x": values}, [str(i) for i in range(groups)], rng=rng())["x"]
+    assert found.difference.estimate == pytest.approx(size)
+    assert found.difference.low is None and found.difference.high is None
+    assert found.p_value == 2 / 2**groups and found.p_false == found.p_value / 2

@@ -85,3 +85,12 @@ def test_modalities_that_look_alike_or_say_nothing_pass(trained, own):
 def test_an_image_without_a_finite_value_has_a_range_of_zero():
     empty = Image(pixels=np.full((1, 8, 8), np.nan), grid=Grid.from_spacing((8, 8)))
     assert domain_of([empty]).lows == (0, 0)
+
+
+def test_a_volume_of_volumes_is_told_as_one():
+    (reason,) = mismatch(CT, image(-1000, 1100, channels=2), HOUNSFIELD).refusals
+    assert "colour" not in reason and "2-channel" in reason  # a picture
+    volume = Grid.from_spacing((2, 8, 8), (2.0, 1.0, 1.0))
+    noise = np.random.default_rng(0).uniform(-1000, 1100, (2, *volume.shape)).astype(np.float32)
+    (reason,) = mismatch(CT, Image(pixels=noise, grid=volume), HOUNSFIELD).refusals
+    assert "this one is 4-D, with 2 volumes" in reason and "a file of its own" in reason

@@ -12,6 +12,7 @@ from clearmargin.core import Grid, Image, InstanceSet, LabelClass, LabelMap, Lan
 from clearmargin.core.thresholds import Thresholds
 from clearmargin.margins.assessment import assess
 from clearmargin.outputs.folder import read_case, write_case
+from clearmargin.outputs.writers import Planned
 
 VOLUME = Grid(
     shape=(9, 20, 24),
@@ -37,7 +38,9 @@ def prediction_on(grid):
 def written(folder, grid):
     image = Image(pixels=np.zeros((1, *grid.shape), np.uint8), grid=grid)
     assessed = assess(prediction_on(grid), image, None, thresholds=Thresholds(0.5))
-    return write_case(folder, assessed, image, ("tables", "landmarks", "prediction", "overlay"))
+    return write_case(
+        folder, assessed, image, Planned(outputs=("tables", "landmarks", "prediction", "overlay"))
+    )
 
 
 @pytest.mark.parametrize("grid", [Grid.from_spacing((16, 20)), VOLUME], ids=["picture", "volume"])
@@ -85,4 +88,7 @@ def test_nothing_is_written_by_a_model_that_does_not_look_for_them(tmp_path):
         provenance=prediction_on(grid).provenance,
     )
     assessed = assess(plain, image, None, thresholds=Thresholds(0.5))
-    assert "landmarks" not in write_case(tmp_path / "case", assessed, image, ("landmarks",)).files
+    assert (
+        "landmarks"
+        not in write_case(tmp_path / "case", assessed, image, Planned(outputs=("landmarks",))).files
+    )

@@ -9,7 +9,8 @@ from bright import LABELS, bright_segmenter
 
 from clearmargin.core import Grid, Image, LabelClass, LabelMap
 from clearmargin.errors import ConfigError, InputError
-from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot, snapshots
+from clearmargin.models.files import snapshots
+from clearmargin.models.folder import ModelCard, label_map_entries, save_model, save_snapshot
 from clearmargin.models.segmenter import PlaneSegmenter, View
 from clearmargin.networks import build_network, network_config
 from clearmargin.sampling.samples import (

@@ -45,6 +45,8 @@ from clearmargin.cli.options import (
     asked_outputs,
 )
 from clearmargin.errors import BatchError, ConfigError, InputError
+from clearmargin.files import check_readable
+from clearmargin.models.files import check_choice
 
 if TYPE_CHECKING:
     from clearmargin.batch import BatchReport
@@ -130,6 +132,7 @@ def batch_run(
     part = _shard(shard)
     outputs = asked_outputs(write)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, runtime.value)
     from clearmargin.batch import batch as call
     from clearmargin.predicting.cases import Reading
     from clearmargin.predicting.predictor import Predictor
@@ -173,12 +176,21 @@ def batch_run(
         raise BatchError(
             f"{len(report.unsent)} earlier results did not reach an archive: run the batch again"
         )
+    if dry_run:
+        return
     bad = report.counts["failed"] + report.counts["refused"] + report.incomplete
-    if bad and not dry_run:
-        raise BatchError(
+    complaints = []
+    if bad:
+        complaints.append(
             f"{bad} of {sum(report.counts.values())} items failed, were refused, or lack an output: "
             f"`clearmargin batch status {out}` lists them"
         )
+    if report.left_out.unreadable:
+        complaints.append(
+            f"{len(report.left_out.unreadable)} inputs could not be taken: the list above says why"
+        )
+    if complaints:
+        raise BatchError("; ".join(complaints))
 
 
 @batch_app.command("status")
@@ -337,8 +349,7 @@ def _source(text: str, ca_file: Path | None) -> Path | str:
             )
         check_archive(archive_at(text, ca_file))
         return text
-    if not Path(text).exists():
-        raise InputError(f"no file or folder '{text}' (looked for at {Path(text).absolute()})")
+    check_readable(Path(text))
     return Path(text)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from clearmargin.errors import ConfigError, InputError, nearest
+from clearmargin.errors import ConfigError, nearest
 
 __all__ = [
     "check_card",
@@ -15,15 +15,8 @@ __all__ = [
     "check_experiment",
     "check_folder",
     "check_overrides",
-    "check_source",
     "is_card",
 ]
-
-
-def check_source(path: Path) -> None:
-    """Raise InputError if the path does not exist."""
-    if not path.exists():
-        raise InputError(f"no file or folder '{path}' (looked for at {path.absolute()})")
 
 
 def check_folder(path: Path | None) -> None:

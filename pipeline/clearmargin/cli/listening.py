@@ -36,6 +36,7 @@ from clearmargin.cli.options import (
     asked_outputs,
 )
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.models.files import check_choice
 
 __all__: list[str] = []
 
@@ -155,6 +156,7 @@ def listen(
     check_device(device)
     outputs = asked_outputs(write)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, "torch")
     from clearmargin.listen import listen as call
     from clearmargin.predicting.cases import Reading
     from clearmargin.predicting.predictor import Predictor

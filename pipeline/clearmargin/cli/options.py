@@ -151,8 +151,18 @@ Writes = Annotated[
 
 
 def asked_outputs(write: list[str] | None) -> list[str] | None:
-    """Return the names of a ``--write`` option, which may be repeated and may list several."""
-    return None if write is None else [name.strip() for names in write for name in names.split(",")]
+    """Return the names of a ``--write`` option, which may be repeated and may list several.
+
+    Raises:
+        ConfigError: There is no such output.
+    """
+    if write is None:
+        return None
+    from clearmargin.outputs.writers import named_outputs
+
+    names = [name.strip() for names in write for name in names.split(",")]
+    named_outputs(names)
+    return names
 
 
 class Split(StrEnum):
@@ -220,7 +230,14 @@ Tolerances = Annotated[
 Bands = Annotated[
     list[float] | None, typer.Option("--band", help="Band of boundary IoU, in the same unit; repeatable.")
 ]
-Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Metric to measure; repeatable.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        help="Metric to measure; repeatable. NSD at each --tolerance, boundary IoU at each --band, AP and PQ come as "
+        "well.",
+    ),
+]
 Subvoxel = Annotated[
     bool,
     typer.Option(

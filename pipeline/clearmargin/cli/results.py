@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clearmargin.cli.app import app, emit, say, say_run
-from clearmargin.cli.checks import check_card, check_device, check_folder, check_source
+from clearmargin.cli.checks import check_card, check_device, check_folder
 from clearmargin.cli.options import (
     AllowGaps,
     AllowTilt,
@@ -43,6 +43,8 @@ from clearmargin.cli.options import (
     protocol_of,
 )
 from clearmargin.errors import BatchError, ConfigError
+from clearmargin.files import check_readable
+from clearmargin.models.files import check_choice
 
 if TYPE_CHECKING:
     from clearmargin.predict import Predicted
@@ -97,11 +99,12 @@ def predict(
     """Segment images and write DICOM SEG, tables, overlays and uncertainty maps."""
     from clearmargin.tracking.resolve import model_folder
 
-    check_source(source)
+    check_readable(source)
     check_folder(out)
     check_device(device)
     outputs = asked_outputs(write)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, runtime.value)
     from clearmargin.predict import predict as call
 
     report = call(
@@ -183,6 +186,7 @@ def evaluate(
     check_card(card)
     check_folder(out)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, "torch")
     from clearmargin.evaluate import evaluate as call
     from clearmargin.evaluate import render
 
@@ -302,6 +306,7 @@ def calibrate(
     check_device(device)
     alphas = None if alpha is None else _numbers("--alpha", alpha)
     folder = model_folder(model)
+    check_choice(folder, uncertainty.value, "torch")
     from clearmargin.calibrate import calibrate as call
     from clearmargin.calibrate import render_calibration
 

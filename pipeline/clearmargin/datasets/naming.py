@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import parse_json
 from clearmargin.formats.label_files import LABEL_SUFFIXES
 
 __all__ = ["CaseFile", "LabelNames", "case_files", "read_label_names", "suggest_pattern"]
@@ -53,7 +53,7 @@ def read_label_names(path: Path) -> LabelNames:
     if not path.is_file():
         raise InputError(f"there is no file '{path.name}'")
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        labels = parse_json(path.read_text(encoding="utf-8"))["labels"]
         by_name = {
             (str(value) if _is_number(key) else str(key)): (key if _is_number(key) else value)
             for key, value in labels.items()

@@ -20,6 +20,7 @@ from clearmargin.core import Grid, InstanceSet, Mask
 from clearmargin.core.lattice import joined, placed, placement
 from clearmargin.datasets.naming import CaseFile, LabelNames, case_files, read_label_names, suggest_pattern
 from clearmargin.errors import ConfigError, GeometryError, InputError, nearest
+from clearmargin.files import check_readable
 from clearmargin.formats.label_files import Objects, masks_by_value, parts_of, read_labels
 from clearmargin.privacy import case_id, named_by_case, record_cases
 
@@ -153,8 +154,7 @@ def list_pairs(
         ConfigError: A pattern that says nothing of cases.
     """
     for path in (predicted, reference):
-        if not path.exists():
-            raise InputError(f"no file or folder '{path}'")
+        check_readable(path)
     if predicted.is_dir() != reference.is_dir():
         raise InputError("give two folders or two files: one of each cannot be paired")
     if not predicted.is_dir() and ".json" in (predicted.suffix.lower(), reference.suffix.lower()):

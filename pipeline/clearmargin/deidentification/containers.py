@@ -21,6 +21,7 @@ Idle = tuple[int, int, int]
 """A span, and the byte that says nothing there."""
 
 _UNDEFINED = 0xFFFF_FFFF
+_BITS = (1, 8, 16, 32, 64)
 _FLOATS = {0x7FE0_0008: 4, 0x7FE0_0009: 8}
 _RLE = "1.2.840.10008.1.2.5"
 _RLE_NOTHING = 0x80  # a run that writes nothing: zeros would be values
@@ -29,6 +30,10 @@ _JPEG_2000 = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(90|91|92|93|201|202|203)$"
 _VIDEO = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.10\d(\.1)?$")
 _MARKER = re.compile(rb"\xff+([\x80-\xcf\xd8-\xfe])")  # what ends coded data, of JPEG and of JPEG-LS
 _SOI, _EOI, _SOS, _COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
+_DQT, _DHT, _DAC = 0xDB, 0xC4, 0xCC
+_PLAIN = (0xDC, 0xDD, 0xDE, 0xDF, 0xF8)  # lines, restarts, hierarchies, parameters of JPEG-LS
+# Segments that a decoder needs: frames (0xF7 is that of JPEG-LS), tables, scans.
+_NEEDED = frozenset({*range(0xC0, 0xD0), *_PLAIN, 0xF7, _SOS, _DQT} - {0xC8})
 # What decoders need of an application's segment: its beginning, and how many bytes stay.
 _KEPT = {0xE0: (b"JFIF\0", 14), 0xE8: (b"mrfx", 5), 0xEE: (b"Adobe", 12)}
 
@@ -56,6 +61,10 @@ def idle_spans(header: Any, path: Path, span: Span | None) -> list[Idle]:
         if length != _UNDEFINED:
             tag = int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)
             needed = native_size(header, tag)
+            if needed > length:
+                raise InputError(
+                    f"the header describes {needed} bytes of pixels, and the file holds {length}"
+                )
             return [(start + needed, span[1], 0)] if start + needed < span[1] else []
         fragments = _fragments(file, start, order)
 
@@ -74,14 +83,25 @@ def native_size(header: Any, tag: int = 0x7FE0_0010) -> int:
     """
     try:
         rows, columns = int(header.Rows), int(header.Columns)
-        frames, samples = int(header.get("NumberOfFrames") or 1), int(header.get("SamplesPerPixel") or 1)
+        frames, samples = _frames(header), int(header.get("SamplesPerPixel") or 1)
         bits = 8 * _FLOATS[tag] if tag in _FLOATS else int(header.BitsAllocated)
     except (AttributeError, TypeError, ValueError):
         raise InputError("the object holds pixels that its header does not describe") from None
+    if min(rows, columns, samples) < 1 or samples > 4 or bits not in _BITS:
+        raise InputError(
+            f"the header describes {rows} x {columns} pixels of {samples} sample(s) of {bits} bits: no picture has that"
+        )
     values = rows * columns * frames * samples
     if str(header.get("PhotometricInterpretation") or "").strip() in ("YBR_FULL_422", "YBR_PARTIAL_422"):
         values = values * 2 // 3
     return -(-values * bits // 8)
+
+
+def _frames(header: Any) -> int:
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames < 1:
+        raise InputError(f"the header describes {frames} frames")
+    return frames
 
 
 def blank(piece: bytes, at: int, spans: Sequence[Idle]) -> bytes:
@@ -110,15 +130,18 @@ def _fragments(file: Any, start: int, order: Literal["little", "big"]) -> list[S
 
 def _idle_in_fragments(header: Any, fragments: Sequence[Span], read: Callable[[Span], bytes]) -> list[Idle]:
     syntax = str(header.file_meta.get("TransferSyntaxUID") or "")
-    if _VIDEO.match(syntax):
-        return []
+    frames = _frames(header)
+    if _VIDEO.match(syntax):  # one stream: its table is empty, or says 0
+        return [(*table, 0) for table in fragments[:1] if table[0] < table[1]]
     search = _searcher(header, syntax)
     spans: list[Idle] = []
-    frames = int(header.get("NumberOfFrames") or 1)
     for table in fragments[:1]:
         spans += [(table[0] + 4 * frames, table[1], 0)] if table[1] - table[0] > 4 * frames else []
+    starts: list[int] = []  # of each frame's first item, from that of the first frame on
+    sizes: list[int] = []
     k = 1
     while k < len(fragments):
+        starts.append(fragments[k][0] - fragments[1][0])
         parts = [fragments[k]]
         data = read(fragments[k])
         idle = search(data)
@@ -131,7 +154,14 @@ def _idle_in_fragments(header: Any, fragments: Sequence[Span], read: Callable[[S
             raise InputError("a compressed frame is cut off: what lies in it beside the picture is not known")
         for start, stop, fill in idle:
             spans += [(*one, fill) for one in _in_file(start, stop, parts)]
+        sizes.append(sum(last - first for first, last in parts))
         k += 1
+    tables = {"BasicOffsetTable": (read(fragments[0])[: 4 * frames] if fragments else b"", 4, starts)}
+    tables["ExtendedOffsetTable"] = (header.get("ExtendedOffsetTable") or b"", 8, starts)
+    tables["ExtendedOffsetTableLengths"] = (header.get("ExtendedOffsetTableLengths") or b"", 8, sizes)
+    for name, (stated, width, values) in tables.items():
+        if stated and stated != b"".join(n.to_bytes(width, "little") for n in values[: len(stated) // width]):
+            raise InputError(f"{name} does not say where its frames lie: what else it says is not known")
     return sorted(spans)
 
 
@@ -158,13 +188,15 @@ def _searcher(header: Any, syntax: str) -> Callable[[bytes], list[Idle] | None]:
 
 
 def _idle_in_jpeg(data: bytes) -> list[Idle] | None:
-    """Return comments, notes and what follows the end of a JPEG or JPEG-LS frame; None if it is not whole.
+    """Return comments, notes, segments and tables that no decoder needs, and what follows the end of a JPEG or JPEG-LS
+    frame; None if it is not whole.
 
-    Source: ISO/IEC 10918-1, B.1.
+    Source: ISO/IEC 10918-1, B.1 and B.2.
     """
     if data[:2] != b"\xff\xd8":
         raise InputError("a compressed frame does not begin as a JPEG does")
     spans: list[Idle] = []
+    tables = _Tables()
     at = 2
     while at + 2 <= len(data):
         if data[at] != 0xFF:
@@ -175,7 +207,7 @@ def _idle_in_jpeg(data: bytes) -> list[Idle] | None:
             continue
         at += 2
         if marker == _EOI:
-            return [*spans, (at, len(data), 0)]
+            return [*spans, *tables.unused(), (at, len(data), 0)]
         if marker == 1 or 0xD0 <= marker <= _SOI:
             continue
         length = int.from_bytes(data[at : at + 2], "big")
@@ -185,6 +217,10 @@ def _idle_in_jpeg(data: bytes) -> list[Idle] | None:
             begins, kept = _KEPT.get(marker, (b"", 0))
             kept = kept if kept and data.startswith(begins, at + 2) else 0
             spans.append((at + 2 + kept, at + length, 0))
+        elif marker not in _NEEDED:
+            spans.append((at + 2, at + length, 0))
+        else:
+            tables.take(marker, data, at + 2, at + length)
         at += length
         if marker == _SOS:
             end = _MARKER.search(data, at)
@@ -192,6 +228,49 @@ def _idle_in_jpeg(data: bytes) -> list[Idle] | None:
                 return None
             at = end.end() - 2
     return None
+
+
+class _Tables:
+    """The tables of a JPEG frame: one that no scan uses, or that another replaces before a scan does, says nothing."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, int], Idle] = {}
+        self._idle: list[Idle] = []
+        self._quantised: dict[int, int] = {}  # table by component
+
+    def take(self, marker: int, data: bytes, at: int, end: int) -> None:
+        """Look at a segment's content, from ``at`` up to ``end``."""
+        if marker == _DQT:
+            self._define(data, at, end, "quantisation")
+        elif marker == _DHT:
+            self._define(data, at, end, "huffman")
+        elif marker == _SOS:
+            scan = [(data[k], data[k + 1]) for k in range(at + 1, min(end - 3, at + 1 + 2 * data[at]), 2)]
+            for component, selectors in scan:
+                used = self._quantised.get(component)
+                names = [("quantisation", used)] if used is not None else []
+                names += [("huffman", selectors >> 4), ("huffman", 16 + (selectors & 15))]
+                for name in names:
+                    self._waiting.pop(name, None)
+        elif marker not in (_DAC, *_PLAIN) and end - at >= 6:  # the beginning of a frame
+            self._quantised = {data[k]: data[k + 2] for k in range(at + 6, end - 2, 3)}
+
+    def _define(self, data: bytes, at: int, end: int, kind: str) -> None:
+        while at < end:
+            number = data[at] & 15 if kind == "quantisation" else data[at] & 31
+            if kind == "quantisation":
+                size, head = 128 if data[at] >> 4 else 64, 1
+            else:  # lengths of codes, then their values
+                size, head = sum(data[at + 1 : at + 17]), 17
+            replaced = self._waiting.pop((kind, number), None)
+            if replaced is not None:
+                self._idle.append(replaced)
+            self._waiting[kind, number] = (at + head, min(at + head + size, end), 1)
+            at += head + size
+
+    def unused(self) -> list[Idle]:
+        """Return what no scan used."""
+        return [*self._idle, *self._waiting.values()]
 
 
 def _idle_in_jpeg_2000(data: bytes) -> list[Idle] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,6 +20,7 @@ from clearmargin.errors import InputError
 from clearmargin.failures import reason_of
 from clearmargin.formats.dicom.boundary import dicom_boundary, read_header, read_until_pixels
 from clearmargin.formats.dicom.index import looks_like_dicom
+from clearmargin.formats.dicom.media import is_zip
 
 __all__ = ["Outcome", "Rules", "Status", "deidentify_file"]
 
@@ -84,17 +86,20 @@ def deidentify_file(path: Path, draft: Path, key: Key, rules: Rules) -> Outcome:
     try:
         if path.name.upper() == "DICOMDIR":
             return Outcome(status="skipped", reason="a DICOMDIR lists names: make a new one of the results")
+        if is_zip(path):
+            raise InputError("it is a zip within a folder: give it by itself, or unpack it")
         if not looks_like_dicom(path):
             return Outcome(status="skipped", reason="not DICOM")
         return _deidentify(path, draft, key, rules)
     except InputError as error:
         draft.unlink(missing_ok=True)
         return Outcome(status="refused", reason=str(error))
+    except _NotWrittenError:
+        draft.unlink(missing_ok=True)
+        raise
     except OSError as error:
         draft.unlink(missing_ok=True)
-        if error.filename is not None and Path(os.fsdecode(error.filename)) == path:
-            return Outcome(status="refused", reason=f"it cannot be read ({error.strerror})")
-        raise
+        return Outcome(status="refused", reason=f"it cannot be read ({error.strerror})")
     except Exception as error:  # noqa: BLE001 - whatever one file provokes, the others are done
         draft.unlink(missing_ok=True)
         return Outcome(status="refused", reason=reason_of(error))
@@ -236,6 +241,18 @@ def _replace_meta(header: Any, syntax: str) -> None:
     header.preamble = bytes(128)
 
 
+class _NotWrittenError(OSError):
+    """A draft cannot be written: what the system says, without a path."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _NotWrittenError(error.errno, error.strerror) from None
+
+
 def _write(header: Any, path: Path, span: Span | None, spans: Sequence[Idle], draft: Path) -> bytes:
     """Write the data set, then the pixels' bytes as they are but for ``spans``; return a digest of all."""
     from pydicom import dcmwrite
@@ -243,18 +260,29 @@ def _write(header: Any, path: Path, span: Span | None, spans: Sequence[Idle], dr
     implicit, little = header.original_encoding
     layout = {"implicit_vr": implicit, "little_endian": little}
     private = header.file_meta.TransferSyntaxUID.is_private
-    with draft.open("wb") as file:
+    with _writing(), draft.open("wb") as file:
         dcmwrite(file, header, enforce_file_format=True, **(layout if private else {}))
-    with draft.open("ab") as file:
-        if span is not None:
-            with path.open("rb") as source:
-                source.seek(span[0])
-                left = span[1] - span[0]
-                while left:
-                    piece = source.read(min(left, _PIECE))
-                    if not piece:
-                        raise InputError("the file became shorter while it was read")
-                    file.write(blank(piece, span[1] - left, spans))
-                    left -= len(piece)
-    with draft.open("rb") as file:
+        for piece in _pieces(path, span) if span is not None else ():
+            file.write(blank(piece[1], piece[0], spans))
+    with _writing(), draft.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()[:16]
+
+
+def _pieces(path: Path, span: Span) -> Iterator[tuple[int, bytes]]:
+    """Yield the pieces of a span of a file, each with where it begins.
+
+    Raises:
+        InputError: The file cannot be read, or ends before the span does.
+    """
+    try:
+        with path.open("rb") as source:
+            source.seek(span[0])
+            left = span[1] - span[0]
+            while left:
+                piece = source.read(min(left, _PIECE))
+                if not piece:
+                    raise InputError("the file became shorter while it was read")
+                yield span[1] - left, piece
+                left -= len(piece)
+    except OSError as error:
+        raise InputError(f"it cannot be read ({error.strerror})") from None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Crowd, Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
-from clearmargin.files import write_text
+from clearmargin.files import parse_json, write_text
 from clearmargin.formats.limits import max_bytes, raise_it
 
 __all__ = ["CocoFile", "CocoImage", "open_coco", "read_coco", "read_coco_images", "write_coco"]
@@ -220,7 +220,7 @@ def _content(path: Path, images: Path | None = None) -> dict[str, Any]:
 def _parsed(path: Path, _modified: int) -> dict[str, Any]:
     """Parse a file once for all its images: they are read one by one."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
         if isinstance(content, list):
             if not all(
                 isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str) for entry in content

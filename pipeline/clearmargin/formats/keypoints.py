@@ -12,7 +12,7 @@ import numpy as np
 
 from clearmargin.core import Landmarks, PointType
 from clearmargin.errors import InputError
-from clearmargin.files import write_text
+from clearmargin.files import parse_json, write_text
 
 __all__ = ["NamedPoint", "read_coco_keypoints", "read_point_rows", "read_pose_frame", "write_coco_keypoints"]
 
@@ -40,7 +40,7 @@ def read_coco_keypoints(path: Path, image: str) -> list[NamedPoint]:
         InputError: It is not such a file, or lists no such image or several.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         names = {
             c["id"]: [str(n) for n in c["keypoints"]] for c in content["categories"] if c.get("keypoints")
         }
@@ -78,7 +78,7 @@ def read_pose_frame(path: Path, frame: int) -> list[NamedPoint]:
         InputError: It is not such a list, or the frame is not labelled; it says which are.
     """
     try:
-        frames = json.loads(path.read_text(encoding="utf-8"))
+        frames = parse_json(path.read_text(encoding="utf-8"))
         labelled = [k for k, entry in enumerate(frames) if entry["annotations"]]
         if frame not in labelled:
             shown = ", ".join(map(str, labelled[:4]))
@@ -109,7 +109,9 @@ def read_point_rows(path: Path, *, ndim: int, case: str | None = None) -> list[N
     """
     try:
         if path.suffix.lower() == ".json":
-            rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            rows: list[dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise TypeError("a list of rows is expected")
         else:
             with path.open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.errors import InputError
-from clearmargin.files import write_text
+from clearmargin.files import parse_json, write_text
 
 __all__ = ["ControlPoint", "read_markups", "write_markups"]
 
@@ -38,7 +38,7 @@ def read_markups(path: Path) -> list[list[ControlPoint]]:
         InputError: It is not such a file, is in other units than mm, or does not say LPS or RAS.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         return [_points(markup) for markup in content["markups"]]
     except InputError:
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clearmargin.core import Image
 from clearmargin.errors import InputError, nearest
+from clearmargin.files import check_readable
 
 if TYPE_CHECKING:
     from clearmargin.formats.dicom.headers import Header
@@ -65,7 +66,7 @@ class Opened:
             folder without DICOM.
         series: The series of DICOM, each with its files' headers; none otherwise.
         files: Volumes, pictures and videos, in name order.
-        damaged: DICOM files in a folder that cannot be read. Private, as all paths.
+        damaged: DICOM files in a folder or a zip that cannot be read, each with the reason. Private, as all paths.
         others: Number of further files in a folder; beside DICOM in a folder, the number of volumes, pictures and
             videos of other formats lie beside it. Hidden ones are not counted.
     """
@@ -74,7 +75,7 @@ class Opened:
     kind: OpenedKind
     series: tuple[tuple[SeriesEntry, list[Header]], ...] = field(default=(), repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)
-    damaged: tuple[Path, ...] = field(default=(), repr=False)
+    damaged: Mapping[Path, str] = field(default_factory=dict, repr=False)
     others: int = 0
 
     def image(
@@ -165,15 +166,14 @@ def open_source(path: Path) -> Opened:
         InputError: There is no such path, or it begins as DICOM does and holds nothing readable.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"no file or folder '{path}' (looked for at {path.absolute()})")
+    check_readable(path)
     # A suffix may lie: what begins as DICOM does is DICOM, also a cine called .mp4.
     if is_dicom(path) or (
         path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES and _begins_as_dicom(path)
     ):
         from clearmargin.formats.dicom.index import scan_dicom
 
-        damaged: list[Path] = []
+        damaged: dict[Path, str] = {}
         series = tuple(scan_dicom(path, damaged))
         first = series[0][0]
         is_clip = first.kind == "clip" and (path.is_file() or len(series) == len(first.files) == 1)
@@ -182,7 +182,7 @@ def open_source(path: Path) -> Opened:
             path=path,
             kind="clip" if is_clip else "dicom",
             series=series,
-            damaged=tuple(damaged),
+            damaged=damaged,
             others=beside,
         )
     if path.is_dir():
@@ -298,8 +298,8 @@ def open_video(path: Path, *, threads: bool = True) -> Clip:
         InputError: It is not a video, has no frame, or is a DICOM object that is not a clip.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}'")
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder, expected a video")
     return open_source(path).clip(threads=threads)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
-from clearmargin.files import whole
+from clearmargin.files import check_readable, whole
 from clearmargin.formats.label_values import whole_labels
 from clearmargin.formats.limits import MOST_DEFLATED, refuse_cut_off, refuse_size
 from clearmargin.formats.quiet import hushed
@@ -149,8 +149,7 @@ def _channels(data: NDArray[Any], layout: Layout, path: Path) -> NDArray[Any]:
 
 def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Layout]:
     """Return the values, and what their last axis is."""
-    if not path.exists():
-        raise InputError(f"there is no file '{path}'")
+    check_readable(path)
     try:
         with hushed("tifffile", "PIL"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile)(\.|$)")

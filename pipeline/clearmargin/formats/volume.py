@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import ClearMarginError, GeometryError, InputError
-from clearmargin.files import whole
+from clearmargin.files import check_readable, whole
 from clearmargin.formats.label_values import whole_labels
 from clearmargin.formats.limits import MOST_DEFLATED, max_bytes, raise_it
 from clearmargin.formats.metaimage import holds_whole_values
@@ -47,8 +47,7 @@ def read_volume(path: Path) -> Image:
         GeometryError: The stated geometry is not an invertible affine.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}'")
+    check_readable(path)
     pixels, grid, remarks = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
     source = Source(case=case_of_file(path), kind="volume", files=(path,), remarks=remarks)
     if pixels.dtype == np.float64:  # which matters to labels alone: `read_label_volume` keeps it
@@ -68,7 +67,9 @@ def read_label_volume(path: Path) -> tuple[NDArray[np.integer[Any]], Grid]:
         raise InputError(f"there is no file '{path.name}'")
     pixels, grid, _ = _read_nifti(path) if _is_nifti(path) else _read_itk(path)
     if len(pixels) != 1:
-        raise InputError(f"'{path.name}' has {len(pixels)} channels: a label volume has one")
+        raise InputError(
+            f"'{path.name}' is 4-D, with {len(pixels)} volumes: labels are one; write it as a file of its own"
+        )
     return whole_labels(pixels[0], path.name), grid
 
 

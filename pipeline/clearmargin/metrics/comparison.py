@@ -143,12 +143,9 @@ def compare_rows(
     seen = {name: {case for t in of for case in t.false_positives} for name, of in tables.items()}
     common = sorted(set.intersection(*known.values()))
     shared = sorted(set.intersection(*seen.values()))
-    if not common:
-        raise InputError(
-            "the sets have no object in common: they were measured against other references, or under another "
-            "key (measure with --names plain to compare tables of two users)"
-        )
     first = next(iter(sets))
+    if not common:
+        raise InputError(_nothing_shared(first, seen, shared))
     rows = {key: next(t.objects[key] for t in tables[first] if key in t.objects) for key in common}
     _check_sizes(tables, common, rows, first)
     chosen = _metrics(tables, metrics)
@@ -196,6 +193,22 @@ def compare_rows(
         ranked_by=ranked_by,
         regressions=tuple(_regressions(tables, first, ranked_by, common)),
         means=means,
+    )
+
+
+def _nothing_shared(first: str, seen: Mapping[str, set[str]], shared: Sequence[str]) -> str:
+    """Return why sets cannot be paired, and the way out."""
+    if shared:
+        return (
+            f"the sets have {len(shared)} cases in common, and no object in them: their references differ; measure "
+            "both against the same"
+        )
+    other = next((name for name in seen if name != first and not seen[name] & seen[first]), first)
+    return (
+        f"'{first}' has {len(seen[first])} cases and '{other}' {len(seen[other])}, and none is in both. A case's id is "
+        "made of the path of its reference and of your key. So measure both against one folder of references, not "
+        "against a copy of it; or measure both with --names plain, which pairs cases by their files' names, also of "
+        "two users; or if the folder was moved, name both places with `clearmargin cases --moved` and measure again"
     )
 
 

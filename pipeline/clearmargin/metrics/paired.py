@@ -40,11 +40,12 @@ class Comparison:
     """Two models on the same cases.
 
     Attributes:
-        difference: First minus second: mean over groups, with Student's interval.
+        difference: First minus second: mean over groups, with Student's interval; it has no ends where all groups
+            differ by the same amount, as they then do not say how far others would lie from it.
         median: The same of the median over groups, with the interval of order statistics; it has no ends where so
             few groups allow none.
         p_value: Two-sided, of the same test over groups: 1 less the level at which the interval begins to hold 0; 1 if
-            no group differs.
+            no group differs, and of the groups' signs alone where all differ by the same amount.
         p_adjusted: After Holm's correction over what is compared together.
         p_false: Probability that the claim "the one with the better mean is better" is false; 0.5 where both are equal.
         coverage: Share of samples drawn from these groups in which Student's interval held their mean. Far below the
@@ -125,7 +126,7 @@ def _paired(
     p_value = 1.0
     if n > 1:
         error = float(means.std(ddof=1)) / n**0.5
-        spreads = error > 1e-15 * max(1.0, abs(mean))
+        spreads = error > max(1e-15, 1e-9 * abs(mean))  # less is rounding
         reach = float(student.ppf((1 + level) / 2, n - 1))
         # without a spread there is nothing to divide by: all groups differ alike, and their signs are what is left
         p_value = (
@@ -133,7 +134,8 @@ def _paired(
         )
         if spreads and n >= FEW and trials:
             coverage = float(np.mean(_studentised(means, rng, trials) <= reach))
-        low, high = mean - reach * error, mean + reach * error
+        if spreads or not mean:
+            low, high = mean - reach * error, mean + reach * error
     return Comparison(
         difference=Interval(estimate=mean, low=low, high=high, level=level, groups=n, cases=len(gaps)),
         median=median_interval(means, level=level, cases=len(gaps)),

@@ -95,6 +95,11 @@ def mismatch(
         kind = {1: "grey", 3: "colour"}
         before = " and ".join(kind.get(n, f"{n}-channel") for n in domain.channels)
         own = kind.get(channels, f"{channels}-channel")
+        if image.grid.ndim == 3 and len(image.pixels) > 1:
+            own = (
+                f"4-D, with {len(image.pixels)} volumes (times, phases, sequences, or values per voxel), of which the "
+                "one that is meant has to be written as a file of its own"
+            )
         reason = f"the model was trained on {before} images, and this one is {own}"
         (warnings if channels == 1 else refusals).append(reason)
     if not displayed and image.grid.ndim not in domain.dimensions:

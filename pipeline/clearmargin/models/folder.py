@@ -20,6 +20,14 @@ from clearmargin.core import Code, LabelClass, LabelMap, PointType, Provenance
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import file_digest, whole, write_text
 from clearmargin.models.domain import Domain
+from clearmargin.models.files import (
+    CONFIG_FILE,
+    RUNTIME_FILE,
+    SNAPSHOTS,
+    WEIGHTS_FILE,
+    check_exported,
+    snapshots,
+)
 from clearmargin.models.runtimes import runtime as find_runtime
 from clearmargin.models.segmenter import NetworkSegmenter
 from clearmargin.models.settings import PredictionSettings
@@ -39,12 +47,8 @@ __all__ = [
     "save_model",
     "save_runtime",
     "save_snapshot",
-    "snapshots",
 ]
 
-CONFIG_FILE, WEIGHTS_FILE, RUNTIME_FILE = "model.yaml", "weights.safetensors", "runtime.yaml"
-ENSEMBLE_FILE = "ensemble.yaml"
-SNAPSHOTS = "snapshots"
 _SPARE_BYTES = 2**26  # by which a network may be larger than its weights: parts that earlier versions lack
 
 
@@ -185,11 +189,6 @@ def _least_wanted(epochs: list[int]) -> int:
     return min(epochs[:-1], key=unevenness)
 
 
-def snapshots(folder: Path) -> tuple[Path, ...]:
-    """Return the weights that were kept of a model's epochs, the first epoch first; none if none were."""
-    return tuple(sorted((folder / SNAPSHOTS).glob("epoch-*.safetensors")))
-
-
 def _save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
@@ -311,10 +310,7 @@ def save_runtime(folder: Path, card: RuntimeCard) -> None:
 def _use_runtime(network: Network, name: str, folder: Path, weights: str) -> None:
     """Let a runtime compute the network's parts."""
     target = find_runtime(name)
-    if not (folder / RUNTIME_FILE).is_file():
-        raise ConfigError(
-            f"the model was not exported to '{name}': `clearmargin export MODEL --format {name} --card CARD` does it"
-        )
+    check_exported(folder, name)
     card = load_settings(folder / RUNTIME_FILE, RuntimeCard)
     if card.weights_sha256 != weights:
         raise InputError(f"the export to '{name}' is of other weights than the model's: export it again")

@@ -5,7 +5,6 @@ Configurations are read as data: nothing of a bundle is evaluated, imported or r
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from clearmargin.config import parse_yaml
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import parse_json
 from clearmargin.networks.backbones import find_prefix, load_weights, read_weights
 
 __all__ = ["load_unet"]
@@ -98,7 +98,7 @@ def _network_def(bundle: Path) -> dict[str, Any]:
                 continue
             text = path.read_text(encoding="utf-8", errors="replace")
             try:
-                content = json.loads(text) if suffix == ".json" else parse_yaml(text, path.name)
+                content = parse_json(text) if suffix == ".json" else parse_yaml(text, path.name)
             except (ValueError, ConfigError) as error:
                 raise InputError(f"'configs/{path.name}' of the bundle is not readable: {error}") from None
             definition = (

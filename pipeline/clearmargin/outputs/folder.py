@@ -15,10 +15,10 @@ import numpy as np
 
 from clearmargin.core import Image, LabelMap, Landmarks, Prediction, Provenance
 from clearmargin.errors import InputError
-from clearmargin.files import file_digest, write_text
+from clearmargin.files import file_digest, parse_json, write_text
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import read_packed
-from clearmargin.outputs.writers import WRITERS, Footage
+from clearmargin.outputs.writers import WRITERS, Footage, Planned
 
 __all__ = [
     "MANIFEST",
@@ -73,22 +73,20 @@ def one_run(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_case(
-    folder: Path, assessed: Assessment, image: Image, outputs: Sequence[str], **summary: Any
-) -> Written:
+def write_case(folder: Path, assessed: Assessment, image: Image, planned: Planned, **summary: Any) -> Written:
     """Write the outputs of one image or volume, its summary and its manifest; docs/predict.md lists the files.
 
     Args:
         folder: It is replaced as a whole.
         assessed: A prediction on the image's grid, and what is to be said of it.
         image: The segmented image.
-        outputs: Names in `WRITERS` (`chosen_outputs`).
+        planned: What to write (`chosen_outputs`).
         summary: Further entries of ``summary.json``.
     """
     prediction = assessed.prediction
     with one_run(folder) as draft:
         written = _written(
-            outputs, image.source.case, lambda name: WRITERS[name].write(draft, assessed, image)
+            planned, image.source.case, lambda name: WRITERS[name].write(draft, assessed, image)
         )
         content = {
             "instances": len(prediction.instances),
@@ -106,7 +104,7 @@ def write_footage(
     folder: Path,
     footage: Footage,
     provenance: Provenance,
-    outputs: Sequence[str],
+    planned: Planned,
     *,
     refer_case: Sequence[str],
     warnings: Sequence[str],
@@ -118,7 +116,7 @@ def write_footage(
         folder: It may hold pictures of frames already.
         footage: What is kept of the frames.
         provenance: What made the predictions.
-        outputs: Names in `WRITERS` (`clip_outputs`).
+        planned: What to write (`clip_outputs`).
         refer_case: Why a person should look at the clip as a whole, of all frames, each once.
         warnings: Warnings of all frames, each once.
         summary: Further entries of ``summary.json``.
@@ -128,7 +126,7 @@ def write_footage(
         writer = WRITERS[name].write_clip
         return () if writer is None else writer(folder, footage)
 
-    written = _written(outputs, footage.image.source.case, write)
+    written = _written(planned, footage.image.source.case, write)
     content = {
         "instances": len(footage.rows),
         "frames": len(footage.numbers),
@@ -204,7 +202,7 @@ def check_case(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         files = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
         _ = manifest["kind"], manifest["instances"], manifest["case"]
     except FileNotFoundError:
@@ -231,19 +229,20 @@ def _maps(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return maps
 
 
-def _written(outputs: Sequence[str], case: str, write: Any) -> Written:
-    """Write each output; one that this prediction does not allow is said, and the others are written."""
+def _written(planned: Planned, case: str, write: Any) -> Written:
+    """Write each output; one that this input or prediction does not allow is said, and the others are written."""
     files: dict[str, tuple[str, ...]] = {}
-    left_out: dict[str, str] = {}
-    for name in outputs:
+    left_out = dict(planned.left_out)
+    for name in planned.outputs:
         try:
             names = tuple(write(name))
         except InputError as error:
             left_out[name] = str(error)
-            log.warning("%s: --write %s: %s", case, name, error)
             continue
         if names:
             files[name] = names
+    for name, why in left_out.items():
+        log.warning("%s: --write %s: %s", case, name, why)
     return Written(files=files, left_out=left_out)
 
 

@@ -25,7 +25,7 @@ from clearmargin.core import (
     Provenance,
 )
 from clearmargin.errors import InputError
-from clearmargin.files import whole
+from clearmargin.files import parse_json, whole
 from clearmargin.outputs.landmarks import packed_landmarks, unpacked_landmarks
 
 __all__ = ["read_packed", "write_packed"]
@@ -99,7 +99,7 @@ def read_packed(path: Path) -> dict[int, Prediction]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        head = json.loads(arrays["head"].tobytes())
+        head = parse_json(arrays["head"].tobytes())
         if head["schema"] != _SCHEMA:
             raise InputError(
                 f"'{path.name}' is of schema {head['schema']}, expected {_SCHEMA}: predict again with this version"

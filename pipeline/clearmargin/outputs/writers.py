@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from clearmargin.core import Image, InstanceSet, LabelMap, Landmarks, Mask, Prediction
 from clearmargin.errors import ConfigError, InputError, nearest
 from clearmargin.files import write_text
-from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.landmarks import landmark_rows, write_landmarks
 from clearmargin.outputs.packed import write_packed
 from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, with_marks
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 
+if TYPE_CHECKING:  # which loads torch: the table of names is asked for before
+    from clearmargin.margins.assessment import Assessment
+
 __all__ = [
     "WRITERS",
     "Footage",
     "Output",
+    "Planned",
     "case_rows",
     "chosen_outputs",
     "clip_outputs",
@@ -55,6 +58,19 @@ class Footage:
     predictions: Mapping[int, Prediction]
     frame: Callable[[int], Image]
     point_rows: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What is to be written of one input.
+
+    Attributes:
+        outputs: Names in `WRITERS`, at least one.
+        left_out: Outputs that were asked for by name and that the input cannot have, with the reason.
+    """
+
+    outputs: tuple[str, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +111,7 @@ def named_outputs(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(name for name in ("default", *WRITERS) if name in names)
 
 
-def chosen_outputs(names: Sequence[str] | None, image: Image, label_map: LabelMap) -> tuple[str, ...]:
+def chosen_outputs(names: Sequence[str] | None, image: Image, label_map: LabelMap) -> Planned:
     """Return what is written of one image or volume.
 
     Args:
@@ -104,30 +120,49 @@ def chosen_outputs(names: Sequence[str] | None, image: Image, label_map: LabelMa
         label_map: The model's.
 
     Raises:
-        InputError: An output was asked for by name that this image cannot have. ConfigError: It needs codes, and a
-            class has none.
+        InputError: This image can have none of the outputs. ConfigError: One needs codes, and a class has none.
     """
+    return _planned(names, image, label_map, WRITERS)
+
+
+def _planned(
+    names: Sequence[str] | None, image: Image, label_map: LabelMap, writers: Mapping[str, Output]
+) -> Planned:
+    """Return what of ``writers`` is written; the other outputs in ``names`` are left out already."""
     chosen = []
-    for name, output in WRITERS.items():
+    left_out = {}
+    for name, output in writers.items():
         asked = names is not None and name in names
         by_default = output.default(image) and (names is None or "default" in names)
         if not asked and not by_default:
             continue
         lacks = output.missing(image, label_map)
-        if lacks and asked:
-            raise InputError(f"{image.source.case}: --write {name}: {lacks}")
         if not lacks:
             chosen.append(name)
-    return tuple(chosen)
+        elif asked:
+            left_out[name] = lacks
+    planned = Planned(outputs=tuple(chosen), left_out=left_out)
+    if not chosen:
+        _refuse(planned, image)
+    return planned
 
 
-def clip_outputs(names: Sequence[str] | None, image: Image, label_map: LabelMap) -> tuple[str, ...]:
+def _refuse(planned: Planned, image: Image) -> None:
+    """Refuse an image of which nothing can be written, before time is spent on it."""
+    reasons = "; ".join(f"--write {name}: {why}" for name, why in planned.left_out.items())
+    raise InputError(f"{image.source.case}: {reasons}")
+
+
+def clip_outputs(names: Sequence[str] | None, image: Image, label_map: LabelMap) -> Planned:
     """Return what is written of a clip, given its first frame; as `chosen_outputs`."""
-    for name in names or ():
-        if name != "default" and WRITERS[name].write_clip is None:
-            can = ", ".join(n for n, output in WRITERS.items() if output.write_clip)
-            raise InputError(f"{image.source.case}: --write {name}: clips have {can}")
-    return tuple(n for n in chosen_outputs(names, image, label_map) if WRITERS[n].write_clip)
+    can = {name: output for name, output in WRITERS.items() if output.write_clip}
+    cannot = {
+        name: f"clips have {', '.join(can)}" for name in names or () if name != "default" and name not in can
+    }
+    if names is not None and not {"default", *can} & set(names):
+        _refuse(Planned(outputs=(), left_out=cannot), image)
+    planned = _planned(names, image, label_map, can)
+    return replace(planned, left_out={**cannot, **planned.left_out})
 
 
 def case_rows(assessed: Assessment, image: Image) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from clearmargin.core.layers import pack_layers
 from clearmargin.errors import BatchError, ConfigError, InputError
-from clearmargin.files import file_digest, write_text
+from clearmargin.files import file_digest, parse_json, write_text
 from clearmargin.formats import READERS, open_source
 from clearmargin.formats.raster import write_raster
 from clearmargin.formats.volume import write_volume
@@ -123,7 +123,11 @@ def _check_digests(models: Path) -> None:
     path = models / DIGESTS
     if not path.is_file():
         raise InputError(f"'{path.name}' is missing in the bundle's '{models.name}': export the bundle again")
-    expected, present = json.loads(path.read_text(encoding="utf-8")), digests_of(models)
+    present = digests_of(models)
+    try:
+        expected = dict(parse_json(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise InputError(f"'{path.name}' of the bundle is damaged: export the bundle again") from None
     changed = sorted(name for name in {*expected, *present} if expected.get(name) != present.get(name))
     if changed:
         raise InputError(

@@ -17,7 +17,8 @@ import torch
 from clearmargin import __version__
 from clearmargin.config import load_settings
 from clearmargin.files import whole, write_text
-from clearmargin.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelCard
+from clearmargin.models.files import CONFIG_FILE, WEIGHTS_FILE
+from clearmargin.models.folder import ModelCard
 from clearmargin.networks import network_config
 from clearmargin.predicting.bundle import DIGESTS, BundleNetwork, digests_of
 from clearmargin.transforms.settings import VolumeView

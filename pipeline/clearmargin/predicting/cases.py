@@ -20,6 +20,7 @@ from clearmargin.margins.drift import Features
 from clearmargin.outputs.folder import Written, by_class, one_run, write_case, write_footage
 from clearmargin.outputs.writers import (
     Footage,
+    Planned,
     case_rows,
     chosen_outputs,
     clip_outputs,
@@ -111,8 +112,8 @@ def predict_source(
         return
     if opened.others:
         log.warning(
-            "%d volume(s), picture(s) or video(s) in the folder are not DICOM and are left out: name them one by one, "
-            "or use `clearmargin batch`",
+            "%d volume(s), picture(s) or video(s) in the folder are not DICOM and are left out: without --series and "
+            "--volume each input is segmented",
             opened.others,
         )
     for image in opened.images(**vars(reading)):
@@ -137,8 +138,8 @@ def refuse_another(out: Path, case: str, path: Path) -> None:
 
 
 def _image(image: Image, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
-    chosen = chosen_outputs(outputs, image, predictor.label_map)  # before the time is spent
-    return write_image(image, folder, predictor.predict_case(image), predictor, chosen)
+    planned = chosen_outputs(outputs, image, predictor.label_map)  # before the time is spent
+    return write_image(image, folder, predictor.predict_case(image), predictor, planned)
 
 
 def write_image(
@@ -146,7 +147,7 @@ def write_image(
     folder: Path,
     assessed: Assessment,
     predictor: Predictor,
-    chosen: Sequence[str],
+    planned: Planned,
     *,
     predecessor: str | None = None,
 ) -> Predicted:
@@ -157,14 +158,14 @@ def write_image(
         folder: Its case folder.
         assessed: What `Predictor.predict_case` gave.
         predictor: The model.
-        chosen: Outputs that the image can have (`outputs.writers.chosen_outputs`).
+        planned: Outputs that the image can have (`outputs.writers.chosen_outputs`).
         predecessor: The folder of the result whose place this one takes, as the series has grown.
     """
     written = write_case(
         folder,
         assessed,
         image,
-        chosen,
+        planned,
         calibration=predictor.calibration_record(promised=assessed.promised),
         predecessor=predecessor,
     )
@@ -184,12 +185,12 @@ def write_image(
 def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None) -> Predicted:
     """Segment every frame on its own; pictures are written as frames come, the rest at the end."""
     with one_run(folder) as draft:
-        footage, chosen, refer_case, warned, promised = _frames(clip, draft, predictor, outputs)
+        footage, planned, refer_case, warned, promised = _frames(clip, draft, predictor, outputs)
         written = write_footage(
             draft,
             footage,
             predictor.provenance,
-            chosen,
+            planned,
             refer_case=refer_case,
             warnings=warned,
             calibration=predictor.calibration_record(promised=promised),
@@ -208,7 +209,7 @@ def predict_clip(clip: Clip, folder: Path, predictor: Predictor, outputs: Sequen
 
 def _frames(
     clip: Clip, folder: Path, predictor: Predictor, outputs: Sequence[str] | None
-) -> tuple[Footage, tuple[str, ...], list[str], list[str], bool]:
+) -> tuple[Footage, Planned, list[str], list[str], bool]:
     """Predict every frame and draw it.
 
     Returns:
@@ -225,13 +226,14 @@ def _frames(
     refer_case: set[str] = set()
     warned: set[str] = set()
     promised = False
-    chosen: tuple[str, ...] = ()
+    planned = Planned(outputs=())
     shown: Image | None = None
     with ExitStack() as open_files, progress("predict", clip.frame_count) as bar:
         for image, assessed in predictor.predict_clip(clip):
             if shown is None:
-                shown, chosen = image, clip_outputs(outputs, image, predictor.label_map)
-                draw = open_files.enter_context(_drawing(folder, clip.fps, wanted="overlay" in chosen))
+                shown, planned = image, clip_outputs(outputs, image, predictor.label_map)
+                draws = "overlay" in planned.outputs
+                draw = open_files.enter_context(_drawing(folder, clip.fps, draws=draws))
             number, prediction = image.source.frame or 0, assessed.prediction
             draw(prediction, image)
             rows += case_rows(assessed, image)
@@ -257,13 +259,13 @@ def _frames(
         frame=clip.frame,
         point_rows=rows_of_points,
     )
-    return footage, chosen, sorted(refer_case), sorted(warned), promised
+    return footage, planned, sorted(refer_case), sorted(warned), promised
 
 
 @contextmanager
-def _drawing(folder: Path, fps: float, *, wanted: bool) -> Iterator[Callable[[Prediction, Image], None]]:
+def _drawing(folder: Path, fps: float, *, draws: bool) -> Iterator[Callable[[Prediction, Image], None]]:
     """Give a function that draws a frame: into a video, and one a second beside it for those who cannot play it."""
-    if not wanted:
+    if not draws:
         yield lambda prediction, image: None
         return
     every = max(1, round(fps))

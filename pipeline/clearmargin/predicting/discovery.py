@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
-from clearmargin.files import file_digest
+from clearmargin.files import check_readable, file_digest
 from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
 from clearmargin.jobs.ledger import Ledger
 from clearmargin.outputs.folder import MANIFEST
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Found",
     "Left",
+    "damaged_cases",
     "find_inputs",
     "holds_one_study",
     "is_the_only",
@@ -113,12 +115,13 @@ def find_inputs(
     Raises:
         InputError: There is no such path.
     """
-    if not source.exists():
-        raise InputError(f"no file or folder '{source}' (looked for at {source.absolute()})")
+    check_readable(source)
     parts: dict[str, list[dict[str, Any]]] = {}
     for folder, files in _folders(source, left):
         seen(len(files))
-        for entry in _of_folder(folder, files, ledger, left, _digest if contents else _no_digest):
+        for entry in _of_folder(
+            folder, files, ledger, left, _digest if contents else _no_digest, selection.names()
+        ):
             if entry["kind"] != "dicom":
                 yield Found(case=entry["case"], content=entry["content"], source=entry["source"])
                 continue
@@ -208,6 +211,25 @@ def open_files(files: Sequence[Path], source: Mapping[str, Any]) -> tuple[Opened
     return opened, {"series": f"list:{scanned[0][0].number}", "volume": source["volume"]}
 
 
+def damaged_cases(place: Path, damaged: Mapping[Path, str]) -> dict[str, str]:
+    """Return case id and reason of DICOM files that cannot be read, and note the ids; those in a zip are one case.
+
+    Args:
+        place: The folder or the file, such as a zip, that holds them.
+        damaged: What `formats.dicom.index.scan_dicom` found, with reasons.
+    """
+    if damaged and place.is_file():
+        first = next(iter(damaged.values()))
+        reasons = {
+            place: f"{len(damaged)} DICOM file(s) in it cannot be read, and the others are taken; the first: {first}"
+        }
+    else:
+        reasons = dict(damaged)
+    cases = {case_of_file(file): file for file in reasons}
+    record_cases(cases)
+    return {case: reasons[file] for case, file in cases.items()}
+
+
 def series_key(uid: str) -> str:
     """Return what a series is called in the ledger's lists: a digest of its UID."""
     return hashlib.sha256(uid.encode()).hexdigest()
@@ -234,17 +256,27 @@ def _refuse(error: OSError) -> None:
 
 
 def _of_folder(
-    folder: Path, files: Sequence[Path], ledger: Ledger, left: Left, digest: Callable[[Sequence[Path]], str]
+    folder: Path,
+    files: Sequence[Path],
+    ledger: Ledger,
+    left: Left,
+    digest: Callable[[Sequence[Path]], str],
+    asked: frozenset[str],
 ) -> list[dict[str, Any]]:
-    """Return the inputs of one folder as plain data, from the ledger if its listing has not changed."""
+    """Return the inputs of one folder as plain data, from the ledger if its listing has not changed.
+
+    The ledger keeps of headers what a selection asks for (``asked``), and no other text, which could name a patient.
+    """
     stats = {f.name: (s.st_size, s.st_mtime_ns) for f in files if (s := _stat(f)) is not None}
-    listing = hashlib.sha256(json.dumps([naming(), stats], sort_keys=True).encode()).hexdigest()
+    listing = hashlib.sha256(
+        json.dumps([naming(), stats, sorted(asked)], sort_keys=True).encode()
+    ).hexdigest()
     place = str(folder.absolute()) if len(files) != 1 else str(files[0].absolute())
     known = ledger.known_place(place)
     if known is not None and known[0] == listing:
         entries = known[1]
     else:
-        entries = _listed(folder, [folder / name for name in stats], stats, digest)
+        entries = _listed(folder, [folder / name for name in stats], stats, digest, asked)
         ledger.note_place(place, listing, entries)
     for entry in entries:
         if entry["kind"] == "left":
@@ -258,9 +290,10 @@ def _of_folder(
 
 def _stat(file: Path) -> os.stat_result | None:
     try:
-        return file.stat()
+        stat = file.stat()
     except OSError:  # a link to nowhere, or gone meanwhile
         return None
+    return stat if S_ISREG(stat.st_mode) else None  # a pipe or a device could be read for ever
 
 
 def _kind_of(file: Path) -> Literal["zip", "dicom", "file", "other"]:
@@ -282,6 +315,7 @@ def _listed(
     files: Sequence[Path],
     stats: Mapping[str, tuple[int, int]],
     digest: Callable[[Sequence[Path]], str],
+    asked: frozenset[str],
 ) -> list[dict[str, Any]]:
     from clearmargin.formats.dicom.index import scan_dicom
     from clearmargin.formats.dicom.media import forget_unpacked
@@ -292,10 +326,12 @@ def _listed(
     for file, kind in kinds.items():
         case = case_of_file(file)
         if kind == "zip":
+            damaged: dict[Path, str] = {}
             try:
-                scanned = scan_dicom(file)
+                scanned = scan_dicom(file, damaged)
                 content = digest([file])
-                entries += [_dicom_entry(e, h, folder, [file], stats, content) for e, h in scanned]
+                entries += [_dicom_entry(e, h, folder, [file], stats, content, asked) for e, h in scanned]
+                unreadable |= damaged_cases(file, damaged)
             except Exception as error:  # noqa: BLE001 - said and counted
                 unreadable[case] = reason_of(error).replace(file.name, "the zip")
                 record_case(case, file)
@@ -307,14 +343,18 @@ def _listed(
     others = sum(kind == "other" and file.name.upper() != "DICOMDIR" for file, kind in kinds.items())
     dicom = [file for file, kind in kinds.items() if kind == "dicom"]
     if dicom:
+        broken: dict[Path, str] = {}
         try:
             entries += [
-                _dicom_entry(e, h, folder, e.files, stats, digest(e.files)) for e, h in scan_dicom(dicom)
+                _dicom_entry(e, h, folder, e.files, stats, digest(e.files), asked)
+                for e, h in scan_dicom(dicom, broken)
             ]
         except Exception as error:  # noqa: BLE001
-            case = case_of_file(folder)
-            unreadable[case] = reason_of(error)
-            record_case(case, folder)
+            if len(broken) < len(dicom):
+                case = case_of_file(folder)
+                unreadable[case] = reason_of(error)
+                record_case(case, folder)
+        unreadable |= damaged_cases(folder, broken)
     if unreadable or others:
         entries.append({"kind": "left", "others": others, "unreadable": unreadable})
     return entries
@@ -327,6 +367,7 @@ def _dicom_entry(
     files: Sequence[Path],
     stats: Mapping[str, tuple[int, int]],
     content: str,
+    asked: frozenset[str],
 ) -> dict[str, Any]:
     from clearmargin.formats.dicom.images import series_case
 
@@ -337,7 +378,8 @@ def _dicom_entry(
         "content": content,
         "source": _source("dicom", folder, files, stats),
         "what": entry.kind,
-        "attributes": _attributes(entry),
+        "refused": entry.reason if entry.refused and entry.kind == "object" else "",
+        "attributes": _attributes(entry, asked),
         "volumes": [
             {"number": str(v.number), "case": series_case(entry, headers[0], v.label)} for v in entry.volumes
         ]
@@ -346,11 +388,11 @@ def _dicom_entry(
     }
 
 
-def _attributes(entry: SeriesEntry) -> dict[str, Any]:
+def _attributes(entry: SeriesEntry, asked: frozenset[str]) -> dict[str, Any]:
     """Return what a selection can ask for, of the series' first file."""
     from clearmargin.predicting.selection import attributes_of
 
-    return attributes_of(entry.files[0]) | {
+    return attributes_of(entry.files[0], asked) | {
         "kind": entry.kind,
         "slices": entry.shape[0] if len(entry.shape) == 3 else len(entry.files),
         "files": len(entry.files),
@@ -359,6 +401,12 @@ def _attributes(entry: SeriesEntry) -> dict[str, Any]:
 
 def _of_series(parts: Sequence[dict[str, Any]], selection: Selection, left: Left) -> Iterator[Found]:
     """Yield the inputs of one series, whose files may lie in several folders."""
+    for part in parts:
+        if part["refused"]:
+            left.refuse(part["case"], part["refused"])
+    parts = [part for part in parts if not part["refused"]]
+    if not parts:
+        return
     first = parts[0]
     if first["what"] == "object":
         left.no_picture += 1

@@ -19,7 +19,7 @@ from clearmargin.formats.video import Clip
 from clearmargin.jobs.items import Item, NewItem, Outcome
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.folder import MANIFEST, check_case
-from clearmargin.outputs.writers import chosen_outputs
+from clearmargin.outputs.writers import Planned, chosen_outputs
 from clearmargin.pacs.archive import Archive
 from clearmargin.pacs.audit import Audit
 from clearmargin.pacs.fetched import Fetched
@@ -115,7 +115,7 @@ class _Computed:
 
     read: _Read
     assessed: Assessment | None = None
-    outputs: tuple[str, ...] = ()
+    planned: Planned | None = None
     clip: Predicted | None = None
 
 
@@ -191,11 +191,11 @@ class PredictItem:
     def _computed(self, item: Item, loaded: _Read) -> _Computed:
         if loaded.image is not None:
             image = _named(loaded.image, item.case_id)
-            outputs = chosen_outputs(self.outputs, image, self.predictor.label_map)
+            planned = chosen_outputs(self.outputs, image, self.predictor.label_map)
             return _Computed(
                 read=replace(loaded, image=image),
                 assessed=self.predictor.predict_case(image),
-                outputs=outputs,
+                planned=planned,
             )
         if loaded.clip is None:
             raise ValueError("neither an image nor a clip was read")
@@ -206,15 +206,15 @@ class PredictItem:
         """Write an image's folder, if it is one, and say what was predicted."""
         if computed.clip is not None:
             return computed.clip
-        image, assessed = computed.read.image, computed.assessed
-        if image is None or assessed is None:
+        image, assessed, planned = computed.read.image, computed.assessed, computed.planned
+        if image is None or assessed is None or planned is None:
             raise ValueError("neither an image nor a clip was predicted")
         return write_image(
             image,
             self.out / self.folder_of(item),
             assessed,
             self.predictor,
-            computed.outputs,
+            planned,
             predecessor=item.predecessor_folder or None,
         )
 

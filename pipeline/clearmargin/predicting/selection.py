@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +140,20 @@ class Selection(Settings):
         return (not self.take or any(map(fits, self.take))) and not any(map(fits, self.skip))
 
 
-def attributes_of(file: Path) -> dict[str, Any]:
-    """Return the attributes that a selection can ask for, of one file; what is absent or empty is left out."""
+def attributes_of(file: Path, names: Collection[str]) -> dict[str, Any]:
+    """Return what a selection asks for of one file's header, and nothing else; what is absent or empty is left out.
+
+    Args:
+        file: DICOM.
+        names: As `Selection.names` gives them.
+    """
     from clearmargin.formats.dicom.boundary import read_header
 
-    header = read_header(file, tags=_ATTRIBUTES)
-    return {name: _plain(header.get(name)) for name in _ATTRIBUTES if header.get(name) not in (None, "")}
+    asked = [name for name in _ATTRIBUTES if name in names]
+    if not asked:
+        return {}
+    header = read_header(file, tags=asked)
+    return {name: _plain(header.get(name)) for name in asked if header.get(name) not in (None, "")}
 
 
 def _plain(value: Any) -> Any:

@@ -93,7 +93,7 @@ def _row(row: ComparedMetric, done: ComparedSets) -> dict[str, Any]:
         done.first: _with_spread(row.baseline, row.spreads[0]),
         "tool's": _with_spread(row.value, row.spreads[1]),
         "difference": f"{gap.difference.estimate:+.3f}",
-        "interval": _ends(gap.difference),
+        "interval": _ends(gap.difference, alike=gap.difference.groups > 1),
         "median difference": f"{gap.median.estimate:+.3f} {_ends(gap.median)}",
         "p (Holm)": f"{gap.p_adjusted:.3g}",
         "claim false": f"{gap.p_false:.3f}",
@@ -105,9 +105,11 @@ def _with_spread(value: float, spread: float | None) -> str:
     return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
 
 
-def _ends(interval: Interval) -> str:
+def _ends(interval: Interval, *, alike: bool = False) -> str:
+    """Return an interval's ends, or why it has none: too few groups, or ``alike``."""
     if interval.low is None or interval.high is None:
-        return f"none ({interval.groups} group{'s' if interval.groups > 1 else ''})"
+        groups = f"{interval.groups} group{'s' if interval.groups > 1 else ''}"
+        return f"none ({groups}{', all by the same' if alike else ''})"
     return f"[{interval.low:+.3f}, {interval.high:+.3f}]"
 
 

@@ -86,23 +86,23 @@ def precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figur
 
 
 def reliability(confidence: ArrayLike, accuracy: ArrayLike, count: ArrayLike) -> Figure:
-    """Return how often what was said with a confidence was right, with the number of cases behind each bar.
+    """Return how often detections of a confidence were right, with the number of detections behind each bar.
 
     Args:
         confidence: ``(B,)``, mean confidence of each bin.
         accuracy: ``(B,)``, share that was right; NaN where the bin is empty.
-        count: ``(B,)``, cases in each bin.
+        count: ``(B,)``, detections in each bin.
     """
-    said, right, cases = (np.asarray(v, np.float64) for v in (confidence, accuracy, count))
+    said, right, detections = (np.asarray(v, np.float64) for v in (confidence, accuracy, count))
     figure = new_figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot((0, 1), (0, 1), color="#999999", linewidth=1, linestyle="--")
     top.plot(said, right, marker="o", **_look(0))
     top.set_ylim(0, 1.02)
     finish(top, title="reliability", y="share that is right", legend=False)
-    bottom.bar(said, cases, width=0.8 / max(1, len(said)), color=COLOURS[0])
+    bottom.bar(said, detections, width=0.8 / max(1, len(said)), color=COLOURS[0])
     bottom.set_xlim(0, 1)
-    finish(bottom, x="confidence", y="cases", legend=False)
+    finish(bottom, x="confidence", y="detections", legend=False)
     return figure
 
 

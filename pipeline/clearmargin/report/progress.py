@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
-__all__ = ["Bar", "progress"]
+__all__ = ["Bar", "counted", "progress"]
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -64,3 +67,11 @@ def progress(description: str, total: int) -> Iterator[Bar]:
             drawn.update(task, advance=1, values=" ".join(f"{k} {v}" for k, v in values.items()))
 
         yield _TerminalBar(description, total, show)
+
+
+def counted(description: str, items: Sequence[_T]) -> Iterator[_T]:
+    """Yield each item, and count it in a bar once it is done with."""
+    with progress(description, len(items)) as bar:
+        for item in items:
+            yield item
+            bar.advance()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import logging
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,12 @@ from clearmargin.metrics.tables import SummaryRow, rows_csv, summary_csv, summar
 from clearmargin.report.detections import write_detections
 from clearmargin.report.paper import paper_table, write_paper
 
-__all__ = ["instance_lines", "set_lines", "write_results"]
+__all__ = ["PARTIAL", "instance_lines", "set_lines", "write_partial", "write_results"]
+
+log = logging.getLogger(__name__)
+
+PARTIAL = "partial"
+"""The folder, beside the tables, of what an interrupted verb had measured."""
 
 
 def set_lines(results: Results) -> list[str]:
@@ -109,6 +116,22 @@ def write_results(
     write_detections(folder, results.detections, results.curves, results.thresholds)
     rng = np.random.default_rng(0)
     write_paper(paper_table(results.rows, rng=rng, surface=results.surface), folder)
+
+
+def write_partial(out: Path, write: Callable[[Path, str], object], measured: int, total: int) -> None:
+    """Write what an interrupted verb has measured into ``OUT/partial``, marked as such; whole tables in OUT stay.
+
+    Args:
+        out: The verb's folder for tables.
+        write: Given the folder and the mark, which goes into ``numbers.json`` as ``partial``.
+        measured: How many cases it is of.
+        total: How many were asked for.
+    """
+    folder = out / PARTIAL
+    shutil.rmtree(folder, ignore_errors=True)
+    mark = f"{measured} of {total} cases: interrupted"
+    write(folder, mark)
+    log.warning("interrupted after %d of %d cases: their tables are in '%s'", measured, total, folder)
 
 
 def _write_failures(path: Path, failed: Mapping[str, str]) -> None:

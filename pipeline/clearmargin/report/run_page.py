@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clearmargin.errors import InputError
+from clearmargin.files import parse_json
 from clearmargin.report.evaluated import FIGURES
 from clearmargin.report.web import table, text, web_page
 
@@ -47,7 +48,11 @@ def report_page(
         sections: Further ones, as title and HTML: learning curves, calibration, the model card.
         figures: Further figures, PNG files by title.
     """
-    facts = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
+    try:
+        facts = dict(parse_json((folder / "numbers.json").read_text(encoding="utf-8")))
+        _ = facts["numbers"], facts["counts"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"'numbers.json' in '{folder.name}' is missing or damaged: evaluate again") from None
     parts = [_what(facts), "<h2>Numbers</h2>", table([_headline(facts)]), table([facts["counts"]])]
     summary = _rows(folder / "summary.csv")
     overall = [row for row in summary if row["stratum"] == "all"]

@@ -24,7 +24,8 @@ from clearmargin.files import below
 from clearmargin.memory import trim_heap
 from clearmargin.models import load_segmenter
 from clearmargin.models.domain import Domain
-from clearmargin.models.folder import CONFIG_FILE, ENSEMBLE_FILE, ModelCard, snapshots
+from clearmargin.models.files import CONFIG_FILE, ENSEMBLE_FILE, check_choice, is_ensemble, snapshots
+from clearmargin.models.folder import ModelCard
 from clearmargin.models.folder import load_segmenter as load_weights
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View, with_points
 from clearmargin.models.settings import PredictionSettings
@@ -43,7 +44,6 @@ __all__ = [
     "Mode",
     "SampledSegmenter",
     "augmented",
-    "is_ensemble",
     "open_segmenter",
     "seen_by",
     "tta_views",
@@ -284,21 +284,10 @@ def open_segmenter(
     if mode == "ensemble":
         members = [change(load_segmenter(m, device=device, runtime=runtime)) for m in _members(model)]
         return _sampled(members, mode)
-    if is_ensemble(model):
-        raise ConfigError(f"'{model.name}' is an ensemble: --uncertainty ensemble asks all of its members")
+    check_choice(model, mode, runtime)
     if mode == "checkpoints":
-        kept = snapshots(model)
-        if len(kept) < 2:
-            raise ConfigError(
-                f"'{model.name}' keeps the weights of {len(kept)} epoch(s), and a checkpoint ensemble needs two: "
-                "train with training.snapshots of 2 or more, or take --uncertainty tta"
-            )
-        if runtime != "torch":
-            raise ConfigError(
-                f"runtime '{runtime}' has the final weights alone: take --uncertainty tta with it"
-            )
         return _sampled(
-            [change(load_weights(model, device=device, weights_file=path)) for path in kept], mode
+            [change(load_weights(model, device=device, weights_file=path)) for path in snapshots(model)], mode
         )
     segmenter = change(load_segmenter(model, device=device, runtime=runtime))
     if mode == "tta":
@@ -333,11 +322,6 @@ def tta_views(augment: AugmentSettings) -> tuple[View, ...]:
     most = min(augment.scale, _ZOOM)
     zooms = sorted({most**power for power in (-1.0, -0.5, 0.5, 1.0)} - {1.0})
     return (*(View(flip=flip) for flip in flips), *(View(zoom=zoom) for zoom in zooms))
-
-
-def is_ensemble(model: Path) -> bool:
-    """Return whether a folder is an ensemble's and not a model's own."""
-    return (model / ENSEMBLE_FILE).is_file() and not (model / CONFIG_FILE).is_file()
 
 
 def seen_by(model: Path) -> Seen:

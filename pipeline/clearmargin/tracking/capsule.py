@@ -12,7 +12,7 @@ import numpy as np
 
 from clearmargin.core import Prediction
 from clearmargin.errors import InputError
-from clearmargin.files import file_digest
+from clearmargin.files import file_digest, parse_json
 from clearmargin.tracking.surroundings import git_tags, hardware, packages, software
 
 __all__ = ["CAPSULE", "capsule", "model_digests", "prediction_digest", "read_capsule"]
@@ -73,7 +73,7 @@ def read_capsule(path: Path, run: str) -> dict[str, Any]:
         InputError: It is none of ours.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(
             f"the capsule of run '{run}' cannot be read: run it again with this version"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clearmargin.files import write_text
+from clearmargin.files import parse_json, write_text
 from clearmargin.privacy import home
 
 __all__ = ["EndStatus", "Spool", "Waiting", "spools", "without_login"]
@@ -199,7 +199,7 @@ def _entries(folder: Path, most: int | None = None) -> list[dict[str, Any]]:
     with suppress(OSError), (folder / _JOURNAL).open("rb") as journal:
         for line in journal:
             with suppress(ValueError):
-                entries.append(json.loads(line))
+                entries.append(parse_json(line))
             if len(entries) == most:
                 break
     return entries
@@ -207,7 +207,7 @@ def _entries(folder: Path, most: int | None = None) -> list[dict[str, Any]]:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads((folder / _SENT).read_text(encoding="utf-8"))
+        state: dict[str, Any] = parse_json((folder / _SENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state

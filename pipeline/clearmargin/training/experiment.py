@@ -92,7 +92,8 @@ class TrainingSettings(Settings):
     max_minutes: float | None = Field(
         None,
         gt=0,
-        description="minutes for all epochs; the learning rate falls with the time, and no epoch starts after it",
+        description="minutes from the first step to the last validation; the learning rate falls with the time, and "
+        "the last epoch is cut short",
     )
 
 
@@ -120,6 +121,10 @@ def read_experiment(config: Path, overrides: Sequence[str]) -> Experiment:
         ConfigError: It does not fit.
     """
     experiment = validate(apply_overrides(read_yaml(config), overrides), Experiment, name=config.name)
+    if not Path(experiment.card).is_file():  # its path is in a file, and may name a patient
+        raise ConfigError(
+            f"{config.name}: card names no file: give the data card's path, from the folder in which you start"
+        )
     network = network_config(experiment.model)
     _refuse_unread(experiment, config.name)
     _refuse_metric(experiment, network, config.name)

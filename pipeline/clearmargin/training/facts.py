@@ -11,6 +11,7 @@ import numpy as np
 from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.models.domain import Domain, domain_of
+from clearmargin.report.progress import counted
 from clearmargin.transforms.intensity import narrowest_window
 from clearmargin.transforms.settings import Intensity, Percentiles
 
@@ -50,7 +51,7 @@ def take_facts(dataset: Dataset, cases: Sequence[Case], intensity: Intensity, co
     objects: dict[int, list[float]] = {}
 
     def images() -> Iterator[Image]:
-        for case in cases[:: math.ceil(len(cases) / _CASES)]:
+        for case in counted("read training cases", cases[:: math.ceil(len(cases) / _CASES)]):
             image, instances = dataset.read(case)
             if isinstance(intensity, Percentiles) and len(instances):
                 widths.append(narrowest_window(image.pixels, intensity))

@@ -72,7 +72,7 @@ def training_choices(
     batch, why = _batch(device, window)
     yield Choice("training.batch_size", batch, why)
     steps = int(np.clip(25 * math.ceil(fingerprint.of / batch / 25), 25, 200))
-    yield Choice("training.steps_per_epoch", steps, f"about once through {fingerprint.of} cases, at most 200")
+    yield Choice("training.steps_per_epoch", steps, _passes(steps * batch, fingerprint.of))
     if minutes is None:
         yield Choice("training.epochs", max(20, math.ceil(2000 / steps)), "about 2000 steps or 20 epochs")
     else:
@@ -98,6 +98,22 @@ def training_choices(
             f"{cases} whole volumes take {100 * _VALIDATION:.0f} % of the time, or less",
         )
     yield _stopping(fingerprint, network, minutes, validated=cases > 0)
+
+
+def _passes(seen: int, cases: int) -> str:
+    """Return how often an epoch sees the cases.
+
+    >>> _passes(100, 90), _passes(275, 90)
+    ('about once through 90 cases', 'about 3 times through 90 cases: 25 steps at least')
+    >>> _passes(400, 2000)
+    'about 20 % of 2000 cases: 200 steps at most'
+    """
+    times = seen / cases
+    if times < 0.75:
+        return f"about {100 * times:.0f} % of {cases} cases: 200 steps at most"
+    if times < 1.5:
+        return f"about once through {cases} cases"
+    return f"about {times:.0f} times through {cases} cases: 25 steps at least"
 
 
 def _batch(device: str, window: int) -> tuple[int, str]:

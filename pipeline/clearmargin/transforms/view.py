@@ -107,9 +107,12 @@ def _check_channels(image: Image, settings: ImageSettings) -> None:
         each = (f" in each of {windows} windows" if windows > 1 else "") + (
             f" in each of {slices} slices" if slices > 1 else ""
         )
+        number = image.pixels.shape[0]
+        four_d = image.grid.ndim == 3 and number > 1
         raise InputError(
-            f"{image.source.case} has {image.pixels.shape[0]} channel(s){each}; "
+            f"{image.source.case} {f'is 4-D, with {number} volumes' if four_d else f'has {number} channel(s)'}{each}; "
             f"the network takes {settings.channels} (image.channels)"
+            + (": write the one that is meant as a file of its own" if four_d else "")
         )
 
 

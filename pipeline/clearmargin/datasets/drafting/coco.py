@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from clearmargin.datasets.drafting.groups import SPLIT_FOLDERS
 from clearmargin.datasets.drafting.layout import DraftOptions, Layout, QuestionError
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import parse_json
 from clearmargin.formats import READERS
 
 __all__ = ["coco_files", "draft_coco"]
@@ -34,15 +35,13 @@ def draft_coco(folder: Path, files: list[Path], options: DraftOptions) -> Layout
     known: dict[str, str] = {}
     splits: list[str | None] = []
     for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {c["id"]: str(c["name"]) for c in content["categories"]}
-        annotated = Counter(a["image_id"] for a in content["annotations"])
-        counts.update(names[a["category_id"]] for a in content["annotations"] if a["category_id"] in names)
+        names, labelled, entries = _listed(file)
+        annotated = Counter(image for image, _ in labelled)
+        counts.update(names[category] for _, category in labelled if category in names)
         layout.classes += [n for _, n in sorted(names.items()) if n not in layout.classes]
         relative = file.relative_to(folder).as_posix()
         split = next((SPLIT_FOLDERS[w] for w in _words(relative) if w in SPLIT_FOLDERS), None)
-        for entry in content["images"]:
-            name = str(entry["file_name"]).replace("\\", "/")
+        for number, name in entries:
             image = _picture(name, pictures, relative)
             if image is None:
                 layout.leave_out("pictures that the COCO file names and that are not there", name)
@@ -55,7 +54,7 @@ def draft_coco(folder: Path, files: list[Path], options: DraftOptions) -> Layout
             known[image] = relative
             layout.rows.append({"id": image.rsplit(".", 1)[0], "image": image, "reference": relative})
             splits.append(split)
-            if not annotated[entry["id"]]:
+            if not annotated[number]:
                 layout.guesses["empty"] = "pictures without annotations count as pictures without objects"
     if not layout.rows:
         raise InputError(
@@ -87,9 +86,29 @@ def _picture(name: str, pictures: dict[str, list[str]], file: str) -> str | None
     return ends[0] if len(ends) == 1 else None
 
 
+def _listed(file: Path) -> tuple[dict[Any, str], list[tuple[Any, Any]], list[tuple[Any, str]]]:
+    """Return a COCO file's categories, each annotation's image and category, and its images with their names.
+
+    Raises:
+        InputError: One of them lacks what COCO asks for.
+    """
+    content = parse_json(file.read_text(encoding="utf-8"))
+    try:
+        names = {c["id"]: str(c["name"]) for c in content["categories"]}
+        labelled = [(a["image_id"], a["category_id"]) for a in content["annotations"]]
+        entries = [(e["id"], str(e["file_name"]).replace("\\", "/")) for e in content["images"]]
+        hash((tuple(labelled), tuple(entries)))  # lists as ids could not be looked up
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"'{file.name}' is not a whole COCO file ({type(error).__name__}): expected id and name of categories, "
+            "image_id and category_id of annotations, id and file_name of images"
+        ) from None
+    return names, labelled, entries
+
+
 def _is_coco(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         return isinstance(content, dict) and all(
             isinstance(content.get(k), list) for k in ("images", "annotations", "categories")
         )

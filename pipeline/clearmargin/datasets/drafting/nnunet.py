@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from clearmargin.datasets.drafting.layout import DraftOptions, Layout
 from clearmargin.datasets.drafting.pairing import file_suffix
 from clearmargin.errors import ConfigError, InputError
+from clearmargin.files import parse_json
 from clearmargin.formats import READERS
 
 __all__ = ["draft_nnunet", "is_nnunet"]
@@ -21,7 +21,7 @@ def is_nnunet(folder: Path) -> bool:
     if not (folder / "dataset.json").is_file() or not (folder / "imagesTr").is_dir():
         return False
     try:
-        return "labels" in json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        return "labels" in parse_json((folder / "dataset.json").read_text(encoding="utf-8"))
     except (ValueError, OSError, TypeError):
         return False
 
@@ -36,9 +36,15 @@ def draft_nnunet(folder: Path, options: DraftOptions) -> Layout:
     """
     if options.classes:
         raise ConfigError("--class: dataset.json names the classes")
-    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    channels = list((content.get("channel_names") or content.get("modality") or {"0": ""}).values())
-    names, regions, ignore = _labels(content["labels"])
+    try:
+        content = parse_json((folder / "dataset.json").read_text(encoding="utf-8"))
+        channels = list((content.get("channel_names") or content.get("modality") or {"0": ""}).values())
+        labels = dict(content["labels"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            "'dataset.json' is not that of nnU-Net: expected \"labels\" with names and values, and channels by number"
+        ) from None
+    names, regions, ignore = _labels(labels)
     references = {
         p.name[: -len(file_suffix(p.name))]: p.name
         for p in sorted((folder / "labelsTr").glob("*"))

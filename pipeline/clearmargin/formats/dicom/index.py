@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from clearmargin.errors import GeometryError, InputError
+from clearmargin.files import check_readable
 from clearmargin.formats.dicom.boundary import (
     check_frames,
     dicom_boundary,
@@ -141,9 +144,15 @@ def _name(number: int, modality: str) -> str:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Return whether a file begins as DICOM does: a preamble, or an element of group 0002 or 0008."""
-    with path.open("rb") as file:
-        start = file.read(132)
+    """Return whether a file begins as DICOM does: a preamble, or an element of group 0002 or 0008.
+
+    A file that cannot be read does not.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
     if start[128:132] == b"DICM":
         return True
     return len(start) >= 12 and start[:4] in {
@@ -169,13 +178,13 @@ def index_dicom(path: Path | Iterable[Path]) -> list[SeriesEntry]:
 
 @dicom_boundary()
 def scan_dicom(
-    path: Path | Iterable[Path], damaged: list[Path] | None = None
+    path: Path | Iterable[Path], damaged: dict[Path, str] | None = None
 ) -> list[tuple[SeriesEntry, list[Header]]]:
     """Return what :func:`index_dicom` does, each series with its files' headers in the files' order.
 
     Args:
         path: As for :func:`index_dicom`.
-        damaged: Is extended by the files that begin as DICOM does and cannot be read.
+        damaged: Takes the files that begin as DICOM does and cannot be read, each with the reason.
     """
     groups: dict[str, list[Header]] = {}
     damage: list[str] = []
@@ -186,10 +195,13 @@ def scan_dicom(
             if header is None:
                 continue
             uid = _series_uid(header)
-        except InputError as error:
-            damage.append(str(error))
+        except (InputError, OSError) as error:
+            reason = str(error)
+            if isinstance(error, OSError):  # whose words may hold the path
+                reason = f"it cannot be read ({os.strerror(error.errno or 0)})"
+            damage.append(reason)
             if damaged is not None:
-                damaged.append(file)
+                damaged[file] = reason
             continue
         groups.setdefault(uid, []).append(header)
     if not groups:
@@ -281,8 +293,7 @@ def _files(path: Path | Iterable[Path]) -> list[Path]:
         return [file for p in path for file in _files(Path(p))]
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file())
-    if not path.exists():
-        raise InputError(f"no file or folder '{path}'")
+    check_readable(path)
     if path.name.upper() == "DICOMDIR":
         return listed_files(path)
     return unpacked_files(path) if is_zip(path) else [path]
@@ -414,10 +425,15 @@ def _in_colour(header: Elements) -> bool:
 
 def _without_picture(header: Elements, modality: str) -> str:
     """Return what an object is that holds something else than pictures; nothing if it should hold pictures."""
+    from pydicom.uid import UID
+
     if modality in _NOT_IMAGES:
         return f"is {_NOT_IMAGES[modality]}"
     if str(header.get("SOPClassUID") or "") == _PARAMETRIC_MAP:
         return "is a parametric map: read_parametric_map reads it"
+    kind = UID(str(header.get("SOPClassUID") or "")).name
+    if object_size(header) is None and kind.endswith(" Storage") and not re.search("Image|Volume|Map", kind):
+        return f"is an object of the kind {kind}, which holds no picture"
     return ""
 
 
