@@ -86,7 +86,7 @@ def mean_probabilities(sampled: SampledSegmenter, image: Image) -> Iterator[NDAr
                     sums[k] += plane
         z += len(sums)
         while sums:
-            yield sums.pop(0) / len(walks)
+            yield np.divide(sums.pop(0), len(walks), dtype=np.float32)
 
 
 @dataclass(kw_only=True)
@@ -167,8 +167,8 @@ class _Tally:
         self.counts.every.add(probabilities, truth, where=~ignored)
         first, last = np.searchsorted(self.band, (z * truth.size, (z + 1) * truth.size))
         here = self.band[first:last] - z * truth.size
-        said, true, asked = (a.ravel()[here] for a in (probabilities, truth, ~ignored))
-        self.counts.band.add(said, true, where=asked)
+        asked = ~ignored.ravel()[here]
+        self.counts.band.add(probabilities.ravel()[here], truth.ravel()[here], where=asked)
 
 
 def _plane(mask: Mask | None, z: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
