@@ -16,7 +16,8 @@ from clearmargin.core import Image, InstanceSet, Mask
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.margins.scaling import Temperature, fit_temperature
 from clearmargin.metrics.calibration import Reliability, boundary_band
-from clearmargin.models.folder import CONFIG_FILE, ModelCard, load_segmenter, save_model
+from clearmargin.models.files import CONFIG_FILE
+from clearmargin.models.folder import ModelCard, load_segmenter, save_model
 from clearmargin.networks.foreground import divide_map_logits
 from clearmargin.sampling.samples import SampledSegmenter, augmented
 
