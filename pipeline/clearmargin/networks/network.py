@@ -184,10 +184,12 @@ class Network(nn.Module, ABC):
         dimensions: 2 if it sees planes, 3 if it sees volumes.
         parts: Paths of the modules, from tensors to tensors, that inference spends its time in. A runtime can compute
             them in torch's place.
+        map_layer: Path of the layer that gives each class's logits of maps, and nothing of instances; None without one.
         finds_masks: Whether its detections have masks.
         finds_landmarks: Whether its detections have landmarks.
     """
 
+    map_layer: str | None = None
     finds_masks: bool = True
     finds_landmarks: bool = False
     dimensions: ClassVar[Literal[2, 3]]
