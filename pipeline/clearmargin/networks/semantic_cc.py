@@ -347,7 +347,8 @@ def unet_losses(
     losses: dict[str, Tensor] = {}
     whole = sum(0.5**level for level in range(len(logits)))
     for level, every in enumerate(logits):
-        for (prefix, aim), own in zip(aims.items(), every.split(classes, dim=1), strict=True):
+        for k, (prefix, aim) in enumerate(aims.items()):
+            own = every[:, k * classes : (k + 1) * classes]
             terms = semantic_losses(own, _coarse(aim, own.shape[2:]), config.mask_loss)
             for name, value in terms.items():
                 losses[prefix + name] = losses.get(prefix + name, 0) + 0.5**level / whole * value
@@ -358,8 +359,7 @@ def _coarse(aims: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the mean of ``aims``, ``(B, K, ...)``, within each element of a grid of ``shape``."""
     if tuple(aims.shape[2:]) == tuple(shape):
         return aims
-    pool = F.adaptive_avg_pool3d if len(shape) == 3 else F.adaptive_avg_pool2d
-    return pool(aims.float(), tuple(shape))  # type: ignore[operator]
+    return F.interpolate(aims.float(), tuple(shape), mode="area")
 
 
 def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) -> dict[str, Tensor]:
