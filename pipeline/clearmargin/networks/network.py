@@ -151,6 +151,7 @@ class Detections:
             resolution; it spans the image edge to edge, and has no edge where a box or a crop has one. None if not
             asked for.
         landmarks: None for a network that does not look for them.
+        beyond: Number of instances that were left out, since the network returns so many at most.
     """
 
     boxes: Tensor
@@ -160,6 +161,7 @@ class Detections:
     regions: Tensor
     foreground: Tensor | None = None
     landmarks: PointDetections | None = None
+    beyond: int = 0
 
     @staticmethod
     def without_masks(landmarks: PointDetections, device: torch.device) -> Detections:

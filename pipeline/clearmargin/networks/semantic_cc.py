@@ -192,7 +192,7 @@ class SemanticCC(PlaneNetwork):
         )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
-        components, specks = class_components(
+        components, specks, beyond = class_components(
             probabilities.cpu().numpy(),
             self.classes,
             smallest=self.config.smallest,
@@ -209,6 +209,7 @@ class SemanticCC(PlaneNetwork):
             scores=torch.tensor([c.score for c in parts], dtype=torch.float32, device=device),
             masks=tuple(torch.from_numpy(c.probabilities).to(device) for c in parts),
             regions=regions.reshape(-1, 4).to(device),
+            beyond=beyond,
         )
 
 
