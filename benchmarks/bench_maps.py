@@ -1,25 +1,28 @@
-"""Whether maps show boxes, and how true they are: ``python benchmarks/bench_maps.py MODEL CARD``.
+"""Whether maps show boxes, and how true they are: ``python benchmarks/bench_maps.py MODEL CARD --other MODEL``.
 
 At each border of a box of each member's detections, away from the true edges, the map's value two pixels on one side
-is compared with that one pixel on the other. The map's own noise is the same difference three pixels before and three
-pixels behind: values there are alike, and 1 is a map that knows no boxes. Calibration is that of the foreground map,
-of all pixels and of those within two elements of the true edge.
+is compared with that one pixel on the other, and with the same difference three pixels before and three pixels
+behind. Boxes end where a network takes something for an edge, so that maps change there which know no boxes: those of
+another training at the same boxes say how much. Maps drawn from the detections themselves, score times mask, show what
+a box does. Calibration is that of the foreground map: of all pixels, of those within two of the grid's largest steps
+of the true edge, and of those within a narrow band.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from clearmargin.core import Image, InstanceSet, Prediction
+from clearmargin.core import Image, InstanceSet
 from clearmargin.datasets.cases import open_dataset
 from clearmargin.margins.observations import PixelCounts
 from clearmargin.models.segmenter import PlaneDetections
+from clearmargin.sampling.maps import MAPS, Moments
 from clearmargin.sampling.samples import SampledSegmenter, open_segmenter
 
 _MAPS = ("foreground", "entropy", "mutual_information", "variance")
@@ -36,61 +39,130 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--cases", type=int, default=12)
     parser.add_argument("--uncertainty", default="tta")
+    parser.add_argument(
+        "--other", type=Path, help="a model of another training, which cannot know these boxes"
+    )
+    parser.add_argument(
+        "--band", type=float, default=2.0, help="narrow band at the true edge, in the grid's unit"
+    )
+    parser.add_argument("--figure", type=Path, help="PNG of the middle slice of the first case")
     chosen = parser.parse_args()
     segmenter = open_segmenter(chosen.model, chosen.uncertainty)
+    other = None if chosen.other is None else open_segmenter(chosen.other, chosen.uncertainty)
     dataset = open_dataset(chosen.card)
-    steps: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _MAPS}
-    pixels = PixelCounts()
+    steps: dict[str, dict[str, NDArray[np.float64]]] = {}
+    pixels: dict[str, tuple[PixelCounts, PixelCounts]] = {}
     cases = dataset.split(chosen.split)[: chosen.cases]
     for case in cases:
         image, reference = dataset.read(case)
-        prediction = segmenter(image)
-        pixels.add(prediction.maps["foreground"], reference)
-        for name, sums in measure(segmenter, image, prediction, reference).items():
-            steps[name].append(sums)
-    print(f"{len(cases)} cases of '{chosen.split}', {chosen.uncertainty}")
-    for name, every in steps.items():
-        at_border, beside, count = np.sum(every, axis=0)
-        print(
-            f"{name}: {at_border / count:.4f} at {count:.0f} border pixels, {beside / count:.4f} beside them: "
-            f"{at_border / beside:.2f}"
+        planes = (
+            [reference]
+            if image.grid.ndim == 2
+            else [reference.plane(z)[0] for z in range(image.grid.shape[0])]
         )
-    for what, counts in (("all pixels", pixels.every), ("near the edge", pixels.band)):
-        print(f"{what}: ECE {counts.ece():.4f}, Brier {counts.brier().score:.4f}, {counts.total} pixels")
+        settled = np.array([away_from_edges(plane) for plane in planes])
+        held = np.array(
+            [np.any([m.dense() for m in p.masks], axis=0) & np.ones(p.grid.shape, bool) for p in planes]
+        )
+        places = {"": settled, " within objects": settled & held}
+        borders, drawn = look_at(segmenter, image)
+        kinds = {"the model's maps": segmenter(image).maps, "drawn from its detections": drawn}
+        if other is not None:
+            kinds["the other model's maps, at these boxes"] = other(image).maps
+            kinds["drawn from its detections, at these boxes"] = look_at(other, image)[1]
+        if chosen.figure is not None and case is cases[0]:
+            draw(chosen.figure, image, {kind: kinds[kind] for kind in list(kinds)[:2]})
+        for kind, maps in kinds.items():
+            sums = steps.setdefault(
+                kind, {f"{name}{where}": np.zeros(3) for name in _MAPS for where in places}
+            )
+            for name in _MAPS:
+                values = maps[name].reshape(settled.shape)
+                for where, compared in places.items():
+                    sums[f"{name}{where}"] += measure(values, compared, borders)
+            wide, narrow = pixels.setdefault(kind, (PixelCounts(), PixelCounts()))
+            wide.add(maps["foreground"], reference)
+            narrow.add(maps["foreground"], reference, chosen.band)
+    print(f"{len(cases)} cases of '{chosen.split}', {chosen.uncertainty}")
+    for kind, sums in steps.items():
+        print(kind)
+        for name, (at_border, beside, count) in sums.items():
+            print(
+                f"  {name}: {at_border / count:.4f} at {count:.0f} border pixels, {beside / count:.4f} beside them: "
+                f"{at_border / beside:.2f}"
+            )
+        wide, narrow = pixels[kind]
+        near = (
+            ("all pixels", wide.every),
+            ("near the edge", wide.band),
+            (f"within {chosen.band:g}", narrow.band),
+        )
+        for what, counts in near:
+            print(
+                f"  {what}: ECE {counts.ece():.4f}, Brier {counts.brier().score:.4f}, {counts.total} pixels"
+            )
 
 
 def measure(
-    segmenter: SampledSegmenter, image: Image, prediction: Prediction, reference: InstanceSet
-) -> dict[str, NDArray[np.float64]]:
-    """Return of each map the sums of the steps at borders and beside them, and their number, ``(3,)``."""
-    sums = {name: np.zeros(3) for name in _MAPS}
-    for z, borders in enumerate(box_borders(segmenter, image)):
-        truth = reference if image.grid.ndim == 2 else reference.plane(z)[0]
-        settled = away_from_edges(truth)
-        for name in _MAPS:
-            values = prediction.maps[name] if image.grid.ndim == 2 else prediction.maps[name][z]
-            least = _LEAST * float(prediction.maps[name].max())
-            sums[name] += _steps(values, settled, borders[0], least)
-            sums[name] += _steps(values.T, settled.T, borders[1].T, least)
+    values: NDArray[np.float32], settled: NDArray[np.bool_], borders: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the sums of a map's steps at borders and beside them, and their number, ``(3,)``; all ``(Z, Y, X)``."""
+    sums, least = np.zeros(3), _LEAST * float(values.max())
+    for plane, own, (rows, columns) in zip(values, settled, borders, strict=True):
+        sums += _steps(plane, own, rows, least) + _steps(plane.T, own.T, columns.T, least)
     return sums
 
 
-def box_borders(segmenter: SampledSegmenter, image: Image) -> Iterator[list[NDArray[np.bool_]]]:
-    """Yield of each plane where borders of boxes lie: marked at the last pixel before them, across y and across x."""
+def look_at(
+    segmenter: SampledSegmenter, image: Image
+) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.float32]]]:
+    """Return where borders of boxes lie, and the maps that would be drawn from detections alone.
+
+    Borders are marked at the last pixel before them, ``(Z, 2, Y, X)``: across y and across x. A drawn map has score
+    times mask, of the strongest detection, which falls to 0 where its box ends.
+    """
     walks = [
         member.segmenter.looks(member.segmenter.prepared(image), member.view) for member in segmenter.members
     ]
-    for looks in zip(*walks, strict=True):
-        marked = [np.zeros(looks[0].grid.shape, bool) for _ in range(2)]
+    borders, maps = [], {name: np.zeros(image.grid.shape, np.float32) for name in _MAPS}
+    for z, looks in enumerate(zip(*walks, strict=True)):
+        shape = looks[0].grid.shape
+        marked = [np.zeros(shape, bool) for _ in range(2)]
+        moments = Moments.zeros((len(segmenter.label_map), *shape))
         for look in looks:
             if not isinstance(look, PlaneDetections):
-                raise SystemExit("networks of volumes have no boxes")
+                raise SystemExit("networks of volumes have no boxes in a plane")
+            strongest = np.zeros(moments.mean.shape)
+            for index, (label, score) in enumerate(zip(look.labels, look.scores, strict=True)):
+                crop, (y, x) = look.placed(index)
+                part = strongest[label - 1, y : y + crop.shape[0], x : x + crop.shape[1]]
+                np.maximum(part, score * crop, out=part)
+            moments.add(strongest)
             for x1, y1, x2, y2 in look.found.boxes.cpu().numpy():
                 # an edge at network position p lies at index p - 0.5
                 rows = sorted(look.matrix[0, 0] * (v - 0.5) + look.matrix[0, 2] for v in (y1, y2))
                 columns = sorted(look.matrix[1, 1] * (v - 0.5) + look.matrix[1, 2] for v in (x1, x2))
                 _mark(marked, rows, columns)
-        yield marked
+        borders.append(marked)
+        for name, values in maps.items():
+            (values if values.ndim == 2 else values[z])[...] = MAPS[name](moments).max(axis=0)
+    return np.array(borders), maps
+
+
+def draw(path: Path, image: Image, kinds: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
+    """Draw the middle slice of a CT, and of each kind its foreground and its entropy, 0 black and 1 white."""
+    import matplotlib.pyplot as plt
+
+    z = image.grid.shape[0] // 2
+    panels = [("CT, -160 to 240 HU", np.clip((image.pixels[0, z] + 160) / 400, 0, 1))]
+    for name in ("foreground", "entropy"):
+        panels += [(f"{name}, {kind}", maps[name][z]) for kind, maps in reversed(kinds.items())]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), layout="constrained")
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        axis.imshow(values, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    figure.savefig(path, dpi=90)
 
 
 def _mark(marked: list[NDArray[np.bool_]], rows: list[float], columns: list[float]) -> None:

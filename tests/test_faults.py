@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -743,3 +744,14 @@ def test_deidentify_begins_no_results_if_the_private_folder_cannot_be_written(
     assert not (tmp_path / "out").exists()
     code, said = command("inspect", get_testdata_file("CT_small.dcm"))
     assert code == 0, said  # it shows no id
+
+
+def test_a_picture_that_is_too_large_as_floats_is_refused(toy, tmp_path, small_limit):
+    """As one channel of floats it is within the limit of 64 MiB, as the three that the network sees it is not."""
+    folder, _, model = toy
+    (tmp_path / "in").mkdir()
+    write_raster(tmp_path / "in" / "large.png", np.resize(np.arange(256, dtype=np.uint8), (3500, 3500)))
+    shutil.copy(folder / "data" / "t0.png", tmp_path / "in")
+    code, said = command("predict", tmp_path / "in", tmp_path / "out", "--model", model)
+    assert code == 3 and "takes 0.137 GiB as the network sees it, 3 channel(s)" in said
+    assert "CLEARMARGIN_MAX_GIB raises it" in said and len(list((tmp_path / "out").iterdir())) == 1

@@ -220,7 +220,7 @@ def test_a_damaged_dicom_file_is_a_failure_wherever_it_lies(tmp_path):
     assert len(report.done) == 2 and len(report.failed) == 2, "the zip's series is the same as a's"
 
 
-def test_what_an_input_cannot_have_costs_it_nothing_else(tmp_path):
+def test_what_an_input_cannot_have_costs_it_nothing_else(tmp_path, caplog):
     """A series, a picture and a clip: each has what it can, and what was named and is missing is said."""
     root = tmp_path / "studies"
     series(root / "a", 1)
@@ -238,6 +238,8 @@ def test_what_an_input_cannot_have_costs_it_nothing_else(tmp_path):
         }
     assert lacking == {"volume": {"coco"}, "image": {"seg", "rtstruct"}, "clip": {"seg", "rtstruct"}}
     assert len(list((tmp_path / "out").glob("*/seg.dcm"))) == 1
+    (one,) = predict(root, tmp_path / "one", series="list:1", **MODEL).done
+    assert "2 volume(s), picture(s) or video(s) in the folder are not DICOM" in caplog.text and one.instances
     report = predict(root, tmp_path / "one", **MODEL | {"write": ["seg"]})
     assert len(report.done) == 1 and len(report.failed) == 2, "nothing that was asked for can be had of these"
     assert all("seg" in why and "DICOM" in why for why in report.failed.values())

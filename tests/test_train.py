@@ -454,6 +454,22 @@ def test_the_score_threshold_is_chosen_on_the_validation_split_unless_it_is_conf
         assert "score thresholds, as configured: disc 0.35" in caplog.text
 
 
+def test_maps_are_scaled_on_the_validation_cases_if_the_model_was_chosen_on_them(place, monkeypatch):
+    calls = []
+
+    def scaled(folder, dataset, cases):
+        calls.append((folder.name, [case.split for case in cases]))
+        return {"disc": 0.5}
+
+    monkeypatch.setattr("clearmargin.train.scale_maps", scaled)
+    config = write_toy_experiment(place, write_toy_set(place / "data"), epochs=1, steps_per_epoch=2)
+    result = train(config)
+    assert calls == [("model", ["validation"])]
+    assert client(place).get_run(result.run_id).data.metrics["map_temperature/disc"] == 0.5
+    train(config, overrides=["prediction.score_threshold=0.5", "training.early_stopping=null"])
+    assert len(calls) == 1  # the cases are still unseen, and may calibrate
+
+
 @pytest.mark.parametrize("setting", ["prediction.score_threshold={disk: 0.5}", "prediction.nested=[disk]"])
 def test_a_class_that_the_card_lacks_is_said_before_the_first_step(place, setting):
     config = write_toy_experiment(place, write_toy_set(place / "data"))

@@ -60,6 +60,7 @@ from clearmargin.training.checkpoint import (
 )
 from clearmargin.training.experiment import LANDMARK_METRIC, Experiment, TrainingSettings, public_yaml
 from clearmargin.training.facts import Facts, take_facts
+from clearmargin.training.map_scaling import scale_maps
 from clearmargin.training.processes import ProcessGroup, loss_module, process_group
 from clearmargin.training.profiling import OPERATORS, operator_profile
 from clearmargin.training.run_folder import CONFIG, MODEL, RUN, open_folder, write_config
@@ -241,17 +242,13 @@ def _train(
             "cases": (*cases, *validation), "seeds": {"training": experiment.seed},
         }  # fmt: skip
         log_capsule(run, **told)  # of a training that is stopped, too
+        data = _Data(dataset=dataset, train=cases, validation=validation)
+        output = _Output(folder=folder, card=card, run=run)
         with operator_profile(folder / PROFILE) if profile else nullcontext() as profiler:
-            _loop(
-                state,
-                experiment,
-                _Data(dataset=dataset, train=cases, validation=validation),
-                _Output(folder=folder, card=card, run=run),
-                device,
-                group,
-                profiler,
-            )
+            _loop(state, experiment, data, output, device, group, profiler)
         if group.rank == 0:
+            if _chooses(experiment):  # else these cases are left for a calibration
+                _scale_maps(output, data, state.epoch)
             _say_thresholds(
                 load_settings(folder / MODEL / CONFIG_FILE, ModelCard), experiment, len(validation)
             )
@@ -428,6 +425,15 @@ def _finish_epoch(
             "stopped after epoch %d: %s", state.epoch, "out of time" if out_of_time else "no improvement"
         )
     return stop
+
+
+def _scale_maps(output: _Output, data: _Data, epoch: int) -> None:
+    """Make the kept model's maps as sure as they are right on the validation cases, and say so."""
+    temperatures = scale_maps(output.folder / MODEL, data.dataset, data.validation)
+    if temperatures:
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in temperatures.items())
+        log.info("temperatures of maps, fitted on validation cases: %s", shown)
+        output.run.log_metrics({f"map_temperature/{n}": t for n, t in temperatures.items()}, step=epoch)
 
 
 def _dataset(experiment: Experiment) -> Dataset:

@@ -285,3 +285,25 @@ def _planes(prediction):
     instances = prediction.instances
     flat = instances if instances.grid.ndim == 2 else instances.plane(0)[0]
     return sorted(flat.masks, key=lambda m: (m.area, m.origin))
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_instances_beyond_what_a_network_returns_are_counted_by_case(tile, caplog):
+    """Two of each look at each of three slices; one slice is four looks, with tiles."""
+    segmenter = bright_segmenter()
+    network = segmenter.network
+
+    class Full:
+        finds_masks, finds_landmarks = True, False
+
+        def detect(self, images, *, maps=False):
+            return [replace(one, beyond=2) for one in network.detect(images, maps=maps)]
+
+    choice = PredictionSettings(tile=tile, tile_overlap=32)
+    full = replace(segmenter, network=Full(), choice=choice)
+    pixels = np.linspace(0, 1, 3 * 96 * 96, dtype=np.float32).reshape(1, 3, 96, 96)
+    image = Image(pixels=pixels, grid=Grid.from_spacing((3, 96, 96), (3, 1, 1)))
+    with caplog.at_level("WARNING"):
+        full(image)
+    count = 3 * 2 * (1 if tile is None else 4)
+    assert f"{image.source.case}: {count} instance(s) more than model.detections allows" in caplog.text

@@ -84,6 +84,10 @@ class ModelCard(Settings):
     points: tuple[PointEntry, ...] = Field((), description="types of landmarks, in the network's order")
     prediction: PredictionSettings = PredictionSettings()
     domain: Domain | None = Field(None, description="kind of its training images; null if not known")
+    map_temperatures: dict[str, float] = Field(
+        {},
+        description="by class, what the logits of its maps were divided by after training; the weights have it already",
+    )
     show_in_tracking: bool = Field(description="whether pictures of its data may go to a tracking server")
     trained_on: tuple[str, ...] = Field(
         (), description="keyed hashes of the groups it was trained or chosen on: none may calibrate it"

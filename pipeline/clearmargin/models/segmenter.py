@@ -341,10 +341,17 @@ class PlaneSegmenter(NetworkSegmenter):
                 f"{ready.source.case}: {self.provenance.model} finds landmarks of pictures, and the input is a volume: "
                 "give it slices"
             )
+        beyond = 0
         for z in range(ready.grid.shape[0] if ready.grid.ndim == 3 else 1):
             with self.stage("transform"):
                 plane = ready.plane(z)
-            yield self._detect_plane(plane, view, maps=maps)
+            seen = self._detect_plane(plane, view, maps=maps)
+            beyond += seen.found.beyond
+            yield seen
+        if beyond:
+            log.warning(
+                "%s: %d instance(s) more than model.detections allows are left out", ready.source.case, beyond
+            )
 
     def _detect_plane(self, plane: Image, view: View, *, maps: bool) -> PlaneDetections:
         scale = self.image.scale_for(plane.grid) * view.zoom

@@ -77,8 +77,10 @@ def find_in_tiles(
     parts: list[_Part] = []
     blend: _Blend | None = None
     points: list[tuple[Tile, PointDetections]] = []
+    beyond = 0
     for t in tiles:
         detections = look(t.low, t.size)
+        beyond += detections.beyond
         parts += _parts(detections, t, view, rule)
         if detections.foreground is not None:
             blend = blend or _Blend(len(detections.foreground), view)
@@ -99,6 +101,7 @@ def find_in_tiles(
         joined,
         foreground=None if blend is None else blend.mean(),
         landmarks=join_points(points, view) if points else None,
+        beyond=beyond,
     )
 
 

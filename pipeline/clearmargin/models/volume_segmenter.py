@@ -239,9 +239,16 @@ class VolumeSegmenter(_SpaceSegmenter):
         self, maps: NDArray[np.float32], matrix: NDArray[np.float64], ready: PreparedImage
     ) -> VolumeDetections:
         network = self.network
-        components, specks = class_components(
+        components, specks, beyond = class_components(
             maps, network.classes, smallest=network.smallest, most=network.detections
         )
+        if beyond:
+            log.warning(
+                "%s: %d instance(s) more than model.detections (%d) are left out",
+                ready.source.case,
+                beyond,
+                network.detections,
+            )
         if specks:
             log.debug(
                 "%s: %d component(s) of fewer than %d voxels dropped",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +12,6 @@ from clearmargin.networks.cores import CORE, SURE
 __all__ = ["Component", "class_components", "connected_components"]
 
 _LESS = np.float32(1e-6)  # by which the later of two parts that touch has less of what lies between them
-log = logging.getLogger(__name__)
-
 _RIM = 8  # elements of background carried around a component: its edge, and the doubt beyond it
 
 
@@ -39,8 +36,9 @@ class Component:
 
 def class_components(
     maps: NDArray[np.float32], classes: int, *, smallest: int, most: int
-) -> tuple[list[tuple[int, Component]], int]:
-    """Return the instances of every class, at most ``most``, best first, and the number of specks left out.
+) -> tuple[list[tuple[int, Component]], int, int]:
+    """Return the instances of every class, at most ``most``, best first; how many specks and how many more instances
+    are left out.
 
     Args:
         maps: ``(K, *shape)`` probabilities of the classes, or ``(2 K, *shape)``: then of their cores, too.
@@ -58,9 +56,8 @@ def class_components(
         components, dropped = connected_components(maps[index], smallest, cores)
         instances += [(index + 1, component) for component in components]
         specks += dropped
-    if len(instances) > most:
-        log.warning("%d instances, of which model.detections keeps the best %d", len(instances), most)
-    return sorted(instances, key=lambda pair: -pair[1].score)[:most], specks
+    best = sorted(instances, key=lambda pair: -pair[1].score)[:most]
+    return best, specks, len(instances) - len(best)
 
 
 def connected_components(

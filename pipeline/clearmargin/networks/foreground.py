@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearmargin.networks.network import Targets
+from clearmargin.networks.network import Network, Targets
 
 __all__ = [
     "RATE",
     "ForegroundHead",
     "class_unions",
+    "divide_map_logits",
     "foreground_loss",
     "foreground_probability",
     "forget_foreground",
@@ -109,6 +110,22 @@ def knows_foreground(network: object) -> bool:
 def has_foreground_head(network: object) -> bool:
     """Return whether a network makes its maps with a part of its own."""
     return isinstance(getattr(network, _NAME, None), nn.Module)
+
+
+def divide_map_logits(network: Network, temperatures: Sequence[float]) -> None:
+    """Divide each class's logits of a network's maps by a temperature, in the weights of the layer that makes them.
+
+    So whatever computes the layer, here or in a runtime, gives the scaled map. Instances stay as they are.
+
+    Args:
+        network: One with a ``map_layer``.
+        temperatures: One per class; above 1 a map is less sure. A probability of one half stays.
+    """
+    layer = network.get_submodule(str(network.map_layer))
+    with torch.no_grad():
+        for values in layer.parameters():  # a kernel and a bias, both by class
+            by_class = torch.as_tensor(temperatures, dtype=values.dtype, device=values.device)
+            values.div_(by_class.reshape(-1, *(1,) * (values.ndim - 1)))
 
 
 def class_unions(masks: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -135,6 +135,7 @@ class MaskRCNN(PlaneNetwork):
     """
 
     parts: tuple[str, ...] = ("pyramid", "rpn.head", "box_branch", "mask_branch", "point_head", "foreground")
+    map_layer = "foreground.decide"
 
     def __init__(
         self, config: MaskRCNNConfig, *, classes: int, channels: int, pretrained: bool, points: int = 0

@@ -136,6 +136,7 @@ class MaskRCNN3D(WindowNetwork):
     """Region proposals, then a class, a box and a mask for each, in windows of a volume."""
 
     parts = ("maps", "proposer", "box_branch", "mask_branch", "voxels")
+    map_layer = "voxels"
 
     def __init__(self, config: MaskRCNN3DConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         """Build it; there are no weights for ``pretrained`` to start from."""

@@ -151,6 +151,7 @@ class Detections:
             resolution; it spans the image edge to edge, and has no edge where a box or a crop has one. None if not
             asked for.
         landmarks: None for a network that does not look for them.
+        beyond: Number of instances that were left out, since the network returns so many at most.
     """
 
     boxes: Tensor
@@ -160,6 +161,7 @@ class Detections:
     regions: Tensor
     foreground: Tensor | None = None
     landmarks: PointDetections | None = None
+    beyond: int = 0
 
     @staticmethod
     def without_masks(landmarks: PointDetections, device: torch.device) -> Detections:
@@ -184,10 +186,12 @@ class Network(nn.Module, ABC):
         dimensions: 2 if it sees planes, 3 if it sees volumes.
         parts: Paths of the modules, from tensors to tensors, that inference spends its time in. A runtime can compute
             them in torch's place.
+        map_layer: Path of the layer that gives each class's logits of maps, and nothing of instances; None without one.
         finds_masks: Whether its detections have masks.
         finds_landmarks: Whether its detections have landmarks.
     """
 
+    map_layer: str | None = None
     finds_masks: bool = True
     finds_landmarks: bool = False
     dimensions: ClassVar[Literal[2, 3]]

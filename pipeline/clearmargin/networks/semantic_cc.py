@@ -192,7 +192,7 @@ class SemanticCC(PlaneNetwork):
         )
 
     def _instances(self, probabilities: Tensor, device: torch.device) -> Detections:
-        components, specks = class_components(
+        components, specks, beyond = class_components(
             probabilities.cpu().numpy(),
             self.classes,
             smallest=self.config.smallest,
@@ -209,6 +209,7 @@ class SemanticCC(PlaneNetwork):
             scores=torch.tensor([c.score for c in parts], dtype=torch.float32, device=device),
             masks=tuple(torch.from_numpy(c.probabilities).to(device) for c in parts),
             regions=regions.reshape(-1, 4).to(device),
+            beyond=beyond,
         )
 
 
@@ -347,7 +348,8 @@ def unet_losses(
     losses: dict[str, Tensor] = {}
     whole = sum(0.5**level for level in range(len(logits)))
     for level, every in enumerate(logits):
-        for (prefix, aim), own in zip(aims.items(), every.split(classes, dim=1), strict=True):
+        for k, (prefix, aim) in enumerate(aims.items()):
+            own = every[:, k * classes : (k + 1) * classes]
             terms = semantic_losses(own, _coarse(aim, own.shape[2:]), config.mask_loss)
             for name, value in terms.items():
                 losses[prefix + name] = losses.get(prefix + name, 0) + 0.5**level / whole * value
@@ -358,8 +360,7 @@ def _coarse(aims: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the mean of ``aims``, ``(B, K, ...)``, within each element of a grid of ``shape``."""
     if tuple(aims.shape[2:]) == tuple(shape):
         return aims
-    pool = F.adaptive_avg_pool3d if len(shape) == 3 else F.adaptive_avg_pool2d
-    return pool(aims.float(), tuple(shape))  # type: ignore[operator]
+    return F.interpolate(aims.float(), tuple(shape), mode="area")
 
 
 def semantic_losses(logits: Tensor, unions: Tensor, settings: MaskLossSettings) -> dict[str, Tensor]:

@@ -109,7 +109,7 @@ def window_choices(facts: Facts, shown: Shown) -> Iterator[Choice]:
     most, limit = min((_VOXELS[shown.device], shown.device), (int(fits / filters), "the memory"))
     if budget is not None:
         affordable = budget / (_WINDOWS[shown.device] * seconds_per_voxel(filters, shown.device))
-        most, limit = min((most, limit), (max(32**3, int(affordable)), f"{shown.minutes:g} minutes"))
+        most, limit = min((most, limit), (max(32**3, int(affordable)), f"{shown.minutes:g} min"))
     patch, strides = _window(middle, spacing, most)
     size = " x ".join(f"{n:.0f}" for n in middle)
     yield Choice(
@@ -133,5 +133,5 @@ def _filters(facts: Facts, shown: Shown, extents: Sequence[float], budget: float
     passes = {f: budget / (seconds_per_voxel(f, shown.device) * voxels * max(1, facts.of)) for f in choices}
     most = max([f for f in choices if passes[f] >= _PASSES], default=choices[0])
     return most, (
-        f"with these about {passes[most]:.0f} passes through {facts.of} volumes in {shown.minutes:g} minutes"
+        f"with these about {passes[most]:.0f} passes through {facts.of} volumes in {shown.minutes:g} min"
     )

@@ -88,6 +88,7 @@ class YOLACT(PlaneNetwork):
     """
 
     parts = ("pyramid", "protonet", "head", "foreground")
+    map_layer = "foreground.decide"
 
     def __init__(self, config: YOLACTConfig, *, classes: int, channels: int, pretrained: bool) -> None:
         super().__init__()

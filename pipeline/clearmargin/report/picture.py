@@ -16,6 +16,7 @@ SOFT_TISSUE = (-160.0, 240.0)
 """Hounsfield units from black to white for a CT when no window is named: width 400 at level 40."""
 
 _LEAST_SIDE = 512  # a small slice is enlarged by whole factors until its shorter side reaches this
+_MOST_SIDE = 16384  # and no side becomes longer
 
 
 def display(image: Image, z: int | None = None, window: tuple[float, float] | None = None) -> Picture:
@@ -62,14 +63,20 @@ def enlargement(shape: tuple[int, int], aspect: float = 1.0) -> tuple[int, int]:
     ((3, 3), (1, 1), (6, 4))
     >>> enlargement((1024, 1024), aspect=1.5)
     (3, 2)
+
+    A strip is not enlarged beyond what can be looked at:
+
+    >>> enlargement((1, 100_000)), enlargement((4, 4000)), enlargement((512, 512), aspect=1e6)
+    ((1, 1), (4, 4), (1, 1))
     """
-    least = max(1, -(-_LEAST_SIDE // min(shape)))
+    least = max(1, min(-(-_LEAST_SIDE // min(shape)), _MOST_SIDE // max(shape)))
     if abs(aspect - 1) < 0.02:
         return least, least
     pairs = [
         (max(1, round(n * aspect)), n) if aspect > 1 else (n, max(1, round(n / aspect)))
         for n in range(1, max(8, least) + 1)
     ]
+    pairs = [p for p in pairs if max(p[0] * shape[0], p[1] * shape[1]) <= _MOST_SIDE] or [(1, 1)]
     large = [p for p in pairs if min(shape[0] * p[0], shape[1] * p[1]) >= _LEAST_SIDE] or pairs[-1:]
     errors = {p: abs(p[0] / p[1] / aspect - 1) for p in large}
     return next((p for p in large if errors[p] <= 0.03), min(errors, key=lambda p: errors[p]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from clearmargin.core import Grid, Image, Source
 from clearmargin.errors import InputError
+from clearmargin.formats.limits import max_bytes, raise_it
 from clearmargin.transforms.intensity import Scaling, channels_made, normalise, scaling_of
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 
@@ -47,9 +49,15 @@ class PreparedImage:
         """Find the intensities.
 
         Raises:
-            InputError: As of ``prepare``.
+            InputError: As of ``prepare``; or its slices take more memory than is allowed.
         """
         _check_channels(image, settings)
+        size = 4 * settings.channels * math.prod(image.grid.shape[-2:])
+        if size > max_bytes():
+            raise InputError(
+                f"{image.source.case} takes {size / 2**30:.3g} GiB as the network sees it, {settings.channels} "
+                f"channel(s) of float32: {raise_it()}"
+            )
         self._settings = settings
         self._scaled = scaling_of(image.pixels, settings.intensity)
         self._image = image
