@@ -153,9 +153,8 @@ def _refuse_repeated_keys(text: str, name: str) -> None:
             if isinstance(event, yaml.ScalarEvent) and open_nodes and open_nodes[-1] is not None:
                 keys, is_key = open_nodes[-1]
                 if is_key and event.value in keys:
-                    raise ConfigError(
-                        f"{name} has the key '{event.value}' twice (line {event.start_mark.line + 1}): remove one"
-                    )
+                    line = event.start_mark.line + 1 if event.start_mark is not None else 0
+                    raise ConfigError(f"{name} has the key '{event.value}' twice (line {line}): remove one")
                 if is_key and event.value != "<<":
                     keys.add(event.value)
             value_ends()

@@ -15,9 +15,9 @@ from clearmargin.errors import InputError
 from clearmargin.failures import reason_of
 from clearmargin.formats import READERS, Opened, open_source
 from clearmargin.formats.dicom.media import forget_unpacked
+from clearmargin.formats.listing import files_beside_dicom
 from clearmargin.formats.raster import raster_size
 from clearmargin.formats.volume import volume_grid
-from clearmargin.predicting.discovery import files_beside_dicom
 from clearmargin.privacy import case_of_file, record_cases, without_ids
 from clearmargin.report.annotated import side_marks, with_sides
 from clearmargin.report.orientation import upright

@@ -14,6 +14,7 @@ import numpy as np
 from clearmargin.core import Image, LabelMap, Landmarks, Prediction, Provenance
 from clearmargin.errors import InputError
 from clearmargin.files import file_digest, one_run, parse_json, write_text
+from clearmargin.formats.listing import MANIFEST
 from clearmargin.margins.assessment import Assessment
 from clearmargin.outputs.packed import read_packed
 from clearmargin.outputs.writers import WRITERS, Footage, Planned
@@ -31,7 +32,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 _SCHEMA = 1
 
 

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.failures import reason_of
 from clearmargin.files import check_readable, file_digest
-from clearmargin.formats import READERS, VIDEO_SUFFIXES, Opened, open_source
+from clearmargin.formats import Opened, open_source
+from clearmargin.formats.listing import folders_below, kind_of_file, stat_of_file
 from clearmargin.jobs.ledger import Ledger
-from clearmargin.outputs.folder import MANIFEST
 from clearmargin.predicting.selection import Selection
 from clearmargin.privacy import case_of_file, naming, record_case, record_cases
 
@@ -33,7 +32,6 @@ __all__ = [
     "Found",
     "Left",
     "damaged_cases",
-    "files_beside_dicom",
     "find_inputs",
     "holds_one_study",
     "is_the_only",
@@ -44,9 +42,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-_FILES = (*READERS, *VIDEO_SUFFIXES)
-_RESULTS = {MANIFEST, "summary.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +76,10 @@ class Left:
     unreadable: dict[str, str] = field(default_factory=dict)
     other_files: int = 0
     results: int = 0
+
+    def see_results(self, _: Path) -> None:
+        """Count a case folder."""
+        self.results += 1
 
     def refuse(self, case: str, reason: str) -> str:
         """Note why an input is left out; return what it is called: with plain names several may have one name."""
@@ -118,7 +117,7 @@ def find_inputs(
     """
     check_readable(source)
     parts: dict[str, list[dict[str, Any]]] = {}
-    for folder, files in _folders(source, left):
+    for folder, files in folders_below(source, left.see_results):
         seen(len(files))
         for entry in _of_folder(
             folder, files, ledger, left, _digest if contents else _no_digest, selection.names()
@@ -154,9 +153,9 @@ def holds_one_study(folder: Path) -> bool:
     from clearmargin.formats.dicom.boundary import study_of
 
     studies = set()
-    for _, files in _folders(folder, Left()):
+    for _, files in folders_below(folder):
         for file in files:
-            kind = _kind_of(file)
+            kind = kind_of_file(file)
             if kind in ("zip", "file"):
                 return False
             study = study_of(file) if kind == "dicom" else None
@@ -165,18 +164,6 @@ def holds_one_study(folder: Path) -> bool:
             if len(studies) > 1:
                 return False
     return len(studies) == 1
-
-
-def files_beside_dicom(folder: Path) -> tuple[list[Path], int]:
-    """Return the files below a folder that are inputs beside its DICOM, zips among them, and the number of others."""
-    files, others = [], 0
-    for _, listed in _folders(folder, Left()):
-        for file in listed:
-            kind = "none" if _stat(file) is None else _kind_of(file)
-            if kind in ("file", "zip"):
-                files.append(file)
-            others += kind == "other" and file.name.upper() != "DICOMDIR"
-    return files, others
 
 
 def place_of(source: Mapping[str, Any]) -> Path:
@@ -248,26 +235,6 @@ def series_key(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()
 
 
-def _folders(source: Path, left: Left) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield each folder with its files, hidden ones and results left out, in name order; a file is alone in its."""
-    if source.is_file():
-        yield source.parent, [source]
-        return
-    for name, folders, files in os.walk(source, onerror=_refuse):
-        if set(files) >= _RESULTS:
-            left.results += 1
-            folders.clear()
-            continue
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        listed = sorted(f for f in files if not f.startswith("."))
-        if listed:
-            yield Path(name), [Path(name) / f for f in listed]
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"a folder below the source cannot be listed: {os.strerror(error.errno or 0)}") from None
-
-
 def _of_folder(
     folder: Path,
     files: Sequence[Path],
@@ -280,7 +247,7 @@ def _of_folder(
 
     The ledger keeps of headers what a selection asks for (``asked``), and no other text, which could name a patient.
     """
-    stats = {f.name: (s.st_size, s.st_mtime_ns) for f in files if (s := _stat(f)) is not None}
+    stats = {f.name: (s.st_size, s.st_mtime_ns) for f in files if (s := stat_of_file(f)) is not None}
     listing = hashlib.sha256(
         json.dumps([naming(), stats, sorted(asked)], sort_keys=True).encode()
     ).hexdigest()
@@ -301,28 +268,6 @@ def _of_folder(
     return inputs
 
 
-def _stat(file: Path) -> os.stat_result | None:
-    try:
-        stat = file.stat()
-    except OSError:  # a link to nowhere, or gone meanwhile
-        return None
-    return stat if S_ISREG(stat.st_mode) else None  # a pipe or a device could be read for ever
-
-
-def _kind_of(file: Path) -> Literal["zip", "dicom", "file", "other"]:
-    """Return what a file is read as; a DICOMDIR is none of these, as what it lists lies beside it."""
-    from clearmargin.formats import is_dicom
-    from clearmargin.formats.dicom.index import looks_like_dicom
-    from clearmargin.formats.dicom.media import is_zip
-
-    suffix = _suffix(file)
-    if suffix == ".zip" or (file.is_file() and suffix not in _FILES and is_zip(file)):
-        return "zip"
-    if is_dicom(file) or (suffix in VIDEO_SUFFIXES and looks_like_dicom(file)):
-        return "dicom" if file.name.upper() != "DICOMDIR" else "other"
-    return "file" if suffix in _FILES else "other"
-
-
 def _listed(
     folder: Path,
     files: Sequence[Path],
@@ -335,7 +280,7 @@ def _listed(
 
     entries: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
-    kinds = {file: _kind_of(file) for file in files}
+    kinds = {file: kind_of_file(file) for file in files}
     for file, kind in kinds.items():
         case = case_of_file(file)
         if kind == "zip":
@@ -472,11 +417,6 @@ def _digest(files: Sequence[Path]) -> str:
 
 def _no_digest(_: Sequence[Path]) -> str:
     return ""
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
 
 
 def load_selection(path: Path | None) -> Selection:
