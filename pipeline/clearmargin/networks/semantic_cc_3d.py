@@ -60,6 +60,7 @@ class SemanticCC3DConfig(SemanticSettings, UNet3DSettings):
     def choices(cls, facts: Facts, shown: Shown) -> Iterator[Choice]:
         """Yield the settings that fit the data."""
         yield from window_choices(facts, shown)
+        yield Choice("model.deep_supervision", 0, "with it as many minutes gave the same")
         yield from super().choices(facts, shown)
 
 
