@@ -112,7 +112,7 @@ MEASURED = (
     ),
 )
 REFUSED = (
-    fine("inspect", "pictures", shown="  description: "),
+    bad(4, "inspect", "pictures", shown="  description: "),
     bad(3, "inspect", "data", shown="  description: "),
     bad(4, "data", "new", "pictures", "--out", "drafted2.yaml"),
     bad(2, "data", "show", "broken.yaml"),

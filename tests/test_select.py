@@ -201,7 +201,7 @@ def test_a_candidate_that_fails_is_listed_and_the_others_are_compared(models, tm
         "--metric", "dice", "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 3 and "1 of 3 candidates could not be measured" in said
-    assert "  broken: the weights in 'model' do not fit" in said
+    assert "  broken: the weights in 'model' cannot be read" in said
     table = list(csv.DictReader((tmp_path / "out" / "candidates.csv").read_text().splitlines()))
     assert {row["name"] for row in table} == {"w32", "w32-2"}
     why = (tmp_path / "out" / "why.txt").read_text()

@@ -248,7 +248,9 @@ def run_in_background(place, config):
         yield process
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_a_stopped_process_loses_at_most_one_epoch(place, sign):
     card = write_toy_set(place / "data")
     config = write_toy_experiment(place, card, epochs=200)

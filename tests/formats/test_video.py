@@ -127,7 +127,7 @@ def test_refusals(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
     with pytest.raises(InputError, match=r"'a\.mp4' is not readable as a video"):
         open_video(tmp_path / "a.mp4")
-    with pytest.raises(InputError, match=r"there is no file '.*/b\.mp4'"):
+    with pytest.raises(InputError, match=r"no file or folder '.*/b\.mp4'"):
         open_video(tmp_path / "b.mp4")
     clip = open_video(_encode(tmp_path / "c.mp4", [], frames=5))
     for k in (5, -1):

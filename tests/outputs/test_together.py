@@ -83,6 +83,7 @@ def test_a_killed_process_loses_its_drafts_to_the_next_and_a_living_one_keeps_it
     assert there(tmp_path) == dict.fromkeys(("case/a", "case/b", "table.csv"), "living")
 
 
+@pytest.mark.slow
 def test_two_predictions_into_one_folder_lose_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     for k in range(4):

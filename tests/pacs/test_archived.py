@@ -366,6 +366,7 @@ batch([source], Path(out), Predictor(model=Path("any")), processes=0, track=Fals
 """
 
 
+@pytest.mark.slow
 def test_results_are_in_the_archive_once_after_kills_at_any_request(orthanc, proxy, tmp_path):
     """``kill -9`` while an object is stored, after it was stored, while it is read back, and after."""
     out, url = tmp_path / "out", f"{proxy.address}/dicom-web"

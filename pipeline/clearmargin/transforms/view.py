@@ -118,9 +118,12 @@ def _check_channels(image: Image, settings: ImageSettings) -> None:
         number = image.pixels.shape[0]
         four_d = image.grid.ndim == 3 and number > 1
         raise InputError(
-            f"{image.source.case} {f'is 4-D, with {number} volumes' if four_d else f'has {number} channel(s)'}{each}; "
-            f"the network takes {settings.channels} (image.channels)"
-            + (": write the one that is meant as a file of its own" if four_d else "")
+            f"{image.source.case} has {number} channel(s){each}; the network takes {settings.channels} (image.channels)"
+            + (
+                ": each volume of a 4-D file is a channel, so write the one that is meant by itself"
+                if four_d
+                else ""
+            )
         )
 
 

@@ -164,6 +164,17 @@ def test_exclusive_contours_are_read(axial, structure_set):
     assert found.left_out == ()
 
 
+def test_a_hole_in_the_other_kind_of_contour_is_a_hole(axial, structure_set):
+    """Both rules, nesting and exclusive or, say so; the standard has no word for the mixture."""
+    outer, inner = _square(1, 12), _square(4, 8)
+    found = structure_set(
+        [("CLOSED_PLANAR", outer), ("CLOSEDPLANAR_XOR", inner)],
+        [("CLOSEDPLANAR_XOR", outer), ("CLOSED_PLANAR", inner)],
+    )
+    for mask in found.instances.masks:
+        assert_array_equal(mask.dense(), _boxes(axial, (1, 12)) & ~_boxes(axial, (4, 8)))
+
+
 def test_closed_contours_are_united_and_nested_ones_are_holes(axial, structure_set):
     kind = "CLOSED_PLANAR"
     found = structure_set(

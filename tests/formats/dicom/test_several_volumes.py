@@ -250,3 +250,62 @@ def test_phases_that_nothing_tells_apart_are_refused(axial, write_series, tmp_pa
     write_series(tmp_path / "b", axial, change=lambda ds, z: setattr(ds, "SOPInstanceUID", f"1.2.826.6.{z}"))
     with pytest.raises(GeometryError, match="duplicate positions: 6 of 12 slices"):
         read_dicom(tmp_path)
+
+
+KINDS = {
+    "phase": [{"FrameContentSequence": {"TemporalPositionIndex": k + 1}} for k in range(2)],
+    "echo time": [{"MREchoSequence": {"EffectiveEchoTime": 10.0 + 20 * k}} for k in range(2)],
+    "stack": [{"FrameContentSequence": {"StackID": str(k + 1)}} for k in range(2)],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shift", [1.5, 0.7])
+def test_two_sets_half_a_slice_apart_are_two_volumes(tmp_path, kind, shift):
+    """All slices fit one even grid (1.5 mm), or none (0.7 mm): either way they are not one volume."""
+    frames = [
+        {"value": 100 * k + z, "at": (0, 0, 3.0 * z + shift * k), "groups": groups}
+        for z in range(4)
+        for k, groups in enumerate(KINDS[kind])
+    ]
+    path = _enhanced(tmp_path / "two.dcm", frames)
+    (entry,) = index_dicom(path)
+    assert [v.shape for v in entry.volumes] == [(4, 8, 9)] * 2 and all(kind in v.label for v in entry.volumes)
+    with pytest.raises((InputError, GeometryError), match="2 volumes"):
+        read_dicom(path)
+    for number, image in enumerate(read_dicom_volumes(path)):
+        assert_array_equal(image.pixels[0, :, 0, 0], 100 * number + np.arange(4))
+        assert image.grid.spacing == pytest.approx((3, 0.9, 1.1))
+        assert image.grid.affine[2, 3] == pytest.approx(shift * number)
+
+
+def test_sets_behind_each_other_and_numbers_that_alternate_are_one_volume(tmp_path):
+    """Slabs of one examination, and a scanner's two passes through the odd and the even slices."""
+    passes = [{"FrameContentSequence": {"FrameAcquisitionNumber": 1 + z % 2}} for z in range(8)]
+    slabs = [{"FrameContentSequence": {"StackID": str(1 + z // 4)}} for z in range(8)]
+    for name, groups in (("passes", passes), ("slabs", slabs)):
+        frames = [{"value": z, "at": (0, 0, 3.0 * z), "groups": g} for z, g in enumerate(groups)]
+        image = read_dicom(_enhanced(tmp_path / f"{name}.dcm", frames))
+        assert_array_equal(image.pixels[0, :, 0, 0], np.arange(8))
+
+
+def test_one_frame_of_reference_is_that_of_the_slices_that_state_it(axial, write_series, tmp_path):
+    write_series(tmp_path / "s", axial)
+    files = sorted((tmp_path / "s").rglob("*.dcm"))
+    stated = pydicom.dcmread(files[-1]).FrameOfReferenceUID
+    for file in files[:-1]:
+        dataset = pydicom.dcmread(file)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(file)
+    assert read_dicom(tmp_path / "s").grid.frame_of_reference == stated
+
+
+def test_slices_in_two_units_are_refused(axial, write_series, tmp_path):
+    write_series(tmp_path / "s", axial)
+    for number, file in enumerate(sorted((tmp_path / "s").rglob("*.dcm"))):
+        dataset = pydicom.dcmread(file)
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+        dataset.RescaleType = "US" if number == 1 else "HU"
+        dataset.save_as(file)
+    with pytest.raises(InputError, match="in 2 units"):
+        read_dicom(tmp_path / "s")

@@ -216,7 +216,7 @@ def stack_planes(
             gaps or tilt where not allowed.
     """
     first = planes[0]
-    _one_set(planes, name)
+    frame = _one_set(planes, name)
     positions = np.stack([p.position for p in planes])
     along = positions @ first.normal
     order = np.argsort(along, kind="stable")
@@ -245,7 +245,7 @@ def stack_planes(
         )
     return Stack(
         order=tuple(int(i) for i in order),
-        grid=_grid(ordered[0], len(planes), step * offsets[-1] / max(1, len(planes) - 1)),
+        grid=_grid(ordered[0], len(planes), frame, step * offsets[-1] / max(1, len(planes) - 1)),
         offsets_mm=offsets,
         tilted=tilted,
         regular=regular,
@@ -253,8 +253,11 @@ def stack_planes(
     )
 
 
-def _one_set(planes: Sequence[Plane], name: str) -> None:
-    """Refuse planes that cannot be of one volume, however large the tolerance."""
+def _one_set(planes: Sequence[Plane], name: str) -> str:
+    """Refuse planes that cannot be of one volume, however large the tolerance; return their frame of reference.
+
+    It is that of the planes that state one.
+    """
     frames = {p.frame_of_reference for p in planes} - {""}
     if len(frames) > 1:
         raise GeometryError(
@@ -272,6 +275,7 @@ def _one_set(planes: Sequence[Plane], name: str) -> None:
             f"{name} has mixed orientations: {int(off.sum())} of {len(planes)} slices lie in another "
             "direction than the first (a localizer, or several acquisitions in one series)"
         )
+    return next(iter(frames), "")
 
 
 def _no_duplicates(
@@ -409,7 +413,7 @@ def grid_as_stated() -> Iterator[None]:
 
 
 @grid_as_stated()
-def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
+def _grid(first: Plane, n: int, frame_of_reference: str, step: NDArray[np.float64]) -> Grid:
     if n == 1:
         step = first.normal * (first.distance or first.thickness)
     affine = np.eye(4)
@@ -419,7 +423,7 @@ def _grid(first: Plane, n: int, step: NDArray[np.float64]) -> Grid:
     affine[:3, 3] = first.position
     # A lone slice of unknown thickness is a picture in its place: a volume would need an invented distance.
     shape = (n, *first.shape) if step.any() else first.shape
-    return Grid(shape=shape, affine=affine, unit="mm", frame_of_reference=first.frame_of_reference)
+    return Grid(shape=shape, affine=affine, unit="mm", frame_of_reference=frame_of_reference)
 
 
 def pixel_spacing(header: Elements) -> tuple[float, float] | None:

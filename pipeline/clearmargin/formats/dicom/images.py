@@ -352,6 +352,11 @@ def _in_units(
             f"{len(datasets) - stating} of {len(datasets)} slices state no RescaleSlope, and the others do: their "
             "values cannot be compared; take the original files"
         )
+    units = {str(dataset.get("RescaleType") or "").strip().upper() for dataset in datasets} - {""}
+    if len(units) > 1:
+        raise InputError(
+            f"the slices are in {len(units)} units (RescaleType) and cannot be compared: give the files of one"
+        )
     bright = [brighter_up(*job) for job in zip(stored, datasets, layouts, strict=True)]
     extremes = [(int(frame.min()), int(frame.max())) for frame in bright]
     kind = np.result_type(*[frame.dtype for frame in stored])

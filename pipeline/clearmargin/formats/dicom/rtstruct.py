@@ -441,7 +441,7 @@ def _combined(
     """Return the pixels of all contours.
 
     A slice with one contour, or exclusive ones only, is filled with all such slices at once; where closed contours
-    share a slice, how they lie to each other decides.
+    share a slice, how they lie to each other decides. Exclusive ones beside them part them as they part each other.
     """
     shared = np.bincount(slices, minlength=shape[0])[slices] > 1
     single = np.flatnonzero(~shared | exclusive).tolist()
@@ -454,5 +454,5 @@ def _combined(
     for i in np.flatnonzero(shared & ~exclusive).tolist():
         groups.setdefault(int(slices[i]), []).append(i)
     for z, members in groups.items():
-        crop[z] |= overlaid([polygons[i] for i in members], shape[1:])
+        crop[z] ^= overlaid([polygons[i] for i in members], shape[1:])
     return crop

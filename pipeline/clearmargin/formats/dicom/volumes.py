@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,10 @@ _VECTORS = (  # of nuclear medicine, one value per frame (PS3.3, C.8.4.8)
 )
 _PLACES = {0x0020_0032, 0x0020_9057, 0x0020_9056, 0x0020_0037}  # dimensions that are a matter of place
 _TIMES = ("trigger delay", "trigger time", "cardiac phase", "time offset", "frame time")
+_KINDS = (  # what slices of one volume have in common; numbers of acquisitions and times may alternate in it
+    "stack", "phase", "echo", "echo time", "b-value", "inversion time", "flip angle", "component", "kernel",
+    "tube voltage", "energy window",
+)  # fmt: skip
 _SETS = ("stack", "size", "orientation")  # these part pictures that do not lie on each other, too
 
 
@@ -285,10 +290,32 @@ def _shown(value: Any) -> str:
     return text if re.fullmatch(r"[A-Z0-9_/ ]{1,64}", text) else ""
 
 
+def _interleaved(members: list[int], marked: _Marked, name: str) -> tuple[str, dict[_Mark, list[int]]] | None:
+    """Return what parts slices that all lie in places of their own into regular stacks that lie within each other.
+
+    Two phases half a slice apart fit one grid, and would be read as one volume of twice as many slices.
+    """
+    for key in (k for k in marked.keys if k.split("|", maxsplit=1)[0] in _KINDS):
+        groups = marked.groups(members, key)
+        if len(groups) < 2 or any(len(group) < 2 for group in groups.values()):
+            continue
+        ranks = marked.places(members)
+        at = {i: rank for (rank, _, _), i in zip(ranks, members, strict=True)}
+        spans = sorted((min(at[i] for i in g), max(at[i] for i in g)) for g in groups.values())
+        apart = all(high < low for (_, high), (low, _) in pairwise(spans))
+        if not apart and not any(_refusal([marked._pictures[i] for i in g], name) for g in groups.values()):
+            return key, groups
+    return None
+
+
 def _parted(members: list[int], marked: _Marked, name: str) -> list[_Part]:
+    times = marked.multiplicity(members)
+    within = _interleaved(members, marked, name) if times == 1 else None
+    if within is not None:
+        key, groups = within
+        return [(group, [(key, value)]) for value, group in groups.items()]
     if not _refusal([marked._pictures[i] for i in members], name):
         return [(members, [])]
-    times = marked.multiplicity(members)
     for key in marked.keys:
         groups = marked.groups(members, key)
         if len(groups) < 2:
