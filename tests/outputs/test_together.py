@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from children import LIMIT_S, child, read_line
 
 from clearmargin.formats.raster import write_raster
