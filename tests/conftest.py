@@ -42,3 +42,17 @@ def no_runs_waiting() -> Iterator[None]:
     yield
     if "CLEARMARGIN_HOME" in os.environ:
         shutil.rmtree(Path(os.environ["CLEARMARGIN_HOME"]) / "spool", ignore_errors=True)
+
+
+# A file's tests run in one process, so that the longest files begin first and no process waits for them at the end.
+LONGEST = (
+    "test_canaries.py",
+    "test_train.py",
+    "test_select.py",
+    "test_batch_archives.py",
+    "test_tracked_verbs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
