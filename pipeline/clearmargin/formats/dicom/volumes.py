@@ -151,7 +151,8 @@ def select_volume(entries: Sequence[VolumeEntry], rule: str, name: str) -> Volum
 
 def several(entries: Sequence[VolumeEntry], name: str) -> str:
     """Return the message for a series of several volumes: why they are not one, and what there is to choose from."""
-    why = _refusal([p for e in entries for p in e.pictures], name)
+    together = [p for e in entries for p in e.pictures]
+    why = _refusal(together, name) or f"{name} holds stacks of slices that lie within each other"
     return (
         f"{why}: it holds {len(entries)} volumes, choose one with --volume (a number or words), or all with "
         f"--volume all: {_listing(entries)}"
