@@ -305,7 +305,7 @@ def test_drafts_and_links_of_killed_processes_are_mended(tree, tmp_path):
     case, link = next(iter(results(out).items()))
     target = link.readlink()
     dead = subprocess.Popen(["true"])
-    dead.wait()
+    dead.wait(timeout=60)
     killed = re.sub(r"-\d+-", f"-{dead.pid}-", draft_of(out / case / "abc").name)
     (out / case / killed).mkdir()
     (out / case / ".current.123").symlink_to("nowhere")

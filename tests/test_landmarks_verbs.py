@@ -26,22 +26,27 @@ from clearmargin.selecting import select
 from clearmargin.train import train
 
 
+def write_experiment(file, card, **training):
+    """Write the configuration of a small network of landmarks, of two epochs."""
+    experiment = {
+        "name": file.stem,
+        "card": str(card),
+        "model": {"network": "heatmap", "fpn_channels": 16, "separable": True},
+        "image": {"intensity": {"kind": "window", "low": 0, "high": 255}, "crop": [64, 96]},
+        "training": {"epochs": 2, "warmup_steps": 2, "workers": 0, "threads": 1} | training,
+    }
+    file.write_text(yaml.safe_dump(experiment))
+    return file
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("points")
     card = write_points_set(folder / "data")
-    experiment = {
-        "name": "points",
-        "card": str(card),
-        "model": {"network": "heatmap", "fpn_channels": 16, "separable": True},
-        "image": {"intensity": {"kind": "window", "low": 0, "high": 255}, "crop": [64, 96]},
-        "training": {
-            "epochs": 2, "steps_per_epoch": 3, "warmup_steps": 2, "workers": 0, "threads": 1, "snapshots": 2,
-        },
-        "prediction": {"score_threshold": 0.0},
-    }  # fmt: skip
-    (folder / "points.yaml").write_text(yaml.safe_dump(experiment))
-    return card, train(folder / "points.yaml", runs=folder / "runs").model
+    config = write_experiment(folder / "points.yaml", card, steps_per_epoch=3, snapshots=2)
+    content = yaml.safe_load(config.read_text()) | {"prediction": {"score_threshold": 0.0}}
+    config.write_text(yaml.safe_dump(content))
+    return card, train(config, runs=folder / "runs").model
 
 
 def test_a_plan_of_landmarks_is_a_heat_map(tmp_path):
@@ -56,19 +61,12 @@ def test_a_plan_of_landmarks_is_a_heat_map(tmp_path):
 def test_the_threshold_of_landmarks_is_chosen_on_the_validation_split(tmp_path, caplog):
     """It is the model's: evaluating with it named gives the same numbers, and no other one a better quality."""
     card = write_points_set(tmp_path / "data", ("train",) * 4 + ("validation",) * 5)
-    experiment = {
-        "name": "chosen",
-        "card": str(card),
-        "model": {"network": "heatmap", "fpn_channels": 16, "separable": True},
-        "image": {"intensity": {"kind": "window", "low": 0, "high": 255}, "crop": [64, 96]},
-        "training": {
-            "epochs": 2, "steps_per_epoch": 12, "warmup_steps": 2, "workers": 0, "threads": 1, "learning_rate": 0.005,
-            "early_stopping": {"metric": "landmark_quality", "patience": 9},
-        },
-    }  # fmt: skip
-    (tmp_path / "chosen.yaml").write_text(yaml.safe_dump(experiment))
+    stopping = {"metric": "landmark_quality", "patience": 9}
+    config = write_experiment(
+        tmp_path / "chosen.yaml", card, steps_per_epoch=12, learning_rate=0.005, early_stopping=stopping
+    )
     with caplog.at_level("INFO"):
-        model = train(tmp_path / "chosen.yaml", runs=tmp_path / "runs", track=False).model
+        model = train(config, runs=tmp_path / "runs", track=False).model
     saved = yaml.safe_load((model / "model.yaml").read_text())["prediction"]
     threshold = saved["landmark_threshold"]
     assert 0 < threshold < 0.5 and saved["score_threshold"] is None

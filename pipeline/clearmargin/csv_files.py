@@ -82,9 +82,8 @@ def parse_csv(text: str, *, divider: str = ",") -> list[dict[str, str]]:
 def _rows(text: str, divider: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that is not blank, with the line where it begins."""
     if "\0" in text:
-        raise ValueError(
-            f"line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds NUL bytes: it is no text, or damaged"
-        )
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"line {line} holds NUL bytes: expected text, got binary data or a damaged file")
     begins = 1
     limit = csv.field_size_limit(_LONGEST)
     try:

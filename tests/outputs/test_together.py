@@ -18,7 +18,8 @@ from clearmargin.outputs.folder import check_case
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'pipeline'}{os.pathsep}{TESTS}"}
 WAITING = """
-import sys
+import signal, sys
+signal.alarm(300)  # nobody may answer
 from pathlib import Path
 from clearmargin.files import one_run, whole
 who = sys.argv[1]

@@ -154,7 +154,7 @@ def asked_outputs(write: list[str] | None) -> list[str] | None:
     """Return the names of a ``--write`` option, which may be repeated and may list several.
 
     Raises:
-        ConfigError: There is no such output.
+        ConfigError: An output is not known.
     """
     if write is None:
         return None

@@ -215,7 +215,7 @@ def landmark_quality(rows: Sequence[PointRow]) -> float:
     number and half of the false positives and false negatives: 1 if all is exact, 0 if nothing is detected.
 
     Args:
-        rows: Of one unit; 0 without a row.
+        rows: All in mm or all in px; the quality of an empty list is 0.
     """
     if not rows:
         return 0.0

@@ -31,6 +31,7 @@ __all__ = [
     "UNetSettings",
     "build_unet",
     "level_logits",
+    "semantic_unet",
     "start_unet",
     "unet_losses",
 ]
@@ -162,14 +163,9 @@ class SemanticCC(PlaneNetwork):
             raise ConfigError(f"semantic_cc needs at least one class, not {classes}")
         self.config = config
         self.classes = classes
-        self.unet = build_unet(
-            config,
-            dimensions=2,
-            channels=channels,
-            classes=config.outputs(classes),
-            deep_supervision=config.deep_supervision,
+        self.unet = semantic_unet(
+            config, dimensions=2, channels=channels, classes=classes, pretrained=pretrained
         )
-        start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[Targets]) -> dict[str, Tensor]:
@@ -258,6 +254,25 @@ def build_unet(
     return switch_dropout(dynunet)
 
 
+def semantic_unet(
+    config: SemanticSettings, *, dimensions: int, channels: int, classes: int, pretrained: bool
+) -> nn.Module:
+    """Return the network of a semantic model of K ``classes``, with the maps of its cores and of coarser levels.
+
+    Raises:
+        InputError: ``pretrained``, and ``config.weights`` are of another architecture.
+    """
+    unet = build_unet(
+        config,
+        dimensions=dimensions,
+        channels=channels,
+        classes=config.outputs(classes),
+        deep_supervision=config.deep_supervision,
+    )
+    start_unet(unet, config, pretrained=pretrained)
+    return unet
+
+
 def _kernels(strides: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Return each level's kernel: 1 along an axis that is coarser than the others still, else 3.
 
@@ -333,7 +348,7 @@ def unet_losses(
     elements that the reference covers.
 
     Args:
-        logits: Of each level, finest first, ``(B, K, *shape)``, or ``(B, 2 K, *shape)`` with cores.
+        logits: One tensor per level, finest first, ``(B, K, *shape)``; ``(B, 2 K, *shape)`` if cores are learnt.
         targets: Of each image, with cores if the network has any.
         classes: K.
         config: The network's.

@@ -17,13 +17,7 @@ from clearmargin.errors import ConfigError
 from clearmargin.networks.dropout import dropping
 from clearmargin.networks.network import Slab, VolumeNetwork, VolumeTargets
 from clearmargin.networks.planning import Choice, Facts, Sees, Shown
-from clearmargin.networks.semantic_cc import (
-    SemanticSettings,
-    build_unet,
-    level_logits,
-    start_unet,
-    unet_losses,
-)
+from clearmargin.networks.semantic_cc import SemanticSettings, level_logits, semantic_unet, unet_losses
 from clearmargin.networks.window_plan import window_choices
 from clearmargin.networks.windows import UNet3DSettings, windowed_probabilities
 
@@ -80,14 +74,9 @@ class SemanticCC3D(VolumeNetwork):
         self.config = self.view = config
         self.smallest, self.detections = config.smallest, config.detections
         self.classes = classes
-        self.unet = build_unet(
-            config,
-            dimensions=3,
-            channels=channels,
-            classes=config.outputs(classes),
-            deep_supervision=config.deep_supervision,
+        self.unet = semantic_unet(
+            config, dimensions=3, channels=channels, classes=classes, pretrained=pretrained
         )
-        start_unet(self.unet, config, pretrained=pretrained)
         self.eval()
 
     def losses(self, images: Tensor, targets: list[VolumeTargets]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from clearmargin.report.annotated import class_keys, drawing_keys, with_legend, 
 from clearmargin.report.overlay import heat_overlay, overlay
 from clearmargin.report.tables import instance_rows, write_rows_csv, write_rows_json
 
-if TYPE_CHECKING:  # which loads torch: the table of names is asked for before
+if TYPE_CHECKING:  # importing it loads torch, and the names of outputs are checked before that
     from clearmargin.margins.assessment import Assessment
 
 __all__ = [
@@ -66,7 +66,7 @@ class Planned:
 
     Attributes:
         outputs: Names in `WRITERS`, at least one.
-        left_out: Outputs that were asked for by name and that the input cannot have, with the reason.
+        left_out: Outputs that `--write` names and that this input cannot have, with the reason.
     """
 
     outputs: tuple[str, ...]
@@ -99,7 +99,7 @@ def named_outputs(names: Sequence[str] | None) -> tuple[str, ...] | None:
     ``default`` among them adds those that are written by default.
 
     Raises:
-        ConfigError: There is no such output.
+        ConfigError: An output is not known.
     """
     if names is None:
         return None

@@ -124,8 +124,8 @@ def write_partial(out: Path, write: Callable[[Path, str], object], measured: int
     Args:
         out: The verb's folder for tables.
         write: Given the folder and the mark, which goes into ``numbers.json`` as ``partial``.
-        measured: How many cases it is of.
-        total: How many were asked for.
+        measured: Number of cases that were measured.
+        total: Number of cases in the split or the folder.
     """
     folder = out / PARTIAL
     shutil.rmtree(folder, ignore_errors=True)

@@ -95,7 +95,7 @@ class ClassCounts:
     """Probabilities of one class against what is true.
 
     Attributes:
-        every: Of all pixels outside the ignored region.
+        every: Counts of all pixels outside the ignored region.
         band: Of those within two of the largest steps of the grid of the class's edge.
     """
 
