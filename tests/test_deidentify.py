@@ -528,3 +528,18 @@ def test_two_patients_in_a_study_leave_the_nameless_apart(tmp_path, key):
         ds.save_as(tmp_path / "in" / f"{k}.dcm", enforce_file_format=True)
     deidentify(tmp_path / "in", tmp_path / "out", key=key)
     assert len({str(pydicom.dcmread(file).PatientID) for file in results(tmp_path / "out")}) == 3
+
+
+def test_an_image_without_pixels_was_cut_off(tmp_path, key):
+    """Between two elements nothing of the file shows it; a report without pixels is whole."""
+    (tmp_path / "in").mkdir()
+    cut, report = (
+        picture(),
+        picture(SOPInstanceUID="1.2.826.9.8", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11"),
+    )
+    for dataset, name in ((cut, "cut.dcm"), (report, "report.dcm")):
+        del dataset.PixelData
+        dataset.save_as(tmp_path / "in" / name, enforce_file_format=True)
+    done = deidentify(tmp_path / "in", tmp_path / "out", key=key)
+    assert done.files["refused"] == 1 and done.files["written"] == 1
+    assert "holds no pixels: it is cut off" in (tmp_path / "out" / "files.csv").read_text()

@@ -68,7 +68,7 @@ def inspect_command(
         raise InputError(f"'{path}' is refused: {refused[0].problem}")
     if refused:
         raise BatchError(
-            f"{len(refused)} of {len(findings)} things in '{path}' cannot be read; the others can"
+            f"{len(refused)} of {len(findings)} inputs in '{path}' cannot be read; the others can"
         )
 
 

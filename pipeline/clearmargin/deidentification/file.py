@@ -180,6 +180,7 @@ def _pixel_span(header: Any, path: Path, start: int) -> tuple[int, int] | None:
             if head:
                 raise InputError("the file is cut off, or damaged, within its header")
             _check_last(header, size)
+            _check_complete(header)
             return None
         if not implicit and head[4:6] not in _PIXEL_VRS:
             raise InputError("the file's pixels are encoded otherwise than its transfer syntax says")
@@ -219,6 +220,15 @@ def _check_last(header: Any, size: int) -> None:
     length, at = getattr(last, "length", _UNDEFINED), getattr(last, "value_tell", 0)
     if length != _UNDEFINED and at + length > size:
         raise InputError("the file is cut off within its header")
+
+
+def _check_complete(header: Any) -> None:
+    """Refuse an image without pixels that a server does not hold for it either: it was cut off between two elements."""
+    kind = str(getattr(header.get("SOPClassUID"), "name", ""))
+    if kind.endswith("Image Storage") and "PixelDataProviderURL" not in header:
+        raise InputError(
+            f"the file is of the kind {kind} and holds no pixels: it is cut off, or only a header"
+        )
 
 
 def _drop_after_pixels(header: Any) -> None:
