@@ -26,6 +26,7 @@ from clearmargin.networks.foreground import has_foreground_head, knows_foregroun
 from clearmargin.networks.parts import find_parts
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
+from clearmargin.transforms.turning import turned_case
 
 __all__ = ["BUNDLE", "Export", "export"]
 
@@ -202,6 +203,7 @@ def _looks(
     segmenter: NetworkSegmenter, image: Image, reference: InstanceSet, *, maps: bool = False
 ) -> Iterator[tuple[Look, InstanceSet]]:
     """Yield what is found in each plane at each size, or in a volume seen whole, with what is truly there."""
+    image, reference = turned_case(segmenter.image.axes, image, reference)
     ready = segmenter.prepared(image)
     for view in _VIEWS:
         for z, look in enumerate(segmenter.looks(ready, view, maps=maps)):

@@ -156,12 +156,17 @@ def _choose_view(choices: _Choices, fingerprint: Fingerprint, card: Card, device
     small, large = np.quantile(fingerprint.sides, (0.05, 0.95))
     size = f"5 % of the objects are under {small:.0f} px across, images up to {fingerprint.shapes.max()} px"
     spread = fingerprint.spacings.max() / fingerprint.spacings.min()
-    if fingerprint.unit == "mm" and spread > 1.1:
+    uniform = spread < 1.001
+    # A picture often has no spacing, a volume has: one of other pixels is then seen in those of the training.
+    if fingerprint.unit == "mm" and (spread > 1.1 or fingerprint.ndim == 3):
         spacing = float(np.median(fingerprint.spacings)) / scale
+        of_cases = (
+            "all cases have one spacing" if uniform else f"spacing varies {spread:.2g} times between cases"
+        )
         choices.set(
             "image.spacing_mm",
-            round(spacing, 3),
-            f"spacing varies {spread:.1f} times between cases; at the median one {size}",
+            spacing if uniform else round(spacing, 3),
+            f"{of_cases}; at the median one {size}",
         )
     else:
         choices.set("image.scale", scale, size)

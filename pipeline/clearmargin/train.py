@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +193,7 @@ def _train(
     validation = _validation_cases(experiment, dataset)
     facts = take_facts(dataset, cases, experiment.image.intensity, experiment.prediction.containment)
     experiment = _with_facts(experiment, facts, dataset)
+    dataset = replace(dataset, axes=experiment.image.axes)
     device = torch.device("cuda", group.local) if torch.cuda.is_available() else torch.device("cpu")
     model_config = network_config(experiment.model)
     torch.manual_seed(experiment.seed)
@@ -484,6 +485,8 @@ def _with_facts(experiment: Experiment, facts: Facts, dataset: Dataset) -> Exper
     if isinstance(image.intensity, Percentiles) and image.intensity.least_width is None:
         intensity = image.intensity.model_copy(update={"least_width": facts.least_width})
         image = image.model_copy(update={"intensity": intensity})
+    if image.axes is None:
+        image = image.model_copy(update={"axes": facts.axes})
     if prediction.nested is None:
         names = tuple(c.name for c in dataset.card.classes if c.id in facts.nested)
         prediction = prediction.model_copy(update={"nested": names})

@@ -169,21 +169,31 @@ class Landmarks:
         Args:
             matrix: ``(ndim + 1, ndim + 1)``, from indices of this grid to indices of the other.
         """
+        there = self.reindexed(matrix)
+        if np.linalg.det(matrix[:-1, :-1]) >= 0:
+            return there
+        order = mirrored_order(self.types)
+        return replace(
+            there,
+            points=there.points[:, order],
+            visible=there.visible[:, order],
+            scores=there.scores[:, order],
+            covariance=None if there.covariance is None else there.covariance[:, order],
+            regions=None if there.regions is None else there.regions[:, order],
+        )
+
+    def reindexed(self, matrix: NDArray[np.float64]) -> Landmarks:
+        """Return the landmarks in other indices of the same places, where left stays left; ``matrix`` as in `moved`."""
         linear = matrix[:-1, :-1]
-        size = float(np.linalg.det(linear))
-        order = mirrored_order(self.types) if size < 0 else list(range(len(self.types)))
-        points = self.points @ linear.T + matrix[:-1, -1]
         spread, reach = (
             None if s is None else linear @ s @ linear.T for s in (self.covariance, self.regions)
         )
         return replace(
             self,
-            points=points[:, order],
-            visible=self.visible[:, order],
-            scores=self.scores[:, order],
-            covariance=None if spread is None else spread[:, order],
-            regions=None if reach is None else reach[:, order],
-            areas=self.areas * abs(size),
+            points=self.points @ linear.T + matrix[:-1, -1],
+            covariance=spread,
+            regions=reach,
+            areas=self.areas * abs(float(np.linalg.det(linear))),
         )
 
     def plane(self, z: int) -> Landmarks:

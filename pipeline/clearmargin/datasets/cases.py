@@ -39,6 +39,7 @@ from clearmargin.errors import ConfigError, GeometryError, InputError
 from clearmargin.files import below, uncell
 from clearmargin.formats import case_of, read_image
 from clearmargin.privacy import case_id, named_by_case, naming, plain_name, record_case, record_cases
+from clearmargin.transforms.turning import turned_case
 
 __all__ = ["Case", "Dataset", "build_dataset", "open_dataset"]
 
@@ -86,11 +87,19 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A card and its cases, all splits together; ``clips`` are those their frames are read from."""
+    """A card and its cases, all splits together.
+
+    Attributes:
+        card: What is known of them.
+        cases: In the card's order.
+        clips: Those that frames are read from.
+        axes: Order of axes that volumes are turned to as they are read (`ImageSettings.axes`); None: as they are.
+    """
 
     card: Card
     cases: tuple[Case, ...]
     clips: Clips = field(repr=False, compare=False, default_factory=Clips)
+    axes: str | None = None
 
     def __repr__(self) -> str:
         counts = {s: sum(c.split == s for c in self.cases) for s in SPLITS}
@@ -133,7 +142,7 @@ class Dataset:
         if case.ignore is not None:
             with named_by_case(case.case, "its ignored region", case.ignore):
                 reference = replace(reference, ignore=Mask.from_dense(_read_labels(case.ignore, image.grid)))
-        return image, self._with_landmarks(case, image, reference)
+        return turned_case(self.axes, image, self._with_landmarks(case, image, reference))
 
     def _with_landmarks(self, case: Case, image: Image, reference: InstanceSet) -> InstanceSet:
         source = self.card.landmarks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from clearmargin.core.landmarks import HIDDEN, SEEN
 from clearmargin.core.reprs import short_repr
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.separability import KINDS, lost_instances, near, touch
+from clearmargin.errors import InputError
 from clearmargin.networks.cores import TargetKind
 from clearmargin.networks.planning import Sees
+from clearmargin.transforms.turning import axis_codes
 
-__all__ = ["Fingerprint", "Relations", "relations", "take_fingerprint", "thickness_of"]
+__all__ = ["Fingerprint", "Relations", "check_channels", "relations", "take_fingerprint", "thickness_of"]
 
 _WITHIN = 0.9  # an object of which so much lies in another one is nested in it
 _VALUES = 20_000  # foreground and background values kept of each case
@@ -121,8 +123,10 @@ def take_fingerprint(
     cases = every[:: -(-len(every) // most)]
     images: list[dict[str, Any]] = []
     relations: list[Relations] = []
+    channels: set[int] = set()
     for case in cases:
-        facts, seen = _look(dataset, case)
+        facts, seen = _look(dataset, case, channels)
+        dataset = replace(dataset, axes=dataset.axes or facts["axes"])  # all as the first one is stored
         images.append(facts)
         relations += seen
         advance()
@@ -163,12 +167,14 @@ def take_fingerprint(
     )
 
 
-def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]]:
+def _look(dataset: Dataset, case: Case, channels: set[int]) -> tuple[dict[str, Any], list[Relations]]:
     image, reference = dataset.read(case)
+    check_channels(channels, image)
     grid, landmarks = image.grid, reference.landmarks
     instances = _boxes(reference) if landmarks is not None and not len(reference) else reference
     facts = {
         "ndim": grid.ndim,
+        "axes": axis_codes(grid),
         "channels": image.pixels.shape[0],
         "bits": 8 * image.pixels.dtype.itemsize,
         "shape": grid.shape[-2:],
@@ -186,6 +192,24 @@ def _look(dataset: Dataset, case: Case) -> tuple[dict[str, Any], list[Relations]
         "points": 0 if landmarks is None else int((landmarks.visible > 0).sum(axis=0).max(initial=0)),
     }
     return facts, [relations(plane) for plane in _planes(grid, instances) if len(plane)]
+
+
+def check_channels(before: set[int], image: Image) -> None:
+    """Add a volume's number of channels to those ``before``: a network has one. Pictures in grey and colour may mix.
+
+    Raises:
+        InputError: The volumes before have another number.
+    """
+    own = image.pixels.shape[0]
+    if image.grid.ndim != 3:
+        return
+    if before - {own}:
+        raise InputError(
+            f"{image.source.case}: its image has {own} channel(s), other volumes of the card have "
+            f"{min(before - {own})}: each volume of a 4-D file is a channel, so write the ones that are meant by "
+            "themselves"
+        )
+    before.add(own)
 
 
 def _shares(lost: Sequence[Mapping[TargetKind, int]], of: int) -> dict[TargetKind, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from clearmargin.config import Settings
-from clearmargin.core import Image
+from clearmargin.core import Grid, Image
 from clearmargin.transforms.settings import Percentiles, Window, WindowStack
 
 __all__ = ["Domain", "Mismatch", "domain_of", "mismatch"]
@@ -21,6 +21,7 @@ _ANY = frozenset({"", "OT", "SC"})
 
 _COLOURED = 0.05  # share of the value range by which the channels of a coloured pixel differ
 _COLOUR_SHARE = 0.01  # share of coloured pixels from which an image is in colour: marks and logos have less
+_SLACK, _SLACK_RESAMPLED = 1.5, 4.0  # times the training images' least and greatest spacing
 _SAMPLES = 200_000  # pixels from which quantiles are taken
 
 
@@ -34,6 +35,44 @@ class Domain(Settings):
     lows: tuple[float, float] = Field(description="least and greatest 0.5 % quantile of an image's values")
     highs: tuple[float, float] = Field(description="least and greatest 99.5 % quantile")
     dimensions: tuple[int, ...] = Field((2, 3), description="2 for pictures, 3 for volumes")
+    spacings: tuple[tuple[float, float], ...] = Field(
+        (),
+        description="least and greatest size in mm of an element on each axis (Z, Y, X of volumes), volumes turned as "
+        "the network sees them; empty if not all images state one, or pictures and volumes are mixed",
+    )
+
+    def with_spacings(self, grids: Sequence[Grid]) -> Domain:
+        """Return the domain with the element sizes of its images' grids."""
+        alike = {(grid.ndim, grid.unit) for grid in grids}
+        if len(alike) != 1 or grids[0].unit != "mm":
+            return self.model_copy(update={"spacings": ()})
+        every = np.array([grid.spacing for grid in grids])
+        ends = zip(every.min(axis=0).tolist(), every.max(axis=0).tolist(), strict=True)
+        return self.model_copy(update={"spacings": tuple(ends)})
+
+    def unlike_spacing(self, grid: Grid, *, planes: bool, resampled: bool) -> str | None:
+        """Return how an image's elements differ in size from those of the training images; None if they do not.
+
+        Args:
+            grid: The image's, turned as the network sees it.
+            planes: The network sees planes: the distance of slices is not compared.
+            resampled: The network sees all images at one spacing: only another order of size is told.
+        """
+        if grid.unit != "mm" or not self.spacings:
+            return None
+        own, spans = grid.spacing, self.spacings
+        if planes or len(own) != len(spans):
+            own, spans = own[-2:], spans[-2:]
+        slack = _SLACK_RESAMPLED if resampled else _SLACK
+        if all(low / slack <= size <= high * slack for size, (low, high) in zip(own, spans, strict=True)):
+            return None
+        shown = " x ".join(f"{size:.3g}" for size in own)
+        seen = " x ".join(
+            f"{low:.3g}" if high < 1.01 * low else f"{low:.3g} to {high:.3g}" for low, high in spans
+        )
+        return f"its elements are {shown} mm, those of the training images {seen} mm" + (
+            "" if resampled else ": the model sees each image's own, so objects look larger or smaller to it"
+        )
 
 
 @dataclass(frozen=True)

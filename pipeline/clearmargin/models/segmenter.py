@@ -35,11 +35,13 @@ from clearmargin.models.repeats import Suppression, without_repeats
 from clearmargin.models.settings import PredictionSettings
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.networks.network import Detections, Network, PlaneNetwork, PointDetections
+from clearmargin.networks.planning import Sees
 from clearmargin.networks.threads import refuse_forked, torch_threads
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
 from clearmargin.transforms.spatial import fitting_view, resample
 from clearmargin.transforms.tensors import to_tensor
+from clearmargin.transforms.turning import turn_to
 from clearmargin.transforms.view import PreparedImage
 
 __all__ = ["Look", "NetworkSegmenter", "PlaneDetections", "View", "placed_points", "with_points"]
@@ -229,12 +231,34 @@ class NetworkSegmenter(ABC):
                 f"a segmenter takes an Image, not {type(image).__name__}: clearmargin.transforms.image_of(tensor) "
                 "makes one of a MetaTensor, clearmargin.read_image(path) one of a file"
             )
+        turn = turn_to(self.image.axes, image.grid)
+        seen = image if turn is None else turn.image(image)
         parts = []
-        for look in self.looks(self.prepared(image), View()):
+        for look in self.looks(self.prepared(seen), View()):
             with self.stage("masks"):
                 parts.append(look.instances(self.suppression))
         with self.stage("masks"):
-            return replace(self.predicted(self.merge(parts, image)), image=image)
+            whole = self.merge(parts, seen)
+            return replace(self.predicted(whole if turn is None else turn.back.instances(whole)), image=image)
+
+    def unlike_spacing(self, grid: Grid) -> str | None:
+        """Return how an image's elements differ in size from those of the training images; None if they do not."""
+        if self.domain is None:
+            return None
+        turn = turn_to(self.image.axes, grid)
+        return self.domain.unlike_spacing(
+            grid if turn is None else turn.grid, planes=self.sees == "planes", resampled=self.resamples
+        )
+
+    @property
+    @abstractmethod
+    def sees(self) -> Sees:
+        """Whether the network sees planes or volumes."""
+
+    @property
+    @abstractmethod
+    def resamples(self) -> bool:
+        """Whether it sees every image at one spacing in mm."""
 
     @property
     def finds_landmarks(self) -> bool:
@@ -300,6 +324,8 @@ class NetworkSegmenter(ABC):
     def prepared(self, image: Image) -> PreparedImage:
         """Return the image with the intensities that the network is shown; the same for every view of it.
 
+        A volume's axes are left as they are: `turn_to` the model's first.
+
         Raises:
             InputError: Its channels are not what the model needs.
         """
@@ -333,6 +359,16 @@ class PlaneSegmenter(NetworkSegmenter):
     """A network of planes with what it needs to be shown an image: pictures whole, volumes slice by slice."""
 
     network: PlaneNetwork
+
+    @property
+    def sees(self) -> Sees:
+        """Planes."""
+        return "planes"
+
+    @property
+    def resamples(self) -> bool:
+        """Whether ``image.spacing_mm`` is set."""
+        return self.image.spacing_mm is not None
 
     def looks(self, ready: PreparedImage, view: View, *, maps: bool = False) -> Iterator[Look]:
         """Yield what the network finds in each plane of a ``prepared`` image, in slice order; a picture is its own."""

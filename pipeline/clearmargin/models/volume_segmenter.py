@@ -20,6 +20,7 @@ from clearmargin.models.segmenter import Look, NetworkSegmenter, View, placed_po
 from clearmargin.models.tiling import find_in_tiles
 from clearmargin.networks.components import Component, class_components
 from clearmargin.networks.network import Detections, PointDetections, Slab, VolumeNetwork, WindowNetwork
+from clearmargin.networks.planning import Sees
 from clearmargin.transforms.samples import KEYS
 from clearmargin.transforms.settings import VolumeView
 from clearmargin.transforms.spatial import resample, volume_view
@@ -141,6 +142,18 @@ class WindowDetections:
 @dataclass(frozen=True, kw_only=True)
 class _SpaceSegmenter(NetworkSegmenter):
     """What segmenters of volumes share: a volume's slices as its network sees them."""
+
+    network: VolumeNetwork | WindowNetwork
+
+    @property
+    def sees(self) -> Sees:
+        """Volumes."""
+        return "volumes"
+
+    @property
+    def resamples(self) -> bool:
+        """Whether ``model.spacing_mm`` is set."""
+        return self.network.view.spacing_mm is not None
 
     def prepared(self, image: Image) -> PreparedImage:
         """Return the volume with the intensities that the network is shown.

@@ -91,6 +91,8 @@ class SemanticSettings(UNetSettings):
     def _has_levels(self) -> SemanticSettings:
         if self.deep_supervision and self.architecture != "dynunet":
             raise ValueError(f"deep_supervision is for dynunet, not {self.architecture}")
+        if self.border != BORDER and self.targets != "border":
+            raise ValueError(f"border is for targets: border, not {self.targets}")
         if self.deep_supervision > self.levels - 2:
             raise ValueError(
                 f"deep_supervision is at most levels - 2, here {self.levels - 2}, not {self.deep_supervision}"

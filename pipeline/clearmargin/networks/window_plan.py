@@ -13,7 +13,7 @@ __all__ = ["halvings", "seconds_per_voxel", "window_choices", "window_objection"
 
 _SMALLEST = 4  # elements of an axis on the deepest level, as in nnU-Net
 _LEVELS = 6
-_SPREAD = 1.1  # of the cases' spacings, from which they are brought to one
+_UNIFORM = 1.001  # times that spacings differ, by the rounding of headers alone
 _BYTES = 64  # of training memory per voxel and filter of the finest level, float32; measured
 _WINDOWS = {"cpu": 1_000, "cuda": 10_000}  # that a training should see
 _PASSES = 100  # through the training cases, from which a network is given more filters
@@ -94,13 +94,16 @@ def window_choices(facts: Facts, shown: Shown) -> Iterator[Choice]:
     every = np.column_stack([facts.distances, facts.spacings])
     median = np.median(every, axis=0)
     spread = float((every.max(axis=0) / every.min(axis=0)).max())
-    spacing = [float(round(s, 3)) for s in median]
+    uniform = spread < _UNIFORM
+    # of equal volumes the very spacing: they are then seen voxel by voxel
+    spacing = [float(s) if uniform else float(round(s, 3)) for s in median]
     extents = np.column_stack([facts.depths, facts.shapes]).astype(float)
-    if facts.unit == "mm" and spread > _SPREAD:
+    if facts.unit == "mm":
         extents *= every / median
-        yield Choice(
-            "model.spacing_mm", spacing, f"spacings vary {spread:.1f} times: the median of each axis"
+        why = (
+            "that of all volumes" if uniform else f"spacings vary {spread:.2g} times: the median of each axis"
         )
+        yield Choice("model.spacing_mm", spacing, f"{why}; a volume of other voxels is seen in these")
     middle = np.median(extents, axis=0).tolist()
     budget = None if shown.minutes is None else 60 * shown.minutes * shown.cores
     fits = shown.memory_mb * 2**20 / (2 * _BYTES)

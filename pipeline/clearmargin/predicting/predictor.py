@@ -218,7 +218,8 @@ class Predictor:
                 f"{image.source.case}: {'; '.join(difference.refusals)}: choose a model for such images, or segment it "
                 "all the same with --force, which refers the case"
             )
-        return remarks + difference.refusals + difference.warnings
+        spacing = segmenter.unlike_spacing(image.grid)
+        return remarks + difference.refusals + difference.warnings + (() if spacing is None else (spacing,))
 
 
 def _remarks(image: Image) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from clearmargin.config import load_settings, read_yaml
-from clearmargin.core import Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
+from clearmargin.core import Grid, Image, InstanceSet, LabelMap, Prediction, Provenance, Thresholds
 from clearmargin.errors import ConfigError, InputError
 from clearmargin.files import below
 from clearmargin.memory import trim_heap
@@ -37,6 +37,7 @@ from clearmargin.sampling.points import agreed_points
 from clearmargin.sampling.seen import Seen
 from clearmargin.sampling.spread import Spread, measure_spread
 from clearmargin.transforms.settings import AugmentSettings, ImageSettings
+from clearmargin.transforms.turning import turn_to
 from clearmargin.transforms.view import PreparedImage
 
 __all__ = [
@@ -100,6 +101,11 @@ class SampledSegmenter:
                     f"one member of the ensemble finds {_finds(first)}, another {_finds(member.segmenter)}: an "
                     "ensemble's members are trained alike"
                 )
+            if member.segmenter.image.axes != first.image.axes:
+                raise ConfigError(
+                    f"one member of the ensemble sees volumes with the axes {first.image.axes}, another with "
+                    f"{member.segmenter.image.axes}: train them with one image.axes"
+                )
 
     @property
     def label_map(self) -> LabelMap:
@@ -130,6 +136,10 @@ class SampledSegmenter:
     def domain(self) -> Domain | None:
         """What the first member's training images were like."""
         return self.members[0].segmenter.domain
+
+    def unlike_spacing(self, grid: Grid) -> str | None:
+        """Return how an image's elements differ in size from those of the first member's training images."""
+        return self.members[0].segmenter.unlike_spacing(grid)
 
     @property
     def provenance(self) -> Provenance:
@@ -168,8 +178,12 @@ class SampledSegmenter:
         Raises:
             InputError: Channels or spacing are not what a member needs.
         """
+        turn = turn_to(self.image.axes, image.grid)
         with self._drawing():
-            samples, maps = self._sample(image)
+            samples, maps = self._sample(image if turn is None else turn.image(image))
+        if turn is not None:
+            samples = [turn.back.instances(sample) for sample in samples]
+            maps = {name: turn.back.array(values) for name, values in maps.items()}
         clusters = [
             c for c in find_clusters(samples) if c.existence >= self.thresholds.of(c.label) - _ROUNDING
         ]

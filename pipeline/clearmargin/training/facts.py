@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clearmargin.core import Image, InstanceSet
+from clearmargin.core import Grid, Image, InstanceSet
 from clearmargin.datasets.cases import Case, Dataset
+from clearmargin.datasets.fingerprint import check_channels
 from clearmargin.models.domain import Domain, domain_of
 from clearmargin.report.progress import counted
 from clearmargin.transforms.intensity import narrowest_window
 from clearmargin.transforms.settings import Intensity, Percentiles
+from clearmargin.transforms.turning import common_codes, turn_to
 
 __all__ = ["Facts", "nested_shares", "take_facts"]
 
@@ -31,11 +33,13 @@ class Facts:
         least_width: 5 % quantile of the widths of the percentile windows of images with an instance, in the images'
             values; None if windows are fixed, or no image has an instance.
         nested: Labels of which at least one object in a hundred lies in another of the label.
+        axes: Most common order of the axes of volumes (`ImageSettings.axes`); None if there is no volume in mm.
     """
 
     domain: Domain
     least_width: float | None
     nested: frozenset[int]
+    axes: str | None
 
 
 def take_facts(dataset: Dataset, cases: Sequence[Case], intensity: Intensity, containment: float) -> Facts:
@@ -49,20 +53,28 @@ def take_facts(dataset: Dataset, cases: Sequence[Case], intensity: Intensity, co
     """
     widths: list[float] = []
     objects: dict[int, list[float]] = {}
+    grids: list[Grid] = []
+    channels: set[int] = set()
 
     def images() -> Iterator[Image]:
         for case in counted("read training cases", cases[:: math.ceil(len(cases) / _CASES)]):
             image, instances = dataset.read(case)
+            check_channels(channels, image)
             if isinstance(intensity, Percentiles) and len(instances):
                 widths.append(narrowest_window(image.pixels, intensity))
             for label, share in nested_shares(instances):
                 objects.setdefault(label, []).append(share)
+            grids.append(image.grid)
             yield image
 
     domain = domain_of(images())
+    axes = common_codes(grids)
+    turns = [turn_to(axes, grid) for grid in grids]
+    seen_grids = [grid if turn is None else turn.grid for grid, turn in zip(grids, turns, strict=True)]
     seen = [width for width in widths if width > 0]
     return Facts(
-        domain=domain,
+        axes=axes,
+        domain=domain.with_spacings(seen_grids),
         least_width=float(np.quantile(seen, _NARROW)) if seen else None,
         nested=frozenset(
             label for label, shares in objects.items() if np.mean(np.array(shares) > containment) >= _NESTED

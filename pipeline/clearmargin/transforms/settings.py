@@ -67,6 +67,12 @@ class Percentiles(Settings):
         "takes the 5 % quantile of its images' windows",
     )
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Percentiles:
+        if not self.low < self.high:
+            raise ValueError(f"low must lie below high, not {self.low:g} and {self.high:g} %")
+        return self
+
 
 Intensity = Annotated[Window | WindowStack | Percentiles, Field(discriminator="kind")]
 
@@ -88,6 +94,12 @@ class ImageSettings(Settings):
     neighbours: int = Field(
         1, ge=0, le=1, description="neighbouring slices on each side that a slice is shown with"
     )
+    axes: str | None = Field(
+        None,
+        description="where the indices of slices, rows and columns rise to in the volumes that the network sees, such "
+        "as SPL (head, back, left) for axial DICOM; volumes stored otherwise are turned; none: train takes the most "
+        "common of its volumes",
+    )
 
     @model_validator(mode="after")
     def _fits_strides(self) -> ImageSettings:
@@ -96,6 +108,14 @@ class ImageSettings(Settings):
         if self.spacing_mm is not None and self.scale != 1.0:
             raise ValueError("give spacing_mm or scale, not both")
         return self
+
+    @field_validator("axes")
+    @classmethod
+    def _names_each_axis(cls, axes: str | None) -> str | None:
+        pairs = ("LR", "AP", "IS")
+        if axes and not (len(axes) == 3 and all(sum(code in pair for code in axes) == 1 for pair in pairs)):
+            raise ValueError(f"expected three letters, one of L R, one of A P and one of I S, not {axes!r}")
+        return axes
 
     def scale_for(self, plane: Grid) -> float:
         """Return network pixels per image pixel for a 2-D grid.
@@ -112,11 +132,14 @@ class ImageSettings(Settings):
         return float(np.sqrt(plane.spacing[0] * plane.spacing[1]) / self.spacing_mm)
 
 
+_Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class VolumeView(Settings):
     """How a volume is shown to a network of volumes; ``image.scale``, ``crop`` and ``neighbours`` are for planes."""
 
     patch: tuple[int, int, int] = Field((32, 96, 96), description="window (Z, Y, X) in network voxels")
-    spacing_mm: tuple[float, float, float] | None = Field(
+    spacing_mm: tuple[_Size, _Size, _Size] | None = Field(
         None, description="size (Z, Y, X) of a network voxel; null keeps each volume's own voxels"
     )
 
