@@ -146,6 +146,22 @@ class Grid:
         corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
         return bool(np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance)
 
+    def unlike(self, other: Grid) -> str:
+        """Return in words in what two grids differ: their elements, their frames of reference, or their places.
+
+        Examples:
+            >>> grid = Grid.from_spacing((4, 5), (1, 1))
+            >>> grid.unlike(replace(grid, affine=grid.affine + np.eye(4, k=3) * 2))
+            'both 4 x 5 at 1 x 1 mm, with corners up to 2 mm apart'
+        """
+        if str(self) != str(other):
+            return f"{self} and {other}"
+        if not self.shares_frame(other):
+            return f"both {self}, in two frames of reference"
+        ends = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
+        apart = float(np.linalg.norm(self.to_world(ends) - other.to_world(ends), axis=-1).max())
+        return f"both {self}, with corners up to {apart:.3g} {self.unit} apart"
+
     def shares_frame(self, other: Grid) -> bool:
         """Return whether both lie in one frame of reference, as far as both say which."""
         frames = {self.frame_of_reference, other.frame_of_reference} - {""}

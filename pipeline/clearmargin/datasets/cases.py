@@ -439,7 +439,7 @@ def _with_further(case: Case, image: Image) -> NDArray[np.generic]:
             if not further.grid.same_as(image.grid):
                 raise GeometryError(
                     f"sequence {number} of {1 + len(case.further)} lies on another grid than the first: "
-                    f"{further.grid} and {image.grid}; resample them to one grid before they enter a card"
+                    f"{further.grid.unlike(image.grid)}; resample them to one grid before they enter a card"
                 )
         channels.append(further.pixels)
     return np.concatenate(channels) if case.further else image.pixels
@@ -451,9 +451,10 @@ def _read_labels(path: Path, grid: Grid) -> NDArray[np.integer[Any]]:
 
     labels, own_grid = (read_label_raster(path), None) if grid.ndim == 2 else read_label_volume(path)
     if labels.shape != grid.shape or (own_grid is not None and not own_grid.same_as(grid)):
+        unlike = f"{labels.shape} and {grid}" if own_grid is None else own_grid.unlike(grid)
         raise GeometryError(
-            f"'{path.name}' lies on another grid than its image: {own_grid or labels.shape} and {grid}; "
-            "resample one of them before it enters a card"
+            f"'{path.name}' lies on another grid than its image: {unlike}; resample one of them before it enters a "
+            "card, or, if both are of the same elements, mend the header that is wrong"
         )
     return labels
 
@@ -530,7 +531,7 @@ def _read_mask(path: Path, grid: Grid, threshold: int | None) -> Mask:
         return Mask.from_dense(_read_labels(path, grid))
     image = read_image(path)
     if image.grid.shape != grid.shape or (image.grid.unit == "mm" and not image.grid.same_as(grid)):
-        raise GeometryError(f"'{path.name}' lies on another grid than its image: {image.grid} and {grid}")
+        raise GeometryError(f"'{path.name}' lies on another grid than its image: {image.grid.unlike(grid)}")
     return Mask.from_dense(image.pixels.max(axis=0) >= threshold)
 
 

@@ -363,8 +363,9 @@ def _read(side: Side, listing: Listing, objects: Objects | None) -> _Read:
         return _read_seg(side.files[0].path, None)
     parts = [_read_labels(file, listing, objects) for file in side.files]
     grids = [part.instances.grid for part in parts]
-    if not all(grid.same_as(grids[0]) for grid in grids[1:]):
-        raise GeometryError(f"its {len(parts)} files lie on different grids, such as {grids[0]} and others")
+    other = next((grid for grid in grids[1:] if not grid.same_as(grids[0])), None)
+    if other is not None:
+        raise GeometryError(f"its {len(parts)} files lie on different grids: {grids[0].unlike(other)}")
     together = InstanceSet(
         grid=grids[0],
         masks=tuple(mask for part in parts for mask in part.instances.masks),

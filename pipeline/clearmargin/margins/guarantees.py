@@ -206,7 +206,12 @@ def _too_few(n: int, alpha: float, confidence: float | None, name: str) -> str:
             f"{groups_needed(alpha, confidence)} calibration groups at least, and "
             f"more if some of them fail; there are {n}: add groups, or ask for a larger alpha or less confidence"
         )
-    reach = f"{n} reach {100 * n / (n + 1):.3g} % at best (alpha {1 / (n + 1):.3g})" if n else "there is none"
+    if not n:
+        return (
+            f"{name} at alpha {alpha:g} needs {groups_needed(alpha)} calibration groups with an object that the model "
+            "detects, and there is none: train the model for longer, or add groups"
+        )
+    reach = f"{n} reach {100 * n / (n + 1):.3g} % at best (alpha {1 / (n + 1):.3g})"
     return (
         f"{name} at alpha {alpha:g} needs {groups_needed(alpha)} calibration groups, {reach}: add groups, or ask for a "
         "larger alpha"

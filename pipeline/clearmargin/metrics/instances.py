@@ -148,8 +148,8 @@ def evaluate_instances(
     """
     if not predicted.grid.same_as(reference.grid):
         raise GeometryError(
-            f"the prediction lies on {predicted.grid}, the reference on {reference.grid}, or elsewhere "
-            "in the world: resample one of them to the other's grid first"
+            f"the prediction and the reference lie on two grids, {predicted.grid.unlike(reference.grid)}: resample one "
+            "of them to the other's grid first"
         )
     kept = (
         np.flatnonzero(predicted.scores >= score_threshold) if matches is None else np.arange(len(predicted))
