@@ -67,7 +67,7 @@ class Service:
 @contextlib.contextmanager
 def listening(out, **options):
     service = Service()
-    how = {"processes": 0, "stable_s": 0.5, "least_free_gib": 0, "health_port": 0} | options
+    how = {"processes": 0, "stable_s": 1.0, "least_free_gib": 0, "health_port": 0} | options
 
     def run():
         try:

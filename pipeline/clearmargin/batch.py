@@ -182,7 +182,7 @@ def batch(
     book, digest = prepared.ledger, prepared.recipe
     left = Left()
     new, known = 0, 0
-    for found in _in_parts(
+    for inputs in _in_parts(
         (
             f
             for source in places
@@ -190,7 +190,7 @@ def batch(
         ),
         _ADDED_AT_ONCE,
     ):
-        mine = [f for f in found if shard is None or _shard_of(f.case, shard[1]) == shard[0]]
+        mine = [f for f in inputs if shard is None or _shard_of(f.case, shard[1]) == shard[0]]
         items = [new_item(f, digest) for f in mine if is_the_only(f, book, left)]
         if dry_run:
             there = book.knows([item.key for item in items])

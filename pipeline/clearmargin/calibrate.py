@@ -187,7 +187,7 @@ def calibrate(
         run.log_model_used(segmenter.provenance.weights_sha256, name)
         run.log_data(dataset.card.name, data.digest, context=split)
         ranked = segmenter.with_threshold(0.0)
-        found, margin_cases = calibrate_cases(
+        calibration, margin_cases = calibrate_cases(
             ranked,
             dataset,
             cases,
@@ -201,17 +201,19 @@ def calibrate(
             band=band,
             checked=checked,
         )
-        file = save_calibration(model, found)
-        for refusal in found.refused if miss_alpha is not None and found.misses is None else ():
+        file = save_calibration(model, calibration)
+        for refusal in calibration.refused if miss_alpha is not None and calibration.misses is None else ():
             log.warning("no promise: %s: %s", refusal.what, refusal.why)
         judged = None
         if others:
-            judged = judge_cases(ranked, dataset, others, found, margin_cases, asked, seed=seed, band=band)
-            found = replace(found, doubts=judged.doubts(found))
-            for doubt in found.doubts:
+            judged = judge_cases(
+                ranked, dataset, others, calibration, margin_cases, asked, seed=seed, band=band
+            )
+            calibration = replace(calibration, doubts=judged.doubts(calibration))
+            for doubt in calibration.doubts:
                 log.warning("%s", doubt)
-            file = save_calibration(model, found)
-        done = Calibrated(calibration=found, file=file, judged=judged, run_id=run.run_id)
+            file = save_calibration(model, calibration)
+        done = Calibrated(calibration=calibration, file=file, judged=judged, run_id=run.run_id)
         _report(done, run, out)
         run.log_artifact(file, "calibration")
         log_capsule(
@@ -349,7 +351,7 @@ def judge_cases(
     """Return how a calibration does on cases that nothing was fitted on; arguments as of `calibrate_cases`."""
     known = {margin.width.floor for margin in calibration.margins}
     floors = tuple(sorted(floor for floor in known if floor is not None))
-    found: list[JudgedCase] = []
+    cases_judged: list[JudgedCase] = []
     before: _Pixels = {}
     after: _Pixels = {}
     with progress("judge", len(cases)) as bar:
@@ -363,7 +365,7 @@ def judge_cases(
                 strata=case.strata,
                 towards=asked.towards,
             )
-            found.append(judge_case(calibration, observed, prediction, reference))
+            cases_judged.append(judge_case(calibration, observed, prediction, reference))
             if calibration.pixels is not None and "foreground" in prediction.maps:
                 _count(before, case.group, prediction, reference, band)
                 scaled = np.asarray(calibration.pixels.apply(prediction.maps["foreground"]), np.float32)
@@ -371,7 +373,7 @@ def judge_cases(
             bar.advance()
     return judge(
         calibration,
-        found,
+        cases_judged,
         (before, after),
         margin_cases,
         risk_limit=asked.risk_limit,

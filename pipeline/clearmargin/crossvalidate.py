@@ -122,10 +122,10 @@ def crossvalidate(
             for count, member in enumerate(members, 1):
                 log.info("%s (%d of %d)", member.name, count, len(members))
                 _train_member(experiment, member, folder, run, track=track)
-                found = _measure_member(experiment, member, dataset, folder)
-                numbers[member.name] = found.flat()
-                rows += found.rows
-                points += found.points
+                evaluation = _measure_member(experiment, member, dataset, folder)
+                numbers[member.name] = evaluation.flat()
+                rows += evaluation.rows
+                points += evaluation.points
                 _write_ensemble(folder, list(numbers))
         except BaseException:  # an error, Ctrl-C, a signal: all the same to what is kept
             log.info(
@@ -227,11 +227,11 @@ def _measure_member(experiment: Experiment, member: Member, dataset: Dataset, fo
     held = dataset if member.fold is None else in_fold(dataset, member.fold, validate=stops)
     cases = held.split("validation" if member.fold is None else "test")
     thresholds = segmenter.thresholds
-    found = evaluate_cases(segmenter.with_threshold(0.0), held, cases, thresholds=thresholds).complete()
-    write_tables(found, folder / member.name / "evaluation")
-    text = json.dumps(found.flat(), indent=1, allow_nan=False)
+    evaluation = evaluate_cases(segmenter.with_threshold(0.0), held, cases, thresholds=thresholds).complete()
+    write_tables(evaluation, folder / member.name / "evaluation")
+    text = json.dumps(evaluation.flat(), indent=1, allow_nan=False)
     write_text(folder / member.name / _NUMBERS, text + "\n")
-    return found
+    return evaluation
 
 
 def _write_ensemble(folder: Path, members: Sequence[str]) -> None:

@@ -164,27 +164,27 @@ def evaluate(
         ranked = segmenter.with_threshold(0.0)
         data = {"card": dataset.card.name, "split": split, "digest": digest}
 
-        def keep_partial(found: Evaluation) -> None:
+        def keep_partial(evaluation: Evaluation) -> None:
             place = Path(scratch) if out is None else out
             write_partial(
-                place, lambda folder, mark: write_tables(found, folder, data=data, partial=mark),
-                found.counts["cases"], len(cases),
+                place, lambda folder, mark: write_tables(evaluation, folder, data=data, partial=mark),
+                evaluation.counts["cases"], len(cases),
             )  # fmt: skip
             run.log_artifact(place / PARTIAL, PARTIAL)
 
-        found = evaluate_cases(
+        result = evaluate_cases(
             ranked, dataset, cases, thresholds=thresholds, protocol=protocol, keep=kept.keep,
             on_interrupt=keep_partial,
         )  # fmt: skip
         weights = sum(file.stat().st_size for file in model.rglob("weights.safetensors"))
-        found = replace(found, run_id=run.run_id, cost={**found.cost, "megabytes": weights / 1e6})
-        run.log_metrics(found.headline(), step=0)
+        result = replace(result, run_id=run.run_id, cost={**result.cost, "megabytes": weights / 1e6})
+        run.log_metrics(result.headline(), step=0)
         if dataset.card.show_in_tracking:
-            shown = [case for case in cases if case.case not in found.failed]
+            shown = [case for case in cases if case.case not in result.failed]
             for step, picture in enumerate(prediction_pictures(segmenter, dataset, shown[:_PICTURES])):
                 run.log_image("prediction over truth", picture, step)
         folder = Path(scratch) / "evaluation"
-        measured = [case for case in cases if case.case not in found.failed]
+        measured = [case for case in cases if case.case not in result.failed]
         log_capsule(
             run, verb="evaluate", dataset=dataset, cases=measured, models={"": model},
             settings={"split": split, "uncertainty": uncertainty, "thresholds": asdict(thresholds)}
@@ -192,41 +192,43 @@ def evaluate(
             snapshots=uncertainty == "checkpoints", seeds={"intervals": 0}, predictions=kept.digests,
             data={"split": split},
         )  # fmt: skip
-        write_tables(found, folder, data=data)
+        write_tables(result, folder, data=data)
         known = {
             "data": data,
-            "counts": found.counts,
-            "numbers": found.flat(),
+            "counts": result.counts,
+            "numbers": result.flat(),
             "summary": summary_rows(folder),
         }
         log_model_card(run, model, known, dataset)
         title = f"{model_name(segmenter.provenance)} on {dataset.card.name}, {split}"
-        listed = write_review(folder, found, kept, dataset, title=title, most=gallery)
+        listed = write_review(folder, result, kept, dataset, title=title, most=gallery)
         run.log_artifact(folder, "evaluation")
-        run.describe(lambda page: described(found.headline(), listed, f"{page}/evaluation"))
+        run.describe(lambda page: described(result.headline(), listed, f"{page}/evaluation"))
         if out is not None:
             shutil.copytree(folder, out, dirs_exist_ok=True)
             shutil.rmtree(out / PARTIAL, ignore_errors=True)  # an earlier run's, which was interrupted
-    return found
+    return result
 
 
 def write_review(
-    folder: Path, found: Evaluation, kept: KeptCases, dataset: Dataset, *, title: str, most: int
+    folder: Path, evaluation: Evaluation, kept: KeptCases, dataset: Dataset, *, title: str, most: int
 ) -> list[Listed]:
     """Write figures, gallery, viewers and ``report.html`` of an evaluation beside its tables; return the gallery.
 
     Pictures, viewers and predictions are written only where the data card allows it.
     """
-    if found.rows:
+    if evaluation.rows:
         write_evaluation_figures(
-        folder / "figures", rows=found.rows, summary=found.summary, curves=found.curves,
-        cases=found.counts["cases"], confusion=found.confusion,
+        folder / "figures", rows=evaluation.rows, summary=evaluation.summary, curves=evaluation.curves,
+        cases=evaluation.counts["cases"], confusion=evaluation.confusion,
     )  # fmt: skip
     allowed = dataset.card.show_in_tracking
     listed = []
     if most:
-        alone = not found.rows and found.points
-        marks = point_marks(found.points, kept.doubts) if alone else case_marks(found.rows, kept.doubts)
+        alone = not evaluation.rows and evaluation.points
+        marks = (
+            point_marks(evaluation.points, kept.doubts) if alone else case_marks(evaluation.rows, kept.doubts)
+        )
         listed = write_gallery(
             folder, marks, kept.read if allowed else None, title=f"Worst cases: {title}", most=most
         )
@@ -236,25 +238,27 @@ def write_review(
     return listed
 
 
-def render(found: Evaluation) -> str:
+def render(evaluation: Evaluation) -> str:
     """Return the numbers as the lines a console shows; 95 % intervals over groups."""
-    return "\n".join([*set_lines(found), *point_lines(found.landmarks), *instance_lines(found)])
+    return "\n".join(
+        [*set_lines(evaluation), *point_lines(evaluation.landmarks), *instance_lines(evaluation)]
+    )
 
 
 def write_tables(
-    found: Evaluation, folder: Path, *, data: Mapping[str, str] | None = None, partial: str = ""
+    evaluation: Evaluation, folder: Path, *, data: Mapping[str, str] | None = None, partial: str = ""
 ) -> None:
     """Write the tables of `write_results`; with landmarks also ``landmarks.csv`` and ``landmark_rows.csv``.
 
     ``landmarks.csv`` has a row per type, ``landmark_rows.csv`` one per point. ``data`` says what was evaluated on: the
     card, its split and the digest of its files; ``partial`` that it is not all of it.
     """
-    facts: dict[str, object] = {"cost": dict(found.cost)}
+    facts: dict[str, object] = {"cost": dict(evaluation.cost)}
     facts |= ({"data": dict(data)} if data else {}) | ({"partial": partial} if partial else {})
-    write_results(found, folder, facts=facts)
-    if found.points:
-        write_text(folder / "landmarks.csv", points_csv(found.landmarks))
-        write_text(folder / "landmark_rows.csv", point_rows_csv(found.points))
+    write_results(evaluation, folder, facts=facts)
+    if evaluation.points:
+        write_text(folder / "landmarks.csv", points_csv(evaluation.landmarks))
+        write_text(folder / "landmark_rows.csv", point_rows_csv(evaluation.points))
 
 
 def prediction_pictures(

@@ -84,8 +84,8 @@ def export(
         segmenter.refuse("a bundle gives masks", "export it to onnx or openvino, or use it with torch")
     dataset = open_dataset(card)
     dataset.card.check_model(segmenter.label_map, model="the model", task="compare")
-    chosen = dataset.split(split)
-    compared = chosen[:: -(-len(chosen) // cases)]
+    in_split = dataset.split(split)
+    compared = in_split[:: -(-len(in_split) // cases)]
     pairs = [dataset.read(case) for case in compared]
     run = TrackedRun(name=f"export-{model_name(segmenter.provenance)}-{format}", enabled=track)
     params = {"format": format, "card": dataset.card.name, "split": split, "cases": len(pairs)}
@@ -183,19 +183,19 @@ def _compare(
 ) -> tuple[Parity, tuple[float, float]]:
     # Other networks' maps are their instances', which are compared as such.
     maps = has_foreground_head(segmenter.network)
-    found: list[Parity] = []
+    parities: list[Parity] = []
     seconds: list[tuple[float, float]] = []
     with progress("compare", len(pairs)) as bar:
         for image, reference in pairs:
             looks = (_looks(one, image, reference, maps=maps) for one in (segmenter, exported))
             for (one, truth), (two, _) in zip(*looks, strict=True):
-                found.append(compare(one, two, truth, floor=segmenter.thresholds.lowest))
+                parities.append(compare(one, two, truth, floor=segmenter.thresholds.lowest))
                 if maps:
-                    found.append(compare_maps(one, two))
+                    parities.append(compare_maps(one, two))
             seconds.append((_time(segmenter, image), _time(exported, image)))
             bar.advance()
     middle = len(seconds) // 2
-    return worst(found), (sorted(s[0] for s in seconds)[middle], sorted(s[1] for s in seconds)[middle])
+    return worst(parities), (sorted(s[0] for s in seconds)[middle], sorted(s[1] for s in seconds)[middle])
 
 
 def _looks(

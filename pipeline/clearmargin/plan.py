@@ -74,17 +74,17 @@ def plan(
     """
     dataset = open_dataset(card)
     with progress("look at the data", min(cases, len(dataset.split("train")))) as bar:
-        found = take_fingerprint(dataset, most=cases, advance=bar.advance)
-    if not len(found.areas):
+        fingerprint = take_fingerprint(dataset, most=cases, advance=bar.advance)
+    if not len(fingerprint.areas):
         raise ConfigError(
-            f"card '{dataset.card.name}': no instance in {found.cases} training cases, and no landmark"
+            f"card '{dataset.card.name}': no instance in {fingerprint.cases} training cases, and no landmark"
         )
     where = device or _device()
     choices = _Choices()
-    scale = _scale(found, where)
-    chosen = _choose_network(choices, found, scale, network)
-    own = config_class(chosen)
-    _choose_view(choices, found, dataset.card, where, own.sees)
+    scale = _scale(fingerprint, where)
+    network_name = _choose_network(choices, fingerprint, scale, network)
+    own = config_class(network_name)
+    _choose_view(choices, fingerprint, dataset.card, where, own.sees)
     crop: list[int] = choices.tree["image"]["crop"]
     cores = len(os.sched_getaffinity(0))
     shown = Shown(
@@ -95,18 +95,20 @@ def plan(
         cores=max(1, cores - workers(cores)),
         memory_mb=step_memory_mb(where),
     )
-    for choice in own.choices(found, shown):
+    for choice in own.choices(fingerprint, shown):
         choices.set(*choice)
-    _choose_augmentation(choices, found, dataset.card)
+    _choose_augmentation(choices, fingerprint, dataset.card)
     _choose_transforms(choices, dataset.card, where, minutes)
     model = choices.tree["model"]
-    for choice in training_choices(found, dataset, where, minutes, own, model):
+    for choice in training_choices(fingerprint, dataset, where, minutes, own, model):
         choices.set(*choice)
     choices.drop(own.unread)
-    raw = choices.tree | {"name": f"{dataset.card.name}_{chosen}", "card": str(card), "seed": 0}
+    raw = choices.tree | {"name": f"{dataset.card.name}_{network_name}", "card": str(card), "seed": 0}
     raw["model"] = network_config(raw["model"]).model_dump(mode="json")
     return Plan(
-        experiment=validate(raw, Experiment, name="the plan"), reasons=choices.reasons, fingerprint=found
+        experiment=validate(raw, Experiment, name="the plan"),
+        reasons=choices.reasons,
+        fingerprint=fingerprint,
     )
 
 
@@ -141,21 +143,21 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _scale(found: Fingerprint, device: str) -> float:
+def _scale(fingerprint: Fingerprint, device: str) -> float:
     """Return network pixels per image pixel: what small objects need, and no more than large images allow."""
-    need = _NEED / max(1.0, float(np.quantile(found.sides, 0.05)))
-    fits = _LIMIT[device] / float(found.shapes.max())
+    need = _NEED / max(1.0, float(np.quantile(fingerprint.sides, 0.05)))
+    fits = _LIMIT[device] / float(fingerprint.shapes.max())
     scale = min(need, 2.0) if need > 1 else max(need, min(1.0, fits))
     return max(0.25, round(scale * 20) / 20)
 
 
-def _choose_view(choices: _Choices, found: Fingerprint, card: Card, device: str, sees: Sees) -> None:
-    scale = _scale(found, device)
-    small, large = np.quantile(found.sides, (0.05, 0.95))
-    size = f"5 % of the objects are under {small:.0f} px across, images up to {found.shapes.max()} px"
-    spread = found.spacings.max() / found.spacings.min()
-    if found.unit == "mm" and spread > 1.1:
-        spacing = float(np.median(found.spacings)) / scale
+def _choose_view(choices: _Choices, fingerprint: Fingerprint, card: Card, device: str, sees: Sees) -> None:
+    scale = _scale(fingerprint, device)
+    small, large = np.quantile(fingerprint.sides, (0.05, 0.95))
+    size = f"5 % of the objects are under {small:.0f} px across, images up to {fingerprint.shapes.max()} px"
+    spread = fingerprint.spacings.max() / fingerprint.spacings.min()
+    if fingerprint.unit == "mm" and spread > 1.1:
+        spacing = float(np.median(fingerprint.spacings)) / scale
         choices.set(
             "image.spacing_mm",
             round(spacing, 3),
@@ -166,41 +168,41 @@ def _choose_view(choices: _Choices, found: Fingerprint, card: Card, device: str,
     needed = 32 * math.ceil(max(64.0, 1.5 * large * scale) / 32)
     crop = [
         min(needed, _CROP[device], 32 * math.ceil(float(extent) * scale / 32))
-        for extent in np.median(found.shapes, axis=0)
+        for extent in np.median(fingerprint.shapes, axis=0)
     ]
     choices.set(
         "image.crop",
         [max(64, n) for n in crop],
         f"1.5 times the largest objects ({large * scale:.0f} network px), within the image and {device}'s memory",
     )
-    channels = 3 if found.channels in (1, 3) else found.channels
-    why = f"the images have {found.channels}"
-    if found.ndim == 3 and sees == "volumes":
-        channels = found.channels
-    elif found.ndim == 3:
-        neighbours, reason = _neighbours(found)
+    channels = 3 if fingerprint.channels in (1, 3) else fingerprint.channels
+    why = f"the images have {fingerprint.channels}"
+    if fingerprint.ndim == 3 and sees == "volumes":
+        channels = fingerprint.channels
+    elif fingerprint.ndim == 3:
+        neighbours, reason = _neighbours(fingerprint)
         choices.set("image.neighbours", neighbours, reason)
         if neighbours:
-            channels, why = 3 * found.channels, f"{why}, and three slices are seen"
+            channels, why = 3 * fingerprint.channels, f"{why}, and three slices are seen"
     choices.set("image.channels", channels, why)
-    choices.set("image.intensity", *_intensity(found, card))
-    view = found.shapes.max() * scale
+    choices.set("image.intensity", *_intensity(fingerprint, card))
+    view = fingerprint.shapes.max() * scale
     if view > 1.5 * _LIMIT[device]:
         tile = 32 * (_LIMIT[device] // 32)
         choices.set("prediction.tile", [tile, tile], f"a whole image would be {view:.0f} network px")
 
 
-def _neighbours(found: Fingerprint) -> tuple[int, str]:
+def _neighbours(fingerprint: Fingerprint) -> tuple[int, str]:
     """Return how many slices on each side a slice of a volume is seen with, and why."""
-    span = float(np.median(found.spans)) if len(found.spans) else 0.0
+    span = float(np.median(fingerprint.spans)) if len(fingerprint.spans) else 0.0
     if span < _THROUGH:
         return 0, f"objects reach through {span:.0f} slices in the median: the ones beside them tell nothing"
     return 1, f"objects reach through {span:.0f} slices in the median: each is seen with the ones beside it"
 
 
-def _intensity(found: Fingerprint, card: Card) -> tuple[dict[str, Any], str]:
-    if card.modality == "CT" and found.values:
-        low, high = found.values[0], found.values[-1]
+def _intensity(fingerprint: Fingerprint, card: Card) -> tuple[dict[str, Any], str]:
+    if card.modality == "CT" and fingerprint.values:
+        low, high = fingerprint.values[0], fingerprint.values[-1]
         margin = 0.25 * (high - low)
         window = {"kind": "window", "low": 10.0 * math.floor((low - margin) / 10)}
         window["high"] = 10.0 * math.ceil((high + margin) / 10)
@@ -208,43 +210,45 @@ def _intensity(found: Fingerprint, card: Card) -> tuple[dict[str, Any], str]:
             window,
             f"Hounsfield units mean the same in each case; objects lie within {low:.0f}..{high:.0f}",
         )
-    if found.bits == 8 and found.channels == 3:
+    if fingerprint.bits == 8 and fingerprint.channels == 3:
         return {"kind": "window", "low": 0.0, "high": 255.0}, "8-bit colour"
-    per_channel = found.channels not in (1, 3)
+    per_channel = fingerprint.channels not in (1, 3)
     choice = {"kind": "percentiles", "low": 0.5, "high": 99.5}
     if per_channel:
         choice["per_channel"] = True
     return choice, f"values of {card.modality} have no scale of their own"
 
 
-def objection(network: str, found: Fingerprint, scale: float) -> str | None:
+def objection(network: str, fingerprint: Fingerprint, scale: float) -> str | None:
     """Return why a network cannot work on such data; None if it can."""
     learns = config_class(network).learns
-    if not (found.has_masks if learns == "masks" else found.most_points):
+    if not (fingerprint.has_masks if learns == "masks" else fingerprint.most_points):
         return f"the card has no {learns}"
-    return config_class(network).objection(found, scale)
+    return config_class(network).objection(fingerprint, scale)
 
 
-def _choose_network(choices: _Choices, found: Fingerprint, scale: float, wanted: str | None) -> str:
-    if wanted is not None:
-        if wanted not in NETWORKS:
-            raise ConfigError(f"no model '{wanted}': {nearest(wanted, NETWORKS)}")
-        reason = objection(wanted, found, scale)
+def _choose_network(choices: _Choices, fingerprint: Fingerprint, scale: float, asked: str | None) -> str:
+    if asked is not None:
+        if asked not in NETWORKS:
+            raise ConfigError(f"no model '{asked}': {nearest(asked, NETWORKS)}")
+        reason = objection(asked, fingerprint, scale)
         if reason:
-            able = [name for name in NETWORKS if objection(name, found, scale) is None]
-            raise ConfigError(f"{wanted} does not fit this data: {reason}; {', '.join(able)} can")
-        choices.set("model.network", wanted, "asked for")
-        return wanted
-    network, reason = _landmark_network(found) if found.most_points else _fitting_network(found, scale)
+            able = [name for name in NETWORKS if objection(name, fingerprint, scale) is None]
+            raise ConfigError(f"{asked} does not fit this data: {reason}; {', '.join(able)} can")
+        choices.set("model.network", asked, "asked for")
+        return asked
+    network, reason = (
+        _landmark_network(fingerprint) if fingerprint.most_points else _fitting_network(fingerprint, scale)
+    )
     choices.set("model.network", network, reason)
     return network
 
 
-def _landmark_network(found: Fingerprint) -> tuple[str, str]:
+def _landmark_network(fingerprint: Fingerprint) -> tuple[str, str]:
     """Return the network of a card with landmarks, and why."""
-    if not found.has_masks:
-        return ("heatmap_3d" if found.ndim == 3 else "heatmap"), "the card has landmarks and no masks"
-    if found.ndim == 3:
+    if not fingerprint.has_masks:
+        return ("heatmap_3d" if fingerprint.ndim == 3 else "heatmap"), "the card has landmarks and no masks"
+    if fingerprint.ndim == 3:
         return "heatmap_3d", (
             "the card has landmarks, and no network of volumes learns them beside masks: the masks take a training of "
             "their own, such as --network semantic_cc_3d"
@@ -252,53 +256,51 @@ def _landmark_network(found: Fingerprint) -> tuple[str, str]:
     return "mask_rcnn", "the card has masks and landmarks, and it learns both"
 
 
-def _fitting_network(found: Fingerprint, scale: float) -> tuple[str, str]:
+def _fitting_network(fingerprint: Fingerprint, scale: float) -> tuple[str, str]:
     """Return a network and why.
 
     A network that starts from pretrained weights finds objects within minutes, where one that starts from nothing may
     find none: the rules were held against runs of equal minutes (docs/plan.md).
     """
     # Asked of volumes alone: the network of volumes loads MONAI.
-    flat = _flatness(found) if found.ndim == 3 else None
-    if found.ndim == 3 and flat is None and objection("semantic_cc_3d", found, scale) is None:
+    flat = _flatness(fingerprint) if fingerprint.ndim == 3 else None
+    if fingerprint.ndim == 3 and flat is None and objection("semantic_cc_3d", fingerprint, scale) is None:
         return "semantic_cc_3d", (
             f"volumes whose slices lie at most {_ANISOTROPIC:g} pixels apart are seen in space, and "
-            f"{100 * found.touching:.0f} % of the objects touch another of their class"
+            f"{100 * fingerprint.touching:.0f} % of the objects touch another of their class"
         )
     if (
-        mostly_single(found, "planes")
-        and found.touching == 0
-        and float(np.median(found.thickness)) * scale < 4
+        mostly_single(fingerprint, "planes")
+        and fingerprint.touching == 0
+        and float(np.median(fingerprint.thickness)) * scale < 4
     ):
         return (
             "semantic_cc",
             "one thin object of a class per image, which the coarse masks of a box would lose",
         )
-    several = f"{100 * (1 - _single(found)):.0f} % of the images have several objects of a class"
+    several = f"{100 * (1 - _single(fingerprint)):.0f} % of the images have several objects of a class"
     return "mask_rcnn", (
         f"its backbone is pretrained, so that it detects objects within minutes; {several}, "
-        f"{100 * found.touching:.0f} % of the objects touch" + (f"; {flat}" if flat else "")
+        f"{100 * fingerprint.touching:.0f} % of the objects touch" + (f"; {flat}" if flat else "")
     )
 
 
-def _flatness(found: Fingerprint) -> str | None:
+def _flatness(fingerprint: Fingerprint) -> str | None:
     """Return why volumes are seen slice by slice; None if they are seen in space."""
-    if found.elongation > _ANISOTROPIC:
-        return (
-            f"slices lie {found.elongation:.1f} pixels apart, over {_ANISOTROPIC:g}: they are seen one by one"
-        )
-    depth = float(np.median(found.depths))
+    if fingerprint.elongation > _ANISOTROPIC:
+        return f"slices lie {fingerprint.elongation:.1f} pixels apart, over {_ANISOTROPIC:g}: they are seen one by one"
+    depth = float(np.median(fingerprint.depths))
     if depth < _DEEP:
         return f"volumes have {depth:.0f} slices in the median, under {_DEEP}: they are seen one by one"
     return None
 
 
-def _single(found: Fingerprint) -> float:
+def _single(fingerprint: Fingerprint) -> float:
     """Return the share of the planes that hold at most one object per class."""
-    return float((found.counts <= len(found.classes)).mean())
+    return float((fingerprint.counts <= len(fingerprint.classes)).mean())
 
 
-def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> None:
+def _choose_augmentation(choices: _Choices, fingerprint: Fingerprint, card: Card) -> None:
     free = card.modality in ("SM", "GM", "XC", "OT")
     names = [c.name for c in card.classes] + [p.name.lower() for p in card.points if p.mirror is None]
     sided = any(word in name for name in names for word in ("left", "right"))
@@ -310,7 +312,7 @@ def _choose_augmentation(choices: _Choices, found: Fingerprint, card: Card) -> N
     up = f"{card.modality} pictures have" + (" no" if free else " an") + " upper side"
     choices.set("augment.flip_y", free, up)
     choices.set("augment.rotate90", free, up)
-    counts = np.array([n for n in found.classes.values() if n])
+    counts = np.array([n for n in fingerprint.classes.values() if n])
     if len(counts) > 1 and counts.max() > 10 * counts.min():
         choices.set(
             "augment.repeat_threshold",
@@ -337,17 +339,18 @@ def _choose_transforms(choices: _Choices, card: Card, device: str, minutes: floa
 
 def render_plan(done: Plan) -> str:
     """Return the plan as YAML: complete, with the fingerprint above and each choice's reason beside it."""
-    found = done.fingerprint
-    low, middle, high = np.quantile(found.sides, (0.05, 0.5, 0.95))
-    spacings = sorted({f"{value:.3g}" for value in found.spacings.flatten()})
+    fingerprint = done.fingerprint
+    low, middle, high = np.quantile(fingerprint.sides, (0.05, 0.5, 0.95))
+    spacings = sorted({f"{value:.3g}" for value in fingerprint.spacings.flatten()})
     head = [
-        f"Planned from {found.cases} of {found.of} training cases by `clearmargin plan`.",
-        f"images: {found.shapes.min(axis=0).tolist()} to {found.shapes.max(axis=0).tolist()} px, "
-        f"{found.channels} channel(s) of {found.bits} bits, spacing {', '.join(spacings[:3])} {found.unit}",
-        f"objects: {len(found.areas)} in planes, {low:.0f} / {middle:.0f} / {high:.0f} px across (5, 50, 95 %), "
-        f"{found.counts.min()} to {found.counts.max()} an image",
-        f"of them {100 * found.touching:.0f} % touch one of their class, {100 * found.overlapping:.0f} % overlap "
-        f"another one, {100 * found.nested:.0f} % lie in one",
+        f"Planned from {fingerprint.cases} of {fingerprint.of} training cases by `clearmargin plan`.",
+        f"images: {fingerprint.shapes.min(axis=0).tolist()} to {fingerprint.shapes.max(axis=0).tolist()} px, "
+        f"{fingerprint.channels} channel(s) of {fingerprint.bits} bits, "
+        f"spacing {', '.join(spacings[:3])} {fingerprint.unit}",
+        f"objects: {len(fingerprint.areas)} in planes, {low:.0f} / {middle:.0f} / {high:.0f} px across (5, 50, 95 %), "
+        f"{fingerprint.counts.min()} to {fingerprint.counts.max()} an image",
+        f"of them {100 * fingerprint.touching:.0f} % touch one of their class, "
+        f"{100 * fingerprint.overlapping:.0f} % overlap another one, {100 * fingerprint.nested:.0f} % lie in one",
     ]
     lines = [f"# {line}" for line in head]
     lines += _lines(done.experiment.model_dump(mode="json"), done.reasons, "")

@@ -367,7 +367,7 @@ def _finish_epoch(
     weights = state.average if settings.ema else state.network.state_dict()
     last = state.epoch == settings.epochs
     stop = out_of_time
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     least = experiment.prediction
     measure = settings.threshold_measure if least.score_threshold is None else None
     by_points = least.landmark_threshold is None and not isinstance(least.score_threshold, float)
@@ -375,21 +375,21 @@ def _finish_epoch(
         candidate = _candidate(state, experiment, output)
         validation = validate(candidate, data.dataset, data.validation, measure=measure, landmarks=by_points)
         state.thresholds, state.landmark_threshold = validation.thresholds, validation.landmark_threshold
-        found = validation.metrics | {f"score_threshold/{n}": v for n, v in state.thresholds.items()}
+        values = validation.metrics | {f"score_threshold/{n}": v for n, v in state.thresholds.items()}
         if state.landmark_threshold is not None:
-            found["landmark_threshold"] = state.landmark_threshold
-        metrics |= {f"validation/{name}": value for name, value in found.items()}
+            values["landmark_threshold"] = state.landmark_threshold
+        metrics |= {f"validation/{name}": value for name, value in values.items()}
         metrics |= {
-            f"headline/{name}": found[name] for name in ("ap50", "pq", "semantic_dice") if name in found
+            f"headline/{name}": values[name] for name in ("ap50", "pq", "semantic_dice") if name in values
         }
-        radial = next((v for n, v in found.items() if n.startswith("landmarks/radial_error_mean")), None)
+        radial = next((v for n, v in values.items() if n.startswith("landmarks/radial_error_mean")), None)
         metrics |= {} if radial is None else {"headline/radial_error": radial}
         if data.dataset.card.show_in_tracking:
             for number, picture in enumerate(
                 prediction_pictures(candidate, data.dataset, data.validation[:2])
             ):
                 output.run.log_image(f"validation {number + 1}", picture, state.epoch)
-        if not found["detections"]:
+        if not values["detections"]:
             log.warning(
                 "the model detects nothing on the %d validation cases at its score threshold of %g: "
                 "it needs more steps, a lower prediction.score_threshold, or another network (`clearmargin plan`)",
@@ -399,10 +399,10 @@ def _finish_epoch(
     card = _with_thresholds(output.card, state)
     if stopping is None:
         guard_disk(lambda: save_model(output.folder / MODEL, card, weights))
-        state.best = found or state.best
-    elif found:
-        if found[stopping.metric] > state.best.get(stopping.metric, -1.0):
-            state.best, state.since_best = {**found, "epoch": float(state.epoch)}, 0
+        state.best = values or state.best
+    elif values:
+        if values[stopping.metric] > state.best.get(stopping.metric, -1.0):
+            state.best, state.since_best = {**values, "epoch": float(state.epoch)}, 0
             guard_disk(lambda: save_model(output.folder / MODEL, card, weights))
         else:
             state.since_best += 1
@@ -492,10 +492,10 @@ def _with_facts(experiment: Experiment, facts: Facts, dataset: Dataset) -> Exper
 
 def _with_thresholds(card: ModelCard, state: TrainingState) -> ModelCard:
     """Return a model's card with the score thresholds that were chosen, if any were."""
-    chosen: dict[str, Any] = {"score_threshold": state.thresholds} if state.thresholds else {}
+    thresholds: dict[str, Any] = {"score_threshold": state.thresholds} if state.thresholds else {}
     if state.landmark_threshold is not None:
-        chosen["landmark_threshold"] = state.landmark_threshold
-    return card.model_copy(update={"prediction": card.prediction.model_copy(update=chosen)})
+        thresholds["landmark_threshold"] = state.landmark_threshold
+    return card.model_copy(update={"prediction": card.prediction.model_copy(update=thresholds)})
 
 
 def _say_thresholds(card: ModelCard, experiment: Experiment, cases: int) -> None:
@@ -529,13 +529,13 @@ def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str,
     apart = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
     learned = [p for p in network.parameters() if p.requires_grad]
     groups = []
-    for rate, chosen in (
+    for rate, parameters in (
         (1.0, [p for p in learned if id(p) not in apart]),
         (HEAD_RATE, [p for p in learned if id(p) in apart]),
     ):
         groups += [
-            {"params": [p for p in chosen if p.ndim > 1], "weight_decay": weight_decay, "rate": rate},
-            {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "rate": rate},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "rate": rate},
         ]
     return groups
 

@@ -24,7 +24,7 @@ from clearmargin.tracking.store import open_client
 @pytest.fixture(scope="session")
 def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose tables are made; making them takes seconds, copying nothing."""
-    folder = tmp_path_factory.mktemp("store")
+    folder = tmp_path_factory.mktemp("session-store")
     open_client(f"sqlite:///{folder}/mlflow.db")
     return folder / "mlflow.db"
 
@@ -41,7 +41,7 @@ def store(made_store: Path, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def server(made_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server with an empty store, started by `review` and ended by Ctrl-C as a user would."""
-    folder = tmp_path_factory.mktemp("reviewed")
+    folder = tmp_path_factory.mktemp("session-reviewed")
     (folder / "mlflow").mkdir()
     shutil.copy(made_store, folder / "mlflow" / "mlflow.db")
     kept = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}

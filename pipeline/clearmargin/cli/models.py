@@ -256,21 +256,25 @@ def export(
     from clearmargin.export import export as call
 
     done = call(folder, card, format=format.value, split=split.value, cases=cases, track=not no_track)
-    found = done.parity
+    parity = done.parity
     before, after = done.seconds
     emit(
-        f"{found.instances} instances compared in {done.cases} images: scores within {found.score:.1e}, "
-        f"probabilities within {found.probability:.1e}, at most {found.flipped:.2g} of the pixels that may "
-        f"change sides, NSD within {found.nsd:.1e}\n"
-        + (f"{found.points} landmarks compared: places within {found.moved:.1e} px\n" if found.points else "")
+        f"{parity.instances} instances compared in {done.cases} images: scores within {parity.score:.1e}, "
+        f"probabilities within {parity.probability:.1e}, at most {parity.flipped:.2g} of the pixels that may "
+        f"change sides, NSD within {parity.nsd:.1e}\n"
+        + (
+            f"{parity.points} landmarks compared: places within {parity.moved:.1e} px\n"
+            if parity.points
+            else ""
+        )
         + f"an image takes {1000 * after:.0f} ms, with the model itself {1000 * before:.0f} ms "
         f"({before / after:.1f} times)\n"
         f"export: {done.folder}",
-        instances=found.instances,
+        instances=parity.instances,
         cases=done.cases,
-        score=found.score,
-        probability=found.probability,
-        nsd=found.nsd,
+        score=parity.score,
+        probability=parity.probability,
+        nsd=parity.nsd,
         seconds=after,
         seconds_with_torch=before,
         folder=done.folder,

@@ -190,7 +190,7 @@ def evaluate(
     from clearmargin.evaluate import evaluate as call
     from clearmargin.evaluate import render
 
-    found = call(
+    evaluation = call(
         folder,
         card,
         split=split.value,
@@ -202,20 +202,20 @@ def evaluate(
         **protocol_of(tolerances, bands, metrics, subvoxel=subvoxel),
     )
     emit(
-        render(found),
-        numbers=found.flat(),
-        counts=found.counts,
-        length_unit=found.unit,
-        run_id=found.run_id,
+        render(evaluation),
+        numbers=evaluation.flat(),
+        counts=evaluation.counts,
+        length_unit=evaluation.unit,
+        run_id=evaluation.run_id,
         tables=out,
-        failed=found.failed,
+        failed=evaluation.failed,
     )
-    say_run(found.run_id)
-    if found.failed:
+    say_run(evaluation.run_id)
+    if evaluation.failed:
         raise BatchError(
-            f"{len(found.failed)} of {len(found.failed) + found.counts['cases']} cases failed and are in no number; "
-            "the others are measured:\n"
-            + "\n".join(f"  {case}: {reason}" for case, reason in found.failed.items())
+            f"{len(evaluation.failed)} of {len(evaluation.failed) + evaluation.counts['cases']} cases failed and are "
+            "in no number; the others are measured:\n"
+            + "\n".join(f"  {case}: {reason}" for case, reason in evaluation.failed.items())
         )
 
 

@@ -148,21 +148,21 @@ def compare_rows(
         raise InputError(_nothing_shared(first, seen, shared))
     rows = {key: next(t.objects[key] for t in tables[first] if key in t.objects) for key in common}
     _check_sizes(tables, common, rows, first)
-    chosen = _metrics(tables, metrics)
+    measured = _metrics(tables, metrics)
     places = {"all": (common, shared)} | _strata(rows, by)
     compared: dict[tuple[str, str, str], ComparedMetric] = {}
     means: dict[str, dict[str, dict[str, float]]] = {}
     for stratum, (keys, cases) in places.items():
         groups = {key: rows[key].group for key in keys}
         of_cases = {case: group for t in tables[first] for case, group in t.groups.items() if case in cases}
-        wanted: list[tuple[str, Mapping[Any, str]]] = [(m, groups) for m in chosen]
-        wanted += [("false_positives", of_cases)] if cases else []
-        for metric, of in wanted:
+        tested: list[tuple[str, Mapping[Any, str]]] = [(m, groups) for m in measured]
+        tested += [("false_positives", of_cases)] if cases else []
+        for metric, of in tested:
             units = list(of)
             base = _pooled(tables[first], metric, units)
             for name in list(sets)[1:]:
                 ours = _pooled(tables[name], metric, units)
-                found = compare({metric: ours}, {metric: base}, list(of.values()), rng=rng, level=level)[
+                comparison = compare({metric: ours}, {metric: base}, list(of.values()), rng=rng, level=level)[
                     metric
                 ]
                 compared[stratum, name, metric] = ComparedMetric(
@@ -172,7 +172,7 @@ def compare_rows(
                     baseline=_mean(base, list(of.values())),
                     value=_mean(ours, list(of.values())),
                     spreads=(_spread(tables[first], metric, of), _spread(tables[name], metric, of)),
-                    comparison=found,
+                    comparison=comparison,
                     verdict="not distinguishable",
                 )
                 if stratum == "all":
@@ -181,7 +181,7 @@ def compare_rows(
                         means.setdefault(metric, {})[set_name] = dict(
                             zip(names, of_groups.tolist(), strict=True)
                         )
-    ranked_by = next(iter(chosen))
+    ranked_by = next(iter(measured))
     return ComparedSets(
         first=first,
         tables={name: len(of) for name, of in tables.items()},

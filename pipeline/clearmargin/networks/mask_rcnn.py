@@ -267,11 +267,11 @@ class MaskRCNN(PlaneNetwork):
         regions = self._regions(features)
         logits, deltas = self.box_branch(regions(proposals, 7))
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        found = self.roi_heads.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
+        per_image = self.roi_heads.postprocess_detections(logits, deltas, proposals, [size] * len(proposals))
         every = foreground_probability(self.foreground, images, self._levels(features)) if maps else None
         landmarks = self._landmarks(images, features)
         detections = []
-        for i, one in enumerate(zip(*found, strict=True)):
+        for i, one in enumerate(zip(*per_image, strict=True)):
             boxes, scores, labels = self._suppress(*one)
             place = _Place(image=i, images=len(proposals), size=size)
             within, coarse = self._follow(regions, boxes, labels, place)
@@ -477,5 +477,5 @@ def masks_within(masks: Tensor, boxes: Tensor) -> Tensor:
     rois = torch.cat(
         [torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None], boxes], dim=1
     )
-    wanted: Tensor = roi_align(masks, rois, (28, 28), 1.0, -1, aligned=True)
-    return wanted[:, 0]
+    targets: Tensor = roi_align(masks, rois, (28, 28), 1.0, -1, aligned=True)
+    return targets[:, 0]

@@ -129,7 +129,7 @@ def _planned(
     names: Sequence[str] | None, image: Image, label_map: LabelMap, writers: Mapping[str, Output]
 ) -> Planned:
     """Return what of ``writers`` is written; the other outputs in ``names`` are left out already."""
-    chosen = []
+    able = []
     left_out = {}
     for name, output in writers.items():
         asked = names is not None and name in names
@@ -138,11 +138,11 @@ def _planned(
             continue
         lacks = output.missing(image, label_map)
         if not lacks:
-            chosen.append(name)
+            able.append(name)
         elif asked:
             left_out[name] = lacks
-    planned = Planned(outputs=tuple(chosen), left_out=left_out)
-    if not chosen:
+    planned = Planned(outputs=tuple(able), left_out=left_out)
+    if not able:
         _refuse(planned, image)
     return planned
 
@@ -237,20 +237,20 @@ def _write_edges(path: Path, prediction: Prediction) -> None:
 
 
 def _landmarks(folder: Path, assessed: Assessment, image: Image) -> list[str]:
-    found = assessed.prediction.instances.landmarks
-    if found is None:
+    landmarks = assessed.prediction.instances.landmarks
+    if landmarks is None:
         return []
     rows = point_rows(assessed, image)
-    return write_landmarks(folder, [(image.source.case, None, found)], found.types, image.grid, rows)
+    return write_landmarks(folder, [(image.source.case, None, landmarks)], landmarks.types, image.grid, rows)
 
 
 def _clip_landmarks(folder: Path, footage: Footage) -> list[str]:
     images: list[tuple[str, int | None, Landmarks]] = []
     for number in footage.numbers:
         prediction = footage.predictions.get(number)
-        found = None if prediction is None else prediction.instances.landmarks
-        if found is not None:
-            images.append((f"frame-{number:06d}", number, found))
+        landmarks = None if prediction is None else prediction.instances.landmarks
+        if landmarks is not None:
+            images.append((f"frame-{number:06d}", number, landmarks))
     if not images:
         return []
     return write_landmarks(folder, images, images[0][2].types, footage.image.grid, footage.point_rows)
@@ -262,8 +262,10 @@ def _landmark_report(folder: Path, assessed: Assessment, image: Image) -> list[s
     prediction = assessed.prediction
     if prediction.instances.landmarks is None:
         return []
-    found, rows = prediction.instances.landmarks, point_rows(assessed, image)
-    return _made(write_landmark_report(folder / "landmarks.dcm", found, rows, prediction.provenance, image))
+    landmarks, rows = prediction.instances.landmarks, point_rows(assessed, image)
+    return _made(
+        write_landmark_report(folder / "landmarks.dcm", landmarks, rows, prediction.provenance, image)
+    )
 
 
 def _clip_landmark_report(folder: Path, footage: Footage) -> list[str]:
