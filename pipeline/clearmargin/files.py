@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -151,14 +151,19 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, each: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Return the content of JSON.
+
+    Args:
+        text: JSON; bytes are UTF-8.
+        each: Takes each object as soon as it is parsed, inner ones first, and gives what stands for it; None keeps
+            all as dictionaries.
 
     Raises:
         ValueError: It is not JSON, or nests deeper than a parser follows.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_hook=each)
     except RecursionError:
         raise ValueError("JSON that nests too deep") from None
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hotcoco import mask as hotcoco_mask
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
@@ -38,10 +39,57 @@ def _set(*masks: np.ndarray, labels=None, ignore=None) -> InstanceSet:
     )
 
 
+@settings(deadline=None)  # the first call loads machine code
 @given(hnp.arrays(bool, (12, 17)))
 def test_any_mask_survives_run_lengths(dense):
     mask = Mask.from_dense(dense)
     assert_array_equal(_from_run_lengths(mask.run_lengths(), (12, 17)).dense(), dense)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 1.0])
+@pytest.mark.parametrize("text", [False, True], ids=["counts", "text"])
+def test_run_lengths_are_unpacked_as_cocos_own_decoder_does(share, text, tmp_path):
+    rng = np.random.default_rng(3)
+    dense = rng.random((40, 61, 83)) < share
+    packed = [hotcoco_mask.encode(np.asfortranarray(array, np.uint8)) for array in dense]
+    counts = [
+        p["counts"].decode() if text else Mask.from_dense(d).run_lengths()
+        for p, d in zip(packed, dense, strict=True)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "x.png", "height": 61, "width": 83}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {
+                "id": k,
+                "image_id": 1,
+                "category_id": 1,
+                "segmentation": {"size": [61, 83], "counts": c},
+            }
+            for k, c in enumerate(counts, start=1)
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (image,) = read_coco_images(tmp_path / "a.json")
+    for mask, theirs in zip(image.instances.masks, packed, strict=True):
+        assert_array_equal(mask.dense(), hotcoco_mask.decode(theirs).astype(bool))
+        assert mask.crop.shape == Mask.from_dense(mask.dense()).crop.shape  # tight
+
+
+def test_many_small_objects_of_a_large_picture_cost_what_they_cover(monkeypatch, tmp_path):
+    """Dense, 200 masks of 20,000 x 10,000 pixels would be 40 GB."""
+    monkeypatch.setenv("CLEARMARGIN_MAX_GIB", "0.001")
+    square = np.array([0, 0, 4, 0, 4, 4, 0, 4])
+    annotations = [
+        {"id": k, "image_id": 1, "category_id": 1, "segmentation": [(square + 40 * k).tolist()]}
+        for k in range(1, 201)
+    ]
+    image = {"id": 1, "file_name": "x.png", "height": 20000, "width": 10000}
+    content = {"images": [image], "categories": [{"id": 1, "name": "a"}], "annotations": annotations}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (image,) = read_coco_images(tmp_path / "a.json")
+    assert [m.area for m in image.instances.masks] == [16] * 200
+    assert image.instances.masks[-1].origin == (8000, 8000)
 
 
 @pytest.mark.parametrize("polygons", [False, True])
@@ -168,6 +216,7 @@ def test_polygons_by_hand(label_map, tmp_path):
     assert_array_equal(found.labels, [2])  # by name, whatever the ids are
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=30))
 def test_compressed_run_lengths(counts):
     """Encode as pycocotools documents it, and decode with ours."""
@@ -180,7 +229,7 @@ def test_compressed_run_lengths(counts):
             value >>= 5
             more = value != -1 if digit & 0x10 else value != 0
             text += chr((digit | 0x20 if more else digit) + 48)
-    assert _uncompressed(text) == counts
+    assert _uncompressed(text).tolist() == counts
 
 
 def test_refusals(label_map, tmp_path):

@@ -12,6 +12,7 @@ import SimpleITK
 import tifffile
 from numpy.testing import assert_array_equal
 from PIL import Image as Pillow
+from PIL import TiffImagePlugin
 
 from clearmargin.errors import InputError
 from clearmargin.formats import read_image, read_images
@@ -251,6 +252,41 @@ def test_pages_compressed_as_lzw_are_a_stack(tmp_path):
     assert_array_equal(
         read_raster(tmp_path / "a.tif").pixels, np.stack([GREY16 // k for k in (1, 2, 3)])[None]
     )
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "BigTIFF"])
+def test_many_pages_compressed_as_lzw_are_each_the_first_of_a_copy(big, tmp_path, monkeypatch):
+    """Libtiff would walk through all pages before it for each."""
+    values = np.random.default_rng(0).integers(0, 2**16, (130, 5, 7)).astype(np.uint16)
+    pages = [Pillow.fromarray(page) for page in values]
+    path = tmp_path / "a.tif"
+    pages[0].save(path, compression="tiff_lzw", save_all=True, append_images=pages[1:], big_tiff=big)
+    before, positions = path.read_bytes(), []
+    seek = TiffImagePlugin.TiffImageFile.seek
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "seek", lambda self, k: positions.append(k) or seek(self, k)
+    )
+    np.testing.assert_array_equal(read_raster(path).pixels, values[None])
+    assert positions == [0] * 130
+    assert path.read_bytes() == before
+    positions.clear()
+    with Pillow.open(path) as theirs:  # another way to the same pages
+        theirs.seek(129)
+        np.testing.assert_array_equal(np.asarray(theirs), values[129])
+
+
+def test_pages_that_are_alike_are_read_once_before_their_values(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 256, (150, 4, 4)).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for page in values:
+            writer.write(page, contiguous=False, metadata=None)
+    pages = []
+    made = tifffile.TiffPage.__init__
+    monkeypatch.setattr(
+        tifffile.TiffPage, "__init__", lambda self, *a, **k: pages.append(0) or made(self, *a, **k)
+    )
+    np.testing.assert_array_equal(read_raster(tmp_path / "a.tif").pixels, values[None])
+    assert len(pages) < 5  # the others are frames, of which only what differs is read
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -95,7 +95,7 @@ class Grid:
         lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
         return tuple(float(v) for v in np.round(lengths[3 - self.ndim :], 12))
 
-    @property
+    @cached_property
     def voxel_size(self) -> float:
         """Volume (area, in the plane) of one element, in ``unit`` cubed (squared); right for sheared grids too."""
         if self.ndim == 3:

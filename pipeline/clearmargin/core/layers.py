@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from clearmargin.core.grid import Grid
 from clearmargin.core.instances import InstanceSet, masks_by_number
 from clearmargin.core.mask import Mask
+from clearmargin.core.meeting import meeting
 
 __all__ = ["pack_layers", "unpack_layers"]
 
@@ -42,16 +43,14 @@ def unpack_layers(
 
 
 def _overlap_graph(masks: tuple[Mask, ...]) -> list[set[int]]:
-    """Return each mask's overlapping neighbours, sweeping along the first axis so that far pairs are not tried."""
+    """Return each mask's overlapping neighbours."""
     neighbours: list[set[int]] = [set() for _ in masks]
-    active: list[int] = []
-    for i in sorted(range(len(masks)), key=lambda k: masks[k].box[0][0]):
-        active = [j for j in active if masks[j].box[1][0] > masks[i].box[0][0]]
-        for j in active:
-            if masks[i].overlaps(masks[j]):
-                neighbours[i].add(j)
-                neighbours[j].add(i)
-        active.append(i)
+    firsts, seconds = meeting(masks, masks)
+    later = firsts < seconds
+    for i, j in zip(firsts[later].tolist(), seconds[later].tolist(), strict=True):
+        if masks[i].overlaps(masks[j]):
+            neighbours[i].add(j)
+            neighbours[j].add(i)
     return neighbours
 
 

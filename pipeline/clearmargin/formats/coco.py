@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clearmargin.core import Crowd, Grid, InstanceSet, LabelMap, Mask
 from clearmargin.errors import GeometryError, InputError, nearest
@@ -21,8 +23,7 @@ __all__ = ["CocoFile", "CocoImage", "open_coco", "read_coco", "read_coco_images"
 
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError)
 _MAX_PIXELS = 2**28  # of one picture: a mask of it is a quarter of a GiB while it is read
-_MAX_SHIFT = 60
-_BLOCK = 128
+_RASTER = 5  # points that a polygon's edge becomes per pixel
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,10 +123,10 @@ def read_coco(path: Path, *, image: str, grid: Grid, label_map: LabelMap) -> Ins
         GeometryError: The file states another size.
     """
     content = _content(Path(path))
-    ends = [e for e in content["images"] if f"/{image}".endswith(f"/{e['file_name']}")]
-    entries = sorted(ends, key=lambda e: len(str(e["file_name"])))[-1:]  # the one that says most of the path
-    last = image.rsplit("/", 1)[-1]
-    entries = entries or [e for e in content["images"] if str(e["file_name"]).rsplit("/", 1)[-1] == last]
+    entries = content["by_last_part"].get(_last_part(image), [])
+    ends = [e for e in entries if f"/{image}".endswith(f"/{e['file_name']}")]
+    # the one that says most of the path
+    entries = sorted(ends, key=lambda e: len(str(e["file_name"])))[-1:] or entries
     if len(entries) != 1:
         raise InputError(
             f"the COCO file lists {len(entries)} images of that name; it has {len(content['images'])}"
@@ -216,21 +217,61 @@ def _content(path: Path, images: Path | None = None) -> dict[str, Any]:
     return _placed(path, content["results"], truth)
 
 
+def _last_part(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+class _Annotation(NamedTuple):
+    """What is kept of an annotation: a file may hold a million."""
+
+    id: Any
+    image_id: Any
+    category_id: Any
+    iscrowd: Any
+    score: Any
+    scored: bool
+    segmentation: Any
+    bbox: Any
+
+    @property
+    def is_box(self) -> bool:
+        return not self.segmentation and self.bbox is not None
+
+
+def _packed(entry: dict[str, Any]) -> Any:
+    """Return an annotation as it is kept, another object of JSON as it is; called as soon as each is parsed."""
+    counts = entry.get("counts")
+    if type(counts) is list:
+        with suppress(TypeError, OverflowError):  # what is damaged is refused when its image is read
+            entry["counts"] = array("q", counts)
+    if "image_id" not in entry or "file_name" in entry:  # not an annotation
+        return entry
+    segmentation = entry.get("segmentation")
+    if type(segmentation) is list:
+        with suppress(TypeError):
+            segmentation = [array("d", polygon) for polygon in segmentation]
+    return _Annotation(
+        entry.get("id"), entry["image_id"], entry.get("category_id"), entry.get("iscrowd"), entry.get("score", 1.0),
+        "score" in entry, segmentation, entry.get("bbox"),
+    )  # fmt: skip
+
+
 @lru_cache(maxsize=4)
 def _parsed(path: Path, _modified: int) -> dict[str, Any]:
     """Parse a file once for all its images: they are read one by one."""
     try:
-        content = parse_json(path.read_text())
+        content = parse_json(path.read_text(encoding="utf-8"), _packed)
         if isinstance(content, list):
-            if not all(
-                isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str) for entry in content
-            ):
+            if not all(isinstance(e, _Annotation) and isinstance(e.image_id, int | str) for e in content):
                 raise TypeError("a list of something else")
             return {"results": content}
-        by_image: dict[int, list[dict[str, Any]]] = {}
-        for annotation in content["annotations"]:
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
+        by_image: dict[int, list[_Annotation]] = {}
+        for annotation in content.pop("annotations"):
+            by_image.setdefault(annotation.image_id, []).append(annotation)
         content["by_image"] = by_image
+        content["by_last_part"] = by_last_part = {}
+        for entry in content["images"]:
+            by_last_part.setdefault(_last_part(str(entry["file_name"])), []).append(entry)
         _ = [(by_image.get(e["id"]), e["file_name"], _size(e)) for e in content["images"]]
         _ = sorted({c["id"]: c["name"] for c in content["categories"]})
         alike = len(content["images"]) - len({str(e["file_name"]) for e in content["images"]})
@@ -239,24 +280,24 @@ def _parsed(path: Path, _modified: int) -> dict[str, Any]:
                 f"'{path.name}' lists {alike} image(s) under the file_name of another: images are paired by name, so "
                 "give each its own (a folder in front of it, say)"
             )
-    except (*_DAMAGE, RecursionError) as error:
+    except (*_DAMAGE, AttributeError, RecursionError) as error:
         raise InputError(
             f"'{path.name}' is neither a COCO file nor a list of COCO results ({type(error).__name__})"
         ) from None
     return dict(content)
 
 
-def _placed(path: Path, results: Sequence[dict[str, Any]], truth: dict[str, Any]) -> dict[str, Any]:
+def _placed(path: Path, results: Sequence[_Annotation], truth: dict[str, Any]) -> dict[str, Any]:
     """Return a list of results as the content of a COCO file with the images and categories of ``truth``."""
     images, categories = {e["id"] for e in truth["images"]}, {c["id"] for c in truth["categories"]}
-    by_image: dict[int, list[dict[str, Any]]] = {}
+    by_image: dict[int, list[_Annotation]] = {}
     for k, entry in enumerate(results, start=1):
-        if entry["image_id"] not in images or not _is_one_of(entry.get("category_id"), categories):
-            what = "image_id" if entry["image_id"] not in images else "category_id"
+        if entry.image_id not in images or not _is_one_of(entry.category_id, categories):
+            what = "image_id" if entry.image_id not in images else "category_id"
             raise InputError(
                 f"result {k} of '{path.name}' has an {what} that the reference does not list: it is of another data set"
             )
-        by_image.setdefault(entry["image_id"], []).append({**entry, "iscrowd": 0})  # as loadRes does
+        by_image.setdefault(entry.image_id, []).append(entry._replace(iscrowd=0))  # as loadRes does
     return {
         "images": truth["images"], "categories": truth["categories"], "by_image": by_image, "results": True,
     }  # fmt: skip
@@ -308,21 +349,20 @@ def _image(
     work = _Work()
     of_image = content["by_image"].get(entry["id"], [])
     for k, annotation in enumerate(of_image):
-        number = annotation.get("id")
+        number = annotation.id
         shown = number if isinstance(number, int) else f"{k + 1} of its image"
         try:
-            work.take(size[0] * size[1])
-            mask = _mask(annotation, size)
+            mask = _mask(annotation, size, work)
             (held or work).take(mask.crop.size)
-            label = order[annotation["category_id"]]
-            score = float(annotation.get("score", 1.0))
+            label = order[annotation.category_id]
+            score = float(annotation.score)
         except _DAMAGE as error:
             raise InputError(f"annotation {shown} is damaged ({type(error).__name__})") from None
         if not 0 <= score <= 1:
             raise InputError(
                 f"annotation {shown} has the score {score:g}; scores lie in [0, 1]: put logits through a sigmoid first"
             )
-        if annotation.get("iscrowd"):
+        if annotation.iscrowd:
             crowds.append(Crowd(mask=mask, label=label))
             continue
         masks.append(mask)
@@ -341,93 +381,76 @@ def _image(
         instances=instances,
         classes=tuple(names),
         ids=np.array(ids, np.int64),
-        scored=any("score" in annotation for annotation in of_image),
-        boxes_only=any(_is_box(annotation) for annotation in of_image),
+        scored=any(annotation.scored for annotation in of_image),
+        boxes_only=any(annotation.is_box for annotation in of_image),
     )
 
 
-def _is_box(annotation: Mapping[str, Any]) -> bool:
-    return not annotation.get("segmentation") and "bbox" in annotation
-
-
-def _mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> Mask:
-    if _is_box(annotation):
-        left, top, width, height = (float(v) for v in annotation["bbox"])
+def _mask(annotation: _Annotation, size: tuple[int, int], work: _Work) -> Mask:
+    """Return an annotation's mask; what it costs is counted before it is made."""
+    if annotation.is_box:
+        left, top, width, height = (float(v) for v in annotation.bbox)
         corners = (left, top, left, top + height, left + width, top + height, left + width, top)
-        return _from_polygons([corners], size)
-    segmentation = annotation["segmentation"]
+        return _from_polygons([corners], size, work)
+    segmentation = annotation.segmentation
     if isinstance(segmentation, list):
-        return _from_polygons(segmentation, size)
+        return _from_polygons(segmentation, size, work)
     if tuple(segmentation["size"]) != size:
         raise ValueError("a mask of another size than its image")
     counts = segmentation["counts"]
-    return _from_run_lengths(_uncompressed(counts) if isinstance(counts, str) else counts, size)
+    return _from_run_lengths(_uncompressed(counts) if isinstance(counts, str) else counts, size, work)
 
 
-def _from_run_lengths(counts: Sequence[int], size: tuple[int, int]) -> Mask:
-    """Return the mask of column-major run lengths that start with zeros; only its columns are unpacked."""
+def _from_run_lengths(counts: ArrayLike, size: tuple[int, int], work: _Work | None = None) -> Mask:
+    """Return the mask of column-major run lengths that start with zeros; only its box is unpacked."""
+    from clearmargin.formats.coco_kernels import box_of_runs, unpack_runs
+
     runs = np.asarray(counts, np.int64)
-    total = size[0] * size[1]  # each is held against it first: a sum can wrap round
-    if runs.ndim != 1 or (runs < 0).any() or (runs > total).any() or runs.sum() != total:
+    if runs.ndim != 1:
+        raise ValueError("run lengths that are not a list")
+    top, left, bottom, right = box = box_of_runs(runs, *size)
+    if bottom < 0:
         raise ValueError("run lengths do not add up to the image")
-    ends = np.cumsum(runs)
-    inside = np.flatnonzero((np.arange(len(runs)) % 2 == 1) & (runs > 0))
-    if not len(inside):
-        return Mask.from_crop(np.zeros((0, 0), bool), (0, 0), size)
-    first = int(ends[inside[0]] - runs[inside[0]]) // size[0]
-    stop = -(-int(ends[inside[-1]]) // size[0])
-    _Work().take(2 * (stop - first) * size[0])  # unpacked, and turned over
-    clipped = np.clip(ends, first * size[0], stop * size[0])
-    within = np.diff(clipped, prepend=first * size[0]).astype(np.int64)
-    columns = np.repeat(np.arange(len(runs)) % 2 == 1, within).reshape(stop - first, size[0])
-    dense = np.empty(columns.shape[::-1], bool)
-    for k in range(
-        0, len(columns), _BLOCK
-    ):  # in blocks: turning a large array over whole is ten times slower
-        for row in range(0, size[0], _BLOCK):
-            dense[row : row + _BLOCK, k : k + _BLOCK] = columns[k : k + _BLOCK, row : row + _BLOCK].T
-    return Mask.from_crop(dense, (0, first), size)
+    (work or _Work()).take((bottom - top) * (right - left))
+    return Mask(shape=size, origin=(top, left), crop=unpack_runs(runs, size[0], box))
 
 
-def _uncompressed(text: str) -> list[int]:
-    """Return the counts of COCO's compressed run lengths: 5 bits a character, from the third on as
-    differences.
+def _uncompressed(text: str | bytes) -> NDArray[np.int64]:
+    """Return the counts of COCO's compressed run lengths.
 
-    Source: pycocotools, ``common/maskApi.c``, ``rleFrString``.
-
-    >>> _uncompressed("22")
+    >>> _uncompressed("22").tolist()
     [2, 2]
     """
-    counts: list[int] = []
-    position = 0
-    while position < len(text):
-        value, shift, more = 0, 0, True
-        while more:
-            digit = ord(text[position]) - 48
-            value |= (digit & 0x1F) << shift
-            more = bool(digit & 0x20)
-            position, shift = position + 1, shift + 5
-            if shift > _MAX_SHIFT:
-                raise ValueError("a run longer than any picture")
-            if not more and digit & 0x10:
-                value |= -1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+    from clearmargin.formats.coco_kernels import runs_of_text
+
+    packed = text.encode("ascii") if isinstance(text, str) else text
+    counts, whole = runs_of_text(np.frombuffer(packed, np.uint8))
+    if not whole:
+        raise ValueError("run lengths that are cut off, or a run longer than any picture")
     return counts
 
 
-def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
+def _from_polygons(polygons: Sequence[ArrayLike], size: tuple[int, int], work: _Work | None = None) -> Mask:
     """Return the pixels that pycocotools gives polygons, in x and y from the picture's corner; by hotcoco.
 
     Source: pycocotools, ``common/maskApi.c``, ``rleFrPoly``: points on a raster five times as fine.
     """
     from hotcoco import mask as coco
 
+    from clearmargin.formats.coco_kernels import outline_length
+
+    parts = []
     for flat in polygons:
         points = np.asarray(flat, np.float64).reshape(-1, 2)
-        if len(points) < 3 or not np.isfinite(points).all() or np.abs(points).max() > _MAX_PIXELS:
+        length = outline_length(points)
+        if len(points) < 3 or not length < _MAX_PIXELS or np.abs(points).max() > _MAX_PIXELS:
             raise ValueError("a polygon has at least three points, and near its image")
-    parts = [coco.fr_poly([float(v) for v in flat], *size) for flat in polygons]
-    return Mask.from_dense(coco.decode(coco.merge(parts))) if parts else Mask.from_dense(np.zeros(size, bool))
+        (work or _Work()).take(_RASTER * int(length))
+        parts.append(coco.fr_poly(points.ravel().tolist(), *size))
+    if not parts:
+        return Mask(shape=size, origin=(0, 0), crop=np.zeros((0, 0), bool))
+    together = coco.merge(parts) if len(parts) > 1 else parts[0]
+    return _from_run_lengths(_uncompressed(together["counts"]), size, work)
 
 
 def _outlines(mask: Mask) -> list[list[float]]:

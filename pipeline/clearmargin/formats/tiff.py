@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +36,7 @@ _BY_LIBTIFF = {2, 3, 4, 5, *_JPEG, 34925, 50000, 50001}
 # Bytes that a byte can become, by TIFF's compression: none, LZW, JPEG, deflate (twice), PackBits.
 _RATIOS = {1: 1, 5: 2730, 7: 512, 8: MOST_DEFLATED, 32946: MOST_DEFLATED, 32773: 64}
 _FLOAT_PREDICTOR = 3
+_FEW_PAGES = 100  # up to which libtiff may look for each page from the first on
 _SPREAD = {2: 85, 4: 17}  # by which Pillow multiplies grey of so few bits
 
 
@@ -101,6 +105,10 @@ def unlimited(pillow: Any) -> Iterator[None]:
 def _only_series(tiff: Any, path: Path) -> Any:
     """Return the pages that make up the picture or the stack; thumbnails are left out."""
     whole = [one for one in tiff.series if not getattr(one.keyframe, "is_reduced", False)] or tiff.series
+    if (
+        len(tiff.series) == 1 and whole[0].kind == "uniform"
+    ):  # then tifffile has compared all pages with the first
+        return whole[0]
     shapes = list(dict.fromkeys(p.shape for p in tiff.pages if not getattr(p, "is_reduced", False)))
     if len(whole) > 1 or len(shapes) > 1:
         sizes = ", ".join(" x ".join(map(str, shape)) for shape in shapes[:4])
@@ -176,10 +184,11 @@ def _by_libtiff(series: Any, codes: set[int], path: Path) -> NDArray[Any]:
         raise unread
     pages = []
     try:
-        with unlimited(Pillow), Pillow.open(path) as opened:
-            for one in series.pages:
-                opened.seek(one.index)
-                pages.append(_values(opened, page))
+        with unlimited(Pillow), _each_first(series, path) as files:
+            for file, index in files:
+                with Pillow.open(file) as opened:
+                    opened.seek(index)
+                    pages.append(_values(opened, page))
     except (UnidentifiedImageError, KeyError, SyntaxError):
         raise unread from None
     exact = {p.dtype for p in pages} == {pages[0].dtype} and np.can_cast(page.dtype, pages[0].dtype)
@@ -190,6 +199,31 @@ def _by_libtiff(series: Any, codes: set[int], path: Path) -> NDArray[Any]:
         data = np.moveaxis(data, -1, 1)
     # of a turned picture height and width have changed places
     return data.reshape(*series.shape[: len(series.shape) - pages[0].ndim], *data.shape[1:])
+
+
+@contextlib.contextmanager
+def _each_first(series: Any, path: Path) -> Iterator[Iterator[tuple[Any, int]]]:
+    """Give a file for each page, and the page's position in it.
+
+    For each page libtiff walks through those before it, which takes minutes for 20,000. So the header of a copy says
+    of each page that it is the first.
+    """
+    if len(series.pages) <= _FEW_PAGES:
+        yield ((path, one.index) for one in series.pages)
+        return
+    tiff = series.keyframe.parent.tiff
+    with TemporaryFile(buffering=0) as copy:
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, copy)
+
+        def files() -> Iterator[tuple[Any, int]]:
+            for one in series.pages:
+                copy.seek(8 if tiff.is_bigtiff else 4)
+                copy.write(struct.pack(tiff.offsetformat, one.offset))
+                copy.seek(0)
+                yield copy, 0
+
+        yield files()
 
 
 def _values(opened: Any, page: Any) -> NDArray[Any]:

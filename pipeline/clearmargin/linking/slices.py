@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import Grid, InstanceSet, Mask
+from clearmargin.core.meeting import meeting
 
 __all__ = ["link_slices"]
 
@@ -68,11 +69,11 @@ def _linked(
 def _iou(first: InstanceSet, second: InstanceSet) -> NDArray[np.float64]:
     """Return ``(N, M)`` IoU of instances in neighbouring planes; 0 between labels."""
     iou = np.zeros((len(first), len(second)))
-    for a, mask in enumerate(first.masks):
-        for b, other in enumerate(second.masks):
-            if first.labels[a] == second.labels[b] and mask.overlaps(other):
-                common = mask.intersection(other)
-                iou[a, b] = common / (mask.area + other.area - common)
+    for a, b in zip(*(side.tolist() for side in meeting(first.masks, second.masks)), strict=True):
+        if first.labels[a] == second.labels[b]:
+            mask, other = first.masks[a], second.masks[b]
+            common = mask.intersection(other)
+            iou[a, b] = common / (mask.area + other.area - common) if common else 0.0
     return iou
 
 

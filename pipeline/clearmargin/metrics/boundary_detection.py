@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet
 from clearmargin.metrics.boundary import boundary_mask, check_band
@@ -19,7 +18,7 @@ from clearmargin.metrics.detection import (
     mask_shares,
     match_by,
 )
-from clearmargin.metrics.matching import iou_matrix, mask_iou
+from clearmargin.metrics.matching import Overlaps, mask_iou, mask_overlaps
 
 __all__ = ["boundary_average_precision", "match_boundaries"]
 
@@ -70,13 +69,14 @@ def match_boundaries(
     return match_by(predicted, reference, ious, mask_shares(predicted, reference), sizes, areas)
 
 
-def _boundary_ious(predicted: InstanceSet, reference: InstanceSet, band: float | None) -> NDArray[np.float64]:
-    """Return the smaller of mask and boundary IoU where labels agree, ``(P, R)``; bands are made when needed."""
-    ious = iou_matrix(predicted.masks, reference.masks, predicted.labels[:, None] == reference.labels)
+def _boundary_ious(predicted: InstanceSet, reference: InstanceSet, band: float | None) -> Overlaps:
+    """Return the smaller of mask and boundary IoU where labels agree; bands are made when needed."""
+    overlaps = mask_overlaps(predicted, reference)
     ours, theirs = (
         cache(lambda k, side=side: boundary_mask(side.masks[k], side.grid, band))
         for side in (predicted, reference)
     )
-    for i, j in zip(*np.nonzero(ious >= _LOWEST), strict=True):
-        ious[i, j] = min(ious[i, j], mask_iou(ours(int(i)), theirs(int(j))))
-    return ious
+    ious = overlaps.ious.copy()
+    for k in np.flatnonzero(ious >= _LOWEST):
+        ious[k] = min(ious[k], mask_iou(ours(int(overlaps.rows[k])), theirs(int(overlaps.columns[k]))))
+    return Overlaps.of(overlaps.rows, overlaps.columns, ious, overlaps.shape)

@@ -43,8 +43,10 @@ def _meeting(start: int, extent: int, other_start: int, other_extent: int) -> tu
 
 @compiled
 def coco_matches(
+    starts: NDArray[np.int64],
+    columns: NDArray[np.int64],
     ious: NDArray[np.float64],
-    crowds: int,
+    crowds: NDArray[np.float64],
     uncounted: NDArray[np.bool_],
     outside: NDArray[np.bool_],
     thresholds: NDArray[np.float64],
@@ -52,9 +54,10 @@ def coco_matches(
     """Match one image's predictions of one class, in order of score, at each threshold, by COCO's rule.
 
     Args:
-        ious: ``(D, G + C)``: with the references, then the share of each prediction in each of C crowds, which
-            take any number of predictions.
-        crowds: C.
+        starts: ``(D + 1,)`` where the overlaps of each prediction start in the next two.
+        columns: ``(K,)`` references, ascending for each prediction.
+        ious: ``(K,)`` with them; what overlaps nothing matches nothing.
+        crowds: ``(D, C)`` share of each prediction in each of C crowds, which take any number of predictions.
         uncounted: ``(A, G)`` references outside each range of sizes: taken, as crowds are, only by what finds no
             other.
         outside: ``(A, D)`` predictions outside each range: not false where they match nothing.
@@ -66,8 +69,7 @@ def coco_matches(
     Source: pycocotools, ``COCOeval.evaluateImg``.
     """
     ranges, total = outside.shape
-    columns = ious.shape[1]
-    references = columns - crowds
+    references = uncounted.shape[1]
     matched = np.zeros((ranges, len(thresholds), total), np.bool_)
     ignored = np.zeros((ranges, len(thresholds), total), np.bool_)
     for a in range(ranges):
@@ -77,16 +79,16 @@ def coco_matches(
                 for last in (False, True):
                     best = min(thresholds[t], 1 - 1e-10)
                     partner = -1
-                    for g in range(columns):
-                        crowd = g >= references
-                        if crowd or uncounted[a, g]:
-                            if not last:
-                                continue
-                        elif last:
-                            continue
-                        if (crowd or free[g]) and ious[d, g] >= best:
-                            best = ious[d, g]
+                    for k in range(starts[d], starts[d + 1]):
+                        g = columns[k]
+                        if uncounted[a, g] == last and free[g] and ious[k] >= best:
+                            best = ious[k]
                             partner = g
+                    if last:
+                        for c in range(crowds.shape[1]):
+                            if crowds[d, c] >= best:
+                                best = crowds[d, c]
+                                partner = references
                     if partner >= 0:
                         if partner < references:
                             free[partner] = False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, Mask
+from clearmargin.core.meeting import meeting
 from clearmargin.core.reprs import short_repr
 
 __all__ = ["SplitMerge", "Surroundings", "count_error", "split_and_merge", "surroundings"]
@@ -71,12 +73,13 @@ def split_and_merge(predicted: InstanceSet, reference: InstanceSet) -> SplitMerg
         )
     in_reference = np.zeros(len(reference), np.int64)
     in_prediction = np.zeros(len(predicted), np.int64)
-    for i, ours in enumerate(predicted.masks):
-        for j, theirs in enumerate(reference.masks):
-            if predicted.labels[i] == reference.labels[j] and ours.overlaps(theirs):
-                common = ours.intersection(theirs)
-                in_reference[j] += 2 * common > ours.area
-                in_prediction[i] += 2 * common > theirs.area
+    rows, columns = meeting(predicted.masks, reference.masks)
+    alike = predicted.labels[rows] == reference.labels[columns]
+    for i, j in zip(rows[alike].tolist(), columns[alike].tolist(), strict=True):
+        ours, theirs = predicted.masks[i], reference.masks[j]
+        common = ours.intersection(theirs)
+        in_reference[j] += 2 * common > ours.area
+        in_prediction[i] += 2 * common > theirs.area
     return SplitMerge(
         splits=int(np.maximum(in_reference - 1, 0).sum()),
         merges=int(np.maximum(in_prediction - 1, 0).sum()),
@@ -116,14 +119,13 @@ def surroundings(instances: InstanceSet, *, reach: float) -> Surroundings:
     """
     from scipy.ndimage import label
 
-    n = len(instances)
-    overlap, boxes = np.zeros(n), _boxes(instances)
-    for i, mask in enumerate(instances.masks):
+    overlap = np.zeros(len(instances))
+    for i, near in _others_near(instances.masks, instances.masks):
+        mask = instances.masks[i]
         others = np.zeros(mask.crop.shape, bool)
-        for j in _meeting(mask, boxes):
-            if i != j:
-                others |= instances.masks[j].within(mask.slices)
-        overlap[i] = np.count_nonzero(mask.crop & others) / mask.area if mask.area else 0.0
+        for j in near:
+            others |= instances.masks[j].within(mask.slices)
+        overlap[i] = np.count_nonzero(mask.crop & others) / mask.area
     return Surroundings(
         size=np.array([m.area for m in instances.masks], np.float64) * instances.grid.voxel_size,
         neighbours=_neighbours(instances, reach),
@@ -135,23 +137,18 @@ def surroundings(instances: InstanceSet, *, reach: float) -> Surroundings:
 def _neighbours(instances: InstanceSet, reach: float) -> NDArray[np.int64]:
     from clearmargin.metrics.tissue import dilated
 
-    boxes = _boxes(instances)
     counts = np.zeros(len(instances), np.int64)
-    for i, mask in enumerate(instances.masks):
-        wide = dilated(mask, instances.grid, reach)
-        near = [j for j in _meeting(wide, boxes) if j != i]
-        counts[i] = sum(wide.overlaps(instances.masks[j]) for j in near)
+    wide = [dilated(mask, instances.grid, reach) for mask in instances.masks]
+    for i, near in _others_near(wide, instances.masks):
+        counts[i] = sum(wide[i].overlaps(instances.masks[j]) for j in near)
     return counts
 
 
-def _boxes(instances: InstanceSet) -> NDArray[np.int64]:
-    """Return ``(N, 2, ndim)`` starts and stops."""
-    return np.array([m.box for m in instances.masks], np.int64).reshape(
-        len(instances), 2, instances.grid.ndim
-    )
-
-
-def _meeting(mask: Mask, boxes: NDArray[np.int64]) -> list[int]:
-    """Return the positions of the boxes that meet the mask's: few, if there are many instances."""
-    start, stop = mask.box
-    return [int(j) for j in np.flatnonzero(np.all((boxes[:, 0] < stop) & (boxes[:, 1] > start), axis=1))]
+def _others_near(masks: Sequence[Mask], others: Sequence[Mask]) -> Iterator[tuple[int, list[int]]]:
+    """Yield the positions of masks whose box meets the box of another number of ``others``, and those numbers."""
+    firsts, seconds = meeting(masks, others)
+    apart = firsts != seconds
+    firsts, seconds = firsts[apart], seconds[apart]
+    for group in np.split(np.arange(len(firsts)), np.flatnonzero(np.diff(firsts)) + 1):
+        if len(group):
+            yield int(firsts[group[0]]), seconds[group].tolist()

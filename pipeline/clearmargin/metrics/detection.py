@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearmargin.core import InstanceSet, Mask, Thresholds
+from clearmargin.core.meeting import meeting_boxes
+from clearmargin.metrics.matching import Overlaps, mask_overlaps
 
 __all__ = [
     "COCO_AREAS",
@@ -188,10 +190,8 @@ def match_masks(
     Raises:
         ValueError: The sets lie on grids of different shape.
     """
-    from clearmargin.metrics.matching import iou_matrix
-
     check_shapes(predicted, reference)
-    ious = iou_matrix(predicted.masks, reference.masks, predicted.labels[:, None] == reference.labels)
+    ious = mask_overlaps(predicted, reference)
     sizes = np.array([mask.area for mask in predicted.masks], np.float64)
     return match_by(predicted, reference, ious, mask_shares(predicted, reference), sizes, areas)
 
@@ -211,17 +211,22 @@ def match_boxes(
     if reference.grid.ndim != 2:
         raise ValueError(f"box AP is defined for images, not for {reference.grid}")
     ours, theirs = _boxes(predicted.masks), _boxes(reference.masks)
-    sizes = np.prod(ours[:, 1] - ours[:, 0], axis=1).astype(np.float64)
-    common = _common(ours, theirs)
-    whole = sizes[:, None] + np.prod(theirs[:, 1] - theirs[:, 0], axis=1) - common
+    sizes, areas_of = (
+        np.prod(boxes[:, 1] - boxes[:, 0], axis=1).astype(np.float64) for boxes in (ours, theirs)
+    )
+    rows, columns = meeting_boxes(ours, theirs)
+    common = _common(ours[rows], theirs[columns])
+    ious = Overlaps.of(
+        rows, columns, common / (sizes[rows] + areas_of[columns] - common), (len(ours), len(theirs))
+    )
     of_class: dict[int, NDArray[np.float64]] = {}
     for label in np.unique(predicted.labels):
-        crowds = _common(ours, _boxes([c.mask for c in reference.crowds if c.label == label]))
+        regions = _boxes([c.mask for c in reference.crowds if c.label == label])
+        crowds = _common(ours[:, None], regions[None])
         if reference.ignore is not None:
             held = [np.count_nonzero(reference.ignore.within(mask.slices)) for mask in predicted.masks]
             crowds = np.column_stack([crowds, np.array(held, np.float64)])
         of_class[int(label)] = crowds / np.maximum(sizes, 1)[:, None]
-    ious = np.where(common > 0, common / np.maximum(whole, 1), 0.0)
     return match_by(predicted, reference, ious, of_class, sizes, areas)
 
 
@@ -243,7 +248,7 @@ def mask_shares(predicted: InstanceSet, reference: InstanceSet) -> dict[int, NDA
 def match_by(
     predicted: InstanceSet,
     reference: InstanceSet,
-    ious: NDArray[np.float64],
+    ious: Overlaps,
     crowds: Mapping[int, NDArray[np.float64]],
     sizes: NDArray[np.float64],
     areas: tuple[float, float],
@@ -253,7 +258,7 @@ def match_by(
     Args:
         predicted: P predictions.
         reference: R references.
-        ious: ``(P, R)``; looked at only where labels agree.
+        ious: P predictions with R references; looked at only where labels agree.
         crowds: By label ``(P, C)``, shares in regions that take any number of predictions.
         sizes: ``(P,)`` sizes of the predictions, in elements.
         areas: See `mask_average_precision`.
@@ -272,8 +277,8 @@ def match_by(
             np.array([(v < low) | (v > high) for low, high in limits]).reshape(len(limits), -1)
             for v in (held[theirs], sizes[ours])
         )
-        table = np.ascontiguousarray(np.column_stack([ious[ours[:, None], theirs], shares]))
-        matched, ignored = coco_matches(table, shares.shape[1], beyond, outside, _THRESHOLDS)
+        starts, columns, values = _of_class(ious, ours, theirs)
+        matched, ignored = coco_matches(starts, columns, values, shares, beyond, outside, _THRESHOLDS)
         out[int(label)] = ClassMatches(
             scores=predicted.scores[ours],
             matched=matched,
@@ -281,6 +286,18 @@ def match_by(
             references=np.count_nonzero(~beyond, axis=1).astype(np.int64),
         )
     return out
+
+
+def _of_class(
+    ious: Overlaps, ours: NDArray[np.int64], theirs: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the overlaps of some predictions, in their order, with some references, as `coco_matches` takes them."""
+    starts, pairs = ious.of_rows(ours)
+    place = np.full(ious.shape[1], -1, np.int64)
+    place[theirs] = np.arange(len(theirs))
+    columns = place[ious.columns[pairs]]
+    alike = columns >= 0
+    return np.concatenate([[0], np.cumsum(alike)])[starts], columns[alike], ious.ious[pairs][alike]
 
 
 class PrecisionTally:
@@ -403,7 +420,7 @@ def _boxes(masks: Iterable[Mask]) -> NDArray[np.int64]:
 
 
 def _common(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return ``(P, R)`` areas that boxes share."""
-    low = np.maximum(ours[:, None, 0], theirs[None, :, 0])
-    high = np.minimum(ours[:, None, 1], theirs[None, :, 1])
+    """Return the areas that boxes ``(..., 2, 2)`` share with those at the same place."""
+    low = np.maximum(ours[..., 0, :], theirs[..., 0, :])
+    high = np.minimum(ours[..., 1, :], theirs[..., 1, :])
     return np.asarray(np.prod(np.maximum(high - low, 0), axis=-1), np.float64)

@@ -51,6 +51,7 @@ def match_oks(predicted: Landmarks, reference: Landmarks, *, by_type: bool = Fal
         ValueError: As of `object_similarity`.
     """
     from clearmargin.metrics.coco_kernels import coco_matches
+    from clearmargin.metrics.matching import Overlaps
 
     ours, theirs = (s.singles() if by_type else s for s in (predicted, reference))
     theirs = theirs.select((theirs.visible > 0).any(axis=1))
@@ -62,9 +63,12 @@ def match_oks(predicted: Landmarks, reference: Landmarks, *, by_type: bool = Fal
     for label in np.union1d(*labels):
         p, r = np.flatnonzero(labels[0] == label), np.flatnonzero(labels[1] == label)
         p = p[np.argsort(-scores[p], kind="stable")]
-        table = np.ascontiguousarray(similarity[p[:, None], r])
+        overlaps = Overlaps.from_dense(similarity[p[:, None], r])
+        starts, _ = overlaps.of_rows(np.arange(len(p)))
         beyond, outside = np.zeros((_RANGES, len(r)), bool), np.zeros((_RANGES, len(p)), bool)
-        matched, ignored = coco_matches(table, 0, beyond, outside, _THRESHOLDS)
+        matched, ignored = coco_matches(
+            starts, overlaps.columns, overlaps.ious, np.zeros((len(p), 0)), beyond, outside, _THRESHOLDS
+        )
         out[int(label)] = ClassMatches(
             scores=scores[p],
             matched=matched,

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from clearmargin.core import InstanceSet, Mask
+from clearmargin.core.meeting import meeting
 from clearmargin.metrics.matching import match_optimally
 
 __all__ = [
@@ -140,16 +141,19 @@ def resolve_overlap(instances: InstanceSet) -> InstanceSet:
     """
     areas = np.array([m.area for m in instances.masks], np.int64)
     order = np.lexsort((areas, -instances.scores))
+    firsts, seconds = meeting(instances.masks, instances.masks)
+    starts = np.searchsorted(firsts, np.arange(len(instances) + 1))
     kept: dict[int, Mask] = {}
-    for i in order:
-        mask = instances.masks[int(i)]
-        crop = mask.crop.copy()
-        for other in kept.values():
-            if mask.overlaps(other):
+    for i in order.tolist():
+        mask = instances.masks[i]
+        before = [kept[j] for j in seconds[starts[i] : starts[i + 1]].tolist() if j in kept]
+        if before:
+            crop = mask.crop.copy()
+            for other in before:
                 crop &= ~other.within(mask.slices)
-        rest = Mask.from_crop(crop, mask.origin, mask.shape)
-        if rest.area:
-            kept[int(i)] = rest
+            mask = Mask.from_crop(crop, mask.origin, mask.shape)
+        if mask.area:
+            kept[i] = mask
     remaining = instances.select(np.array(sorted(kept), np.int64))
     return InstanceSet(
         grid=remaining.grid,

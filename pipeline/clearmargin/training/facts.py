@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clearmargin.core import Grid, Image, InstanceSet
+from clearmargin.core.meeting import meeting
 from clearmargin.datasets.cases import Case, Dataset
 from clearmargin.datasets.fingerprint import check_channels
 from clearmargin.models.domain import Domain, domain_of
@@ -87,15 +88,12 @@ def nested_shares(instances: InstanceSet) -> list[tuple[int, float]]:
 
     0 for an instance that meets no larger one; of two of one size the later one lies in the earlier.
     """
-    shares = []
-    for i, mask in enumerate(instances.masks):
-        larger = [
-            other
-            for j, other in enumerate(instances.masks)
-            if instances.labels[j] == instances.labels[i]
-            and (other.area, -j) > (mask.area, -i)
-            and mask.overlaps(other)
-        ]
-        held = max((mask.intersection(other) for other in larger), default=0)
-        shares.append((int(instances.labels[i]), held / mask.area if mask.area else 0.0))
-    return shares
+    masks, labels = instances.masks, instances.labels
+    held = [0] * len(masks)
+    firsts, seconds = meeting(masks, masks)
+    alike = (labels[firsts] == labels[seconds]) & (firsts != seconds)
+    for i, j in zip(firsts[alike].tolist(), seconds[alike].tolist(), strict=True):
+        if (masks[j].area, -j) > (masks[i].area, -i):
+            held[i] = max(held[i], masks[i].intersection(masks[j]))
+    shares = [held[i] / mask.area if mask.area else 0.0 for i, mask in enumerate(masks)]
+    return [(int(label), share) for label, share in zip(labels, shares, strict=True)]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clearmargin.core import Code, Grid, Image, Mask, Prediction, Provenance
 from clearmargin.core.colours import instance_colours
+from clearmargin.core.meeting import meeting
 from clearmargin.errors import GeometryError, InputError
 from clearmargin.formats.dicom.boundary import quiet_pydicom
 from clearmargin.formats.dicom.frames import FrameParts, frame_item, frame_parts, head_geometry, set_frames
@@ -208,7 +209,10 @@ def _finish(
 
 
 def _any_overlap(masks: list[Mask]) -> bool:
-    return any(a.overlaps(b) for i, a in enumerate(masks) for b in masks[i + 1 :])
+    firsts, seconds = meeting(masks, masks)
+    later = firsts < seconds
+    pairs = zip(firsts[later].tolist(), seconds[later].tolist(), strict=True)
+    return any(masks[i].overlaps(masks[j]) for i, j in pairs)
 
 
 def seg_head(
