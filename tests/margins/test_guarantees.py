@@ -58,7 +58,7 @@ def test_three_losses_of_one_unit():
 
 
 @pytest.mark.parametrize(
-    ("n", "said"), [(8, "8 reach 88.9 % at best"), (1, "1 reach 50 %"), (0, "with an object that the model detects, and there is none")]
+    ("n", "said"), [(8, "8 reach 88.9 % at best"), (1, "1 reach 50 %"), (0, "with an object that the model")]
 )
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_too_few_groups_are_refused_with_the_level_they_reach(guarantee, n, said):

@@ -51,7 +51,7 @@ def meeting_boxes(
     (first_cells, first), (second_cells, second) = (_in_cells(boxes, step, cells) for boxes in (ours, theirs))
     low, high = (np.searchsorted(second_cells, first_cells, side) for side in ("left", "right"))
     counts = high - low
-    rows, columns = [], []
+    pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     ends = np.cumsum(counts)
     start = 0
     while start < len(counts):
@@ -64,10 +64,10 @@ def meeting_boxes(
         corner = np.maximum(ours[i, 0], theirs[j, 0])
         meet = np.all(corner < np.minimum(ours[i, 1], theirs[j, 1]), axis=1)
         meet &= np.ravel_multi_index(tuple((corner // step).T), cells) == first_cells[at]
-        rows.append(i[meet])
-        columns.append(j[meet])
+        pairs.append((i[meet], j[meet]))
         start = stop
-    i, j = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (rows, columns))
+    none = (np.zeros(0, np.int64),) * 2
+    i, j = (np.concatenate(sides) for sides in zip(none, *pairs, strict=True))
     order = np.lexsort((j, i))
     return i[order], j[order]
 
@@ -92,6 +92,6 @@ def _in_cells(
     for axis in reversed(range(boxes.shape[2])):
         index[:, axis] = low[at, axis] + rest % spans[at, axis]
         rest = rest // spans[at, axis]
-    numbers = np.ravel_multi_index(tuple(index.T), cells)
+    numbers = np.asarray(np.ravel_multi_index(tuple(index.T), cells), np.int64)
     order = np.argsort(numbers, kind="stable")
     return numbers[order], held[at][order]

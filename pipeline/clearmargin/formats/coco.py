@@ -269,7 +269,8 @@ def _parsed(path: Path, _modified: int) -> dict[str, Any]:
         for annotation in content.pop("annotations"):
             by_image.setdefault(annotation.image_id, []).append(annotation)
         content["by_image"] = by_image
-        content["by_last_part"] = by_last_part = {}
+        by_last_part: dict[str, list[dict[str, Any]]] = {}
+        content["by_last_part"] = by_last_part
         for entry in content["images"]:
             by_last_part.setdefault(_last_part(str(entry["file_name"])), []).append(entry)
         _ = [(by_image.get(e["id"]), e["file_name"], _size(e)) for e in content["images"]]
