@@ -22,7 +22,7 @@ from clearmargin.models.folder import RuntimeCard, save_runtime
 from clearmargin.models.parity import Parity, compare, compare_maps, worst
 from clearmargin.models.runtimes import RUNTIMES, runtime
 from clearmargin.models.segmenter import Look, NetworkSegmenter, View
-from clearmargin.networks.foreground import has_foreground_head, knows_foreground
+from clearmargin.networks.foreground import knows_foreground
 from clearmargin.networks.parts import find_parts
 from clearmargin.report.progress import progress
 from clearmargin.tracking.run import TrackedRun
@@ -182,8 +182,7 @@ def _write_parts(segmenter: NetworkSegmenter, pairs: Sequence[Pair], folder: Pat
 def _compare(
     segmenter: NetworkSegmenter, exported: NetworkSegmenter, pairs: Sequence[Pair]
 ) -> tuple[Parity, tuple[float, float]]:
-    # Other networks' maps are their instances', which are compared as such.
-    maps = has_foreground_head(segmenter.network)
+    maps = segmenter.finds_masks and knows_foreground(segmenter.network)
     parities: list[Parity] = []
     seconds: list[tuple[float, float]] = []
     with progress("compare", len(pairs)) as bar:

@@ -35,10 +35,10 @@ class Parity:
         lost: Instances of one that the other lacks, beyond those whose score is within the limit of the floor, and
             those of one pixel.
         score: Difference of an instance's scores.
-        probability: Difference of mask probabilities at a pixel of the source.
+        probability: Difference of mask probabilities at a pixel of the source that both give to the instance.
         flipped: Pixels of an instance that changed sides, as a share of those that may: the larger of 1 and 0.5 %.
         nsd: Change of the NSD to the reference, at a tolerance of two pixels.
-        foreground: Difference of a pixel's probabilities, where a part of the network makes them.
+        foreground: Difference of a pixel's probabilities of the classes, of networks that know them.
         points: How many landmarks were compared; those that one lacks are ``lost``, and ``score`` is theirs too.
         moved: Distance of a landmark's places, in pixels of the source.
     """
@@ -163,11 +163,12 @@ def _partners(first: Look, one: dict[int, Mask], second: Look, two: dict[int, Ma
 def _compare_masks(first: Look, i: int, second: Look, j: int, reference: InstanceSet) -> Parity:
     one, two, origin = _side_by_side(first.placed(i), second.placed(j))
     flipped = int(((one >= 0.5) != (two >= 0.5)).sum())
+    shared = (one > 0) & (two > 0)  # a pixel that rounding gives to the neighbour changes sides, not its probability
     masks = [threshold(crop, origin, first.grid.shape) for crop in (one, two)]
     return Parity(
         instances=1,
         score=abs(float(first.scores[i] - second.scores[j])),
-        probability=float(np.abs(one - two).max()),
+        probability=float(np.abs(one - two)[shared].max(initial=0)),
         flipped=flipped / max(1.0, 0.005 * masks[0].area),
         nsd=_nsd_change(masks[0], masks[1], reference),
     )
