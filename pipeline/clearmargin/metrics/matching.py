@@ -278,18 +278,18 @@ def _outside(masks: Sequence[Mask], ignore: Mask) -> list[Mask]:
 
 
 def _matches(
-    reference: InstanceSet, chosen: NDArray[np.int64], overlaps: Overlaps, neutral: NDArray[np.bool_]
+    reference: InstanceSet, matched: NDArray[np.int64], overlaps: Overlaps, neutral: NDArray[np.bool_]
 ) -> Matches:
     """Return the matching of pairs of ``overlaps``, and what each other object is."""
-    chosen = np.sort(chosen)  # by prediction
-    pairs = np.stack([overlaps.rows[chosen], overlaps.columns[chosen]], axis=1)
+    matched = np.sort(matched)  # by prediction
+    pairs = np.stack([overlaps.rows[matched], overlaps.columns[matched]], axis=1)
     left = np.setdiff1d(np.arange(overlaps.shape[0]), pairs[:, 0])
     skipped = neutral[left] if left.size else np.zeros(0, bool)
     unfound = np.setdiff1d(np.arange(len(reference)), pairs[:, 1])
     countable = [ignored_share(reference.masks[j], reference.ignore) < 1 for j in unfound]
     return Matches(
         pairs=pairs,
-        ious=overlaps.ious[chosen],
+        ious=overlaps.ious[matched],
         false_positives=left[~skipped],
         false_negatives=unfound[countable] if unfound.size else unfound,
         ignored=left[skipped],

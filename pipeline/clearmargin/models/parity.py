@@ -163,7 +163,9 @@ def _partners(first: Look, one: dict[int, Mask], second: Look, two: dict[int, Ma
 def _compare_masks(first: Look, i: int, second: Look, j: int, reference: InstanceSet) -> Parity:
     one, two, origin = _side_by_side(first.placed(i), second.placed(j))
     flipped = int(((one >= 0.5) != (two >= 0.5)).sum())
-    shared = (one > 0) & (two > 0)  # a pixel that rounding gives to the neighbour changes sides, not its probability
+    shared = (one > 0) & (
+        two > 0
+    )  # a pixel that rounding gives to the neighbour changes sides, not its probability
     masks = [threshold(crop, origin, first.grid.shape) for crop in (one, two)]
     return Parity(
         instances=1,

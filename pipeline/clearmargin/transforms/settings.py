@@ -96,9 +96,9 @@ class ImageSettings(Settings):
     )
     axes: str | None = Field(
         None,
-        description="where the indices of slices, rows and columns rise to in the volumes that the network sees, such "
-        "as SPL (head, back, left) for axial DICOM; volumes stored otherwise are turned; none: train takes the most "
-        "common of its volumes",
+        description="directions in which the indices of slices, rows and columns rise in the volumes that the network "
+        "sees, such as SPL (head, back, left) for axial DICOM; volumes stored otherwise are turned; none: train takes "
+        "the most common of its volumes",
     )
 
     @model_validator(mode="after")
