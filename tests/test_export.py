@@ -335,6 +335,7 @@ def test_differences_are_counted_by_hand():
     assert parity.flipped == pytest.approx(40 / 3)
     assert parity.probability == 1.0
     assert len(parity.problems) == 2  # within two pixels the edge is still the true one
+    assert compare(plane, narrower, truth, floor=0.5, cut=True) == replace(parity, probability=0.0)
     elsewhere = replace(plane, found=replace(found, boxes=found.boxes + 40, regions=found.regions + 40))
     assert compare(plane, elsewhere, truth, floor=0.5).lost == 2
     assert compare(plane, elsewhere, truth, floor=0.9) == Parity()

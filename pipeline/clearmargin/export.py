@@ -189,7 +189,11 @@ def _compare(
         for image, reference in pairs:
             looks = (_looks(one, image, reference, maps=maps) for one in (segmenter, exported))
             for (one, truth), (two, _) in zip(*looks, strict=True):
-                parities.append(compare(one, two, truth, floor=segmenter.thresholds.lowest))
+                parities.append(
+                    compare(
+                        one, two, truth, floor=segmenter.thresholds.lowest, cut=segmenter.network.cuts_maps
+                    )
+                )
                 if maps:
                     parities.append(compare_maps(one, two))
             seconds.append((_time(segmenter, image), _time(exported, image)))

@@ -260,8 +260,8 @@ def export(
     before, after = done.seconds
     emit(
         f"{parity.instances} instances compared in {done.cases} images: scores within {parity.score:.1e}, "
-        f"probabilities within {parity.probability:.1e}, at most {parity.flipped:.2g} of the pixels that may "
-        f"change sides, NSD within {parity.nsd:.1e}\n"
+        f"probabilities within {max(parity.probability, parity.foreground):.1e}, at most {parity.flipped:.2g} of the "
+        f"pixels that may change sides, NSD within {parity.nsd:.1e}\n"
         + (
             f"{parity.points} landmarks compared: places within {parity.moved:.1e} px\n"
             if parity.points
@@ -273,7 +273,7 @@ def export(
         instances=parity.instances,
         cases=done.cases,
         score=parity.score,
-        probability=parity.probability,
+        probability=max(parity.probability, parity.foreground),
         nsd=parity.nsd,
         seconds=after,
         seconds_with_torch=before,

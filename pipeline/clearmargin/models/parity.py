@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Parity:
         lost: Instances of one that the other lacks, beyond those whose score is within the limit of the floor, and
             those of one pixel.
         score: Difference of an instance's scores.
-        probability: Difference of mask probabilities at a pixel of the source that both give to the instance.
+        probability: Difference of mask probabilities at a pixel of the source; not of instances cut out of maps.
         flipped: Pixels of an instance that changed sides, as a share of those that may: the larger of 1 and 0.5 %.
         nsd: Change of the NSD to the reference, at a tolerance of two pixels.
         foreground: Difference of a pixel's probabilities of the classes, of networks that know them.
@@ -79,7 +79,7 @@ def worst(parities: Iterable[Parity]) -> Parity:
     )
 
 
-def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) -> Parity:
+def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float, cut: bool = False) -> Parity:
     """Return how far the second's instances are from the first's.
 
     Args:
@@ -87,6 +87,8 @@ def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) 
         second: From the runtime, in the same plane or volume.
         reference: The true instances there; may be empty.
         floor: Only detections with this score or more are compared. Those without a pixel are not instances.
+        cut: Instances are cut out of maps where they meet (`Network.cuts_maps`). Rounding moves the cut, and so the
+            probabilities beside it: those of the maps are compared, by `compare_maps`, and here where masks end.
     """
     one, two = _instances(first, floor), _instances(second, floor)
     pairs = _partners(first, one, second, two)
@@ -98,6 +100,8 @@ def compare(first: Look, second: Look, reference: InstanceSet, *, floor: float) 
         if i not in paired
     )
     compared = [_compare_masks(first, i, second, j, reference) for i, j in pairs.items()]
+    if cut:
+        compared = [replace(one, probability=0.0) for one in compared]
     return worst(
         [Parity(lost=lost), *compared, compare_points(first.landmarks(), second.landmarks(), floor=floor)]
     )
@@ -163,14 +167,11 @@ def _partners(first: Look, one: dict[int, Mask], second: Look, two: dict[int, Ma
 def _compare_masks(first: Look, i: int, second: Look, j: int, reference: InstanceSet) -> Parity:
     one, two, origin = _side_by_side(first.placed(i), second.placed(j))
     flipped = int(((one >= 0.5) != (two >= 0.5)).sum())
-    shared = (one > 0) & (
-        two > 0
-    )  # a pixel that rounding gives to the neighbour changes sides, not its probability
     masks = [threshold(crop, origin, first.grid.shape) for crop in (one, two)]
     return Parity(
         instances=1,
         score=abs(float(first.scores[i] - second.scores[j])),
-        probability=float(np.abs(one - two)[shared].max(initial=0)),
+        probability=float(np.abs(one - two).max()),
         flipped=flipped / max(1.0, 0.005 * masks[0].area),
         nsd=_nsd_change(masks[0], masks[1], reference),
     )

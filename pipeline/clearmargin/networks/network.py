@@ -187,11 +187,13 @@ class Network(nn.Module, ABC):
         parts: Paths of the modules, from tensors to tensors, that inference spends its time in. A runtime can compute
             them in torch's place.
         map_layer: Path of the layer that gives each class's logits of maps, and nothing of instances; None without one.
+        cuts_maps: Whether its instances are parts of its maps, cut where they meet.
         finds_masks: Whether its detections have masks.
         finds_landmarks: Whether its detections have landmarks.
     """
 
     map_layer: str | None = None
+    cuts_maps: bool = False
     finds_masks: bool = True
     finds_landmarks: bool = False
     dimensions: ClassVar[Literal[2, 3]]

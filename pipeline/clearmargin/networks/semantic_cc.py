@@ -164,6 +164,7 @@ class SemanticCC(PlaneNetwork):
         if classes < 1:
             raise ConfigError(f"semantic_cc needs at least one class, not {classes}")
         self.config = config
+        self.cuts_maps = config.targets != "classes"
         self.classes = classes
         self.unet = semantic_unet(
             config, dimensions=2, channels=channels, classes=classes, pretrained=pretrained

@@ -72,6 +72,7 @@ class SemanticCC3D(VolumeNetwork):
         if classes < 1:
             raise ConfigError(f"semantic_cc_3d needs at least one class, not {classes}")
         self.config = self.view = config
+        self.cuts_maps = config.targets != "classes"
         self.smallest, self.detections = config.smallest, config.detections
         self.classes = classes
         self.unet = semantic_unet(
